@@ -1,0 +1,262 @@
+"""The command line: events to progress bars, tables and files."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from napari_kdunet import __version__
+from napari_kdunet.core.config import DistillConfig, TrainConfig
+from napari_kdunet.core.errors import ConfigError, KDUNetError, TrainingError
+from napari_kdunet.options import with_settings
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Train a U-Net on electron-microscopy volumes and distil it into a tiny k-Unet.",
+)
+
+Raw = Annotated[str, typer.Argument(help="Image: TIFF, OME-TIFF, (OME-)Zarr, .npy or a folder of slices; ZYX.")]
+Labels = Annotated[str, typer.Argument(help="Labels of the same shape: 0 is background.")]
+Out = Annotated[Path, typer.Option("-o", "--out", help="Model to write (.safetensors).")]
+VoxelSize = Annotated[
+    str | None, typer.Option(help="Voxel size in nm, one number or Z,Y,X, where the image does not state it.")
+]
+ValRaw = Annotated[str | None, typer.Option(help="Image to validate on instead of a held-out share.")]
+ValLabels = Annotated[str | None, typer.Option(help="Its labels.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on from NAME.resume.safetensors beside the model.")]
+Start = Annotated[str | None, typer.Option(help="Model to go on training from.")]
+Device = Annotated[str, typer.Option(help="auto | cpu | cuda | mps")]
+Threads = Annotated[int | None, typer.Option(help="CPU threads; one a core if not given.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+ModelName = Annotated[str, typer.Argument(help="A .safetensors file or the name of a bundled model.", metavar="MODEL")]
+
+
+def main() -> None:
+    """Run the command line: wrong input is one line and exit code 2, a failed training 1, Ctrl-C 130."""
+    from napari_kdunet.progress import Interrupted, console
+
+    try:
+        app()
+    except Interrupted as told:
+        console.print(str(told) or "stopped: nothing was written.")
+        sys.exit(130)
+    except KDUNetError as error:
+        console.print(f"[bold red]error:[/] {_plain(error)}")
+        sys.exit(1 if isinstance(error, TrainingError) else 2)
+
+
+def _plain(error: Exception) -> str:
+    return str(error).replace("[", r"\[")  # not markup
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def _common(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print it.")] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for volumes, models, masks and the figure.")] = Path(
+        "kdunet-demo"
+    ),
+) -> None:
+    """Train a teacher and a 2-Unet student on the embedded volume and compare them; about 3 minutes on 2 cores."""
+    from napari_kdunet.demo import run_demo
+
+    run_demo(out)
+
+
+@app.command()
+@with_settings(TrainConfig)
+def train(
+    raw: Raw,
+    labels: Labels,
+    out: Out,
+    config: TrainConfig,
+    val_raw: ValRaw = None,
+    val_labels: ValLabels = None,
+    voxel_size: VoxelSize = None,
+    resume: Resume = False,
+    start: Start = None,
+) -> None:
+    """Train a k-Unet from labels."""
+    from napari_kdunet.core import iter_train, load_model
+
+    events = iter_train(
+        _volume(raw, voxel_size),
+        labels,
+        config,
+        val=_pair(val_raw, val_labels, voxel_size),
+        out=_target(out),
+        resume=resume,
+        start=load_model(start) if start else None,
+    )
+    _follow(f"training a {config.k}-Unet", events, out)
+
+
+@app.command()
+@with_settings(DistillConfig)
+def distill(
+    teacher: Annotated[str, typer.Argument(help="Model, TorchScript file, or volume of foreground probabilities.")],
+    raw: Raw,
+    out: Out,
+    config: DistillConfig,
+    labels: Annotated[str | None, typer.Argument(help="Labels; without them the teacher alone is learnt from.")] = None,
+    unlabelled: Annotated[
+        list[str] | None, typer.Option(help="Another image to learn from through the teacher; may be repeated.")
+    ] = None,
+    val_raw: ValRaw = None,
+    val_labels: ValLabels = None,
+    voxel_size: VoxelSize = None,
+    resume: Resume = False,
+    start: Start = None,
+) -> None:
+    """Distil a teacher into a tiny k-Unet."""
+    from napari_kdunet.core import iter_distill, load_model
+
+    events = iter_distill(
+        teacher,
+        _volume(raw, voxel_size),
+        labels,
+        config,
+        unlabelled=[_volume(more, voxel_size) for more in unlabelled or []],
+        val=_pair(val_raw, val_labels, voxel_size),
+        out=_target(out),
+        resume=resume,
+        start=load_model(start) if start else None,
+    )
+    _follow(f"distilling a {config.k}-Unet", events, out)
+
+
+@app.command()
+def predict(
+    model: ModelName,
+    raw: Raw,
+    out: Annotated[Path, typer.Option("-o", "--out", help="Volume to write (.tif or .zarr).")],
+    probabilities: Annotated[
+        bool, typer.Option("--probabilities", help="Write float32 probabilities instead of uint8 labels.")
+    ] = False,
+    threshold: Annotated[
+        float | None, typer.Option(help="Probability above which a pixel is foreground; the model's own if not given.")
+    ] = None,
+    voxel_size: VoxelSize = None,
+    device: Device = "auto",
+    threads: Threads = None,
+) -> None:
+    """Segment a volume."""
+    from napari_kdunet import core
+    from napari_kdunet.core.writing import check_target, iter_write
+    from napari_kdunet.progress import follow_slices
+
+    check_target(out)
+    loaded, volume = core.load_model(model), _volume(raw, voxel_size)
+    output = "probability" if probabilities else "labels"
+    result = core.predict(loaded, volume, output=output, threshold=threshold, device=device, threads=threads)  # type: ignore[arg-type]
+    about = {"model": model, "threshold": loaded.threshold if threshold is None else threshold}
+    slices = iter_write(result, out, voxel_size=volume.voxel_size, metadata=about)
+    follow_slices("segmenting", slices, volume.shape[0])
+    typer.echo(str(out))
+
+
+@app.command()
+def evaluate(
+    pred: Annotated[str, typer.Argument(help="Masks (integers) or probabilities (floats), ZYX.")],
+    labels: Labels,
+    as_json: Json = False,
+    threshold: Annotated[float, typer.Option(help="Where probabilities become foreground.")] = 0.5,
+    ignore: Annotated[int | None, typer.Option(help="Label value of pixels that do not count.")] = None,
+) -> None:
+    """Score masks or probabilities against labels."""
+    from napari_kdunet import core
+
+    scores = core.evaluate(pred, labels, threshold=threshold, ignore=ignore).to_dict()
+    if as_json:
+        typer.echo(json.dumps(scores))
+        return
+    per_slice = scores.pop("iou_per_slice")
+    defined = [(iou, z) for z, iou in enumerate(per_slice) if iou is not None]
+    if defined:
+        worst, z = min(defined)
+        scores["worst slice"] = f"{worst:.4f} at z = {z}"
+    _print_table(scores)
+
+
+@app.command()
+def info(model: ModelName, as_json: Json = False) -> None:
+    """Tell what a model is and how it was trained."""
+    from napari_kdunet import core
+
+    about = core.load_model(model).describe()
+    if as_json:
+        typer.echo(json.dumps(about))
+        return
+    summary = about.pop("summary")
+    flat = {**about, **{name: value for name, value in summary.items() if not isinstance(value, dict)}}
+    for group in ("validation", "teacher", "settings"):
+        flat |= {f"{group}: {name}": value for name, value in summary.get(group, {}).items()}
+    _print_table(flat)
+
+
+def _print_table(rows: dict[str, Any]) -> None:
+    table = Table(show_header=False, box=None)
+    for name, value in rows.items():
+        shown = "not defined" if value is None and name in ("iou", "dice", "precision", "recall") else value
+        table.add_row(name.replace("_", " "), f"{shown:.4f}" if isinstance(shown, float) else str(shown))
+    Console(soft_wrap=True).print(table)
+
+
+def _follow(title: str, events: Any, out: Path) -> None:
+    from napari_kdunet.core.resume import resume_path
+    from napari_kdunet.progress import Interrupted, follow_training
+
+    try:
+        done = follow_training(title, events)
+    except Interrupted:
+        saved = f"the best model so far is {out}" if out.exists() else "no model was good enough to be saved yet"
+        raise Interrupted(f"stopped: {saved}; go on with --resume (from {resume_path(out).name}).") from None
+    typer.echo(f"{done.path}  IoU {done.iou:.3f} at threshold {done.model.threshold:.2f}  {done.seconds:.0f} s")
+
+
+def _target(out: Path) -> Path:
+    from napari_kdunet.core.writing import check_target
+
+    return check_target(out, (".safetensors",))
+
+
+def _volume(source: str, voxel_size: str | None) -> Any:
+    from napari_kdunet import core
+
+    if voxel_size is None:
+        return core.open_volume(source)
+    try:
+        sizes = [float(part) for part in voxel_size.split(",")]
+    except ValueError:
+        sizes = []
+    sizes = sizes * 3 if len(sizes) == 1 else sizes
+    if len(sizes) != 3 or not all(0 < size < 1e9 for size in sizes):
+        raise ConfigError(f"voxel-size is {voxel_size!r}: give nm as one number or as Z,Y,X.")
+    return core.open_volume(source, voxel_size=(sizes[0], sizes[1], sizes[2]))
+
+
+def _pair(raw: str | None, labels: str | None, voxel_size: str | None) -> tuple[Any, Any] | None:
+    if (raw is None) != (labels is None):
+        raise ConfigError("--val-raw and --val-labels go together: give both or neither.")
+    return None if raw is None else (_volume(raw, voxel_size), labels)

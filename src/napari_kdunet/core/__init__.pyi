@@ -1,0 +1,63 @@
+from .checkpoint import Model, bundled_models, load_model
+from .config import DistillConfig, TrainConfig
+from .errors import (
+    CollapsedError,
+    ConfigError,
+    DivergedError,
+    InputError,
+    KDUNetError,
+    LabelsError,
+    ModelError,
+    OutputError,
+    TrainingError,
+    VolumeError,
+)
+from .events import Done, Event, Saved, Started, Stepped, Validated
+from .losses import Losses, dice_loss, distillation_loss, hard_loss, soft_loss
+from .metrics import Confusion, Scores, evaluate
+from .prediction import predict
+from .training import distill, iter_distill, iter_train, train
+from .unet import KUNet
+from .volumes import Volume, open_volume
+from .writing import write_volume
+
+__all__ = [
+    "CollapsedError",
+    "ConfigError",
+    "Confusion",
+    "DistillConfig",
+    "DivergedError",
+    "Done",
+    "Event",
+    "InputError",
+    "KDUNetError",
+    "KUNet",
+    "LabelsError",
+    "Losses",
+    "Model",
+    "ModelError",
+    "OutputError",
+    "Saved",
+    "Scores",
+    "Started",
+    "Stepped",
+    "TrainConfig",
+    "TrainingError",
+    "Validated",
+    "Volume",
+    "VolumeError",
+    "bundled_models",
+    "dice_loss",
+    "distill",
+    "distillation_loss",
+    "evaluate",
+    "hard_loss",
+    "iter_distill",
+    "iter_train",
+    "load_model",
+    "open_volume",
+    "predict",
+    "soft_loss",
+    "train",
+    "write_volume",
+]

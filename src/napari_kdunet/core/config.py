@@ -1,0 +1,273 @@
+"""The settings of training and distillation, each with its unit, bounds and one sentence of help.
+
+Forms and command lines are built from the fields' metadata, so that they cannot drift from what the core does.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Callable, Mapping
+from dataclasses import Field, asdict, dataclass, field, fields
+from types import MappingProxyType
+from typing import Any, Self
+
+from napari_kdunet.core.errors import ConfigError
+
+__all__ = ["PAPER", "DistillConfig", "TrainConfig", "parse_class_weights", "parse_slices"]
+
+
+def setting(
+    default: Any,
+    help: str,
+    *,
+    unit: str = "",
+    ge: float | None = None,
+    gt: float | None = None,
+    le: float | None = None,
+    lt: float | None = None,
+    choices: tuple[str, ...] = (),
+    advanced: bool = False,
+) -> Any:
+    """Declare one field: its default, help, unit, bounds (greater/less or equal) and allowed words."""
+    bounds = {"ge": ge, "gt": gt, "le": le, "lt": lt}
+    return field(
+        default=default,
+        metadata={
+            "help": help,
+            "unit": unit,
+            "choices": choices,
+            "advanced": advanced,
+            **{name: bound for name, bound in bounds.items() if bound is not None},
+        },
+    )
+
+
+_BOUNDS: dict[str, tuple[str, Callable[[Any, Any], bool]]] = {
+    "ge": ("at least", operator.ge),
+    "gt": ("greater than", operator.gt),
+    "le": ("at most", operator.le),
+    "lt": ("less than", operator.lt),
+}
+
+
+def _check(spec: Field[Any], value: Any) -> None:
+    """Raise `ConfigError` where `value` is not what the field `spec` allows; None passes where the type admits it."""
+    meta = spec.metadata
+    if value is None and "None" in str(spec.type):
+        return
+    if meta["choices"]:
+        if value not in meta["choices"] and not (isinstance(value, tuple) and value):
+            raise ConfigError(f"{spec.name} is {value!r}: choose one of {', '.join(meta['choices'])}.")
+        return
+    bounds = {name: meta[name] for name in _BOUNDS if name in meta}
+    if not bounds:
+        return
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise ConfigError(f"{spec.name} is {value!r}: give a number.")
+    if str(spec.type).startswith("int") and not isinstance(value, int):
+        raise ConfigError(f"{spec.name} is {value!r}: give a whole number.")
+    for name, bound in bounds.items():
+        words, holds = _BOUNDS[name]
+        if not holds(value, bound):
+            raise ConfigError(f"{spec.name} is {value}: it must be {words} {bound} {meta['unit']}".rstrip() + ".")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """How to train a k-Unet from labels.
+
+    The defaults are what makes tiny networks train each time; `TrainConfig.paper()` is the form of the paper.
+
+    Raises
+    ------
+    ConfigError
+        If a value is out of the bounds in its field's metadata.
+    """
+
+    k: int = setting(16, "Channels at the top of the network; doubled at each of the down-samplings.", ge=1, le=512)
+    bn: bool = setting(True, "Batch normalisation after each 3x3 convolution.")
+    depth: int = setting(4, "Number of down-samplings.", ge=1, le=6, advanced=True)
+    classes: int = setting(2, "Classes, background included.", ge=2, le=64, advanced=True)
+    activation: str = setting(
+        "leaky_relu", "LeakyReLU keeps tiny networks alive.", choices=("leaky_relu", "relu"), advanced=True
+    )
+    init: str = setting(
+        "he", "Initial weights: He with zero biases, or PyTorch's own.", choices=("he", "torch"), advanced=True
+    )
+    prior_bias: bool = setting(True, "Start the head's bias at the classes' shares in the labels.", advanced=True)
+
+    steps: int | None = setting(None, "Training steps (batches); leave empty to give minutes.", ge=1)
+    minutes: float | None = setting(
+        None, "Training time; 5 where neither steps nor minutes are given.", unit="minutes", gt=0
+    )
+    batch: int = setting(8, "Patches a step.", unit="patches", ge=1, le=1024, advanced=True)
+    patch: int = setting(192, "Side of a training patch at the working pixel size.", unit="pixels", ge=16, le=4096)
+    pixel_size: float = setting(
+        10.0, "Pixel size that the network works at; 0 is the image's own.", unit="nm", ge=0, le=1e6
+    )
+
+    lr: float = setting(1e-2, "Peak learning rate of AdamW, one cycle.", gt=0, le=1.0, advanced=True)
+    schedule: str = setting(
+        "one-cycle", "Learning rate up and down again, or constant.", choices=("one-cycle", "constant"), advanced=True
+    )
+    weight_decay: float = setting(1e-2, "Weight decay of AdamW.", ge=0, le=1.0, advanced=True)
+    warmup: float = setting(0.2, "Share of the budget in which the learning rate rises.", ge=0, lt=1, advanced=True)
+    clip: float = setting(1.0, "Largest norm of the gradient; 0 does not clip.", ge=0, le=1e6, advanced=True)
+    ema: float = setting(0.995, "Decay of the running average of the weights; 0 is off.", ge=0, lt=1, advanced=True)
+    dice: float = setting(1.0, "Weight of the soft Dice loss beside the cross entropy.", ge=0, le=100, advanced=True)
+    class_weights: str | tuple[float, ...] = setting(
+        "none",
+        "Weight of each class in the cross entropy: none, balanced (by the labels), or one number a class.",
+        choices=("none", "balanced"),
+        advanced=True,
+    )
+
+    flips: bool = setting(True, "Augment by mirroring.", advanced=True)
+    rotation: float = setting(180.0, "Largest rotation of a patch.", unit="degrees", ge=0, le=180, advanced=True)
+    scale: float = setting(0.15, "Largest relative change of a patch's size.", ge=0, le=0.9, advanced=True)
+    elastic: float = setting(4.0, "Typical elastic displacement.", unit="pixels", ge=0, le=64, advanced=True)
+    intensity: float = setting(
+        0.25, "Largest change of brightness (in standard deviations) and of contrast (relative).", ge=0, le=1
+    )
+
+    slices: str | tuple[int, ...] = setting(
+        "auto", "Labelled slices: auto (those that hold any label), all, or their z.", choices=("auto", "all")
+    )
+    ignore: int | None = setting(None, "Label value of pixels that nobody has looked at.", ge=-(2**31), le=2**31)
+    val_share: float = setting(
+        0.15, "Share of the labelled slices, contiguous in z, that is held out for validation.", ge=0, le=0.9
+    )
+    val_slices: int = setting(8, "Most slices to validate on, evenly spaced.", ge=1, le=10_000, advanced=True)
+    validations: int = setting(10, "How often to validate over the budget.", ge=1, le=10_000, advanced=True)
+    patience: int | None = setting(
+        None, "Stop after so many validations without a better IoU; empty never does.", ge=1, advanced=True
+    )
+
+    seed: int = setting(0, "Seed of all randomness.", ge=0, le=2**31 - 1)
+    device: str = setting("auto", "Where to compute.", choices=("auto", "cpu", "cuda", "mps"))
+    precision: str = setting(
+        "32-true", "Arithmetic of the training.", choices=("32-true", "bf16-mixed", "16-mixed"), advanced=True
+    )
+    threads: int | None = setting(
+        None,
+        "CPU threads; empty chooses by k: one for tiny networks, all cores for others.",
+        ge=1,
+        le=1024,
+        advanced=True,
+    )
+    memory: float = setting(
+        1.0, "Most memory for the training slices; of larger volumes a sample is used.", unit="GB", gt=0, advanced=True
+    )
+
+    def __post_init__(self) -> None:
+        for spec in fields(self):
+            _check(spec, getattr(self, spec.name))
+        if self.steps is not None and self.minutes is not None:
+            raise ConfigError("steps and minutes are both given: give one of them.")
+        if self.patch % 2**self.depth:
+            raise ConfigError(f"patch is {self.patch}: it must be a multiple of 2**depth = {2**self.depth} pixels.")
+        if isinstance(self.class_weights, tuple) and (
+            len(self.class_weights) != self.classes or min(self.class_weights) <= 0
+        ):
+            raise ConfigError(f"class_weights is {self.class_weights}: give {self.classes} positive numbers.")
+        if isinstance(self.slices, tuple) and min(self.slices) < 0:
+            raise ConfigError(f"slices is {self.slices}: give slice numbers from 0 up.")
+
+    @property
+    def budget(self) -> tuple[int | None, float | None]:
+        """(steps, seconds), exactly one of which is not None."""
+        if self.steps is not None:
+            return self.steps, None
+        return None, 60.0 * (5.0 if self.minutes is None else self.minutes)
+
+    @classmethod
+    def paper(cls, **settings: Any) -> Self:
+        """The paper's form: ReLU, PyTorch's initialisation, no BN, plain cross entropy, flips and elastic only."""
+        return cls(**{**PAPER, **settings})
+
+    def to_dict(self) -> dict[str, Any]:
+        """All settings as JSON-ready values."""
+        return {name: list(v) if isinstance(v, tuple) else v for name, v in asdict(self).items()}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Self:
+        """The inverse of `to_dict`; unknown names are an error."""
+        unknown = set(values) - {spec.name for spec in fields(cls)}
+        if unknown:
+            raise ConfigError(f"unknown settings: {', '.join(sorted(unknown))}.")
+        typed: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in values.items()}
+        return cls(**typed)
+
+
+#: What the paper used where it says so (slides; report section 3), as settings.
+PAPER: Mapping[str, Any] = MappingProxyType(
+    {
+        "bn": False,
+        "activation": "relu",
+        "init": "torch",
+        "prior_bias": False,
+        "dice": 0.0,
+        "ema": 0.0,
+        "clip": 0.0,
+        "lr": 1e-3,
+        "schedule": "constant",
+        "rotation": 0.0,
+        "scale": 0.0,
+        "intensity": 0.0,
+    }
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DistillConfig(TrainConfig):
+    """How to distil a teacher into a k-Unet: the settings of training and those of the soft loss.
+
+    The loss is ``hard + lam * tau**2 * H(P_T^tau, P_S^tau)`` (paper, "The Distillation Procedure"; the factor
+    tau² after Hinton et al. 2015).
+    """
+
+    k: int = setting(2, "Channels at the top of the student; doubled at each of the down-samplings.", ge=1, le=512)
+    tau: float = setting(
+        4.0, "Temperature: larger values soften the teacher's probabilities and show more of its doubts.", gt=0, le=1e3
+    )
+    lam: float = setting(
+        1.0, "Weight of the teacher beside the labels: 0 ignores it, 1 counts both alike.", ge=0, le=1e3
+    )
+    mode: str = setting(
+        "mixed",
+        "Learn from labels and teacher together, from the teacher alone, or first softly and then from labels alone.",
+        choices=("mixed", "soft", "sequential"),
+    )
+    soft_share: float = setting(
+        0.5, "Share of the budget that a sequential distillation spends on the teacher.", gt=0, lt=1, advanced=True
+    )
+    unlabelled_share: float = setting(
+        0.5, "Share of each batch from slices without labels, where there are any.", ge=0, le=1
+    )
+
+
+def parse_slices(text: str) -> str | tuple[int, ...]:
+    """Read `slices` as typed: ``auto``, ``all``, or numbers and half-open ranges such as ``3,8,20:30``."""
+    if text in ("auto", "all"):
+        return text
+    found: list[int] = []
+    try:
+        for part in text.split(","):
+            first, colon, last = part.partition(":")
+            found += range(int(first), int(last)) if colon else [int(first)]
+    except ValueError:
+        found = []
+    if not found:
+        raise ConfigError(f"slices is {text!r}: give auto, all, or slice numbers such as 3,8,20:30.")
+    return tuple(sorted(set(found)))
+
+
+def parse_class_weights(text: str) -> str | tuple[float, ...]:
+    """Read `class_weights` as typed: ``none``, ``balanced``, or one number a class such as ``1,4``."""
+    if text in ("none", "balanced"):
+        return text
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise ConfigError(f"class_weights is {text!r}: give none, balanced, or numbers such as 1,4.") from None

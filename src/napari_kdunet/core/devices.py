@@ -1,0 +1,55 @@
+"""Where to compute, and with how many threads."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from napari_kdunet.core.errors import ConfigError
+
+__all__ = ["cores", "pick_device", "training_threads", "using_threads"]
+
+
+def pick_device(name: str = "auto") -> torch.device:
+    """The device called ``cpu``, ``cuda`` or ``mps``; with ``auto`` the best that is there.
+
+    Raises
+    ------
+    ConfigError
+        If this machine does not have it.
+    """
+    have = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if name == "auto":
+        name = next(kind for kind, there in have.items() if there)
+    if not have.get(name, False):
+        there = ", ".join(kind for kind, ok in have.items() if ok)
+        raise ConfigError(f"device {name!r} is not to be had here: choose auto or one of {there}.")
+    return torch.device(name)
+
+
+def cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def training_threads(k: int) -> int:
+    """CPU threads to train a k-Unet with: one for the tiny, one a core for the others.
+
+    Below 8 channels the work between two barriers is so short that a second thread gains nothing on an idle machine
+    and loses threefold on a busy one; another thread makes the next batch meanwhile.
+    """
+    return 1 if k < 8 else cores()
+
+
+@contextmanager
+def using_threads(count: int) -> Iterator[None]:
+    """Let torch use `count` CPU threads for what this thread does inside, and what it had afterwards."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -1,0 +1,88 @@
+"""What can go wrong, one tree.
+
+::
+
+    KDUNetError
+    ├── InputError            the user's input is wrong: the message says which and what to do
+    │   ├── ConfigError       a setting is out of bounds
+    │   ├── VolumeError       an image volume cannot be used
+    │   ├── LabelsError       a labels volume cannot be used
+    │   └── ModelError        a model file cannot be used
+    ├── OutputError           a result cannot be written (disk full, no permission, unknown ending)
+    └── TrainingError         training cannot go on
+        ├── DivergedError     the loss is no longer finite
+        └── CollapsedError    the network gives (nearly) the same output everywhere
+
+Every message is one line that names the input and says what to do next; the command line prints it as
+it is and exits with 2 for an `InputError` or an `OutputError`, and with 1 for a `TrainingError`.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from napari_kdunet.core.checkpoint import Model
+
+__all__ = [
+    "CollapsedError",
+    "ConfigError",
+    "DivergedError",
+    "InputError",
+    "KDUNetError",
+    "LabelsError",
+    "ModelError",
+    "OutputError",
+    "TrainingError",
+    "VolumeError",
+]
+
+
+class KDUNetError(Exception):
+    """Anything that napari-kdunet raises on purpose."""
+
+
+class InputError(KDUNetError):
+    """The user's input is wrong."""
+
+
+class ConfigError(InputError):
+    """A setting is out of bounds or of the wrong kind."""
+
+
+class VolumeError(InputError):
+    """An image volume is missing, unreadable or of a form that cannot be used."""
+
+
+class LabelsError(InputError):
+    """A labels volume does not fit its image or holds nothing to learn from."""
+
+
+class ModelError(InputError):
+    """A model file is missing, damaged or not one of ours."""
+
+
+class OutputError(KDUNetError):
+    """A result cannot be written."""
+
+
+class TrainingError(KDUNetError):
+    """Training cannot go on.
+
+    Attributes
+    ----------
+    model : Model or None
+        The last good model, where there is one.
+    """
+
+    def __init__(self, message: str, model: Model | None = None) -> None:
+        super().__init__(message)
+        self.model = model
+
+
+class DivergedError(TrainingError):
+    """The loss is no longer finite."""
+
+
+class CollapsedError(TrainingError):
+    """The network gives (nearly) the same output everywhere."""

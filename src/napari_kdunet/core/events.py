@@ -1,0 +1,116 @@
+"""What a training tells its consumer, in the order in which it happens.
+
+``Started``, then for each step ``Stepped`` and now and then ``Validated`` followed by ``Saved``, at last ``Done``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeAlias
+
+if TYPE_CHECKING:
+    from napari_kdunet.core.checkpoint import Model
+
+__all__ = ["Done", "Event", "Saved", "Started", "Stepped", "Validated"]
+
+
+@dataclass(frozen=True)
+class Started:
+    """The data is loaded and the first step is about to run."""
+
+    parameters: int
+    """Learnable parameters of the network that trains."""
+    device: str
+    """Where it trains, e.g. ``cpu``."""
+    step: int
+    """Steps already done (above 0 when resumed)."""
+    labelled_slices: tuple[int, ...]
+    """z of the slices whose labels are learnt from."""
+    unlabelled_slices: int
+    """Number of slices that only the teacher speaks of."""
+    val_slices: tuple[int, ...]
+    """z of the validation slices."""
+    validated_on: str
+    """``held-out slices``, ``given volume``, ``training slices`` or ``teacher`` (agreement with it)."""
+    prior_ce: float
+    """Cross entropy of the class prior on the validation slices, nats a pixel: where a collapsed network sits."""
+    notes: tuple[str, ...] = ()
+    """What was assumed, one sentence each (unknown pixel size, a sample of a large volume, ...)."""
+
+
+@dataclass(frozen=True)
+class Stepped:
+    """One step was done."""
+
+    step: int
+    """Steps done so far."""
+    fraction: float
+    """Share of the budget that is used up, 0 to 1."""
+    seconds: float
+    """Active seconds so far, pauses left out."""
+    loss: float
+    """The whole training loss of this batch."""
+    hard: float
+    """Its part from the labels; nan where there is none."""
+    soft: float
+    """Its part from the teacher, tau squared included, before lambda; nan where there is none."""
+    lr: float
+    """Learning rate of this step."""
+    data_seconds: float
+    """Seconds of this step that went into patches and augmentation."""
+
+
+@dataclass(frozen=True)
+class Validated:
+    """The (averaged) network was scored on the validation slices at their own resolution."""
+
+    step: int
+    seconds: float
+    """Active seconds so far."""
+    ce: float
+    """Mean cross entropy, nats a pixel; twice this is the paper's figure."""
+    iou: float
+    """Foreground IoU at `threshold`."""
+    threshold: float
+    """Threshold of the best IoU on these slices."""
+    iou_at_half: float
+    """Foreground IoU at the threshold 0.5."""
+    best: bool
+    """Whether it is the best so far."""
+    model: Model
+    """The network as it is now, ready for prediction; later steps do not change it."""
+
+    @property
+    def paper_ce(self) -> float:
+        """Cross entropy as the paper counts it: summed over both softmax channels."""
+        return 2 * self.ce
+
+
+@dataclass(frozen=True)
+class Saved:
+    """The state to resume from was written."""
+
+    step: int
+    path: Path
+
+
+@dataclass(frozen=True)
+class Done:
+    """The budget is used up, or there was no more progress."""
+
+    step: int
+    seconds: float
+    reason: str
+    """``budget`` or ``patience``."""
+    model: Model
+    """The best model."""
+    iou: float
+    """Its validation IoU."""
+    collapsed: bool
+    """Whether even the best model gives nearly the same output everywhere."""
+    path: Path | None
+    """Where it was written; None if nowhere was asked for, or it collapsed."""
+
+
+Event: TypeAlias = Started | Stepped | Validated | Saved | Done

@@ -1,0 +1,372 @@
+"""The parts of the one training loop: a step, a validation, what is kept."""
+
+from __future__ import annotations
+
+import copy
+import math
+import time
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning_fabric import Fabric
+from torch import Tensor
+from torch.optim.swa_utils import AveragedModel
+
+from napari_kdunet.core.checkpoint import Model
+from napari_kdunet.core.config import DistillConfig, TrainConfig
+from napari_kdunet.core.dataset import Dataset
+from napari_kdunet.core.devices import cores, training_threads, using_threads
+from napari_kdunet.core.errors import ConfigError, DivergedError, ModelError
+from napari_kdunet.core.events import Done, Started, Stepped, Validated
+from napari_kdunet.core.losses import distillation_loss
+from napari_kdunet.core.patches import Batch
+from napari_kdunet.core.resume import State, optimizer_tensors, restore_optimizer, resume_path
+from napari_kdunet.core.teachers import teacher_logits
+from napari_kdunet.core.unet import KUNet
+from napari_kdunet.core.volumes import Volume
+
+__all__ = ["Fit"]
+
+
+class Fit:
+    """One training: its network, optimiser, averaged weights and best model.
+
+    Parameters
+    ----------
+    config : TrainConfig
+        Settings; a `DistillConfig` where there is a teacher.
+    data : Dataset
+        What to learn from and to be judged by.
+    teacher : Model or Volume, optional
+        Who teaches.
+    out : Path, optional
+        Where the best model goes.
+    start : Model, optional
+        Where to start from.
+    """
+
+    def __init__(
+        self, config: TrainConfig, data: Dataset, teacher: Model | Volume | None, out: Path | None, start: Model | None
+    ) -> None:
+        self.config, self.data, self.teacher, self.out = config, data, teacher, out
+        self.device = data.pool.device
+        self.steps, self.seconds = 0, 0.0
+        self.validations_done, self.stale = 0, 0
+        self.best: Model | None = None
+        self.best_iou, self.best_collapsed = -1.0, True
+        precision: Any = config.precision
+        self.fabric = Fabric(accelerator=self.device.type, devices=1, precision=precision)
+        self.guide = copy.deepcopy(teacher.net).to(self.device) if isinstance(teacher, Model) else None
+        self.threads = config.threads or training_threads(config.k)
+        self.helper_threads = max(1, cores() - self.threads)
+        self._helper = ThreadPoolExecutor(1, "kdunet-batches")
+        self._ahead: tuple[tuple[int, bool], Future[tuple[Batch, Tensor | None]]] | None = None
+        self.raw_net = self._network(start)
+        self.class_weights = self._class_weights()
+        optimizer = torch.optim.AdamW(self.raw_net.parameters(), lr=config.lr, weight_decay=config.weight_decay)
+        self.net, self.optimizer = self.fabric.setup(self.raw_net, optimizer)
+        self.average = AveragedModel(self.raw_net, multi_avg_fn=_averaging(config.ema), use_buffers=True)
+
+    # what it starts from
+
+    def _network(self, start: Model | None) -> KUNet:
+        c = self.config
+        if start is not None:
+            net = start.net
+            form = (c.k, c.bn, c.classes, c.depth, c.activation)
+            if not isinstance(net, KUNet) or (net.k, net.bn, net.classes, net.depth, net.activation) != form:
+                raise ModelError(
+                    "the model to start from has another form than the settings: make k, bn and so on alike."
+                )
+            return copy.deepcopy(net).to(self.device)
+        with torch.random.fork_rng(devices=[]):  # the caller's random numbers stay as they were
+            torch.manual_seed(c.seed)
+            net = KUNet(
+                c.k, c.bn, classes=c.classes, depth=c.depth, activation=c.activation, init=c.init, prior=self._prior()
+            )
+        return net.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
+
+    def _prior(self) -> list[float] | None:
+        """Share of each class: of the labels, or else of the teacher's opinion of the first batch."""
+        if not self.config.prior_bias:
+            return None
+        pixels = self.data.pool.class_pixels()
+        if not pixels.sum():
+            logits = self._teach(self.data.pool.batch(0))
+            assert logits is not None
+            pixels = logits.softmax(dim=1).mean(dim=(0, 2, 3)).double().cpu()
+        return (pixels / pixels.sum()).tolist()
+
+    def _class_weights(self) -> Tensor | None:
+        if self.config.class_weights == "none":
+            return None
+        if self.config.class_weights == "balanced":
+            pixels = self.data.pool.class_pixels()
+            if not pixels.all():
+                raise ConfigError("class_weights is balanced, but a class has no labelled pixel: give numbers or none.")
+            return (pixels.sum() / (len(pixels) * pixels)).float().to(self.device)
+        return torch.tensor(self.config.class_weights, dtype=torch.float32, device=self.device)
+
+    def started(self) -> Started:
+        """What is about to be done."""
+        data = self.data
+        return Started(
+            parameters=self.raw_net.parameter_count,
+            device=str(self.device),
+            step=self.steps,
+            labelled_slices=data.labelled_slices,
+            unlabelled_slices=data.unlabelled_slices,
+            val_slices=data.validation.slices,
+            validated_on=data.validation.kind,
+            prior_ce=data.validation.prior_ce(),
+            notes=data.notes,
+        )
+
+    # the budget
+
+    @property
+    def fraction(self) -> float:
+        """Share of the budget that is used up."""
+        steps, seconds = self.config.budget
+        return min(1.0, self.steps / steps if steps else self.seconds / (seconds or 1.0))
+
+    @property
+    def reason(self) -> str:
+        """Why to stop now, or an empty string."""
+        if self.config.patience and self.stale >= self.config.patience:
+            return "patience"
+        return "budget" if self.fraction >= 1 and not self.validation_is_due else ""
+
+    @property
+    def validation_is_due(self) -> bool:
+        """Whether the next of the validations, evenly spaced over the budget, is due."""
+        return self.fraction >= min(1.0, (self.validations_done + 1) / self.config.validations) and (
+            self.validations_done < self.config.validations
+        )
+
+    @contextmanager
+    def _active(self) -> Iterator[None]:
+        """Count the time inside; time between events is the consumer's."""
+        begin = time.perf_counter()
+        with using_threads(self.threads):
+            yield
+        self.seconds += time.perf_counter() - begin
+
+    # a step
+
+    @property
+    def lr(self) -> float:
+        """Learning rate now: up linearly, down along a cosine."""
+        c, at = self.config, self.fraction
+        if c.schedule == "constant":
+            return c.lr
+        if at < c.warmup:
+            return c.lr * max(at / c.warmup, 0.04)
+        return c.lr * max(0.5 * (1 + math.cos(math.pi * (at - c.warmup) / (1 - c.warmup))), 1e-3)
+
+    @property
+    def _phase(self) -> tuple[bool, bool]:
+        """Whether the labels and whether the teacher count now."""
+        c = self.config
+        if self.teacher is None or not isinstance(c, DistillConfig):
+            return True, False
+        if c.mode == "sequential":
+            return self.fraction >= c.soft_share, self.fraction < c.soft_share
+        return c.mode == "mixed" and bool(self.data.labelled_slices), True
+
+    def _teach(self, batch: Batch) -> Tensor | None:
+        if batch.taught is not None:
+            return batch.taught
+        if self.guide is None or not isinstance(self.teacher, Model):
+            return None
+        return teacher_logits(self.guide, self.teacher.pixel_size, batch.image, self.config.pixel_size)
+
+    def step(self) -> Stepped:
+        """Train on one batch.
+
+        Raises
+        ------
+        DivergedError
+            If the loss is not finite; the weights are those before the step.
+        """
+        with self._active():
+            hard, soft = self._phase
+            lr = self.optimizer.param_groups[0]["lr"] = self.lr
+            begin = time.perf_counter()
+            batch, taught = self._batch(soft)
+            data_seconds = time.perf_counter() - begin
+            self.net.train()
+            losses = distillation_loss(
+                self.net(batch.image.contiguous(memory_format=torch.channels_last)).float(),
+                batch.target if hard else None,
+                taught,
+                tau=getattr(self.config, "tau", 1.0),
+                lam=getattr(self.config, "lam", 1.0),
+                class_weights=self.class_weights,
+                dice=self.config.dice,
+            )
+            total = losses.total.item()
+            if not math.isfinite(total):
+                raise DivergedError(
+                    f"training diverged at step {self.steps + 1}: the loss is {total}. "
+                    f"Lower lr (now {self.config.lr:g}) or tau.",
+                    self.best,
+                )
+            self.optimizer.zero_grad()
+            self.fabric.backward(losses.total)
+            if self.config.clip:
+                self.fabric.clip_gradients(
+                    self.net, self.optimizer, max_norm=self.config.clip, error_if_nonfinite=False
+                )
+            self.optimizer.step()
+            self.average.update_parameters(self.raw_net)
+            self.steps += 1
+        hard_part, soft_part = (math.nan if part is None else part.item() for part in losses[1:])
+        return Stepped(self.steps, self.fraction, self.seconds, total, hard_part, soft_part, lr, data_seconds)
+
+    def _batch(self, soft: bool) -> tuple[Batch, Tensor | None]:
+        """The batch of this step and what the teacher says of it, made while the step before was running.
+
+        A batch depends on nothing but the step, so it does not matter when it is made.
+        """
+        if self._ahead is None or self._ahead[0] != (self.steps, soft):
+            self._ahead = self._make_ahead(self.steps, soft)
+        made = self._ahead[1].result()
+        self._ahead = self._make_ahead(self.steps + 1, soft)
+        return made
+
+    def _make_ahead(self, step: int, soft: bool) -> tuple[tuple[int, bool], Future[tuple[Batch, Tensor | None]]]:
+        def make() -> tuple[Batch, Tensor | None]:
+            with using_threads(self.helper_threads):
+                batch = self.data.pool.batch(step, self._unlabelled_share(soft))
+                return batch, self._teach(batch) if soft else None
+
+        return (step, soft), self._helper.submit(make)
+
+    def close(self) -> None:
+        """Let the helper thread go."""
+        self._helper.shutdown(cancel_futures=True)
+
+    def _unlabelled_share(self, soft: bool) -> float:
+        """Labels alone need labelled patches alone; the teacher alone needs both kinds as they come."""
+        if not soft or not isinstance(self.config, DistillConfig):
+            return 0.0
+        if self.config.mode == "mixed":
+            return self.config.unlabelled_share
+        pool = self.data.pool
+        return len(pool.unlabelled) / (len(pool.labelled) + len(pool.unlabelled))
+
+    # a validation
+
+    def validate(self) -> Validated:
+        """Score the averaged network on the validation slices and keep it if it is the best so far."""
+        with self._active():
+            net = copy.deepcopy(self.average.module if self.config.ema else self.raw_net)
+            model = Model(net, self.config.pixel_size)
+            curve = self.data.validation.score(model, self.device.type, self.config.threads)
+            threshold = curve.best_threshold()
+            iou = curve.iou(threshold)
+            self.validations_done += 1
+        scores = {"iou": iou, "ce": curve.ce, "prior_ce": curve.prior_ce, "step": self.steps}
+        model = replace(model, threshold=threshold, summary=self._summary(scores))
+        better = self.best is None or (not curve.collapsed, iou) > (not self.best_collapsed, self.best_iou)
+        self.stale = 0 if better else self.stale + 1
+        if better:
+            self.best, self.best_iou, self.best_collapsed = model, iou, curve.collapsed
+        return Validated(self.steps, self.seconds, curve.ce, iou, threshold, curve.iou(0.5), better, model)
+
+    def _summary(self, scores: dict[str, Any]) -> dict[str, Any]:
+        data, teacher = self.data, self.teacher
+        summary: dict[str, Any] = {
+            "settings": self.config.to_dict(),
+            "labelled_slices": list(data.labelled_slices),
+            "unlabelled_slices": data.unlabelled_slices,
+            "validation": {"on": data.validation.kind, "slices": list(data.validation.slices), **scores},
+            "seconds": round(self.seconds, 1),
+        }
+        if isinstance(teacher, Model):
+            summary["teacher"] = {"parameters": teacher.parameter_count, "pixel_size": teacher.pixel_size}
+        elif teacher is not None:
+            summary["teacher"] = {"probability": teacher.name}
+        return summary
+
+    # what is kept
+
+    @property
+    def state_path(self) -> Path:
+        """Where the state to resume from goes."""
+        assert self.out is not None
+        return resume_path(self.out)
+
+    def save_state(self) -> None:
+        """Write the state to resume from, if anything is to be written."""
+        if self.out is None:
+            return
+        best = {} if self.best is None else self.best.net.state_dict()
+        about: dict[str, Any] = {"iou": self.best_iou, "collapsed": self.best_collapsed}
+        if self.best is not None:
+            about |= {"threshold": self.best.threshold, "summary": self.best.summary}
+        State(
+            self.config.to_dict(),
+            self.steps,
+            self.seconds,
+            {
+                "net": self.raw_net.state_dict(),
+                "ema": self.average.state_dict(),
+                "best": best,
+                "optimizer": optimizer_tensors(self.optimizer),
+            },
+            about,
+            self.validations_done,
+            self.stale,
+        ).save(self.state_path)
+
+    def restore(self) -> None:
+        """Go on from the saved state; errors as in `State.load`."""
+        if self.out is None:
+            raise ConfigError("there is nothing to resume from without the path of the model: name it.")
+        state = State.load(self.state_path, self.config)
+        self.raw_net.load_state_dict(state.tensors["net"])
+        self.average.load_state_dict(state.tensors["ema"])
+        restore_optimizer(self.optimizer, state.tensors["optimizer"])
+        self.steps, self.seconds = state.step, state.seconds
+        self.validations_done, self.stale = state.validated, state.stale
+        self.best_iou, self.best_collapsed = state.best["iou"], state.best["collapsed"]
+        if state.tensors["best"]:
+            net = copy.deepcopy(self.raw_net)
+            net.load_state_dict(state.tensors["best"])
+            self.best = Model(net, self.config.pixel_size, state.best["threshold"], summary=state.best["summary"])
+
+    def save_best(self) -> Path | None:
+        """Write the best model to where it was asked for, unless there is none or it collapsed."""
+        if self.out is None or self.best is None or self.best_collapsed:
+            return None
+        return self.best.save(self.out)
+
+    def finish(self) -> Done:
+        """Write the best model; the state is no longer needed once that stands."""
+        assert self.best is not None
+        path = self.save_best()
+        if path is not None:
+            self.state_path.unlink(missing_ok=True)
+        collapsed = self.best_collapsed
+        return Done(self.steps, self.seconds, self.reason, self.best, self.best_iou, collapsed, path)
+
+
+def _averaging(decay: float) -> Any:
+    """Running average of weights and buffers that forgets its start: the decay grows from 0.1 to `decay`."""
+
+    def update(averaged: list[Tensor], current: list[Tensor], count: Tensor | int) -> None:
+        keep = min(decay, (1 + int(count)) / (10 + int(count)))
+        for mean, value in zip(averaged, current, strict=True):
+            if mean.is_floating_point():
+                mean.lerp_(value, 1 - keep)
+            else:
+                mean.copy_(value)
+
+    return update

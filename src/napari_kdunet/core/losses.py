@@ -1,0 +1,112 @@
+"""Hard, soft and mixed losses (paper, "The Distillation Procedure").
+
+Targets are *class shares*: (N, C, Y, X) float, the share of each class in a pixel. A labelled pixel sums to 1, a
+pixel that nobody has looked at is 0 in all classes and so carries no weight.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+__all__ = ["Losses", "dice_loss", "distillation_loss", "hard_loss", "soft_loss"]
+
+
+def hard_loss(
+    logits: Tensor, target: Tensor, class_weights: Sequence[float] | Tensor | None = None, dice: float = 0.0
+) -> Tensor:
+    """Weighted mean cross entropy of the labelled pixels, in nats, plus `dice` times the soft Dice loss.
+
+    Parameters
+    ----------
+    logits : Tensor
+        (N, C, Y, X).
+    target : Tensor
+        (N, C, Y, X) class shares; all-zero pixels are ignored.
+    class_weights : sequence of C floats, optional
+        Weight of each class; the mean is weighted alike, as `torch.nn.functional.cross_entropy` has it.
+    dice : float
+        Weight of `dice_loss`.
+
+    Returns
+    -------
+    Tensor
+        Scalar; 0 where no pixel is labelled.
+    """
+    weighted = target
+    if class_weights is not None:
+        weighted = target * torch.as_tensor(class_weights, dtype=target.dtype, device=target.device).view(1, -1, 1, 1)
+    total = -(weighted * F.log_softmax(logits, dim=1)).sum() / weighted.sum().clamp_min(1e-6)
+    return total + dice * dice_loss(logits, target) if dice else total
+
+
+def dice_loss(logits: Tensor, target: Tensor) -> Tensor:
+    """One minus the soft Dice coefficient of the labelled pixels of the batch, averaged over the foreground classes.
+
+    Shapes as in `hard_loss`. A batch without foreground counts as a coefficient near 1 if none is predicted.
+    """
+    foreground = target[:, 1:]
+    probability = logits.softmax(dim=1)[:, 1:] * target.sum(dim=1, keepdim=True)
+    overlap = (probability * foreground).sum(dim=(0, 2, 3))
+    size = probability.sum(dim=(0, 2, 3)) + foreground.sum(dim=(0, 2, 3))
+    return (1 - (2 * overlap + 1) / (size + 1)).mean()
+
+
+def soft_loss(logits: Tensor, teacher_logits: Tensor, tau: float, dice: float = 0.0) -> Tensor:
+    """Cross entropy of the softened student against the softened teacher, times tau squared.
+
+    ``tau**2 * H(softmax(a_T / tau), softmax(a_S / tau))``, mean over all pixels, in nats; plus `dice` times the soft
+    Dice loss against the teacher's probabilities at tau = 1. The factor keeps the size of the gradient comparable
+    over tau (Hinton et al. 2015, section 2).
+
+    Parameters
+    ----------
+    logits, teacher_logits : Tensor
+        (N, C, Y, X); no gradient flows into the teacher's.
+    tau : float
+        Temperature, on both sides.
+    dice : float
+        Weight of the soft Dice loss.
+    """
+    teacher_logits = teacher_logits.detach()
+    entropy = -((teacher_logits / tau).softmax(dim=1) * F.log_softmax(logits / tau, dim=1)).sum(dim=1)
+    total = tau**2 * entropy.mean()
+    return total + dice * dice_loss(logits, teacher_logits.softmax(dim=1)) if dice else total
+
+
+class Losses(NamedTuple):
+    """The parts of a loss, each a scalar; a part that does not take part is None."""
+
+    total: Tensor
+    hard: Tensor | None
+    soft: Tensor | None
+
+
+def distillation_loss(
+    logits: Tensor,
+    target: Tensor | None,
+    teacher_logits: Tensor | None,
+    *,
+    tau: float = 1.0,
+    lam: float = 1.0,
+    class_weights: Sequence[float] | Tensor | None = None,
+    dice: float = 0.0,
+) -> Losses:
+    """The loss ``hard + lam * soft`` (paper, "The Distillation Procedure", L_KD).
+
+    With `target` None it is the soft loss alone (not weighted by `lam`), with `teacher_logits` None the hard one alone.
+
+    Arguments as in `hard_loss` and `soft_loss`; `lam` weighs the teacher.
+    """
+    hard = None if target is None else hard_loss(logits, target, class_weights, dice)
+    soft = None if teacher_logits is None else soft_loss(logits, teacher_logits, tau, dice)
+    if hard is not None and soft is not None:
+        return Losses(hard + lam * soft, hard, soft)
+    total = soft if hard is None else hard
+    if total is None:
+        raise ValueError("neither labels nor teacher: there is nothing to learn from.")
+    return Losses(total, hard, soft)

@@ -1,0 +1,224 @@
+"""Scores of a segmentation against labels, from one streaming confusion matrix."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from napari_kdunet.core.errors import LabelsError
+from napari_kdunet.core.labels import class_index
+from napari_kdunet.core.volumes import check_labels, open_volume
+
+__all__ = ["Confusion", "Curve", "Scores", "evaluate"]
+
+_BINS = 512
+
+
+@dataclass(frozen=True)
+class Confusion:
+    """Counts of pixels, foreground against background.
+
+    A score whose denominator is 0 (nothing to find and nothing found) is nan.
+    """
+
+    tp: int = 0
+    fp: int = 0
+    fn: int = 0
+    tn: int = 0
+
+    @classmethod
+    def of(
+        cls, predicted: NDArray[np.bool_], truth: NDArray[np.bool_], counted: NDArray[np.bool_] | None = None
+    ) -> Confusion:
+        """Count two masks of one shape, where `counted` holds (everywhere if None)."""
+        code = 2 * truth.astype(bool) + predicted.astype(bool)
+        tn, fp, fn, tp = np.bincount((code if counted is None else code[counted]).ravel(), minlength=4).tolist()
+        return cls(tp, fp, fn, tn)
+
+    def __add__(self, other: Confusion) -> Confusion:
+        return Confusion(self.tp + other.tp, self.fp + other.fp, self.fn + other.fn, self.tn + other.tn)
+
+    @property
+    def iou(self) -> float:
+        """Foreground intersection over union."""
+        return _ratio(self.tp, self.tp + self.fp + self.fn)
+
+    @property
+    def dice(self) -> float:
+        """Foreground Dice coefficient (F1)."""
+        return _ratio(2 * self.tp, 2 * self.tp + self.fp + self.fn)
+
+    @property
+    def precision(self) -> float:
+        """Share of the predicted foreground that is true."""
+        return _ratio(self.tp, self.tp + self.fp)
+
+    @property
+    def recall(self) -> float:
+        """Share of the true foreground that is found."""
+        return _ratio(self.tp, self.tp + self.fn)
+
+
+def _ratio(part: int, whole: int) -> float:
+    return part / whole if whole else math.nan
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Scores of a volume: `total` and one `Confusion` a slice.
+
+    Attributes
+    ----------
+    ce : float or None
+        Mean pixel cross entropy in nats, where probabilities were scored.
+    """
+
+    total: Confusion
+    slices: tuple[Confusion, ...]
+    ce: float | None = None
+
+    @property
+    def iou(self) -> float:
+        """Foreground IoU of the whole volume."""
+        return self.total.iou
+
+    @property
+    def paper_ce(self) -> float | None:
+        """Cross entropy as the paper counts it: summed over both softmax channels, twice `ce`."""
+        return None if self.ce is None else 2 * self.ce
+
+    def to_dict(self) -> dict[str, Any]:
+        """All scores as JSON values; what is not defined is None."""
+        names = ("iou", "dice", "precision", "recall", "tp", "fp", "fn", "tn")
+        row = {name: getattr(self.total, name) for name in names}
+        if self.ce is not None:
+            row |= {"ce": self.ce, "paper_ce": self.paper_ce}
+        row["iou_per_slice"] = [_defined(s.iou) for s in self.slices]
+        return {name: _defined(value) if isinstance(value, float) else value for name, value in row.items()}
+
+
+def _defined(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def evaluate(prediction: Any, labels: Any, *, threshold: float = 0.5, ignore: int | None = None) -> Scores:
+    """Score a prediction against labels, slice by slice.
+
+    Parameters
+    ----------
+    prediction : volume
+        Anything that `open_volume` takes, ZYX. Integers or bool: non-zero is foreground. Floats: probabilities in
+        [0, 1], scored at `threshold`, and their cross entropy too.
+    labels : volume
+        Integers or bool of the same shape; non-zero is foreground.
+    threshold : float
+        Where probabilities become foreground (above it).
+    ignore : int, optional
+        Label value of pixels that do not count.
+
+    Raises
+    ------
+    LabelsError
+        If the shapes differ, the labels are not integers, or no pixel counts.
+    VolumeError
+        If one of them cannot be read.
+    """
+    predicted, truth = open_volume(prediction), open_volume(labels)
+    check_labels(predicted, truth)
+    soft = np.issubdtype(predicted.dtype, np.floating)
+    slices, entropy = [], 0.0
+    for z in range(truth.shape[0]):
+        index = class_index(truth.read(z), 2, ignore)
+        counted, values = index >= 0, predicted.read(z)
+        if soft:
+            if not (values.min() >= 0 and values.max() <= 1):  # also False for nan
+                raise LabelsError(f"{predicted.name} is not a probability: slice z={z} leaves [0, 1].")
+            entropy += float(cross_entropy(values[counted], index[counted] > 0).sum())
+        slices.append(Confusion.of(values > threshold if soft else values != 0, index > 0, counted))
+    total = sum(slices, Confusion())
+    pixels = total.tp + total.fp + total.fn + total.tn
+    if not pixels:
+        raise LabelsError(f"{truth.name} holds nothing but the ignore value: there is nothing to score.")
+    return Scores(total, tuple(slices), entropy / pixels if soft else None)
+
+
+def cross_entropy(probability: NDArray[Any], truth: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """Binary cross entropy of each pixel in nats; probabilities are kept 1e-7 off 0 and 1."""
+    right = np.where(truth, probability, 1 - probability).astype(np.float64)
+    return -np.log(np.clip(right, 1e-7, 1))
+
+
+@dataclass
+class Curve:
+    """Scores over all thresholds at once: histograms of the probability of true and of false pixels.
+
+    It answers which threshold gives the best IoU, and whether the output says anything at all.
+    """
+
+    positive: NDArray[np.int64] = field(default_factory=lambda: np.zeros(_BINS, np.int64))
+    negative: NDArray[np.int64] = field(default_factory=lambda: np.zeros(_BINS, np.int64))
+    entropy: float = 0.0
+    moments: NDArray[np.float64] = field(default_factory=lambda: np.zeros(2))
+
+    def add(self, probability: NDArray[np.float32], index: NDArray[np.int16]) -> None:
+        """Count one slice: its foreground probability and its `class_index`."""
+        counted = index >= 0
+        values, truth = probability[counted], index[counted] > 0
+        bins = np.minimum((values * _BINS).astype(np.int64), _BINS - 1)
+        self.positive += np.bincount(bins[truth], minlength=_BINS)
+        self.negative += np.bincount(bins[~truth], minlength=_BINS)
+        self.entropy += float(cross_entropy(values, truth).sum())
+        self.moments += (float(values.sum(dtype=np.float64)), float(np.square(values, dtype=np.float64).sum()))
+
+    @property
+    def pixels(self) -> int:
+        """Pixels counted."""
+        return int(self.positive.sum() + self.negative.sum())
+
+    @property
+    def ce(self) -> float:
+        """Mean cross entropy, nats a pixel."""
+        return self.entropy / max(self.pixels, 1)
+
+    @property
+    def foreground(self) -> float:
+        """Share of the foreground in the truth."""
+        return float(self.positive.sum() / max(self.pixels, 1))
+
+    @property
+    def prior_ce(self) -> float:
+        """Cross entropy of always answering the foreground's share, nats a pixel."""
+        return float(-sum(p * math.log(p) for p in (self.foreground, 1 - self.foreground) if p > 0))
+
+    @property
+    def spread(self) -> float:
+        """Standard deviation of the probability over the pixels."""
+        mean, square = self.moments / max(self.pixels, 1)
+        return math.sqrt(max(square - mean**2, 0.0))
+
+    def iou(self, threshold: float) -> float:
+        """Foreground IoU of ``probability > threshold``, to the width of a bin (1/512)."""
+        return float(self._ious()[round(threshold * _BINS)])
+
+    def best_threshold(self) -> float:
+        """Threshold of the best IoU; the middle one where several are alike."""
+        ious = self._ious()[1:-1]
+        best = np.flatnonzero(ious >= ious.max() - 1e-12)
+        return float((best[len(best) // 2] + 1) / _BINS)
+
+    @property
+    def collapsed(self) -> bool:
+        """Whether the output is nearly constant, or finds no more than calling everything foreground would."""
+        everything = self.foreground
+        return self.spread < 0.01 or self.iou(self.best_threshold()) <= everything + 0.05 * (1 - everything)
+
+    def _ious(self) -> NDArray[np.float64]:
+        """IoU at the lower edge of each bin, and 0 at the end where nothing is foreground."""
+        tp = np.append(np.cumsum(self.positive[::-1])[::-1], 0)
+        fp = np.append(np.cumsum(self.negative[::-1])[::-1], 0)
+        ious: NDArray[np.float64] = tp / np.maximum(self.positive.sum() + fp, 1)
+        return ious

@@ -1,0 +1,227 @@
+"""From volumes to training batches: slices at the working pixel size, and augmented patches cut out of them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from napari_kdunet.core.config import TrainConfig
+from napari_kdunet.core.errors import VolumeError
+from napari_kdunet.core.labels import class_shares
+from napari_kdunet.core.resampling import Grid
+from napari_kdunet.core.volumes import Volume
+
+__all__ = ["Batch", "Block", "Pool", "Source", "load_blocks", "read_probability"]
+
+_SIDE = 2048  # working pixels: larger slices are cut into blocks of about this side
+_MESH = 32  # working pixels between the control points of the elastic deformation
+
+
+@dataclass(frozen=True)
+class Source:
+    """A volume to train on, with its labels (or None) and a probability volume that teaches (or None)."""
+
+    raw: Volume
+    labels: Volume | None = None
+    teacher: Volume | None = None
+    slices: tuple[int, ...] = ()
+    """z of the slices to take."""
+
+
+@dataclass(frozen=True)
+class Block:
+    """A window of a slice at the working pixel size.
+
+    `image` is (1, Y, X) float16, standardised by its whole slice; `shares` (C, Y, X) uint8, the class shares times
+    255, or None where it is not labelled; `taught` (1, Y, X) float16, the teacher's foreground probability, or None.
+    """
+
+    image: Tensor
+    shares: Tensor | None
+    taught: Tensor | None
+
+    @property
+    def channels(self) -> list[Tensor]:
+        """What must be warped alike."""
+        return [part for part in (self.image, self.shares, self.taught) if part is not None]
+
+
+def load_blocks(source: Source, config: TrainConfig, limit: int) -> tuple[list[Block], bool]:
+    """Read the slices of a source as blocks of at most `limit` bytes in all.
+
+    Where there is more, an even sample of the windows is taken; the second value says so.
+    """
+    grid = Grid.between(source.raw.voxel_size[1:] if source.raw.voxel_size else None, config.pixel_size)
+    windows = [(z, y, x) for z in source.slices for y, x in _windows(source.raw.shape[1:], grid)]
+    pixels = [math.prod(grid.working_size((y.stop - y.start, x.stop - x.start))) for _, y, x in windows]
+    each = 2 + (config.classes if source.labels else 0) + (2 if source.teacher else 0)
+    keep = max(1, min(len(windows), int(limit / (each * max(pixels, default=1)))))
+    chosen = [windows[i * len(windows) // keep] for i in range(keep)] if windows else []
+    return [_read_block(source, grid, config, *window) for window in chosen], keep < len(windows)
+
+
+def _windows(shape: tuple[int, ...], grid: Grid) -> Iterator[tuple[slice, slice]]:
+    parts = []
+    for size, ratio in zip(shape, grid.ratio, strict=True):
+        count = max(1, round(size * ratio / _SIDE))
+        edges = [size * i // count for i in range(count + 1)]
+        parts.append([slice(a, b) for a, b in pairwise(edges)])
+    return ((y, x) for y in parts[0] for x in parts[1])
+
+
+def _read_block(source: Source, grid: Grid, config: TrainConfig, z: int, y: slice, x: slice) -> Block:
+    def working(channels: NDArray[Any]) -> Tensor:
+        return grid.to_working(torch.from_numpy(channels.astype(np.float32))[None])[0]
+
+    mean, std = source.raw.statistics(z)
+    image = (source.raw.read(z, y, x).astype(np.float32) - mean) / (std or 1.0)
+    shares = taught = None
+    if source.labels is not None:
+        known = class_shares(source.labels.read(z, y, x), config.classes, config.ignore)
+        shares = (working(known) * 255).round().to(torch.uint8)
+    if source.teacher is not None:
+        taught = working(read_probability(source.teacher, z, y, x)[None]).half()
+    return Block(working(image[None]).half(), shares, taught)
+
+
+def read_probability(volume: Volume, z: int, y: slice, x: slice) -> NDArray[np.float32]:
+    """A YX window of a probability volume, float32 in [0, 1]; integers count from 0 to 255.
+
+    Raises
+    ------
+    VolumeError
+        If a value is outside.
+    """
+    values = volume.read(z, y, x).astype(np.float32)
+    if np.issubdtype(volume.dtype, np.integer):
+        values /= 255
+    if not (values.min() >= 0 and values.max() <= 1):  # also False for nan
+        raise VolumeError(f"{volume.name} leaves [0, 1] in slice z={z}: give foreground probabilities.")
+    return values
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A training batch on the device.
+
+    `image` (N, 1, Y, X) float32; `target` (N, C, Y, X) float32 class shares, 0 where nothing is known; `taught`
+    (N, 2, Y, X) logits of the probability volume that teaches, or None.
+    """
+
+    image: Tensor
+    target: Tensor
+    taught: Tensor | None
+
+
+@dataclass(frozen=True)
+class Pool:
+    """All blocks of a training. A batch is a pure function of the seed and the step, which makes resuming exact."""
+
+    labelled: Sequence[Block]
+    unlabelled: Sequence[Block]
+    config: TrainConfig
+    device: torch.device
+
+    def class_pixels(self) -> Tensor:
+        """(C,) float64 number of labelled working pixels of each class."""
+        total = torch.zeros(self.config.classes, dtype=torch.float64)
+        for block in self.labelled:
+            if block.shares is not None:
+                total += block.shares.sum(dim=(1, 2), dtype=torch.float64) / 255
+        return total
+
+    def batch(self, step: int, unlabelled_share: float = 0.0) -> Batch:
+        """The batch of a step: random blocks, random places, one warp of image, labels and teacher together.
+
+        `unlabelled_share` of it comes from the unlabelled blocks, where there are both kinds.
+        """
+        config, generator = self.config, torch.Generator().manual_seed(self.config.seed * 1_000_003 + step)
+        blocks = self._choose(unlabelled_share, generator)
+        offsets = _offsets(len(blocks), config, generator)
+        places = torch.rand(len(blocks), 2, generator=generator)
+        warped = [
+            _cut(block, offset.to(self.device), place)
+            for block, offset, place in zip(blocks, offsets, places.tolist(), strict=True)
+        ]
+        image = torch.stack([w[:1] for w in warped])
+        gain, shift = (config.intensity * (2 * torch.rand(2, len(blocks), 1, 1, 1, generator=generator) - 1)).to(image)
+        return Batch(
+            image * (1 + gain) + shift,
+            torch.stack([self._target(block, w) for block, w in zip(blocks, warped, strict=True)]),
+            torch.stack([_logits(w[-1]) for w in warped]) if blocks[0].taught is not None else None,
+        )
+
+    def _choose(self, unlabelled_share: float, generator: torch.Generator) -> list[Block]:
+        unlabelled = round(self.config.batch * unlabelled_share) if self.labelled else self.config.batch
+        unlabelled = unlabelled if self.unlabelled else 0
+        chosen = []
+        for blocks, count in ((self.labelled, self.config.batch - unlabelled), (self.unlabelled, unlabelled)):
+            if count:
+                sizes = torch.tensor([float(block.image.numel()) for block in blocks])
+                chosen += [blocks[i] for i in torch.multinomial(sizes, count, True, generator=generator).tolist()]
+        return chosen
+
+    def _target(self, block: Block, warped: Tensor) -> Tensor:
+        if block.shares is None:
+            return warped.new_zeros(self.config.classes, *warped.shape[1:])
+        return warped[1 : 1 + self.config.classes] / 255
+
+
+def _logits(probability: Tensor) -> Tensor:
+    """(2, Y, X) logits of a foreground probability (Y, X)."""
+    inside = probability.clamp(1e-4, 1 - 1e-4)
+    return torch.stack(((1 - inside).log(), inside.log()))
+
+
+def _offsets(count: int, config: TrainConfig, generator: torch.Generator) -> Tensor:
+    """(N, Y, X, 2) float32: where each pixel of a patch looks, x and y in working pixels from the patch's centre.
+
+    Rotation, change of size, mirroring and a smooth elastic displacement (a coarse mesh of random vectors, enlarged)
+    are one field, so that a patch is interpolated once (paper: flips and elastic stretching).
+    """
+    side = config.patch
+    axis = torch.arange(side, dtype=torch.float32) - (side - 1) / 2
+    base = torch.stack(torch.meshgrid(axis, axis, indexing="xy"), dim=-1)
+    uniform = 2 * torch.rand(3, count, generator=generator) - 1
+    angle, size = math.radians(config.rotation) * uniform[0], 1 + config.scale * uniform[1]
+    mirror = torch.where(uniform[2] < 0, -1.0, 1.0) if config.flips else torch.ones(count)
+    upside = torch.where(torch.rand(count, generator=generator) < 0.5, -1.0, 1.0) if config.flips else torch.ones(count)
+    cos, sin = size * angle.cos(), size * angle.sin()
+    matrix = torch.stack((cos * mirror, -sin * upside, sin * mirror, cos * upside), dim=-1).view(count, 2, 2)
+    field = torch.einsum("nij,yxj->nyxi", matrix, base)
+    if config.elastic:
+        knots = side // _MESH + 3
+        mesh = config.elastic * torch.randn(count, 2, knots, knots, generator=generator)
+        fine = F.interpolate(mesh, (side, side), mode="bicubic", align_corners=True)
+        field = field + fine.permute(0, 2, 3, 1)
+    return field
+
+
+def _cut(block: Block, offset: Tensor, place: Sequence[float]) -> Tensor:
+    """(channels, Y, X) float32: a block's channels, interpolated at `offset` around a centre chosen by `place`.
+
+    The centre lies so that an unturned patch stays inside the block; where it does not fit, the block is mirrored.
+    """
+    size = block.image.shape[-2:]
+    side = offset.shape[0]
+    centre = [(n - 1) / 2 if n <= side else (side - 1) / 2 + at * (n - side) for n, at in zip(size, place, strict=True)]
+    points = offset + offset.new_tensor((centre[1], centre[0]))
+    first, last = points.amin(dim=(0, 1)).tolist(), points.amax(dim=(0, 1)).tolist()
+    x, y = (
+        slice(min(max(math.floor(a) - 1, 0), max(n - 2, 0)), max(min(math.ceil(b) + 2, n), 1))
+        for a, b, n in zip(first, last, (size[1], size[0]), strict=True)
+    )
+    window = torch.cat([part[:, y, x].to(offset.device, torch.float32) for part in block.channels])
+    extent = offset.new_tensor((x.stop - x.start, y.stop - y.start))
+    start = offset.new_tensor((x.start, y.start))
+    grid = (2 * (points - start) + 1) / extent - 1
+    return F.grid_sample(window[None], grid[None], padding_mode="reflection", align_corners=False)[0]

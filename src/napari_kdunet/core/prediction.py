@@ -1,0 +1,182 @@
+"""The only tiler: from a model and a volume to lazy probabilities, at the image's own resolution."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import math
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import dask.array as da
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from napari_kdunet.core.checkpoint import Model
+from napari_kdunet.core.devices import cores, pick_device, using_threads
+from napari_kdunet.core.errors import ConfigError
+from napari_kdunet.core.resampling import Grid
+from napari_kdunet.core.volumes import Volume, open_volume
+
+__all__ = ["Tiler", "foreground", "predict"]
+
+_FOREIGN_MULTIPLE, _FOREIGN_REACH = 32, 128  # of a network that does not say: enough for the usual U-Nets
+_TILE_BYTES = 2**28  # of activations at the top of the network, about a quarter of its peak
+
+_forward_lock = threading.Lock()  # one forward at a time: each already uses all its threads, or the whole GPU
+
+
+def predict(
+    model: Model,
+    raw: Any,
+    *,
+    output: Literal["probability", "labels"] = "probability",
+    threshold: float | None = None,
+    tile: int | None = None,
+    device: str = "auto",
+    threads: int | None = None,
+) -> da.Array:
+    """Segment a volume lazily: nothing is computed before a part of the result is asked for.
+
+    Parameters
+    ----------
+    model : Model
+        What to apply.
+    raw : volume
+        Anything that `open_volume` takes, ZYX; any integer or float dtype.
+    output : {"probability", "labels"}
+        Probability of the foreground, or class labels (0 = background).
+    threshold : float, optional
+        Foreground probability above which a label is not background; the model's own if None.
+    tile : int, optional
+        Side of a tile in working pixels, rounded to what the network needs; by default as large as memory allows
+        comfortably. The result does not depend on it, to float rounding.
+    device : str
+        ``auto``, ``cpu``, ``cuda`` or ``mps``.
+    threads : int, optional
+        CPU threads; one a core if None.
+
+    Returns
+    -------
+    dask.array.Array
+        ZYX of the volume's shape, one chunk a tile; float32 in [0, 1] or uint8.
+
+    Raises
+    ------
+    ConfigError, VolumeError
+        If an argument is off or the volume cannot be used; bad slices are found when they are read.
+    """
+    volume = open_volume(raw)
+    if output not in ("probability", "labels"):
+        raise ConfigError(f"output is {output!r}: choose probability or labels.")
+    level = model.threshold if threshold is None else threshold
+    if not 0 <= level < 1:
+        raise ConfigError(f"threshold is {level}: give a number from 0 up to, not including, 1.")
+    tiler = Tiler.of(model, volume, device, threads)
+    sides = (_pieces(n, s) for n, s in zip(volume.shape[1:], tiler.tile(tile), strict=True))
+    chunks = ((1,) * volume.shape[0], *sides)
+    dtype = np.float32 if output == "probability" else np.uint8
+
+    def block(block_info: Any = None) -> NDArray[Any]:
+        (z, _), (y0, y1), (x0, x1) = block_info[None]["array-location"]
+        logits = tiler.logits(volume, z, (y0, y1), (x0, x1))
+        return (foreground(logits) if output == "probability" else _labels(logits, level))[None]
+
+    lazy: da.Array = da.map_blocks(block, chunks=chunks, dtype=dtype, meta=np.empty((0, 0, 0), dtype))
+    return lazy
+
+
+def _pieces(size: int, step: int) -> tuple[int, ...]:
+    return tuple(min(step, size - start) for start in range(0, size, step))
+
+
+def foreground(logits: torch.Tensor) -> NDArray[np.float32]:
+    """Probability of not being background, from (C, Y, X) logits."""
+    if logits.shape[0] == 2:
+        return torch.sigmoid(logits[1] - logits[0]).numpy()
+    return (1 - logits.softmax(dim=0)[0]).clamp(0, 1).numpy()
+
+
+def _labels(logits: torch.Tensor, threshold: float) -> NDArray[np.uint8]:
+    """Most probable foreground class where the foreground's probability is above the threshold, else 0."""
+    found = foreground(logits) > threshold
+    if logits.shape[0] == 2:
+        return found.astype(np.uint8)
+    return np.where(found, logits[1:].argmax(dim=0).numpy() + 1, 0).astype(np.uint8)
+
+
+@dataclass(frozen=True)
+class Tiler:
+    """Logits of any window of a slice, equal to float rounding to the window cut from the whole slice's logits.
+
+    The image is mirrored at its borders by one unit of the grid. A window is read with a halo that covers the
+    network's reach, and starts at whole units, so that poolings fall on the same pixels in each window.
+    """
+
+    net: torch.nn.Module
+    grid: Grid
+    device: torch.device
+    threads: int
+    multiple: int
+    reach: int
+    k: int
+
+    @classmethod
+    def of(cls, model: Model, volume: Volume, device: str = "auto", threads: int | None = None) -> Tiler:
+        """The tiler that applies `model` to `volume`."""
+        net, where = model.net, pick_device(device)
+        k = getattr(net, "k", 64)
+        if any(p.device.type != where.type for p in net.parameters()):
+            net = copy.deepcopy(net).to(where)  # the model stays where its owner has it
+        return cls(
+            net,
+            Grid.between(volume.voxel_size[1:] if volume.voxel_size else None, model.pixel_size),
+            where,
+            threads or cores(),
+            getattr(net, "multiple", _FOREIGN_MULTIPLE),
+            getattr(net, "reach", _FOREIGN_REACH),
+            k,
+        )
+
+    @property
+    def unit(self) -> tuple[int, int]:
+        """Windows start at multiples of this, in image pixels (Y, X)."""
+        return self.grid.unit(self.multiple)
+
+    def tile(self, working: int | None = None) -> tuple[int, int]:
+        """Sides of a tile in image pixels: about `working` working pixels, or what memory allows if None."""
+        side = working or int(min(2048, (_TILE_BYTES / (4 * self.k)) ** 0.5))
+        ty, tx = (max(1, int(side / r) // u) * u for r, u in zip(self.grid.ratio, self.unit, strict=True))
+        return ty, tx
+
+    def windows(self, shape: tuple[int, ...]) -> Iterator[tuple[tuple[int, int], tuple[int, int]]]:
+        """(Y, X) windows, each a start and a stop, that tile the slices of a volume of this ZYX shape."""
+        starts = ([(a, min(a + s, n)) for a in range(0, n, s)] for n, s in zip(shape[1:], self.tile(), strict=True))
+        return ((y, x) for y, x in itertools.product(*starts))
+
+    def logits(self, volume: Volume, z: int, y: tuple[int, int], x: tuple[int, int]) -> torch.Tensor:
+        """(C, y1 - y0, x1 - x0) float32 logits on the CPU of a window of slice `z`; y0 and x0 multiples of `unit`."""
+        mean, std = volume.statistics(z)
+        image, inner = self._read(volume, z, (y, x))
+        batch = torch.from_numpy((image - np.float32(mean)) / np.float32(std or 1.0))[None, None]
+        with _forward_lock, using_threads(self.threads), torch.inference_mode():
+            out = self.grid.to_image(self.net(self.grid.to_working(batch.to(self.device))).float())
+            return out[0][(slice(None), *inner)].cpu()
+
+    def _read(
+        self, volume: Volume, z: int, window: tuple[tuple[int, int], ...]
+    ) -> tuple[NDArray[np.float32], tuple[slice, ...]]:
+        """Read a window with its halo and mirrored borders; where the window itself lies in what was read."""
+        inside, pads, inner = [], [], []
+        for (start, stop), size, unit, ratio in zip(window, volume.shape[1:], self.unit, self.grid.ratio, strict=True):
+            halo = -(-math.ceil(self.reach / ratio) // unit) * unit
+            first = max(start - halo, -unit)
+            last = min(-(-stop // unit) * unit + halo, -(-(size + unit) // unit) * unit)
+            inside.append(slice(max(first, 0), min(last, size)))
+            pads.append((max(-first, 0), max(last - size, 0)))
+            inner.append(slice(start - first, stop - first))
+        image = volume.read(z, *inside).astype(np.float32)
+        return np.pad(image, pads, mode="reflect"), tuple(inner)

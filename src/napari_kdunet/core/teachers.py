@@ -1,0 +1,103 @@
+"""What can teach: a model of ours, any module or TorchScript file that gives logits, or a probability volume."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from napari_kdunet.core.checkpoint import Model, bundled_models, load_model
+from napari_kdunet.core.config import DistillConfig
+from napari_kdunet.core.errors import ModelError
+from napari_kdunet.core.resampling import Grid
+from napari_kdunet.core.unet import KUNet
+from napari_kdunet.core.volumes import Volume, open_volume
+
+__all__ = ["as_teacher", "teacher_logits"]
+
+
+class _Foreign(nn.Module):
+    """Somebody else's network: one logit a pixel becomes two classes, an output of another size is resampled."""
+
+    def __init__(self, net: nn.Module, name: str, classes: int) -> None:
+        super().__init__()
+        self.net, self.name, self.classes = net, name, classes
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = self.net(x)
+        if not isinstance(out, Tensor) or out.ndim != 4 or out.shape[0] != x.shape[0]:
+            raise ModelError(f"{self.name} must give (N, classes, Y, X) logits for (N, 1, Y, X): wrap it so.")
+        if out.shape[1] == 1:  # one sigmoid logit is the difference of two
+            out = torch.cat((torch.zeros_like(out), out), dim=1)
+        if out.shape[1] != self.classes:
+            raise ModelError(f"{self.name} gives {out.shape[1]} classes where {self.classes} are taught.")
+        if out.shape[-2:] != x.shape[-2:]:
+            out = F.interpolate(out, x.shape[-2:], mode="bilinear", align_corners=False)
+        return out
+
+
+def as_teacher(source: Any, config: DistillConfig) -> Model | Volume:
+    """Take anything that can teach.
+
+    Parameters
+    ----------
+    source : Model, torch.nn.Module, path, or volume
+        A model or its file or bundled name; a module, or a TorchScript file (``.pt``, ``.pth``, ``.ts``), from
+        (N, 1, Y, X) patches, standardised slice by slice at the working pixel size, to (N, classes, Y, X) or
+        (N, 1, Y, X) logits; else a ZYX volume of foreground probabilities in [0, 1] (or uint8, 0 to 255).
+    config : DistillConfig
+        Its classes and working pixel size hold for modules.
+
+    Raises
+    ------
+    ModelError, VolumeError
+        If it cannot be read or does not fit.
+    """
+    if isinstance(source, Model):
+        return _checked(source, config, "the teacher")
+    if isinstance(source, nn.Module):
+        return Model(_Foreign(source, type(source).__name__, config.classes), config.pixel_size)
+    if isinstance(source, str | Path):
+        path = Path(source)
+        if path.suffix == ".safetensors" or str(source) in bundled_models():
+            return _checked(load_model(source), config, str(source))
+        if path.suffix in (".pt", ".pth", ".ts"):
+            return Model(_Foreign(_load_torchscript(path), str(path), config.classes), config.pixel_size)
+    return open_volume(source)
+
+
+def _checked(model: Model, config: DistillConfig, name: str) -> Model:
+    if isinstance(model.net, KUNet) and model.net.classes != config.classes:
+        raise ModelError(f"{name} has {model.net.classes} classes, the student {config.classes}: make them the same.")
+    return model
+
+
+def _load_torchscript(path: Path) -> nn.Module:
+    if not path.is_file():
+        raise ModelError(f"no teacher {str(path)!r}: give a .safetensors, a TorchScript file or a probability volume.")
+    try:
+        return torch.jit.load(path, map_location="cpu")  # type: ignore[no-any-return]
+    except (RuntimeError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise ModelError(f"{path} is not a TorchScript file ({reason}): export the network with torch.jit.") from error
+
+
+def teacher_logits(teacher: nn.Module, pixel_size: float, image: Tensor, student_pixel_size: float) -> Tensor:
+    """Logits (N, C, Y, X) of a teacher for a batch (N, 1, Y, X) at the student's working pixel size.
+
+    A teacher that works at another pixel size sees the batch resampled to its own, mirrored to the multiple of
+    pixels that it needs.
+    """
+    pixel = (student_pixel_size, student_pixel_size) if student_pixel_size else None
+    grid = Grid.between(pixel, pixel_size)
+    size = image.shape[-2:]
+    units = grid.unit(getattr(teacher, "multiple", 32))
+    pads = [-n % u for n, u in zip(size, units, strict=True)]
+    with torch.no_grad():
+        if any(pads):
+            image = F.pad(image, (0, pads[1], 0, pads[0]), mode="reflect")
+        logits: Tensor = grid.to_image(teacher(grid.to_working(image)))
+    return logits[..., : size[0], : size[1]]

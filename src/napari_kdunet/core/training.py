@@ -1,0 +1,200 @@
+"""Training and distillation: one loop, one stream of events, driven by its consumer.
+
+`iter_train` and `iter_distill` are generators. Pausing is not asking for the next event; stopping is `close()`, which
+writes the best model and the state to resume from. `train` and `distill` are the blocking calls on top.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from napari_kdunet.core.checkpoint import Model
+from napari_kdunet.core.config import DistillConfig, TrainConfig
+from napari_kdunet.core.dataset import prepare
+from napari_kdunet.core.devices import pick_device
+from napari_kdunet.core.errors import CollapsedError, LabelsError
+from napari_kdunet.core.events import Done, Event, Saved
+from napari_kdunet.core.fitting import Fit
+from napari_kdunet.core.teachers import as_teacher
+
+__all__ = ["distill", "iter_distill", "iter_train", "train"]
+
+Pair = tuple[Any, Any]
+
+
+def iter_train(
+    raw: Any,
+    labels: Any,
+    config: TrainConfig | None = None,
+    *,
+    val: Pair | None = None,
+    out: str | Path | None = None,
+    resume: bool = False,
+    start: Model | None = None,
+) -> Iterator[Event]:
+    """Train a k-Unet from labels, event by event.
+
+    Parameters
+    ----------
+    raw, labels : volume
+        Anything that `open_volume` takes, ZYX (2-D is one slice). Labels: 0 = background, above = foreground (or the
+        class, with more than two classes), and `config.ignore` where nobody has looked.
+    config : TrainConfig, optional
+        Settings.
+    val : pair of volumes, optional
+        Raw and labels to validate on; else a contiguous share of the labelled slices is held out.
+    out : path, optional
+        Where the best model is written at the end or when closed; the state to resume from is kept beside it as
+        ``NAME.resume.safetensors`` until training is done.
+    resume : bool
+        Go on from that state; the weights are those of never having stopped.
+    start : Model, optional
+        Go on training this model rather than a fresh network (its form must be that of `config`).
+
+    Yields
+    ------
+    Event
+        `Started`, then `Stepped`, `Validated`, `Saved`, at last `Done`.
+
+    Raises
+    ------
+    InputError
+        If something cannot be used; before the first event.
+    DivergedError
+        If the loss is no longer finite; the last good model is in its `model`, and at `out`.
+    """
+    config = config or TrainConfig()
+    data = prepare(raw, labels, config, pick_device(config.device), val=val)
+    return _run(Fit(config, data, None, _as_path(out), start), resume)
+
+
+def iter_distill(
+    teacher: Any,
+    raw: Any,
+    labels: Any | None = None,
+    config: DistillConfig | None = None,
+    *,
+    unlabelled: Sequence[Any] = (),
+    val: Pair | None = None,
+    out: str | Path | None = None,
+    resume: bool = False,
+    start: Model | None = None,
+) -> Iterator[Event]:
+    """Distil a teacher into a k-Unet, event by event (paper, "The Distillation Procedure").
+
+    The teacher sees each patch as the student sees it, augmented. Slices without labels, and `unlabelled` volumes,
+    are learnt from through the teacher alone. Without labels the student learns softly and is validated against the
+    teacher.
+
+    Parameters
+    ----------
+    teacher : Model, torch.nn.Module, path, or volume
+        As in `as_teacher`: a model of ours, anything that gives logits, or a probability volume of `raw`'s shape.
+    raw, labels, config, val, out, resume, start
+        As in `iter_train`; labels may be None.
+    unlabelled : sequence of volumes
+        More raw volumes.
+
+    Yields
+    ------
+    Event
+        As `iter_train`.
+
+    Raises
+    ------
+    InputError, DivergedError
+        As `iter_train`.
+    """
+    config = config or DistillConfig()
+    if labels is None and config.mode == "sequential":
+        raise LabelsError("a sequential distillation ends on labels, but none were given: give labels or choose soft.")
+    guide = as_teacher(teacher, config)
+    data = prepare(raw, labels, config, pick_device(config.device), val=val, teacher=guide, unlabelled=unlabelled)
+    return _run(Fit(config, data, guide, _as_path(out), start), resume)
+
+
+def train(
+    raw: Any,
+    labels: Any,
+    config: TrainConfig | None = None,
+    *,
+    on_event: Callable[[Event], Any] | None = None,
+    **more: Any,
+) -> Model:
+    """Train a k-Unet and return the best model; arguments as in `iter_train`, each event is told to `on_event`.
+
+    Raises
+    ------
+    InputError, DivergedError
+        As `iter_train`.
+    CollapsedError
+        If even the best model gives nearly the same output everywhere; it is in the error's `model`.
+    """
+    return _last(iter_train(raw, labels, config, **more), on_event)
+
+
+def distill(
+    teacher: Any,
+    raw: Any,
+    labels: Any | None = None,
+    config: DistillConfig | None = None,
+    *,
+    on_event: Callable[[Event], Any] | None = None,
+    **more: Any,
+) -> Model:
+    """Distil a teacher and return the best student; arguments as in `iter_distill`, errors as in `train`."""
+    return _last(iter_distill(teacher, raw, labels, config, **more), on_event)
+
+
+def _run(fit: Fit, resume: bool) -> Iterator[Event]:
+    """The loop of all training."""
+    if resume:
+        fit.restore()
+    return _events(fit)
+
+
+def _events(fit: Fit) -> Iterator[Event]:
+    try:
+        yield fit.started()
+        while not fit.reason:
+            yield fit.step()
+            if fit.validation_is_due:
+                yield fit.validate()
+                if fit.out is not None:
+                    fit.save_state()
+                    yield Saved(fit.steps, fit.state_path)
+    except GeneratorExit:  # between two steps, so that resuming is exact
+        fit.save_state()
+        fit.save_best()
+        raise
+    except BaseException:  # perhaps within a step: the state of the last validation stands
+        fit.save_best()
+        raise
+    finally:
+        fit.close()
+    yield fit.finish()
+
+
+def _last(events: Iterator[Event], on_event: Callable[[Event], Any] | None) -> Model:
+    for event in events:
+        if on_event is not None:
+            on_event(event)
+        if isinstance(event, Done):
+            if event.collapsed:
+                raise CollapsedError(collapsed_message(event), event.model)
+            return event.model
+    raise AssertionError("a training that ends without Done or an error")
+
+
+def collapsed_message(event: Done) -> str:
+    """What to tell a user whose network collapsed."""
+    return (
+        f"the network collapsed: after {event.step} steps its output is nearly the same everywhere "
+        f"(validation IoU {event.iou:.3f}). Train longer, from another seed, or with bn and more labels."
+    )
+
+
+def _as_path(out: str | Path | None) -> Path | None:
+    return None if out is None else Path(out)

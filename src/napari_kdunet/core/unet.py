@@ -1,0 +1,135 @@
+"""The k-Unet: a U-Net with k channels at the top (paper, "U-net Architecture")."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+
+from napari_kdunet.core.errors import ConfigError
+
+__all__ = ["KUNet"]
+
+_SLOPE = 0.1  # of LeakyReLU: enough to keep a one-channel stage alive
+
+
+def _activation(name: str) -> nn.Module:
+    return nn.ReLU(inplace=True) if name == "relu" else nn.LeakyReLU(_SLOPE, inplace=True)
+
+
+def _stage(inputs: int, outputs: int, bn: bool, activation: str) -> nn.Sequential:
+    """Two padded 3x3 convolutions with bias, each followed by BN (optional) and the activation."""
+    layers: list[nn.Module] = []
+    for a, b in pairwise((inputs, outputs, outputs)):
+        layers += [nn.Conv2d(a, b, 3, padding=1), *([nn.BatchNorm2d(b)] if bn else []), _activation(activation)]
+    return nn.Sequential(*layers)
+
+
+class KUNet(nn.Module):
+    """U-Net with `k` channels at the top, doubled at each of `depth` max-poolings.
+
+    Two padded 3x3 convolutions a stage, up by 2x2 transposed convolutions of stride 2, skips by concatenation and
+    a 1x1 head. With BN, k = 2 has 30,902 parameters and k = 64 has 31,042,434, the two figures of the paper.
+
+    Parameters
+    ----------
+    k : int
+        Channels at the top, at least 1.
+    bn : bool
+        Batch normalisation after each 3x3 convolution.
+    classes : int
+        Classes, background included, at least 2.
+    depth : int
+        Number of down-samplings, at least 1.
+    activation : {"leaky_relu", "relu"}
+        The paper has ReLU; LeakyReLU keeps tiny networks alive.
+    init : {"he", "torch"}
+        He initialisation with zero biases, or PyTorch's own (the paper's framework does not say).
+    prior : sequence of float, optional
+        Share of each class; the head's bias starts at its logarithm. With None it starts as `init` has it.
+
+    Raises
+    ------
+    ConfigError
+        If an argument is out of bounds.
+    """
+
+    def __init__(
+        self,
+        k: int = 2,
+        bn: bool = True,
+        *,
+        classes: int = 2,
+        depth: int = 4,
+        activation: str = "leaky_relu",
+        init: str = "he",
+        prior: Sequence[float] | None = None,
+    ) -> None:
+        super().__init__()
+        for name, value, least in (("k", k, 1), ("depth", depth, 1), ("classes", classes, 2)):
+            if int(value) != value or value < least:
+                raise ConfigError(f"{name} is {value}: give a whole number of at least {least}.")
+        if activation not in ("leaky_relu", "relu") or init not in ("he", "torch"):
+            raise ConfigError(f"unknown activation {activation!r} or init {init!r}.")
+        self.k, self.bn, self.classes, self.depth, self.activation = k, bn, classes, depth, activation
+        widths = [k * 2**level for level in range(depth + 1)]
+        self.down = nn.ModuleList(_stage(a, b, bn, activation) for a, b in pairwise([1, *widths]))
+        self.pool = nn.MaxPool2d(2)
+        self.up = nn.ModuleList(nn.ConvTranspose2d(b, a, 2, stride=2) for a, b in reversed(list(pairwise(widths))))
+        self.merge = nn.ModuleList(_stage(2 * a, a, bn, activation) for a in reversed(widths[:-1]))
+        self.head = nn.Conv2d(k, classes, 1)
+        if init == "he":
+            self._init_he()
+        if prior is not None:
+            with torch.no_grad():
+                self.head.bias.copy_(torch.tensor(prior).clamp_min(1e-4).log())  # type: ignore[union-attr]
+
+    def _init_he(self) -> None:
+        slope = _SLOPE if self.activation == "leaky_relu" else 0.0
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
+                # an output pixel of the transposed convolution sees one tap, so its fan-in is the input channels
+                fan = module.in_channels * (9 if module.kernel_size == (3, 3) else 1)
+                gain = 1.0 if module.kernel_size != (3, 3) else (2.0 / (1 + slope**2)) ** 0.5
+                nn.init.normal_(module.weight, std=gain / fan**0.5)
+                nn.init.zeros_(module.bias)  # type: ignore[arg-type]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits of a batch.
+
+        Parameters
+        ----------
+        x : Tensor
+            (N, 1, Y, X) float; Y and X multiples of ``2**depth``.
+
+        Returns
+        -------
+        Tensor
+            (N, classes, Y, X) logits.
+        """
+        skips = []
+        for level, stage in enumerate(self.down):
+            x = stage(self.pool(x) if level else x)
+            skips.append(x)
+        skips.pop()
+        for up, merge in zip(self.up, self.merge, strict=True):
+            x = merge(torch.cat((skips.pop(), up(x)), dim=1))
+        return self.head(x)  # type: ignore[no-any-return]
+
+    @property
+    def multiple(self) -> int:
+        """Sides of an input must be multiples of this, in pixels."""
+        return int(2**self.depth)
+
+    @property
+    def reach(self) -> int:
+        """How far an output pixel sees at most, in pixels, rounded up to a multiple of `multiple`."""
+        convolutions = 2 * sum(2**level for level in range(self.depth)) * 2 + 2 * 2**self.depth
+        return int(-(-(convolutions + self.multiple - 1) // self.multiple) * self.multiple)
+
+    @property
+    def parameter_count(self) -> int:
+        """Number of learnable parameters."""
+        return sum(p.numel() for p in self.parameters() if p.requires_grad)

@@ -1,0 +1,134 @@
+"""The main job on the embedded volume: teacher, student, and what the student keeps of the teacher."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.table import Table
+
+from napari_kdunet.core import (
+    DistillConfig,
+    Model,
+    TrainConfig,
+    evaluate,
+    iter_distill,
+    iter_train,
+    predict,
+    write_volume,
+)
+from napari_kdunet.core.errors import OutputError
+from napari_kdunet.progress import console, follow_training
+from napari_kdunet.sample import synthetic_em
+
+__all__ = ["run_demo"]
+
+_SHAPE = (48, 320, 320)
+_TEACHER = TrainConfig(k=16, minutes=1.1, patch=128, validations=5)
+_STUDENT = DistillConfig(k=2, minutes=0.9, patch=128, validations=5)
+
+
+@dataclass(frozen=True)
+class _Row:
+    name: str
+    model: Model
+    path: Path
+    probability: NDArray[np.float32]
+    iou: float
+    seconds_per_megapixel: float
+
+
+def run_demo(out: Path) -> None:
+    """Train a 16-Unet on a synthetic volume, distil it into a 2-Unet, and score both on another volume.
+
+    Writes the volumes, models, masks and a figure into the folder `out` and prints a table.
+
+    Raises
+    ------
+    OutputError
+        If the folder cannot be made or written to.
+    """
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"cannot make the folder {out}: {error.strerror}. Choose another.") from error
+    console.print("making two synthetic EM volumes, one to train on and one to test on")
+    raw, labels = _volume(out, "train", seed=0)
+    test, truth = _volume(out, "test", seed=1)
+    teacher_path, student_path = out / "teacher.safetensors", out / "student.safetensors"
+    teacher = follow_training("training a 16-Unet", iter_train(raw, labels, _TEACHER, out=teacher_path)).model
+    student = follow_training(
+        "distilling a 2-Unet", iter_distill(teacher, raw, labels, _STUDENT, out=student_path)
+    ).model
+    rows = [
+        _scored("teacher", teacher, teacher_path, test, truth),
+        _scored("student", student, student_path, test, truth),
+    ]
+    for row in rows:
+        mask = (row.probability > row.model.threshold).astype(np.uint8)
+        write_volume(mask, out / f"{row.name}-mask.tif", voxel_size=test.voxel_size)
+    _draw(out / "comparison.png", np.asarray(test[:]), np.asarray(truth), rows)
+    _print(rows, out)
+
+
+def _volume(out: Path, name: str, seed: int) -> tuple[Any, NDArray[np.uint8]]:
+    from napari_kdunet.core import open_volume
+
+    raw, labels = synthetic_em(_SHAPE, seed=seed)
+    write_volume(raw, out / f"{name}-raw.tif", voxel_size=(10.0, 10.0, 10.0))
+    write_volume(labels, out / f"{name}-labels.tif", voxel_size=(10.0, 10.0, 10.0))
+    return open_volume(out / f"{name}-raw.tif"), labels
+
+
+def _scored(name: str, model: Model, path: Path, raw: Any, labels: NDArray[np.uint8]) -> _Row:
+    lazy = predict(model, raw)
+    lazy[0].compute()  # warm up
+    begin = time.perf_counter()
+    probability: NDArray[np.float32] = lazy.compute()
+    seconds = time.perf_counter() - begin
+    iou = evaluate(probability, labels, threshold=model.threshold).iou
+    return _Row(name, model, path, probability, iou, seconds / (probability.size / 1e6))
+
+
+def _print(rows: list[_Row], out: Path) -> None:
+    table = Table(title="On the test volume, which neither has seen")
+    for heading in ("", "k", "parameters", "file", "IoU", "s / megapixel"):
+        table.add_column(heading, justify="left" if not heading else "right")
+    for row in rows:
+        about = row.model.describe()
+        table.add_row(
+            row.name,
+            str(about["k"]),
+            f"{about['parameters']:,}",
+            f"{row.path.stat().st_size / 1e3:,.0f} kB",
+            f"{row.iou:.3f}",
+            f"{row.seconds_per_megapixel:.3f}",
+        )
+    report = Console(soft_wrap=True)
+    report.print(table)
+    ratio = rows[0].model.parameter_count / rows[1].model.parameter_count
+    report.print(f"The student has 1/{ratio:.0f} of the teacher's parameters. Figure: {out / 'comparison.png'}")
+
+
+def _draw(path: Path, raw: NDArray[Any], labels: NDArray[Any], rows: list[_Row]) -> None:
+    """Raw | truth | each row's mask, at the slice with the most foreground."""
+    from matplotlib.figure import Figure
+
+    z = int(labels.astype(bool).sum(axis=(1, 2)).argmax())
+    panels = [("raw", None), ("truth", labels[z] > 0)]
+    panels += [(f"{row.name}: IoU {row.iou:.3f}", row.probability[z] > row.model.threshold) for row in rows]
+    figure = Figure(figsize=(4 * len(panels), 4.4), layout="constrained")
+    for axis, (title, mask) in zip(figure.subplots(1, len(panels)), panels, strict=True):
+        axis.imshow(raw[z], cmap="gray")
+        if mask is not None:
+            colour = np.zeros((*mask.shape, 4))
+            colour[mask] = (0.0, 0.62, 0.96, 0.45)  # blue, told apart from grey by all eyes
+            axis.imshow(colour)
+        axis.set(title=title, xticks=[], yticks=[])
+    figure.suptitle(f"slice z = {z} of the test volume")
+    figure.savefig(path, dpi=110)

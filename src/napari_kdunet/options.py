@@ -1,0 +1,80 @@
+"""Command-line options made from the fields of a settings class, so that the two cannot drift."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import types
+import typing
+from collections.abc import Callable
+from dataclasses import fields
+from typing import Any
+
+import typer
+
+from napari_kdunet.core.config import TrainConfig, parse_class_weights, parse_slices
+
+__all__ = ["with_settings"]
+
+_PARSERS: dict[str, Callable[[str], Any]] = {"slices": parse_slices, "class_weights": parse_class_weights}
+
+
+def with_settings(kind: type[TrainConfig]) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a command one option for each field of `kind`; it gets them as its argument `config`.
+
+    Only what the user typed is passed on, so that defaults live in `kind` alone; ``--paper`` starts from the paper's.
+    """
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        own = [p for p in inspect.signature(command, eval_str=True).parameters.values() if p.name != "config"]
+        options = [_option(spec, hint) for spec, hint in zip(fields(kind), _hints(kind), strict=True)]
+        names = {option.name for option in options}
+
+        @functools.wraps(command)
+        def run(paper: bool = False, **given: Any) -> None:
+            typed = {name: given.pop(name) for name in names}
+            typed = {name: _PARSERS.get(name, _same)(v) for name, v in typed.items() if v is not None}
+            command(config=kind.paper(**typed) if paper else kind(**typed), **given)
+
+        signature = inspect.Signature([*own, _paper_option(), *options])
+        run.__signature__ = signature  # type: ignore[attr-defined]
+        run.__annotations__ = {p.name: p.annotation for p in signature.parameters.values()}
+        return run
+
+    return decorate
+
+
+def _same(value: Any) -> Any:
+    return value
+
+
+def _hints(kind: type[TrainConfig]) -> list[Any]:
+    """The type of each field as a command line reads it: a number, a switch, or text."""
+    hints = typing.get_type_hints(kind)
+    simple = []
+    for spec in fields(kind):
+        members = typing.get_args(hints[spec.name]) if isinstance(hints[spec.name], types.UnionType) else ()
+        simple.append(members[0] if members else hints[spec.name])
+    return simple
+
+
+def _option(spec: Any, hint: Any) -> inspect.Parameter:
+    meta, flag = spec.metadata, "--" + spec.name.replace("_", "-")
+    unit = f" [{meta['unit']}]" if meta["unit"] else ""
+    choices = f" ({' | '.join(meta['choices'])})" if meta["choices"] and spec.name not in _PARSERS else ""
+    option = typer.Option(
+        f"{flag}/--no-{flag[2:]}" if hint is bool else flag,
+        help=meta["help"] + unit + choices,
+        show_default=str(spec.default) if spec.default is not None else False,
+        rich_help_panel="Advanced settings" if meta["advanced"] else "Settings",
+    )
+    return _parameter(spec.name, typing.Annotated[hint | None, option], None)
+
+
+def _paper_option() -> inspect.Parameter:
+    option = typer.Option("--paper", help="Start from the paper's settings instead of the defaults.")
+    return _parameter("paper", typing.Annotated[bool, option], False)
+
+
+def _parameter(name: str, annotation: Any, default: Any) -> inspect.Parameter:
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)

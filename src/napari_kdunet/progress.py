@@ -1,0 +1,127 @@
+"""A training or a writing on the terminal: a bar, a line a validation, and Ctrl-C between two events."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any, TypeVar
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, SpinnerColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+from napari_kdunet.core.errors import CollapsedError
+from napari_kdunet.core.events import Done, Event, Started, Stepped, Validated
+from napari_kdunet.core.training import collapsed_message
+
+__all__ = ["console", "follow_slices", "follow_training", "interruptible"]
+
+console = Console(stderr=True, highlight=False, soft_wrap=True)
+
+T = TypeVar("T")
+
+
+class Interrupted(Exception):
+    """Ctrl-C was pressed, and what was under way has been closed."""
+
+
+@contextmanager
+def interruptible(events: Iterator[T]) -> Iterator[Iterator[T]]:
+    """Iterate so that Ctrl-C takes effect between two events, closes `events` and raises `Interrupted`.
+
+    A second Ctrl-C stops at once.
+    """
+    pressed = False
+
+    def press(number: int, frame: FrameType | None) -> None:
+        nonlocal pressed
+        if pressed:
+            raise KeyboardInterrupt
+        pressed = True
+        console.print("stopping after this step; press Ctrl-C again to stop at once")
+
+    def watched() -> Iterator[T]:
+        for event in events:
+            yield event
+            if pressed:
+                raise Interrupted
+
+    before = signal.signal(signal.SIGINT, press)
+    try:
+        yield watched()
+    finally:
+        if isinstance(events, Generator):
+            events.close()
+        signal.signal(signal.SIGINT, before)
+
+
+def _bar(*extra: str) -> Progress:
+    return Progress(
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TaskProgressColumn(),
+        *(TextColumn(column) for column in extra),
+        TimeRemainingColumn(),
+        console=console,
+    )
+
+
+def follow_training(title: str, events: Iterator[Event]) -> Done:
+    """Draw a training until it is done.
+
+    Raises
+    ------
+    Interrupted
+        After Ctrl-C, when the best model and the state to resume from are written.
+    CollapsedError
+        If the network collapsed.
+    """
+    with interruptible(events) as watched, _bar("{task.fields[told]}") as bar:
+        task = bar.add_task(title, total=1.0, told="")
+        for event in watched:
+            if isinstance(event, Started):
+                _tell_start(event)
+            elif isinstance(event, Stepped):
+                bar.update(task, completed=event.fraction, told=f"step {event.step}  loss {event.loss:.3f}")
+            elif isinstance(event, Validated):
+                mark = "  best so far" if event.best else ""
+                console.print(
+                    f"step {event.step:>6}  {event.seconds:>6.0f} s  IoU {event.iou:.3f} at {event.threshold:.2f}  "
+                    f"CE {event.ce:.4f}  paper CE {event.paper_ce:.4f}{mark}"
+                )
+            elif isinstance(event, Done):
+                if event.collapsed:
+                    raise CollapsedError(collapsed_message(event), event.model)
+                return event
+    raise AssertionError("a training that ends without Done or an error")
+
+
+def _tell_start(event: Started) -> None:
+    taught = f" and {event.unlabelled_slices} taught" if event.unlabelled_slices else ""
+    console.print(
+        f"{event.parameters:,} parameters on {event.device}; {len(event.labelled_slices)} labelled{taught} slices; "
+        f"validated on {event.validated_on} {_ranges(event.val_slices)}; prior CE {event.prior_ce:.4f}"
+    )
+    for note in event.notes:
+        console.print(f"note: {note}")
+
+
+def _ranges(numbers: tuple[int, ...]) -> str:
+    """``0-3, 7`` for (0, 1, 2, 3, 7)."""
+    runs: list[list[int]] = []
+    for n in numbers:
+        if runs and n == runs[-1][-1] + 1:
+            runs[-1].append(n)
+        else:
+            runs.append([n])
+    return ", ".join(str(r[0]) if len(r) == 1 else f"{r[0]}-{r[-1]}" for r in runs)
+
+
+def follow_slices(title: str, slices: Iterator[Any], count: int) -> None:
+    """Draw the writing of `count` slices until the last; `Interrupted` after Ctrl-C, when nothing is left behind."""
+    with interruptible(slices) as watched, _bar("slice {task.completed}/{task.total}") as bar:
+        task = bar.add_task(title, total=count)
+        for _ in watched:
+            bar.advance(task)

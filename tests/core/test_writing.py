@@ -1,0 +1,244 @@
+"""Round trips, and what is left behind when writing fails or is given up: nothing."""
+
+from __future__ import annotations
+
+import json
+import os
+import tracemalloc
+
+import dask.array as da
+import numpy as np
+import pytest
+import tifffile
+import zarr
+
+from napari_kdunet.core.errors import OutputError, VolumeError
+from napari_kdunet.core.volumes import open_volume
+from napari_kdunet.core.writing import check_target, iter_write, write_volume
+
+SUFFIXES = [".tif", ".tiff", ".zarr"]
+
+
+@pytest.fixture
+def pixels() -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 200, (5, 37, 53), dtype=np.uint8)
+
+
+def names(folder) -> list[str]:
+    return sorted(entry.name for entry in folder.iterdir())
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+@pytest.mark.parametrize("dtype", ["uint8", "uint16", "uint32", "int32", "int64", "float32", "float64", "bool"])
+def test_round_trip(pixels, tmp_path, suffix, dtype):
+    array = pixels.astype(dtype)
+    path = tmp_path / f"out{suffix}"
+    written: list[int] = []
+    write_volume(array, path, voxel_size=(50, 4.6, 0.123), metadata={"model": "ünet\n"}, progress=written.append)
+    volume = open_volume(path)
+    assert volume.dtype == (np.uint8 if dtype == "bool" and suffix != ".zarr" else np.dtype(dtype))
+    assert volume.voxel_size == pytest.approx((50, 4.6, 0.123), rel=1e-6)
+    np.testing.assert_array_equal(np.asarray(volume), array)
+    assert written == [0, 1, 2, 3, 4]
+    assert names(tmp_path) == [f"out{suffix}"]
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+@pytest.mark.parametrize("shape", [(1, 37, 53), (3, 1, 53), (2, 5, 3), (3, 4, 4)])
+def test_small_shapes_and_no_voxel_size(tmp_path, suffix, shape):
+    array = np.random.default_rng(1).random(shape, dtype=np.float32)
+    write_volume(array, tmp_path / f"out{suffix}")
+    volume = open_volume(tmp_path / f"out{suffix}")
+    assert volume.voxel_size is None
+    np.testing.assert_array_equal(np.asarray(volume), array)
+
+
+def test_sources(pixels, tmp_path):
+    write_volume(da.from_array(pixels, chunks=(2, 20, 20)), tmp_path / "a.tif")
+    write_volume(open_volume(tmp_path / "a.tif", voxel_size=(3, 2, 1)), tmp_path / "b.zarr")
+    write_volume(iter(pixels), tmp_path / "c.tif", shape=pixels.shape, dtype=np.float32)
+    for name in ("a.tif", "b.zarr", "c.tif"):
+        np.testing.assert_array_equal(np.asarray(open_volume(tmp_path / name)), pixels)
+    assert open_volume(tmp_path / "b.zarr").voxel_size == (3, 2, 1)
+    assert open_volume(tmp_path / "c.tif").dtype == np.float32
+
+
+def test_tiff_is_compressed_and_imagej_knows_it(tmp_path):
+    array = np.zeros((4, 500, 500), np.uint8)
+    write_volume(array, tmp_path / "out.tif", voxel_size=(30, 4, 4), metadata={"k": 2})
+    assert (tmp_path / "out.tif").stat().st_size < array.nbytes / 20
+    with tifffile.TiffFile(tmp_path / "out.tif") as tif:
+        assert not tif.is_bigtiff
+        assert (tif.imagej_metadata["slices"], tif.imagej_metadata["unit"]) == (4, "nm")
+        assert json.loads(tif.imagej_metadata["napari_kdunet"]) == {"k": 2}
+
+
+def test_big_tiff_beyond_two_gib(tmp_path):
+    shape = (3 * 2**10, 2**10, 2**10)
+    writing = iter_write(
+        (np.zeros(shape[1:], np.uint8) for _ in range(shape[0])), tmp_path / "a.tif", shape=shape, dtype="u1"
+    )
+    next(writing)
+    (temporary,) = tmp_path.iterdir()
+    assert temporary.read_bytes()[2] == 43  # the version of BigTIFF; 42 is TIFF
+    writing.close()
+    assert names(tmp_path) == []
+
+
+def test_zarr_is_valid_ome_zarr(tmp_path):
+    yaozarrs = pytest.importorskip("yaozarrs")
+    write_volume(np.ones((3, 1100, 20), np.float32), tmp_path / "out.zarr", voxel_size=(30, 4, 5), metadata={"k": 2})
+    yaozarrs.validate_zarr_store(tmp_path / "out.zarr")
+    group = zarr.open_group(tmp_path / "out.zarr", mode="r")
+    assert group["0"].chunks == (1, 1024, 20)
+    assert group["0"].metadata.zarr_format == 3
+    assert group.attrs["ome"]["version"] == "0.5"
+    assert group.attrs["ome"]["multiscales"][0]["name"] == "out"
+    assert group.attrs["napari_kdunet"] == {"k": 2}
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_replaces_only_at_the_end(pixels, tmp_path, suffix):
+    path = tmp_path / f"out{suffix}"
+    write_volume(pixels, path)
+    for z in iter_write(pixels + 1, path):
+        np.testing.assert_array_equal(open_volume(path).read(z), pixels[z])
+        assert len(names(tmp_path)) == 2
+    np.testing.assert_array_equal(np.asarray(open_volume(path)), pixels + 1)
+    assert names(tmp_path) == [path.name]
+
+
+def test_onto_its_own_source(pixels, tmp_path):
+    path = tmp_path / "out.tif"
+    write_volume(pixels, path)
+    write_volume(open_volume(path), path, dtype=np.float32)
+    np.testing.assert_array_equal(np.asarray(open_volume(path)), pixels)
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_given_up_leaves_nothing(pixels, tmp_path, suffix):
+    path = tmp_path / f"out{suffix}"
+    write_volume(pixels, path)
+
+    writing = iter_write(pixels + 1, path)
+    assert [next(writing), next(writing)] == [0, 1]
+    assert len(names(tmp_path)) == 2
+    writing.close()
+    assert names(tmp_path) == [path.name]
+
+    def interrupt(z: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_volume(pixels + 1, path, progress=interrupt)
+    assert names(tmp_path) == [path.name]
+    np.testing.assert_array_equal(np.asarray(open_volume(path)), pixels)
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_errors_of_the_source_pass(pixels, tmp_path, suffix):
+    def slices():
+        yield pixels[0]
+        raise VolumeError("cannot read slice z=1 of raw.tif")
+
+    with pytest.raises(VolumeError, match="z=1"):
+        write_volume(slices(), tmp_path / f"out{suffix}", shape=pixels.shape, dtype=pixels.dtype)
+    for count, match in ((2, "only 2 of 5"), (7, "z=5")):
+        source = (pixels[0] for _ in range(count))
+        with pytest.raises(OutputError, match=match):
+            write_volume(source, tmp_path / f"out{suffix}", shape=pixels.shape, dtype=pixels.dtype)
+    with pytest.raises(OutputError, match="z=0"):
+        write_volume(iter(pixels[:, 1:]), tmp_path / f"out{suffix}", shape=pixels.shape, dtype=pixels.dtype)
+    assert names(tmp_path) == []
+
+
+class Unmounted:
+    """A volume on a share that goes away after two slices."""
+
+    shape, dtype = (5, 37, 53), np.dtype(np.uint8)
+
+    def __getitem__(self, z):
+        if z == 2:
+            raise OSError(5, "Input/output error", "raw.tif")
+        return np.zeros(self.shape[1:], self.dtype)
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_os_errors_of_the_source_are_not_taken_for_those_of_writing(tmp_path, suffix):
+    with pytest.raises(VolumeError, match=r"cannot read slice z=2 .*Input/output error: 'raw\.tif'"):
+        write_volume(Unmounted(), tmp_path / f"out{suffix}")
+    assert names(tmp_path) == []
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_full_disk(tmp_path, suffix):
+    resource = pytest.importorskip("resource", reason="not on Windows")
+    noise = np.random.default_rng(2).integers(0, 255, (8, 300, 300), dtype=np.uint8)
+    path = tmp_path / f"out{suffix}"
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(
+        resource.RLIMIT_FSIZE, (50_000, hard)
+    )  # no file may grow beyond: the write fails as on a full disk
+    try:
+        with pytest.raises(OutputError, match="cannot write") as caught:
+            write_volume(noise, path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert names(tmp_path) == []
+
+
+def test_a_rename_that_fails_restores_the_old_zarr(pixels, tmp_path, monkeypatch):
+    path = tmp_path / "out.zarr"
+    write_volume(pixels, path)
+    rename = type(path).rename
+
+    def fail(self, target):
+        if ".part-" in self.name:
+            raise PermissionError(13, "Permission denied")
+        return rename(self, target)
+
+    monkeypatch.setattr(type(path), "rename", fail)
+    with pytest.raises(OutputError, match="Permission denied"):
+        write_volume(pixels + 1, path)
+    assert names(tmp_path) == ["out.zarr"]
+    np.testing.assert_array_equal(np.asarray(open_volume(path)), pixels)
+
+
+def test_check_target(pixels, tmp_path, monkeypatch):
+    assert check_target(str(tmp_path / "OUT.TIF")) == tmp_path / "OUT.TIF"
+    (tmp_path / "folder.tif").mkdir()
+    (tmp_path / "photos.zarr").mkdir()
+    (tmp_path / "file.zarr").write_text("")
+    wrong = {
+        "out.png": r"\.tif or \.tiff or \.zarr",
+        "out": r"\.tif",
+        "no/out.tif": "no folder",
+        "folder.tif": "folder",
+    }
+    for name, match in {**wrong, "photos.zarr": "not a Zarr", "file.zarr": "not a Zarr"}.items():
+        with pytest.raises(OutputError, match=match) as caught:
+            iter_write(pixels, tmp_path / name)  # at once, before the first slice
+        assert str(tmp_path / name) in str(caught.value)
+    with pytest.raises(OutputError, match=r"\.npz"):
+        check_target(tmp_path / "out.tif", (".npz",))
+    monkeypatch.setattr(os, "access", lambda *_: False)  # root may write anywhere
+    with pytest.raises(OutputError, match="no permission"):
+        check_target(tmp_path / "out.tif")
+
+
+def test_what_is_no_volume(pixels, tmp_path):
+    for array in (pixels[0], pixels[:0], pixels.astype(complex)):
+        with pytest.raises(OutputError, match=r"out\.tif: shape"):
+            write_volume(array, tmp_path / "out.tif")
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_memory_is_that_of_a_slice(tmp_path, suffix):
+    slices = (np.full((600, 600), z, np.uint8) for z in range(60))
+    tracemalloc.start()
+    write_volume(slices, tmp_path / f"out{suffix}", shape=(60, 600, 600), dtype=np.uint8)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 10 * 600 * 600  # of 60 slices
