@@ -130,7 +130,7 @@ def test_structures_continue_from_slice_to_slice(seed: int) -> None:
 
 @pytest.mark.parametrize("seed", SEEDS)
 def test_distractors(seed: int) -> None:
-    """Much more than the mitochondria is as dark as they are, and some of it is thick: neurites, lysosomes, synapses."""
+    """Much more than the mitochondria is as dark as they are, and some of it thick: neurites, lysosomes, synapses."""
     raw, labels = volume(seed)
     smooth = ndimage.gaussian_filter(raw.astype(np.float32), (0, 1.5, 1.5))
     dark = (smooth < np.percentile(smooth[labels > 0], 90)) & (labels == 0)

@@ -5,16 +5,17 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
-from rich.console import Console
-from rich.table import Table
+from rich.text import Text
+from typer.core import TyperCommand
 
 from napari_kdunet import __version__
 from napari_kdunet.core.config import DistillConfig, TrainConfig
-from napari_kdunet.core.errors import ConfigError, KDUNetError, TrainingError
+from napari_kdunet.core.errors import ConfigError, KDUNetError, OutputError, TrainingError
 from napari_kdunet.options import with_settings
+from napari_kdunet.progress import Interrupted, console, follow_slices, follow_to_file
 
 __all__ = ["app", "main"]
 
@@ -25,38 +26,65 @@ app = typer.Typer(
     help="Train a U-Net on electron-microscopy volumes and distil it into a tiny k-Unet.",
 )
 
-Raw = Annotated[str, typer.Argument(help="Image: TIFF, OME-TIFF, (OME-)Zarr, .npy or a folder of slices; ZYX.")]
-Labels = Annotated[str, typer.Argument(help="Labels of the same shape: 0 is background.")]
+Raw = Annotated[str, typer.Argument(metavar="RAW", help="TIFF, OME-TIFF, (OME-)Zarr, .npy or folder of slices; ZYX.")]
+Labels = Annotated[str, typer.Argument(metavar="LABELS", help="Labels of the same shape: 0 is background.")]
 Out = Annotated[Path, typer.Option("-o", "--out", help="Model to write (.safetensors).")]
 VoxelSize = Annotated[
-    str | None, typer.Option(help="Voxel size in nm, one number or Z,Y,X, where the image does not state it.")
+    str | None, typer.Option(help="Voxel size in nm, one number or Z,Y,X, in place of the one that the image states.")
 ]
 ValRaw = Annotated[str | None, typer.Option(help="Image to validate on instead of a held-out share.")]
 ValLabels = Annotated[str | None, typer.Option(help="Its labels.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on from NAME.resume.safetensors beside the model.")]
 Start = Annotated[str | None, typer.Option(help="Model to go on training from.")]
 Device = Annotated[str, typer.Option(help="auto | cpu | cuda | mps")]
-Threads = Annotated[int | None, typer.Option(help="CPU threads; one a core if not given.")]
+Threads = Annotated[int | None, typer.Option(help="CPU threads; one a core if not given.", min=1)]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 ModelName = Annotated[str, typer.Argument(help="A .safetensors file or the name of a bundled model.", metavar="MODEL")]
 
+#: What typer raises for a wrong command line; click's in older versions, its own copy of that in newer ones.
+_UsageError: Any = typer.BadParameter.__mro__[1]
+
+
+class _Command(TyperCommand):
+    def collect_usage_pieces(self, ctx: Any) -> list[str]:
+        return [piece.strip("{}") for piece in super().collect_usage_pieces(ctx)]  # RAW, not {RAW}
+
 
 def main() -> None:
-    """Run the command line: wrong input is one line and exit code 2, a failed training 1, Ctrl-C 130."""
-    from napari_kdunet.progress import Interrupted, console
+    """Run the command line: wrong input is one line and exit code 2, a failed training 1, Ctrl-C 130.
 
+    Any other exception is a bug and passes with its traceback.
+    """
     try:
-        app()
-    except Interrupted as told:
-        console.print(str(told) or "stopped: nothing was written.")
+        code = app(prog_name="napari-kdunet", standalone_mode=False)
+    except (Interrupted, KeyboardInterrupt, typer.Abort) as told:
+        console.print(str(told) or "stopped.")
         sys.exit(130)
     except KDUNetError as error:
-        console.print(f"[bold red]error:[/] {_plain(error)}")
-        sys.exit(1 if isinstance(error, TrainingError) else 2)
+        _fail(str(error), 1 if isinstance(error, TrainingError) else 2)
+    except _UsageError as error:
+        if not error.format_message():  # the help was asked for by giving nothing, and is printed
+            sys.exit(2)
+        command = error.ctx.command_path if error.ctx else "napari-kdunet"
+        _fail(f"{error.format_message().rstrip('.')}, see {command} --help", 2)
+    except (MemoryError, RuntimeError) as error:
+        if not _is_out_of_memory(error):
+            raise
+        _fail("out of memory: lower --batch, --patch or --memory of a training, or free memory elsewhere.", 1)
+    if code == 130:  # how typer hands on a Ctrl-C that found nothing to close
+        console.print("stopped.")
+    sys.exit(code)
 
 
-def _plain(error: Exception) -> str:
-    return str(error).replace("[", r"\[")  # not markup
+def _fail(message: str, code: int) -> NoReturn:
+    console.print(Text.assemble(("error: ", "bold red"), " ".join(message.splitlines())))
+    sys.exit(code)
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """Whether memory ran out: Python's, the GPU's, or the CPU's, for which torch has words but no type."""
+    words = str(error).lower()
+    return isinstance(error, MemoryError) or "out of memory" in words or "can't allocate memory" in words
 
 
 def _version(asked: bool) -> None:
@@ -72,7 +100,7 @@ def _common(
     pass
 
 
-@app.command()
+@app.command(cls=_Command)
 def demo(
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for volumes, models, masks and the figure.")] = Path(
         "kdunet-demo"
@@ -84,7 +112,7 @@ def demo(
     run_demo(out)
 
 
-@app.command()
+@app.command(cls=_Command)
 @with_settings(TrainConfig)
 def train(
     raw: Raw,
@@ -109,17 +137,21 @@ def train(
         resume=resume,
         start=load_model(start) if start else None,
     )
-    _follow(f"training a {config.k}-Unet", events, out)
+    _follow(f"training a {config.k}-Unet", events, out, resume)
 
 
-@app.command()
+@app.command(cls=_Command)
 @with_settings(DistillConfig)
 def distill(
-    teacher: Annotated[str, typer.Argument(help="Model, TorchScript file, or volume of foreground probabilities.")],
+    teacher: Annotated[
+        str, typer.Argument(metavar="TEACHER", help="Model, TorchScript file, or volume of foreground probabilities.")
+    ],
     raw: Raw,
     out: Out,
     config: DistillConfig,
-    labels: Annotated[str | None, typer.Argument(help="Labels; without them the teacher alone is learnt from.")] = None,
+    labels: Annotated[
+        str | None, typer.Argument(metavar="LABELS", help="Labels; without them the teacher alone is learnt from.")
+    ] = None,
     unlabelled: Annotated[
         list[str] | None, typer.Option(help="Another image to learn from through the teacher; may be repeated.")
     ] = None,
@@ -139,14 +171,14 @@ def distill(
         config,
         unlabelled=[_volume(more, voxel_size) for more in unlabelled or []],
         val=_pair(val_raw, val_labels, voxel_size),
-        out=_target(out),
+        out=_target(out, teacher),
         resume=resume,
         start=load_model(start) if start else None,
     )
-    _follow(f"distilling a {config.k}-Unet", events, out)
+    _follow(f"distilling a {config.k}-Unet", events, out, resume)
 
 
-@app.command()
+@app.command(cls=_Command)
 def predict(
     model: ModelName,
     raw: Raw,
@@ -155,7 +187,7 @@ def predict(
         bool, typer.Option("--probabilities", help="Write float32 probabilities instead of uint8 labels.")
     ] = False,
     threshold: Annotated[
-        float | None, typer.Option(help="Probability above which a pixel is foreground; the model's own if not given.")
+        float | None, typer.Option(help="Probability above which a pixel is labelled; the model's own if not given.")
     ] = None,
     voxel_size: VoxelSize = None,
     device: Device = "auto",
@@ -163,25 +195,30 @@ def predict(
 ) -> None:
     """Segment a volume."""
     from napari_kdunet import core
-    from napari_kdunet.core.writing import check_target, iter_write
-    from napari_kdunet.progress import follow_slices
+    from napari_kdunet.core.writing import iter_write
 
-    check_target(out)
+    _target(out, raw, suffixes=(".tif", ".tiff", ".zarr"))
     loaded, volume = core.load_model(model), _volume(raw, voxel_size)
+    if volume.voxel_size is None and loaded.pixel_size:
+        size = f"{loaded.pixel_size:g} nm"
+        console.print(f"note: the pixel size of {raw} is not known: taken as the model's {size}; --voxel-size sets it.")
     output = "probability" if probabilities else "labels"
     result = core.predict(loaded, volume, output=output, threshold=threshold, device=device, threads=threads)  # type: ignore[arg-type]
     about = {"model": model, "threshold": loaded.threshold if threshold is None else threshold}
     slices = iter_write(result, out, voxel_size=volume.voxel_size, metadata=about)
-    follow_slices("segmenting", slices, volume.shape[0])
+    try:
+        follow_slices("segmenting", slices, volume.shape[0])
+    except (Interrupted, KeyboardInterrupt):
+        raise Interrupted("stopped: nothing was written.") from None
     typer.echo(str(out))
 
 
-@app.command()
+@app.command(cls=_Command)
 def evaluate(
-    pred: Annotated[str, typer.Argument(help="Masks (integers) or probabilities (floats), ZYX.")],
+    pred: Annotated[str, typer.Argument(metavar="PRED", help="Masks (integers) or probabilities (floats), ZYX.")],
     labels: Labels,
     as_json: Json = False,
-    threshold: Annotated[float, typer.Option(help="Where probabilities become foreground.")] = 0.5,
+    threshold: Annotated[float, typer.Option(help="Where probabilities become foreground.", min=0, max=1)] = 0.5,
     ignore: Annotated[int | None, typer.Option(help="Label value of pixels that do not count.")] = None,
 ) -> None:
     """Score masks or probabilities against labels."""
@@ -199,7 +236,7 @@ def evaluate(
     _print_table(scores)
 
 
-@app.command()
+@app.command(cls=_Command)
 def info(model: ModelName, as_json: Json = False) -> None:
     """Tell what a model is and how it was trained."""
     from napari_kdunet import core
@@ -209,36 +246,34 @@ def info(model: ModelName, as_json: Json = False) -> None:
         typer.echo(json.dumps(about))
         return
     summary = about.pop("summary")
-    flat = {**about, **{name: value for name, value in summary.items() if not isinstance(value, dict)}}
+    flat = about | {name: value for name, value in summary.items() if not isinstance(value, dict)}
     for group in ("validation", "teacher", "settings"):
         flat |= {f"{group}: {name}": value for name, value in summary.get(group, {}).items()}
     _print_table(flat)
 
 
 def _print_table(rows: dict[str, Any]) -> None:
-    table = Table(show_header=False, box=None)
+    width = max(map(len, rows))
     for name, value in rows.items():
         shown = "not defined" if value is None and name in ("iou", "dice", "precision", "recall") else value
-        table.add_row(name.replace("_", " "), f"{shown:.4f}" if isinstance(shown, float) else str(shown))
-    Console(soft_wrap=True).print(table)
+        told = f"{shown:.5g}" if isinstance(shown, float) else str(shown)
+        typer.echo(f"{name.replace('_', ' '):<{width}}  {told}")
 
 
-def _follow(title: str, events: Any, out: Path) -> None:
-    from napari_kdunet.core.resume import resume_path
-    from napari_kdunet.progress import Interrupted, follow_training
-
-    try:
-        done = follow_training(title, events)
-    except Interrupted:
-        saved = f"the best model so far is {out}" if out.exists() else "no model was good enough to be saved yet"
-        raise Interrupted(f"stopped: {saved}; go on with --resume (from {resume_path(out).name}).") from None
+def _follow(title: str, events: Any, out: Path, resumed: bool) -> None:
+    done = follow_to_file(title, events, out, resumed=resumed)
     typer.echo(f"{done.path}  IoU {done.iou:.3f} at threshold {done.model.threshold:.2f}  {done.seconds:.0f} s")
 
 
-def _target(out: Path) -> Path:
+def _target(out: Path, *inputs: str, suffixes: tuple[str, ...] = (".safetensors",)) -> Path:
+    """Check, before hours of work, that `out` can be written, and not over what is still to be read."""
     from napari_kdunet.core.writing import check_target
 
-    return check_target(out, (".safetensors",))
+    for given in inputs:
+        path = Path(given).resolve()
+        if out.resolve() in (path, *path.parents):
+            raise OutputError(f"cannot write {out}: it is, or holds, the input {given}; choose another name.")
+    return check_target(out, suffixes)
 
 
 def _volume(source: str, voxel_size: str | None) -> Any:

@@ -16,15 +16,18 @@ from napari_kdunet.core import (
     DistillConfig,
     Model,
     TrainConfig,
+    Volume,
     evaluate,
     iter_distill,
     iter_train,
+    open_volume,
     predict,
     write_volume,
 )
 from napari_kdunet.core.errors import OutputError
-from napari_kdunet.progress import console, follow_training
-from napari_kdunet.sample import synthetic_em
+from napari_kdunet.core.files import replacing
+from napari_kdunet.progress import Interrupted, console, follow_training
+from napari_kdunet.sample import VOXEL_SIZE, synthetic_em
 
 __all__ = ["run_demo"]
 
@@ -52,40 +55,51 @@ def run_demo(out: Path) -> None:
     ------
     OutputError
         If the folder cannot be made or written to.
+    CollapsedError
+        If a network collapsed.
+    Interrupted
+        After Ctrl-C.
     """
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise OutputError(f"cannot make the folder {out}: {error.strerror}. Choose another.") from error
+    try:
+        rows = _train_both(out)
+    except Interrupted:
+        raise Interrupted(f"stopped: what was made so far is in {out}.") from None
+    _print(rows, out)
+
+
+def _train_both(out: Path) -> list[_Row]:
     console.print("making two synthetic EM volumes, one to train on and one to test on")
     raw, labels = _volume(out, "train", seed=0)
     test, truth = _volume(out, "test", seed=1)
     teacher_path, student_path = out / "teacher.safetensors", out / "student.safetensors"
-    teacher = follow_training("training a 16-Unet", iter_train(raw, labels, _TEACHER, out=teacher_path)).model
-    student = follow_training(
-        "distilling a 2-Unet", iter_distill(teacher, raw, labels, _STUDENT, out=student_path)
-    ).model
+    events = iter_train(raw, labels, _TEACHER, out=teacher_path)
+    teacher = follow_training(f"training a {_TEACHER.k}-Unet", events).model
+    events = iter_distill(teacher, raw, labels, _STUDENT, out=student_path)
+    student = follow_training(f"distilling a {_STUDENT.k}-Unet", events).model
+    console.print("segmenting the test volume with both")
     rows = [
         _scored("teacher", teacher, teacher_path, test, truth),
         _scored("student", student, student_path, test, truth),
     ]
     for row in rows:
         mask = (row.probability > row.model.threshold).astype(np.uint8)
-        write_volume(mask, out / f"{row.name}-mask.tif", voxel_size=test.voxel_size)
-    _draw(out / "comparison.png", np.asarray(test[:]), np.asarray(truth), rows)
-    _print(rows, out)
+        write_volume(mask, out / f"{row.name}-mask.tif", voxel_size=VOXEL_SIZE)
+    _draw(out / "comparison.png", np.asarray(test), truth, rows)
+    return rows
 
 
-def _volume(out: Path, name: str, seed: int) -> tuple[Any, NDArray[np.uint8]]:
-    from napari_kdunet.core import open_volume
-
+def _volume(out: Path, name: str, seed: int) -> tuple[Volume, NDArray[np.uint8]]:
     raw, labels = synthetic_em(_SHAPE, seed=seed)
-    write_volume(raw, out / f"{name}-raw.tif", voxel_size=(10.0, 10.0, 10.0))
-    write_volume(labels, out / f"{name}-labels.tif", voxel_size=(10.0, 10.0, 10.0))
+    write_volume(raw, out / f"{name}-raw.tif", voxel_size=VOXEL_SIZE)
+    write_volume(labels, out / f"{name}-labels.tif", voxel_size=VOXEL_SIZE)
     return open_volume(out / f"{name}-raw.tif"), labels
 
 
-def _scored(name: str, model: Model, path: Path, raw: Any, labels: NDArray[np.uint8]) -> _Row:
+def _scored(name: str, model: Model, path: Path, raw: Volume, labels: NDArray[np.uint8]) -> _Row:
     lazy = predict(model, raw)
     lazy[0].compute()  # warm up
     begin = time.perf_counter()
@@ -109,7 +123,7 @@ def _print(rows: list[_Row], out: Path) -> None:
             f"{row.iou:.3f}",
             f"{row.seconds_per_megapixel:.3f}",
         )
-    report = Console(soft_wrap=True)
+    report = Console(soft_wrap=True, markup=False, emoji=False, highlight=False)
     report.print(table)
     ratio = rows[0].model.parameter_count / rows[1].model.parameter_count
     report.print(f"The student has 1/{ratio:.0f} of the teacher's parameters. Figure: {out / 'comparison.png'}")
@@ -131,4 +145,5 @@ def _draw(path: Path, raw: NDArray[Any], labels: NDArray[Any], rows: list[_Row])
             axis.imshow(colour)
         axis.set(title=title, xticks=[], yticks=[])
     figure.suptitle(f"slice z = {z} of the test volume")
-    figure.savefig(path, dpi=110)
+    with replacing(path) as temporary:
+        figure.savefig(temporary, dpi=110)

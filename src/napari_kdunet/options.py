@@ -17,6 +17,7 @@ from napari_kdunet.core.config import TrainConfig, parse_class_weights, parse_sl
 __all__ = ["with_settings"]
 
 _PARSERS: dict[str, Callable[[str], Any]] = {"slices": parse_slices, "class_weights": parse_class_weights}
+_EXAMPLES = {"slices": "e.g. 3,8,20:30", "class_weights": "e.g. 1,4"}
 
 
 def with_settings(kind: type[TrainConfig]) -> Callable[[Callable[..., None]], Callable[..., None]]:
@@ -59,16 +60,31 @@ def _hints(kind: type[TrainConfig]) -> list[Any]:
 
 
 def _option(spec: Any, hint: Any) -> inspect.Parameter:
-    meta, flag = spec.metadata, "--" + spec.name.replace("_", "-")
-    unit = f" [{meta['unit']}]" if meta["unit"] else ""
-    choices = f" ({' | '.join(meta['choices'])})" if meta["choices"] and spec.name not in _PARSERS else ""
+    flag = "--" + spec.name.replace("_", "-")
     option = typer.Option(
         f"{flag}/--no-{flag[2:]}" if hint is bool else flag,
-        help=meta["help"] + unit + choices,
-        show_default=str(spec.default) if spec.default is not None else False,
-        rich_help_panel="Advanced settings" if meta["advanced"] else "Settings",
+        help=_help(spec),
+        rich_help_panel="Advanced settings" if spec.metadata["advanced"] else "Settings",
     )
     return _parameter(spec.name, typing.Annotated[hint | None, option], None)
+
+
+def _help(spec: Any) -> str:
+    """The help of a field with its words, bounds, unit and default; no square brackets, which would be markup."""
+    meta = spec.metadata
+    facts = [_EXAMPLES[spec.name]] if spec.name in _EXAMPLES else [" | ".join(meta["choices"])]
+    signs = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}
+    facts += [f"{sign} {_number(meta[name])}" for name, sign in signs.items() if name in meta]
+    if spec.default is not None:
+        facts.append(f"default {_number(spec.default)}")
+    told = ", ".join(fact for fact in [meta["unit"], *facts] if fact)
+    return f"{meta['help'].rstrip('.')} ({told})." if told else meta["help"]
+
+
+def _number(value: Any) -> str:
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _paper_option() -> inspect.Parameter:

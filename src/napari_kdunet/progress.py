@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Generator, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from types import FrameType
 from typing import Any, TypeVar
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
-from napari_kdunet.core.errors import CollapsedError
+from napari_kdunet.core.errors import CollapsedError, DivergedError
 from napari_kdunet.core.events import Done, Event, Started, Stepped, Validated
-from napari_kdunet.core.training import collapsed_message
 
-__all__ = ["console", "follow_slices", "follow_training", "interruptible"]
+__all__ = ["Interrupted", "console", "follow_slices", "follow_to_file", "follow_training", "interruptible"]
 
-console = Console(stderr=True, highlight=False, soft_wrap=True)
+#: Everything but results goes here. What it prints is never markup: a path may hold square brackets.
+console = Console(stderr=True, highlight=False, soft_wrap=True, markup=False, emoji=False)
 
 T = TypeVar("T")
 
@@ -30,7 +32,7 @@ class Interrupted(Exception):
 def interruptible(events: Iterator[T]) -> Iterator[Iterator[T]]:
     """Iterate so that Ctrl-C takes effect between two events, closes `events` and raises `Interrupted`.
 
-    A second Ctrl-C stops at once.
+    So does the SIGTERM of a cluster's scheduler. A second Ctrl-C stops at once.
     """
     pressed = False
 
@@ -39,7 +41,8 @@ def interruptible(events: Iterator[T]) -> Iterator[Iterator[T]]:
         if pressed:
             raise KeyboardInterrupt
         pressed = True
-        console.print("stopping after this step; press Ctrl-C again to stop at once")
+        with suppress(OSError):  # straight to stderr: what is interrupted may be a print, and rich would repeat it
+            os.write(2, b"\nstopping after this step; press Ctrl-C again to stop at once\n")
 
     def watched() -> Iterator[T]:
         for event in events:
@@ -47,16 +50,18 @@ def interruptible(events: Iterator[T]) -> Iterator[Iterator[T]]:
             if pressed:
                 raise Interrupted
 
-    before = signal.signal(signal.SIGINT, press)
+    before = {number: signal.signal(number, press) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield watched()
     finally:
         if isinstance(events, Generator):
             events.close()
-        signal.signal(signal.SIGINT, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _bar(*extra: str) -> Progress:
+    """A progress bar; on anything but a terminal there is none, so that a log holds lines alone."""
     return Progress(
         SpinnerColumn(),
         TextColumn("{task.description}"),
@@ -65,6 +70,7 @@ def _bar(*extra: str) -> Progress:
         *(TextColumn(column) for column in extra),
         TimeRemainingColumn(),
         console=console,
+        disable=not console.is_terminal,
     )
 
 
@@ -78,6 +84,8 @@ def follow_training(title: str, events: Iterator[Event]) -> Done:
     CollapsedError
         If the network collapsed.
     """
+    from napari_kdunet.core.training import collapsed_message  # not at the top: it imports torch
+
     with interruptible(events) as watched, _bar("{task.fields[told]}") as bar:
         task = bar.add_task(title, total=1.0, told="")
         for event in watched:
@@ -98,11 +106,49 @@ def follow_training(title: str, events: Iterator[Event]) -> Done:
     raise AssertionError("a training that ends without Done or an error")
 
 
+def follow_to_file(title: str, events: Iterator[Event], out: Path, *, resumed: bool = False) -> Done:
+    """Draw a training that writes `out` until it is done.
+
+    Raises
+    ------
+    Interrupted, DivergedError
+        Their messages say whether this training has left a model at `out`, and what there is to go on with.
+    CollapsedError
+        If the network collapsed.
+    """
+    from napari_kdunet.core.resume import resume_path  # not at the top: it imports torch
+
+    state, before = resume_path(out), _stamp(out)
+    if state.exists() and not resumed:
+        console.print(f"note: starting anew, {state} of a training that was stopped will be replaced (see --resume)")
+    try:
+        return follow_training(title, events)
+    except (Interrupted, KeyboardInterrupt):
+        found = _stamp(out) != before
+        best = f"the best model so far is {out}" if found else "no model was good enough to be saved yet"
+        more = f"; go on with --resume (from {state.name})" if state.exists() else ""
+        raise Interrupted(f"stopped: {best}{more}.") from None
+    except DivergedError as error:
+        kept = f" The best model so far is {out}." if _stamp(out) != before else ""
+        raise DivergedError(f"{error}{kept}", error.model) from error
+
+
+def _stamp(path: Path) -> tuple[int, int] | None:
+    """What tells a file from another written in its place; None if there is none."""
+    try:
+        about = path.stat()
+    except OSError:
+        return None
+    return about.st_ino, about.st_mtime_ns
+
+
 def _tell_start(event: Started) -> None:
     taught = f" and {event.unlabelled_slices} taught" if event.unlabelled_slices else ""
+    resumed = f"resumed after step {event.step}; " if event.step else ""
     console.print(
-        f"{event.parameters:,} parameters on {event.device}; {len(event.labelled_slices)} labelled{taught} slices; "
-        f"validated on {event.validated_on} {_ranges(event.val_slices)}; prior CE {event.prior_ce:.4f}"
+        f"{resumed}{event.parameters:,} parameters on {event.device}; "
+        f"{len(event.labelled_slices)} labelled{taught} slices; "
+        f"validated on {event.validated_on}, z = {_ranges(event.val_slices)}; prior CE {event.prior_ce:.4f}"
     )
     for note in event.notes:
         console.print(f"note: {note}")

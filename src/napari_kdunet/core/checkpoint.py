@@ -102,7 +102,8 @@ def load_model(source: str | Path) -> Model:
     if not path.exists() and str(source) in bundled_models():
         path = bundled_models()[str(source)]
     weights, about = load_tensors(path)
-    if about.get("format", 0) > _FORMAT:
+    version = about.get("format")
+    if isinstance(version, int) and version > _FORMAT:
         raise ModelError(f"{path} was written by napari-kdunet {about.get('version')}: update to read it.")
     try:
         net = KUNet(

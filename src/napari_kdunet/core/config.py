@@ -57,8 +57,13 @@ def _check(spec: Field[Any], value: Any) -> None:
     if value is None and "None" in str(spec.type):
         return
     if meta["choices"]:
-        if value not in meta["choices"] and not (isinstance(value, tuple) and value):
+        other = isinstance(value, tuple) and value and "tuple" in str(spec.type)
+        if value not in meta["choices"] and not other:
             raise ConfigError(f"{spec.name} is {value!r}: choose one of {', '.join(meta['choices'])}.")
+        return
+    if spec.type == "bool":
+        if not isinstance(value, bool):
+            raise ConfigError(f"{spec.name} is {value!r}: give True or False.")
         return
     bounds = {name: meta[name] for name in _BOUNDS if name in meta}
     if not bounds:

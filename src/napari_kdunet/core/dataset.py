@@ -60,6 +60,8 @@ class Dataset:
     validation: Validation
     labelled_slices: tuple[int, ...]
     unlabelled_slices: int
+    pixel_size: float
+    """The image's own, nm; 0 where it is not known."""
     notes: tuple[str, ...] = field(default=())
 
 
@@ -96,7 +98,6 @@ def prepare(
         If something cannot be used.
     """
     image = open_volume(raw)
-    notes = _pixel_size_notes(image, config)
     truth = None if labels is None else open_volume(labels)
     if truth is not None:
         check_labels(image, truth)
@@ -105,19 +106,26 @@ def prepare(
         raise VolumeError(f"{teacher.name} cannot teach on {image.name}, shape {image.shape}: {why}.")
     found = () if truth is None else labelled_slices(truth, config)
     validation, held_out = _split(image, truth, found, config, val, teacher, device)
+    for z in validation.slices:
+        validation.raw.statistics(z)  # a bad slice is found now rather than after the first part of the training
     learnt = tuple(z for z in found if z not in held_out)
     others = tuple(z for z in range(image.shape[0]) if z not in found and z not in held_out) if teacher else ()
     probability = teacher if isinstance(teacher, Volume) else None
     labelled = [Source(image, truth, probability, learnt)] if learnt else []
     taught = [Source(image, None, probability, others)] if others else []
-    for more in map(open_volume, unlabelled):
-        taught.append(Source(more, slices=tuple(range(more.shape[0]))))
+    taught += [Source(more, slices=tuple(range(more.shape[0]))) for more in map(open_volume, unlabelled)]
+    used = dict.fromkeys((image, validation.raw, *(source.raw for source in taught)))
+    notes = [note for volume in used for note in _pixel_size_notes(volume, config)]
     pool, sampled = _load(labelled, taught, config, device)
     if sampled:
         notes.append(f"the slices need more than {config.memory:g} GB: an even sample of them is trained on.")
+    taught_values = [b.taught.max().item() for b in (*pool.labelled, *pool.unlabelled) if b.taught is not None]
+    if probability is not None and probability.dtype == "uint8" and max(taught_values) < 1.5 / 255:
+        raise VolumeError(f"{probability.name} is uint8, but holds only 0 and 1: give a mask as bool, or times 255.")
     if truth is not None and not pool.class_pixels()[1:].sum():
         raise LabelsError(f"{truth.name} has no foreground in the slices to train on: label some or name others.")
-    return Dataset(pool, validation, learnt, sum(len(s.slices) for s in taught), tuple(notes))
+    own = image.voxel_size[-1] if image.voxel_size else 0.0
+    return Dataset(pool, validation, learnt, sum(len(s.slices) for s in taught), own, tuple(notes))
 
 
 def labelled_slices(labels: Volume, config: TrainConfig) -> tuple[int, ...]:
@@ -134,7 +142,7 @@ def labelled_slices(labels: Volume, config: TrainConfig) -> tuple[int, ...]:
         if max(config.slices) >= labels.shape[0]:
             last = labels.shape[0] - 1
             raise ConfigError(f"slices names z={max(config.slices)}, but {labels.name} has slices 0 to {last}.")
-        candidates: Sequence[int] = config.slices
+        candidates: Sequence[int] = sorted(set(config.slices))
     else:
         candidates = range(labels.shape[0])
     found, looked_at, foreground_seen = [], False, False
@@ -173,16 +181,15 @@ def _split(
         slices = labelled_slices(given_labels, replace(config, slices="auto"))
         return _against_labels(given, given_labels, slices, config, "given volume"), frozenset()
     if truth is not None:
-        count = max(1, round(len(found) * config.val_share)) if len(found) > 3 and config.val_share else 0
-        held_out = found[len(found) - count :]
-        if any((class_index(truth.read(z), config.classes, config.ignore) > 0).any() for z in held_out):
+        held_out = _held_out(found, config.val_share)
+        judged = _spaced(held_out, config.val_slices)
+        if any((class_index(truth.read(z), config.classes, config.ignore) > 0).any() for z in judged):
             return _against_labels(image, truth, held_out, config, "held-out slices"), frozenset(held_out)
         return _against_labels(image, truth, found, config, "training slices"), frozenset()
     if teacher is None:
         raise LabelsError(f"{image.name} came without labels and without a teacher: give one of them.")
-    count = max(1, round(image.shape[0] * config.val_share)) if image.shape[0] > 3 and config.val_share else 0
     every = tuple(range(image.shape[0]))
-    held_out = every[len(every) - count :]
+    held_out = _held_out(every, config.val_share)
     truth_of = _teacher_truth(image, teacher, device)
     return Validation(image, truth_of, _spaced(held_out or every, config.val_slices), "teacher"), frozenset(held_out)
 
@@ -204,6 +211,12 @@ def _teacher_truth(raw: Volume, teacher: Model | Volume, device: torch.device) -
         return (foreground(tiler.logits(raw, z, y, x)) > teacher.threshold).astype(np.int16)
 
     return truth
+
+
+def _held_out(slices: tuple[int, ...], share: float) -> tuple[int, ...]:
+    """The last of the slices, about `share` of them; none of three or fewer, and never all."""
+    count = min(max(1, round(len(slices) * share)), len(slices) - 1) if len(slices) > 3 and share else 0
+    return slices[len(slices) - count :]
 
 
 def _spaced(slices: tuple[int, ...], most: int) -> tuple[int, ...]:

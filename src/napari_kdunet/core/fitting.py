@@ -61,7 +61,8 @@ class Fit:
         self.best_iou, self.best_collapsed = -1.0, True
         precision: Any = config.precision
         self.fabric = Fabric(accelerator=self.device.type, devices=1, precision=precision)
-        self.guide = copy.deepcopy(teacher.net).to(self.device) if isinstance(teacher, Model) else None
+        with torch.no_grad():  # the copy of a TorchScript module would else hang on the original's graph
+            self.guide = copy.deepcopy(teacher.net).to(self.device) if isinstance(teacher, Model) else None
         self.threads = config.threads or training_threads(config.k)
         self.helper_threads = max(1, cores() - self.threads)
         self._helper = ThreadPoolExecutor(1, "kdunet-batches")
@@ -83,7 +84,7 @@ class Fit:
                 raise ModelError(
                     "the model to start from has another form than the settings: make k, bn and so on alike."
                 )
-            return copy.deepcopy(net).to(self.device)
+            return copy.deepcopy(net).to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
         with torch.random.fork_rng(devices=[]):  # the caller's random numbers stay as they were
             torch.manual_seed(c.seed)
             net = KUNet(
@@ -184,7 +185,8 @@ class Fit:
             return batch.taught
         if self.guide is None or not isinstance(self.teacher, Model):
             return None
-        return teacher_logits(self.guide, self.teacher.pixel_size, batch.image, self.config.pixel_size)
+        own = self.data.pixel_size  # what 0 stands for, on both sides
+        return teacher_logits(self.guide, self.teacher.pixel_size or own, batch.image, self.config.pixel_size or own)
 
     def step(self) -> Stepped:
         """Train on one batch.
@@ -212,11 +214,7 @@ class Fit:
             )
             total = losses.total.item()
             if not math.isfinite(total):
-                raise DivergedError(
-                    f"training diverged at step {self.steps + 1}: the loss is {total}. "
-                    f"Lower lr (now {self.config.lr:g}) or tau.",
-                    self.best,
-                )
+                raise self._diverged(f"the loss is {total}")
             self.optimizer.zero_grad()
             self.fabric.backward(losses.total)
             if self.config.clip:
@@ -228,6 +226,10 @@ class Fit:
             self.steps += 1
         hard_part, soft_part = (math.nan if part is None else part.item() for part in losses[1:])
         return Stepped(self.steps, self.fraction, self.seconds, total, hard_part, soft_part, lr, data_seconds)
+
+    def _diverged(self, what: str) -> DivergedError:
+        message = f"training diverged after {self.steps} steps: {what}. Lower lr (now {self.config.lr:g}) or tau."
+        return DivergedError(message, self.best)
 
     def _batch(self, soft: bool) -> tuple[Batch, Tensor | None]:
         """The batch of this step and what the teacher says of it, made while the step before was running.
@@ -264,14 +266,22 @@ class Fit:
     # a validation
 
     def validate(self) -> Validated:
-        """Score the averaged network on the validation slices and keep it if it is the best so far."""
+        """Score the averaged network on the validation slices and keep it if it is the best so far.
+
+        Raises
+        ------
+        DivergedError
+            If a weight is not finite: the gradient of the step before was not.
+        """
         with self._active():
-            net = copy.deepcopy(self.average.module if self.config.ema else self.raw_net)
-            model = Model(net, self.config.pixel_size)
+            model = self._model(copy.deepcopy(self.average.module if self.config.ema else self.raw_net))
+            if not all(value.isfinite().all() for value in model.net.state_dict().values()):
+                raise self._diverged("a weight is no longer finite")
             curve = self.data.validation.score(model, self.device.type, self.config.threads)
             threshold = curve.best_threshold()
             iou = curve.iou(threshold)
-            self.validations_done += 1
+            while self.validation_is_due:  # one does for all that have fallen due: a step can be a large share
+                self.validations_done += 1
         scores = {"iou": iou, "ce": curve.ce, "prior_ce": curve.prior_ce, "step": self.steps}
         model = replace(model, threshold=threshold, summary=self._summary(scores))
         better = self.best is None or (not curve.collapsed, iou) > (not self.best_collapsed, self.best_iou)
@@ -279,6 +289,11 @@ class Fit:
         if better:
             self.best, self.best_iou, self.best_collapsed = model, iou, curve.collapsed
         return Validated(self.steps, self.seconds, curve.ce, iou, threshold, curve.iou(0.5), better, model)
+
+    def _model(self, net: torch.nn.Module, **more: Any) -> Model:
+        classes = self.config.classes
+        names = Model.class_names if classes == 2 else ("background", *(f"class {i}" for i in range(1, classes)))
+        return Model(net, self.config.pixel_size, class_names=names, **more)
 
     def _summary(self, scores: dict[str, Any]) -> dict[str, Any]:
         data, teacher = self.data, self.teacher
@@ -340,7 +355,7 @@ class Fit:
         if state.tensors["best"]:
             net = copy.deepcopy(self.raw_net)
             net.load_state_dict(state.tensors["best"])
-            self.best = Model(net, self.config.pixel_size, state.best["threshold"], summary=state.best["summary"])
+            self.best = self._model(net, threshold=state.best["threshold"], summary=state.best["summary"])
 
     def save_best(self) -> Path | None:
         """Write the best model to where it was asked for, unless there is none or it collapsed."""

@@ -209,11 +209,13 @@ def _offsets(count: int, config: TrainConfig, generator: torch.Generator) -> Ten
 def _cut(block: Block, offset: Tensor, place: Sequence[float]) -> Tensor:
     """(channels, Y, X) float32: a block's channels, interpolated at `offset` around a centre chosen by `place`.
 
-    The centre lies so that an unturned patch stays inside the block; where it does not fit, the block is mirrored.
+    The centre lies so that an unturned patch stays inside the block, on whole pixels, so that one that is not warped
+    is not blurred either; where it does not fit, the block is mirrored.
     """
     size = block.image.shape[-2:]
     side = offset.shape[0]
-    centre = [(n - 1) / 2 if n <= side else (side - 1) / 2 + at * (n - side) for n, at in zip(size, place, strict=True)]
+    room = [n - side for n in size]
+    centre = [(side - 1) / 2 + (n // 2 if n <= 0 else round(at * n)) for n, at in zip(room, place, strict=True)]
     points = offset + offset.new_tensor((centre[1], centre[0]))
     first, last = points.amin(dim=(0, 1)).tolist(), points.amax(dim=(0, 1)).tolist()
     x, y = (

@@ -6,6 +6,7 @@ import copy
 import itertools
 import math
 import threading
+import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -76,16 +77,18 @@ def predict(
     if not 0 <= level < 1:
         raise ConfigError(f"threshold is {level}: give a number from 0 up to, not including, 1.")
     tiler = Tiler.of(model, volume, device, threads)
-    sides = (_pieces(n, s) for n, s in zip(volume.shape[1:], tiler.tile(tile), strict=True))
-    chunks = ((1,) * volume.shape[0], *sides)
+    _, height, width = volume.shape
+    step_y, step_x = tiler.tile(tile)
+    chunks = ((1,) * volume.shape[0], _pieces(height, step_y), _pieces(width, step_x))
     dtype = np.float32 if output == "probability" else np.uint8
 
-    def block(block_info: Any = None) -> NDArray[Any]:
-        (z, _), (y0, y1), (x0, x1) = block_info[None]["array-location"]
-        logits = tiler.logits(volume, z, (y0, y1), (x0, x1))
+    def block(block_id: tuple[int, int, int] = (0, 0, 0)) -> NDArray[Any]:
+        z, y, x = block_id[0], block_id[1] * step_y, block_id[2] * step_x
+        logits = tiler.logits(volume, z, (y, min(y + step_y, height)), (x, min(x + step_x, width)))
         return (foreground(logits) if output == "probability" else _labels(logits, level))[None]
 
-    lazy: da.Array = da.map_blocks(block, chunks=chunks, dtype=dtype, meta=np.empty((0, 0, 0), dtype))
+    name = f"kdunet-{uuid.uuid4().hex}"  # else dask hashes model and volume, and copies them to do so
+    lazy: da.Array = da.map_blocks(block, name=name, chunks=chunks, dtype=dtype, meta=np.empty((0, 0, 0), dtype))
     return lazy
 
 
@@ -172,7 +175,8 @@ class Tiler:
         """Read a window with its halo and mirrored borders; where the window itself lies in what was read."""
         inside, pads, inner = [], [], []
         for (start, stop), size, unit, ratio in zip(window, volume.shape[1:], self.unit, self.grid.ratio, strict=True):
-            halo = -(-math.ceil(self.reach / ratio) // unit) * unit
+            reach = math.ceil(self.reach / ratio) + (ratio > 1)  # enlarging looks at the next pixel too
+            halo = -(-reach // unit) * unit
             first = max(start - halo, -unit)
             last = min(-(-stop // unit) * unit + halo, -(-(size + unit) // unit) * unit)
             inside.append(slice(max(first, 0), min(last, size)))

@@ -17,7 +17,7 @@ from napari_kdunet.core.errors import ConfigError
 
 __all__ = ["Grid"]
 
-_LARGEST_DENOMINATOR = 6  # 10 nm : 4.6 nm becomes 13 : 6; always within 2 %, far below any scale augmented
+_LARGEST_DENOMINATOR = 6  # 10 nm : 4.6 nm becomes 13 : 6; at worst, near 1 : 1, 8 % off: within the scale augmented
 
 
 def _simple(ratio: float) -> Fraction:

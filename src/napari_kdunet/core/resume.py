@@ -16,7 +16,7 @@ from napari_kdunet.core.errors import ConfigError, ModelError
 __all__ = ["State", "resume_path"]
 
 #: Settings that say where a training runs and not what it does: they may change when it is resumed.
-_MAY_CHANGE = {"device", "threads", "memory", "validations", "patience"}
+_MAY_CHANGE = {"device", "threads", "memory", "patience"}
 
 
 def resume_path(out: Path) -> Path:
@@ -68,9 +68,10 @@ class State:
             tensors[group][rest] = value
         state = cls(tensors=tensors, **about)
         now = config.to_dict()
-        other = [name for name in now if name not in _MAY_CHANGE and now[name] != state.config.get(name)]
+        other = [name for name in state.config | now if state.config.get(name) != now.get(name)]
+        other = [name for name in other if name not in _MAY_CHANGE]
         if other:
-            told = ", ".join(f"{name} {state.config.get(name)} (now {now[name]})" for name in other)
+            told = ", ".join(f"{name} {state.config.get(name)} (now {now.get(name)})" for name in other)
             raise ConfigError(f"{path} was made with other settings: {told}. Give the same, or start anew.")
         return state
 

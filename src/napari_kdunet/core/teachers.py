@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,15 @@ from torch import Tensor, nn
 
 from napari_kdunet.core.checkpoint import Model, bundled_models, load_model
 from napari_kdunet.core.config import DistillConfig
-from napari_kdunet.core.errors import ModelError
+from napari_kdunet.core.errors import ModelError, VolumeError
 from napari_kdunet.core.resampling import Grid
+from napari_kdunet.core.sources import one_line
 from napari_kdunet.core.unet import KUNet
 from napari_kdunet.core.volumes import Volume, open_volume
 
 __all__ = ["as_teacher", "teacher_logits"]
+
+_FOREIGN_MULTIPLE = 32  # of pixels, for a network that does not say what it needs
 
 
 class _Foreign(nn.Module):
@@ -59,14 +63,19 @@ def as_teacher(source: Any, config: DistillConfig) -> Model | Volume:
     if isinstance(source, Model):
         return _checked(source, config, "the teacher")
     if isinstance(source, nn.Module):
-        return Model(_Foreign(source, type(source).__name__, config.classes), config.pixel_size)
+        return _foreign(source, type(source).__name__, config)
     if isinstance(source, str | Path):
         path = Path(source)
         if path.suffix == ".safetensors" or str(source) in bundled_models():
             return _checked(load_model(source), config, str(source))
         if path.suffix in (".pt", ".pth", ".ts"):
-            return Model(_Foreign(_load_torchscript(path), str(path), config.classes), config.pixel_size)
-    return open_volume(source)
+            return _foreign(_load_torchscript(path), str(path), config)
+    volume = open_volume(source)
+    if volume.dtype.kind in "iu" and volume.dtype != "uint8":
+        raise VolumeError(f"{volume.name} is {volume.dtype}: give probabilities as floats, or as uint8 from 0 to 255.")
+    if config.classes != 2:
+        raise VolumeError(f"{volume.name} is a probability of 2 classes, the student has {config.classes}.")
+    return volume
 
 
 def _checked(model: Model, config: DistillConfig, name: str) -> Model:
@@ -75,14 +84,32 @@ def _checked(model: Model, config: DistillConfig, name: str) -> Model:
     return model
 
 
+def _foreign(net: nn.Module, name: str, config: DistillConfig) -> Model:
+    """Somebody else's network as a model, once it has shown on an empty patch that it can teach."""
+    model = Model(_Foreign(net, name, config.classes), config.pixel_size)
+    where = next((p.device for p in net.parameters()), torch.device("cpu"))
+    side = -(-config.patch // _FOREIGN_MULTIPLE) * _FOREIGN_MULTIPLE
+    try:
+        with torch.no_grad():
+            model.net(torch.zeros(1, 1, side, side, device=where))
+    except ModelError:
+        raise
+    except Exception as error:
+        raise ModelError(f"{name} fails on a (1, 1, {side}, {side}) patch ({one_line(error)[:200]}).") from error
+    return model
+
+
 def _load_torchscript(path: Path) -> nn.Module:
     if not path.is_file():
         raise ModelError(f"no teacher {str(path)!r}: give a .safetensors, a TorchScript file or a probability volume.")
     try:
-        return torch.jit.load(path, map_location="cpu")  # type: ignore[no-any-return]
+        with warnings.catch_warnings():  # torch has deprecated the format, but such files will be about for years
+            warnings.simplefilter("ignore", DeprecationWarning)
+            return torch.jit.load(path, map_location="cpu")  # type: ignore[no-any-return]
     except (RuntimeError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        raise ModelError(f"{path} is not a TorchScript file ({reason}): export the network with torch.jit.") from error
+        raise ModelError(
+            f"{path} is not a TorchScript file ({one_line(error)[:200]}): export the network with torch.jit."
+        ) from error
 
 
 def teacher_logits(teacher: nn.Module, pixel_size: float, image: Tensor, student_pixel_size: float) -> Tensor:
@@ -94,10 +121,15 @@ def teacher_logits(teacher: nn.Module, pixel_size: float, image: Tensor, student
     pixel = (student_pixel_size, student_pixel_size) if student_pixel_size else None
     grid = Grid.between(pixel, pixel_size)
     size = image.shape[-2:]
-    units = grid.unit(getattr(teacher, "multiple", 32))
-    pads = [-n % u for n, u in zip(size, units, strict=True)]
+    units = grid.unit(getattr(teacher, "multiple", _FOREIGN_MULTIPLE))
+    y, x = (_mirrored(n, -(-n // u) * u) for n, u in zip(size, units, strict=True))
     with torch.no_grad():
-        if any(pads):
-            image = F.pad(image, (0, pads[1], 0, pads[0]), mode="reflect")
+        image = image[..., y, :][..., x]
         logits: Tensor = grid.to_image(teacher(grid.to_working(image)))
     return logits[..., : size[0], : size[1]]
+
+
+def _mirrored(size: int, wanted: int) -> Tensor:
+    """Indices that lengthen an axis of `size` (2 or more) to `wanted` by mirroring, as often as it takes."""
+    at = torch.arange(wanted) % (2 * size - 2)
+    return torch.minimum(at, 2 * size - 2 - at)

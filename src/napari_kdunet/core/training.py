@@ -159,12 +159,13 @@ def _events(fit: Fit) -> Iterator[Event]:
     try:
         yield fit.started()
         while not fit.reason:
-            yield fit.step()
-            if fit.validation_is_due:
-                yield fit.validate()
-                if fit.out is not None:
-                    fit.save_state()
-                    yield Saved(fit.steps, fit.state_path)
+            if not fit.validation_is_due:
+                yield fit.step()
+                continue
+            yield fit.validate()
+            if fit.out is not None:
+                fit.save_state()
+                yield Saved(fit.steps, fit.state_path)
     except GeneratorExit:  # between two steps, so that resuming is exact
         fit.save_state()
         fit.save_best()

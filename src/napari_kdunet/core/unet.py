@@ -69,8 +69,8 @@ class KUNet(nn.Module):
     ) -> None:
         super().__init__()
         for name, value, least in (("k", k, 1), ("depth", depth, 1), ("classes", classes, 2)):
-            if int(value) != value or value < least:
-                raise ConfigError(f"{name} is {value}: give a whole number of at least {least}.")
+            if not isinstance(value, int) or value < least:
+                raise ConfigError(f"{name} is {value!r}: give a whole number of at least {least}.")
         if activation not in ("leaky_relu", "relu") or init not in ("he", "torch"):
             raise ConfigError(f"unknown activation {activation!r} or init {init!r}.")
         self.k, self.bn, self.classes, self.depth, self.activation = k, bn, classes, depth, activation

@@ -1,0 +1,52 @@
+"""Scoring a teacher on the slices that its student is validated on, by the same measure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from napari_kdunet.core.checkpoint import Model
+from napari_kdunet.core.config import TrainConfig
+from napari_kdunet.core.devices import pick_device
+from napari_kdunet.core.labels import class_index
+from napari_kdunet.core.metrics import Curve
+from napari_kdunet.core.patches import read_probability
+from napari_kdunet.core.prediction import Tiler, foreground
+from napari_kdunet.core.volumes import Volume
+
+__all__ = ["iter_score"]
+
+
+def iter_score(
+    source: Model | Volume, raw: Volume, labels: Volume, slices: Sequence[int], config: TrainConfig
+) -> Iterator[Curve]:
+    """Score a model, or a probability volume, on some slices, slice by slice.
+
+    Parameters
+    ----------
+    source : Model or Volume
+        As `as_teacher` gives it.
+    raw, labels : Volume
+        ZYX, of one shape.
+    slices : sequence of int
+        The z to score on, as in `Started.val_slices`.
+    config : TrainConfig
+        Classes, ignore value, device and threads.
+
+    Yields
+    ------
+    Curve
+        One and the same, after each slice: all slices up to there.
+    """
+    curve = Curve()
+    device = pick_device(config.device).type
+    tiler = Tiler.of(source, raw, device, config.threads) if isinstance(source, Model) else None
+    for z in slices:
+        if tiler is None:
+            assert isinstance(source, Volume)
+            truth = class_index(labels.read(z), config.classes, config.ignore)
+            curve.add(read_probability(source, z, slice(None), slice(None)), truth)
+        else:
+            for y, x in tiler.windows(raw.shape):
+                truth = class_index(labels.read(z, slice(*y), slice(*x)), config.classes, config.ignore)
+                curve.add(foreground(tiler.logits(raw, z, y, x)), truth)
+        yield curve

@@ -1,0 +1,151 @@
+"""Settings: what a form and a command line read of them, their bounds, and that they survive a file."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import FrozenInstanceError, fields
+
+import pytest
+
+from napari_kdunet import core
+from napari_kdunet.core.config import PAPER, parse_class_weights, parse_slices
+
+BOTH = [core.TrainConfig, core.DistillConfig]
+FIELDS = [pytest.param(cls, spec, id=f"{cls.__name__}-{spec.name}") for cls in BOTH for spec in fields(cls)]
+BOUNDS = ("ge", "gt", "le", "lt")
+
+
+@pytest.mark.parametrize(("cls", "spec"), FIELDS)
+def test_each_field_tells_a_form_what_it_is(cls, spec):
+    meta = spec.metadata
+    assert meta["help"].endswith(".")
+    assert meta["help"][0].isupper() or spec.name == "k"
+    assert isinstance(meta["unit"], str)
+    assert isinstance(meta["advanced"], bool)
+    default = getattr(cls(), spec.name)
+    assert default == spec.default
+    if meta["choices"]:
+        assert default in meta["choices"]
+    elif spec.type != "bool":
+        assert meta.keys() & set(BOUNDS), "neither choices nor bounds"
+        if default is not None:
+            assert meta.get("ge", -math.inf) <= default <= meta.get("le", math.inf)
+            assert meta.get("gt", -math.inf) < default < meta.get("lt", math.inf)
+
+
+@pytest.mark.parametrize(("cls", "spec"), FIELDS)
+def test_bounds_hold_and_name_the_field(cls, spec, one_line):
+    meta = spec.metadata
+    wrong: list = ["nonsense", [1], object()]
+    if meta["choices"] and "tuple" not in str(spec.type):
+        wrong.append((meta["choices"][0],))
+    if spec.type == "bool":
+        wrong += [1, None]
+    if meta.keys() & set(BOUNDS):
+        wrong += [math.nan, math.inf, True, "3"]
+        wrong += [meta[name] - 1 for name in ("ge", "gt") if name in meta]
+        wrong += [meta[name] + 1 for name in ("le", "lt") if name in meta]
+        wrong += [meta[name] for name in ("gt", "lt") if name in meta]
+        wrong += [1.5] if spec.type.startswith("int") else []
+        wrong += [] if "None" in spec.type else [None]
+    for value in wrong:
+        with one_line(core.ConfigError, spec.name):
+            cls(**{spec.name: value})
+
+
+@pytest.mark.parametrize(("cls", "spec"), FIELDS)
+def test_the_bounds_themselves_are_allowed(cls, spec):
+    meta = spec.metadata
+    for value in [meta[name] for name in ("ge", "le") if name in meta] + list(meta["choices"]):
+        together = {"depth": {"patch": 64}, "minutes": {"steps": None}}.get(spec.name, {})
+        assert getattr(cls(**{spec.name: value}, **together), spec.name) == value
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"steps": 3, "minutes": 1.0}, ["steps", "minutes"]),
+        ({"patch": 100}, ["patch", "16"]),
+        ({"patch": 32, "depth": 6}, ["patch", "64"]),
+        ({"class_weights": (1.0, 2.0, 3.0)}, ["class_weights", "2"]),
+        ({"class_weights": (1.0, 0.0)}, ["class_weights", "positive"]),
+        ({"slices": (1, -1)}, ["slices"]),
+        ({"slices": ()}, ["slices"]),
+        ({"device": "tpu"}, ["device", "auto, cpu, cuda, mps"]),
+        ({"k": 0}, ["k is 0", "at least 1"]),
+        ({"minutes": 0}, ["greater than 0 minutes"]),
+    ],
+)
+def test_messages(settings, words, one_line):
+    with one_line(core.ConfigError, *words):
+        core.TrainConfig(**settings)
+
+
+def test_frozen_and_by_name():
+    with pytest.raises(FrozenInstanceError):
+        core.TrainConfig().k = 3
+    with pytest.raises(TypeError):
+        core.TrainConfig(3)
+
+
+def test_budget():
+    assert core.TrainConfig(steps=7).budget == (7, None)
+    assert core.TrainConfig(minutes=2).budget == (None, 120)
+    assert core.TrainConfig().budget == (None, 300)
+
+
+@pytest.mark.parametrize("cls", BOTH)
+def test_round_trip(cls):
+    config = cls(k=3, slices=(2, 5), class_weights=(1.0, 2.5), ignore=-1, minutes=0.5, val_share=0)
+    again = cls.from_dict(json.loads(json.dumps(config.to_dict())))
+    assert again == config
+    assert type(again) is cls
+    assert cls.from_dict(cls().to_dict()) == cls()
+
+
+def test_unknown_setting(one_line):
+    with one_line(core.ConfigError, "tau", "warp"):
+        core.TrainConfig.from_dict({"tau": 4.0, "warp": 9, "k": 1})
+    with one_line(core.ConfigError, "k is 0"):
+        core.TrainConfig.from_dict({"k": 0})
+
+
+def test_paper():
+    config = core.DistillConfig.paper(k=1, tau=5.0)
+    assert (config.k, config.tau) == (1, 5.0)
+    assert all(getattr(config, name) == value for name, value in PAPER.items())
+    assert (config.activation, config.init, config.bn, config.dice) == ("relu", "torch", False, 0)
+    assert config.flips
+    assert config.elastic > 0
+    assert core.TrainConfig.paper(bn=True).bn  # a setting given wins
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("auto", "auto"),
+        ("all", "all"),
+        ("3", (3,)),
+        ("8, 3,3", (3, 8)),
+        ("3,20:23", (3, 20, 21, 22)),
+        ("20:23,21", (20, 21, 22)),
+    ],
+)
+def test_parse_slices(text, expected):
+    assert parse_slices(text) == expected
+
+
+@pytest.mark.parametrize("text", ["", "a", "3,", "1:", "5:5", "1.5", "1-3"])
+def test_parse_slices_errors(text, one_line):
+    with one_line(core.ConfigError, "slices", repr(text)):
+        parse_slices(text)
+
+
+def test_parse_class_weights(one_line):
+    assert parse_class_weights("balanced") == "balanced"
+    assert parse_class_weights("none") == "none"
+    assert parse_class_weights("1, 4.5") == (1.0, 4.5)
+    for text in ("", "1,", "a,b"):
+        with one_line(core.ConfigError, "class_weights"):
+            parse_class_weights(text)

@@ -1,0 +1,297 @@
+"""Distillation: every kind of teacher, every mode, slices without labels, and teachers that cannot teach."""
+
+from __future__ import annotations
+
+import math
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from napari_kdunet import core
+from napari_kdunet.core.teachers import as_teacher, teacher_logits
+
+
+def steps(events) -> list[core.Stepped]:
+    return [e for e in events if isinstance(e, core.Stepped)]
+
+
+def run(teacher, raw, labels, config, **more) -> list[core.Event]:
+    return list(core.iter_distill(teacher, raw, labels, config, **more))
+
+
+class OneLogit(nn.Module):
+    """A model of ours seen as somebody else's: the difference of its two logits."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        out = self.net(x)
+        return out[:, 1:] - out[:, :1]
+
+
+@pytest.fixture(scope="module")
+def good(blobs, quick) -> core.Model:
+    """A teacher that knows the blobs."""
+    model = core.train(*blobs((8, 64, 64)), quick(k=4, depth=2, steps=50, batch=4, validations=2))
+    assert model.summary["validation"]["iou"] > 0.85
+    return model
+
+
+# ---------------------------------------------------------------- modes
+
+
+@pytest.mark.parametrize(
+    ("mode", "hard", "soft"),
+    [
+        ("mixed", [1] * 6, [1] * 6),
+        ("soft", [0] * 6, [1] * 6),
+        ("sequential", [0, 0, 1, 1, 1, 1], [1, 1, 0, 0, 0, 0]),
+    ],
+)
+def test_modes(blobs, quick, good, mode, hard, soft):
+    config = quick(mode=mode, soft_share=0.3, lam=0.7, depth=2, val_share=0.0)
+    stepped = steps(run(good, *blobs(), config))
+    assert [not math.isnan(e.hard) for e in stepped] == [bool(h) for h in hard]
+    assert [not math.isnan(e.soft) for e in stepped] == [bool(s) for s in soft]
+    for e in stepped:
+        parts = [e.hard, 0.7 * e.soft] if mode == "mixed" else [e.soft if math.isnan(e.hard) else e.hard]
+        assert e.loss == pytest.approx(sum(parts), rel=1e-5)
+
+
+def test_tau_and_lam_take_part(blobs, quick, good):
+    first = {
+        (tau, lam): steps(run(good, *blobs(), quick(mode="mixed", tau=tau, lam=lam, steps=1, dice=0.0)))[0]
+        for tau, lam in [(1.0, 1.0), (8.0, 1.0), (1.0, 0.0)]
+    }
+    assert len({e.soft for e in first.values()}) == 2
+    assert len({e.hard for e in first.values()}) == 1
+    assert first[8.0, 1.0].soft > 20 * first[1.0, 1.0].soft  # tau squared
+    assert first[1.0, 0.0].loss == first[1.0, 0.0].hard
+
+
+def test_a_student_learns_from_its_teacher_alone(blobs, quick, good):
+    """The labels are never shown; they only judge."""
+    raw, labels = blobs(seed=5)
+    student = core.distill(good, raw, None, quick(k=2, depth=3, steps=60, batch=4, lr=0.02, mode="soft", tau=2.0))
+    assert core.evaluate(core.predict(student, raw, output="labels"), labels).iou > 0.75
+
+
+# ---------------------------------------------------------------- teachers
+
+
+def test_kinds_of_teachers_teach_the_same(blobs, quick, model, tmp_path):
+    """A model, its file, its network, its one logit, its TorchScript: the same soft loss at each step."""
+    raw, labels = blobs()
+    teacher, config = model(1, depth=2), quick(mode="mixed", steps=2, pixel_size=0.0)
+    teacher.save(tmp_path / "t.safetensors")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        torch.jit.trace(teacher.net, torch.zeros(2, 1, 32, 32), check_trace=False).save(tmp_path / "t.pt")
+    kinds = [
+        tmp_path / "t.safetensors",
+        str(tmp_path / "t.safetensors"),
+        teacher.net,
+        OneLogit(teacher.net),
+        tmp_path / "t.pt",
+    ]
+    expected = [e.soft for e in steps(run(teacher, raw, labels, config))]
+    for kind in kinds:
+        assert [e.soft for e in steps(run(kind, raw, labels, config))] == pytest.approx(expected, rel=1e-4), kind
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64", "uint8", "bool"])
+def test_probability_volumes(blobs, quick, dtype, tmp_path):
+    raw, labels = blobs()
+    probability = labels * 255 if dtype == "uint8" else labels.astype(dtype)
+    events = run(probability, raw, labels, quick(mode="mixed", tau=1.0, steps=30, k=4, depth=2, batch=4))
+    for e in steps(events):  # a teacher that says what the labels say costs what they cost
+        assert e.soft == pytest.approx(e.hard, rel=0.02, abs=0.005)
+    np.save(tmp_path / "p.npy", probability)
+    again = run(tmp_path / "p.npy", raw, labels, quick(mode="mixed", tau=1.0, steps=1, k=4, depth=2, batch=4))
+    assert steps(again)[0].loss == steps(events)[0].loss
+
+
+def test_the_teacher_sees_the_augmented_patch(blobs, quick):
+    """A teacher that answers by the brightness of each pixel: its soft loss agrees with labels by brightness."""
+
+    class Bright(nn.Module):
+        def forward(self, x):
+            return 200 * x
+
+    raw = np.random.default_rng(0).standard_normal((5, 64, 64)).cumsum(axis=1).cumsum(axis=2)
+    raw = (raw - raw.mean(axis=(1, 2), keepdims=True)).astype(np.float32)
+    config = quick(mode="mixed", tau=1.0, steps=5, intensity=0.0, batch=4, dice=0.0, patch=48)
+    for e in steps(run(Bright(), raw, (raw > 0).astype(np.uint8), config)):
+        assert e.soft == pytest.approx(e.hard, rel=0.05)
+
+
+def test_a_teacher_at_another_pixel_size(model):
+    class Mean(nn.Module):
+        """Tells what it is shown, and how large that is."""
+
+        multiple = 4
+
+        def forward(self, x):
+            self.seen = tuple(x.shape[-2:])
+            return torch.cat((-x, x), dim=1)
+
+    image = torch.linspace(-1, 1, 48).expand(2, 1, 48, 48).contiguous()
+    for own, student, size in [(20.0, 10.0, 24), (5.0, 10.0, 96), (10.0, 10.0, 48), (0.0, 10.0, 48), (20.0, 0.0, 48)]:
+        teacher = Mean()
+        out = teacher_logits(teacher, own, image, student)
+        assert teacher.seen == (size, size)
+        assert out.shape == (2, 2, 48, 48)
+        torch.testing.assert_close(out[:, 1:], image, atol=0.05, rtol=0)
+    out = teacher_logits(Mean(), 10.0, image[..., :30, :46], 4.6)  # 6 of its pixels are 13 of the student's
+    torch.testing.assert_close(out[:, 1:], image[..., :30, :46], atol=0.15, rtol=0)
+
+
+def test_zero_is_the_pixel_size_of_the_image(blobs, quick, model):
+    """A teacher at 10 nm is shown 10 nm pixels by a student that works at the image's own 5 nm; and the other way."""
+    raw, labels = blobs()
+    seen = []
+
+    def watch(module, inputs):
+        seen.append(inputs[0].shape[-1])
+
+    image = core.open_volume(raw, voxel_size=(40, 5, 5))
+    for own, student, expected in [(10.0, 0.0, 32), (0.0, 10.0, 128), (0.0, 0.0, 64), (5.0, 0.0, 64)]:
+        teacher = model(1, depth=2, pixel_size=own)
+        handle = teacher.net.register_forward_pre_hook(watch)
+        seen.clear()
+        config = quick(mode="mixed", steps=1, pixel_size=student, patch=64)
+        events = core.iter_distill(teacher, image, labels, config)
+        next(events), next(events)
+        events.close()
+        handle.remove()
+        assert set(seen) == {expected}
+
+
+def test_a_tiny_patch_for_a_teacher_of_coarse_pixels(model):
+    out = teacher_logits(model(1).net, 10.0, torch.randn(1, 1, 16, 16), 4.6)
+    assert out.shape == (1, 2, 16, 16)
+    assert out.isfinite().all()
+
+
+def test_the_teacher_stays_as_it_is(blobs, quick, model):
+    teacher = model(1, depth=2)
+    before = {name: value.clone() for name, value in teacher.net.state_dict().items()}
+    run(teacher, *blobs(), quick(mode="mixed", depth=2, steps=2))
+    assert all(torch.equal(value, before[name]) for name, value in teacher.net.state_dict().items())
+    assert all(p.grad is None for p in teacher.net.parameters())
+
+
+# ---------------------------------------------------------------- without labels
+
+
+def test_slices_and_volumes_without_labels(blobs, quick, model):
+    raw, labels = blobs((8, 64, 64))
+    labels[3:] = 0
+    config = quick(mode="mixed", steps=1, slices="auto", batch=4, unlabelled_share=0.5)
+    more = [blobs((2, 40, 40), seed=1)[0], blobs((3, 64, 48), seed=2)[0]]
+    for unlabelled, count in (((), 5), (more, 10)):
+        started, stepped, *_ = run(model(), raw, labels, config, unlabelled=unlabelled)
+        assert started.labelled_slices == (0, 1, 2)
+        assert started.unlabelled_slices == count
+        assert math.isfinite(stepped.hard)
+        assert math.isfinite(stepped.soft)
+
+
+def test_an_unlabelled_volume_changes_what_is_learnt(blobs, quick, model):
+    raw, labels = blobs()
+    config = quick(mode="mixed", steps=2)
+    losses = [
+        [e.loss for e in steps(run(model(), raw, labels, config, unlabelled=more))]
+        for more in ((), [blobs(seed=3)[0]], [blobs(seed=4)[0]])
+    ]
+    assert len({tuple(each) for each in losses}) == 3
+
+
+@pytest.mark.parametrize("share", [0.15, 0.9])
+def test_without_any_labels(blobs, quick, good, share):
+    raw, _ = blobs()
+    started, *rest = run(good, raw, None, quick(mode="mixed", val_share=share, val_slices=20))
+    assert started.validated_on == "teacher"
+    assert started.labelled_slices == ()
+    assert started.unlabelled_slices + len(started.val_slices) == 6
+    assert started.unlabelled_slices >= 1
+    assert 0 < started.prior_ce < 1
+    assert all(math.isnan(e.hard) and e.loss == e.soft for e in steps(rest))
+    mask = core.predict(good, raw, output="labels").compute() > 0
+    again = run(mask, raw, None, quick(mode="soft", val_share=share, val_slices=20))
+    assert again[0].prior_ce == pytest.approx(started.prior_ce, rel=1e-6)  # judged by the teacher's own mask
+
+
+# ---------------------------------------------------------------- teachers that cannot teach
+
+
+class Gives(nn.Module):
+    def __init__(self, make) -> None:
+        super().__init__()
+        self.make = make
+
+    def forward(self, x):
+        return self.make(x)
+
+
+WRONG = {
+    "three classes": (Gives(lambda x: x.expand(-1, 3, -1, -1)), core.ModelError, ["Gives", "3 classes", "2"]),
+    "a tuple": (Gives(lambda x: (x, x)), core.ModelError, ["Gives", "logits"]),
+    "one number": (Gives(lambda x: x.mean(dim=(2, 3))), core.ModelError, ["Gives", "logits"]),
+    "colours": (nn.Conv2d(3, 2, 1), core.ModelError, ["Conv2d", "(1, 1, 32, 32)"]),
+    "3-D": (nn.Conv3d(4, 2, 1), core.ModelError, ["Conv3d"]),
+    "missing file": ("/no/such.pt", core.ModelError, ["/no/such.pt"]),
+    "missing model": ("/no/such.safetensors", core.ModelError, ["/no/such.safetensors"]),
+    "missing volume": ("/no/such.tif", core.VolumeError, ["/no/such.tif"]),
+    "another shape": (np.zeros((6, 64, 63), np.float32), core.VolumeError, ["(6, 64, 63)", "(6, 64, 64)"]),
+    "instances": (np.zeros((6, 64, 64), np.uint16), core.VolumeError, ["uint16", "float"]),
+    "not a probability": (np.full((6, 64, 64), 1.5, np.float32), core.VolumeError, ["[0, 1]"]),
+    "nan": (np.full((6, 64, 64), np.nan, np.float32), core.VolumeError, ["[0, 1]"]),
+    "nonsense": (object(), core.VolumeError, ["object"]),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+@pytest.mark.parametrize("labelled", [True, False])
+def test_wrong_teachers(blobs, quick, one_line, case, labelled):
+    teacher, error, words = WRONG[case]
+    raw, labels = blobs()
+    with one_line(error, *words):
+        core.iter_distill(teacher, raw, labels if labelled else None, quick(mode="mixed"))
+
+
+def test_more_wrong_teachers(blobs, quick, model, one_line, tmp_path):
+    raw, labels = blobs()
+    with one_line(core.ModelError, "3 classes"):
+        core.iter_distill(model(classes=3), raw, labels, quick(mode="mixed"))
+    with one_line(core.VolumeError, "2 classes", "3"):
+        core.iter_distill(labels > 0, raw, labels, quick(mode="mixed", classes=3))
+    (tmp_path / "t.pt").write_bytes(b"no TorchScript")
+    with one_line(core.ModelError, "t.pt", "TorchScript"):
+        core.iter_distill(tmp_path / "t.pt", raw, labels, quick(mode="mixed"))
+    with one_line(core.VolumeError, "volumes without its probability"):
+        core.iter_distill(labels > 0, raw, labels, quick(mode="mixed"), unlabelled=[raw])
+    with one_line(core.LabelsError, "sequential"):
+        core.iter_distill(model(), raw, None, quick(mode="sequential"))
+
+
+def test_a_mask_of_zeros_and_ones_is_no_uint8_probability(blobs, quick, one_line):
+    raw, labels = blobs()
+    with one_line(core.VolumeError, "0 and 1", "bool"):
+        core.iter_distill(labels, raw, labels, quick(mode="mixed"))
+
+
+def test_a_teacher_that_gives_nan(blobs, quick, one_line):
+    with one_line(core.DivergedError, "nan"):
+        core.distill(Gives(lambda x: x * math.nan), *blobs(), quick(mode="mixed"))
+
+
+def test_module_teachers_work_at_the_students_pixel_size(quick):
+    teacher = as_teacher(OneLogit(core.KUNet(1)), quick(mode="mixed", pixel_size=7.0))
+    assert teacher.pixel_size == 7.0
+    assert not teacher.net.training

@@ -1,0 +1,56 @@
+"""What label values mean."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from napari_kdunet import core
+from napari_kdunet.core.labels import class_index, class_shares
+
+
+@pytest.mark.parametrize("dtype", ["bool", "uint8", "uint16", "int32", "uint32", "int64"])
+def test_any_instance_is_foreground(dtype):
+    ids = np.array([[0, 1, 2], [77, 0, 200]]).astype(dtype)
+    index = class_index(ids)
+    assert index.dtype == np.int16
+    assert index.tolist() == [[0, 1, 1], [1, 0, 1]]
+
+
+def test_large_ids():
+    assert class_index(np.array([0, 2**32 - 1, 70_000], np.uint32)).tolist() == [0, 1, 1]
+
+
+@pytest.mark.parametrize(("dtype", "ignore"), [("uint8", 255), ("int32", -1), ("uint16", 1), ("int64", 2**31)])
+def test_ignore_value(dtype, ignore):
+    labels = np.array([0, 7, ignore], dtype)
+    assert class_index(labels, ignore=ignore).tolist() == [0, 1, -1]
+    assert labels.tolist() == [0, 7, ignore]  # the input stays as it was
+
+
+def test_scribbles():
+    """Where 0 means not looked at, 1 is the background and 2 the first class."""
+    assert class_index(np.array([0, 1, 2, 3], np.uint8), ignore=0).tolist() == [-1, 0, 1, 1]
+    assert class_index(np.array([0, 1, 2, 3], np.uint8), classes=3, ignore=0).tolist() == [-1, 0, 1, 2]
+
+
+def test_classes():
+    assert class_index(np.array([0, 1, 2, 9]), classes=3, ignore=9).tolist() == [0, 1, 2, -1]
+
+
+def test_errors(one_line):
+    with one_line(core.LabelsError, "-3", "negative"):
+        class_index(np.array([0, -3]))
+    with one_line(core.LabelsError, "-3"):  # one negative value is named, another is not
+        class_index(np.array([-1, -3]), ignore=-1)
+    with one_line(core.LabelsError, "class 3", "3 classes"):
+        class_index(np.array([0, 3]), classes=3)
+    with one_line(core.LabelsError, "class 3"):
+        class_index(np.array([0, 4]), classes=3, ignore=0)
+
+
+def test_shares():
+    shares = class_shares(np.array([[0, 1], [2, 255]], np.uint8), classes=3, ignore=255)
+    assert shares.dtype == np.float32
+    assert shares.shape == (3, 2, 2)
+    assert shares.transpose(1, 2, 0).tolist() == [[[1, 0, 0], [0, 1, 0]], [[0, 0, 1], [0, 0, 0]]]

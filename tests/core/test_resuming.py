@@ -1,0 +1,166 @@
+"""Stopping at any event, and going on as if nothing had happened: bit for bit."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+from napari_kdunet import core
+
+EVENTS = 11  # of six steps, three validations: all after which a consumer may stop, `Done` left out
+
+
+def trace(events) -> list[tuple[Any, ...]]:
+    """What matters of the events: all but time, paths and `Started`."""
+    found: list[tuple[Any, ...]] = []
+    for e in events:
+        if isinstance(e, core.Stepped):
+            found.append(("step", e.step, e.loss, e.lr))
+        elif isinstance(e, core.Validated):
+            found.append(("validated", e.step, e.ce, e.iou, e.threshold, e.best))
+        elif isinstance(e, core.Done):
+            weights = torch.cat([v.double().ravel() for v in e.model.net.state_dict().values()])
+            found.append(("done", e.step, e.iou, e.model.threshold, e.collapsed, weights.numpy().tobytes()))
+    return found
+
+
+@pytest.fixture(scope="module")
+def settings(quick):
+    return quick(k=2, depth=2, steps=6, validations=3, batch=4, lr=0.02, patience=9)
+
+
+@pytest.fixture(scope="module")
+def never_stopped(blobs, settings):
+    return trace(core.iter_train(*blobs(), settings))
+
+
+@pytest.mark.parametrize("stop", range(EVENTS + 1))
+def test_resuming_equals_never_having_stopped(blobs, settings, never_stopped, tmp_path, stop):
+    out = tmp_path / "m.safetensors"
+    events = core.iter_train(*blobs(), settings, out=out)
+    before = [next(events) for _ in range(stop + 1)]
+    events.close()
+    assert (tmp_path / "m.resume.safetensors").is_file()
+    again = core.iter_train(*blobs(), settings, out=out, resume=True)
+    started = next(again)
+    assert isinstance(started, core.Started)
+    assert started.step == before[-1].step
+    assert trace(before) + trace(again) == never_stopped
+
+
+def test_stopped_again_and_again(blobs, settings, never_stopped, tmp_path):
+    out, seen = tmp_path / "m.safetensors", []
+    for turn in range(40):
+        events = core.iter_train(*blobs(), settings, out=out, resume=turn > 0)
+        seen += [next(events), next(events)]
+        events.close()
+        if isinstance(seen[-1], core.Done):
+            break
+    assert trace(seen) == never_stopped
+
+
+@pytest.mark.parametrize("form", [{"ema": 0.0}, {"bn": False, "k": 1}, {"schedule": "constant", "clip": 0.0}])
+def test_other_forms(blobs, settings, tmp_path, form):
+    config, out = replace(settings, **form), tmp_path / "m.safetensors"
+    expected = trace(core.iter_train(*blobs(), config))
+    events = core.iter_train(*blobs(), config, out=out)
+    before = [next(events) for _ in range(7)]
+    events.close()
+    assert trace(before) + trace(core.iter_train(*blobs(), config, out=out, resume=True)) == expected
+
+
+@pytest.mark.parametrize("mode", ["mixed", "soft", "sequential"])
+@pytest.mark.parametrize("stop", [3, 7])
+def test_distillation(blobs, quick, model, tmp_path, mode, stop):
+    teacher, out = model(2, depth=2), tmp_path / "m.safetensors"
+    config = quick(depth=2, steps=6, validations=3, mode=mode, slices=(0, 1, 2, 3))
+    expected = trace(core.iter_distill(teacher, *blobs(), config))
+    events = core.iter_distill(teacher, *blobs(), config, out=out)
+    before = [next(events) for _ in range(stop)]
+    events.close()
+    assert trace(before) + trace(core.iter_distill(teacher, *blobs(), config, out=out, resume=True)) == expected
+
+
+def test_minutes_go_on_where_they_were(blobs, quick, tmp_path):
+    config, out = quick(minutes=0.01, validations=2), tmp_path / "m.safetensors"
+    events = core.iter_train(*blobs(), config, out=out)
+    stopped = next(e for e in events if isinstance(e, core.Stepped) and e.fraction > 0.2)
+    events.close()
+    first, second, *_ = again = list(core.iter_train(*blobs(), config, out=out, resume=True))
+    assert first.step == stopped.step
+    assert second.step in (stopped.step, stopped.step + 1)
+    assert second.seconds > stopped.seconds
+    assert again[-1].seconds >= 0.6
+
+
+def test_what_a_stop_leaves(blobs, quick, tmp_path):
+    """The best model, if there was one; beside it the state; and nothing but the model at the end."""
+    out = tmp_path / "m.safetensors"
+    config = quick(k=2, depth=2, steps=40, batch=4, validations=4)
+
+    def names() -> list[str]:
+        return sorted(p.name for p in tmp_path.iterdir())
+
+    events = core.iter_train(*blobs(), config, out=out)
+    next(events)
+    assert names() == []
+    saved = [e for e in (next(events) for _ in range(36)) if isinstance(e, core.Saved)]
+    assert [e.path.name for e in saved] == ["m.resume.safetensors"] * 3
+    assert names() == ["m.resume.safetensors"]
+    events.close()
+    assert names() == ["m.resume.safetensors", "m.safetensors"]
+    assert core.load_model(out).summary["validation"]["step"] in (10, 20, 30)
+    *_, done = core.iter_train(*blobs(), config, out=out, resume=True)
+    assert done.path == out
+    assert names() == ["m.safetensors"]
+    assert core.load_model(out).summary["validation"]["iou"] == done.iou
+
+
+def test_stopping_before_anything_was_learnt(blobs, settings, tmp_path):
+    out = tmp_path / "m.safetensors"
+    unasked = core.iter_train(*blobs(), settings, out=out)
+    unasked.close()
+    assert not list(tmp_path.iterdir())
+    without_out = core.iter_train(*blobs(), settings)
+    next(without_out), next(without_out)
+    without_out.close()
+
+
+def test_a_stop_leaves_no_thread(blobs, settings):
+    import threading
+
+    events = core.iter_train(*blobs(), settings)
+    next(events), next(events)
+    events.close()
+    assert not [t for t in threading.enumerate() if t.name.startswith("kdunet")]
+
+
+def test_errors(blobs, settings, quick, tmp_path, one_line):
+    out = tmp_path / "m.safetensors"
+    with one_line(core.ConfigError, "resume"):
+        core.iter_train(*blobs(), settings, resume=True)
+    with one_line(core.ModelError, "m.resume.safetensors"):
+        core.iter_train(*blobs(), settings, out=out, resume=True)
+    events = core.iter_train(*blobs(), settings, out=out)
+    next(events), next(events)
+    events.close()
+    state = tmp_path / "m.resume.safetensors"
+    for change in ({"lr": 0.5}, {"seed": 3}, {"k": 1}, {"validations": 2}):
+        with one_line(core.ConfigError, *change, "other settings"):
+            core.iter_train(*blobs(), replace(settings, **change), out=out, resume=True)
+    with one_line(core.ConfigError, "tau"):
+        distil = core.DistillConfig.from_dict(settings.to_dict())
+        core.iter_distill(blobs()[1] > 0, *blobs(), distil, out=out, resume=True)
+    for change in ({"threads": 2}, {"patience": None}):  # what may change
+        core.iter_train(*blobs(), replace(settings, **change), out=out, resume=True).close()
+    with one_line(core.ModelError, str(state)):
+        core.load_model(state)
+    state.write_bytes(state.read_bytes()[:-100])
+    with one_line(core.ModelError, str(state)):
+        core.iter_train(*blobs(), settings, out=out, resume=True)
+    core.Model(core.KUNet(1)).save(state)
+    with one_line(core.ModelError, "not the state"):
+        core.iter_train(*blobs(), settings, out=out, resume=True)

@@ -1,0 +1,291 @@
+"""Training: its events, seeds, budgets, and how it ends well or badly."""
+
+from __future__ import annotations
+
+import math
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+
+from napari_kdunet import core
+from napari_kdunet.core.fitting import Fit
+
+
+def same(a: core.Model, b: core.Model) -> bool:
+    """Whether two models have the same weights and statistics, bit for bit."""
+    one, two = a.net.state_dict(), b.net.state_dict()
+    return one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
+
+
+def kinds(events) -> list[str]:
+    return [type(event).__name__ for event in events]
+
+
+def learn(**settings) -> dict:
+    """Settings with which the blobs are learnt within two seconds."""
+    return {"k": 4, "depth": 2, "steps": 40, "batch": 4, "validations": 4, **settings}
+
+
+@pytest.fixture(scope="module")
+def learnt(blobs, quick):
+    """The events of a training that succeeds."""
+    return list(core.iter_train(*blobs(), quick(**learn())))
+
+
+# ---------------------------------------------------------------- events
+
+
+def test_order_of_events(blobs, quick, tmp_path):
+    events = list(core.iter_train(*blobs(), quick(steps=4, validations=2), out=tmp_path / "m.safetensors"))
+    half = ["Stepped", "Stepped", "Validated", "Saved"]
+    assert kinds(events) == ["Started", *half, *half, "Done"]
+    assert [e.step for e in events] == [0, 1, 2, 2, 2, 3, 4, 4, 4, 4]
+    without = list(core.iter_train(*blobs(), quick(steps=4, validations=2)))
+    assert kinds(without) == [kind for kind in kinds(events) if kind != "Saved"]
+    assert without[-1].path is None
+
+
+@pytest.mark.parametrize(
+    ("steps", "validations", "at"),
+    [(3, 10, [1, 2, 3]), (1, 1, [1]), (10, 3, [4, 7, 10]), (7, 7, [1, 2, 3, 4, 5, 6, 7]), (5, 2, [3, 5])],
+)
+def test_validations_are_spread_over_the_steps_and_add_none(blobs, quick, steps, validations, at):
+    events = list(core.iter_train(*blobs((2, 32, 32)), quick(steps=steps, validations=validations, batch=1)))
+    assert [e.step for e in events if isinstance(e, core.Validated)] == at
+    assert [e.step for e in events if isinstance(e, core.Stepped)] == list(range(1, steps + 1))
+
+
+def test_what_the_events_say(learnt, blobs):
+    started, done = learnt[0], learnt[-1]
+    steps = [e for e in learnt if isinstance(e, core.Stepped)]
+    validated = [e for e in learnt if isinstance(e, core.Validated)]
+    assert started.parameters == core.KUNet(4, depth=2).parameter_count
+    assert (started.device, started.step, started.unlabelled_slices) == ("cpu", 0, 0)
+    share = blobs()[1][5].mean()
+    assert started.prior_ce == pytest.approx(-share * math.log(share) - (1 - share) * math.log(1 - share), rel=1e-5)
+    assert [e.fraction for e in steps] == pytest.approx([(i + 1) / 40 for i in range(40)])
+    assert all(a.seconds < b.seconds for a, b in pairwise(steps))
+    assert all(e.loss == e.hard and math.isnan(e.soft) for e in steps)
+    assert steps[-1].loss < 0.5 * steps[0].loss
+    rates = [e.lr for e in steps]
+    assert max(rates) == pytest.approx(1e-2)
+    assert rates.index(max(rates)) == 8  # warmup is a fifth
+    assert rates[0] < 1e-3 > rates[-1]
+    assert all(e.paper_ce == 2 * e.ce for e in validated)
+    assert [e.best for e in validated] == [
+        e.iou > max([-1, *(v.iou for v in validated[:i])]) for i, e in enumerate(validated)
+    ]
+    assert done.iou == max(e.iou for e in validated)
+    assert same(done.model, next(e.model for e in validated if e.iou == done.iou))
+    assert (done.step, done.reason, done.collapsed) == (40, "budget", False)
+
+
+def test_a_toy_is_learnt(learnt, blobs):
+    done = learnt[-1]
+    assert done.iou > 0.8
+    raw, labels = blobs(seed=9)
+    labels_found = core.predict(done.model, raw, output="labels")
+    assert core.evaluate(labels_found, labels).iou > 0.75
+    on_validation = core.evaluate(
+        core.predict(done.model, blobs()[0][5:]), blobs()[1][5:], threshold=done.model.threshold
+    )
+    assert on_validation.iou == pytest.approx(done.iou, abs=5e-3)  # what it said is what prediction gives
+    validated = next(e for e in learnt if isinstance(e, core.Validated) and e.iou == done.iou)
+    assert on_validation.ce == pytest.approx(validated.ce, rel=1e-4)
+
+
+def test_the_model_of_an_event_stays_as_it_was(blobs, quick):
+    events = core.iter_train(*blobs(), quick(steps=4, validations=2))
+    first = next(e for e in events if isinstance(e, core.Validated)).model
+    before = {name: value.clone() for name, value in first.net.state_dict().items()}
+    last = list(events)[-1].model
+    assert all(torch.equal(value, before[name]) for name, value in first.net.state_dict().items())
+    assert not first.net.training
+    assert last.summary["settings"] == quick(steps=4, validations=2).to_dict()
+    assert last.summary["labelled_slices"] == [0, 1, 2, 3, 4]
+    assert last.summary["validation"]["slices"] == [5]
+
+
+# ---------------------------------------------------------------- seeds
+
+
+def test_same_seed_same_weights(blobs, quick):
+    torch.manual_seed(123)
+    state = torch.random.get_rng_state()
+    first = core.train(*blobs(), quick(**learn(steps=12)))
+    assert torch.equal(torch.random.get_rng_state(), state)  # the caller's random numbers are left alone
+    torch.manual_seed(5)
+    assert same(core.train(*blobs(), quick(**learn(steps=12))), first)
+    assert not same(core.train(*blobs(), quick(**learn(steps=12, seed=1))), first)
+
+
+@pytest.mark.parametrize("setting", [{"ema": 0.0}, {"clip": 0.0}, {"dice": 0.0}, {"class_weights": (1.0, 4.0)},
+                                     {"class_weights": "balanced"}, {"weight_decay": 0.5}, {"prior_bias": False},
+                                     {"schedule": "constant"}, {"intensity": 0.0}, {"activation": "relu"}])  # fmt: skip
+def test_settings_take_part(blobs, quick, setting):
+    def last(**more) -> core.Model:
+        events = core.iter_train(*blobs((2, 32, 32)), quick(**learn(steps=3, batch=2, **more)))
+        return [e.model for e in events if isinstance(e, core.Validated)][-1]
+
+    assert not same(last(**setting), last())
+
+
+def test_balanced_weights_are_those_of_the_labels(blobs, quick):
+    raw, labels = blobs()
+    share = labels[:5].mean()
+    given = quick(**learn(steps=5, class_weights=(0.5 / (1 - share), 0.5 / share)))
+    losses = [
+        [e.loss for e in core.iter_train(raw, labels, config) if isinstance(e, core.Stepped)]
+        for config in (given, quick(**learn(steps=5, class_weights="balanced")))
+    ]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+
+
+# ---------------------------------------------------------------- budgets
+
+
+def test_minutes(blobs, quick):
+    config = quick(minutes=0.01, validations=3)
+    events = list(core.iter_train(*blobs(), config))
+    done = events[-1]
+    assert 0.6 <= done.seconds < 2
+    assert done.reason == "budget"
+    assert 1 <= kinds(events).count("Validated") <= 3
+    fractions = [e.fraction for e in events if isinstance(e, core.Stepped)]
+    assert fractions == sorted(fractions)
+    assert fractions[0] < 0.5
+
+
+def test_pauses_are_not_counted(blobs, quick):
+    import time
+
+    events = core.iter_train(*blobs(), quick(steps=3))
+    for event in events:
+        time.sleep(0.2)
+        if isinstance(event, core.Stepped):
+            assert event.seconds < 0.2 * event.step
+    # three steps of a tiny network take far less than the pauses between them
+    assert event.seconds < 0.5
+
+
+def test_patience(blobs, quick):
+    raw, labels = blobs()
+    events = list(core.iter_train(raw, labels, quick(steps=50, validations=50, lr=1e-9, prior_bias=False, patience=3)))
+    done, ious = events[-1], [e.iou for e in events if isinstance(e, core.Validated)]
+    assert done.reason == "patience"
+    assert len(ious) < 50
+    best = max(range(len(ious)), key=lambda i: (ious[i], -i))
+    assert len(ious) - 1 - best == 3 or done.collapsed
+
+
+# ---------------------------------------------------------------- bad ends
+
+
+def spoil(monkeypatch, after: int) -> None:
+    """Let the optimiser write NaN into the weights from its step `after` on."""
+    step, count = torch.optim.AdamW.step, [0]
+
+    def bad(self, *args, **kwargs):
+        result = step(self, *args, **kwargs)
+        count[0] += 1
+        if count[0] > after:
+            with torch.no_grad():
+                self.param_groups[0]["params"][0].fill_(math.nan)
+        return result
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", bad)
+
+
+@pytest.mark.parametrize("after", [25, 39], ids=["in the middle", "in the last step"])
+def test_a_diverged_run_keeps_the_last_good_model(blobs, quick, tmp_path, monkeypatch, one_line, after):
+    spoil(monkeypatch, after)
+    out, events = tmp_path / "m.safetensors", []
+    with one_line(core.DivergedError, "diverged", "lr") as caught:
+        core.train(*blobs(), quick(**learn()), out=out, on_event=events.append)
+    validated = [e for e in events if isinstance(e, core.Validated)]
+    assert [e.step for e in validated] == [10, 20, 30][: 2 if after == 25 else 3]
+    best = max(validated, key=lambda e: e.iou)
+    assert same(caught.value.model, best.model)
+    assert same(core.load_model(out), best.model)
+    assert "Done" not in kinds(events)
+
+
+def test_divergence_before_the_first_validation(blobs, quick, tmp_path, monkeypatch, one_line):
+    spoil(monkeypatch, 1)
+    with one_line(core.DivergedError, "after 2 steps", "nan") as caught:
+        core.train(*blobs(), quick(), out=tmp_path / "m.safetensors")
+    assert caught.value.model is None
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_collapsed_run_is_not_saved_as_a_success(blobs, quick, tmp_path, one_line):
+    out, events = tmp_path / "m.safetensors", []
+    dead = quick(steps=3, lr=1e-9, schedule="constant", bn=False, init="torch", activation="relu", seed=1)
+    with one_line(core.CollapsedError, "collapsed", "3 steps") as caught:
+        core.train(*blobs(), dead, out=out, on_event=events.append)
+    done = events[-1]
+    assert isinstance(done, core.Done)
+    assert done.collapsed
+    assert done.path is None
+    assert caught.value.model is done.model
+    assert not out.exists()
+
+
+def test_an_error_of_the_consumer_leaves_the_best_model(blobs, quick, tmp_path):
+    class Interrupt(Exception):
+        pass
+
+    def on_event(event):
+        if isinstance(event, core.Stepped) and event.step == 35:
+            raise Interrupt
+
+    with pytest.raises(Interrupt):
+        core.train(*blobs(), quick(**learn()), out=tmp_path / "m.safetensors", on_event=on_event)
+    assert core.load_model(tmp_path / "m.safetensors").summary["validation"]["step"] in (10, 20, 30)
+
+
+def test_an_error_within_a_step_leaves_the_best_model(blobs, quick, tmp_path, monkeypatch):
+    def step(self):
+        if self.steps == 35:
+            raise KeyboardInterrupt
+        return original(self)
+
+    original = Fit.step
+    monkeypatch.setattr(Fit, "step", step)
+    with pytest.raises(KeyboardInterrupt):
+        core.train(*blobs(), quick(**learn()), out=tmp_path / "m.safetensors")
+    names = sorted(p.name for p in tmp_path.iterdir())
+    assert names == ["m.resume.safetensors", "m.safetensors"]
+
+
+# ---------------------------------------------------------------- other starts, other forms
+
+
+def test_going_on_from_a_model(learnt, blobs, quick, one_line):
+    start = learnt[-1].model
+    before = {name: value.clone() for name, value in start.net.state_dict().items()}
+    events = list(core.iter_train(*blobs(), quick(**learn(steps=2, validations=1, lr=1e-4)), start=start))
+    assert events[-1].iou > 0.75
+    assert all(torch.equal(value, before[name]) for name, value in start.net.state_dict().items())
+    with one_line(core.ModelError, "form"):
+        core.iter_train(*blobs(), quick(**learn(k=1)), start=start)
+
+
+def test_classes(blobs, quick):
+    raw, labels = blobs()
+    labels = labels * (1 + (np.indices(labels.shape)[2] >= 32)).astype(np.uint8)
+    raw = raw + 60 * (labels == 2).astype(np.uint8)
+    model = list(core.iter_train(raw, labels, quick(**learn(classes=3, k=6, steps=60))))[-1].model
+    assert model.net.classes == len(model.class_names) == 3
+    found = core.predict(model, raw, output="labels").compute()
+    for c in (1, 2):
+        assert core.evaluate(found == c, (labels == c).astype(np.uint8)).iou > 0.5
+
+
+@pytest.mark.parametrize("precision", ["bf16-mixed"])
+def test_mixed_precision(blobs, quick, precision):
+    events = list(core.iter_train(*blobs(), quick(**learn(steps=3, precision=precision))))
+    assert all(math.isfinite(e.loss) for e in events if isinstance(e, core.Stepped))
+    assert events[-1].model.net.head.weight.dtype == torch.float32
