@@ -1,0 +1,193 @@
+"""A comparison that keeps up with the viewer: all slices counted in the background, and an edited one again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from qtpy.QtCore import QObject, QTimer, Signal
+from qtpy.QtWidgets import QWidget
+
+from napari_kdunet.core import Confusion, VolumeError
+from napari_kdunet.widgets.comparison import Comparison
+from napari_kdunet.widgets.layers import current_slice, volume_of
+from napari_kdunet.widgets.worker import EventWorker, run
+
+if TYPE_CHECKING:
+    import napari.viewer
+
+__all__ = ["Comparing"]
+
+_SETTLE_MS = 120  # without a change, before a slice is counted again
+
+
+class Comparing(QObject):
+    """Counts of two layers, slice by slice; a slice on screen that changes, e.g. by painting, is counted again.
+
+    Parameters
+    ----------
+    viewer : napari.viewer.Viewer
+        Whose layers are compared.
+    owner : QWidget
+        The work ends with it.
+
+    Attributes
+    ----------
+    comparison : Comparison or None
+        What is compared, if anything is.
+    slices : list of Confusion or None
+        Counts, one a slice; None where it has not been counted yet.
+    """
+
+    changed = Signal()  # counts, the slice on screen, the beginning or the end
+    edited = Signal()  # the first slice is counted, or one is no longer what it was
+    replaced = Signal()  # a layer holds other data altogether
+
+    def __init__(self, viewer: napari.viewer.Viewer, owner: QWidget) -> None:
+        super().__init__(owner)
+        self.viewer, self.owner = viewer, owner
+        self.comparison: Comparison | None = None
+        self.slices: list[Confusion | None] = []
+        self.layers: tuple[Any, ...] = ()
+        self._worker: EventWorker | None = None
+        self._one: EventWorker | None = None
+        self._timer = QTimer(self)
+        self._timer.setSingleShot(True)
+        self._timer.setInterval(_SETTLE_MS)
+        self._timer.timeout.connect(self._count_current)
+        point, moved = viewer.dims.events.point, self._moved
+        point.connect(moved)
+        self.destroyed.connect(lambda: point.disconnect(moved))
+        self._watched: list[tuple[Any, Callable[..., None]]] = []
+        unwatch = self._unwatch
+        self.destroyed.connect(lambda: unwatch())
+
+    @property
+    def is_running(self) -> bool:
+        """Whether slices are being counted for the first time."""
+        return self._worker is not None
+
+    @property
+    def z(self) -> int:
+        """The slice on screen."""
+        return current_slice(self.viewer, self.layers[0]) if self.layers else 0
+
+    @property
+    def total(self) -> Confusion:
+        """Counts of all slices so far."""
+        return sum((counts for counts in self.slices if counts is not None), Confusion())
+
+    @property
+    def ious(self) -> list[float]:
+        """IoU of each slice; nan where it is not counted or has no foreground."""
+        return [np.nan if counts is None else counts.iou for counts in self.slices]
+
+    @property
+    def worst(self) -> int | None:
+        """The slice of the lowest IoU, where the two disagree most."""
+        return int(np.nanargmin(self.ious)) if np.isfinite(self.ious).any() else None
+
+    def start(self, prediction: Any, reference: Any, threshold: float, ignore: int | None) -> None:
+        """Compare two layers.
+
+        Raises
+        ------
+        InputError
+            If they cannot be compared.
+        """
+        if prediction is None or reference is None or prediction == reference:
+            raise VolumeError("choose two layers to compare: labels, or probabilities as a floating-point image.")
+        comparison = Comparison(volume_of(prediction), volume_of(reference), threshold, ignore)
+        self.clear()
+        self.comparison, self.slices, self.layers = comparison, [None] * len(comparison), (prediction, reference)
+        self._watch()
+        z = self.z
+        self._worker = run(
+            lambda: comparison.score(z),
+            on_event=lambda event: self._counted(comparison, *event),
+            on_done=lambda: self._ended(comparison),
+            on_error=lambda _: self._ended(comparison, failed=True),
+            owner=self.owner,
+        )
+        self.changed.emit()
+
+    def stop(self) -> None:
+        """Count no more slices; those that are counted stay."""
+        if self._worker is not None:
+            self._worker.stop()
+
+    def clear(self) -> None:
+        """Forget the comparison."""
+        self.stop()
+        self._unwatch()
+        self.comparison, self.slices, self.layers, self._worker = None, [], (), None
+        self.changed.emit()
+
+    def go_to(self, z: int) -> None:
+        """Bring slice `z` on screen."""
+        if self.layers and self.layers[0].ndim == 3:
+            layer = self.layers[0]
+            self.viewer.dims.set_point(self.viewer.dims.ndim - 3, float(layer.data_to_world((z, 0, 0))[-3]))
+
+    def _watch(self) -> None:
+        for layer in self.layers:
+            events = layer.events
+            self._watched += [(events.set_data, self._touch), (events.data, self._replace)]
+            if hasattr(events, "labels_update"):
+                self._watched.append((events.labels_update, self._touch))
+        for source, told in self._watched:
+            source.connect(told)
+
+    def _unwatch(self) -> None:
+        for source, told in self._watched:
+            source.disconnect(told)
+        self._watched.clear()
+
+    def _replace(self, event: Any = None) -> None:
+        self.replaced.emit()
+
+    def _touch(self, event: Any = None) -> None:
+        self._timer.start()
+
+    def _moved(self, event: Any = None) -> None:
+        if self.comparison is not None:
+            self.changed.emit()
+
+    def _count_current(self) -> None:
+        comparison, z = self.comparison, self.z
+        if comparison is None or self._worker is not None:
+            return
+        if self._one is not None:  # the latest request wins, once that under way has ended
+            self._timer.start()
+            return
+
+        def count() -> Iterator[Confusion]:
+            yield comparison.confusion(z)
+
+        def done(_: Any = None) -> None:
+            self._one = None
+
+        self._one = run(
+            count,
+            on_event=lambda counts: self._counted(comparison, z, counts),
+            on_done=done,
+            on_error=done,
+            owner=self.owner,
+        )
+
+    def _counted(self, comparison: Comparison, z: int, counts: Confusion) -> None:
+        if comparison is not self.comparison or self.slices[z] == counts:
+            return
+        first, before = not any(self.slices), self.slices[z]
+        self.slices[z] = counts
+        if first or before is not None:
+            self.edited.emit()
+        self.changed.emit()
+
+    def _ended(self, comparison: Comparison, failed: bool = False) -> None:
+        if comparison is self.comparison:
+            self._worker = None
+            if not failed:
+                self._touch()  # it may have been painted on meanwhile
+            self.changed.emit()

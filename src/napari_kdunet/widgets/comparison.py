@@ -1,0 +1,119 @@
+"""Two segmentations of one volume, compared slice by slice: counts, and an overlay of where they differ."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import dask.array as da
+import numpy as np
+from numpy.typing import NDArray
+
+from napari_kdunet.core import Confusion, LabelsError, OutputError, Volume
+from napari_kdunet.core.labels import class_index
+
+__all__ = ["SCORES", "Comparison", "write_csv"]
+
+#: What is shown of a `Confusion`, by its attribute.
+SCORES = {"iou": "IoU", "dice": "Dice", "precision": "Precision", "recall": "Recall"}
+_COUNTS = ("tp", "fp", "fn", "tn")
+
+
+@dataclass(frozen=True, eq=False)
+class Comparison:
+    """A prediction and the reference it is held against: labels (non-zero is foreground) or probabilities.
+
+    Attributes
+    ----------
+    prediction, reference : Volume
+        ZYX, of one shape. Of a floating-point type they are probabilities in [0, 1].
+    threshold : float
+        Probability above which a voxel is foreground.
+    ignore : int or None
+        Label value of reference voxels that nobody has looked at: they do not count. Of 0, labels start at 1 for the
+        background.
+
+    Raises
+    ------
+    LabelsError
+        If the shapes differ.
+    """
+
+    prediction: Volume
+    reference: Volume
+    threshold: float = 0.5
+    ignore: int | None = None
+
+    def __post_init__(self) -> None:
+        one, other = self.prediction, self.reference
+        if one.shape != other.shape:
+            raise LabelsError(
+                f"{one.name} has shape {one.shape}, but {other.name} {other.shape}: choose layers of the same shape."
+            )
+
+    def __len__(self) -> int:
+        return len(self.reference)
+
+    def confusion(self, z: int) -> Confusion:
+        """Counts of slice `z`; the reference is the truth."""
+        return Confusion.of(*self._masks(z))
+
+    def score(self, first: int = 0) -> Iterator[tuple[int, Confusion]]:
+        """The counts of all slices one by one, of the slice `first` at first."""
+        for z in (first, *(z for z in range(len(self)) if z != first)):
+            yield z, self.confusion(z)
+
+    def overlay(self) -> da.Array:
+        """Lazily, ZYX uint8: 1 where both are foreground, 2 only the prediction, 3 only the reference, else 0.
+
+        Each call gives an array of another name, so that no cache mistakes it for one made before.
+        """
+
+        def block(block_info: Any = None) -> NDArray[np.uint8]:
+            predicted, truth, counted = self._masks(block_info[None]["array-location"][0][0])
+            return np.where(counted, np.where(predicted, np.where(truth, 1, 2), truth * 3), 0).astype(np.uint8)[None]
+
+        z, y, x = self.reference.shape
+        lazy: da.Array = da.map_blocks(
+            block, chunks=((1,) * z, (y,), (x,)), dtype=np.uint8, meta=np.empty((0, 0, 0), np.uint8)
+        )
+        return lazy
+
+    def _masks(self, z: int) -> tuple[NDArray[np.bool_], NDArray[np.bool_], NDArray[np.bool_]]:
+        """Foreground of prediction and reference, and what counts."""
+        predicted, _ = self._mask(self.prediction, z, None)
+        truth, counted = self._mask(self.reference, z, self.ignore)
+        return predicted, truth, counted
+
+    def _mask(self, volume: Volume, z: int, ignore: int | None) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+        values = volume.read(z)
+        if values.dtype.kind != "f":
+            index = class_index(values, 2, ignore)
+            return index > 0, index >= 0
+        if not (values.min() >= 0 and values.max() <= 1):  # also False for nan
+            raise LabelsError(f"{volume.name} is not a probability: slice z={z} leaves 0 to 1. Choose another layer.")
+        return values > self.threshold, np.ones(values.shape, bool)
+
+
+def write_csv(path: str | Path, slices: Iterable[Confusion | None]) -> None:
+    """Write scores and counts, a line a slice and one for all.
+
+    Raises
+    ------
+    OutputError
+        If the file cannot be written.
+    """
+    known = {z: counts for z, counts in enumerate(slices) if counts is not None}
+    rows: list[tuple[Any, Confusion]] = [*known.items(), ("all", sum(known.values(), Confusion()))]
+    try:
+        with Path(path).open("w", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file)
+            writer.writerow(["z", *SCORES, *_COUNTS])
+            for z, counts in rows:
+                scores = [f"{getattr(counts, name):.6f}" for name in SCORES]
+                writer.writerow([z, *scores, *(getattr(counts, name) for name in _COUNTS)])
+    except OSError as error:
+        raise OutputError(f"cannot write {path}: {error.strerror}; choose another folder.") from error

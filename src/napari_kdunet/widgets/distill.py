@@ -1,0 +1,149 @@
+"""The dock widget *Distil student*: a tiny k-Unet from a teacher, and from labels where there are some."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any
+
+from napari.layers import Image, Layer
+from qtpy.QtWidgets import QLabel, QPushButton
+
+from napari_kdunet import core
+from napari_kdunet.widgets.form import SettingsForm
+from napari_kdunet.widgets.inputs import Inputs
+from napari_kdunet.widgets.layers import LayerChooser, volume_of
+from napari_kdunet.widgets.models import ModelChooser
+from napari_kdunet.widgets.training_panel import Job, TrainingPanel
+
+if TYPE_CHECKING:
+    import napari.viewer
+
+    from napari_kdunet.core import Model, TrainConfig, Volume
+
+__all__ = ["DistillWidget", "TeacherScored"]
+
+_MAIN = ("k", "tau", "lam", "bn", "mode", "budget", "device")
+
+
+@dataclass(frozen=True)
+class TeacherScored:
+    """What the teacher reaches on the validation slices of its student."""
+
+    parameters: int | None
+    """Learnable parameters; None of a probability layer."""
+    iou: float | None
+    """At its best threshold, as the student's; None where the student is validated against the teacher."""
+
+
+class DistillWidget(TrainingPanel):
+    """Distil a teacher into a k-Unet, and train the same k-Unet without the teacher to compare.
+
+    Parameters
+    ----------
+    viewer : napari.viewer.Viewer
+        Where the layers are.
+    """
+
+    def __init__(self, viewer: napari.viewer.Viewer) -> None:  # napari goes by these very words
+        inputs = Inputs(viewer, no_labels="none: learn from the teacher alone")
+        teacher = ModelChooser()
+        probability = LayerChooser(viewer, Image, "none: take the model", at_first_none=True, accepts=_is_probability)
+        probability.setToolTip(
+            "An image layer of foreground probabilities (0 to 1), by any tool, that teaches in the place of a model."
+        )
+        rows = {"Teacher model": teacher, "or teacher layer": probability, **inputs.rows}
+        form = SettingsForm(core.DistillConfig, main=_MAIN, hidden=("ignore",))
+        super().__init__(viewer, form, rows, "Distil")
+        self.inputs, self.teacher, self.probability = inputs, teacher, probability
+        self.size_label = QLabel()
+        self.size_label.setToolTip(
+            "Learnable parameters of teacher and student, and how many times smaller the student is."
+        )
+        self.size_label.setWordWrap(True)
+        self.control_button = QPushButton("Control run")
+        self.control_button.setToolTip(
+            "Train the same student, with the same settings, from the labels alone: what the teacher adds is the gap\n"
+            "between the two curves."
+        )
+        self.view.add_button(self.control_button)
+        self.view.add_line(self.size_label)
+        self.control_button.clicked.connect(lambda: self.begin(self.control_job))
+        self._teacher_parameters: int | None = None
+
+    def job(self) -> Job:
+        """Distil the chosen teacher; errors as in `TrainingPanel.job`."""
+        (raw, labels), config = self.inputs.volumes(), self._config()
+        get_teacher = self._teacher()
+
+        def events() -> Iterator[Any]:
+            teacher = get_teacher()
+            for event in core.iter_distill(teacher, raw, labels, config):
+                yield event
+                if isinstance(event, core.Started):
+                    yield from _score(teacher, raw, labels, event, config)
+
+        return Job("student", f"{raw.name} k{config.k} distilled", self.inputs.image.wanted(), events)
+
+    def control_job(self) -> Job:
+        """Train the same student without the teacher; errors as in `TrainingPanel.job`."""
+        (raw, labels), config = self.inputs.volumes(), self._config()
+        if labels is None:
+            raise core.LabelsError("a control run learns from labels alone: choose a labels layer.")
+        same = core.TrainConfig(**{spec.name: getattr(config, spec.name) for spec in fields(core.TrainConfig)})
+
+        def events() -> Iterator[Any]:
+            yield from core.iter_train(raw, labels, same)
+
+        return Job("control", f"{raw.name} k{config.k} control", self.inputs.image.wanted(), events)
+
+    def on_event(self, event: Any) -> None:
+        """Show the line to reach and the sizes."""
+        if isinstance(event, TeacherScored):
+            self.view.curves.set_teacher(event.iou)
+            self._teacher_parameters = event.parameters
+            self._show_size()
+        elif isinstance(event, core.Started):
+            self._student_parameters = event.parameters
+            self._show_size()
+
+    def _config(self) -> Any:
+        return self.form.config(ignore=self.inputs.ignore)
+
+    def _teacher(self) -> Callable[[], Model | Volume]:
+        """What gives the teacher, to be called on the thread."""
+        if self.probability.layer is not None:
+            volume = volume_of(self.probability.layer)
+            return lambda: volume
+        store, name = self.teacher.store, self.teacher.name
+        if not name:
+            raise core.ModelError("there is no teacher: train one, open one from a file, or choose a layer.")
+        return lambda: store.get(name)
+
+    def _show_size(self) -> None:
+        student = f"Student: {self._student_parameters:,} parameters"
+        if self._teacher_parameters is None:
+            self.size_label.setText(f"{student}.")
+        else:
+            ratio = self._teacher_parameters / self._student_parameters
+            self.size_label.setText(
+                f"Teacher: {self._teacher_parameters:,} parameters. {student}, {ratio:.3g}× smaller."
+            )
+
+
+def _is_probability(layer: Layer) -> bool:
+    return not getattr(layer, "rgb", False) and layer.dtype.kind == "f"
+
+
+def _score(
+    teacher: Model | Volume, raw: Volume, labels: Volume | None, started: core.Started, config: TrainConfig
+) -> Iterator[Any]:
+    """Tell the teacher's size, then its IoU, which settles as more of the validation slices are scored."""
+    from napari_kdunet.core.scoring import iter_score
+
+    parameters = None if isinstance(teacher, core.Volume) else teacher.parameter_count
+    yield TeacherScored(parameters, None)
+    if labels is None:  # the student is validated against the teacher itself
+        return
+    for curve in iter_score(teacher, raw, labels, started.val_slices, config):
+        yield TeacherScored(parameters, curve.iou(curve.best_threshold()))

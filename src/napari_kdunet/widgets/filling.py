@@ -1,0 +1,197 @@
+"""A whole volume being segmented: layers that fill in from the slice on screen outwards, and follow the threshold."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import TYPE_CHECKING, Any
+
+from napari.utils import Colormap
+from qtpy.QtCore import QObject, Signal
+from qtpy.QtWidgets import QWidget
+
+from napari_kdunet.widgets.layers import current_slice, grid_of, volume_of
+from napari_kdunet.widgets.results import Focus, Result, segment
+from napari_kdunet.widgets.worker import EventWorker, run
+
+if TYPE_CHECKING:
+    import napari.viewer
+
+    from napari_kdunet.core import Model
+
+__all__ = ["Filling"]
+
+_COLOUR = "#56B4E9"  # as in the preview
+_RAMP = [(0.27, 0.0, 0.33, 0.0), (0.13, 0.57, 0.55, 0.6), (0.99, 0.91, 0.14, 0.9)]  # viridis; the unlikely is clear
+_REFRESH_3D = 1.0  # s between redrawings of a volume shown in 3-D, which takes all of it
+
+
+class Filling(QObject):
+    """The latest segmentation of a volume, its layers, and the work on them.
+
+    Parameters
+    ----------
+    viewer : napari.viewer.Viewer
+        Where the layers go.
+    owner : QWidget
+        The work ends with it.
+
+    Attributes
+    ----------
+    result : Result or None
+        None where nothing has been segmented, or the user has removed the mask.
+    mask, probability : napari layer or None
+        The Labels layer, and the Image layer where it is wanted.
+    """
+
+    changed = Signal()  # a slice more, the end, or a layer removed
+
+    def __init__(self, viewer: napari.viewer.Viewer, owner: QWidget) -> None:
+        super().__init__(owner)
+        self.viewer, self.owner = viewer, owner
+        self.result: Result | None = None
+        self.mask: Any = None
+        self.probability: Any = None
+        self._image: Any = None
+        self._model: Model | None = None
+        self._name = ""
+        self._focus = Focus()
+        self._worker: EventWorker | None = None
+        self._updater: EventWorker | None = None
+        self._began, self._at_first, self._drawn = 0.0, 0, 0.0
+        point, removed, moved, gone = viewer.dims.events.point, viewer.layers.events.removed, self._moved, self._removed
+        point.connect(moved)
+        removed.connect(gone)
+        self.destroyed.connect(lambda: (point.disconnect(moved), removed.disconnect(gone)))
+
+    @property
+    def is_running(self) -> bool:
+        """Whether slices are being segmented."""
+        return self._worker is not None
+
+    @property
+    def seconds_left(self) -> float | None:
+        """Estimated time to the end; None where nothing runs or nothing is known yet."""
+        if self.result is None or self._worker is None:
+            return None
+        done = int(self.result.done.sum())
+        spent = time.monotonic() - self._began
+        return spent / (done - self._at_first) * (len(self.result.done) - done) if done > self._at_first else None
+
+    def start(self, image: Any, model: Model, name: str, threshold: float) -> None:
+        """Segment `image` by `model`, or what is missing where that was stopped before.
+
+        Raises
+        ------
+        VolumeError, OutputError
+            If the layer cannot be segmented, or there is no room for the result.
+        """
+        if self._worker is not None:
+            return
+        volume = volume_of(image)
+        result = self.result
+        if result is None or self._image != image or self._model is not model or result.done.all():
+            memory = None if image.ndim == 3 else sys.maxsize
+            result = Result(volume.shape, threshold, multiclass=len(model.class_names) > 2, memory=memory)
+            self.result, self._image, self._model, self._name = result, image, model, f"{image.name} {name}"
+            self._add_mask()
+        self._moved()
+        self._began, self._at_first = time.monotonic(), int(result.done.sum())
+        self._worker = run(
+            lambda: segment(model, volume, result, self._focus),
+            on_event=self._segmented,
+            on_done=self._ended,
+            on_error=lambda _: self._ended(),
+            owner=self.owner,
+        )
+        self.changed.emit()
+
+    def stop(self) -> None:
+        """Stop after the slice under way; what is done stays."""
+        if self._worker is not None:
+            self._worker.stop()
+
+    def set_threshold(self, threshold: float) -> None:
+        """Bring the mask to another threshold: the slice on screen now, the others in the background."""
+        if self.result is not None:
+            self.result.threshold = threshold
+            self.result.apply(self._focus.z)
+            self._draw(self._focus.z)
+            self._catch_up()
+
+    def show_probability(self, wanted: bool) -> None:
+        """Add the probability layer, or take it away."""
+        if wanted and self.result is not None and self.probability is None:
+            look = {"colormap": Colormap(_RAMP, name="probability"), "opacity": 0.8, "contrast_limits": (0, 1)}
+            self.probability = self._add(self.viewer.add_image, self.result.probability, "probability", **look)
+        elif not wanted and self.probability is not None:
+            layer, self.probability = self.probability, None
+            self.viewer.layers.remove(layer)
+
+    def _add_mask(self) -> None:
+        assert self.result is not None
+        self.probability = None  # the one of an earlier result stays with that
+        several = self._model is not None and len(self._model.class_names) > 2
+        look = {} if several else {"colormap": {0: "transparent", None: _COLOUR}}
+        self.mask = self._add(self.viewer.add_labels, self.result.mask, "mask", opacity=0.5, **look)
+
+    def _add(self, add: Any, data: Any, what: str, **look: Any) -> Any:
+        """Add a layer that covers the image; it keeps the result, and so temporary files, as long as it is there."""
+        data = data if self._image.ndim == 3 else data[0]
+        metadata = {"napari-kdunet result": self.result}
+        return add(data, name=f"{self._name} {what}", metadata=metadata, **look, **grid_of(self._image))
+
+    def _segmented(self, z: int) -> None:
+        self._draw(z)
+        self.changed.emit()
+
+    def _draw(self, z: int) -> None:
+        """Draw slice `z` of the layers again if it is on screen."""
+        flat = self.viewer.dims.ndisplay == 2
+        if z != self._focus.z if flat else time.monotonic() - self._drawn < _REFRESH_3D:
+            return
+        self._drawn = time.monotonic()
+        for layer in (self.mask, self.probability):
+            if layer is not None:
+                layer.refresh()
+
+    def _ended(self) -> None:
+        self._worker = None
+        self._settle()
+        self.changed.emit()
+
+    def _settle(self) -> None:
+        """Draw, and tell whoever else looks at the mask (*Compare*, say) that slices off screen have changed too."""
+        self._drawn = 0.0
+        self._draw(self._focus.z)
+        if self.mask is not None:
+            self.mask.events.data(value=self.mask.data)
+
+    def _catch_up(self) -> None:
+        result, focus = self.result, self._focus
+        if self._updater is None and result is not None and result.outdated(focus.z) is not None:
+            self._updater = run(
+                lambda: result.catch_up(focus),
+                on_event=self._draw,
+                on_done=self._caught_up,
+                on_error=lambda _: setattr(self, "_updater", None),
+                owner=self.owner,
+            )
+
+    def _caught_up(self) -> None:
+        self._updater = None
+        self._settle()
+        self._catch_up()  # the threshold may have changed again meanwhile
+
+    def _moved(self, event: Any = None) -> None:
+        if self._image is not None:
+            self._focus.z = current_slice(self.viewer, self._image)
+
+    def _removed(self, event: Any) -> None:
+        if self.mask is not None and event.value == self.mask:
+            self.stop()
+            self.result = self.mask = self._image = self._model = None
+            self.changed.emit()
+        elif self.probability is not None and event.value == self.probability:
+            self.probability = None
+            self.changed.emit()

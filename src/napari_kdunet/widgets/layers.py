@@ -1,0 +1,151 @@
+"""From napari's layers to what the core takes: combo boxes that follow the viewer, volumes, pixel sizes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from napari.layers import Image, Labels, Layer
+from qtpy.QtCore import Signal
+from qtpy.QtWidgets import QComboBox
+
+from napari_kdunet.core import Volume, VolumeError, open_volume
+
+if TYPE_CHECKING:
+    import napari.viewer
+
+__all__ = ["PREVIEW", "LayerChooser", "current_slice", "grid_of", "volume_of", "voxel_size_of"]
+
+#: Key in the metadata of layers that are shown only, and cannot be chosen to learn from.
+PREVIEW = "napari-kdunet preview"
+
+
+def voxel_size_of(layer: Layer) -> tuple[float, float, float] | None:
+    """Size of a layer's voxels in nm (Z, Y, X), from its scale and units; None where the units are no lengths.
+
+    Where only the units in plane are lengths, the size along y is taken along z too.
+    """
+    sizes: list[float | None] = []
+    for scale, unit in zip(layer.scale, layer.units, strict=True):
+        length = (1 * unit).is_compatible_with("nm")
+        sizes.append(abs(float(scale)) * float((1 * unit).to("nm").magnitude) if length else None)
+    y, x = sizes[-2:]
+    if not y or not x:
+        return None
+    z = sizes[-3] if len(sizes) > 2 else None
+    return (z or y, y, x)
+
+
+def volume_of(layer: Layer) -> Volume:
+    """A layer as a volume: 2-D as one slice, of a pyramid the finest level; nothing is read yet.
+
+    Raises
+    ------
+    VolumeError
+        If the layer is RGB, or neither 2-D nor 3-D.
+    """
+    if getattr(layer, "rgb", False):
+        raise VolumeError(
+            f"the layer {layer.name} is RGB: convert it to grey values first (right-click it, Split RGB, take one)."
+        )
+    data: Any = layer.data[0] if getattr(layer, "multiscale", False) else layer.data
+    return open_volume(data, voxel_size=voxel_size_of(layer), name=layer.name)
+
+
+def grid_of(layer: Layer) -> dict[str, Any]:
+    """Where a layer lies in the world, as the arguments of a layer of the same shape that is to cover it."""
+    names = ("scale", "translate", "rotate", "shear", "affine", "units", "axis_labels")
+    return {name: getattr(layer, name) for name in names}
+
+
+def current_slice(viewer: napari.viewer.Viewer, layer: Layer) -> int:
+    """The z of `layer` that the viewer shows; 0 of a 2-D layer, and the nearest one where the viewer is beside it."""
+    if layer.ndim < 3:
+        return 0
+    point = layer.world_to_data(viewer.dims.point[-layer.ndim :])
+    depth = (layer.data[0] if getattr(layer, "multiscale", False) else layer.data).shape[-3]
+    return int(min(max(round(float(point[-3])), 0), depth - 1))
+
+
+class LayerChooser(QComboBox):
+    """A combo box of the viewer's layers of one kind, kept up to date; the topmost one is chosen at first.
+
+    Parameters
+    ----------
+    viewer : napari.viewer.Viewer
+        Whose layers.
+    kind : type
+        `napari.layers.Image` or `napari.layers.Labels`.
+    none : str
+        What to call having none, where that is allowed; not allowed if empty.
+    at_first_none : bool
+        Choose none until the user chooses, rather than the topmost layer.
+    accepts : callable, optional
+        Which of the layers to offer; all by default.
+    """
+
+    changed = Signal()
+
+    def __init__(
+        self,
+        viewer: napari.viewer.Viewer,
+        kind: type[Layer] = Image,
+        none: str = "",
+        *,
+        at_first_none: bool = False,
+        accepts: Callable[[Layer], bool] | None = None,
+    ) -> None:
+        super().__init__()
+        self.viewer, self.kind, self.none = viewer, kind, none
+        self.at_first_none, self.accepts = at_first_none, accepts
+        self.setSizeAdjustPolicy(QComboBox.SizeAdjustPolicy.AdjustToMinimumContentsLengthWithIcon)
+        self.setMinimumContentsLength(12)
+        self.currentIndexChanged.connect(lambda: self.changed.emit())
+        events, refresh = viewer.layers.events, self._refresh
+        sources = (events.inserted, events.removed, events.reordered, events.renamed)
+        for source in sources:
+            source.connect(refresh)
+        self.destroyed.connect(lambda: [source.disconnect(refresh) for source in sources])
+        self._refresh()
+
+    @property
+    def layer(self) -> Layer | None:
+        """The chosen layer."""
+        chosen = self.currentData()
+        return chosen if chosen in self.viewer.layers else None
+
+    @layer.setter
+    def layer(self, layer: Layer | None) -> None:
+        self.setCurrentIndex(next((i for i in range(self.count()) if self.itemData(i) == layer), -1))
+
+    def wanted(self) -> Layer:
+        """The chosen layer.
+
+        Raises
+        ------
+        VolumeError
+            If there is none.
+        """
+        if self.layer is None:
+            kind = "a labels" if self.kind is Labels else "an image"
+            raise VolumeError(f"no {self.kind.__name__.lower()} layer is chosen: add {kind} layer to the viewer.")
+        return self.layer
+
+    def _refresh(self, event: Any = None) -> None:
+        before, had = self.currentData(), self.count() - bool(self.none)
+        layers = [layer for layer in reversed(self.viewer.layers) if self._offers(layer)]
+        self.blockSignals(True)
+        self.clear()
+        if self.none:
+            self.addItem(self.none, None)
+        for layer in layers:
+            self.addItem(layer.name, layer)
+        none_meant = bool(self.none) and before is None and (had > 0 or self.at_first_none)
+        self.layer = before if before in layers or none_meant else next(iter(layers), None)
+        self.blockSignals(False)
+        if self.currentData() != before:
+            self.changed.emit()
+
+    def _offers(self, layer: Layer) -> bool:
+        fits = isinstance(layer, self.kind) and PREVIEW not in layer.metadata
+        return fits and (self.accepts is None or self.accepts(layer))

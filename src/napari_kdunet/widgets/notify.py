@@ -1,0 +1,43 @@
+"""Telling the user what went wrong, once and in one line where we know why."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from napari.utils.notifications import notification_manager, show_error
+
+from napari_kdunet.core.errors import KDUNetError
+
+__all__ = ["OUT_OF_MEMORY", "is_out_of_memory", "report", "reporting"]
+
+OUT_OF_MEMORY = (
+    "Out of memory: lower k, the batch or the patch (under Advanced), close other programs, or choose the device cpu."
+)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out, of the computer or of the GPU (torch raises a `RuntimeError` of many words)."""
+    said = str(error).lower()
+    return isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError) and ("out of memory" in said or "can't allocate memory" in said)
+    )
+
+
+def report(error: BaseException) -> None:
+    """Show an error as a napari notification: ours and lack of memory in one line, others with their traceback."""
+    if isinstance(error, KDUNetError):
+        show_error(str(error))
+    elif is_out_of_memory(error):
+        show_error(OUT_OF_MEMORY)
+    else:
+        notification_manager.receive_error(type(error), error, error.__traceback__)
+
+
+@contextmanager
+def reporting() -> Iterator[None]:
+    """Show what the block raises on purpose, and end the block there."""
+    try:
+        yield
+    except KDUNetError as error:
+        report(error)

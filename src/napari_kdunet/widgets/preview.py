@@ -1,0 +1,179 @@
+"""The slice on screen, segmented by a model: off the GUI thread, following the user from slice to slice."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from napari.layers import Layer
+from napari.utils.colormaps import CyclicLabelColormap
+from napari.utils.transforms import Affine
+from numpy.typing import NDArray
+from qtpy.QtWidgets import QWidget
+
+from napari_kdunet import core
+from napari_kdunet.widgets.layers import PREVIEW, current_slice, grid_of, volume_of
+from napari_kdunet.widgets.worker import EventWorker, run
+
+if TYPE_CHECKING:
+    import napari.viewer
+
+    from napari_kdunet.core import Model, Volume
+
+__all__ = ["Preview"]
+
+_COLOUR = "#56B4E9"  # Okabe and Ito's sky blue: seen on grey, and unlike the labels that it is compared with
+
+
+def _colormap() -> CyclicLabelColormap:
+    """One colour; of napari's two kinds of colormap the one whose first use does not compile code for seconds."""
+    return CyclicLabelColormap(colors=["transparent", _COLOUR])
+
+
+class Preview:
+    """A Labels layer ``<image> preview`` that holds the segmented slice on screen, and nothing else.
+
+    It is one slice thick and moves along with the user, so that it costs as little on a volume larger than memory.
+    The latest request wins: one slice is segmented at a time, and what is out of date by then is not shown. If the
+    user removes the layer, the preview is closed; if the image is removed, so is the preview.
+
+    Parameters
+    ----------
+    viewer : napari.viewer.Viewer
+        Where to show it.
+    image : napari.layers.Image
+        What to segment.
+    owner : QWidget, optional
+        The preview ends with it.
+
+    Attributes
+    ----------
+    probability : ndarray or None
+        Foreground probability of the slice that is shown, YX float32.
+
+    Raises
+    ------
+    VolumeError
+        If the layer cannot be segmented.
+    """
+
+    def __init__(self, viewer: napari.viewer.Viewer, image: Layer, owner: QWidget | None = None) -> None:
+        self.viewer, self.image, self.owner = viewer, image, owner
+        self.volume: Volume = volume_of(image)
+        self.layer: Layer | None = None
+        self.probability: NDArray[np.float32] | None = None
+        self.z = -1
+        self._model: Model | None = None
+        self._threshold: float | None = None
+        self._worker: EventWorker | None = None
+        self._wanted: tuple[Model, int] | None = None
+        self._closed = False
+        viewer.dims.events.point.connect(self._moved)
+        viewer.layers.events.removed.connect(self._removed)
+        if owner is not None:
+            owner.destroyed.connect(self._disconnect)
+
+    @property
+    def threshold(self) -> float:
+        """Foreground probability above which a pixel is shown; the model's own until it is set."""
+        if self._threshold is not None:
+            return self._threshold
+        return 0.5 if self._model is None else self._model.threshold
+
+    @threshold.setter
+    def threshold(self, value: float | None) -> None:
+        """Show the same probability at another threshold: nothing is predicted again."""
+        self._threshold = value
+        self._draw()
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether a slice is being segmented."""
+        return self._wanted is not None
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether it has ended: closed, or its layer or image was removed."""
+        return self._closed
+
+    def show(self, model: Model) -> None:
+        """Segment the slice on screen by this model, and from now on each slice that the user goes to."""
+        self._model = model
+        self._request()
+
+    def close(self, *_: Any) -> None:
+        """Take the layer away and follow no more."""
+        self._disconnect()
+        if self.layer is not None and self.layer in self.viewer.layers:
+            self.viewer.layers.remove(self.layer)
+
+    def _disconnect(self, *_: Any) -> None:
+        if self._closed:
+            return
+        self._closed, self._wanted = True, None
+        self.viewer.dims.events.point.disconnect(self._moved)
+        self.viewer.layers.events.removed.disconnect(self._removed)
+
+    def _removed(self, event: Any) -> None:
+        if event.value == self.image:
+            self.close()
+        elif self.layer is not None and event.value == self.layer:
+            self.layer = None
+            self.close()
+
+    def _moved(self, event: Any = None) -> None:
+        if self._model is not None and current_slice(self.viewer, self.image) != (self._wanted or (None, self.z))[1]:
+            self._request()
+
+    def _request(self) -> None:
+        if self._closed or self._model is None:
+            return
+        self._wanted = self._model, current_slice(self.viewer, self.image)
+        if self._worker is None:
+            self._start()
+
+    def _start(self) -> None:
+        assert self._wanted is not None
+        volume, (model, z) = self.volume, self._wanted
+
+        def predict() -> Iterator[tuple[Model, int, NDArray[np.float32]]]:
+            one = core.open_volume(volume.read(z), voxel_size=volume.voxel_size, name=volume.name)
+            yield model, z, core.predict(model, one)[0].compute()
+
+        self._worker = run(
+            predict, on_event=self._predicted, on_done=self._next, on_error=self._gave_up, owner=self.owner
+        )
+
+    def _predicted(self, result: tuple[Model, int, NDArray[np.float32]]) -> None:
+        model, z, probability = result
+        if self._wanted is not None and self._wanted[0] is model and self._wanted[1] == z:
+            self.z, self.probability, self._wanted = z, probability, None
+            self._draw()
+
+    def _next(self) -> None:
+        self._worker = None
+        if self._wanted is not None:
+            self._start()
+
+    def _gave_up(self, error: Exception) -> None:
+        """The user knows; try again when asked to."""
+        self._worker = self._wanted = None
+
+    def _draw(self) -> None:
+        if self._closed or self.probability is None:
+            return
+        mask = (self.probability > self.threshold).astype(np.uint8)
+        grid = grid_of(self.image)
+        if self.image.ndim == 3:
+            mask = mask[None]
+            step = Affine(scale=grid["scale"], rotate=grid["rotate"], shear=grid["shear"]).linear_matrix[:, 0]
+            grid["translate"] = np.asarray(grid["translate"]) + self.z * step
+        if self.layer is None:
+            selected = set(self.viewer.layers.selection)
+            look = {"opacity": 0.5, "colormap": _colormap(), "metadata": {PREVIEW: True}}
+            self.layer = self.viewer.add_labels(mask, name=f"{self.image.name} preview", **look, **grid)
+            self.viewer.layers.selection = selected
+            return
+        self.layer.translate = grid["translate"]
+        self.layer.data = mask

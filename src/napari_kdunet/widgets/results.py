@@ -1,0 +1,150 @@
+"""The result of segmenting a volume: probabilities and a mask that fill in slice by slice."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import threading
+import weakref
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil  # type: ignore[import-untyped]
+import zarr
+from numpy.typing import NDArray
+
+from napari_kdunet import core
+
+__all__ = ["Result", "segment"]
+
+_TILE = 1024  # of a chunk in a temporary Zarr
+
+
+class Result:
+    """Probabilities and a mask, ZYX, in memory; of a very large volume in a temporary Zarr, which goes when this goes.
+
+    The mask can be painted on: a new threshold changes only voxels whose probability lies between it and the old one.
+
+    Parameters
+    ----------
+    shape : tuple of int
+        Of the volume, ZYX.
+    threshold : float
+        Foreground probability above which a voxel is not background.
+    multiclass : bool
+        Whether to keep the class of each voxel too; it is 1 throughout otherwise.
+    memory : int, optional
+        Bytes that may be taken in memory; a quarter of what is free if None.
+
+    Attributes
+    ----------
+    probability : array
+        float16 in [0, 1]; 0 where nothing has been segmented yet.
+    mask : array
+        uint8; 0 is background.
+    done : ndarray
+        bool, one a slice: whether it has been segmented.
+    folder : Path or None
+        Where the temporary Zarr is, if there is one.
+
+    Raises
+    ------
+    OutputError
+        If there is neither memory nor disk enough.
+    """
+
+    def __init__(
+        self, shape: tuple[int, int, int], threshold: float, *, multiclass: bool = False, memory: int | None = None
+    ) -> None:
+        self.threshold = threshold
+        self.done = np.zeros(shape[0], bool)
+        self._applied = np.full(shape[0], np.nan)  # threshold that each slice of the mask has
+        self._lock = threading.Lock()
+        size = int(np.prod(shape, dtype=np.int64)) * (4 if multiclass else 3)
+        limit = psutil.virtual_memory().available // 4 if memory is None else memory
+        self.folder = _temporary_folder(size) if size > limit else None
+        if self.folder is not None:
+            weakref.finalize(self, shutil.rmtree, self.folder, ignore_errors=True)  # at exit too
+        self.probability = self._make("probability", shape, np.float16)
+        self.mask = self._make("mask", shape, np.uint8)
+        self._classes = self._make("classes", shape, np.uint8) if multiclass else None
+
+    def _make(self, name: str, shape: tuple[int, int, int], dtype: Any) -> Any:
+        if self.folder is None:
+            return np.zeros(shape, dtype)
+        chunks = (1, *(min(n, _TILE) for n in shape[1:]))
+        return zarr.create_array(self.folder / f"{name}.zarr", shape=shape, chunks=chunks, dtype=dtype, fill_value=0)
+
+    def put(self, z: int, probability: NDArray[np.float32], classes: NDArray[np.uint8] | None = None) -> None:
+        """Take in a slice: its foreground probability and, where there are several, the likeliest class."""
+        with self._lock:
+            level = self.threshold
+            found = probability > level
+            self.probability[z] = probability
+            if self._classes is not None:
+                self._classes[z] = classes
+            self.mask[z] = found if classes is None else np.where(found, classes, 0)
+            self.done[z], self._applied[z] = True, level
+
+    def missing(self, near: int) -> int | None:
+        """The slice not yet segmented that is nearest to the slice `near`."""
+        return _nearest(np.flatnonzero(~self.done), near)
+
+    def outdated(self, near: int) -> int | None:
+        """The slice of the mask with another threshold that is nearest to the slice `near`."""
+        return _nearest(np.flatnonzero(self.done & (self._applied != self.threshold)), near)
+
+    def apply(self, z: int) -> None:
+        """Bring a slice of the mask to the threshold, without predicting again."""
+        with self._lock:
+            old, new = float(self._applied[z]), self.threshold
+            if not self.done[z] or old == new:
+                return
+            probability, mask = self.probability[z], self.mask[z]
+            between = (probability >= min(old, new)) & (probability <= max(old, new))
+            value = 1 if self._classes is None else self._classes[z]
+            self.mask[z] = np.where(between, np.where(probability > new, value, 0), mask)
+            self._applied[z] = new
+
+    def catch_up(self, focus: Focus) -> Iterator[int]:
+        """Bring all slices to the threshold, the nearest to the focus first; gives each slice that changed."""
+        while (z := self.outdated(focus.z)) is not None:
+            self.apply(z)
+            yield z
+
+
+class Focus:
+    """The slice on screen, as told by the GUI: work that follows it begins with what the user sees."""
+
+    def __init__(self, z: int = 0) -> None:
+        self.z = z
+
+
+def segment(model: core.Model, volume: core.Volume, result: Result, focus: Focus) -> Iterator[int]:
+    """Segment what is missing in `result`, the nearest to the focus first; gives each slice that is done.
+
+    Only one slice of the volume is in memory at a time.
+    """
+    probability = core.predict(model, volume)
+    multiclass = len(model.class_names) > 2
+    classes = core.predict(model, volume, output="labels", threshold=0.0) if multiclass else None
+    while (z := result.missing(focus.z)) is not None:
+        found = None if classes is None else classes[z].compute(scheduler="synchronous")
+        result.put(z, probability[z].compute(scheduler="synchronous"), found)
+        yield z
+
+
+def _nearest(slices: NDArray[np.intp], near: int) -> int | None:
+    return int(slices[np.argmin(np.abs(slices - near))]) if len(slices) else None
+
+
+def _temporary_folder(size: int) -> Path:
+    free = shutil.disk_usage(tempfile.gettempdir()).free
+    if free < size:
+        raise core.OutputError(
+            f"the result may take {size / 1e9:.1f} GB, and {tempfile.gettempdir()} has {free / 1e9:.1f} GB free: make "
+            "room, set TMPDIR to a larger disk, or run `napari-kdunet predict`, which writes to where you say."
+        )
+    return Path(tempfile.mkdtemp(prefix="napari-kdunet-"))

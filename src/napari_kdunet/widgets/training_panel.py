@@ -1,0 +1,197 @@
+"""What training and distilling share: a form, a run on a thread, curves, the preview, and the best model kept."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from napari.layers import Layer
+from napari.utils.notifications import show_warning
+from qtpy.QtCore import QEvent
+from qtpy.QtWidgets import QVBoxLayout, QWidget
+
+from napari_kdunet import core
+from napari_kdunet.widgets.form import SettingsForm
+from napari_kdunet.widgets.models import ask_and_save, models
+from napari_kdunet.widgets.notify import reporting
+from napari_kdunet.widgets.preview import Preview
+from napari_kdunet.widgets.run_view import RunView, UpDownScroll
+from napari_kdunet.widgets.worker import EventWorker, run
+
+if TYPE_CHECKING:
+    import napari.viewer
+
+__all__ = ["Job", "TrainingPanel"]
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run: what it is called in the plot, and its model in the list; what to do; what to preview."""
+
+    run: str
+    model_name: str
+    image: Layer
+    make_events: Callable[[], Iterator[Any]]
+
+
+class TrainingPanel(QWidget):
+    """Base of the widgets that train.
+
+    A subclass gives its inputs and its form, and makes a `Job` of them. From the first validation on the best model
+    so far is in the list of models, so that nothing that happens later can lose it.
+
+    Parameters
+    ----------
+    viewer : napari.viewer.Viewer
+        Where the layers are.
+    form : SettingsForm
+        The settings.
+    inputs : dict of str to QWidget
+        What is learnt from, by label.
+    start : str
+        What the start button says.
+
+    Attributes
+    ----------
+    worker : EventWorker or None
+        The run under way.
+    preview : Preview or None
+        The slice on screen, segmented at each validation.
+    model_name : str
+        Name of the best model of the last run in the list of models; empty before its first validation.
+    """
+
+    def __init__(
+        self, viewer: napari.viewer.Viewer, form: SettingsForm, inputs: dict[str, QWidget], start: str
+    ) -> None:
+        super().__init__()
+        self.viewer, self.form = viewer, form
+        self.view = RunView(viewer, start)
+        self.worker: EventWorker | None = None
+        self.preview: Preview | None = None
+        self.model_name = ""
+        self._job: Job | None = None
+        self._end = ""
+        form.put_on_top(inputs)
+        self._lay_out()
+        self.view.start_clicked.connect(self.start)
+        self.view.pause_clicked.connect(self.pause_or_resume)
+        self.view.stop_clicked.connect(self.stop)
+        self.view.save_clicked.connect(lambda: ask_and_save(self.model_name, models, self))
+
+    # what a subclass says
+
+    def job(self) -> Job:
+        """The run that the user asks for.
+
+        Raises
+        ------
+        KDUNetError
+            If something is missing or wrong.
+        """
+        raise NotImplementedError
+
+    def on_event(self, event: Any) -> None:
+        """Look at an event of the run, after this class has."""
+
+    # what the user does
+
+    def start(self) -> None:
+        """Begin the run that the inputs and the form describe; nothing happens while one is under way."""
+        self.begin(self.job)
+
+    def begin(self, make_job: Callable[[], Job]) -> None:
+        """Begin a run, unless one is under way; what is wrong with it is notified."""
+        if self.worker is not None:
+            return
+        with reporting():
+            job = make_job()
+            if self._job is not None and self._job.image != job.image:
+                self.view.curves.clear()
+            self._prepare_preview(job.image)
+            self._job, self._end, self.model_name = job, "", ""
+            self.view.preparing()
+            self.view.curves.begin(job.run)
+            told: dict[str, Any] = {"on_event": self._tell, "on_done": self._ended, "on_error": self._ended}
+            self.worker = run(job.make_events, **told, owner=self)
+            self.worker.paused.connect(lambda: self.view.paused(True))
+            self.worker.resumed.connect(lambda: self.view.paused(False))
+
+    def pause_or_resume(self) -> None:
+        """Wait after the step under way, or go on."""
+        if self.worker is not None:
+            self.worker.resume() if self.worker.is_paused else self.worker.pause()
+
+    def stop(self) -> None:
+        """End after the step under way; the best model stays."""
+        if self.worker is not None:
+            self.view.stop_button.setEnabled(False)
+            self.view.pause_button.setEnabled(False)
+            self.worker.stop()
+
+    def changeEvent(self, event: QEvent | None) -> None:
+        """Take the preview away with the widget, when its dock is closed."""
+        super().changeEvent(event)
+        closed = event is not None and event.type() == QEvent.Type.ParentChange and self.parent() is None
+        if closed and self.preview is not None:
+            self.preview.close()
+
+    # what the run tells
+
+    def _tell(self, event: Any) -> None:
+        assert self._job is not None
+        view = self.view
+        if isinstance(event, core.Started):
+            view.started(event)
+        elif isinstance(event, core.Stepped):
+            view.stepped(event)
+            view.curves.add_step(self._job.run, event.step, event.loss)
+        elif isinstance(event, core.Validated):
+            view.validated(event)
+            view.curves.add_validation(self._job.run, event.step, event.iou)
+            self._keep(event)
+            if self.preview is not None:
+                self.preview.show(event.model)
+        elif isinstance(event, core.Done):
+            self._finish(event)
+        self.on_event(event)
+
+    def _keep(self, event: core.Validated) -> None:
+        assert self._job is not None
+        if not self.model_name:
+            self.model_name = models.add(self._job.model_name, event.model)
+        elif event.best:
+            models.update(self.model_name, event.model)
+        self.view.save_button.setEnabled(True)
+
+    def _finish(self, event: core.Done) -> None:
+        why = "no more progress" if event.reason == "patience" else "finished"
+        self._end = f"Done, {why}: IoU {event.iou:.3f}."
+        if self.preview is not None:
+            self.preview.show(event.model)
+        if event.collapsed:
+            from napari_kdunet.core.training import collapsed_message
+
+            show_warning(collapsed_message(event))
+
+    def _ended(self, error: Exception | None = None) -> None:
+        self.worker = None
+        how = self._end or ("Stopped." if error is None else "Ended by an error, see the notification.")
+        kept = f"The best model is “{self.model_name}” in the list of models." if self.model_name else ""
+        self.view.ended(f"{how} {kept or 'There was no validation yet, so there is no model.'}")
+
+    def _prepare_preview(self, image: Layer) -> None:
+        if self.preview is None or self.preview.image != image or self.preview.is_closed:
+            if self.preview is not None:
+                self.preview.close()
+            self.preview = Preview(self.viewer, image, self)
+
+    def _lay_out(self) -> None:
+        content = QWidget()
+        inside = QVBoxLayout(content)
+        inside.addWidget(self.form)
+        inside.addWidget(self.view, 1)
+        outside = QVBoxLayout(self)
+        outside.setContentsMargins(0, 0, 0, 0)
+        outside.addWidget(UpDownScroll(content))

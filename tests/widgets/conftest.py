@@ -1,0 +1,166 @@
+"""What each widget test starts from: no settings, no models of this session, no notifications."""
+
+import numpy as np
+import pytest
+
+pytest.importorskip("napari")
+
+import torch
+from napari.utils.notifications import Notification, notification_manager
+from qtpy.QtCore import QSettings
+from superqt.utils._qthreading import WorkerBase
+
+from napari_kdunet import core
+from napari_kdunet.sample import synthetic_em
+from napari_kdunet.widgets.models import models
+
+
+@pytest.fixture(autouse=True)
+def own_settings(tmp_path):
+    QSettings.setPath(QSettings.Format.IniFormat, QSettings.Scope.UserScope, str(tmp_path / "settings"))
+
+
+@pytest.fixture(autouse=True)
+def no_models():
+    models.clear()
+    yield
+    models.clear()
+
+
+@pytest.fixture(autouse=True)
+def no_threads_left(qtbot):
+    yield
+    qtbot.waitUntil(lambda: not WorkerBase._worker_set, timeout=20_000)
+
+
+@pytest.fixture
+def notified():
+    """Messages of the notifications of this test, as the user reads them."""
+    messages: list[str] = []
+
+    def keep(notification: Notification) -> None:
+        messages.append(notification.message)
+
+    notification_manager.notification_ready.connect(keep)
+    yield messages
+    notification_manager.notification_ready.disconnect(keep)
+
+
+@pytest.fixture(scope="session")
+def em():
+    """Raw and labels of a tiny synthetic volume, ZYX, not cubic; do not write to them."""
+    raw, labels = synthetic_em((5, 64, 80), voxel_size=(20.0, 20.0, 20.0), seed=3)
+    raw.setflags(write=False)
+    labels.setflags(write=False)
+    return raw, labels
+
+
+@pytest.fixture(scope="session")
+def tiny_model(em):
+    """A small network with random weights of a fixed seed, whose threshold calls half of the voxels foreground."""
+    torch.manual_seed(0)
+    model = core.Model(core.KUNet(k=2, bn=False, depth=2), pixel_size=0)
+    middle = float(np.median(core.predict(model, em[0]).compute()))
+    return core.Model(model.net, pixel_size=0, threshold=round(middle, 3))
+
+
+@pytest.fixture
+def open_widget(make_napari_viewer, qtbot):
+    """Open a dock widget of the plugin by its name in the manifest, in a new viewer; gives both."""
+
+    def open_it(name: str, **options):
+        viewer = make_napari_viewer(**options)
+        _, widget = viewer.window.add_plugin_dock_widget("napari-kdunet", name)
+        return viewer, widget
+
+    return open_it
+
+
+@pytest.fixture(scope="session")
+def tiny_em():
+    """Raw and labels (8, 96, 96) uint8, 10 nm, mitochondria in each slice."""
+    from napari_kdunet.sample import synthetic_em
+
+    return synthetic_em((8, 96, 96))
+
+
+TINY = {"k": 1, "patch": 32, "batch": 2, "budget": {"steps": 12}, "validations": 3, "device": "cpu"}
+ENDLESS = {"budget": {"minutes": 60}, "validations": 10_000}
+WORLD = {"scale": (10.0, 10.0, 10.0), "translate": (100.0, 200.0, 300.0), "units": ("nm",) * 3}
+
+
+class Bench:
+    """A viewer with an image and its labels, and a hand for the buttons of the widgets that train."""
+
+    def __init__(self, qtbot, viewer, raw, labels):
+        self.qtbot, self.viewer = qtbot, viewer
+        self.em = viewer.add_image(raw, name="em", **WORLD)
+        self.mito = viewer.add_labels(labels, name="mito", **WORLD)
+
+    def open(self, name, **settings):
+        _, widget = self.viewer.window.add_plugin_dock_widget("napari-kdunet", name)
+        for setting, value in {**TINY, **settings}.items():
+            widget.form.controls[setting].set(value)
+        return widget
+
+    def wait(self, condition):
+        self.qtbot.waitUntil(condition, timeout=30_000)
+
+    def wait_for(self, widget, run, *, steps=1, validations=1):
+        def come():
+            seen = widget.view.curves.runs.get(run)
+            return seen is not None and len(seen.steps) >= steps and len(seen.ious) >= validations
+
+        self.wait(come)
+
+    def finish(self, widget):
+        """Wait until the run and the work of the preview have ended."""
+        self.wait(lambda: widget.worker is None)
+        self.wait(lambda: widget.preview is None or (not widget.preview.is_busy and widget.preview._worker is None))
+
+    def stop(self, widget):
+        widget.view.stop_button.click()
+        self.finish(widget)
+
+    def assert_ready(self, widget):
+        """The buttons are as before a start."""
+        assert widget.worker is None
+        assert widget.view.start_button.isEnabled()
+        assert not widget.view.pause_button.isEnabled()
+        assert not widget.view.stop_button.isEnabled()
+
+    def assert_segmented(self, widget):
+        """The preview holds what the kept model says of the slice on screen, on the grid of the image."""
+        preview, em, model = widget.preview, self.em, models.get(widget.model_name)
+        np.testing.assert_allclose(preview.layer.scale, em.scale)
+        np.testing.assert_allclose(preview.layer.translate, (100 + 10 * preview.z, 200, 300))
+        assert preview.layer.units == em.units
+        volume = core.open_volume(em.data, voxel_size=WORLD["scale"])
+        probability = core.predict(model, volume)[preview.z].compute()
+        np.testing.assert_allclose(preview.probability, probability, atol=1e-4)
+        assert probability.std() > 0
+        np.testing.assert_array_equal(preview.layer.data[0], preview.probability > model.threshold)
+
+
+@pytest.fixture
+def bench(qtbot, make_napari_viewer, tiny_em):
+    return Bench(qtbot, make_napari_viewer(), *tiny_em)
+
+
+@pytest.fixture
+def raise_in(monkeypatch):
+    """Let an iterator of the core raise after some events, once."""
+
+    def arrange(name, error, after):
+        real = getattr(core, name)
+
+        def events(*args, **kwargs):
+            monkeypatch.setattr(core, name, real)
+            for count, event in enumerate(real(*args, **kwargs)):
+                if count == after:
+                    raise error
+                yield event
+
+        monkeypatch.setattr(core, name, events)
+
+    return arrange

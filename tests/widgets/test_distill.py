@@ -1,0 +1,139 @@
+"""*Distil student*, opened through the manifest and driven by its buttons."""
+
+import numpy as np
+import pytest
+
+from napari_kdunet import core
+from napari_kdunet.widgets.models import models
+
+
+@pytest.fixture
+def teacher():
+    import torch
+
+    torch.manual_seed(0)
+    return core.Model(core.KUNet(2))
+
+
+@pytest.fixture
+def widget(bench, teacher):
+    models.add("teacher", teacher)
+    return bench.open("Distil student")
+
+
+def expected_iou(probability, labels, slices):
+    """The best IoU over the thresholds, as the student's."""
+    z = list(slices)
+    truth = labels[z] > 0
+    return max(core.Confusion.of(probability[z] > t, truth).iou for t in np.arange(1, 512) / 512)
+
+
+def test_a_student_is_distilled_and_its_teacher_is_the_line_to_reach(bench, widget, teacher):
+    assert widget.teacher.name == "teacher"
+    assert widget.probability.layer is None
+    widget.view.start_button.click()
+    assert not widget.control_button.isEnabled()
+    bench.finish(widget)
+    bench.assert_ready(widget)
+    assert widget.control_button.isEnabled()
+    assert models.session_names() == ["em k1 distilled", "teacher"]
+    student = models.get("em k1 distilled")
+    summary = student.summary
+    assert summary["teacher"]["parameters"] == teacher.parameter_count
+    assert summary["settings"]["tau"] == 4.0
+    run = widget.view.curves.runs["student"]
+    assert run.val_steps == [4, 8, 12]
+    raw = core.open_volume(bench.em.data, voxel_size=(10, 10, 10))
+    probability = core.predict(teacher, raw).compute()
+    iou = expected_iou(probability, bench.mito.data, summary["validation"]["slices"])
+    assert widget.view.curves.teacher_iou == pytest.approx(iou, abs=0.005)
+    words = widget.size_label.text()
+    assert f"{teacher.parameter_count:,}" in words
+    assert f"{student.parameter_count:,}" in words
+    assert f"{teacher.parameter_count / student.parameter_count:.3g}×" in words
+    bench.assert_segmented(widget)
+
+
+def test_the_control_run_is_the_same_student_without_the_teacher_in_the_same_plot(bench, widget):
+    widget.view.start_button.click()
+    bench.finish(widget)
+    line = widget.view.curves.teacher_iou
+    widget.control_button.click()
+    assert not widget.view.start_button.isEnabled()
+    bench.finish(widget)
+    assert models.session_names()[0] == "em k1 control"
+    control, student = models.get("em k1 control"), models.get("em k1 distilled")
+    assert "teacher" not in control.summary
+    shared = control.summary["settings"]
+    assert shared == {name: student.summary["settings"][name] for name in shared}
+    assert {name: run.val_steps for name, run in widget.view.curves.runs.items()} == {
+        "student": [4, 8, 12],
+        "control": [4, 8, 12],
+    }
+    assert widget.view.curves.teacher_iou == line
+
+
+def test_a_probability_layer_teaches(bench):
+    labels = bench.mito.data
+    probability = np.where(labels > 0, 0.9, 0.1).astype(np.float32)
+    bench.viewer.add_image(probability, name="other tool", scale=bench.em.scale)
+    widget = bench.open("Distil student", mode="soft")
+    widget.inputs.image.layer = bench.em
+    assert [widget.probability.itemText(i) for i in range(widget.probability.count())][1:] == ["other tool"]
+    widget.probability.layer = bench.viewer.layers["other tool"]
+    widget.view.start_button.click()
+    bench.finish(widget)
+    assert models.get("em k1 distilled").summary["teacher"] == {"probability": "other tool"}
+    assert widget.view.curves.teacher_iou == pytest.approx(1.0)
+    assert "Teacher:" not in widget.size_label.text()
+
+
+def test_labels_are_optional(bench, widget, notified):
+    widget.inputs.labels.layer = None
+    widget.view.start_button.click()
+    bench.finish(widget)
+    assert models.session_names()[0] == "em k1 distilled"
+    assert "agreement with the teacher" in widget.view.score.text()
+    assert widget.view.curves.teacher_iou is None
+    notified.clear()  # so short a run may have collapsed
+    widget.control_button.click()
+    assert notified == ["a control run learns from labels alone: choose a labels layer."]
+    bench.assert_ready(widget)
+
+
+def test_unlabelled_slices_are_learnt_from_too(bench, widget):
+    few = np.zeros_like(bench.mito.data)
+    few[:2] = bench.mito.data[:2]
+    widget.inputs.labels.layer = bench.viewer.add_labels(few, name="few")
+    widget.view.start_button.click()
+    bench.finish(widget)
+    summary = models.get("em k1 distilled").summary
+    assert summary["labelled_slices"] == [0, 1]
+    assert summary["unlabelled_slices"] == 6
+
+
+def test_no_teacher_is_notified(bench, notified):
+    widget = bench.open("Distil student")
+    widget.view.start_button.click()
+    assert notified == ["there is no teacher: train one, open one from a file, or choose a layer."]
+    bench.assert_ready(widget)
+
+
+def test_an_error_reaches_the_user_and_the_buttons_are_usable_again(bench, widget, notified, raise_in):
+    raise_in("iter_distill", RuntimeError("CUDA out of memory"), after=2)
+    widget.view.start_button.click()
+    bench.finish(widget)
+    assert len(notified) == 1
+    assert notified[0].startswith("Out of memory: lower k")
+    bench.assert_ready(widget)
+    assert widget.control_button.isEnabled()
+
+
+def test_another_image_starts_a_new_plot(bench, widget):
+    widget.control_button.click()
+    bench.finish(widget)
+    widget.inputs.image.layer = bench.viewer.add_image(bench.em.data, name="other", scale=bench.em.scale)
+    widget.view.start_button.click()
+    bench.finish(widget)
+    assert list(widget.view.curves.runs) == ["student"]
+    assert [layer.name for layer in bench.viewer.layers] == ["em", "mito", "other", "other preview"]

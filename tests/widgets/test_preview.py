@@ -1,0 +1,154 @@
+"""The slice on screen, segmented."""
+
+import numpy as np
+import pytest
+
+from napari_kdunet import core
+from napari_kdunet.widgets.preview import Preview
+
+WORLD = {"scale": (20.0, 10.0, 10.0), "translate": (100.0, 200.0, 300.0), "units": ("nm",) * 3}
+
+
+@pytest.fixture(scope="module")
+def model():
+    import torch
+
+    torch.manual_seed(0)
+    return core.Model(core.KUNet(2), threshold=0.3)
+
+
+@pytest.fixture
+def viewer(make_napari_viewer):
+    return make_napari_viewer()
+
+
+@pytest.fixture
+def em(viewer, tiny_em):
+    return viewer.add_image(tiny_em[0], name="em", axis_labels=("z", "y", "x"), **WORLD)
+
+
+@pytest.fixture
+def settled(qtbot):
+    def wait(preview):
+        qtbot.waitUntil(lambda: not preview.is_busy and preview._worker is None, timeout=20_000)
+        return preview
+
+    return wait
+
+
+def expected(model, raw, z):
+    return core.predict(model, core.open_volume(raw, voxel_size=WORLD["scale"]))[z].compute()
+
+
+def test_it_shows_the_slice_on_screen_on_the_grid_of_the_image(viewer, em, model, settled, tiny_em):
+    viewer.dims.set_current_step(0, 2)
+    preview = Preview(viewer, em)
+    assert preview.layer is None
+    preview.show(model)
+    layer = settled(preview).layer
+    assert layer.name == "em preview"
+    assert layer.data.shape == (1, 96, 96)
+    np.testing.assert_allclose(layer.scale, em.scale)
+    np.testing.assert_allclose(layer.translate, (140, 200, 300))
+    assert layer.units == em.units
+    assert layer.axis_labels == em.axis_labels
+    probability = expected(model, tiny_em[0], 2)
+    np.testing.assert_allclose(preview.probability, probability, atol=1e-5)
+    np.testing.assert_array_equal(layer.data[0], preview.probability > model.threshold)
+    assert viewer.layers.selection.active is em, "the user's selection stays"
+
+
+def test_it_follows_the_user(viewer, em, model, settled, tiny_em):
+    preview = Preview(viewer, em)
+    viewer.dims.set_current_step(0, 7)
+    assert not preview.is_busy, "nothing to follow before a model is shown"
+    preview.show(model)
+    layer = settled(preview).layer
+    for step in (1, 5, 3):  # the last one wins
+        viewer.dims.set_current_step(0, step)
+    settled(preview)
+    assert preview.z == 3
+    assert preview.layer is layer
+    np.testing.assert_allclose(layer.translate[0], 100 + 3 * 20)
+    np.testing.assert_allclose(preview.probability, expected(model, tiny_em[0], 3), atol=1e-5)
+
+
+def test_what_is_out_of_date_is_not_shown(viewer, em, model, settled):
+    other = core.Model(core.KUNet(1), threshold=0.9)
+    preview = Preview(viewer, em)
+    shown = []
+    preview._draw = lambda: shown.append((preview._model, preview.z))
+    preview.show(other)
+    preview.show(model)
+    viewer.dims.set_current_step(0, 6)
+    settled(preview)
+    assert shown == [(model, 6)]
+
+
+def test_threshold_needs_no_prediction(viewer, em, model, settled):
+    preview = Preview(viewer, em)
+    preview.show(model)
+    settled(preview)
+    assert preview.threshold == model.threshold
+    for threshold in (0.1, 0.6):
+        preview.threshold = threshold
+        assert not preview.is_busy
+        np.testing.assert_array_equal(preview.layer.data[0], preview.probability > threshold)
+    preview.threshold = None
+    assert preview.threshold == model.threshold
+
+
+def test_a_2d_image_gets_a_2d_preview(viewer, model, settled, tiny_em):
+    em = viewer.add_image(tiny_em[0][0], name="flat", scale=(10, 10), units=("nm", "nm"))
+    preview = Preview(viewer, em)
+    preview.show(model)
+    assert settled(preview).layer.data.shape == (96, 96)
+
+
+def test_it_lies_right_on_an_image_turned_in_plane(viewer, model, settled, tiny_em):
+    em = viewer.add_image(tiny_em[0], rotate=30, scale=(20, 10, 10), translate=(1, 2, 3))
+    viewer.dims.set_point(0, em.data_to_world((4, 0, 0))[0])
+    preview = Preview(viewer, em)
+    preview.show(model)
+    layer = settled(preview).layer
+    np.testing.assert_allclose(layer.data_to_world((0, 7, 9)), em.data_to_world((preview.z, 7, 9)))
+
+
+def test_removing_the_layer_or_the_image_ends_it(viewer, em, model, settled):
+    preview = Preview(viewer, em)
+    preview.show(model)
+    viewer.layers.remove(settled(preview).layer)
+    assert preview.is_closed
+    preview.show(model)
+    assert not preview.is_busy
+    again = Preview(viewer, em)
+    again.show(model)
+    settled(again)
+    viewer.layers.remove(em)
+    assert again.is_closed
+    assert list(viewer.layers) == []
+
+
+def test_closing_takes_the_layer_away_even_while_it_works(viewer, em, model, settled):
+    preview = Preview(viewer, em)
+    preview.show(model)
+    preview.close()
+    preview.close()
+    settled(preview)
+    assert list(viewer.layers) == [em]
+
+
+def test_an_error_is_notified_and_the_next_request_works(viewer, em, model, settled, notified, monkeypatch):
+    preview = Preview(viewer, em)
+
+    def fail(*_, **__):
+        raise RuntimeError("CUDA out of memory")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(core, "predict", fail)
+        preview.show(model)
+        settled(preview)
+    assert len(notified) == 1
+    assert "Out of memory" in notified[0]
+    preview.show(model)
+    assert settled(preview).layer is not None

@@ -1,0 +1,362 @@
+"""*Segment*, opened through the manifest and driven by its controls."""
+
+import gc
+import threading
+
+import dask.array as da
+import numpy as np
+import pytest
+import torch
+
+from napari_kdunet import core
+from napari_kdunet.widgets import results
+from napari_kdunet.widgets.models import models
+
+GRID = {
+    "scale": (50, 20, 20),
+    "units": ("nm", "nm", "nm"),
+    "translate": (100, 40, 60),
+    "axis_labels": ("z", "y", "x"),
+}
+NM = (50.0, 20.0, 20.0)
+
+
+def expected(model, raw, threshold):
+    return core.predict(model, core.open_volume(raw, voxel_size=NM), output="labels", threshold=threshold).compute()
+
+
+@pytest.fixture
+def segment(open_widget, em, tiny_model, qtbot):
+    """The widget with an image and a model that is read."""
+    viewer, widget = open_widget("Segment")
+    viewer.add_image(em[0], name="raw", **GRID)
+    models.add("tiny", tiny_model)
+    widget.model_chooser.name = "tiny"
+    qtbot.waitUntil(lambda: widget.model is tiny_model)
+    return viewer, widget
+
+
+@pytest.fixture
+def gate(monkeypatch):
+    """Holds the work back before each slice until it is let go; counts the slices that were predicted."""
+
+    class Gate:
+        def __init__(self):
+            self.slices, self.open = [], threading.Event()
+            self.open.set()
+            self.may = threading.Semaphore(0)
+
+        def hold(self):
+            self.open.clear()
+
+        def let(self, count):
+            for _ in range(count):
+                self.may.release()
+
+        def release(self):
+            self.open.set()
+            self.let(1)
+
+    gate, put = Gate(), results.Result.put
+
+    def held(self, z, *args):
+        while not gate.open.is_set() and not gate.may.acquire(timeout=0.05):
+            pass
+        gate.slices.append(z)
+        put(self, z, *args)
+
+    monkeypatch.setattr(results.Result, "put", held)
+    yield gate
+    gate.release()
+
+
+def finished(qtbot, widget):
+    qtbot.waitUntil(lambda: not widget.filling.is_running, timeout=20_000)
+
+
+def test_volume_becomes_a_labels_layer_like_the_image(segment, em, tiny_model, qtbot):
+    viewer, widget = segment
+    assert widget.threshold.value() == pytest.approx(tiny_model.threshold)
+    widget.start_button.click()
+    finished(qtbot, widget)
+    mask = viewer.layers["raw tiny mask"]
+    assert mask._type_string == "labels"
+    np.testing.assert_array_equal(mask.data, expected(tiny_model, em[0], widget.threshold.value()))
+    assert 0 < mask.data.mean() < 1
+    raw = viewer.layers["raw"]
+    np.testing.assert_array_equal(mask.scale, raw.scale)
+    np.testing.assert_array_equal(mask.translate, raw.translate)
+    assert mask.units == raw.units
+    assert mask.axis_labels == raw.axis_labels
+    np.testing.assert_array_equal(mask.extent.world, raw.extent.world)
+    assert widget.start_button.isEnabled()
+    assert not widget.stop_button.isEnabled()
+    assert widget.bar.value() == widget.bar.maximum() == len(em[0])
+
+
+def test_it_fills_in_from_the_slice_on_screen(segment, em, qtbot, gate):
+    viewer, widget = segment
+    viewer.dims.set_current_step(0, 3)
+    gate.hold()
+    widget.start_button.click()
+    gate.let(1)
+    qtbot.waitUntil(lambda: widget.bar.value() == 1)
+    assert gate.slices == [3]
+    mask = viewer.layers["raw tiny mask"]
+    assert mask.data[3].any()
+    assert not mask.data[[0, 1, 2, 4]].any()
+    viewer.dims.set_current_step(0, 0)
+    gate.release()
+    finished(qtbot, widget)
+    assert gate.slices[2] == 0  # one was under way when the user moved
+
+
+def test_threshold_changes_the_mask_without_predicting(segment, em, tiny_model, qtbot, gate):
+    viewer, widget = segment
+    widget.start_button.click()
+    finished(qtbot, widget)
+    mask, before = viewer.layers["raw tiny mask"], len(gate.slices)
+    shares = []
+    for change in (0.02, -0.02, 0.0):
+        threshold = tiny_model.threshold + change
+        widget.threshold.setValue(threshold)
+        z, wanted = viewer.dims.current_step[0], expected(tiny_model, em[0], threshold)
+        assert (mask.data[z] != wanted[z]).mean() < 2e-3  # the slice on screen at once; kept as float16
+        qtbot.waitUntil(lambda: widget.filling._updater is None)
+        assert (mask.data != wanted).mean() < 2e-3
+        shares.append(mask.data.mean())
+    assert shares[0] < shares[2] < shares[1]
+    assert len(gate.slices) == before
+
+
+def test_threshold_leaves_what_was_painted(segment, tiny_model, qtbot):
+    viewer, widget = segment
+    widget.start_button.click()
+    finished(qtbot, widget)
+    mask = viewer.layers["raw tiny mask"]
+    sure = np.unravel_index(np.argmin(widget.filling.result.probability), mask.data.shape)
+    mask.data_setitem(tuple(np.array([i]) for i in sure), 7)
+    widget.threshold.setValue(tiny_model.threshold + 0.01)
+    qtbot.waitUntil(lambda: widget.filling._updater is None)
+    assert mask.data[sure] == 7
+    mask.undo()
+    assert mask.data[sure] == 0
+
+
+def test_stop_keeps_what_is_done_and_start_goes_on(segment, em, tiny_model, qtbot, gate):
+    viewer, widget = segment
+    gate.hold()
+    widget.start_button.click()
+    widget.start_button.click()  # twice does no harm
+    gate.let(2)
+    qtbot.waitUntil(lambda: widget.bar.value() == 2)
+    widget.stop_button.click()
+    gate.let(1)
+    finished(qtbot, widget)
+    assert widget.start_button.isEnabled()
+    assert "Stopped" in widget.status.text()
+    mask = viewer.layers["raw tiny mask"]
+    done = widget.filling.result.done
+    assert 2 <= done.sum() < len(em[0])
+    np.testing.assert_array_equal(mask.data[done], expected(tiny_model, em[0], widget.threshold.value())[done])
+    gate.release()
+    widget.start_button.click()
+    finished(qtbot, widget)
+    assert sorted(gate.slices) == list(range(len(em[0])))  # none twice
+    np.testing.assert_array_equal(mask.data, expected(tiny_model, em[0], widget.threshold.value()))
+    assert len(viewer.layers) == 2
+
+
+def test_probability_layer_on_demand(segment, em, tiny_model, qtbot):
+    viewer, widget = segment
+    widget.show_probability.setChecked(True)
+    assert len(viewer.layers) == 1  # nothing to show yet
+    widget.start_button.click()
+    finished(qtbot, widget)
+    layer = viewer.layers["raw tiny probability"]
+    wanted = core.predict(tiny_model, core.open_volume(em[0], voxel_size=NM)).compute()
+    np.testing.assert_allclose(layer.data, wanted, atol=1e-3)
+    np.testing.assert_array_equal(layer.scale, GRID["scale"])
+    widget.show_probability.setChecked(False)
+    assert "raw tiny probability" not in viewer.layers
+    widget.show_probability.setChecked(True)
+    viewer.layers.remove("raw tiny probability")
+    assert not widget.show_probability.isChecked()
+
+
+def test_live_follows_slice_threshold_and_box(segment, em, tiny_model, qtbot):
+    viewer, widget = segment
+    widget.live.setChecked(True)
+    qtbot.waitUntil(lambda: widget.preview is not None and widget.preview.layer is not None)
+    layer, wanted = widget.preview.layer, expected(tiny_model, em[0], widget.threshold.value())
+    np.testing.assert_array_equal(layer.data[0], wanted[widget.preview.z])
+    viewer.dims.set_current_step(0, 4)
+    qtbot.waitUntil(lambda: widget.preview.z == 4)
+    np.testing.assert_array_equal(layer.data[0], wanted[4])
+    threshold = widget.threshold.value() + 0.02
+    widget.threshold.setValue(threshold)
+    np.testing.assert_array_equal(layer.data[0], expected(tiny_model, em[0], threshold)[4])
+    viewer.layers.remove(layer)
+    assert not widget.live.isChecked()
+    widget.live.setChecked(True)
+    qtbot.waitUntil(lambda: widget.preview is not None and widget.preview.layer is not None)
+    widget.live.setChecked(False)
+    assert [layer.name for layer in viewer.layers] == ["raw"]
+
+
+class Counted:
+    """An array that knows which slices were read, and refuses to be read whole."""
+
+    def __init__(self, data):
+        self.data, self.shape, self.dtype, self.ndim = data, data.shape, data.dtype, data.ndim
+        self.reads = []
+
+    def __getitem__(self, key):
+        block = self.data[key]
+        self.reads.append(block.size)
+        return block
+
+
+def test_lazy_image_is_read_slice_by_slice(open_widget, em, tiny_model, qtbot):
+    counted = Counted(em[0])
+    viewer, widget = open_widget("Segment")
+    viewer.add_image(da.from_array(counted, chunks=(1, -1, -1), meta=em[0][:0]), name="lazy", contrast_limits=(0, 255))
+    models.add("tiny", tiny_model)
+    qtbot.waitUntil(lambda: widget.model is tiny_model)
+    counted.reads.clear()
+    widget.start_button.click()
+    finished(qtbot, widget)
+    assert max(counted.reads) == em[0][0].size
+    assert widget.filling.result.done.all()
+    np.testing.assert_array_equal(
+        viewer.layers["lazy tiny mask"].data,
+        core.predict(tiny_model, em[0], output="labels", threshold=widget.threshold.value()).compute(),
+    )
+
+
+def test_beyond_memory_it_goes_to_a_temporary_zarr(segment, em, tiny_model, qtbot, monkeypatch):
+    viewer, widget = segment
+    monkeypatch.setattr(results.psutil, "virtual_memory", lambda: type("M", (), {"available": 1000})())
+    widget.show_probability.setChecked(True)
+    widget.start_button.click()
+    finished(qtbot, widget)
+    mask, folder = viewer.layers["raw tiny mask"], widget.filling.result.folder
+    assert folder.exists()
+    assert str(folder) in widget.status.text()
+    assert not isinstance(mask.data, np.ndarray)
+    np.testing.assert_array_equal(mask.data[:], expected(tiny_model, em[0], widget.threshold.value()))
+    widget.threshold.setValue(tiny_model.threshold + 0.02)
+    qtbot.waitUntil(lambda: widget.filling._updater is None)
+    assert (mask.data[:] != expected(tiny_model, em[0], tiny_model.threshold + 0.02)).mean() < 2e-3
+    mask.data_setitem((np.array([0]), np.array([1]), np.array([2])), 5)
+    assert mask.data[0, 1, 2] == 5
+    viewer.layers.clear()
+    del mask
+    gc.collect()
+    assert not folder.exists()
+
+
+def test_no_room_on_disk_is_told(segment, qtbot, monkeypatch, notified):
+    viewer, widget = segment
+    monkeypatch.setattr(results.psutil, "virtual_memory", lambda: type("M", (), {"available": 1000})())
+    monkeypatch.setattr(results.shutil, "disk_usage", lambda _: type("D", (), {"free": 1000})())
+    widget.start_button.click()
+    assert "make room" in notified[0]
+    assert widget.start_button.isEnabled()
+    assert len(viewer.layers) == 1
+
+
+def test_multiclass_mask_holds_classes(open_widget, em, qtbot):
+    torch.manual_seed(1)
+    model = core.Model(core.KUNet(k=2, bn=False, depth=2, classes=3), pixel_size=0, class_names=("none", "a", "b"))
+    viewer, widget = open_widget("Segment")
+    viewer.add_image(em[0], name="raw")
+    models.add("three", model)
+    qtbot.waitUntil(lambda: widget.model is model)
+    widget.start_button.click()
+    finished(qtbot, widget)
+    mask = viewer.layers["raw three mask"]
+    np.testing.assert_array_equal(
+        mask.data, core.predict(model, em[0], output="labels", threshold=widget.threshold.value()).compute()
+    )
+    assert mask.data.max() == 2
+    widget.threshold.setValue(0.8)
+    qtbot.waitUntil(lambda: widget.filling._updater is None)
+    assert (mask.data != core.predict(model, em[0], output="labels", threshold=0.8).compute()).mean() < 2e-3
+
+
+def test_2d_image(open_widget, em, tiny_model, qtbot):
+    viewer, widget = open_widget("Segment")
+    viewer.add_image(em[0][0], name="flat", scale=(5, 5))
+    models.add("tiny", tiny_model)
+    qtbot.waitUntil(lambda: widget.model is tiny_model)
+    widget.start_button.click()
+    finished(qtbot, widget)
+    wanted = core.predict(tiny_model, em[0][:1], output="labels", threshold=widget.threshold.value()).compute()[0]
+    np.testing.assert_array_equal(viewer.layers["flat tiny mask"].data, wanted)
+
+
+def test_wrong_images_are_told(open_widget, tiny_model, qtbot, notified):
+    viewer, widget = open_widget("Segment")
+    widget.start_button.click()
+    assert "model" in notified[-1]
+    models.add("tiny", tiny_model)
+    qtbot.waitUntil(lambda: widget.model is tiny_model)
+    widget.start_button.click()
+    assert "no image layer" in notified[-1]
+    viewer.add_image(np.zeros((3, 32, 32, 3), np.uint8), rgb=True, name="colour")
+    widget.start_button.click()
+    assert "RGB" in notified[-1]
+    viewer.layers.clear()
+    viewer.add_image(np.zeros((2, 3, 32, 32), np.uint8), name="four")
+    widget.start_button.click()
+    assert "4 axes" in notified[-1]
+    assert len(notified) == 4
+    assert widget.start_button.isEnabled()
+    assert len(viewer.layers) == 1
+
+
+def test_removing_layers_meanwhile_breaks_nothing(segment, qtbot, gate, notified):
+    viewer, widget = segment
+    gate.hold()
+    widget.start_button.click()
+    gate.let(1)
+    qtbot.waitUntil(lambda: widget.bar.value() == 1)
+    viewer.layers.remove("raw tiny mask")
+    gate.release()
+    finished(qtbot, widget)
+    assert widget.start_button.isEnabled()
+    assert not widget.bar.isVisibleTo(widget)
+    gate.hold()
+    widget.start_button.click()
+    viewer.layers.remove("raw")
+    gate.release()
+    finished(qtbot, widget)
+    assert widget.filling.result.done.all()
+    assert not notified
+
+
+def test_closing_the_viewer_meanwhile_breaks_nothing(segment, qtbot, gate, notified):
+    viewer, widget = segment
+    widget.live.setChecked(True)
+    gate.hold()
+    widget.start_button.click()
+    gate.let(1)
+    qtbot.waitUntil(lambda: widget.bar.value() == 1)
+    viewer.close()
+    gate.release()
+    qtbot.wait(100)
+    assert not notified
+
+
+def test_an_error_in_the_work_leaves_the_buttons_usable(segment, qtbot, monkeypatch, notified):
+    _, widget = segment
+
+    def fail(*_, **__):
+        raise RuntimeError("CUDA out of memory. Tried to allocate 2 GiB")
+
+    monkeypatch.setattr(results.core, "predict", fail)
+    widget.start_button.click()
+    finished(qtbot, widget)
+    assert "Out of memory" in notified[0]
+    assert widget.start_button.isEnabled()

@@ -1,0 +1,297 @@
+"""*Train teacher*, opened through the manifest and driven by its buttons."""
+
+import errno
+import os
+import threading
+
+import numpy as np
+import pytest
+from qtpy.QtWidgets import QFileDialog
+from superqt.utils._qthreading import WorkerBase
+
+from napari_kdunet import core
+from napari_kdunet.widgets.models import models
+from napari_kdunet.widgets.notify import OUT_OF_MEMORY
+
+ENDLESS = {"budget": {"minutes": 60}, "validations": 10_000}
+
+
+@pytest.fixture
+def widget(bench):
+    return bench.open("Train teacher")
+
+
+@pytest.fixture
+def endless(bench):
+    return bench.open("Train teacher", **ENDLESS)
+
+
+def seen(widget):
+    return widget.view.curves.runs["training"]
+
+
+def test_a_run_leaves_a_model_curves_and_a_preview(bench, widget):
+    bench.viewer.dims.set_current_step(0, 3)
+    bench.assert_ready(widget)
+    assert not widget.view.save_button.isEnabled()
+    widget.view.start_button.click()
+    assert not widget.view.start_button.isEnabled()
+    assert widget.view.pause_button.isEnabled()
+    bench.finish(widget)
+    bench.assert_ready(widget)
+    assert models.session_names() == ["em k1"]
+    model, run = models.get("em k1"), seen(widget)
+    assert (model.net.k, model.pixel_size) == (1, 10.0)
+    assert run.steps == list(range(1, 13))
+    assert np.isfinite(run.losses).all()
+    assert len(run.smooth) == 12
+    assert run.val_steps == [4, 8, 12]
+    assert all(0 <= iou <= 1 for iou in run.ious)
+    assert model.summary["validation"]["iou"] == pytest.approx(max(run.ious))
+    assert widget.view.bar.value() == widget.view.bar.maximum()
+    assert "em k1" in widget.view.status.text()
+    assert f"best {max(run.ious):.3f}" in widget.view.score.text()
+    assert widget.preview.z == 3
+    bench.assert_segmented(widget)
+    bench.wait(lambda: len(widget.view.curves.drawn("training")) == 3)
+
+
+def test_the_preview_follows_the_user_during_and_after_the_run(bench, endless):
+    endless.view.start_button.click()
+    bench.wait(lambda: endless.preview.layer is not None)
+    bench.viewer.dims.set_current_step(0, 6)
+    bench.wait(lambda: endless.preview.z == 6)
+    bench.stop(endless)
+    bench.viewer.dims.set_current_step(0, 1)
+    bench.wait(lambda: endless.preview.z == 1)
+    bench.finish(endless)
+
+
+def test_pause_really_pauses_and_resume_goes_on(bench, endless, qtbot):
+    endless.view.start_button.click()
+    bench.wait_for(endless, "training")
+    with qtbot.waitSignal(endless.worker.paused):
+        endless.view.pause_button.click()
+    assert endless.view.pause_button.text() == "Resume"
+    steps = len(seen(endless).steps)
+    with qtbot.assertNotEmitted(endless.worker.finished, wait=300):
+        pass
+    assert len(seen(endless).steps) == steps
+    with qtbot.waitSignal(endless.worker.resumed):
+        endless.view.pause_button.click()
+    assert endless.view.pause_button.text() == "Pause"
+    bench.wait_for(endless, "training", steps=steps + 1)
+    bench.stop(endless)
+
+
+def test_a_paused_run_can_be_stopped(bench, endless, qtbot):
+    endless.view.start_button.click()
+    bench.wait_for(endless, "training")
+    with qtbot.waitSignal(endless.worker.paused):
+        endless.view.pause_button.click()
+    bench.stop(endless)
+    bench.assert_ready(endless)
+    assert endless.view.pause_button.text() == "Pause"
+
+
+def test_stop_keeps_the_best_model_and_closes_the_generator(bench, endless, monkeypatch):
+    closed, real = [], core.iter_train
+
+    def watched(*args, **kwargs):
+        try:
+            yield from real(*args, **kwargs)
+        finally:
+            closed.append(threading.current_thread())
+
+    monkeypatch.setattr(core, "iter_train", watched)
+    endless.view.start_button.click()
+    bench.wait_for(endless, "training", validations=2)
+    bench.stop(endless)
+    assert len(closed) == 1
+    assert closed[0] is not threading.main_thread()
+    bench.assert_ready(endless)
+    assert endless.view.status.text().startswith("Stopped.")
+    assert models.get("em k1").summary["validation"]["iou"] == pytest.approx(max(seen(endless).ious))
+
+
+def test_stop_before_the_first_validation_says_so(bench):
+    widget = bench.open("Train teacher", **{**ENDLESS, "validations": 1})
+    widget.view.start_button.click()
+    bench.wait_for(widget, "training", validations=0)
+    bench.stop(widget)
+    bench.assert_ready(widget)
+    assert models.session_names() == []
+    assert "no model" in widget.view.status.text()
+    assert not widget.view.save_button.isEnabled()
+
+
+def test_the_model_can_be_saved_and_a_full_disk_loses_nothing(bench, widget, tmp_path, monkeypatch, notified):
+    def full(_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    path = tmp_path / "mine.safetensors"
+    monkeypatch.setattr(QFileDialog, "getSaveFileName", lambda *_: (str(path), ""))
+    widget.view.start_button.click()
+    bench.finish(widget)
+    notified.clear()  # so short a run may have collapsed
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        widget.view.save_button.click()
+    assert len(notified) == 1
+    assert "No space left on device" in notified[0]
+    assert not path.exists()
+    widget.view.save_button.click()
+    assert core.load_model(path).summary["validation"] == models.get("em k1").summary["validation"]
+
+
+def test_start_pressed_twice_starts_one(bench, widget):
+    widget.start()
+    first = widget.worker
+    widget.start()
+    widget.view.start_button.click()
+    assert widget.worker is first
+    assert len(WorkerBase._worker_set) == 1
+    bench.finish(widget)
+    assert models.session_names() == ["em k1"]
+
+
+def test_a_second_run_adds_a_second_model(bench, widget):
+    for _ in range(2):
+        widget.view.start_button.click()
+        bench.finish(widget)
+    assert models.session_names() == ["em k1 2", "em k1"]
+    assert seen(widget).val_steps == [4, 8, 12]
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), "mat1 and mat2"),
+        (RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB"), OUT_OF_MEMORY),
+        (MemoryError(), OUT_OF_MEMORY),
+    ],
+)
+def test_an_error_reaches_the_user_and_loses_nothing(bench, widget, notified, raise_in, error, message):
+    raise_in("iter_train", error, after=7)  # behind the first validation
+    widget.view.start_button.click()
+    bench.finish(widget)
+    assert len(notified) == 1
+    assert message in notified[0]
+    bench.assert_ready(widget)
+    assert models.session_names() == ["em k1"], "the best model so far is kept"
+    widget.view.start_button.click()
+    bench.finish(widget)
+    assert models.session_names() == ["em k1 2", "em k1"]
+
+
+def test_unusable_layers_are_notified(bench, widget, notified):
+    viewer, start = bench.viewer, widget.view.start_button
+    viewer.layers.clear()
+    start.click()
+    assert notified == ["no image layer is chosen: add an image layer to the viewer."]
+    viewer.add_image(np.zeros((8, 96, 96), np.uint8), name="em")
+    start.click()
+    assert notified[1:] == ["no labels layer is chosen: add a labels layer to the viewer."]
+    viewer.add_labels(np.zeros((8, 96, 96), np.uint8), name="empty")
+    start.click()
+    bench.finish(widget)
+    assert notified[2:] == ["empty has no foreground: label some before training."]
+    widget.inputs.labels.layer = viewer.add_labels(np.ones((4, 96, 96), np.uint8), name="short")
+    start.click()
+    bench.finish(widget)
+    assert len(notified) == 4
+    assert "short have shape (4, 96, 96)" in notified[3]
+    widget.inputs.image.layer = viewer.add_image(np.zeros((8, 96, 96, 3), np.uint8), rgb=True, name="photo")
+    start.click()
+    assert len(notified) == 5
+    assert notified[4].startswith("the layer photo is RGB: convert it")
+    bench.assert_ready(widget)
+    assert models.session_names() == []
+
+
+def test_a_collapsed_network_is_said_to_be_one_and_kept(bench, notified):
+    widget = bench.open("Train teacher", lr=1e-6, bn=False)
+    widget.view.start_button.click()
+    bench.finish(widget)
+    assert len(notified) == 1
+    assert notified[0].startswith("the network collapsed")
+    assert models.session_names() == ["em k1"]
+
+
+def test_a_setting_that_does_not_fit_is_notified_by_name(bench, notified):
+    widget = bench.open("Train teacher", patch=40)
+    widget.view.start_button.click()
+    assert len(notified) == 1
+    assert notified[0].startswith("patch is 40")
+    bench.assert_ready(widget)
+
+
+def test_sparse_scribbles_train(bench, widget):
+    scribbles = np.zeros_like(bench.mito.data)
+    scribbles[2:4, 20:60] = bench.mito.data[2:4, 20:60] + 1
+    widget.inputs.labels.layer = bench.viewer.add_labels(scribbles, name="scribbles")
+    widget.inputs.sparse.setChecked(True)
+    widget.view.start_button.click()
+    bench.finish(widget)
+    summary = models.get("em k1").summary
+    assert summary["settings"]["ignore"] == 0
+    assert summary["labelled_slices"] == [2, 3]
+
+
+def test_a_flat_image_of_unknown_pixel_size_trains(bench):
+    raw, labels = bench.em.data[0], bench.mito.data[0]
+    bench.viewer.layers.clear()
+    bench.viewer.add_image(raw, name="flat")
+    bench.viewer.add_labels(labels, name="mito")
+    widget = bench.open("Train teacher")
+    widget.view.start_button.click()
+    bench.finish(widget)
+    assert models.session_names() == ["flat k1"]
+    assert widget.preview.layer.data.shape == (96, 96)
+    assert "taken as the working 10 nm" in widget.view.notes.text()
+    assert "training slices" in widget.view.score.text()
+
+
+def test_removing_layers_during_a_run_breaks_nothing(bench, endless, notified):
+    endless.view.start_button.click()
+    bench.wait(lambda: endless.preview.layer is not None)
+    bench.viewer.layers.clear()
+    bench.wait_for(endless, "training", validations=len(seen(endless).ious) + 1)
+    bench.stop(endless)
+    assert notified == []
+    assert list(bench.viewer.layers) == []
+    assert models.session_names() == ["em k1"]
+
+
+@pytest.mark.parametrize("how", ["viewer", "dock"])
+def test_closing_during_a_run_ends_the_thread_and_keeps_the_model(bench, endless, how, notified):
+    endless.view.start_button.click()
+    bench.wait_for(endless, "training")
+    if how == "viewer":
+        bench.viewer.close()
+    else:
+        bench.viewer.window.remove_dock_widget(endless)
+    bench.wait(lambda: not WorkerBase._worker_set)
+    assert models.session_names() == ["em k1"]
+    assert notified == []
+    if how == "dock":
+        assert [layer.name for layer in bench.viewer.layers] == ["em", "mito"], "the preview goes with the widget"
+        endless.deleteLater()
+
+
+def test_settings_persist_from_one_launch_to_the_next(bench, widget):
+    config = widget.form.config()
+    bench.viewer.window.remove_dock_widget(widget)
+    _, again = bench.viewer.window.add_plugin_dock_widget("napari-kdunet", "Train teacher")
+    assert again is not widget
+    assert again.form.config() == config
+    widget.deleteLater()
+
+
+def test_the_curves_follow_the_theme(bench, widget):
+    def ground():
+        return widget.view.curves.graphics.backgroundBrush().color().lightness()
+
+    dark = ground()
+    bench.viewer.theme = "light"
+    assert ground() > dark
