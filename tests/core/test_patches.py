@@ -156,6 +156,21 @@ def test_ignored_pixels_carry_nothing(quick, blobs):
     assert (pixels[1] / pixels.sum()).item() == pytest.approx(share, rel=1e-3)
 
 
+def test_patches_are_cut_where_strokes_are(quick):
+    """A few strokes in a large slice: each patch holds some of them, and they are not always in its middle."""
+    raw = np.random.default_rng(0).integers(0, 255, (3, 300, 400), dtype=np.uint8)
+    labels = np.zeros(raw.shape, np.uint8)
+    labels[0, 40, 50:60], labels[2, 296:, 390:] = 1, 2  # one pixel wide; in the corner
+    p = pool(quick, raw, labels, voxel_size=(5, 5, 5), pixel_size=10.0, batch=64, ignore=0, **NO_WARP)
+    assert sorted({block.z for block in p.labelled}) == [0, 2]
+    known = p.batch(0).target.sum(dim=1) > 0.2
+    assert known.any(dim=(1, 2)).all()
+    places = {tuple(k.nonzero()[0].tolist()) for k in known}
+    assert len(places) > 20
+    everywhere = pool(quick, raw, np.where(labels > 0, labels, 1), batch=64, ignore=0, **NO_WARP)
+    assert all(block.sites is None for block in everywhere.labelled)
+
+
 @pytest.mark.parametrize("shape", [(1, 1, 1), (1, 5, 200), (2, 200, 7), (3, 31, 31), (1, 2, 33)])
 def test_volumes_smaller_than_a_patch_are_mirrored(quick, shape):
     rng = np.random.default_rng(0)

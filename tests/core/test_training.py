@@ -289,3 +289,53 @@ def test_mixed_precision(blobs, quick, precision):
     events = list(core.iter_train(*blobs(), quick(**learn(steps=3, precision=precision))))
     assert all(math.isfinite(e.loss) for e in events if isinstance(e, core.Stepped))
     assert events[-1].model.net.head.weight.dtype == torch.float32
+
+
+# ---------------------------------------------------------------- while somebody paints
+
+
+def test_edited_slices_are_read_again(blobs, quick):
+    """A training that starts with one labelled slice of wrong labels, and gets the right ones on the way."""
+    raw, truth = blobs()
+    labels = np.zeros_like(truth)
+    labels[2] = 1 - truth[2]
+    edits: list[int] = []
+
+    def edited() -> list[int]:
+        taken = edits[:]
+        edits.clear()
+        return taken
+
+    settings = learn(steps=60, val_share=0.0, validations=6, schedule="constant")
+    events = core.iter_train(raw, labels, quick(**settings), edited=edited)
+    wrong = [next(events) for _ in range(12)]
+    assert wrong[0].labelled_slices == (2,)
+    labels[2], labels[4] = 0, truth[4]  # the first is erased, another painted
+    edits += [2, 4, 77]  # one that is not there is no error
+    done = list(events)[-1]
+    found = core.predict(done.model, raw, output="labels")
+    assert core.evaluate(found, truth).iou > 0.7
+
+
+def test_erasing_all_labels_keeps_what_was_learnt_from(blobs, quick):
+    raw, truth = blobs()
+    labels = truth.copy()
+    events = core.iter_train(raw, labels, quick(val_share=0.0, steps=4), edited=lambda: range(len(raw)))
+    next(events)
+    labels[:] = 0
+    assert kinds(events)[-1] == "Done"
+
+
+def test_a_held_out_slice_is_judged_by_its_new_labels_but_not_learnt_from(blobs, quick):
+    raw, truth = blobs()
+    labels = truth.copy()
+    edits = [5]
+    config = quick(**learn(steps=20, validations=2))
+    events = core.iter_train(raw, labels, config, edited=lambda: [edits.pop()] if edits else [])
+    assert next(events).val_slices == (5,)
+    labels[5] = 1 - truth[5]
+    changed = [e for e in events if isinstance(e, core.Validated)][-1]
+    honest = [e for e in core.iter_train(*blobs(), config) if isinstance(e, core.Validated)][-1]
+    assert same(changed.model, honest.model)
+    assert honest.ce < 0.3
+    assert changed.ce > 1  # nearly all of it is wrong now

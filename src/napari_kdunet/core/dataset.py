@@ -52,7 +52,7 @@ class Validation:
         return curve
 
 
-@dataclass(frozen=True)
+@dataclass
 class Dataset:
     """All that a training reads."""
 
@@ -62,7 +62,22 @@ class Dataset:
     unlabelled_slices: int
     pixel_size: float
     """The image's own, nm; 0 where it is not known."""
+    image: Volume
+    labels: Volume | None
+    held_out: frozenset[int]
     notes: tuple[str, ...] = field(default=())
+
+    def read_again(self, z: int) -> None:
+        """Take slice `z` as it is labelled by now; one that is held out is judged by it, not learnt from."""
+        config = self.pool.config
+        if self.labels is None or z in self.held_out or not 0 <= z < self.labels.shape[0]:
+            return
+        counts, _ = _labelled(self.labels, z, config)
+        source = Source(self.image, self.labels, slices=(z,) if counts else ())
+        self.pool.replace(z, load_blocks(source, config, int(config.memory * 1e9))[0])
+        if self.validation.kind == "training slices":
+            slices = tuple(sorted({block.z for block in self.pool.labelled}))
+            self.validation = replace(self.validation, slices=_spaced(slices, config.val_slices))
 
 
 def prepare(
@@ -125,7 +140,8 @@ def prepare(
     if truth is not None and not pool.class_pixels()[1:].sum():
         raise LabelsError(f"{truth.name} has no foreground in the slices to train on: label some or name others.")
     own = image.voxel_size[-1] if image.voxel_size else 0.0
-    return Dataset(pool, validation, learnt, sum(len(s.slices) for s in taught), own, tuple(notes))
+    unlabelled_slices = sum(len(source.slices) for source in taught)
+    return Dataset(pool, validation, learnt, unlabelled_slices, own, image, truth, held_out, tuple(notes))
 
 
 def labelled_slices(labels: Volume, config: TrainConfig) -> tuple[int, ...]:
@@ -145,18 +161,27 @@ def labelled_slices(labels: Volume, config: TrainConfig) -> tuple[int, ...]:
         candidates: Sequence[int] = sorted(set(config.slices))
     else:
         candidates = range(labels.shape[0])
-    found, looked_at, foreground_seen = [], False, False
+    found, foreground_seen = [], False
     for z in candidates:
-        index = class_index(labels.read(z), config.classes, config.ignore)
-        known, positive = bool((index >= 0).any()), bool((index > 0).any())
-        looked_at, foreground_seen = looked_at or known, foreground_seen or positive
-        if known if config.slices != "auto" or config.ignore is not None else positive:
+        counts, positive = _labelled(labels, z, config)
+        foreground_seen = foreground_seen or positive
+        if counts:
             found.append(z)
-    if not looked_at:
+    if not found and config.ignore is not None:
         raise LabelsError(f"{labels.name} holds nothing but the ignore value {config.ignore}: label some pixels.")
     if not foreground_seen:
         raise LabelsError(f"{labels.name} has no foreground: label some before training.")
     return tuple(found)
+
+
+def _labelled(labels: Volume, z: int, config: TrainConfig) -> tuple[bool, bool]:
+    """Whether a slice counts as labelled, and whether it has foreground.
+
+    With slices="auto" and no ignore value, one without foreground may be one that nobody has looked at.
+    """
+    index = class_index(labels.read(z), config.classes, config.ignore)
+    known, positive = bool((index >= 0).any()), bool((index > 0).any())
+    return (known if config.slices != "auto" or config.ignore is not None else positive), positive
 
 
 def _pixel_size_notes(image: Volume, config: TrainConfig) -> list[str]:

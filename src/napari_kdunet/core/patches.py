@@ -23,6 +23,7 @@ from napari_kdunet.core.volumes import Volume
 __all__ = ["Batch", "Block", "Pool", "Source", "load_blocks", "read_probability"]
 
 _SIDE = 2048  # working pixels: larger slices are cut into blocks of about this side
+_SPARSE = 0.25  # share of labelled pixels below which patches are cut around them
 _MESH = 32  # working pixels between the control points of the elastic deformation
 
 
@@ -42,12 +43,16 @@ class Block:
     """A window of a slice at the working pixel size.
 
     `image` is (1, Y, X) float16, standardised by its whole slice; `shares` (C, Y, X) uint8, the class shares times
-    255, or None where it is not labelled; `taught` (1, Y, X) float16, the teacher's foreground probability, or None.
+    255, or None where it is not labelled; `taught` (1, Y, X) float16, the teacher's foreground probability, or None;
+    `sites` (N, 2) the Y, X of the labelled pixels where they are few, so that a patch is cut where there are some;
+    None where any patch will do.
     """
 
+    z: int
     image: Tensor
-    shares: Tensor | None
-    taught: Tensor | None
+    shares: Tensor | None = None
+    taught: Tensor | None = None
+    sites: Tensor | None = None
 
     @property
     def channels(self) -> list[Tensor]:
@@ -66,7 +71,8 @@ def load_blocks(source: Source, config: TrainConfig, limit: int) -> tuple[list[B
     each = 2 + (config.classes if source.labels else 0) + (2 if source.teacher else 0)
     keep = max(1, min(len(windows), int(limit / (each * max(pixels, default=1)))))
     chosen = [windows[i * len(windows) // keep] for i in range(keep)] if windows else []
-    return [_read_block(source, grid, config, *window) for window in chosen], keep < len(windows)
+    blocks = [_read_block(source, grid, config, *window) for window in chosen]
+    return [block for block in blocks if block.sites is None or len(block.sites)], keep < len(windows)
 
 
 def _windows(shape: tuple[int, ...], grid: Grid) -> Iterator[tuple[slice, slice]]:
@@ -84,13 +90,20 @@ def _read_block(source: Source, grid: Grid, config: TrainConfig, z: int, y: slic
 
     mean, std = source.raw.statistics(z)
     image = (source.raw.read(z, y, x).astype(np.float32) - mean) / (std or 1.0)
-    shares = taught = None
+    shares = taught = sites = None
     if source.labels is not None:
         known = class_shares(source.labels.read(z, y, x), config.classes, config.ignore)
         shares = (working(known) * 255).round().to(torch.uint8)
+        sites = _sites(shares)
     if source.teacher is not None:
         taught = working(read_probability(source.teacher, z, y, x)[None]).half()
-    return Block(working(image[None]).half(), shares, taught)
+    return Block(z, working(image[None]).half(), shares, taught, sites)
+
+
+def _sites(shares: Tensor) -> Tensor | None:
+    """As in `Block`."""
+    known = shares.any(dim=0)  # in part too: a stroke of one pixel is half a working pixel wide
+    return known.nonzero() if known.float().mean() < _SPARSE else None
 
 
 def read_probability(volume: Volume, z: int, y: slice, x: slice) -> NDArray[np.float32]:
@@ -122,7 +135,7 @@ class Batch:
     taught: Tensor | None
 
 
-@dataclass(frozen=True)
+@dataclass
 class Pool:
     """All blocks of a training. A batch is a pure function of the seed and the step, which makes resuming exact."""
 
@@ -130,6 +143,8 @@ class Pool:
     unlabelled: Sequence[Block]
     config: TrainConfig
     device: torch.device
+    erased: frozenset[int] = frozenset()
+    """z whose labels have gone since."""
 
     def class_pixels(self) -> Tensor:
         """(C,) float64 number of labelled working pixels of each class."""
@@ -139,6 +154,12 @@ class Pool:
                 total += block.shares.sum(dim=(1, 2), dtype=torch.float64) / 255
         return total
 
+    def replace(self, z: int, blocks: Sequence[Block]) -> None:
+        """Take these as the labelled blocks of slice `z`; the last blocks of all stay until there are others."""
+        self.erased = self.erased - {z} if blocks else self.erased | {z}
+        others = [block for block in self.labelled if block.z not in self.erased | {z}]
+        self.labelled = [*others, *blocks] or self.labelled
+
     def batch(self, step: int, unlabelled_share: float = 0.0) -> Batch:
         """The batch of a step: random blocks, random places, one warp of image, labels and teacher together.
 
@@ -147,7 +168,7 @@ class Pool:
         config, generator = self.config, torch.Generator().manual_seed(self.config.seed * 1_000_003 + step)
         blocks = self._choose(unlabelled_share, generator)
         offsets = _offsets(len(blocks), config, generator)
-        places = torch.rand(len(blocks), 2, generator=generator)
+        places = torch.rand(len(blocks), 3, generator=generator)
         warped = [
             _cut(block, offset.to(self.device), place)
             for block, offset, place in zip(blocks, offsets, places.tolist(), strict=True)
@@ -214,8 +235,7 @@ def _cut(block: Block, offset: Tensor, place: Sequence[float]) -> Tensor:
     """
     size = block.image.shape[-2:]
     side = offset.shape[0]
-    room = [n - side for n in size]
-    centre = [(side - 1) / 2 + (n // 2 if n <= 0 else round(at * n)) for n, at in zip(room, place, strict=True)]
+    centre = [corner + (side - 1) / 2 for corner in _corner(block, side, place)]
     points = offset + offset.new_tensor((centre[1], centre[0]))
     first, last = points.amin(dim=(0, 1)).tolist(), points.amax(dim=(0, 1)).tolist()
     x, y = (
@@ -227,3 +247,15 @@ def _cut(block: Block, offset: Tensor, place: Sequence[float]) -> Tensor:
     start = offset.new_tensor((x.start, y.start))
     grid = (2 * (points - start) + 1) / extent - 1
     return F.grid_sample(window[None], grid[None], padding_mode="reflection", align_corners=False)[0]
+
+
+def _corner(block: Block, side: int, place: Sequence[float]) -> Iterator[int]:
+    """First row and column of a patch of this side: anywhere, or where the labelled site of `place` is well inside."""
+    for axis, size in enumerate(block.image.shape[-2:]):
+        room = size - side
+        if block.sites is None:
+            wanted = place[axis] * room
+        else:
+            site = int(block.sites[int(place[2] * len(block.sites)), axis])
+            wanted = site - side / 2 + (place[axis] - 0.5) * side / 2
+        yield room // 2 if room <= 0 else min(max(round(wanted), 0), room)

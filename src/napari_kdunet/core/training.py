@@ -6,7 +6,7 @@ writes the best model and the state to resume from. `train` and `distill` are th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from napari_kdunet.core.teachers import as_teacher
 __all__ = ["distill", "iter_distill", "iter_train", "train"]
 
 Pair = tuple[Any, Any]
+Edited = Callable[[], Iterable[int]]
 
 
 def iter_train(
@@ -33,6 +34,7 @@ def iter_train(
     out: str | Path | None = None,
     resume: bool = False,
     start: Model | None = None,
+    edited: Edited | None = None,
 ) -> Iterator[Event]:
     """Train a k-Unet from labels, event by event.
 
@@ -52,6 +54,9 @@ def iter_train(
         Go on from that state; the weights are those of never having stopped.
     start : Model, optional
         Go on training this model rather than a fresh network (its form must be that of `config`).
+    edited : callable, optional
+        Asked before each step for the z of the slices whose labels have changed since: they are read again, so that
+        training can go on while somebody paints.
 
     Yields
     ------
@@ -67,7 +72,7 @@ def iter_train(
     """
     config = config or TrainConfig()
     data = prepare(raw, labels, config, pick_device(config.device), val=val)
-    return _run(Fit(config, data, None, _as_path(out), start), resume)
+    return _run(Fit(config, data, None, _as_path(out), start), resume, edited)
 
 
 def iter_distill(
@@ -148,17 +153,18 @@ def distill(
     return _last(iter_distill(teacher, raw, labels, config, **more), on_event)
 
 
-def _run(fit: Fit, resume: bool) -> Iterator[Event]:
+def _run(fit: Fit, resume: bool, edited: Edited | None = None) -> Iterator[Event]:
     """The loop of all training."""
     if resume:
         fit.restore()
-    return _events(fit)
+    return _events(fit, edited)
 
 
-def _events(fit: Fit) -> Iterator[Event]:
+def _events(fit: Fit, edited: Edited | None) -> Iterator[Event]:
     try:
         yield fit.started()
         while not fit.reason:
+            fit.read_again(edited() if edited is not None else ())
             if not fit.validation_is_due:
                 yield fit.step()
                 continue
