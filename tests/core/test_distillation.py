@@ -11,7 +11,8 @@ import torch
 from torch import nn
 
 from napari_kdunet import core
-from napari_kdunet.core.teachers import as_teacher, teacher_logits
+from napari_kdunet.core import patches, prediction
+from napari_kdunet.core.teachers import as_teacher
 
 
 def steps(events) -> list[core.Stepped]:
@@ -116,7 +117,7 @@ def test_probability_volumes(blobs, quick, dtype, tmp_path):
     assert steps(again)[0].loss == steps(events)[0].loss
 
 
-def test_the_teacher_sees_the_augmented_patch(blobs, quick):
+def test_what_is_taught_follows_the_augmentation(blobs, quick):
     """A teacher that answers by the brightness of each pixel: its soft loss agrees with labels by brightness."""
 
     class Bright(nn.Module):
@@ -130,52 +131,40 @@ def test_the_teacher_sees_the_augmented_patch(blobs, quick):
         assert e.soft == pytest.approx(e.hard, rel=0.05)
 
 
-def test_a_teacher_at_another_pixel_size(model):
-    class Mean(nn.Module):
-        """Tells what it is shown, and how large that is."""
-
-        multiple = 4
-
-        def forward(self, x):
-            self.seen = tuple(x.shape[-2:])
-            return torch.cat((-x, x), dim=1)
-
-    image = torch.linspace(-1, 1, 48).expand(2, 1, 48, 48).contiguous()
-    for own, student, size in [(20.0, 10.0, 24), (5.0, 10.0, 96), (10.0, 10.0, 48), (0.0, 10.0, 48), (20.0, 0.0, 48)]:
-        teacher = Mean()
-        out = teacher_logits(teacher, own, image, student)
-        assert teacher.seen == (size, size)
-        assert out.shape == (2, 2, 48, 48)
-        torch.testing.assert_close(out[:, 1:], image, atol=0.05, rtol=0)
-    out = teacher_logits(Mean(), 10.0, image[..., :30, :46], 4.6)  # 6 of its pixels are 13 of the student's
-    torch.testing.assert_close(out[:, 1:], image[..., :30, :46], atol=0.15, rtol=0)
+@pytest.mark.parametrize("nm", [5.0, 7.0, 10.0])
+@pytest.mark.parametrize(("own", "student"), [(10.0, 10.0), (10.0, 0.0), (0.0, 10.0), (5.0, 10.0), (20.0, 5.0)])
+def test_a_model_teaches_what_it_predicts(blobs, quick, model, nm, own, student):
+    """At whatever pixel sizes image, teacher and student work, a model is the volume of what it predicts."""
+    image = core.open_volume(blobs((3, 50, 70))[0], voxel_size=(40, nm, nm))
+    labels, teacher = blobs((3, 50, 70))[1], model(1, depth=2, pixel_size=own)
+    config = quick(mode="mixed", tau=2.0, steps=2, pixel_size=student)
+    soft = [
+        [e.soft for e in steps(run(kind, image, labels, config))]
+        for kind in (teacher, core.predict(teacher, image), core.predict(teacher, 255 - blobs((3, 50, 70))[0]))
+    ]
+    assert soft[0] == pytest.approx(soft[1], rel=1e-3)
+    assert soft[0] != pytest.approx(soft[2], rel=1e-3)
 
 
-def test_zero_is_the_pixel_size_of_the_image(blobs, quick, model):
-    """A teacher at 10 nm is shown 10 nm pixels by a student that works at the image's own 5 nm; and the other way."""
+def test_each_slice_is_asked_of_the_teacher_once(blobs, quick, model):
     raw, labels = blobs()
-    seen = []
-
-    def watch(module, inputs):
-        seen.append(inputs[0].shape[-1])
-
-    image = core.open_volume(raw, voxel_size=(40, 5, 5))
-    for own, student, expected in [(10.0, 0.0, 32), (0.0, 10.0, 128), (0.0, 0.0, 64), (5.0, 0.0, 64)]:
-        teacher = model(1, depth=2, pixel_size=own)
-        handle = teacher.net.register_forward_pre_hook(watch)
-        seen.clear()
-        config = quick(mode="mixed", steps=1, pixel_size=student, patch=64)
-        events = core.iter_distill(teacher, image, labels, config)
-        next(events), next(events)
-        events.close()
-        handle.remove()
-        assert set(seen) == {expected}
+    asked = []
+    teacher = model(1, depth=2)
+    teacher.net.register_forward_pre_hook(lambda module, inputs: asked.append(inputs[0].clone()))
+    run(teacher, raw, labels, quick(mode="mixed", steps=40, batch=4, val_share=0.0))
+    assert len(asked) == len(raw)
+    assert len({tuple(image.flatten().tolist()) for image in asked}) == len(raw)
 
 
-def test_a_tiny_patch_for_a_teacher_of_coarse_pixels(model):
-    out = teacher_logits(model(1).net, 10.0, torch.randn(1, 1, 16, 16), 4.6)
-    assert out.shape == (1, 2, 16, 16)
-    assert out.isfinite().all()
+def test_large_slices_are_taught_tile_by_tile(blobs, quick, model, monkeypatch):
+    """Blocks that begin anywhere, tiles smaller than a block: still what the model predicts."""
+    raw, labels = blobs((1, 90, 130))
+    teacher = model(1, depth=2)
+    monkeypatch.setattr(patches, "_SIDE", 50)
+    monkeypatch.setattr(prediction, "_TILE_BYTES", 4 * 24**2)
+    config = quick(mode="mixed", tau=1.0, steps=3, batch=4)
+    soft = [[e.soft for e in steps(run(kind, raw, labels, config))] for kind in (teacher, core.predict(teacher, raw))]
+    assert soft[0] == pytest.approx(soft[1], rel=1e-3)
 
 
 def test_the_teacher_stays_as_it_is(blobs, quick, model):

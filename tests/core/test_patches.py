@@ -8,6 +8,7 @@ import torch
 
 from napari_kdunet import core
 from napari_kdunet.core.patches import Pool, Source, load_blocks
+from napari_kdunet.core.teachers import Teaching
 
 CPU = torch.device("cpu")
 NO_WARP = {"rotation": 0.0, "scale": 0.0, "elastic": 0.0, "flips": False, "intensity": 0.0}
@@ -17,11 +18,11 @@ def pool(quick, raw, labels=None, teacher=None, unlabelled=None, voxel_size=None
     config = quick(**settings)
 
     def blocks(*volumes):
-        source = Source(*(None if v is None else core.open_volume(v, voxel_size=voxel_size) for v in volumes))
-        source = Source(source.raw, source.labels, source.teacher, tuple(range(source.raw.shape[0])))
-        return load_blocks(source, config, 10**9)[0]
+        raw, labels, said = (None if v is None else core.open_volume(v, voxel_size=voxel_size) for v in volumes)
+        teaching = None if said is None else Teaching(said, raw, "cpu", 1)
+        return load_blocks(Source(raw, labels, teaching, tuple(range(raw.shape[0]))), config, 10**9)[0]
 
-    others = [] if unlabelled is None else blocks(unlabelled, None, teacher and unlabelled)
+    others = [] if unlabelled is None else blocks(unlabelled, None, None)
     return Pool(blocks(raw, labels, teacher) if labels is not None else [], others, config, CPU)
 
 
@@ -38,7 +39,7 @@ def test_image_labels_and_teacher_stay_aligned(quick, smooth, seed, form):
     """All three are functions of one another before, and so they must be after the warp."""
     raw = 1000 * smooth
     batch = pool(quick, raw, (smooth > 0.5).astype(np.uint8), smooth, batch=6, seed=seed, intensity=0.0, **form).batch(
-        3
+        3, taught=True
     )
     taught = batch.taught.softmax(dim=1)[:, 1]
     known = batch.target.sum(dim=1)
@@ -56,11 +57,14 @@ def test_image_labels_and_teacher_stay_aligned(quick, smooth, seed, form):
 
 def test_logits_of_the_probability(quick, smooth):
     p = pool(quick, smooth, np.ones(smooth.shape, np.uint8), smooth, batch=2, **NO_WARP)
-    taught = p.batch(0).taught.softmax(dim=1)
+    taught = p.batch(0, taught=True).taught.softmax(dim=1)
     assert taught.shape == (2, 2, 32, 32)
     assert smooth.min() - 0.01 < taught[:, 1].min() < taught[:, 1].max() < smooth.max() + 0.01
-    hard = pool(quick, smooth, np.ones(smooth.shape, np.uint8), (smooth > 0.5), batch=2, **NO_WARP).batch(0)
+    hard = pool(quick, smooth, np.ones(smooth.shape, np.uint8), (smooth > 0.5), batch=2, **NO_WARP).batch(
+        0, taught=True
+    )
     assert hard.taught.isfinite().all()  # a mask teaches too
+    assert p.batch(0).taught is None  # not asked for, not computed
 
 
 @pytest.mark.parametrize("flips", [False, True])

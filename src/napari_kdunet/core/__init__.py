@@ -8,6 +8,12 @@
 The public names stand in ``__init__.pyi``; each is imported when it is first used, so that this import stays light.
 """
 
+import os
+
 import lazy_loader
+
+# A thread that waits for the others must sleep, not spin: beside any other work on the cores, a window's drawing for
+# one, spinning makes a training step several times slower. It counts only where torch has not been imported yet.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 __getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

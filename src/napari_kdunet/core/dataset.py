@@ -13,11 +13,13 @@ from numpy.typing import NDArray
 
 from napari_kdunet.core.checkpoint import Model
 from napari_kdunet.core.config import TrainConfig
+from napari_kdunet.core.devices import training_threads
 from napari_kdunet.core.errors import ConfigError, LabelsError, VolumeError
 from napari_kdunet.core.labels import class_index
 from napari_kdunet.core.metrics import Curve
-from napari_kdunet.core.patches import Pool, Source, load_blocks, read_probability
+from napari_kdunet.core.patches import Pool, Source, load_blocks
 from napari_kdunet.core.prediction import Tiler, foreground
+from napari_kdunet.core.teachers import Teaching
 from napari_kdunet.core.volumes import Volume, check_labels, open_volume
 
 __all__ = ["Dataset", "Validation", "prepare"]
@@ -120,23 +122,24 @@ def prepare(
         why = "volumes without its probability were given" if unlabelled else f"its shape is {teacher.shape}"
         raise VolumeError(f"{teacher.name} cannot teach on {image.name}, shape {image.shape}: {why}.")
     found = () if truth is None else labelled_slices(truth, config)
-    validation, held_out = _split(image, truth, found, config, val, teacher, device)
+    teaching = None if teacher is None else Teaching(teacher, image, device.type, _helpers(config))
+    validation, held_out = _split(image, truth, found, config, val, teaching)
     for z in validation.slices:
         validation.raw.statistics(z)  # a bad slice is found now rather than after the first part of the training
     learnt = tuple(z for z in found if z not in held_out)
     others = tuple(z for z in range(image.shape[0]) if z not in found and z not in held_out) if teacher else ()
-    probability = teacher if isinstance(teacher, Volume) else None
-    labelled = [Source(image, truth, probability, learnt)] if learnt else []
-    taught = [Source(image, None, probability, others)] if others else []
-    taught += [Source(more, slices=tuple(range(more.shape[0]))) for more in map(open_volume, unlabelled)]
+    labelled = [Source(image, truth, teaching, learnt)] if learnt else []
+    taught = [Source(image, None, teaching, others)] if others else []
+    for more in map(open_volume, unlabelled):
+        said = None if teacher is None else Teaching(teacher, more, device.type, _helpers(config))
+        taught.append(Source(more, None, said, tuple(range(more.shape[0]))))
     used = dict.fromkeys((image, validation.raw, *(source.raw for source in taught)))
     notes = [note for volume in used for note in _pixel_size_notes(volume, config)]
     pool, sampled = _load(labelled, taught, config, device)
     if sampled:
         notes.append(f"the slices need more than {config.memory:g} GB: an even sample of them is trained on.")
-    taught_values = [b.taught.max().item() for b in (*pool.labelled, *pool.unlabelled) if b.taught is not None]
-    if probability is not None and probability.dtype == "uint8" and max(taught_values) < 1.5 / 255:
-        raise VolumeError(f"{probability.name} is uint8, but holds only 0 and 1: give a mask as bool, or times 255.")
+    if isinstance(teacher, Volume):
+        _check_probability(teacher, pool)
     if truth is not None and not pool.class_pixels()[1:].sum():
         raise LabelsError(f"{truth.name} has no foreground in the slices to train on: label some or name others.")
     own = image.voxel_size[-1] if image.voxel_size else 0.0
@@ -196,8 +199,7 @@ def _split(
     found: tuple[int, ...],
     config: TrainConfig,
     val: tuple[Any, Any] | None,
-    teacher: Model | Volume | None,
-    device: torch.device,
+    teaching: Teaching | None,
 ) -> tuple[Validation, frozenset[int]]:
     """The validation, and which slices of `image` must not be learnt from."""
     if val is not None:
@@ -211,12 +213,13 @@ def _split(
         if any((class_index(truth.read(z), config.classes, config.ignore) > 0).any() for z in judged):
             return _against_labels(image, truth, held_out, config, "held-out slices"), frozenset(held_out)
         return _against_labels(image, truth, found, config, "training slices"), frozenset()
-    if teacher is None:
+    if teaching is None:
         raise LabelsError(f"{image.name} came without labels and without a teacher: give one of them.")
     every = tuple(range(image.shape[0]))
     held_out = _held_out(every, config.val_share)
-    truth_of = _teacher_truth(image, teacher, device)
-    return Validation(image, truth_of, _spaced(held_out or every, config.val_slices), "teacher"), frozenset(held_out)
+    return Validation(
+        image, _teacher_truth(teaching), _spaced(held_out or every, config.val_slices), "teacher"
+    ), frozenset(held_out)
 
 
 def _against_labels(raw: Volume, labels: Volume, slices: tuple[int, ...], config: TrainConfig, kind: str) -> Validation:
@@ -226,16 +229,24 @@ def _against_labels(raw: Volume, labels: Volume, slices: tuple[int, ...], config
     return Validation(raw, truth, _spaced(slices, config.val_slices), kind)
 
 
-def _teacher_truth(raw: Volume, teacher: Model | Volume, device: torch.device) -> Truth:
+def _teacher_truth(teaching: Teaching) -> Truth:
     @lru_cache(maxsize=32)  # the same few tiles are asked for at each validation
     def truth(z: int, y: tuple[int, int], x: tuple[int, int]) -> NDArray[np.int16]:
-        if isinstance(teacher, Volume):
-            probability = read_probability(teacher, z, slice(*y), slice(*x))
-            return (probability > 0.5).astype(np.int16)
-        tiler = Tiler.of(teacher, raw, device.type)
-        return (foreground(tiler.logits(raw, z, y, x)) > teacher.threshold).astype(np.int16)
+        foreground = teaching.probabilities(z, slice(*y), slice(*x)).sum(dim=0).numpy()
+        return (foreground > teaching.threshold).astype(np.int16)
 
     return truth
+
+
+def _check_probability(probability: Volume, pool: Pool) -> None:
+    """Look at all values now, rather than when they are first needed."""
+    most = max(block.taught.max().item() for block in (*pool.labelled, *pool.unlabelled) if block.taught is not None)
+    if probability.dtype == "uint8" and most < 1.5 / 255:
+        raise VolumeError(f"{probability.name} is uint8, but holds only 0 and 1: give a mask as bool, or times 255.")
+
+
+def _helpers(config: TrainConfig) -> int:
+    return training_threads(config.k, config.threads)[1]
 
 
 def _held_out(slices: tuple[int, ...], share: float) -> tuple[int, ...]:

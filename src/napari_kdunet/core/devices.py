@@ -35,13 +35,14 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def training_threads(k: int) -> int:
-    """CPU threads to train a k-Unet with: one for the tiny, one a core for the others.
+def training_threads(k: int, wanted: int | None = None) -> tuple[int, int]:
+    """CPU threads to train a k-Unet with, and for the helper that makes the next batch meanwhile.
 
-    Below 8 channels the work between two barriers is so short that a second thread gains nothing on an idle machine
-    and loses threefold on a busy one; another thread makes the next batch meanwhile.
+    Unless they are `wanted` otherwise, one for the tiny, one a core for the others: below 8 channels the work between
+    two barriers is so short that a second thread gains nothing on an idle machine and loses threefold on a busy one.
     """
-    return 1 if k < 8 else cores()
+    threads = wanted or (1 if k < 8 else cores())
+    return threads, max(1, cores() - threads)
 
 
 @contextmanager

@@ -20,13 +20,12 @@ from torch.optim.swa_utils import AveragedModel
 from napari_kdunet.core.checkpoint import Model
 from napari_kdunet.core.config import DistillConfig, TrainConfig
 from napari_kdunet.core.dataset import Dataset
-from napari_kdunet.core.devices import cores, training_threads, using_threads
+from napari_kdunet.core.devices import training_threads, using_threads
 from napari_kdunet.core.errors import ConfigError, DivergedError, ModelError
 from napari_kdunet.core.events import Done, Started, Stepped, Validated
 from napari_kdunet.core.losses import distillation_loss
 from napari_kdunet.core.patches import Batch
 from napari_kdunet.core.resume import State, optimizer_tensors, restore_optimizer, resume_path
-from napari_kdunet.core.teachers import teacher_logits
 from napari_kdunet.core.unet import KUNet
 from napari_kdunet.core.volumes import Volume
 
@@ -61,12 +60,9 @@ class Fit:
         self.best_iou, self.best_collapsed = -1.0, True
         precision: Any = config.precision
         self.fabric = Fabric(accelerator=self.device.type, devices=1, precision=precision)
-        with torch.no_grad():  # the copy of a TorchScript module would else hang on the original's graph
-            self.guide = copy.deepcopy(teacher.net).to(self.device) if isinstance(teacher, Model) else None
-        self.threads = config.threads or training_threads(config.k)
-        self.helper_threads = max(1, cores() - self.threads)
+        self.threads, self.helper_threads = training_threads(config.k, config.threads)
         self._helper = ThreadPoolExecutor(1, "kdunet-batches")
-        self._ahead: tuple[tuple[int, bool], Future[tuple[Batch, Tensor | None]]] | None = None
+        self._ahead: tuple[tuple[int, bool], Future[Batch]] | None = None
         self.raw_net = self._network(start)
         self.class_weights = self._class_weights()
         optimizer = torch.optim.AdamW(self.raw_net.parameters(), lr=config.lr, weight_decay=config.weight_decay)
@@ -98,9 +94,9 @@ class Fit:
             return None
         pixels = self.data.pool.class_pixels()
         if not pixels.sum():
-            logits = self._teach(self.data.pool.batch(0))
-            assert logits is not None
-            pixels = logits.softmax(dim=1).mean(dim=(0, 2, 3)).double().cpu()
+            taught = self.data.pool.batch(0, taught=True).taught
+            assert taught is not None
+            pixels = taught.softmax(dim=1).mean(dim=(0, 2, 3)).double().cpu()
         return (pixels / pixels.sum()).tolist()
 
     def _class_weights(self) -> Tensor | None:
@@ -186,14 +182,6 @@ class Fit:
             return self.fraction >= c.soft_share, self.fraction < c.soft_share
         return c.mode == "mixed" and bool(self.data.labelled_slices), True
 
-    def _teach(self, batch: Batch) -> Tensor | None:
-        if batch.taught is not None:
-            return batch.taught
-        if self.guide is None or not isinstance(self.teacher, Model):
-            return None
-        own = self.data.pixel_size  # what 0 stands for, on both sides
-        return teacher_logits(self.guide, self.teacher.pixel_size or own, batch.image, self.config.pixel_size or own)
-
     def step(self) -> Stepped:
         """Train on one batch.
 
@@ -206,13 +194,13 @@ class Fit:
             hard, soft = self._phase
             lr = self.optimizer.param_groups[0]["lr"] = self.lr
             begin = time.perf_counter()
-            batch, taught = self._batch(soft)
+            batch = self._batch(soft)
             data_seconds = time.perf_counter() - begin
             self.net.train()
             losses = distillation_loss(
                 self.net(batch.image.contiguous(memory_format=torch.channels_last)).float(),
                 batch.target if hard else None,
-                taught,
+                batch.taught,
                 tau=getattr(self.config, "tau", 1.0),
                 lam=getattr(self.config, "lam", 1.0),
                 class_weights=self.class_weights,
@@ -237,8 +225,8 @@ class Fit:
         message = f"training diverged after {self.steps} steps: {what}. Lower lr (now {self.config.lr:g}) or tau."
         return DivergedError(message, self.best)
 
-    def _batch(self, soft: bool) -> tuple[Batch, Tensor | None]:
-        """The batch of this step and what the teacher says of it, made while the step before was running.
+    def _batch(self, soft: bool) -> Batch:
+        """The batch of this step, made while the step before was running.
 
         A batch depends on nothing but the step, so it does not matter when it is made.
         """
@@ -248,11 +236,10 @@ class Fit:
         self._ahead = self._make_ahead(self.steps + 1, soft)
         return made
 
-    def _make_ahead(self, step: int, soft: bool) -> tuple[tuple[int, bool], Future[tuple[Batch, Tensor | None]]]:
-        def make() -> tuple[Batch, Tensor | None]:
+    def _make_ahead(self, step: int, soft: bool) -> tuple[tuple[int, bool], Future[Batch]]:
+        def make() -> Batch:
             with using_threads(self.helper_threads):
-                batch = self.data.pool.batch(step, self._unlabelled_share(soft))
-                return batch, self._teach(batch) if soft else None
+                return self.data.pool.batch(step, self._unlabelled_share(soft), taught=soft)
 
         return (step, soft), self._helper.submit(make)
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 from typing import Any
 
@@ -15,49 +16,55 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from napari_kdunet.core.config import TrainConfig
-from napari_kdunet.core.errors import VolumeError
 from napari_kdunet.core.labels import class_shares
 from napari_kdunet.core.resampling import Grid
+from napari_kdunet.core.teachers import Teaching
 from napari_kdunet.core.volumes import Volume
 
-__all__ = ["Batch", "Block", "Pool", "Source", "load_blocks", "read_probability"]
+__all__ = ["Batch", "Block", "Pool", "Source", "load_blocks"]
 
 _SIDE = 2048  # working pixels: larger slices are cut into blocks of about this side
 _SPARSE = 0.25  # share of labelled pixels below which patches are cut around them
+_LEAST = 1e-6  # probability of a class of which the teacher is sure that it is not there
 _MESH = 32  # working pixels between the control points of the elastic deformation
 
 
 @dataclass(frozen=True)
 class Source:
-    """A volume to train on, with its labels (or None) and a probability volume that teaches (or None)."""
+    """A volume to train on, with its labels and what a teacher says of it, where there are any."""
 
     raw: Volume
     labels: Volume | None = None
-    teacher: Volume | None = None
+    teaching: Teaching | None = None
     slices: tuple[int, ...] = ()
     """z of the slices to take."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Block:
     """A window of a slice at the working pixel size.
 
     `image` is (1, Y, X) float16, standardised by its whole slice; `shares` (C, Y, X) uint8, the class shares times
-    255, or None where it is not labelled; `taught` (1, Y, X) float16, the teacher's foreground probability, or None;
-    `sites` (N, 2) the Y, X of the labelled pixels where they are few, so that a patch is cut where there are some;
-    None where any patch will do.
+    255, or None where it is not labelled; `sites` (N, 2) the Y, X of the labelled pixels where they are few, so that a
+    patch is cut where there are some; None where any patch will do.
     """
 
+    source: Source
+    grid: Grid
     z: int
+    y: slice
+    x: slice
     image: Tensor
-    shares: Tensor | None = None
-    taught: Tensor | None = None
-    sites: Tensor | None = None
+    shares: Tensor | None
+    sites: Tensor | None
 
-    @property
-    def channels(self) -> list[Tensor]:
-        """What must be warped alike."""
-        return [part for part in (self.image, self.shares, self.taught) if part is not None]
+    @cached_property
+    def taught(self) -> Tensor | None:
+        """(C - 1, Y, X) float32, the teacher's probabilities but for the background; found when first needed."""
+        if self.source.teaching is None:
+            return None
+        said = self.source.teaching.probabilities(self.z, self.y, self.x)
+        return self.grid.to_working(said[None])[0]
 
 
 def load_blocks(source: Source, config: TrainConfig, limit: int) -> tuple[list[Block], bool]:
@@ -68,7 +75,7 @@ def load_blocks(source: Source, config: TrainConfig, limit: int) -> tuple[list[B
     grid = Grid.between(source.raw.voxel_size[1:] if source.raw.voxel_size else None, config.pixel_size)
     windows = [(z, y, x) for z in source.slices for y, x in _windows(source.raw.shape[1:], grid)]
     pixels = [math.prod(grid.working_size((y.stop - y.start, x.stop - x.start))) for _, y, x in windows]
-    each = 2 + (config.classes if source.labels else 0) + (2 if source.teacher else 0)
+    each = 2 + (config.classes if source.labels else 0) + (4 * (config.classes - 1) if source.teaching else 0)
     keep = max(1, min(len(windows), int(limit / (each * max(pixels, default=1)))))
     chosen = [windows[i * len(windows) // keep] for i in range(keep)] if windows else []
     blocks = [_read_block(source, grid, config, *window) for window in chosen]
@@ -90,14 +97,12 @@ def _read_block(source: Source, grid: Grid, config: TrainConfig, z: int, y: slic
 
     mean, std = source.raw.statistics(z)
     image = (source.raw.read(z, y, x).astype(np.float32) - mean) / (std or 1.0)
-    shares = taught = sites = None
+    shares = sites = None
     if source.labels is not None:
         known = class_shares(source.labels.read(z, y, x), config.classes, config.ignore)
         shares = (working(known) * 255).round().to(torch.uint8)
         sites = _sites(shares)
-    if source.teacher is not None:
-        taught = working(read_probability(source.teacher, z, y, x)[None]).half()
-    return Block(z, working(image[None]).half(), shares, taught, sites)
+    return Block(source, grid, z, y, x, working(image[None]).half(), shares, sites)
 
 
 def _sites(shares: Tensor) -> Tensor | None:
@@ -106,28 +111,12 @@ def _sites(shares: Tensor) -> Tensor | None:
     return known.nonzero() if known.float().mean() < _SPARSE else None
 
 
-def read_probability(volume: Volume, z: int, y: slice, x: slice) -> NDArray[np.float32]:
-    """A YX window of a probability volume, float32 in [0, 1]; integers count from 0 to 255.
-
-    Raises
-    ------
-    VolumeError
-        If a value is outside.
-    """
-    values = volume.read(z, y, x).astype(np.float32)
-    if np.issubdtype(volume.dtype, np.integer):
-        values /= 255
-    if not (values.min() >= 0 and values.max() <= 1):  # also False for nan
-        raise VolumeError(f"{volume.name} leaves [0, 1] in slice z={z}: give foreground probabilities.")
-    return values
-
-
 @dataclass(frozen=True)
 class Batch:
     """A training batch on the device.
 
     `image` (N, 1, Y, X) float32; `target` (N, C, Y, X) float32 class shares, 0 where nothing is known; `taught`
-    (N, 2, Y, X) logits of the probability volume that teaches, or None.
+    (N, C, Y, X) logits of the teacher, or None.
     """
 
     image: Tensor
@@ -160,8 +149,8 @@ class Pool:
         others = [block for block in self.labelled if block.z not in self.erased | {z}]
         self.labelled = [*others, *blocks] or self.labelled
 
-    def batch(self, step: int, unlabelled_share: float = 0.0) -> Batch:
-        """The batch of a step: random blocks, random places, one warp of image, labels and teacher together.
+    def batch(self, step: int, unlabelled_share: float = 0.0, *, taught: bool = False) -> Batch:
+        """The batch of a step: random blocks, random places, one warp of image, labels and (if asked) teacher together.
 
         `unlabelled_share` of it comes from the unlabelled blocks, where there are both kinds.
         """
@@ -170,7 +159,7 @@ class Pool:
         offsets = _offsets(len(blocks), config, generator)
         places = torch.rand(len(blocks), 3, generator=generator)
         warped = [
-            _cut(block, offset.to(self.device), place)
+            _cut(_channels(block, taught), offset.to(self.device), _corner(block, self.config.patch, place))
             for block, offset, place in zip(blocks, offsets, places.tolist(), strict=True)
         ]
         image = torch.stack([w[:1] for w in warped])
@@ -178,7 +167,7 @@ class Pool:
         return Batch(
             image * (1 + gain) + shift,
             torch.stack([self._target(block, w) for block, w in zip(blocks, warped, strict=True)]),
-            torch.stack([_logits(w[-1]) for w in warped]) if blocks[0].taught is not None else None,
+            torch.stack([_logits(w, self.config.classes) for w in warped]) if taught else None,
         )
 
     def _choose(self, unlabelled_share: float, generator: torch.Generator) -> list[Block]:
@@ -197,10 +186,16 @@ class Pool:
         return warped[1 : 1 + self.config.classes] / 255
 
 
-def _logits(probability: Tensor) -> Tensor:
-    """(2, Y, X) logits of a foreground probability (Y, X)."""
-    inside = probability.clamp(1e-4, 1 - 1e-4)
-    return torch.stack(((1 - inside).log(), inside.log()))
+def _channels(block: Block, taught: bool) -> list[Tensor]:
+    """What must be warped alike."""
+    parts = (block.image, block.shares, block.taught if taught else None)
+    return [part for part in parts if part is not None]
+
+
+def _logits(warped: Tensor, classes: int) -> Tensor:
+    """(C, Y, X) logits of the teacher, whose probabilities but for the background come last."""
+    others = warped[-(classes - 1) :]
+    return torch.cat((1 - others.sum(dim=0, keepdim=True), others)).clamp_min(_LEAST).log()
 
 
 def _offsets(count: int, config: TrainConfig, generator: torch.Generator) -> Tensor:
@@ -227,22 +222,21 @@ def _offsets(count: int, config: TrainConfig, generator: torch.Generator) -> Ten
     return field
 
 
-def _cut(block: Block, offset: Tensor, place: Sequence[float]) -> Tensor:
-    """(channels, Y, X) float32: a block's channels, interpolated at `offset` around a centre chosen by `place`.
+def _cut(channels: Sequence[Tensor], offset: Tensor, corner: Iterable[int]) -> Tensor:
+    """(channels, Y, X) float32: the channels, interpolated at `offset` around the centre of the patch at `corner`.
 
     The centre lies so that an unturned patch stays inside the block, on whole pixels, so that one that is not warped
     is not blurred either; where it does not fit, the block is mirrored.
     """
-    size = block.image.shape[-2:]
-    side = offset.shape[0]
-    centre = [corner + (side - 1) / 2 for corner in _corner(block, side, place)]
+    size = channels[0].shape[-2:]
+    centre = [first + (offset.shape[0] - 1) / 2 for first in corner]
     points = offset + offset.new_tensor((centre[1], centre[0]))
     first, last = points.amin(dim=(0, 1)).tolist(), points.amax(dim=(0, 1)).tolist()
     x, y = (
         slice(min(max(math.floor(a) - 1, 0), max(n - 2, 0)), max(min(math.ceil(b) + 2, n), 1))
         for a, b, n in zip(first, last, (size[1], size[0]), strict=True)
     )
-    window = torch.cat([part[:, y, x].to(offset.device, torch.float32) for part in block.channels])
+    window = torch.cat([part[:, y, x].to(offset.device, torch.float32) for part in channels])
     extent = offset.new_tensor((x.stop - x.start, y.stop - y.start))
     start = offset.new_tensor((x.start, y.start))
     grid = (2 * (points - start) + 1) / extent - 1

@@ -22,9 +22,9 @@ from napari_kdunet.core.errors import ConfigError
 from napari_kdunet.core.resampling import Grid
 from napari_kdunet.core.volumes import Volume, open_volume
 
-__all__ = ["Tiler", "foreground", "predict"]
+__all__ = ["FOREIGN_MULTIPLE", "Tiler", "foreground", "predict"]
 
-_FOREIGN_MULTIPLE, _FOREIGN_REACH = 32, 128  # of a network that does not say: enough for the usual U-Nets
+FOREIGN_MULTIPLE, _FOREIGN_REACH = 32, 128  # of a network that does not say: enough for the usual U-Nets
 _TILE_BYTES = 2**28  # of activations at the top of the network, about a quarter of its peak
 
 _forward_lock = threading.Lock()  # one forward at a time: each already uses all its threads, or the whole GPU
@@ -133,13 +133,14 @@ class Tiler:
         net, where = model.net, pick_device(device)
         k = getattr(net, "k", 64)
         if any(p.device.type != where.type for p in net.parameters()):
-            net = copy.deepcopy(net).to(where)  # the model stays where its owner has it
+            with torch.no_grad():  # the copy of a TorchScript module would else hang on the original's graph
+                net = copy.deepcopy(net).to(where)  # the model stays where its owner has it
         return cls(
             net,
             Grid.between(volume.voxel_size[1:] if volume.voxel_size else None, model.pixel_size),
             where,
             threads or cores(),
-            getattr(net, "multiple", _FOREIGN_MULTIPLE),
+            getattr(net, "multiple", FOREIGN_MULTIPLE),
             getattr(net, "reach", _FOREIGN_REACH),
             k,
         )
@@ -159,6 +160,19 @@ class Tiler:
         """(Y, X) windows, each a start and a stop, that tile the slices of a volume of this ZYX shape."""
         starts = ([(a, min(a + s, n)) for a in range(0, n, s)] for n, s in zip(shape[1:], self.tile(), strict=True))
         return ((y, x) for y, x in itertools.product(*starts))
+
+    def window(self, volume: Volume, z: int, y: tuple[int, int], x: tuple[int, int]) -> torch.Tensor:
+        """As `logits`, of any window: tile by tile, and with no need to begin at a multiple of `unit`."""
+        first_y, first_x = (start // unit * unit for start, unit in zip((y[0], x[0]), self.unit, strict=True))
+        step_y, step_x = self.tile()
+        rows = []
+        for top in range(first_y, y[1], step_y):
+            row = [
+                self.logits(volume, z, (top, min(top + step_y, y[1])), (left, min(left + step_x, x[1])))
+                for left in range(first_x, x[1], step_x)
+            ]
+            rows.append(torch.cat(row, dim=-1))
+        return torch.cat(rows, dim=-2)[:, y[0] - first_y :, x[0] - first_x :]
 
     def logits(self, volume: Volume, z: int, y: tuple[int, int], x: tuple[int, int]) -> torch.Tensor:
         """(C, y1 - y0, x1 - x0) float32 logits on the CPU of a window of slice `z`; y0 and x0 multiples of `unit`."""

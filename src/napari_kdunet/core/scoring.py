@@ -9,8 +9,8 @@ from napari_kdunet.core.config import TrainConfig
 from napari_kdunet.core.devices import pick_device
 from napari_kdunet.core.labels import class_index
 from napari_kdunet.core.metrics import Curve
-from napari_kdunet.core.patches import read_probability
 from napari_kdunet.core.prediction import Tiler, foreground
+from napari_kdunet.core.teachers import read_probability
 from napari_kdunet.core.volumes import Volume
 
 __all__ = ["iter_score"]
@@ -44,7 +44,7 @@ def iter_score(
         if tiler is None:
             assert isinstance(source, Volume)
             truth = class_index(labels.read(z), config.classes, config.ignore)
-            curve.add(read_probability(source, z, slice(None), slice(None)), truth)
+            curve.add(read_probability(source, z), truth)
         else:
             for y, x in tiler.windows(raw.shape):
                 truth = class_index(labels.read(z, slice(*y), slice(*x)), config.classes, config.ignore)

@@ -6,21 +6,23 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from napari_kdunet.core.checkpoint import Model, bundled_models, load_model
 from napari_kdunet.core.config import DistillConfig
 from napari_kdunet.core.errors import ModelError, VolumeError
-from napari_kdunet.core.resampling import Grid
+from napari_kdunet.core.prediction import FOREIGN_MULTIPLE, Tiler
 from napari_kdunet.core.sources import one_line
 from napari_kdunet.core.unet import KUNet
 from napari_kdunet.core.volumes import Volume, open_volume
 
-__all__ = ["as_teacher", "teacher_logits"]
+__all__ = ["Teaching", "as_teacher", "read_probability"]
 
-_FOREIGN_MULTIPLE = 32  # of pixels, for a network that does not say what it needs
+_LEAST = 1e-4  # a mask teaches too: probabilities are kept so far off 0 and 1
 
 
 class _Foreign(nn.Module):
@@ -50,8 +52,9 @@ def as_teacher(source: Any, config: DistillConfig) -> Model | Volume:
     ----------
     source : Model, torch.nn.Module, path, or volume
         A model or its file or bundled name; a module, or a TorchScript file (``.pt``, ``.pth``, ``.ts``), from
-        (N, 1, Y, X) patches, standardised slice by slice at the working pixel size, to (N, classes, Y, X) or
-        (N, 1, Y, X) logits; else a ZYX volume of foreground probabilities in [0, 1] (or uint8, 0 to 255).
+        (N, 1, Y, X) images, standardised slice by slice at the working pixel size, Y and X multiples of 32, to
+        (N, classes, Y, X) or (N, 1, Y, X) logits; else a ZYX volume of foreground probabilities in [0, 1] (or uint8,
+        0 to 255).
     config : DistillConfig
         Its classes and working pixel size hold for modules.
 
@@ -88,7 +91,7 @@ def _foreign(net: nn.Module, name: str, config: DistillConfig) -> Model:
     """Somebody else's network as a model, once it has shown on an empty patch that it can teach."""
     model = Model(_Foreign(net, name, config.classes), config.pixel_size)
     where = next((p.device for p in net.parameters()), torch.device("cpu"))
-    side = -(-config.patch // _FOREIGN_MULTIPLE) * _FOREIGN_MULTIPLE
+    side = -(-config.patch // FOREIGN_MULTIPLE) * FOREIGN_MULTIPLE
     try:
         with torch.no_grad():
             model.net(torch.zeros(1, 1, side, side, device=where))
@@ -112,24 +115,59 @@ def _load_torchscript(path: Path) -> nn.Module:
         ) from error
 
 
-def teacher_logits(teacher: nn.Module, pixel_size: float, image: Tensor, student_pixel_size: float) -> Tensor:
-    """Logits (N, C, Y, X) of a teacher for a batch (N, 1, Y, X) at the student's working pixel size.
+class Teaching:
+    """What a teacher says of a volume.
 
-    A teacher that works at another pixel size sees the batch resampled to its own, mirrored to the multiple of
-    pixels that it needs.
+    A network sees whole slices at its own working pixel size, as in prediction, and not the student's augmented
+    patches: so each slice is a matter of one forward, however long the student learns from it.
+
+    Parameters
+    ----------
+    teacher : Model or Volume
+        As `as_teacher` gives it; a Volume is its probability of `raw`.
+    raw : Volume
+        ZYX.
+    device : str
+        Where a network runs.
+    threads : int
+        CPU threads for it.
     """
-    pixel = (student_pixel_size, student_pixel_size) if student_pixel_size else None
-    grid = Grid.between(pixel, pixel_size)
-    size = image.shape[-2:]
-    units = grid.unit(getattr(teacher, "multiple", _FOREIGN_MULTIPLE))
-    y, x = (_mirrored(n, -(-n // u) * u) for n, u in zip(size, units, strict=True))
-    with torch.no_grad():
-        image = image[..., y, :][..., x]
-        logits: Tensor = grid.to_image(teacher(grid.to_working(image)))
-    return logits[..., : size[0], : size[1]]
+
+    def __init__(self, teacher: Model | Volume, raw: Volume, device: str, threads: int) -> None:
+        self.teacher, self.raw = teacher, raw
+        self._tiler = Tiler.of(teacher, raw, device, threads) if isinstance(teacher, Model) else None
+
+    @property
+    def threshold(self) -> float:
+        """Foreground probability above which the teacher means foreground."""
+        return self.teacher.threshold if isinstance(self.teacher, Model) else 0.5
+
+    def probabilities(self, z: int, y: slice, x: slice) -> Tensor:
+        """(C - 1, Y, X) float32 probabilities of the classes but the background, of a window of slice `z`.
+
+        Raises
+        ------
+        VolumeError
+            If a probability of the volume is not in [0, 1].
+        """
+        if self._tiler is not None:
+            found = self._tiler.window(self.raw, z, (y.start, y.stop), (x.start, x.stop))
+            return found.softmax(dim=0)[1:]
+        assert isinstance(self.teacher, Volume)
+        return torch.from_numpy(read_probability(self.teacher, z, y, x)).clamp(_LEAST, 1 - _LEAST)[None]
 
 
-def _mirrored(size: int, wanted: int) -> Tensor:
-    """Indices that lengthen an axis of `size` (2 or more) to `wanted` by mirroring, as often as it takes."""
-    at = torch.arange(wanted) % (2 * size - 2)
-    return torch.minimum(at, 2 * size - 2 - at)
+def read_probability(volume: Volume, z: int, y: slice = slice(None), x: slice = slice(None)) -> NDArray[np.float32]:
+    """A YX window of a probability volume, float32 in [0, 1]; integers count from 0 to 255.
+
+    Raises
+    ------
+    VolumeError
+        If a value is outside.
+    """
+    values = volume.read(z, y, x).astype(np.float32)
+    if np.issubdtype(volume.dtype, np.integer):
+        values /= 255
+    if not (values.min() >= 0 and values.max() <= 1):  # also False for nan
+        raise VolumeError(f"{volume.name} leaves [0, 1] in slice z={z}: give foreground probabilities.")
+    return values

@@ -1,0 +1,124 @@
+"""Training of tiny convolutions on the CPU, plane by plane, in Numba.
+
+With fewer than about eight channels PyTorch's convolutions and batch normalisation leave most of a core's arithmetic
+unused: they work along the channels. Here each plane is worked on along its rows, the padded rows of a plane being one
+long line, and convolution, normalisation and activation are one unit with one backward. Without Numba installed (the
+extra ``fast``) training does the same in plain PyTorch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["run", "serves"]
+
+_WIDEST = 8  # channels: from more on PyTorch is as fast
+
+
+def serves(x: Tensor, conv: nn.Module) -> bool:
+    """Whether `run` is the faster way of training this convolution on this input, and can be taken."""
+    return (
+        isinstance(conv, nn.Conv2d)
+        and max(conv.in_channels, conv.out_channels) <= _WIDEST
+        and x.device.type == "cpu"
+        and x.dtype == torch.float32
+        and torch.is_grad_enabled()
+        and not torch.is_autocast_enabled("cpu")
+        and find_spec("numba") is not None
+    )
+
+
+def run(x: Tensor, layers: Sequence[nn.Module], slope: float) -> Tensor:
+    """Train a padded 3x3 convolution, its batch normalisation (if any) and its (Leaky)ReLU as one.
+
+    Parameters
+    ----------
+    x : Tensor
+        (N, C, Y, X) float32 on the CPU.
+    layers : sequence of nn.Module
+        A `nn.Conv2d` that `serves`, perhaps a `nn.BatchNorm2d` in training mode, whose running statistics are
+        updated, and the activation.
+    slope : float
+        Of the activation below 0.
+
+    Returns
+    -------
+    Tensor
+        (N, K, Y, X) float32, contiguous.
+    """
+    conv, *norm, _ = layers
+    weights = (norm[0].weight, norm[0].bias, norm[0]) if norm else (None, None, None)
+    return _Unit.apply(x, conv.weight, conv.bias, *weights, slope)  # type: ignore[no-any-return,no-untyped-call]
+
+
+class _Unit(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        gamma: Tensor | None,
+        beta: Tensor | None,
+        norm: nn.BatchNorm2d | None,
+        slope: float,
+    ) -> Tensor:
+        from napari_kdunet.core import planar_kernels as kernels
+
+        x, weight = x.detach().contiguous(), weight.detach().contiguous()
+        z = x.new_empty(x.shape[0], weight.shape[0], *x.shape[2:])
+        kernels.convolve(x.numpy(), weight.numpy(), bias.detach().numpy(), z.numpy())
+        mean, rstd = torch.zeros(len(weight)), torch.ones(len(weight))
+        scale, shift = torch.ones(len(weight)), torch.zeros(len(weight))
+        if norm is not None and gamma is not None and beta is not None:
+            mean, rstd = _statistics(z, norm)
+            scale = gamma.detach() * rstd
+            shift = beta.detach() - mean * scale
+        y = torch.empty_like(z)
+        kernels.activate(z.numpy(), scale.numpy(), shift.numpy(), slope, y.numpy())
+        ctx.save_for_backward(x, weight, z, mean, rstd, scale, shift)
+        ctx.slope, ctx.normalised, ctx.wants_x = slope, norm is not None, ctx.needs_input_grad[0]
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        from napari_kdunet.core import planar_kernels as kernels
+
+        x, weight, z, mean, rstd, scale, shift = ctx.saved_tensors
+        grad = grad.contiguous()
+        sums = torch.zeros(2, len(weight))
+        parts = (t.numpy() for t in (z, mean, rstd, scale, shift))
+        dz = torch.empty_like(z)
+        kernels.backward_activate(grad.numpy(), *parts, ctx.slope, ctx.normalised, dz.numpy(), sums.numpy())
+        dweight, dx = torch.empty_like(weight), None
+        kernels.correlate(x.numpy(), dz.numpy(), dweight.numpy())
+        if ctx.wants_x:
+            dx = torch.empty_like(x)
+            turned = weight.transpose(0, 1).flip(-2, -1).contiguous()
+            kernels.convolve(dz.numpy(), turned.numpy(), torch.zeros(len(turned)).numpy(), dx.numpy())
+        dbias = torch.zeros(len(weight)) if ctx.normalised else sums[0]  # normalisation takes any bias away again
+        dgamma, dbeta = (sums[1], sums[0]) if ctx.normalised else (None, None)
+        return dx, dweight, dbias, dgamma, dbeta, None, None
+
+
+def _statistics(z: Tensor, norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
+    """Mean and inverse standard deviation of each channel; the running ones are moved towards them."""
+    from napari_kdunet.core import planar_kernels as kernels
+
+    moments = torch.empty(2, z.shape[1], dtype=torch.float64)
+    kernels.moments(z.numpy(), moments.numpy())
+    mean, variance = moments.float()
+    count = z.numel() // z.shape[1]
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    assert norm.num_batches_tracked is not None
+    momentum = norm.momentum or 0.0
+    norm.running_mean.lerp_(mean, momentum)
+    norm.running_var.lerp_(variance * (count / max(count - 1, 1)), momentum)
+    norm.num_batches_tracked += 1
+    return mean, (variance + norm.eps).rsqrt()

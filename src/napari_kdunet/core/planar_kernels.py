@@ -1,0 +1,205 @@
+"""The kernels of `planar`. Each works on one thread and lets go of Python's lock.
+
+A plane with a border of zeros is one line of rows ``width = X + 2`` long. The outputs of the 3x3 convolution at
+consecutive places of that line need nine shifted stretches of it, so that the innermost loop is as long as we like,
+however narrow the plane; the two outputs between rows mean nothing and are left out when copied.
+"""
+# mypy: ignore-errors
+
+from __future__ import annotations
+
+import numpy as np
+from numba import njit
+
+_BAND = 2048  # places in one go: what is added up stays in the first cache
+_OPTIONS = {"nogil": True, "fastmath": True, "error_model": "numpy", "cache": True}
+
+
+@njit(**_OPTIONS)
+def _lay_out(planes, lines):
+    """Copy (C, Y, X) planes to (C, (Y + 2) * (X + 2) + 2) lines with a border of zeros."""
+    channels, height, width = planes.shape
+    step = width + 2
+    for c in range(channels):
+        lines[c, :step] = 0
+        lines[c, (height + 1) * step :] = 0
+        for y in range(height):
+            start = (y + 1) * step
+            lines[c, start] = 0
+            lines[c, start + 1 : start + 1 + width] = planes[c, y]
+            lines[c, start + 1 + width] = 0
+
+
+@njit(**_OPTIONS)
+def _add(kernel, top, middle, bottom, total):
+    a, b, c = kernel[0]
+    d, e, f = kernel[1]
+    g, h, i = kernel[2]
+    for p in range(len(total)):
+        total[p] += (
+            (a * top[p] + b * top[p + 1] + c * top[p + 2])
+            + (d * middle[p] + e * middle[p + 1] + f * middle[p + 2])
+            + (g * bottom[p] + h * bottom[p + 1] + i * bottom[p + 2])
+        )
+
+
+@njit(**_OPTIONS)
+def _add_two(kernel, other, top, middle, bottom, total, second):
+    """As `_add`, for two output channels: what is loaded is used twice."""
+    a, b, c = kernel[0]
+    d, e, f = kernel[1]
+    g, h, i = kernel[2]
+    A, B, C = other[0]
+    D, E, F = other[1]
+    G, H, I = other[2]  # noqa: E741 - the twin of i
+    for p in range(len(total)):
+        t, u, v = top[p], top[p + 1], top[p + 2]
+        w, x, y = middle[p], middle[p + 1], middle[p + 2]
+        q, r, s = bottom[p], bottom[p + 1], bottom[p + 2]
+        total[p] += (a * t + b * u + c * v) + (d * w + e * x + f * y) + (g * q + h * r + i * s)
+        second[p] += (A * t + B * u + C * v) + (D * w + E * x + F * y) + (G * q + H * r + I * s)
+
+
+@njit(**_OPTIONS)
+def convolve(x, weight, bias, out):
+    """(N, C, Y, X) and (K, C, 3, 3) to (N, K, Y, X), the border padded by zeros."""
+    number, channels, height, width = x.shape
+    outputs, step = len(weight), width + 2
+    rows = min(height, max(1, _BAND // step))
+    lines = np.empty((channels, (height + 2) * step + 2), np.float32)
+    total = np.empty((outputs, rows * step), np.float32)
+    for n in range(number):
+        _lay_out(x[n], lines)
+        for y in range(0, height, rows):
+            places = min(rows, height - y) * step
+            for k in range(outputs):
+                total[k, :places] = bias[k]
+            for c in range(channels):
+                top = lines[c, y * step : y * step + places + 2]
+                middle = lines[c, (y + 1) * step : (y + 1) * step + places + 2]
+                bottom = lines[c, (y + 2) * step : (y + 2) * step + places + 2]
+                for k in range(0, outputs - 1, 2):
+                    one, two = total[k, :places], total[k + 1, :places]
+                    _add_two(weight[k, c], weight[k + 1, c], top, middle, bottom, one, two)
+                if outputs % 2:
+                    _add(weight[outputs - 1, c], top, middle, bottom, total[outputs - 1, :places])
+            for k in range(outputs):
+                for row in range(min(rows, height - y)):
+                    out[n, k, y + row] = total[k, row * step : row * step + width]
+
+
+@njit(**_OPTIONS)
+def _products(grad, top, middle, bottom, sums):
+    a = b = c = d = e = f = g = h = i = np.float32(0)
+    for p in range(len(grad)):
+        v = grad[p]
+        a += v * top[p]
+        b += v * top[p + 1]
+        c += v * top[p + 2]
+        d += v * middle[p]
+        e += v * middle[p + 1]
+        f += v * middle[p + 2]
+        g += v * bottom[p]
+        h += v * bottom[p + 1]
+        i += v * bottom[p + 2]
+    for at, value in enumerate((a, b, c, d, e, f, g, h, i)):
+        sums[at // 3, at % 3] += value
+
+
+@njit(**_OPTIONS)
+def correlate(x, grad, dweight):
+    """Gradient (K, C, 3, 3) of a convolution's weight, from its input and the gradient of its output."""
+    number, channels, height, width = x.shape
+    outputs, step = grad.shape[1], width + 2
+    lines = np.empty((channels, (height + 2) * step + 2), np.float32)
+    grads = np.zeros((outputs, height * step), np.float32)  # zero between the rows
+    sums = np.zeros(dweight.shape, np.float64)
+    for n in range(number):
+        _lay_out(x[n], lines)
+        for k in range(outputs):
+            for y in range(height):
+                grads[k, y * step : y * step + width] = grad[n, k, y]
+        for start in range(0, height * step, _BAND):
+            places = min(_BAND, height * step - start)
+            for c in range(channels):
+                top = lines[c, start : start + places + 2]
+                middle = lines[c, start + step : start + step + places + 2]
+                bottom = lines[c, start + 2 * step : start + 2 * step + places + 2]
+                for k in range(outputs):
+                    _products(grads[k, start : start + places], top, middle, bottom, sums[k, c])
+    dweight[:] = sums
+
+
+@njit(**_OPTIONS)
+def moments(z, out):
+    """Mean and (biased) variance of each channel of (N, C, Y, X), into (2, C) float64."""
+    number, channels, height, width = z.shape
+    count = number * height * width
+    for c in range(channels):
+        total = 0.0
+        for n in range(number):
+            for y in range(height):
+                part = np.float32(0)
+                row = z[n, c, y]
+                for x in range(width):
+                    part += row[x]
+                total += part
+        mean = total / count
+        middle, total = np.float32(mean), 0.0
+        for n in range(number):
+            for y in range(height):
+                part = np.float32(0)
+                row = z[n, c, y]
+                for x in range(width):
+                    part += (row[x] - middle) * (row[x] - middle)
+                total += part
+        out[0, c], out[1, c] = mean, total / count
+
+
+@njit(**_OPTIONS)
+def activate(z, scale, shift, slope, out):
+    """(Leaky)ReLU of ``scale * z + shift``, a scale and a shift for each channel."""
+    number, channels, height, _ = z.shape
+    leak = np.float32(slope)
+    for n in range(number):
+        for c in range(channels):
+            a, b = scale[c], shift[c]
+            for y in range(height):
+                source, target = z[n, c, y], out[n, c, y]
+                for x in range(len(source)):
+                    value = a * source[x] + b
+                    target[x] = max(value, leak * value)
+
+
+@njit(**_OPTIONS)
+def backward_activate(grad, z, mean, rstd, scale, shift, slope, normalised, out, sums):
+    """Gradient of the convolution's output, from that of the activation's.
+
+    `sums` (2, C) gets the gradients of shift and scale, before normalisation of ``z``: those of beta and gamma.
+    """
+    number, channels, height, width = z.shape
+    leak, one = np.float32(slope), np.float32(1)
+    count = np.float32(number * height * width)
+    for c in range(channels):
+        a, b, middle, inverse = scale[c], shift[c], mean[c], rstd[c]
+        plain = along = 0.0
+        for n in range(number):
+            for y in range(height):
+                g, source, target = grad[n, c, y], z[n, c, y], out[n, c, y]
+                first = second = np.float32(0)
+                for x in range(width):
+                    value = g[x] * (one if a * source[x] + b > 0 else leak)
+                    target[x] = value
+                    first += value
+                    second += value * (source[x] - middle)
+                plain += first
+                along += second
+        sums[0, c], sums[1, c] = plain, along * inverse
+        if normalised:
+            offset = np.float32(plain) / count
+            tilt = sums[1, c] / count * inverse
+            for n in range(number):
+                for y in range(height):
+                    source, target = z[n, c, y], out[n, c, y]
+                    for x in range(width):
+                        target[x] = a * (target[x] - offset - (source[x] - middle) * tilt)
