@@ -218,7 +218,7 @@ def test_train_tells_what_it_does(data, teacher, tmp_path):
     assert names(tmp_path) == ["again.safetensors"]
     first, *validations = result.lines  # not a terminal: no bar, but each validation
     count = core.KUNet(k=4, depth=2).parameter_count
-    assert f"{count:,} parameters on cpu; 7 labelled slices; validated on held-out slices, z = 7" in first
+    assert f"{count:,} parameters on cpu; 7 labelled slices; validated on held-out slices, z = 3" in first
     assert [line.split()[:2] for line in validations] == [["step", "20"], ["step", "40"]]
     assert validations[0].endswith("best so far")
     best = max(float(re.search(r"IoU (\S+)", line)[1]) for line in validations)
@@ -316,7 +316,7 @@ def test_distill(mode, data, teacher, tmp_path):
     inputs = [teacher, data / "raw.tif", data / "labels.tif"]
     result = run("distill", *inputs, "-o", path, "--mode", mode, "--steps", 40, "--tau", 2, *SMALL)
     assert result.code == 0, result.err
-    assert "validated on held-out slices, z = 7" in result.err
+    assert "validated on held-out slices, z = 3" in result.err
     model = core.load_model(path)
     assert (model.net.k, model.summary["settings"]["mode"], model.summary["settings"]["tau"]) == (2, mode, 2)
     assert model.summary["teacher"]["parameters"] == core.load_model(teacher).parameter_count
@@ -329,7 +329,7 @@ def test_distill_without_labels(data, teacher, tmp_path):
     more = ["--unlabelled", data / "other.tif", "--unlabelled", data / "other.tif"]
     result = run("distill", teacher, data / "raw.tif", "-o", path, "--steps", 40, *more, *SMALL)
     assert result.code == 0, result.err
-    assert "0 labelled and 23 taught slices; validated on teacher, z = 7" in result.err
+    assert "0 labelled and 23 taught slices; validated on teacher, z = 3" in result.err
     iou = core.evaluate(core.predict(core.load_model(path), data / "raw.tif", output="labels"), data / "labels.tif").iou
     assert iou > 0.5
 

@@ -25,9 +25,9 @@ def start(raw, labels, config, **more) -> core.Started:
 @pytest.mark.parametrize(
     ("slices", "learnt", "judged"),
     [
-        ("auto", (1, 2, 4, 5, 6), (8,)),  # those that hold any label
-        ("all", (0, 1, 2, 3, 4, 5, 6, 7), (8, 9)),  # empty slices are background
-        ((8, 0, 2, 2, 1), (0, 1, 2), (8,)),  # as named, in order of z
+        ("auto", (1, 2, 5, 6, 8), (4,)),  # those that hold any label
+        ("all", (0, 1, 2, 3, 6, 7, 8, 9), (4, 5)),  # empty slices are background
+        ((8, 0, 2, 2, 1), (0, 2, 8), (1,)),  # as named, in order of z
         ((4, 5, 6), (4, 5, 6), (4, 5, 6)),  # too few to hold any out
     ],
 )
@@ -55,7 +55,7 @@ def test_sparse_scribbles(blobs, quick):
 
 @pytest.mark.parametrize("share", [0.05, 0.15, 0.5, 0.9])
 @pytest.mark.parametrize("count", [4, 5, 20])
-def test_held_out_slices_are_contiguous_and_never_all(blobs, quick, share, count):
+def test_held_out_slices_are_contiguous_in_the_middle_and_never_all(blobs, quick, share, count):
     raw, labels = blobs((count, 32, 32))
     started = start(raw, labels, quick(val_share=share, val_slices=100))
     learnt, judged = started.labelled_slices, started.val_slices
@@ -63,13 +63,14 @@ def test_held_out_slices_are_contiguous_and_never_all(blobs, quick, share, count
     assert learnt
     assert judged == tuple(range(judged[0], judged[-1] + 1))
     assert abs(len(judged) - count * share) <= 1
+    assert abs(judged[0] - (count - 1 - judged[-1])) <= 1
 
 
 def test_held_out_slices_are_not_trained_on(blobs, quick):
     """What stands in them changes the scores and nothing else."""
     raw, labels = blobs((8, 32, 32))
     other = raw.copy()
-    other[-1:] = 255 - other[-1:]
+    other[3] = 255 - other[3]
     first, second = (list(core.iter_train(r, labels, quick(steps=3, validations=1))) for r in (raw, other))
     assert [e.loss for e in first if isinstance(e, core.Stepped)] == [
         e.loss for e in second if isinstance(e, core.Stepped)
@@ -87,8 +88,8 @@ def test_no_share_and_spaced_slices(blobs, quick):
 
 def test_held_out_slices_without_foreground_are_no_judge(blobs, quick):
     raw, labels = blobs((20, 32, 32))
-    labels[16:] = 0
-    labels[16, 0, 0] = 1  # in the held-out share, but not in the slices of it that are looked at
+    labels[8:12] = 0
+    labels[8, 0, 0] = 1  # in the held-out share, but not in the slices of it that are looked at
     started = start(raw, labels, quick(slices="all", val_share=0.2, val_slices=1))
     assert started.validated_on == "training slices"
     assert started.labelled_slices == tuple(range(20))

@@ -16,6 +16,7 @@ from napari_kdunet.core.volumes import check_labels, open_volume
 __all__ = ["Confusion", "Curve", "Scores", "evaluate"]
 
 _BINS = 512
+_ALIKE = 0.002  # of IoU: as good as the best
 
 
 @dataclass(frozen=True)
@@ -205,10 +206,13 @@ class Curve:
         return float(self._ious()[round(threshold * _BINS)])
 
     def best_threshold(self) -> float:
-        """Threshold of the best IoU; the middle one where several are alike."""
+        """Of the thresholds whose IoU is within 0.002 of the best, the one nearest to 0.5.
+
+        The best one of a few slices is often an extreme one, by a hair, and worse on others.
+        """
         ious = self._ious()[1:-1]
-        best = np.flatnonzero(ious >= ious.max() - 1e-12)
-        return float((best[len(best) // 2] + 1) / _BINS)
+        good = (np.flatnonzero(ious >= ious.max() - _ALIKE) + 1) / _BINS
+        return float(good[np.abs(good - 0.5).argmin()])
 
     @property
     def collapsed(self) -> bool:

@@ -89,9 +89,9 @@ def iter_distill(
 ) -> Iterator[Event]:
     """Distil a teacher into a k-Unet, event by event (paper, "The Distillation Procedure").
 
-    The teacher sees each patch as the student sees it, augmented. Slices without labels, and `unlabelled` volumes,
-    are learnt from through the teacher alone. Without labels the student learns softly and is validated against the
-    teacher.
+    The teacher is asked once a slice, and what it says is warped with the student's patches. Slices without labels,
+    and `unlabelled` volumes, are learnt from through the teacher alone. Without labels the student learns softly and
+    is validated against the teacher.
 
     Parameters
     ----------
