@@ -87,12 +87,11 @@ class KUNet(nn.Module):
                 self.head.bias.copy_(torch.tensor(prior).clamp_min(1e-4).log())  # type: ignore[union-attr]
 
     def _init_he(self) -> None:
-        slope = _SLOPE if self.activation == "leaky_relu" else 0.0
         for module in self.modules():
             if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
                 # an output pixel of the transposed convolution sees one tap, so its fan-in is the input channels
                 fan = module.in_channels * (9 if module.kernel_size == (3, 3) else 1)
-                gain = 1.0 if module.kernel_size != (3, 3) else (2.0 / (1 + slope**2)) ** 0.5
+                gain = 1.0 if module.kernel_size != (3, 3) else (2.0 / (1 + self.slope**2)) ** 0.5
                 nn.init.normal_(module.weight, std=gain / fan**0.5)
                 nn.init.zeros_(module.bias)  # type: ignore[arg-type]
 
@@ -117,6 +116,11 @@ class KUNet(nn.Module):
         for up, merge in zip(self.up, self.merge, strict=True):
             x = merge(torch.cat((skips.pop(), up(x)), dim=1))
         return self.head(x)  # type: ignore[no-any-return]
+
+    @property
+    def slope(self) -> float:
+        """Of the activation, for negative values."""
+        return _SLOPE if self.activation == "leaky_relu" else 0.0
 
     @property
     def multiple(self) -> int:
