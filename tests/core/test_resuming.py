@@ -135,7 +135,7 @@ def test_a_stop_leaves_no_thread(blobs, settings):
     events = core.iter_train(*blobs(), settings)
     next(events), next(events)
     events.close()
-    assert not [t for t in threading.enumerate() if t.name.startswith("kdunet")]
+    assert not [t for t in threading.enumerate() if t.name.startswith("kdunet-batches")]
 
 
 def test_errors(blobs, settings, quick, tmp_path, one_line):

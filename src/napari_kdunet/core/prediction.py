@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import itertools
 import math
 import threading
@@ -18,6 +17,7 @@ from numpy.typing import NDArray
 
 from napari_kdunet.core.checkpoint import Model
 from napari_kdunet.core.devices import cores, pick_device, using_threads
+from napari_kdunet.core.engine import Forward, engine_for
 from napari_kdunet.core.errors import ConfigError
 from napari_kdunet.core.resampling import Grid
 from napari_kdunet.core.volumes import Volume, open_volume
@@ -119,7 +119,7 @@ class Tiler:
     network's reach, and starts at whole units, so that poolings fall on the same pixels in each window.
     """
 
-    net: torch.nn.Module
+    forward: Forward
     grid: Grid
     device: torch.device
     threads: int
@@ -130,19 +130,15 @@ class Tiler:
     @classmethod
     def of(cls, model: Model, volume: Volume, device: str = "auto", threads: int | None = None) -> Tiler:
         """The tiler that applies `model` to `volume`."""
-        net, where = model.net, pick_device(device)
-        k = getattr(net, "k", 64)
-        if any(p.device.type != where.type for p in net.parameters()):
-            with torch.no_grad():  # the copy of a TorchScript module would else hang on the original's graph
-                net = copy.deepcopy(net).to(where)  # the model stays where its owner has it
+        net, where, threads = model.net, pick_device(device), threads or cores()
         return cls(
-            net,
+            engine_for(net, where, threads),
             Grid.between(volume.voxel_size[1:] if volume.voxel_size else None, model.pixel_size),
             where,
-            threads or cores(),
+            threads,
             getattr(net, "multiple", FOREIGN_MULTIPLE),
             getattr(net, "reach", _FOREIGN_REACH),
-            k,
+            getattr(net, "k", 64),
         )
 
     @property
@@ -180,8 +176,8 @@ class Tiler:
         image, inner = self._read(volume, z, (y, x))
         batch = torch.from_numpy((image - np.float32(mean)) / np.float32(std or 1.0))[None, None]
         with _forward_lock, using_threads(self.threads), torch.inference_mode():
-            out = self.grid.to_image(self.net(self.grid.to_working(batch.to(self.device))).float())
-            return out[0][(slice(None), *inner)].cpu()
+            out = self.grid.to_image(self.forward(self.grid.to_working(batch.to(self.device))))
+            return out[0][(slice(None), *inner)].to("cpu", copy=True)  # the engine writes there again
 
     def _read(
         self, volume: Volume, z: int, window: tuple[tuple[int, int], ...]

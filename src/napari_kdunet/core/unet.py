@@ -19,14 +19,14 @@ _SLOPE = 0.1  # of LeakyReLU: enough to keep a one-channel stage alive
 class _Stage(nn.Sequential):
     """Two padded 3x3 convolutions with bias, each followed by BN (optional) and the activation."""
 
-    def __init__(self, inputs: int, outputs: int, bn: bool, activation: str) -> None:
-        self.slope = _SLOPE if activation == "leaky_relu" else 0.0
+    def __init__(self, inputs: int, outputs: int, bn: bool, slope: float) -> None:
         layers: list[nn.Module] = []
         for a, b in pairwise((inputs, outputs, outputs)):
             norm = [nn.BatchNorm2d(b)] if bn else []
-            act = nn.LeakyReLU(_SLOPE, inplace=True) if self.slope else nn.ReLU(inplace=True)
+            act = nn.LeakyReLU(slope, inplace=True) if slope else nn.ReLU(inplace=True)
             layers += [nn.Conv2d(a, b, 3, padding=1), *norm, act]
         super().__init__(*layers)
+        self.slope = slope
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, inputs, Y, X) to (N, outputs, Y, X)."""
@@ -88,10 +88,10 @@ class KUNet(nn.Module):
             raise ConfigError(f"unknown activation {activation!r} or init {init!r}.")
         self.k, self.bn, self.classes, self.depth, self.activation = k, bn, classes, depth, activation
         widths = [k * 2**level for level in range(depth + 1)]
-        self.down = nn.ModuleList(_Stage(a, b, bn, activation) for a, b in pairwise([1, *widths]))
+        self.down = nn.ModuleList(_Stage(a, b, bn, self.slope) for a, b in pairwise([1, *widths]))
         self.pool = nn.MaxPool2d(2)
         self.up = nn.ModuleList(nn.ConvTranspose2d(b, a, 2, stride=2) for a, b in reversed(list(pairwise(widths))))
-        self.merge = nn.ModuleList(_Stage(2 * a, a, bn, activation) for a in reversed(widths[:-1]))
+        self.merge = nn.ModuleList(_Stage(2 * a, a, bn, self.slope) for a in reversed(widths[:-1]))
         self.head = nn.Conv2d(k, classes, 1)
         if init == "he":
             self._init_he()
@@ -100,12 +100,11 @@ class KUNet(nn.Module):
                 self.head.bias.copy_(torch.tensor(prior).clamp_min(1e-4).log())  # type: ignore[union-attr]
 
     def _init_he(self) -> None:
-        slope = _SLOPE if self.activation == "leaky_relu" else 0.0
         for module in self.modules():
             if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
                 # an output pixel of the transposed convolution sees one tap, so its fan-in is the input channels
                 fan = module.in_channels * (9 if module.kernel_size == (3, 3) else 1)
-                gain = 1.0 if module.kernel_size != (3, 3) else (2.0 / (1 + slope**2)) ** 0.5
+                gain = 1.0 if module.kernel_size != (3, 3) else (2.0 / (1 + self.slope**2)) ** 0.5
                 nn.init.normal_(module.weight, std=gain / fan**0.5)
                 nn.init.zeros_(module.bias)  # type: ignore[arg-type]
 
@@ -130,6 +129,11 @@ class KUNet(nn.Module):
         for up, merge in zip(self.up, self.merge, strict=True):
             x = merge(torch.cat((skips.pop(), up(x)), dim=1))
         return self.head(x)  # type: ignore[no-any-return]
+
+    @property
+    def slope(self) -> float:
+        """Of the activation, for negative values."""
+        return _SLOPE if self.activation == "leaky_relu" else 0.0
 
     @property
     def multiple(self) -> int:

@@ -1,0 +1,251 @@
+"""The stages of a k-Unet as functions that Numba compiles; `compiled` lays the network out for them.
+
+The two convolutions of a stage, and the pooling, the up-convolution or the head after them, run over a few rows at
+a time, so that what lies between stays in the cache. Stages are cut into bands of rows: tasks that the threads take
+in turn, each begun as soon as the bands that it reads are done. The threads are ours and not Numba's, of whose
+threading layers the one that is always there ends the process when two of its users meet.
+"""
+
+from __future__ import annotations
+
+import zlib
+from pathlib import Path
+
+import numpy as np
+from numba import njit
+
+from napari_kdunet.core import tiles
+from napari_kdunet.core.tiles import LANES, VECTORS, atomic_add, convolve, enlarge, shrink
+
+__all__ = ["BAND", "DOWN", "HEAD", "STAGE", "STEP", "UP", "run"]
+
+STEP = 16  # rows at a time: what lies between two convolutions of a stage then fits the second-level cache
+_PATIENCE = 20_000  # looks at a band that is not done, some 0.1 ms, before the thread gives its core away
+
+_TILES = zlib.crc32(Path(tiles.__file__).read_bytes())
+
+DOWN, UP, HEAD = 0, 1, 2
+
+#: Two 3x3 convolutions and what follows: a pooling, an up-convolution or the head. Planes and weights are named by
+#: where their first pixel and first number stand in the memory and in the weights.
+STAGE = np.dtype(
+    [
+        (name, np.int64)
+        for name in (
+            *("kind", "height", "width", "row", "inputs", "channels"),  # `row`: from one row to the next
+            *("source", "source_plane"),  # `plane`: from one channel to the next
+            *("first", "second", "last"),  # weights of the convolutions and of what follows
+            *("skip", "skip_plane"),  # of DOWN: where the second convolution writes
+            *("target", "target_plane", "target_row", "target_channels"),
+        )
+    ]
+)
+#: Rows `top` to `bottom` of a stage; reads what the tasks from `needs` up to, not including, `until` write.
+BAND = np.dtype([(name, np.int64) for name in ("stage", "top", "bottom", "needs", "until")])
+
+
+def _block(channels, rows, taps):
+    """Convolution to `channels` channels, in tiles of `rows` rows and at the fringes smaller ones."""
+    wide = VECTORS * LANES
+
+    @njit(nogil=True)
+    def block(memory, weights, source, target, kernel, slope, top, bottom, width):
+        start, plane, row, inputs = source
+        goal, goal_plane, goal_row = target
+        whole = top + (bottom - top) // rows * rows
+        for y in range(top, bottom, rows):
+            for x in range(0, width, wide):
+                here, there = start + y * row + x, goal + y * goal_row + x
+                if y < whole and x + wide <= width:
+                    at, to = (here, plane, row, inputs), (there, goal_plane, goal_row)
+                    convolve(memory, weights, at, to, kernel, slope, (channels, rows, VECTORS), taps)
+                    continue
+                for r in range(min(rows, bottom - y)):
+                    for v in range(0, min(wide, width - x), LANES):
+                        at = (here + r * row + v, plane, row, inputs)
+                        to = (there + r * goal_row + v, goal_plane, goal_row)
+                        convolve(memory, weights, at, to, kernel, slope, (channels, 1, 1), taps)
+
+    return block
+
+
+def _convolution(taps):
+    """Convolution with `taps` x `taps` weights of rows `top` to `bottom`; source and target name where row 0 stands."""
+    four, two, one = (_block(channels, rows, taps) for channels, rows in ((4, 1), (2, 2), (1, 4)))
+
+    @njit(nogil=True)
+    def convolution(memory, weights, source, target, channels, kernel, slope, top, bottom, width):
+        goal, plane, row = target
+        while channels > 0:
+            if channels >= 4:
+                four(memory, weights, source, (goal, plane, row), kernel, slope, top, bottom, width)
+                done = 4
+            elif channels >= 2:
+                two(memory, weights, source, (goal, plane, row), kernel, slope, top, bottom, width)
+                done = 2
+            else:
+                one(memory, weights, source, (goal, plane, row), kernel, slope, top, bottom, width)
+                done = 1
+            kernel += done * (1 + taps * taps * source[3])
+            goal += done * plane
+            channels -= done
+
+    return convolution
+
+
+_convolve3, _convolve1 = _convolution(3), _convolution(1)
+
+
+@njit(nogil=True)
+def _pad(memory, start, plane, row, channels, top, bottom, width):
+    """Put the zeros to the left and right of rows, where tiles and former uses of the memory leave other values."""
+    for c in range(channels):
+        for y in range(top, bottom):
+            at = start + c * plane + y * row
+            memory[at - 1] = 0
+            memory[at + width] = 0
+
+
+@njit(nogil=True)
+def _move_up(memory, start, plane, row, channels, rows):
+    """Copy two rows, and the zeros beside them, from `rows` further down."""
+    for c in range(channels):
+        to, count = start + c * plane - 1, 2 * row
+        memory[to : to + count] = memory[to + rows * row : to + rows * row + count]
+
+
+@njit(nogil=True)
+def _pool(memory, stage, top, bottom):
+    width = stage.width // 2
+    for c in range(stage.channels):
+        for y in range(top // 2, bottom // 2):
+            at = stage.skip + c * stage.skip_plane + 2 * y * stage.row
+            to = stage.target + c * stage.target_plane + y * stage.target_row
+            for x in range(0, width, LANES):
+                shrink(memory, at + 2 * x, stage.row, to + x)
+    _pad(memory, stage.target, stage.target_plane, stage.target_row, stage.channels, top // 2, bottom // 2, width)
+
+
+@njit(nogil=True)
+def _upconvolve(memory, weights, stage, source, plane, top, bottom):
+    """Rows `top` to `bottom`, of which the first stands at `source`, to twice as many."""
+    kernel, target, wide = stage.last, stage.target, VECTORS * LANES
+    for _ in range(stage.target_channels):
+        for y in range(top, bottom):
+            here, there = source + (y - top) * stage.row, target + 2 * y * stage.target_row
+            for x in range(0, stage.width, wide):
+                if x + wide <= stage.width:
+                    at, to = (here + x, plane, stage.row, stage.channels), (there + 2 * x, stage.target_row)
+                    enlarge(memory, weights, at, to, kernel, VECTORS)
+                    continue
+                for v in range(x, stage.width, LANES):
+                    at, to = (here + v, plane, stage.row, stage.channels), (there + 2 * v, stage.target_row)
+                    enlarge(memory, weights, at, to, kernel, 1)
+        kernel += 4 * (1 + stage.channels)
+        target += stage.target_plane
+    rows = (2 * top, 2 * bottom, 2 * stage.width)
+    _pad(memory, stage.target, stage.target_plane, stage.target_row, stage.target_channels, *rows)
+
+
+@njit(nogil=True)
+def _head(memory, weights, stage, source, top, bottom):
+    target, no_activation = (stage.target, stage.target_plane, stage.target_row), np.float32(1)
+    outputs, width = stage.target_channels, stage.width
+    _convolve1(memory, weights, source, target, outputs, stage.last, no_activation, top, bottom, width)
+
+
+@njit(nogil=True)
+def _between(memory, weights, stage, slope, mid, plane, top, begin, end):
+    """Rows `begin` to `end` of the first convolution, zeros beyond the image; row `top` - 1 stands at `mid`."""
+    source = (stage.source, stage.source_plane, stage.row, stage.inputs)
+    first, last = max(begin, 0), min(end, stage.height)
+    target = (mid - (top - 1) * stage.row, plane, stage.row)
+    _convolve3(memory, weights, source, target, stage.channels, stage.first, slope, first, last, stage.width)
+    _pad(memory, target[0], plane, stage.row, stage.channels, first, last, stage.width)
+    for y in (-1, stage.height):
+        if begin <= y < end:
+            for c in range(stage.channels):
+                at = target[0] + c * plane + y * stage.row
+                memory[at - 1 : at + stage.width + 1] = 0
+
+
+@njit(nogil=True)
+def _work(memory, weights, stage, slope, scratch, band):
+    """One band, a few rows at a time; `scratch` is where this thread keeps what lies between."""
+    plane = (STEP + 2) * stage.row
+    mid = scratch + LANES
+    out, out_plane = scratch + LANES + (stage.channels + 1) * plane, STEP * stage.row
+    for top in range(band.top, band.bottom, STEP):
+        bottom = min(top + STEP, band.bottom)
+        begin = top - 1 if top == band.top else top + 1  # the others were the last two of the step before
+        _between(memory, weights, stage, slope, mid, plane, top, begin, bottom + 1)
+        between = (mid - (top - 1) * stage.row, plane, stage.row, stage.channels)
+        if stage.kind == DOWN:
+            result = (stage.skip, stage.skip_plane, stage.row)
+        else:
+            result = (out - top * stage.row, out_plane, stage.row)
+        _convolve3(memory, weights, between, result, stage.channels, stage.second, slope, top, bottom, stage.width)
+        if stage.kind == DOWN:
+            _pad(memory, *result, stage.channels, top, bottom, stage.width)
+            _pool(memory, stage, top, bottom)
+        elif stage.kind == UP:
+            _upconvolve(memory, weights, stage, out, out_plane, top, bottom)
+        else:
+            _head(memory, weights, stage, (*result, stage.channels), top, bottom)
+        _move_up(memory, mid, plane, stage.row, stage.channels, bottom - top)
+
+
+def _compile(version, *, cache):
+    """`run`, which Numba keeps from one process to the next in a `cache`: beside this file, or else with the user's.
+
+    It tells by the date of this file alone whether what it kept is stale, and by what a function closes over: `version`
+    stands for the tiles.
+    """
+
+    @njit(nogil=True, cache=cache)
+    def run(memory, weights, stages, bands, progress, slope, scratch, band):
+        """Take bands in turn until there are none.
+
+        Parameters
+        ----------
+        memory, weights : ndarray of float32
+            All planes and all parameters.
+        stages, bands : ndarray of STAGE, of BAND
+            What there is to do; a band needs earlier ones only.
+        progress : ndarray of int64
+            Zeros to begin with, and shared by the threads: bands taken, then of each whether it is done.
+        slope : float32
+            Of the activation.
+        scratch : int
+            Where this thread's own part of the memory begins.
+        band : int
+            A band that was taken and could not be begun, or -1.
+
+        Returns
+        -------
+        int
+            -1 when all bands are taken; else a band that has waited too long for others: call again with it.
+        """
+        while version:
+            if band < 0:
+                band = atomic_add(progress, 0, 1)
+            if band >= len(bands):
+                break
+            for needed in range(bands[band].needs, bands[band].until):
+                looks = 0
+                while atomic_add(progress, 1 + needed, 0) == 0:
+                    looks += 1
+                    if looks > _PATIENCE:
+                        return band
+            _work(memory, weights, stages[bands[band].stage], slope, scratch, bands[band])
+            atomic_add(progress, 1 + band, 1)
+            band = -1
+        return -1
+
+    return run
+
+
+try:
+    run = _compile(_TILES, cache=True)
+except RuntimeError:  # there is no folder to keep it in
+    run = _compile(_TILES, cache=False)

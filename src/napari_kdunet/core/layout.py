@@ -1,0 +1,151 @@
+"""Where the planes of a k-Unet stand in one memory, and its work as stages and bands, for the compiled kernels."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from napari_kdunet.core.kernels import BAND, DOWN, HEAD, STAGE, STEP, UP
+from napari_kdunet.core.tiles import LANES
+
+__all__ = ["Layout", "Weights", "lay_out"]
+
+_BANDS = 4  # a thread and stage, where there are rows enough: few have to be begun anew, and no thread waits long
+
+Weights = list[tuple[int, int, int]]
+"""Where the weights of each stage begin: two convolutions and what follows."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What the kernels need besides the weights; see `kernels.run`.
+
+    Attributes
+    ----------
+    memory : ndarray of float32
+        All planes, with zeros around each: the padding of the convolutions.
+    image : ndarray, shape (Y, X)
+        A view of the memory, to write the input to.
+    logits : ndarray, shape (C, Y, X)
+        A view of the memory, where the output stands.
+    stages, bands, progress : ndarray
+        As in `kernels.run`.
+    scratch : tuple of int
+        Where each thread's own part of the memory begins.
+    """
+
+    memory: NDArray[np.float32]
+    image: NDArray[np.float32]
+    logits: NDArray[np.float32]
+    stages: NDArray[Any]
+    bands: NDArray[Any]
+    progress: NDArray[np.int64]
+    scratch: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class _Level:
+    """Planes of one resolution: a row begins with zeros, and there is a row of zeros above and below."""
+
+    channels: int
+    height: int
+    width: int
+    row: int
+
+    @property
+    def plane(self) -> int:
+        return (self.height + 2) * self.row
+
+    @property
+    def origin(self) -> int:
+        """Where the first pixel of a plane stands."""
+        return self.row + LANES
+
+
+def lay_out(k: int, depth: int, classes: int, weights: Weights, size: tuple[int, int], threads: int) -> Layout:
+    """Lay out a network for images of one size (Y, X), multiples of ``2**depth``."""
+    lanes = -(-(size[1] >> depth) // LANES) * LANES  # tiles write whole vectors, on all levels beside each other
+    levels = [_Level(k << i, size[0] >> i, size[1] >> i, (lanes << (depth - i)) + LANES) for i in range(depth + 1)]
+    used = 0
+
+    def take(level: _Level, channels: int) -> int:
+        nonlocal used
+        used += channels * level.plane + LANES
+        return used - channels * level.plane - LANES + level.origin
+
+    inputs = [take(level, max(1, level.channels // 2) if i else 1) for i, level in enumerate(levels)]
+    skips = [take(level, 2 * level.channels) for level in levels[:-1]]
+    output = take(levels[0], classes)
+    stages = np.zeros(2 * depth + 1, STAGE)
+    for i, stage in enumerate(stages):
+        _describe(stage, i, levels, inputs, skips, output, classes)
+        stage["first"], stage["second"], stage["last"] = weights[i]
+    own = max((2 * level.channels + 1) * (STEP + 2) * level.row for level in levels) + 2 * LANES
+    own = -(-own // LANES) * LANES
+    scratch = tuple(-(-used // LANES) * LANES + thread * own for thread in range(threads))
+    memory = _aligned(scratch[-1] + own + (STEP + 2) * levels[0].row)
+    bands = np.array(list(_bands([levels[_level(i, depth)].height for i in range(2 * depth + 1)], threads)), BAND)
+
+    def planes(at: int, channels: int) -> NDArray[np.float32]:
+        strides = (4 * levels[0].plane, 4 * levels[0].row, 4)
+        return np.lib.stride_tricks.as_strided(memory[at:], (channels, *size), strides)
+
+    progress = np.zeros(1 + len(bands), np.int64)
+    return Layout(memory, planes(inputs[0], 1)[0], planes(output, classes), stages, bands, progress, scratch)
+
+
+def _level(stage: int, depth: int) -> int:
+    """Down to `depth`, and up again to 0."""
+    return depth - abs(depth - stage)
+
+
+def _describe(
+    stage: Any, index: int, levels: list[_Level], inputs: list[int], skips: list[int], output: int, classes: int
+) -> None:
+    depth = len(levels) - 1
+    at = _level(index, depth)
+    level = levels[at]
+    for name in ("height", "width", "row", "channels"):
+        stage[name] = getattr(level, name)
+    stage["source_plane"] = level.plane
+    if index <= depth:
+        stage["inputs"], stage["source"] = level.channels // 2 if at else 1, inputs[at]
+    else:
+        stage["inputs"], stage["source"] = 2 * level.channels, skips[at]
+    if index < depth:
+        goal, stage["kind"] = levels[at + 1], DOWN
+        stage["skip"], stage["skip_plane"], stage["target"] = skips[at], level.plane, inputs[at + 1]
+    elif at:
+        goal, stage["kind"] = levels[at - 1], UP
+        stage["target"] = skips[at - 1] + goal.channels * goal.plane
+        stage["target_channels"] = goal.channels
+    else:
+        goal, stage["kind"] = level, HEAD
+        stage["target"], stage["target_channels"] = output, classes
+    stage["target_plane"], stage["target_row"] = goal.plane, goal.row
+
+
+def _bands(heights: list[int], threads: int) -> Iterator[tuple[int, int, int, int, int]]:
+    """Bands of each stage's rows, given the stages' heights. Two convolutions see two rows further."""
+    first, rows, count = 0, 0, 0  # of the bands of the stage before
+    for stage, height in enumerate(heights):
+        size = max(STEP, height // (threads * _BANDS) // STEP * STEP)
+        for top in range(0, height, size):
+            bottom, needs, until = min(top + size, height), 0, 0
+            if stage:
+                before = heights[stage - 1]
+                begin, end = max(top - 2, 0) * before // height, -(-min(bottom + 2, height) * before // height)
+                needs, until = first + begin // rows, first - (-end // rows)
+            yield stage, top, bottom, needs, until
+        first, rows, count = first + count, size, -(-height // size)
+
+
+def _aligned(size: int) -> NDArray[np.float32]:
+    """Zeros that begin at a multiple of the vectors' length."""
+    memory = np.zeros(size + LANES, np.float32)
+    start = -(memory.ctypes.data // memory.itemsize) % LANES
+    return memory[start : start + size]

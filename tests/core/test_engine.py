@@ -1,0 +1,138 @@
+"""Engines: whichever computes, the logits are those of the plain float32 network."""
+
+from __future__ import annotations
+
+import pickle
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from napari_kdunet import core
+from napari_kdunet.core.engine import engine_for
+from napari_kdunet.core.folding import folded
+
+CPU = torch.device("cpu")
+COMPILED = ("compiled", "kernels", "layout", "tiles")
+
+
+def plain(net: core.KUNet, image: torch.Tensor) -> torch.Tensor:
+    with torch.inference_mode():
+        return net(image)
+
+
+def is_compiled(engine) -> bool:
+    return type(engine).__name__ == "CompiledUNet"
+
+
+def assert_same(got: torch.Tensor, expected: torch.Tensor) -> None:
+    assert got.shape == expected.shape
+    assert got.dtype == torch.float32
+    assert (got - expected).abs().max() < 1e-4 * max(1.0, expected.abs().max().item())
+
+
+@pytest.fixture
+def without_numba(monkeypatch):
+    monkeypatch.setitem(sys.modules, "numba", None)  # what `import numba` then finds
+    for name in COMPILED:
+        monkeypatch.delitem(sys.modules, f"napari_kdunet.core.{name}", raising=False)
+
+
+@pytest.mark.parametrize("depth", [1, 2, 3, 4])
+@pytest.mark.parametrize("k", [1, 2, 3, 4, 7])
+@settings(max_examples=6, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@given(
+    bn=st.booleans(),
+    activation=st.sampled_from(["relu", "leaky_relu"]),
+    classes=st.sampled_from([2, 3, 5]),
+    size=st.tuples(st.integers(1, 12), st.integers(1, 21)),
+    threads=st.sampled_from([1, 2, 3]),
+    seed=st.integers(0, 99),
+)
+def test_compiled_logits_are_those_of_the_network(model, k, depth, bn, activation, classes, size, threads, seed):
+    net = model(k, seed, bn=bn, activation=activation, classes=classes, depth=depth, init="torch").net
+    image = torch.randn(1, 1, *(n * net.multiple for n in size))
+    engine = engine_for(net, CPU, threads)
+    assert is_compiled(engine)
+    assert_same(engine(image), plain(net, image))
+    again = torch.randn(1, 1, *(n * net.multiple for n in reversed(size)))  # nothing is left of the image before
+    assert_same(engine(again), plain(net, again))
+
+
+@pytest.mark.parametrize("width", [1, 15, 16, 17, 63, 64, 65, 130])
+def test_compiled_at_every_kind_of_right_border(model, width):
+    """Tiles are 64 pixels wide at most, and a fringe of whole vectors reaches beyond the image."""
+    net = model(2, depth=1).net
+    image = torch.randn(1, 1, 70, 2 * width)
+    assert_same(engine_for(net, CPU, 2)(image), plain(net, image))
+
+
+@pytest.mark.parametrize("k", [2, 16, 20])
+@pytest.mark.parametrize("bn", [True, False])
+def test_folded_and_torch_logits_are_those_of_the_network(model, without_numba, k, bn):
+    net, image = model(k, bn=bn, depth=2).net, torch.randn(1, 1, 24, 40)
+    assert not any(isinstance(layer, torch.nn.BatchNorm2d) for layer in folded(net).modules())
+    engine = engine_for(net, CPU, 1)
+    assert not is_compiled(engine)
+    with torch.inference_mode():
+        assert_same(engine(image), plain(net, image))
+
+
+def test_the_choice(model):
+    assert is_compiled(engine_for(model(2).net, CPU, 1))
+    assert not is_compiled(engine_for(model(64, depth=1).net, CPU, 1))  # the general engine is faster
+    assert not is_compiled(engine_for(torch.nn.Conv2d(1, 2, 1), CPU, 1))  # a foreign network
+    assert not is_compiled(engine_for(model(2).net, torch.device("meta"), 1))
+
+
+def test_masks_without_numba_are_the_same(model, request):
+    raw = np.random.default_rng(0).integers(0, 255, (2, 90, 130), dtype=np.uint8)
+    made = model(2)
+    compiled = core.predict(made, raw).compute()
+    request.getfixturevalue("without_numba")
+    np.testing.assert_allclose(core.predict(made, raw).compute(), compiled, atol=1e-5)
+
+
+def test_a_later_change_of_the_network_does_not_matter(model):
+    net, image = model(2, depth=1).net, torch.randn(1, 1, 16, 16)
+    expected, engine = plain(net, image), engine_for(net, CPU, 1)
+    with torch.no_grad():
+        net.head.bias.add_(1)
+    assert_same(engine(image), expected)
+
+
+def test_an_engine_can_be_sent_to_a_worker(model):
+    net, image = model(2, depth=2).net, torch.randn(1, 1, 32, 32)
+    engine = engine_for(net, CPU, 2)
+    expected = engine(image).clone()
+    sent = pickle.dumps(engine)
+    assert len(sent) < 200_000  # no planes
+    assert torch.equal(pickle.loads(sent)(image), expected)
+
+
+def test_threads_do_not_change_a_bit(model):
+    net, image = model(2).net, torch.randn(1, 1, 320, 272)
+    expected = engine_for(net, CPU, 1)(image).clone()
+    for threads in (2, 5):
+        engine = engine_for(net, CPU, threads)
+        assert all(torch.equal(engine(image), expected) for _ in range(10))
+
+
+def test_predictions_from_several_threads(model):
+    """As napari and dask ask for them."""
+    raw = np.random.default_rng(0).integers(0, 255, (6, 64, 80), dtype=np.uint8)
+    lazy = core.predict(model(2), raw, threads=2)
+    expected = [lazy[z].compute(scheduler="synchronous") for z in range(6)]
+    started = threading.Barrier(6)
+
+    def ask(z: int) -> np.ndarray:
+        started.wait()
+        return lazy[z].compute(scheduler="threads")
+
+    with ThreadPoolExecutor(6) as pool:
+        assert all(np.array_equal(a, b) for a, b in zip(pool.map(ask, range(6)), expected, strict=True))
