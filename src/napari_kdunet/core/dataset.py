@@ -20,7 +20,7 @@ from napari_kdunet.core.patches import Pool, Source, load_blocks, read_probabili
 from napari_kdunet.core.prediction import Tiler, foreground
 from napari_kdunet.core.volumes import Volume, check_labels, open_volume
 
-__all__ = ["Dataset", "Validation", "prepare"]
+__all__ = ["Dataset", "Validation", "hold_out", "prepare", "spaced"]
 
 Truth = Callable[[int, tuple[int, int], tuple[int, int]], NDArray[np.int16]]
 
@@ -34,6 +34,17 @@ class Validation:
     slices: tuple[int, ...]
     kind: str
     """As in `Started.validated_on`."""
+
+    @classmethod
+    def against(
+        cls, raw: Volume, labels: Volume, slices: Sequence[int], config: TrainConfig, kind: str = "given volume"
+    ) -> Validation:
+        """Some slices of a labelled volume."""
+
+        def truth(z: int, y: tuple[int, int], x: tuple[int, int]) -> NDArray[np.int16]:
+            return class_index(labels.read(z, slice(*y), slice(*x)), config.classes, config.ignore)
+
+        return cls(raw, truth, tuple(slices), kind)
 
     def prior_ce(self) -> float:
         """Cross entropy of always answering the slices' share of foreground, nats a pixel."""
@@ -128,6 +139,43 @@ def prepare(
     return Dataset(pool, validation, learnt, sum(len(s.slices) for s in taught), own, tuple(notes))
 
 
+def hold_out(raw: Any, labels: Any, share: float = 0.25) -> tuple[tuple[Volume, Volume], tuple[Volume, Volume]]:
+    """Split a labelled volume in z: one part to train on, and its last slices to score on.
+
+    Parameters
+    ----------
+    raw, labels : volume
+        Anything that `open_volume` takes, ZYX.
+    share : float
+        About this share of the slices is held out, at least one.
+
+    Returns
+    -------
+    pair, pair of Volume
+        Raw and labels of the first part, and of the last.
+
+    Raises
+    ------
+    VolumeError, LabelsError
+        If the volumes cannot be used, or there is but one slice.
+    """
+    volumes = open_volume(raw), open_volume(labels)
+    check_labels(*volumes)
+    count = volumes[0].shape[0]
+    if count < 2:
+        raise VolumeError(
+            f"{volumes[0].name} is one slice, of which nothing can be held out: give a volume to score on."
+        )
+    cut = count - max(1, round(share * count))
+
+    def part(volume: Volume, first: int, last: int) -> Volume:
+        name = f"{volume.name}[{first}:{last}]"
+        return open_volume(volume.data[first:last], voxel_size=volume.voxel_size, name=name)
+
+    first, last = ((part(volumes[0], *z), part(volumes[1], *z)) for z in ((0, cut), (cut, count)))
+    return first, last
+
+
 def labelled_slices(labels: Volume, config: TrainConfig) -> tuple[int, ...]:
     """The z of the slices to learn from, as `config.slices` names them.
 
@@ -179,26 +227,21 @@ def _split(
         given, given_labels = open_volume(val[0]), open_volume(val[1])
         check_labels(given, given_labels)
         slices = labelled_slices(given_labels, replace(config, slices="auto"))
-        return _against_labels(given, given_labels, slices, config, "given volume"), frozenset()
+        judged = spaced(slices, config.val_slices)
+        return Validation.against(given, given_labels, judged, config, "given volume"), frozenset()
     if truth is not None:
         held_out = _held_out(found, config.val_share)
-        judged = _spaced(held_out, config.val_slices)
+        judged = spaced(held_out, config.val_slices)
         if any((class_index(truth.read(z), config.classes, config.ignore) > 0).any() for z in judged):
-            return _against_labels(image, truth, held_out, config, "held-out slices"), frozenset(held_out)
-        return _against_labels(image, truth, found, config, "training slices"), frozenset()
+            return Validation.against(image, truth, judged, config, "held-out slices"), frozenset(held_out)
+        judged = spaced(found, config.val_slices)
+        return Validation.against(image, truth, judged, config, "training slices"), frozenset()
     if teacher is None:
         raise LabelsError(f"{image.name} came without labels and without a teacher: give one of them.")
     every = tuple(range(image.shape[0]))
     held_out = _held_out(every, config.val_share)
     truth_of = _teacher_truth(image, teacher, device)
-    return Validation(image, truth_of, _spaced(held_out or every, config.val_slices), "teacher"), frozenset(held_out)
-
-
-def _against_labels(raw: Volume, labels: Volume, slices: tuple[int, ...], config: TrainConfig, kind: str) -> Validation:
-    def truth(z: int, y: tuple[int, int], x: tuple[int, int]) -> NDArray[np.int16]:
-        return class_index(labels.read(z, slice(*y), slice(*x)), config.classes, config.ignore)
-
-    return Validation(raw, truth, _spaced(slices, config.val_slices), kind)
+    return Validation(image, truth_of, spaced(held_out or every, config.val_slices), "teacher"), frozenset(held_out)
 
 
 def _teacher_truth(raw: Volume, teacher: Model | Volume, device: torch.device) -> Truth:
@@ -219,7 +262,7 @@ def _held_out(slices: tuple[int, ...], share: float) -> tuple[int, ...]:
     return slices[len(slices) - count :]
 
 
-def _spaced(slices: tuple[int, ...], most: int) -> tuple[int, ...]:
+def spaced(slices: Sequence[int], most: int) -> tuple[int, ...]:
     """At most `most` of the slices, evenly spaced."""
     count = min(len(slices), most)
     return tuple(slices[(2 * i + 1) * len(slices) // (2 * count)] for i in range(count))
