@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from napari_kdunet.core.files import replacing
+from napari_kdunet.core.paper import PRIOR
 
 if TYPE_CHECKING:
     from napari_kdunet.core.paper import Reported
@@ -28,7 +29,7 @@ def draw_study(path: Path, study: Study, results: Sequence[RunResult], reported:
     figure = Figure(figsize=(12.5, 4.8), layout="constrained")
     left, right = figure.subplots(1, 2)
     for axis in (left, right):
-        axis.set_xticks(range(len(labels)), labels, rotation=30 if max(map(len, labels)) > 8 else 0)
+        axis.set_xticks(range(len(labels)), labels, rotation=30 if max(map(len, labels)) > 10 else 0)
         axis.set(xlabel=study.axis, xlim=(-0.6, len(labels) - 0.4))
         axis.grid(axis="y", color="#dddddd")
         axis.set_axisbelow(True)
@@ -41,7 +42,8 @@ def draw_study(path: Path, study: Study, results: Sequence[RunResult], reported:
     )
     steps = sorted({row.steps for row in results if row.outcome != "diverged"})
     budget = f"{steps[0]:,}" if len(steps) == 1 else f"{steps[0]:,} to {steps[-1]:,}" if steps else "no"
-    figure.suptitle(f"Table {study.table}: {study.title} ({budget} steps a run here)")
+    teacher = next((row.k for row in results if row.label == "teacher"), "")
+    figure.suptitle(f"Table {study.table}: {study.title.format(teacher=teacher)} ({budget} steps a run here)")
     _save(figure, path)
 
 
@@ -51,6 +53,7 @@ def _draw_losses(
     kind = "minimum" if study.loss == "test_loss_min" else "minimum of windowed means"
     axis.set(title=f"test loss, {kind}", ylabel="paper CE (2 × nats a pixel)", yscale="log")
     axis.axhline(2 * results[0].test_prior, color=_GREY, linestyle="--", linewidth=1.2, label="class prior, here")
+    axis.axhline(PRIOR, color=_GREY, linestyle=":", linewidth=1.2, label="class prior, in the paper")
     _reference(axis, labels, [(r.label, getattr(r, study.loss)) for r in reported])
     for setting, (told, colour, mark, shift) in _SERIES.items():
         rows = [row for row in results if row.setting == setting]
@@ -62,9 +65,12 @@ def _draw_losses(
                 axis.annotate(
                     "div.", at, xycoords=("data", "axes fraction"), color=colour, ha="center", va="top", fontsize=8
                 )
-    starts = [(labels.index(r.label) + _SERIES[r.setting][3] - 0.09, 2 * r.start_loss) for r in results if r.start_loss]
+    starts = [(labels.index(r.label) + _SERIES[r.setting][3], 2 * r.start_loss) for r in results if r.start_loss]
+    starts += [(labels.index(r.label), r.start_loss) for r in reported if r.start_loss]
     if starts:
-        axis.scatter(*zip(*starts, strict=True), marker="_", s=70, color="black", label="before the labels took over")
+        x, y = zip(*starts, strict=True)
+        look = {"marker": "_", "s": 60, "color": "black", "label": "before the labels took over"}
+        axis.scatter([at - 0.09 for at in x], y, **look)
     _plain_numbers(axis)
 
 

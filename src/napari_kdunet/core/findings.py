@@ -7,7 +7,7 @@ from statistics import fmean
 from types import MappingProxyType
 
 from napari_kdunet.core.study import RunResult
-from napari_kdunet.core.tables import SETTINGS
+from napari_kdunet.core.tables import SETTINGS, STUDIES
 
 __all__ = ["finding"]
 
@@ -24,12 +24,13 @@ def finding(name: str, results: Sequence[RunResult]) -> str:
         rows = [row for row in results if row.setting == setting]
         students = [row for row in rows if row.label != "teacher"]
         if students:
-            parts = [_reliability(students), _best(students), *_MORE[name](rows)]
+            place = STUDIES[name].place
+            parts = [_reliability(students, place), _best(students, place), *_MORE[name](rows, place)]
             told.append(f"{_NAMES[setting]}: {'; '.join(part for part in parts if part)}.")
     return " ".join(told)
 
 
-def _reliability(rows: Sequence[RunResult]) -> str:
+def _reliability(rows: Sequence[RunResult], place: str) -> str:
     """How many trained, and which did not."""
     failed = [row for row in rows if row.outcome != "trained"]
     total = f"{len(rows) - len(failed)} of {len(rows)} runs trained"
@@ -39,15 +40,15 @@ def _reliability(rows: Sequence[RunResult]) -> str:
     counts = {label: sum(row.outcome != "trained" for row in group) for label, group in groups.items()}
     several = len(rows) > len(groups)
     which = [f"{label} ({n} of {len(groups[label])})" if several else label for label, n in counts.items() if n]
-    return f"{total}, not {', '.join(which)}"
+    return f"{total}, not {place.format('; '.join(which) if ', ' in which[0] else ', '.join(which))}"
 
 
-def _best(rows: Sequence[RunResult]) -> str:
+def _best(rows: Sequence[RunResult], place: str) -> str:
     scored = [(row.iou, row.ce, row) for row in rows if row.iou is not None and row.ce is not None]
     if not scored:
         return ""
     iou, ce, row = max(scored, key=lambda entry: entry[0])
-    return f"best IoU {iou:.3f} at {row.label}, paper CE {2 * ce:.3f} (prior {2 * row.prior_ce:.3f})"
+    return f"best IoU {iou:.3f} at {place.format(row.label)}, paper CE {2 * ce:.3f} (prior {2 * row.prior_ce:.3f})"
 
 
 def _by_label(rows: Sequence[RunResult]) -> dict[str, list[RunResult]]:
@@ -62,34 +63,36 @@ def _ious(rows: Sequence[RunResult]) -> list[float]:
     return [row.iou or 0.0 for row in rows]
 
 
-def _smallest(rows: Sequence[RunResult]) -> list[str]:
+def _smallest(rows: Sequence[RunResult], place: str) -> list[str]:
     ks = sorted({row.k for row in rows})
     trained = [k for k in ks if all(row.outcome == "trained" for row in rows if row.k == k)]
     return [f"the smallest k that trained each time is {trained[0]}"] if trained else []
 
 
-def _over_labels(rows: Sequence[RunResult]) -> list[str]:
+def _over_labels(rows: Sequence[RunResult], place: str) -> list[str]:
     """How far the means of the labels lie apart, and the seeds within a label."""
     groups = {label: _ious(group) for label, group in _by_label(rows).items() if label != "teacher"}
     means = {label: fmean(ious) for label, ious in groups.items()}
     low, high = min(means, key=means.__getitem__), max(means, key=means.__getitem__)
     told = []
-    if low != high:
-        told.append(f"mean IoU from {means[low]:.3f} at {low} to {means[high]:.3f} at {high}")
+    if f"{means[low]:.3f}" != f"{means[high]:.3f}":
+        told.append(
+            f"mean IoU from {means[low]:.3f} at {place.format(low)} to {means[high]:.3f} at {place.format(high)}"
+        )
     spread = max(max(ious) - min(ious) for ious in groups.values())
     if any(len(ious) > 1 for ious in groups.values()):
         told.append(f"seeds of one place up to {spread:.3f} apart")
     return told
 
 
-def _after_soft(rows: Sequence[RunResult]) -> list[str]:
+def _after_soft(rows: Sequence[RunResult], place: str) -> list[str]:
     changes = [r.test_loss - r.start_loss for r in rows if r.test_loss is not None and r.start_loss is not None]
     if not changes:
         return []
     return [f"on labels after soft training the paper's test loss changed by {2 * fmean(changes):+.3f} on average"]
 
 
-def _kept(rows: Sequence[RunResult]) -> list[str]:
+def _kept(rows: Sequence[RunResult], place: str) -> list[str]:
     groups = _by_label(rows)
     means = {label: fmean(_ious(group)) for label, group in groups.items()}
     teacher, student = groups["teacher"][0], groups["soft"][0]
@@ -98,7 +101,7 @@ def _kept(rows: Sequence[RunResult]) -> list[str]:
     return [f"mean IoU: {', '.join(told)}; the student has 1/{ratio:,.0f} of the teacher's parameters"]
 
 
-_MORE: Mapping[str, Callable[[Sequence[RunResult]], list[str]]] = MappingProxyType(
+_MORE: Mapping[str, Callable[[Sequence[RunResult], str], list[str]]] = MappingProxyType(
     {
         "depth": _smallest,
         "temperature": _over_labels,

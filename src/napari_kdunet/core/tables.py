@@ -138,10 +138,13 @@ class Study:
 
     table: int
     title: str
+    """With ``{teacher}`` where the teacher's k goes."""
     axis: str
     """What `Run.label` is."""
     runs: Callable[[_Maker], Iterator[Run]]
     seeds: int = 1
+    place: str = "{}"
+    """How to say a label in a sentence."""
     loss: str = "test_loss"
     """Which loss the table shows: ``test_loss`` (minimum of windowed means) or ``test_loss_min``."""
 
@@ -149,15 +152,30 @@ class Study:
 #: The studies by name.
 STUDIES: Mapping[str, Study] = MappingProxyType(
     {
-        "depth": Study(1, "k-Unets from labels", "k", _depth),
+        "depth": Study(1, "k-Unets from labels", "k", _depth, place="k = {}"),
         "temperature": Study(
-            2, "2-Unet taught softly by a 4-Unet", "temperature τ", _temperature, loss="test_loss_min"
+            2,
+            "2-Unet taught softly by a {teacher}-Unet",
+            "temperature τ",
+            _temperature,
+            place="τ = {}",
+            loss="test_loss_min",
         ),
-        "trials": Study(3, "2-Unet taught softly by a 4-Unet, several seeds", "temperature τ", _trials, seeds=3),
-        "reruns": Study(4, "reruns from labels", "network", _reruns, seeds=10),
-        "mixed": Study(5, "2-Unet taught by labels and a 4-Unet", "temperature τ", _mixed),
-        "sequential": Study(6, "1-Unet taught softly, then from labels", "temperature τ, soft part", _sequential),
-        "final": Study(7, "2-Unet taught by a 64-Unet at τ = 5", "how the 2-Unet is taught", _final),
+        "trials": Study(
+            3, "2-Unet taught softly by a {teacher}-Unet, several seeds", "temperature τ", _trials, 3, "τ = {}"
+        ),
+        "reruns": Study(4, "reruns from labels", "network", _reruns, 10),
+        "mixed": Study(
+            5, "2-Unet taught by labels and a {teacher}-Unet together", "temperature τ", _mixed, place="τ = {}"
+        ),
+        "sequential": Study(
+            6,
+            "1-Unet taught softly by a {teacher}-Unet, then from labels",
+            "temperature τ, length of the soft part",
+            _sequential,
+            place="τ = {}",
+        ),
+        "final": Study(7, "2-Unet taught by a {teacher}-Unet at τ = 5", "how the 2-Unet is taught", _final),
     }
 )
 
