@@ -56,22 +56,33 @@ def _draw_losses(
     axis.axhline(PRIOR, color=_GREY, linestyle=":", linewidth=1.2, label="class prior, in the paper")
     _reference(axis, labels, [(r.label, getattr(r, study.loss)) for r in reported])
     for setting, (told, colour, mark, shift) in _SERIES.items():
-        rows = [row for row in results if row.setting == setting]
+        rows = [row for row in results if row.setting == setting and row.outcome != "diverged"]
         points = [(labels.index(r.label) + shift, getattr(r, study.loss), r.outcome == "trained") for r in rows]
         _points(axis, [(x, 2 * y, good) for x, y, good in points if y is not None], told, colour, mark)
-        for row in rows:
-            if row.outcome == "diverged":
-                at = (labels.index(row.label) + shift, 0.97)
-                axis.annotate(
-                    "div.", at, xycoords=("data", "axes fraction"), color=colour, ha="center", va="top", fontsize=8
-                )
     starts = [(labels.index(r.label) + _SERIES[r.setting][3], 2 * r.start_loss) for r in results if r.start_loss]
-    starts += [(labels.index(r.label), r.start_loss) for r in reported if r.start_loss]
+    starts += [(labels.index(r.label), r.start_loss) for r in reported if r.start_loss and r.label in labels]
     if starts:
         x, y = zip(*starts, strict=True)
         look = {"marker": "_", "s": 60, "color": "black", "label": "before the labels took over"}
         axis.scatter([at - 0.09 for at in x], y, **look)
-    _plain_numbers(axis)
+    lost: list[tuple[float, str]] = [
+        (labels.index(r.label), _GREY) for r in reported if r.diverged and r.label in labels
+    ]
+    for row in results:
+        if row.outcome == "diverged":
+            _, colour, _, shift = _SERIES[row.setting]
+            lost.append((labels.index(row.label) + shift, colour))
+    _diverged(axis, lost)
+    _plain_numbers(axis.yaxis)
+
+
+def _diverged(axis: Any, places: Sequence[tuple[float, str]]) -> None:
+    """There is no loss to draw: marks at the top edge."""
+    if places:
+        x, colours = zip(*places, strict=True)
+        look = {"marker": "^", "s": 42, "label": "diverged", "transform": axis.get_xaxis_transform()}
+        axis.scatter(x, [0.96] * len(x), color=colours, **look)
+        axis.set_ylim(top=1.5 * axis.get_ylim()[1])
 
 
 def _draw_ious(axis: Any, labels: list[str], results: Sequence[RunResult], reported: Sequence[Reported]) -> None:
@@ -101,12 +112,12 @@ def _reference(axis: Any, labels: list[str], figures: Sequence[tuple[str, float 
 
 
 def _plain_numbers(axis: Any) -> None:
-    """0.1, 0.2, 0.5 rather than powers of ten on a logarithmic axis."""
+    """0.1, 0.2, 0.5 and 10k rather than powers of ten on a logarithmic axis."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-    axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axis.yaxis.set_minor_formatter(NullFormatter())
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}" if value < 1000 else f"{value / 1000:,g}k"))
+    axis.set_minor_formatter(NullFormatter())
 
 
 def draw_sweep(path: Path, teacher: Tradeoff, students: Sequence[Tradeoff], taken: Tradeoff) -> None:
@@ -116,20 +127,23 @@ def draw_sweep(path: Path, teacher: Tradeoff, students: Sequence[Tradeoff], take
     figure = Figure(figsize=(13, 4.4), layout="constrained")
     costs = (
         ("parameters", lambda t: t.parameters),
-        ("model file, kB", lambda t: t.file_bytes / 1e3),
+        ("model file, MB", lambda t: t.file_bytes / 1e6),
         ("seconds per megapixel, measured here", lambda t: t.seconds_per_megapixel),
     )
     for axis, (told, cost) in zip(figure.subplots(1, 3, sharey=True), costs, strict=True):
         axis.scatter(*_xy(students, cost), color="#0072b2", marker="o", s=45, label="students", zorder=3)
         axis.scatter(*_xy([teacher], cost), color="#d55e00", marker="s", s=45, label="teacher", zorder=3)
         ring = {"facecolors": "none", "edgecolors": "black", "s": 190, "linewidths": 1.4}
-        axis.scatter(*_xy([taken], cost), label=f"k = {taken.k}: smallest within reach of the best", zorder=4, **ring)
-        for one in (teacher, *students):
-            axis.annotate(str(one.k), (cost(one), one.iou), (0, 10), textcoords="offset points", ha="center")
+        axis.scatter(
+            *_xy([taken], cost), label=f"k = {taken.k}: smallest within 0.01 IoU of the best", zorder=4, **ring
+        )
+        for one, dy in ((teacher, -22), *((student, 12) for student in students)):
+            axis.annotate(str(one.k), (cost(one), one.iou), (0, dy), textcoords="offset points", ha="center")
         axis.set(xlabel=told, xscale="log")
         axis.margins(x=0.12, y=0.18)
         axis.grid(color="#dddddd")
         axis.set_axisbelow(True)
+        _plain_numbers(axis.xaxis)
     figure.axes[0].set_ylabel("IoU of the foreground")
     figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
     figure.suptitle("What each k costs and gives (k beside each point)")
