@@ -17,7 +17,7 @@ from napari_kdunet.arguments import Device, Labels, Raw, Threads, ValLabels, Vox
 from napari_kdunet.core.config import DistillConfig
 from napari_kdunet.core.errors import ConfigError
 from napari_kdunet.core.files import write_bytes
-from napari_kdunet.core.tables import SETTINGS, STUDIES, study_runs
+from napari_kdunet.core.tables import SETTINGS, STUDIES, Run, study_runs
 from napari_kdunet.options import with_settings
 from napari_kdunet.progress import Interrupted, console, follow_runs
 
@@ -29,6 +29,7 @@ __all__ = ["study", "sweep"]
 
 _SHAPES = ((32, 256, 256), (16, 256, 256))  # of the embedded volumes to train on and to score on
 
+Pair = tuple[Any, Any]
 Folder = Annotated[
     Path, typer.Option("-o", "--out", help="Folder; called again with it, only what is missing is done.")
 ]
@@ -73,15 +74,26 @@ def study(
         device=device,
         threads=threads,
     )
+    train, val = _given(raw, labels, val_raw, val_labels, voxel_size)
+    _conclude(name, out, _follow(name, out, runs, train, val))
+
+
+def _given(
+    raw: str | None, labels: str | None, val_raw: str | None, val_labels: str | None, voxel_size: str | None
+) -> tuple[Pair, Pair | None]:
+    """What was typed to train on and to score on, or the embedded volumes."""
     if (raw is None) != (labels is None):
         raise ConfigError("RAW and LABELS go together: give both or neither.")
     val = given_pair(val_raw, val_labels, voxel_size)
-    if raw is None:
-        if val is not None:
-            raise ConfigError("--val-raw needs RAW and LABELS to train on: give them too.")
-        (train, train_labels), val = _embedded()
-    else:
-        train, train_labels = given_volume(raw, voxel_size), labels
+    if raw is not None:
+        return (given_volume(raw, voxel_size), labels), val
+    if val is not None:
+        raise ConfigError("--val-raw needs RAW and LABELS to train on: give them too.")
+    return _embedded()
+
+
+def _follow(name: str, out: Path, runs: list[Run], train: Pair, val: Pair | None) -> list[RunResult]:
+    """Do the runs; the CSV has all that are done at any time."""
     from napari_kdunet.core.study import iter_study
 
     results: list[RunResult] = []
@@ -91,12 +103,12 @@ def study(
         _write_csv(out / f"{name}.csv", map(asdict, results))
         console.print(f"{len(results):>3}/{len(runs)}  {_told(result)}")
 
-    items = iter_study(runs, train, train_labels, val=val, folder=out / "runs")
+    items = iter_study(runs, *train, val=val, folder=out / "runs")
     try:
         follow_runs([f"{name} {i}/{len(runs)}: {run.name}" for i, run in enumerate(runs, 1)], items, take)
     except (Interrupted, KeyboardInterrupt):
         raise Interrupted(f"stopped: {len(results)} of {len(runs)} runs are done; the same command goes on.") from None
-    _conclude(name, out, results)
+    return results
 
 
 def _conclude(name: str, out: Path, results: list[RunResult]) -> None:
@@ -110,7 +122,7 @@ def _conclude(name: str, out: Path, results: list[RunResult]) -> None:
     typer.echo(f"{out / f'{name}.csv'}  {out / f'{name}.png'}  the paper's figures: {out / f'{name}-paper.csv'}")
 
 
-def _embedded() -> tuple[tuple[Any, Any], tuple[Any, Any]]:
+def _embedded() -> tuple[Pair, Pair]:
     """Raw and labels to train on, and to score on."""
     from napari_kdunet.core.volumes import open_volume
     from napari_kdunet.sample import VOXEL_SIZE, synthetic_em

@@ -208,6 +208,22 @@ def test_a_folder_of_other_volumes(done, runs, volumes, blobs, one_line):
         list(study(runs, (blobs((6, 48, 48), seed=5), volumes[1]), done[0]))
 
 
+def test_what_was_stopped_is_not_gone_on_with_on_other_volumes(runs, volumes, blobs, tmp_path, one_line):
+    events = study(runs, volumes, tmp_path)
+    while not isinstance(next(events), core.Saved):
+        pass
+    events.close()
+    with one_line(core.ConfigError, "teacher.json", "data"):
+        next(study(runs, (blobs((6, 48, 48), seed=5), volumes[1]), tmp_path))
+
+
+def test_what_failed_to_start_leaves_no_record(runs, volumes, tmp_path, one_line):
+    (raw, labels), val = volumes
+    with one_line(core.LabelsError, "no foreground"):
+        next(core.iter_study(runs, raw, 0 * labels, val=val, folder=tmp_path))
+    assert stamps(tmp_path) == {}
+
+
 def test_threads_may_change(done, runs, volumes):
     other = dataclasses.replace(runs[0], config=dataclasses.replace(runs[0].config, threads=2))
     assert len(list(study([other], volumes, done[0]))) == 1
@@ -266,5 +282,5 @@ def test_a_diverged_student_is_a_result(done, runs, volumes, tmp_path, monkeypat
 
 def test_a_teacher_that_diverged_at_once_cannot_teach(runs, volumes, tmp_path, monkeypatch, one_line):
     diverge_at(monkeypatch, 1, k=2)
-    with one_line(core.TrainingError, "mixed has no teacher", "teacher diverged"):
+    with one_line(core.TrainingError, "mixed has no teacher", "diverged"):
         list(study(runs[:2], volumes, tmp_path))

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from napari_kdunet.core.errors import ConfigError, ModelError
-from napari_kdunet.core.events import Done, Event
+from napari_kdunet.core.events import Done, Event, Started
 from napari_kdunet.core.files import write_bytes
 from napari_kdunet.core.resume import other_settings, resume_path
 from napari_kdunet.core.volumes import Volume
@@ -22,16 +22,19 @@ from napari_kdunet.core.volumes import Volume
 __all__ = ["fingerprint", "forget_partial", "iter_once", "recall", "remember"]
 
 
-def iter_once(path: Path, train: Callable[[Path, bool], Iterator[Event]]) -> Iterator[Event]:
+def iter_once(path: Path, about: dict[str, Any], train: Callable[[Path, bool], Iterator[Event]]) -> Iterator[Event]:
     """Train a model to `path`, unless it is there.
 
     The training writes ``NAME.partial.safetensors`` and its state to resume from, so that a model under the final name
-    is one whose budget is used up. It is kept even where it collapsed.
+    is one whose budget is used up. It is kept even where it collapsed. Once it has started, there is a record of what
+    it is of: stopped, it is not gone on with as another.
 
     Parameters
     ----------
     path : Path
         The model's final name.
+    about : dict
+        What it is of, as in `recall`.
     train : callable
         Gives the events of the training, from where to write and whether to resume.
 
@@ -45,7 +48,9 @@ def iter_once(path: Path, train: Callable[[Path, bool], Iterator[Event]]) -> Ite
     partial = _partial(path)
     with closing(train(partial, resume_path(partial).exists())) as events:  # type: ignore[type-var]
         for event in events:
-            if isinstance(event, Done):
+            if isinstance(event, Started):
+                remember(path, about, None)
+            elif isinstance(event, Done):
                 event = replace(event, path=event.model.save(path))
                 forget_partial(path)
             yield event
@@ -61,33 +66,44 @@ def forget_partial(path: Path) -> None:
         leftover.unlink(missing_ok=True)
 
 
-def remember(path: Path, about: dict[str, Any], found: dict[str, Any]) -> None:
-    """Write what was measured, `found`, and of what, `about`: JSON values, whole or not at all."""
-    write_bytes(path, json.dumps({"about": about, "found": found}, indent=1).encode())
+def remember(path: Path, about: dict[str, Any], found: dict[str, Any] | None) -> None:
+    """Write what was measured of the model at `path`, None if nothing yet, to ``NAME.json``; JSON values.
+
+    Parameters
+    ----------
+    path : Path
+        The model's final name.
+    about : dict
+        What it is of: settings of the training under ``settings``, and whatever else must be the same.
+    found : dict or None
+        What was measured.
+    """
+    write_bytes(path.with_suffix(".json"), json.dumps({"about": about, "found": found}, indent=1).encode())
 
 
 def recall(path: Path, about: dict[str, Any]) -> dict[str, Any] | None:
-    """What `remember` wrote of the very same thing; None where it wrote nothing.
+    """What was measured of the model at `path`; None if nothing was.
 
     Raises
     ------
     ConfigError
-        If the record is of something else: other settings, other volumes.
+        If the record is of something else than `about`: other settings, other volumes.
     ModelError
         If it is not a record.
     """
-    if not path.exists():
+    record = path.with_suffix(".json")
+    if not record.exists():
         return None
     try:
-        record = json.loads(path.read_text())
-        before, found = record["about"], record["found"]
+        written = json.loads(record.read_text())
+        before, found = written["about"], written["found"]
     except (ValueError, KeyError, TypeError) as error:
-        raise ModelError(f"{path} is damaged: remove it to measure again.") from error
+        raise ModelError(f"{record} is damaged: remove it to measure again.") from error
     now = json.loads(json.dumps(about))
     other = other_settings(_flat(before), _flat(now))
     if other:
-        raise ConfigError(f"{path} is of other settings: {other}. Give the same, or choose another folder.")
-    return dict(found)
+        raise ConfigError(f"{record} is of other settings: {other}. Give the same, or choose another folder.")
+    return None if found is None else dict(found)
 
 
 def _flat(about: dict[str, Any]) -> dict[str, Any]:

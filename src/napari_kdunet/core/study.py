@@ -161,7 +161,8 @@ def iter_study(
     InputError
         As `iter_train`; `ConfigError` too where the folder holds runs of other settings or volumes.
     TrainingError
-        If a teacher diverged before there was a model to learn from. A student that diverges is a result.
+        If a run's teacher does not stand before it, or diverged before there was a model to learn from. A student that
+        diverges is a result.
     """
     data = _Data.of(raw, labels, val, test_slices)
     folder = Path(folder)
@@ -172,29 +173,29 @@ def iter_study(
     make_folder(folder)
     for run in runs:
         about = shared | {"settings": run.config.to_dict(), "teacher": run.teacher}
-        score = folder / f"{run.name}.json"
-        found = recall(score, about)
+        path = _model_path(folder, run.name)
+        found = recall(path, about)
         if found is None:
-            history = History.load(_history_path(folder, run))
-            yield from _iter_run(run, data, folder, history)
-            found = _measure(run, data, folder, history)
-            remember(score, about, found)
+            history = History.load(_history_path(path))
+            yield from _iter_run(run, data, path, about, history)
+            found = _measure(run, data, path, history)
+            remember(path, about, found)
         yield RunResult(run=run.name, label=run.label, setting=run.setting, teacher=run.teacher, **found)
 
 
-def _history_path(folder: Path, run: Run) -> Path:
-    return folder / f"{run.name}.history.json"
+def _history_path(path: Path) -> Path:
+    return path.with_suffix(".history.json")
 
 
 def _model_path(folder: Path, name: str) -> Path:
     return folder / f"{name}.safetensors"
 
 
-def _iter_run(run: Run, data: _Data, folder: Path, history: History) -> Iterator[Event]:
+def _iter_run(run: Run, data: _Data, path: Path, about: dict[str, Any], history: History) -> Iterator[Event]:
     """Train, and write down the losses; the model and `history` are whole at the end, or can be gone on with."""
-    path, kept = _model_path(folder, run.name), _history_path(folder, run)
+    kept = _history_path(path)
     tests = data.scored(data.test_slices, run.config)
-    with closing(iter_once(path, _training(run, data, folder))) as events:  # type: ignore[type-var]
+    with closing(iter_once(path, about, _training(run, data, path.parent))) as events:  # type: ignore[type-var]
         try:
             for event in events:
                 if isinstance(event, Started):
@@ -225,18 +226,18 @@ def _training(run: Run, data: _Data, folder: Path) -> Any:
             return iter_train(data.raw, data.labels, run.config, out=out, resume=resume)
         teacher = _model_path(folder, run.teacher)
         if not teacher.exists():
-            raise TrainingError(f"{run.name} has no teacher: {run.teacher} diverged before it was first validated.")
+            why = "it does not stand before, or diverged at once"
+            raise TrainingError(f"{run.name} has no teacher, for there is no model of {run.teacher}: {why}.")
         assert isinstance(run.config, DistillConfig)
         return iter_distill(load_model(teacher), data.raw, data.labels, run.config, out=out, resume=resume)
 
     return train
 
 
-def _measure(run: Run, data: _Data, folder: Path, history: History) -> dict[str, Any]:
+def _measure(run: Run, data: _Data, path: Path, history: History) -> dict[str, Any]:
     """The fields of `RunResult` that `iter_study` does not know."""
     config = run.config
     taught = config if isinstance(config, DistillConfig) else None
-    path = _model_path(folder, run.name)
     model = None if history.diverged else load_model(path)
     return {
         "k": config.k,

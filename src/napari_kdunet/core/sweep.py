@@ -127,17 +127,17 @@ def iter_sweep(
     shared = {"data": fingerprint(raw, labels, *test), "teacher": _checksum(teacher)}
     for student in (None, *students):
         name = "teacher" if student is None else f"{student.k}-unet"
-        path, score = folder / f"{name}.safetensors", folder / f"{name}.json"
+        path = folder / f"{name}.safetensors"
         about = shared | ({} if student is None else {"settings": student.to_dict()})
-        found = recall(score, about)
+        found = recall(path, about)
         if found is None:
             if student is None:
                 teacher.save(path)
             else:
-                yield from iter_once(path, _distilling(teacher, raw, labels, student, unlabelled))
+                yield from iter_once(path, about, _distilling(teacher, raw, labels, student, unlabelled))
             settings = students[0]
             found = asdict(measure(name, path, *test, device=settings.device, threads=settings.threads))
-            remember(score, about, found)
+            remember(path, about, found)
         yield Tradeoff(**found)
 
 
