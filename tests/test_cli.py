@@ -116,7 +116,7 @@ def test_help_does_not_import_torch():
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
-@pytest.mark.parametrize("command", ["demo", "train", "distill", "predict", "evaluate", "info"])
+@pytest.mark.parametrize("command", ["demo", "train", "distill", "predict", "evaluate", "info", "study", "sweep"])
 def test_help(command, monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
     result = run(command, "--help")
@@ -127,6 +127,8 @@ def test_help(command, monkeypatch):
         "predict": " MODEL RAW",
         "evaluate": " PRED LABELS",
         "info": " MODEL",
+        "study": " NAME [RAW] LABELS",
+        "sweep": " TEACHER RAW LABELS",
     }
     assert result.code == 0
     assert result.err == ""

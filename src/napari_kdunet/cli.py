@@ -9,13 +9,31 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 from rich.text import Text
-from typer.core import TyperCommand
 
 from napari_kdunet import __version__
+from napari_kdunet.arguments import (
+    Command,
+    Device,
+    Json,
+    Labels,
+    ModelName,
+    Out,
+    Raw,
+    Resume,
+    Start,
+    Threads,
+    ValLabels,
+    ValRaw,
+    VoxelSize,
+    check_out,
+    given_pair,
+    given_volume,
+)
 from napari_kdunet.core.config import DistillConfig, TrainConfig
-from napari_kdunet.core.errors import ConfigError, KDUNetError, OutputError, TrainingError
+from napari_kdunet.core.errors import KDUNetError, TrainingError
 from napari_kdunet.options import with_settings
 from napari_kdunet.progress import Interrupted, console, follow_slices, follow_to_file
+from napari_kdunet.studies import study, sweep
 
 __all__ = ["app", "main"]
 
@@ -26,28 +44,8 @@ app = typer.Typer(
     help="Train a U-Net on electron-microscopy volumes and distil it into a tiny k-Unet.",
 )
 
-Raw = Annotated[str, typer.Argument(metavar="RAW", help="TIFF, OME-TIFF, (OME-)Zarr, .npy or folder of slices; ZYX.")]
-Labels = Annotated[str, typer.Argument(metavar="LABELS", help="Labels of the same shape: 0 is background.")]
-Out = Annotated[Path, typer.Option("-o", "--out", help="Model to write (.safetensors).")]
-VoxelSize = Annotated[
-    str | None, typer.Option(help="Voxel size in nm, one number or Z,Y,X, in place of the one that the image states.")
-]
-ValRaw = Annotated[str | None, typer.Option(help="Image to validate on instead of a held-out share.")]
-ValLabels = Annotated[str | None, typer.Option(help="Its labels.")]
-Resume = Annotated[bool, typer.Option("--resume", help="Go on from NAME.resume.safetensors beside the model.")]
-Start = Annotated[str | None, typer.Option(help="Model to go on training from.")]
-Device = Annotated[str, typer.Option(help="auto | cpu | cuda | mps")]
-Threads = Annotated[int | None, typer.Option(help="CPU threads; one a core if not given.", min=1)]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-ModelName = Annotated[str, typer.Argument(help="A .safetensors file or the name of a bundled model.", metavar="MODEL")]
-
 #: What typer raises for a wrong command line; click's in older versions, its own copy of that in newer ones.
 _UsageError: Any = typer.BadParameter.__mro__[1]
-
-
-class _Command(TyperCommand):
-    def collect_usage_pieces(self, ctx: Any) -> list[str]:
-        return [piece.strip("{}") for piece in super().collect_usage_pieces(ctx)]  # RAW, not {RAW}
 
 
 def main() -> None:
@@ -100,7 +98,7 @@ def _common(
     pass
 
 
-@app.command(cls=_Command)
+@app.command(cls=Command)
 def demo(
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for volumes, models, masks and the figure.")] = Path(
         "kdunet-demo"
@@ -112,7 +110,7 @@ def demo(
     run_demo(out)
 
 
-@app.command(cls=_Command)
+@app.command(cls=Command)
 @with_settings(TrainConfig)
 def train(
     raw: Raw,
@@ -129,18 +127,18 @@ def train(
     from napari_kdunet.core import iter_train, load_model
 
     events = iter_train(
-        _volume(raw, voxel_size),
+        given_volume(raw, voxel_size),
         labels,
         config,
-        val=_pair(val_raw, val_labels, voxel_size),
-        out=_target(out),
+        val=given_pair(val_raw, val_labels, voxel_size),
+        out=check_out(out),
         resume=resume,
         start=load_model(start) if start else None,
     )
     _follow(f"training a {config.k}-Unet", events, out, resume)
 
 
-@app.command(cls=_Command)
+@app.command(cls=Command)
 @with_settings(DistillConfig)
 def distill(
     teacher: Annotated[
@@ -166,19 +164,19 @@ def distill(
 
     events = iter_distill(
         teacher,
-        _volume(raw, voxel_size),
+        given_volume(raw, voxel_size),
         labels,
         config,
-        unlabelled=[_volume(more, voxel_size) for more in unlabelled or []],
-        val=_pair(val_raw, val_labels, voxel_size),
-        out=_target(out, teacher),
+        unlabelled=[given_volume(more, voxel_size) for more in unlabelled or []],
+        val=given_pair(val_raw, val_labels, voxel_size),
+        out=check_out(out, teacher),
         resume=resume,
         start=load_model(start) if start else None,
     )
     _follow(f"distilling a {config.k}-Unet", events, out, resume)
 
 
-@app.command(cls=_Command)
+@app.command(cls=Command)
 def predict(
     model: ModelName,
     raw: Raw,
@@ -197,8 +195,8 @@ def predict(
     from napari_kdunet import core
     from napari_kdunet.core.writing import iter_write
 
-    _target(out, raw, suffixes=(".tif", ".tiff", ".zarr"))
-    loaded, volume = core.load_model(model), _volume(raw, voxel_size)
+    check_out(out, raw, suffixes=(".tif", ".tiff", ".zarr"))
+    loaded, volume = core.load_model(model), given_volume(raw, voxel_size)
     if volume.voxel_size is None and loaded.pixel_size:
         size = f"{loaded.pixel_size:g} nm"
         console.print(f"note: the pixel size of {raw} is not known: taken as the model's {size}; --voxel-size sets it.")
@@ -213,7 +211,7 @@ def predict(
     typer.echo(str(out))
 
 
-@app.command(cls=_Command)
+@app.command(cls=Command)
 def evaluate(
     pred: Annotated[str, typer.Argument(metavar="PRED", help="Masks (integers) or probabilities (floats), ZYX.")],
     labels: Labels,
@@ -236,7 +234,7 @@ def evaluate(
     _print_table(scores)
 
 
-@app.command(cls=_Command)
+@app.command(cls=Command)
 def info(model: ModelName, as_json: Json = False) -> None:
     """Tell what a model is and how it was trained."""
     from napari_kdunet import core
@@ -252,6 +250,10 @@ def info(model: ModelName, as_json: Json = False) -> None:
     _print_table(flat)
 
 
+app.command(cls=Command)(study)
+app.command(cls=Command)(sweep)
+
+
 def _print_table(rows: dict[str, Any]) -> None:
     width = max(map(len, rows))
     for name, value in rows.items():
@@ -263,35 +265,3 @@ def _print_table(rows: dict[str, Any]) -> None:
 def _follow(title: str, events: Any, out: Path, resumed: bool) -> None:
     done = follow_to_file(title, events, out, resumed=resumed)
     typer.echo(f"{done.path}  IoU {done.iou:.3f} at threshold {done.model.threshold:.2f}  {done.seconds:.0f} s")
-
-
-def _target(out: Path, *inputs: str, suffixes: tuple[str, ...] = (".safetensors",)) -> Path:
-    """Check, before hours of work, that `out` can be written, and not over what is still to be read."""
-    from napari_kdunet.core.writing import check_target
-
-    for given in inputs:
-        path = Path(given).resolve()
-        if out.resolve() in (path, *path.parents):
-            raise OutputError(f"cannot write {out}: it is, or holds, the input {given}; choose another name.")
-    return check_target(out, suffixes)
-
-
-def _volume(source: str, voxel_size: str | None) -> Any:
-    from napari_kdunet import core
-
-    if voxel_size is None:
-        return core.open_volume(source)
-    try:
-        sizes = [float(part) for part in voxel_size.split(",")]
-    except ValueError:
-        sizes = []
-    sizes = sizes * 3 if len(sizes) == 1 else sizes
-    if len(sizes) != 3 or not all(0 < size < 1e9 for size in sizes):
-        raise ConfigError(f"voxel-size is {voxel_size!r}: give nm as one number or as Z,Y,X.")
-    return core.open_volume(source, voxel_size=(sizes[0], sizes[1], sizes[2]))
-
-
-def _pair(raw: str | None, labels: str | None, voxel_size: str | None) -> tuple[Any, Any] | None:
-    if (raw is None) != (labels is None):
-        raise ConfigError("--val-raw and --val-labels go together: give both or neither.")
-    return None if raw is None else (_volume(raw, voxel_size), labels)

@@ -24,8 +24,7 @@ from napari_kdunet.core import (
     predict,
     write_volume,
 )
-from napari_kdunet.core.errors import OutputError
-from napari_kdunet.core.files import replacing
+from napari_kdunet.core.files import make_folder, replacing
 from napari_kdunet.progress import Interrupted, console, follow_training
 from napari_kdunet.sample import VOXEL_SIZE, synthetic_em
 
@@ -60,10 +59,7 @@ def run_demo(out: Path) -> None:
     Interrupted
         After Ctrl-C.
     """
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(f"cannot make the folder {out}: {error.strerror}. Choose another.") from error
+    make_folder(out)
     try:
         rows = _train_both(out)
     except Interrupted:

@@ -20,15 +20,18 @@ _PARSERS: dict[str, Callable[[str], Any]] = {"slices": parse_slices, "class_weig
 _EXAMPLES = {"slices": "e.g. 3,8,20:30", "class_weights": "e.g. 1,4"}
 
 
-def with_settings(kind: type[TrainConfig]) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Give a command one option for each field of `kind`; it gets them as its argument `config`.
+def with_settings(
+    kind: type[TrainConfig], *, without: tuple[str, ...] = ()
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a command one option for each field of `kind`, but for `without`; it gets them as its argument `config`.
 
     Only what the user typed is passed on, so that defaults live in `kind` alone; ``--paper`` starts from the paper's.
     """
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
         own = [p for p in inspect.signature(command, eval_str=True).parameters.values() if p.name != "config"]
-        options = [_option(spec, hint) for spec, hint in zip(fields(kind), _hints(kind), strict=True)]
+        pairs = zip(fields(kind), _hints(kind), strict=True)
+        options = [_option(spec, hint) for spec, hint in pairs if spec.name not in without]
         names = {option.name for option in options}
 
         @functools.wraps(command)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
@@ -16,7 +16,15 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TaskProgressColumn
 from napari_kdunet.core.errors import CollapsedError, DivergedError
 from napari_kdunet.core.events import Done, Event, Started, Stepped, Validated
 
-__all__ = ["Interrupted", "console", "follow_slices", "follow_to_file", "follow_training", "interruptible"]
+__all__ = [
+    "Interrupted",
+    "console",
+    "follow_runs",
+    "follow_slices",
+    "follow_to_file",
+    "follow_training",
+    "interruptible",
+]
 
 #: Everything but results goes here. What it prints is never markup: a path may hold square brackets.
 console = Console(stderr=True, highlight=False, soft_wrap=True, markup=False, emoji=False)
@@ -131,6 +139,31 @@ def follow_to_file(title: str, events: Iterator[Event], out: Path, *, resumed: b
     except DivergedError as error:
         kept = f" The best model so far is {out}." if _stamp(out) != before else ""
         raise DivergedError(f"{error}{kept}", error.model) from error
+
+
+def follow_runs(titles: Sequence[str], items: Iterator[Any], on_result: Callable[[Any], None]) -> None:
+    """Draw trainings that come one after the other, each with a result at its end, which is told to `on_result`.
+
+    Raises
+    ------
+    Interrupted
+        After Ctrl-C, when what is under way can be gone on with.
+    """
+    done, noted = 0, set()
+    with interruptible(items) as watched, _bar("{task.fields[told]}") as bar:
+        task = bar.add_task(titles[0], total=1.0, told="")
+        for item in watched:
+            if isinstance(item, Started):
+                for note in item.notes:
+                    if note not in noted:
+                        console.print(f"note: {note}")
+                        noted.add(note)
+            elif isinstance(item, Stepped):
+                bar.update(task, completed=item.fraction, told=f"step {item.step}  loss {item.loss:.3f}")
+            elif not isinstance(item, Event):
+                on_result(item)
+                done += 1
+                bar.reset(task, description=titles[min(done, len(titles) - 1)], told="")
 
 
 def _stamp(path: Path) -> tuple[int, int] | None:

@@ -16,6 +16,9 @@ from .events import Done, Event, Saved, Started, Stepped, Validated
 from .losses import Losses, dice_loss, distillation_loss, hard_loss, soft_loss
 from .metrics import Confusion, Scores, evaluate
 from .prediction import predict
+from .study import RunResult, iter_study
+from .sweep import Tradeoff, iter_sweep, smallest_within
+from .tables import Run, study_runs
 from .training import distill, iter_distill, iter_train, train
 from .unet import KUNet
 from .volumes import Volume, open_volume
@@ -37,10 +40,13 @@ __all__ = [
     "Model",
     "ModelError",
     "OutputError",
+    "Run",
+    "RunResult",
     "Saved",
     "Scores",
     "Started",
     "Stepped",
+    "Tradeoff",
     "TrainConfig",
     "TrainingError",
     "Validated",
@@ -53,11 +59,15 @@ __all__ = [
     "evaluate",
     "hard_loss",
     "iter_distill",
+    "iter_study",
+    "iter_sweep",
     "iter_train",
     "load_model",
     "open_volume",
     "predict",
+    "smallest_within",
     "soft_loss",
+    "study_runs",
     "train",
     "write_volume",
 ]

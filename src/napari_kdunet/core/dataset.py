@@ -1,57 +1,23 @@
-"""What a training learns from and what it is judged by: which slices are labelled, held out, or only taught."""
+"""What a training learns from and what it is judged by, opened, checked and loaded."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from napari_kdunet.core.checkpoint import Model
 from napari_kdunet.core.config import TrainConfig
 from napari_kdunet.core.devices import training_threads
-from napari_kdunet.core.errors import ConfigError, LabelsError, VolumeError
-from napari_kdunet.core.labels import class_index
-from napari_kdunet.core.metrics import Curve
+from napari_kdunet.core.errors import LabelsError, VolumeError
 from napari_kdunet.core.patches import Pool, Source, load_blocks
-from napari_kdunet.core.prediction import Tiler, foreground
+from napari_kdunet.core.splits import Validation, is_labelled, labelled_slices, spaced, split
 from napari_kdunet.core.teachers import Teaching
 from napari_kdunet.core.volumes import Volume, check_labels, open_volume
 
-__all__ = ["Dataset", "Validation", "prepare"]
-
-Truth = Callable[[int, tuple[int, int], tuple[int, int]], NDArray[np.int16]]
-
-
-@dataclass(frozen=True)
-class Validation:
-    """The slices that a network is scored on, at the image's own resolution."""
-
-    raw: Volume
-    truth: Truth
-    slices: tuple[int, ...]
-    kind: str
-    """As in `Started.validated_on`."""
-
-    def prior_ce(self) -> float:
-        """Cross entropy of always answering the slices' share of foreground, nats a pixel."""
-        curve, (_, height, width) = Curve(), self.raw.shape
-        for z in self.slices:
-            index = self.truth(z, (0, height), (0, width))
-            curve.add(np.zeros(index.shape, np.float32), index)
-        return curve.prior_ce
-
-    def score(self, model: Model, device: str, threads: int | None = None) -> Curve:
-        """Score a model, tile by tile."""
-        tiler, curve = Tiler.of(model, self.raw, device, threads), Curve()
-        for z in self.slices:
-            for y, x in tiler.windows(self.raw.shape):
-                curve.add(foreground(tiler.logits(self.raw, z, y, x)), self.truth(z, y, x))
-        return curve
+__all__ = ["Dataset", "prepare"]
 
 
 @dataclass
@@ -74,12 +40,12 @@ class Dataset:
         config = self.pool.config
         if self.labels is None or z in self.held_out or not 0 <= z < self.labels.shape[0]:
             return
-        counts, _ = _labelled(self.labels, z, config)
+        counts, _ = is_labelled(self.labels, z, config)
         source = Source(self.image, self.labels, slices=(z,) if counts else ())
         self.pool.replace(z, load_blocks(source, config, int(config.memory * 1e9))[0])
         if self.validation.kind == "training slices":
             slices = tuple(sorted({block.z for block in self.pool.labelled}))
-            self.validation = replace(self.validation, slices=_spaced(slices, config.val_slices))
+            self.validation = replace(self.validation, slices=spaced(slices, config.val_slices))
 
 
 def prepare(
@@ -123,7 +89,7 @@ def prepare(
         raise VolumeError(f"{teacher.name} cannot teach on {image.name}, shape {image.shape}: {why}.")
     found = () if truth is None else labelled_slices(truth, config)
     teaching = None if teacher is None else Teaching(teacher, image, device.type, _helpers(config))
-    validation, held_out = _split(image, truth, found, config, val, teaching)
+    validation, held_out = split(image, truth, found, config, val, teaching)
     for z in validation.slices:
         validation.raw.statistics(z)  # a bad slice is found now rather than after the first part of the training
     learnt = tuple(z for z in found if z not in held_out)
@@ -147,95 +113,10 @@ def prepare(
     return Dataset(pool, validation, learnt, unlabelled_slices, own, image, truth, held_out, tuple(notes))
 
 
-def labelled_slices(labels: Volume, config: TrainConfig) -> tuple[int, ...]:
-    """The z of the slices to learn from, as `config.slices` names them.
-
-    Raises
-    ------
-    LabelsError
-        If nothing is labelled, or nothing as foreground.
-    ConfigError
-        If a named slice does not exist.
-    """
-    if isinstance(config.slices, tuple):
-        if max(config.slices) >= labels.shape[0]:
-            last = labels.shape[0] - 1
-            raise ConfigError(f"slices names z={max(config.slices)}, but {labels.name} has slices 0 to {last}.")
-        candidates: Sequence[int] = sorted(set(config.slices))
-    else:
-        candidates = range(labels.shape[0])
-    found, foreground_seen = [], False
-    for z in candidates:
-        counts, positive = _labelled(labels, z, config)
-        foreground_seen = foreground_seen or positive
-        if counts:
-            found.append(z)
-    if not found and config.ignore is not None:
-        raise LabelsError(f"{labels.name} holds nothing but the ignore value {config.ignore}: label some pixels.")
-    if not foreground_seen:
-        raise LabelsError(f"{labels.name} has no foreground: label some before training.")
-    return tuple(found)
-
-
-def _labelled(labels: Volume, z: int, config: TrainConfig) -> tuple[bool, bool]:
-    """Whether a slice counts as labelled, and whether it has foreground.
-
-    With slices="auto" and no ignore value, one without foreground may be one that nobody has looked at.
-    """
-    index = class_index(labels.read(z), config.classes, config.ignore)
-    known, positive = bool((index >= 0).any()), bool((index > 0).any())
-    return (known if config.slices != "auto" or config.ignore is not None else positive), positive
-
-
 def _pixel_size_notes(image: Volume, config: TrainConfig) -> list[str]:
     if image.voxel_size is None and config.pixel_size:
         return [f"the pixel size of {image.name} is not known: taken as the working {config.pixel_size:g} nm."]
     return []
-
-
-def _split(
-    image: Volume,
-    truth: Volume | None,
-    found: tuple[int, ...],
-    config: TrainConfig,
-    val: tuple[Any, Any] | None,
-    teaching: Teaching | None,
-) -> tuple[Validation, frozenset[int]]:
-    """The validation, and which slices of `image` must not be learnt from."""
-    if val is not None:
-        given, given_labels = open_volume(val[0]), open_volume(val[1])
-        check_labels(given, given_labels)
-        slices = labelled_slices(given_labels, replace(config, slices="auto"))
-        return _against_labels(given, given_labels, slices, config, "given volume"), frozenset()
-    if truth is not None:
-        held_out = _held_out(found, config.val_share)
-        judged = _spaced(held_out, config.val_slices)
-        if any((class_index(truth.read(z), config.classes, config.ignore) > 0).any() for z in judged):
-            return _against_labels(image, truth, held_out, config, "held-out slices"), frozenset(held_out)
-        return _against_labels(image, truth, found, config, "training slices"), frozenset()
-    if teaching is None:
-        raise LabelsError(f"{image.name} came without labels and without a teacher: give one of them.")
-    every = tuple(range(image.shape[0]))
-    held_out = _held_out(every, config.val_share)
-    return Validation(
-        image, _teacher_truth(teaching), _spaced(held_out or every, config.val_slices), "teacher"
-    ), frozenset(held_out)
-
-
-def _against_labels(raw: Volume, labels: Volume, slices: tuple[int, ...], config: TrainConfig, kind: str) -> Validation:
-    def truth(z: int, y: tuple[int, int], x: tuple[int, int]) -> NDArray[np.int16]:
-        return class_index(labels.read(z, slice(*y), slice(*x)), config.classes, config.ignore)
-
-    return Validation(raw, truth, _spaced(slices, config.val_slices), kind)
-
-
-def _teacher_truth(teaching: Teaching) -> Truth:
-    @lru_cache(maxsize=32)  # the same few tiles are asked for at each validation
-    def truth(z: int, y: tuple[int, int], x: tuple[int, int]) -> NDArray[np.int16]:
-        foreground = teaching.probabilities(z, slice(*y), slice(*x)).sum(dim=0).numpy()
-        return (foreground > teaching.threshold).astype(np.int16)
-
-    return truth
 
 
 def _check_probability(probability: Volume, pool: Pool) -> None:
@@ -247,22 +128,6 @@ def _check_probability(probability: Volume, pool: Pool) -> None:
 
 def _helpers(config: TrainConfig) -> int:
     return training_threads(config.k, config.threads)[1]
-
-
-def _held_out(slices: tuple[int, ...], share: float) -> tuple[int, ...]:
-    """The middle of the slices, about `share` of them; none of three or fewer, and never all.
-
-    The middle is like the rest, where the ends of a stack often are not: cut, bent or noisy.
-    """
-    count = min(max(1, round(len(slices) * share)), len(slices) - 1) if len(slices) > 3 and share else 0
-    first = (len(slices) - count) // 2
-    return slices[first : first + count]
-
-
-def _spaced(slices: tuple[int, ...], most: int) -> tuple[int, ...]:
-    """At most `most` of the slices, evenly spaced."""
-    count = min(len(slices), most)
-    return tuple(slices[(2 * i + 1) * len(slices) // (2 * count)] for i in range(count))
 
 
 def _load(labelled: list[Source], taught: list[Source], config: TrainConfig, device: torch.device) -> tuple[Pool, bool]:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from napari_kdunet.core.errors import OutputError
 
-__all__ = ["replacing", "write_bytes"]
+__all__ = ["make_folder", "replacing", "write_bytes"]
 
 
 @contextmanager
@@ -48,6 +48,14 @@ def replacing(path: Path) -> Iterator[Path]:
         raise OutputError(f"cannot write {path}: {reason}; make room or choose another folder") from error
     finally:
         _remove(temporary)
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder, and those above it, where there is none; `OutputError` where that cannot be."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"cannot make the folder {path}: {error.strerror}. Choose another.") from error
 
 
 def write_bytes(path: Path, data: bytes) -> None:

@@ -13,7 +13,7 @@ from napari_kdunet.core.checkpoint import load_tensors, save_tensors
 from napari_kdunet.core.config import TrainConfig
 from napari_kdunet.core.errors import ConfigError, ModelError
 
-__all__ = ["State", "resume_path"]
+__all__ = ["State", "other_settings", "resume_path"]
 
 #: Settings that say where a training runs and not what it does: they may change when it is resumed.
 _MAY_CHANGE = {"device", "threads", "memory", "patience"}
@@ -67,13 +67,16 @@ class State:
             group, _, rest = name.partition("/")
             tensors[group][rest] = value
         state = cls(tensors=tensors, **about)
-        now = config.to_dict()
-        other = [name for name in state.config | now if state.config.get(name) != now.get(name)]
-        other = [name for name in other if name not in _MAY_CHANGE]
+        other = other_settings(state.config, config.to_dict())
         if other:
-            told = ", ".join(f"{name} {state.config.get(name)} (now {now.get(name)})" for name in other)
-            raise ConfigError(f"{path} was made with other settings: {told}. Give the same, or start anew.")
+            raise ConfigError(f"{path} was made with other settings: {other}. Give the same, or start anew.")
         return state
+
+
+def other_settings(before: dict[str, Any], now: dict[str, Any]) -> str:
+    """In which settings that matter two trainings differ, e.g. ``steps 100 (now 200)``; empty where in none."""
+    other = [name for name in before | now if before.get(name) != now.get(name) and name not in _MAY_CHANGE]
+    return ", ".join(f"{name} {before.get(name)} (now {now.get(name)})" for name in other)
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

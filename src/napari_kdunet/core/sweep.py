@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import statistics
 import time
+import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -14,13 +14,15 @@ from napari_kdunet.core.checkpoint import Model, load_model
 from napari_kdunet.core.config import DistillConfig
 from napari_kdunet.core.errors import ConfigError
 from napari_kdunet.core.events import Event
-from napari_kdunet.core.files import write_bytes
+from napari_kdunet.core.files import make_folder
 from napari_kdunet.core.metrics import evaluate
 from napari_kdunet.core.prediction import predict
+from napari_kdunet.core.runs import fingerprint, iter_once, recall, remember
+from napari_kdunet.core.splits import hold_out
 from napari_kdunet.core.training import iter_distill
-from napari_kdunet.core.volumes import open_volume
+from napari_kdunet.core.volumes import check_labels, open_volume
 
-__all__ = ["Tradeoff", "iter_sweep", "measure"]
+__all__ = ["Tradeoff", "iter_sweep", "measure", "smallest_within"]
 
 
 @dataclass(frozen=True)
@@ -77,50 +79,83 @@ def iter_sweep(
     raw: Any,
     labels: Any,
     ks: Sequence[int],
-    config: DistillConfig,
+    config: DistillConfig | None = None,
     *,
-    val: tuple[Any, Any],
-    folder: Path,
+    val: tuple[Any, Any] | None = None,
+    folder: str | Path,
     unlabelled: Sequence[Any] = (),
 ) -> Iterator[Event | Tradeoff]:
     """Distil `teacher` into a student for each k and score all of them, the teacher first.
 
-    What is done stays done: a run that was stopped goes on from where it was when it is called again with the same
+    What is done stays done: a sweep that was stopped goes on from where it was when it is called again with the same
     `folder`, which holds ``teacher.safetensors``, ``2-unet.safetensors`` and so on, and a ``.json`` of each `Tradeoff`.
+
+    Each student's threshold is chosen on a held-out share of the training volume, and never on what it is scored on.
 
     Parameters
     ----------
     teacher, raw, labels, unlabelled
         As in `iter_distill`; the teacher is a `Model`.
     ks : sequence of int
-        The students' k.
-    config : DistillConfig
+        The students' k, each once.
+    config : DistillConfig, optional
         Settings of each student, but for k.
-    val : pair of volumes
-        Raw and labels to score on, whole.
-    folder : Path
+    val : pair of volumes, optional
+        Raw and labels to score on, whole; else the last quarter of the slices, which are then not learnt from.
+    folder : path
         Where models and scores are kept.
 
     Yields
     ------
     Event or Tradeoff
         The events of each distillation, and one `Tradeoff` a network.
+
+    Raises
+    ------
+    InputError, DivergedError
+        As `iter_distill`; `ConfigError` too where the folder holds a sweep of other settings.
     """
-    if not ks:
-        raise ConfigError("ks is empty: give at least one k.")
-    for name, k in [("teacher", None), *((f"{k}-unet", k) for k in ks)]:
-        path, score = folder / f"{name}.safetensors", folder / f"{name}.json"
-        if score.exists():
-            yield Tradeoff(**json.loads(score.read_text()))
-            continue
-        if k is None:
-            teacher.save(path)
-        elif not path.exists():
-            settings = replace(config, k=k)
-            resume = path.with_suffix(".resume.safetensors").exists()
-            yield from iter_distill(
-                teacher, raw, labels, settings, unlabelled=unlabelled, val=val, out=path, resume=resume
-            )
-        found = measure(name, path, *val, device=config.device, threads=config.threads)
-        write_bytes(score, json.dumps(asdict(found)).encode())
-        yield found
+    if not ks or len(set(ks)) < len(ks):
+        raise ConfigError(f"ks is {list(ks)}: give at least one k, and each once.")
+    students = [replace(config or DistillConfig(), k=k) for k in ks]
+    (raw, labels), val = hold_out(raw, labels) if val is None else ((open_volume(raw), open_volume(labels)), val)
+    test = open_volume(val[0]), open_volume(val[1])
+    check_labels(raw, labels)
+    check_labels(*test)
+    folder = Path(folder)
+    make_folder(folder)
+    shared = {"data": fingerprint(raw, labels, *test), "teacher": _checksum(teacher)}
+    for student in (None, *students):
+        name = "teacher" if student is None else f"{student.k}-unet"
+        path = folder / f"{name}.safetensors"
+        about = shared | ({} if student is None else {"settings": student.to_dict()})
+        found = recall(path, about)
+        if found is None:
+            if student is None:
+                teacher.save(path)
+            else:
+                yield from iter_once(path, about, _distilling(teacher, raw, labels, student, unlabelled))
+            settings = students[0]
+            found = asdict(measure(name, path, *test, device=settings.device, threads=settings.threads))
+            remember(path, about, found)
+        yield Tradeoff(**found)
+
+
+def _distilling(teacher: Model, raw: Any, labels: Any, config: DistillConfig, unlabelled: Sequence[Any]) -> Any:
+    def train(out: Path, resume: bool) -> Iterator[Event]:
+        return iter_distill(teacher, raw, labels, config, unlabelled=unlabelled, out=out, resume=resume)
+
+    return train
+
+
+def _checksum(model: Model) -> str:
+    total = 0
+    for value in model.net.state_dict().values():
+        total = zlib.crc32(value.cpu().contiguous().numpy().tobytes(), total)
+    return f"{model.parameter_count} parameters, {total:08x}"
+
+
+def smallest_within(students: Sequence[Tradeoff], margin: float = 0.01) -> Tradeoff:
+    """The student of the smallest k whose IoU is within `margin` of the best student's: which k to take."""
+    best = max(student.iou for student in students)
+    return min((s for s in students if s.iou >= best - margin), key=lambda student: student.k)

@@ -1,0 +1,68 @@
+"""What several commands take: arguments and options, and how the text typed becomes volumes and targets."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperCommand
+
+from napari_kdunet.core.errors import ConfigError, OutputError
+
+Raw = Annotated[str, typer.Argument(metavar="RAW", help="TIFF, OME-TIFF, (OME-)Zarr, .npy or folder of slices; ZYX.")]
+Labels = Annotated[str, typer.Argument(metavar="LABELS", help="Labels of the same shape: 0 is background.")]
+Out = Annotated[Path, typer.Option("-o", "--out", help="Model to write (.safetensors).")]
+VoxelSize = Annotated[
+    str | None, typer.Option(help="Voxel size in nm, one number or Z,Y,X, in place of the one that the image states.")
+]
+ValRaw = Annotated[str | None, typer.Option(help="Image to validate on instead of a held-out share.")]
+ValLabels = Annotated[str | None, typer.Option(help="Its labels.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on from NAME.resume.safetensors beside the model.")]
+Start = Annotated[str | None, typer.Option(help="Model to go on training from.")]
+Device = Annotated[str, typer.Option(help="auto | cpu | cuda | mps")]
+Threads = Annotated[int | None, typer.Option(help="CPU threads; one a core if not given.", min=1)]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+ModelName = Annotated[str, typer.Argument(help="A .safetensors file or the name of a bundled model.", metavar="MODEL")]
+
+
+class Command(TyperCommand):
+    """A command whose usage names its arguments plainly."""
+
+    def collect_usage_pieces(self, ctx: Any) -> list[str]:
+        """RAW, not {RAW}."""
+        return [piece.strip("{}") for piece in super().collect_usage_pieces(ctx)]
+
+
+def check_out(out: Path, *inputs: str, suffixes: tuple[str, ...] = (".safetensors",)) -> Path:
+    """Check, before hours of work, that `out` can be written, and not over what is still to be read."""
+    from napari_kdunet.core.writing import check_target
+
+    for given in inputs:
+        path = Path(given).resolve()
+        if out.resolve() in (path, *path.parents):
+            raise OutputError(f"cannot write {out}: it is, or holds, the input {given}; choose another name.")
+    return check_target(out, suffixes)
+
+
+def given_volume(source: str, voxel_size: str | None) -> Any:
+    """The volume that was typed, with the voxel size that was."""
+    from napari_kdunet import core
+
+    if voxel_size is None:
+        return core.open_volume(source)
+    try:
+        sizes = [float(part) for part in voxel_size.split(",")]
+    except ValueError:
+        sizes = []
+    sizes = sizes * 3 if len(sizes) == 1 else sizes
+    if len(sizes) != 3 or not all(0 < size < 1e9 for size in sizes):
+        raise ConfigError(f"voxel-size is {voxel_size!r}: give nm as one number or as Z,Y,X.")
+    return core.open_volume(source, voxel_size=(sizes[0], sizes[1], sizes[2]))
+
+
+def given_pair(raw: str | None, labels: str | None, voxel_size: str | None) -> tuple[Any, Any] | None:
+    """The volumes to validate on, where they were typed: both or neither."""
+    if (raw is None) != (labels is None):
+        raise ConfigError("--val-raw and --val-labels go together: give both or neither.")
+    return None if raw is None else (given_volume(raw, voxel_size), labels)

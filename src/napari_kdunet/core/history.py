@@ -1,0 +1,80 @@
+"""The losses of one run and what the paper makes of them: minima of windowed means."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from napari_kdunet.core.events import Stepped
+from napari_kdunet.core.files import write_bytes
+
+__all__ = ["History", "lowest_mean"]
+
+
+def lowest_mean(values: Sequence[float], window: int) -> tuple[float | None, int]:
+    """Smallest mean of `window` consecutive values, and the index of the last of them.
+
+    That is L*_train with a window of alpha_t losses, and the averaged test loss with a window of beta_t (paper,
+    "Performance Metrics"). Where there are fewer values than `window`, their mean; where there is none, None and -1.
+    """
+    size = min(window, len(values))
+    if not size:
+        return None, -1
+    means = np.lib.stride_tricks.sliding_window_view(np.asarray(values, np.float64), size).mean(axis=1)
+    at = int(means.argmin())
+    return float(means[at]), at + size - 1
+
+
+@dataclass
+class History:
+    """All losses of a run, kept beside its model so that a resumed run knows those before it was stopped.
+
+    Attributes
+    ----------
+    steps : list of [step, loss, hard, soft]
+        Training losses, nats a pixel; a part that does not take part is None.
+    tests : list of [step, ce]
+        Cross entropy on the test slices, nats a pixel.
+    parameters : int
+        Of the network.
+    seconds : float
+        Of training, without tests.
+    diverged : bool
+        Whether a loss was no longer finite.
+    """
+
+    steps: list[tuple[int, float, float | None, float | None]] = field(default_factory=list)
+    tests: list[tuple[int, float]] = field(default_factory=list)
+    parameters: int = 0
+    seconds: float = 0.0
+    diverged: bool = False
+
+    @classmethod
+    def load(cls, path: Path) -> History:
+        """Read what `save` wrote; a new one where there is nothing."""
+        return cls(**json.loads(path.read_text())) if path.exists() else cls()
+
+    def save(self, path: Path) -> None:
+        """Write it as JSON, whole or not at all."""
+        write_bytes(path, json.dumps(asdict(self)).encode())
+
+    def cut(self, step: int) -> None:
+        """Forget what came after `step`, which a resumed training does again."""
+        self.steps = [entry for entry in self.steps if entry[0] <= step]
+        self.tests = [entry for entry in self.tests if entry[0] <= step]
+        self.diverged = False
+
+    def add(self, event: Stepped) -> None:
+        """Take the losses of one step."""
+        hard, soft = (value if math.isfinite(value) else None for value in (event.hard, event.soft))
+        self.steps.append((event.step, event.loss, hard, soft))
+        self.seconds = event.seconds
+
+    def train_loss(self, part: int, window: int) -> float | None:
+        """`lowest_mean` of the whole loss (`part` 1), of its hard (2) or its soft (3) part."""
+        return lowest_mean([entry[part] for entry in self.steps if entry[part] is not None], window)[0]  # type: ignore[misc]

@@ -1,0 +1,297 @@
+"""A study: runs one after the other, each measured as the paper measures, each done once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from napari_kdunet.core.checkpoint import Model, load_model
+from napari_kdunet.core.config import DistillConfig, TrainConfig
+from napari_kdunet.core.errors import DivergedError, TrainingError
+from napari_kdunet.core.events import Event, Started, Stepped, Validated
+from napari_kdunet.core.files import make_folder
+from napari_kdunet.core.history import History, lowest_mean
+from napari_kdunet.core.runs import fingerprint, forget_partial, iter_once, recall, remember
+from napari_kdunet.core.splits import Validation, hold_out, spaced
+from napari_kdunet.core.tables import Run
+from napari_kdunet.core.training import iter_distill, iter_train
+from napari_kdunet.core.volumes import Volume, check_labels, open_volume
+
+__all__ = ["RunResult", "iter_study"]
+
+#: A run is called collapsed below this IoU, and where its output is nearly constant.
+COLLAPSED_IOU = 0.3
+
+_TRAIN_WINDOW = 1 / 20  # of the steps: alpha_t (the paper's 5,000 of some 300,000 would be too few losses here)
+_TEST_WINDOW = 3  # tests: beta_t (the paper has 25, of many more)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunResult:
+    """What one run gave: a row of a study's CSV. Losses are nats a pixel; what does not apply is None."""
+
+    run: str
+    label: str
+    """Its place in the table."""
+    setting: str
+    """``paper`` or ``ours``."""
+    outcome: str
+    """``trained``, ``collapsed`` (IoU below 0.3, or a nearly constant output) or ``diverged``."""
+    k: int
+    bn: bool
+    mode: str
+    """``labels``, ``soft``, ``mixed`` or ``sequential``."""
+    tau: float | None
+    teacher: str
+    """Name of the run that taught it."""
+    seed: int
+    parameters: int
+    batch: int
+    patch: int
+    steps: int
+    """Steps done."""
+    seconds: float
+    """Of training, tests left out."""
+    train_window: int
+    """Losses in a window: the paper's alpha_t."""
+    test_window: int
+    """Tests in a window: the paper's beta_t."""
+    test_every: float
+    """Steps between two tests: the paper's n_t."""
+    test_slices: int
+    """Slices of a test, evenly spaced over the scored volume."""
+    train_loss: float | None
+    """Minimum of the windowed means of the whole loss: cross entropy, Dice and teacher, as they are set."""
+    train_hard: float | None
+    """The same of its part from the labels."""
+    train_soft: float | None
+    """The same of its part from the teacher, tau squared included."""
+    start_loss: float | None
+    """Of a sequential distillation: minimum of the windowed means of the test loss before the labels took over."""
+    test_loss: float | None
+    """Minimum of the windowed means of the cross entropy on the test slices (sequential: on labels)."""
+    test_loss_step: int | None
+    """Step of the last test of that window."""
+    test_loss_min: float | None
+    """Plain minimum of the same."""
+    test_prior: float
+    """Cross entropy of the class prior on the test slices: where a collapsed network sits."""
+    paper_test_loss: float | None
+    """Twice `test_loss`: the sum over both softmax channels, as the paper counts."""
+    ce: float | None
+    """Of the model of the best held-out IoU: cross entropy on the whole scored volume."""
+    paper_ce: float | None
+    """Twice `ce`."""
+    prior_ce: float
+    """Cross entropy of the class prior there."""
+    iou: float | None
+    """Foreground IoU of that model there at `threshold`, to the width of a histogram's bin (1/512)."""
+    threshold: float | None
+    """Chosen on held-out slices of the training volume."""
+
+
+@dataclass(frozen=True)
+class _Data:
+    """What all runs learn from and are scored on."""
+
+    raw: Volume
+    labels: Volume
+    test: Volume
+    test_labels: Volume
+    test_slices: tuple[int, ...]
+
+    @classmethod
+    def of(cls, raw: Any, labels: Any, val: tuple[Any, Any] | None, test_slices: int) -> _Data:
+        """Open and check."""
+        train, test = hold_out(raw, labels) if val is None else (_opened(raw, labels), _opened(*val))
+        return cls(*train, *test, spaced(range(len(test[0])), test_slices))
+
+    def scored(self, slices: Sequence[int], config: TrainConfig) -> Validation:
+        """Slices of the volume to score on."""
+        return Validation.against(self.test, self.test_labels, slices, config)
+
+
+def _opened(raw: Any, labels: Any) -> tuple[Volume, Volume]:
+    pair = open_volume(raw), open_volume(labels)
+    check_labels(*pair)
+    return pair
+
+
+def iter_study(
+    runs: Sequence[Run],
+    raw: Any,
+    labels: Any,
+    *,
+    val: tuple[Any, Any] | None = None,
+    folder: str | Path,
+    test_slices: int = 8,
+) -> Iterator[Event | RunResult]:
+    """Do the runs of a study one by one.
+
+    What is done stays done: stopped, and called again with the same `folder`, it goes on within the run where it was.
+    A run leaves ``NAME.safetensors``, its losses in ``NAME.history.json`` and its result in ``NAME.json``.
+
+    While a run trains, its cross entropy on some slices of the scored volume is taken at each validation, which gives
+    the paper's minima; they are minima over what is scored, as the paper has them. Model and threshold are chosen on
+    held-out slices of the training volume, and that model is scored on the whole of the other.
+
+    Parameters
+    ----------
+    runs : sequence of Run
+        As `study_runs` gives them; a teacher stands before its students.
+    raw, labels : volume
+        To train on: anything that `open_volume` takes, ZYX.
+    val : pair of volumes, optional
+        Raw and labels to score on; else the last quarter of the slices, which are then not learnt from.
+    folder : path
+        Where all is kept.
+    test_slices : int
+        Most slices to test on while training.
+
+    Yields
+    ------
+    Event or RunResult
+        The events of each training, and one `RunResult` a run. A run that was done before gives its result alone.
+
+    Raises
+    ------
+    InputError
+        As `iter_train`; `ConfigError` too where the folder holds runs of other settings or volumes.
+    TrainingError
+        If a run's teacher does not stand before it, or diverged before there was a model to learn from. A student that
+        diverges is a result.
+    """
+    data = _Data.of(raw, labels, val, test_slices)
+    folder = Path(folder)
+    shared = {
+        "data": fingerprint(data.raw, data.labels, data.test, data.test_labels),
+        "test_slices": len(data.test_slices),
+    }
+    make_folder(folder)
+    for run in runs:
+        about = shared | {"settings": run.config.to_dict(), "teacher": run.teacher}
+        path = _model_path(folder, run.name)
+        found = recall(path, about)
+        if found is None:
+            history = History.load(_history_path(path))
+            yield from _iter_run(run, data, path, about, history)
+            found = _measure(run, data, path, history)
+            remember(path, about, found)
+        yield RunResult(run=run.name, label=run.label, setting=run.setting, teacher=run.teacher, **found)
+
+
+def _history_path(path: Path) -> Path:
+    return path.with_suffix(".history.json")
+
+
+def _model_path(folder: Path, name: str) -> Path:
+    return folder / f"{name}.safetensors"
+
+
+def _iter_run(run: Run, data: _Data, path: Path, about: dict[str, Any], history: History) -> Iterator[Event]:
+    """Train, and write down the losses; the model and `history` are whole at the end, or can be gone on with."""
+    kept = _history_path(path)
+    tests = data.scored(data.test_slices, run.config)
+    with closing(iter_once(path, about, _training(run, data, path.parent))) as events:  # type: ignore[type-var]
+        try:
+            for event in events:
+                if isinstance(event, Started):
+                    history.cut(event.step)
+                    history.parameters = event.parameters
+                elif isinstance(event, Stepped):
+                    history.add(event)
+                elif isinstance(event, Validated):
+                    ce = tests.score(event.model, run.config.device, run.config.threads).ce
+                    history.tests.append((event.step, ce))
+                    history.save(kept)  # before the state to resume from is: it must not be behind that
+                yield event
+        except DivergedError as error:
+            history.diverged = True
+            if error.model is not None:
+                error.model.save(path)
+            forget_partial(path)
+        finally:
+            if history.steps:
+                history.save(kept)
+
+
+def _training(run: Run, data: _Data, folder: Path) -> Any:
+    """How the run is trained, for `iter_once`."""
+
+    def train(out: Path, resume: bool) -> Iterator[Event]:
+        if not run.teacher:
+            return iter_train(data.raw, data.labels, run.config, out=out, resume=resume)
+        teacher = _model_path(folder, run.teacher)
+        if not teacher.exists():
+            why = "it does not stand before, or diverged at once"
+            raise TrainingError(f"{run.name} has no teacher, for there is no model of {run.teacher}: {why}.")
+        assert isinstance(run.config, DistillConfig)
+        return iter_distill(load_model(teacher), data.raw, data.labels, run.config, out=out, resume=resume)
+
+    return train
+
+
+def _measure(run: Run, data: _Data, path: Path, history: History) -> dict[str, Any]:
+    """The fields of `RunResult` that `iter_study` does not know."""
+    config = run.config
+    taught = config if isinstance(config, DistillConfig) else None
+    model = None if history.diverged else load_model(path)
+    return {
+        "k": config.k,
+        "bn": config.bn,
+        "mode": taught.mode if taught else "labels",
+        "tau": taught.tau if taught else None,
+        "seed": config.seed,
+        "parameters": history.parameters,
+        "batch": config.batch,
+        "patch": config.patch,
+        "steps": history.steps[-1][0] if history.steps else 0,
+        "seconds": round(history.seconds, 2),
+        **_losses(config, history),
+        "test_slices": len(data.test_slices),
+        "test_prior": data.scored(data.test_slices, config).prior_ce(),
+        **_scores(model, data.scored(range(len(data.test)), config), config),
+    }
+
+
+def _losses(config: TrainConfig, history: History) -> dict[str, Any]:
+    """The paper's minima; those of a sequential distillation are split where the labels take over (table 6)."""
+    steps = config.steps or 0
+    soft = config.soft_share if isinstance(config, DistillConfig) and config.mode == "sequential" else 0.0
+    before = [ce for step, ce in history.tests if step <= round(steps * soft)]
+    after = [(step, ce) for step, ce in history.tests if step > round(steps * soft)]
+    test_loss, at = lowest_mean([ce for _, ce in after], _TEST_WINDOW)
+    window = max(1, round(steps * _TRAIN_WINDOW))
+    return {
+        "train_window": window,
+        "test_window": _TEST_WINDOW,
+        "test_every": steps / min(config.validations, max(steps, 1)),
+        "train_loss": history.train_loss(1, window),
+        "train_hard": history.train_loss(2, window),
+        "train_soft": history.train_loss(3, window),
+        "start_loss": lowest_mean(before, _TEST_WINDOW)[0],
+        "test_loss": test_loss,
+        "test_loss_step": after[at][0] if after else None,
+        "test_loss_min": min((ce for _, ce in after), default=None),
+        "paper_test_loss": None if test_loss is None else 2 * test_loss,
+    }
+
+
+def _scores(model: Model | None, whole: Validation, config: TrainConfig) -> dict[str, Any]:
+    """How a model does on the whole scored volume; there is none where the run diverged."""
+    if model is None:
+        nothing = dict.fromkeys(("ce", "paper_ce", "iou", "threshold"))
+        return {"outcome": "diverged", "prior_ce": whole.prior_ce(), **nothing}
+    curve = whole.score(model, config.device, config.threads)
+    iou = curve.iou(model.threshold)
+    return {
+        "outcome": "collapsed" if curve.collapsed or iou < COLLAPSED_IOU else "trained",
+        "ce": curve.ce,
+        "paper_ce": 2 * curve.ce,
+        "prior_ce": curve.prior_ce,
+        "iou": iou,
+        "threshold": model.threshold,
+    }

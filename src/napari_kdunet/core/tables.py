@@ -1,0 +1,226 @@
+"""The paper's tables as tables of runs: what is trained, from whom, with which settings. Nothing is done here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
+
+from napari_kdunet.core.config import DistillConfig, TrainConfig
+from napari_kdunet.core.errors import ConfigError
+
+__all__ = ["SETTINGS", "STUDIES", "Run", "Study", "study_runs"]
+
+#: The forms in which each study can be run: as the paper has it, and with our defaults.
+SETTINGS = ("paper", "ours")
+
+#: Steps of a run at a budget of 1.
+STEPS = 500
+
+_SHARED = {"batch": 4, "patch": 128, "validations": 25}
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training of a study.
+
+    Attributes
+    ----------
+    name : str
+        Of its files. Runs of one name are the same in all studies, so that a folder holds a shared teacher once.
+    label : str
+        Its place in the table.
+    setting : str
+        One of `SETTINGS`.
+    config : TrainConfig
+        A `DistillConfig` where there is a teacher.
+    teacher : str
+        Name of the run that teaches it, which stands before it; empty where it learns from labels alone.
+    """
+
+    name: str
+    label: str
+    setting: str
+    config: TrainConfig
+    teacher: str = ""
+
+
+@dataclass(frozen=True)
+class _Maker:
+    """Makes the runs of one setting."""
+
+    setting: str
+    steps: int
+    seeds: int
+    max_k: int
+    more: Mapping[str, Any]
+
+    def train(self, label: str, k: int, seed: int = 0, variant: str = "", **more: Any) -> Run:
+        """A run that learns from labels."""
+        name = "-".join(part for part in (self.setting, f"{k}-unet", variant, f"seed{seed}") if part)
+        return Run(name, label, self.setting, self._config(TrainConfig, k=k, seed=seed, **more))
+
+    def teacher(self, k: int) -> Run:
+        """A teacher, no larger than what is allowed."""
+        return self.train("teacher", min(k, self.max_k))
+
+    def distil(
+        self, label: str, teacher: Run, k: int, mode: str, tau: float, seed: int, variant: str = "", **more: Any
+    ) -> Run:
+        """A run that learns from the run `teacher`."""
+        taught = f"{mode}-tau{tau:g}-from-{teacher.config.k}-unet"
+        parts = (self.setting, f"{k}-unet", variant, taught, f"seed{seed}")
+        config = self._config(DistillConfig, k=k, mode=mode, tau=float(tau), seed=seed, **more)
+        return Run("-".join(part for part in parts if part), label, self.setting, config, teacher.name)
+
+    def _config(self, kind: type[TrainConfig], **own: Any) -> TrainConfig:
+        settings = {**_SHARED, "steps": self.steps, **self.more, **own}
+        return kind.paper(**settings) if self.setting == "paper" else kind(**settings)
+
+
+def _depth(make: _Maker) -> Iterator[Run]:
+    for k in (128, 64, 32, 16, 8, 4, 2, 1):
+        if k <= make.max_k:
+            yield from (make.train(str(k), k, seed) for seed in range(make.seeds))
+
+
+def _over_tau(make: _Maker, mode: str, taus: Sequence[float]) -> Iterator[Run]:
+    teacher = make.teacher(4)
+    yield teacher
+    for tau in taus:
+        yield from (make.distil(f"{tau:g}", teacher, 2, mode, tau, seed) for seed in range(make.seeds))
+
+
+def _temperature(make: _Maker) -> Iterator[Run]:
+    return _over_tau(make, "soft", (0.1, 0.25, 0.5, 1, 2, 4, 5, 7, 10, 15, 20))
+
+
+def _trials(make: _Maker) -> Iterator[Run]:
+    return _over_tau(make, "soft", (1, 2, 3, 5, 6, 10, 15))
+
+
+def _reruns(make: _Maker) -> Iterator[Run]:
+    for k in (2, 1):
+        yield from (make.train(f"{k}-Unet", k, seed) for seed in range(make.seeds))
+
+
+def _mixed(make: _Maker) -> Iterator[Run]:
+    return _over_tau(make, "mixed", (2, 5, 10, 15, 20))
+
+
+def _sequential(make: _Maker) -> Iterator[Run]:
+    """Softly for half of the budget (the paper's 10,000 iterations) or all of it (20,000), then as long on labels."""
+    teacher = make.teacher(4)
+    yield teacher
+    for tau, length in ((5, "short"), (5, "long"), (10, "long"), (20, "short"), (20, "long")):
+        soft = max(1, make.steps // 2) if length == "short" else make.steps
+        own = {"steps": soft + make.steps, "soft_share": soft / (soft + make.steps)}
+        for seed in range(make.seeds):
+            yield make.distil(f"{tau}, {length}", teacher, 1, "sequential", tau, seed, length, **own)
+
+
+def _final(make: _Maker) -> Iterator[Run]:
+    """The paper's teacher has no BN; its student has, and class weights. The untaught student is ours to add."""
+    paper = make.setting == "paper"
+    variant, own = ("bn-weights", {"bn": True, "class_weights": "balanced"}) if paper else ("", {})
+    teacher = make.teacher(64)
+    yield teacher
+    for seed in range(make.seeds):
+        yield make.train("untaught", 2, seed, variant, **own)
+        yield make.distil("soft", teacher, 2, "soft", 5, seed, variant, **own)
+        yield make.distil("mixed", teacher, 2, "mixed", 5, seed, variant, **own)
+
+
+@dataclass(frozen=True)
+class Study:
+    """One of the paper's tables."""
+
+    table: int
+    title: str
+    """With ``{teacher}`` where the teacher's k goes."""
+    axis: str
+    """What `Run.label` is."""
+    runs: Callable[[_Maker], Iterator[Run]]
+    seeds: int = 1
+    place: str = "{}"
+    """How to say a label in a sentence."""
+    loss: str = "test_loss"
+    """Which loss the table shows: ``test_loss`` (minimum of windowed means) or ``test_loss_min``."""
+
+
+#: The studies by name.
+STUDIES: Mapping[str, Study] = MappingProxyType(
+    {
+        "depth": Study(1, "k-Unets from labels", "k", _depth, place="k = {}"),
+        "temperature": Study(
+            2,
+            "2-Unet taught softly by a {teacher}-Unet",
+            "temperature τ",
+            _temperature,
+            place="τ = {}",
+            loss="test_loss_min",
+        ),
+        "trials": Study(
+            3, "2-Unet taught softly by a {teacher}-Unet, several seeds", "temperature τ", _trials, 3, "τ = {}"
+        ),
+        "reruns": Study(4, "reruns from labels", "network", _reruns, 10),
+        "mixed": Study(
+            5, "2-Unet taught by labels and a {teacher}-Unet together", "temperature τ", _mixed, place="τ = {}"
+        ),
+        "sequential": Study(
+            6,
+            "1-Unet taught softly by a {teacher}-Unet, then from labels",
+            "temperature τ, length of the soft part",
+            _sequential,
+            place="τ = {}",
+        ),
+        "final": Study(7, "2-Unet taught by a {teacher}-Unet at τ = 5", "how the 2-Unet is taught", _final),
+    }
+)
+
+
+def study_runs(
+    name: str,
+    *,
+    settings: Sequence[str] = SETTINGS,
+    budget: float = 1.0,
+    seeds: int | None = None,
+    max_k: int = 128,
+    **more: Any,
+) -> list[Run]:
+    """The runs of a study, in the order in which they can be done.
+
+    Parameters
+    ----------
+    name : str
+        One of `STUDIES`: depth, temperature, trials, reruns, mixed, sequential, final.
+    settings : sequence of str
+        ``paper`` and/or ``ours``.
+    budget : float
+        Scales the steps of each run; 1 is 500 steps of 4 patches of 128 x 128 pixels (sequential: up to 1,000).
+    seeds : int, optional
+        Seeds of each run but the teachers, from 0 up; as many as the paper has trials if None.
+    max_k : int
+        Largest network, at least 2: larger ones are left out, a larger teacher is cut to it.
+    **more
+        Fields of `TrainConfig` that all runs have, such as ``batch`` or ``threads``.
+
+    Raises
+    ------
+    ConfigError
+        If there is no such study or setting, or a number is out of bounds.
+    """
+    if name not in STUDIES:
+        raise ConfigError(f"no study {name!r}: choose one of {', '.join(STUDIES)}.")
+    if not settings or not set(settings) <= set(SETTINGS):
+        raise ConfigError(f"settings are {list(settings)}: choose of {', '.join(SETTINGS)}.")
+    if not 0 < budget < 1e6:
+        raise ConfigError(f"budget is {budget}: give a number greater than 0; 1 is {STEPS} steps a run.")
+    if max_k < 2:
+        raise ConfigError(f"max-k is {max_k}: it must be at least 2.")
+    count = STUDIES[name].seeds if seeds is None else seeds
+    if count < 1:
+        raise ConfigError(f"seeds is {count}: it must be at least 1.")
+    makers = (_Maker(s, max(1, round(STEPS * budget)), count, max_k, more) for s in settings)
+    return [run for maker in makers for run in STUDIES[name].runs(maker)]

@@ -1,0 +1,159 @@
+"""The figures of studies and sweeps. Colours and marks are told apart by all eyes, and in grey."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from napari_kdunet.core.files import replacing
+from napari_kdunet.core.paper import PRIOR
+
+if TYPE_CHECKING:
+    from napari_kdunet.core.paper import Reported
+    from napari_kdunet.core.study import RunResult
+    from napari_kdunet.core.sweep import Tradeoff
+    from napari_kdunet.core.tables import Study
+
+__all__ = ["draw_study", "draw_sweep"]
+
+_SERIES = {"paper": ("paper's setting, here", "#d55e00", "s", -0.17), "ours": ("our defaults", "#0072b2", "o", 0.17)}
+_GREY = "#555555"
+
+
+def draw_study(path: Path, study: Study, results: Sequence[RunResult], reported: Sequence[Reported]) -> None:
+    """Test loss in the paper's convention, with what the paper reports, beside IoU; one place a label of the table."""
+    from matplotlib.figure import Figure
+
+    labels = list(dict.fromkeys(row.label for row in results))
+    figure = Figure(figsize=(12.5, 4.8), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    for axis in (left, right):
+        axis.set_xticks(range(len(labels)), labels, rotation=30 if max(map(len, labels)) > 10 else 0)
+        axis.set(xlabel=study.axis, xlim=(-0.6, len(labels) - 0.4))
+        axis.grid(axis="y", color="#dddddd")
+        axis.set_axisbelow(True)
+    _draw_losses(left, study, labels, results, reported)
+    _draw_ious(right, labels, results, reported)
+    legends = [axis.get_legend_handles_labels() for axis in (left, right)]
+    handles = {label: handle for legend in legends for handle, label in zip(*legend, strict=True)}
+    figure.legend(
+        handles.values(), handles.keys(), loc="outside lower center", ncols=min(4, len(handles)), frameon=False
+    )
+    steps = sorted({row.steps for row in results if row.outcome != "diverged"})
+    budget = f"{steps[0]:,}" if len(steps) == 1 else f"{steps[0]:,} to {steps[-1]:,}" if steps else "no"
+    teacher = next((row.k for row in results if row.label == "teacher"), "")
+    figure.suptitle(f"Table {study.table}: {study.title.format(teacher=teacher)} ({budget} steps a run here)")
+    _save(figure, path)
+
+
+def _draw_losses(
+    axis: Any, study: Study, labels: list[str], results: Sequence[RunResult], reported: Sequence[Reported]
+) -> None:
+    kind = "minimum" if study.loss == "test_loss_min" else "minimum of windowed means"
+    axis.set(title=f"test loss, {kind}", ylabel="paper CE (2 × nats a pixel)", yscale="log")
+    axis.axhline(2 * results[0].test_prior, color=_GREY, linestyle="--", linewidth=1.2, label="class prior, here")
+    axis.axhline(PRIOR, color=_GREY, linestyle=":", linewidth=1.2, label="class prior, in the paper")
+    _reference(axis, labels, [(r.label, getattr(r, study.loss)) for r in reported])
+    for setting, (told, colour, mark, shift) in _SERIES.items():
+        rows = [row for row in results if row.setting == setting and row.outcome != "diverged"]
+        points = [(labels.index(r.label) + shift, getattr(r, study.loss), r.outcome == "trained") for r in rows]
+        _points(axis, [(x, 2 * y, good) for x, y, good in points if y is not None], told, colour, mark)
+    starts = [(labels.index(r.label) + _SERIES[r.setting][3], 2 * r.start_loss) for r in results if r.start_loss]
+    starts += [(labels.index(r.label), r.start_loss) for r in reported if r.start_loss and r.label in labels]
+    if starts:
+        x, y = zip(*starts, strict=True)
+        look = {"marker": "_", "s": 60, "color": "black", "label": "before the labels took over"}
+        axis.scatter([at - 0.09 for at in x], y, **look)
+    lost: list[tuple[float, str]] = [
+        (labels.index(r.label), _GREY) for r in reported if r.diverged and r.label in labels
+    ]
+    for row in results:
+        if row.outcome == "diverged":
+            _, colour, _, shift = _SERIES[row.setting]
+            lost.append((labels.index(row.label) + shift, colour))
+    _diverged(axis, lost)
+    _plain_numbers(axis.yaxis)
+
+
+def _diverged(axis: Any, places: Sequence[tuple[float, str]]) -> None:
+    """There is no loss to draw: marks at the top edge."""
+    if places:
+        x, colours = zip(*places, strict=True)
+        look = {"marker": "^", "s": 42, "label": "diverged", "transform": axis.get_xaxis_transform()}
+        axis.scatter(x, [0.96] * len(x), color=colours, **look)
+        axis.set_ylim(top=1.5 * axis.get_ylim()[1])
+
+
+def _draw_ious(axis: Any, labels: list[str], results: Sequence[RunResult], reported: Sequence[Reported]) -> None:
+    axis.set(title="IoU on the whole scored volume", ylabel="IoU of the foreground", ylim=(-0.03, 1))
+    _reference(axis, labels, [(r.label, r.iou) for r in reported])
+    for setting, (told, colour, mark, shift) in _SERIES.items():
+        rows = [row for row in results if row.setting == setting and row.iou is not None]
+        points = [(labels.index(r.label) + shift, r.iou, r.outcome == "trained") for r in rows]
+        _points(axis, points, told, colour, mark)
+
+
+def _points(axis: Any, points: Sequence[tuple[float, Any, bool]], told: str, colour: str, mark: str) -> None:
+    """Full marks for what trained, crosses for what did not."""
+    for wanted, look in ((True, {"marker": mark, "s": 42, "alpha": 0.8}), (False, {"marker": "x", "s": 42})):
+        chosen = [(x, y) for x, y, good in points if good is wanted]
+        if chosen:
+            label = told if wanted else f"{told}: collapsed"
+            axis.scatter(*zip(*chosen, strict=True), color=colour, label=label, zorder=3, **look)
+
+
+def _reference(axis: Any, labels: list[str], figures: Sequence[tuple[str, float | None]]) -> None:
+    """The paper's own figures, in its convention already."""
+    points = [(labels.index(label), y) for label, y in figures if y is not None and label in labels]
+    if points:
+        look = {"marker": "D", "s": 46, "facecolors": "none", "edgecolors": _GREY, "linewidths": 1.3}
+        axis.scatter(*zip(*points, strict=True), label="the paper reports (its data, its budget)", zorder=2, **look)
+
+
+def _plain_numbers(axis: Any) -> None:
+    """0.1, 0.2, 0.5 and 10k rather than powers of ten on a logarithmic axis."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}" if value < 1000 else f"{value / 1000:,g}k"))
+    axis.set_minor_formatter(NullFormatter())
+
+
+def draw_sweep(path: Path, teacher: Tradeoff, students: Sequence[Tradeoff], taken: Tradeoff) -> None:
+    """IoU against what a network costs: parameters, file size, seconds per megapixel; `taken` is ringed."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(13, 4.4), layout="constrained")
+    costs = (
+        ("parameters", lambda t: t.parameters),
+        ("model file, MB", lambda t: t.file_bytes / 1e6),
+        ("seconds per megapixel, measured here", lambda t: t.seconds_per_megapixel),
+    )
+    for axis, (told, cost) in zip(figure.subplots(1, 3, sharey=True), costs, strict=True):
+        axis.scatter(*_xy(students, cost), color="#0072b2", marker="o", s=45, label="students", zorder=3)
+        axis.scatter(*_xy([teacher], cost), color="#d55e00", marker="s", s=45, label="teacher", zorder=3)
+        ring = {"facecolors": "none", "edgecolors": "black", "s": 190, "linewidths": 1.4}
+        axis.scatter(
+            *_xy([taken], cost), label=f"k = {taken.k}: smallest within 0.01 IoU of the best", zorder=4, **ring
+        )
+        for one, dy in ((teacher, -22), *((student, 12) for student in students)):
+            axis.annotate(str(one.k), (cost(one), one.iou), (0, dy), textcoords="offset points", ha="center")
+        axis.set(xlabel=told, xscale="log")
+        axis.margins(x=0.12, y=0.18)
+        axis.grid(color="#dddddd")
+        axis.set_axisbelow(True)
+        _plain_numbers(axis.xaxis)
+    figure.axes[0].set_ylabel("IoU of the foreground")
+    figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
+    figure.suptitle("What each k costs and gives (k beside each point)")
+    _save(figure, path)
+
+
+def _xy(found: Sequence[Tradeoff], cost: Any) -> tuple[list[float], list[float]]:
+    return [cost(one) for one in found], [one.iou for one in found]
+
+
+def _save(figure: Any, path: Path) -> None:
+    with replacing(path) as temporary:
+        figure.savefig(temporary, dpi=110)

@@ -1,0 +1,214 @@
+"""The commands `study` and `sweep`: many trainings become tables and figures."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterable
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from napari_kdunet.arguments import Device, Labels, Raw, Threads, ValLabels, VoxelSize, given_pair, given_volume
+from napari_kdunet.core.config import DistillConfig
+from napari_kdunet.core.errors import ConfigError
+from napari_kdunet.core.files import write_bytes
+from napari_kdunet.core.tables import SETTINGS, STUDIES, Run, study_runs
+from napari_kdunet.options import with_settings
+from napari_kdunet.progress import Interrupted, console, follow_runs
+
+if TYPE_CHECKING:
+    from napari_kdunet.core.study import RunResult
+    from napari_kdunet.core.sweep import Tradeoff
+
+__all__ = ["study", "sweep"]
+
+_SHAPES = ((32, 256, 256), (16, 256, 256))  # of the embedded volumes to train on and to score on
+
+Pair = tuple[Any, Any]
+Folder = Annotated[
+    Path, typer.Option("-o", "--out", help="Folder; called again with it, only what is missing is done.")
+]
+
+ScoreRaw = Annotated[str | None, typer.Option(help="Image to score on, whole; else the last quarter of z.")]
+
+
+def study(
+    name: Annotated[str, typer.Argument(metavar="NAME", help=f"{' | '.join(STUDIES)}: tables 1 to 7 of the paper.")],
+    out: Folder,
+    raw: Annotated[
+        str | None, typer.Argument(metavar="RAW", help="Volume to train on; two synthetic ones if none is given.")
+    ] = None,
+    labels: Annotated[str | None, typer.Argument(metavar="LABELS", help="Its labels: 0 is background.")] = None,
+    val_raw: ScoreRaw = None,
+    val_labels: ValLabels = None,
+    voxel_size: VoxelSize = None,
+    setting: Annotated[
+        str, typer.Option(help="both | paper | ours: the paper's settings, the defaults here.")
+    ] = "both",
+    budget: Annotated[float, typer.Option(help="Scales the steps of each run; 1 is 500 steps.")] = 1.0,
+    seeds: Annotated[
+        int | None, typer.Option(help="Seeds of each run; the paper's number of trials by default.")
+    ] = None,
+    max_k: Annotated[
+        int, typer.Option(help="Largest network: larger ones are left out, a teacher is cut to it.")
+    ] = 128,
+    batch: Annotated[int, typer.Option(help="Patches a step.")] = 4,
+    patch: Annotated[int, typer.Option(help="Side of a training patch, working pixels.")] = 128,
+    device: Device = "auto",
+    threads: Threads = None,
+) -> None:
+    """Repeat one of the paper's tables, in its settings and with the defaults here."""
+    runs = study_runs(
+        name,
+        settings=SETTINGS if setting == "both" else (setting,),
+        budget=budget,
+        seeds=seeds,
+        max_k=max_k,
+        batch=batch,
+        patch=patch,
+        device=device,
+        threads=threads,
+    )
+    train, val = _given(raw, labels, val_raw, val_labels, voxel_size)
+    _conclude(name, out, _follow(name, out, runs, train, val))
+
+
+def _given(
+    raw: str | None, labels: str | None, val_raw: str | None, val_labels: str | None, voxel_size: str | None
+) -> tuple[Pair, Pair | None]:
+    """What was typed to train on and to score on, or the embedded volumes."""
+    if (raw is None) != (labels is None):
+        raise ConfigError("RAW and LABELS go together: give both or neither.")
+    val = given_pair(val_raw, val_labels, voxel_size)
+    if raw is not None:
+        return (given_volume(raw, voxel_size), labels), val
+    if val is not None:
+        raise ConfigError("--val-raw needs RAW and LABELS to train on: give them too.")
+    return _embedded()
+
+
+def _follow(name: str, out: Path, runs: list[Run], train: Pair, val: Pair | None) -> list[RunResult]:
+    """Do the runs; the CSV has all that are done at any time."""
+    from napari_kdunet.core.study import iter_study
+
+    results: list[RunResult] = []
+
+    def take(result: RunResult) -> None:
+        results.append(result)
+        _write_csv(out / f"{name}.csv", map(asdict, results))
+        console.print(f"{len(results):>3}/{len(runs)}  {_told(result)}")
+
+    items = iter_study(runs, *train, val=val, folder=out / "runs")
+    try:
+        follow_runs([f"{name} {i}/{len(runs)}: {run.name}" for i, run in enumerate(runs, 1)], items, take)
+    except (Interrupted, KeyboardInterrupt):
+        raise Interrupted(f"stopped: {len(results)} of {len(runs)} runs are done; the same command goes on.") from None
+    return results
+
+
+def _conclude(name: str, out: Path, results: list[RunResult]) -> None:
+    from napari_kdunet.core.findings import finding
+    from napari_kdunet.core.paper import REPORTED
+    from napari_kdunet.figures import draw_study
+
+    _write_csv(out / f"{name}-paper.csv", map(asdict, REPORTED[name]))
+    draw_study(out / f"{name}.png", STUDIES[name], results, REPORTED[name])
+    typer.echo(finding(name, results))
+    typer.echo(f"{out / f'{name}.csv'}  {out / f'{name}.png'}  the paper's figures: {out / f'{name}-paper.csv'}")
+
+
+def _embedded() -> tuple[Pair, Pair]:
+    """Raw and labels to train on, and to score on."""
+    from napari_kdunet.core.volumes import open_volume
+    from napari_kdunet.sample import VOXEL_SIZE, synthetic_em
+
+    console.print("making two synthetic EM volumes, one to train on and one to score on")
+    pairs = []
+    for seed, (use, shape) in enumerate(zip(("train", "test"), _SHAPES, strict=True)):
+        raw, labels = synthetic_em(shape, seed=seed)
+        name = f"the embedded {use} volume"
+        pairs.append((open_volume(raw, voxel_size=VOXEL_SIZE, name=name), open_volume(labels, name=f"{name}'s labels")))
+    return pairs[0], pairs[1]
+
+
+def _told(result: RunResult) -> str:
+    """One line of a run."""
+    loss = "" if result.paper_test_loss is None else f"  paper test loss {result.paper_test_loss:.4f}"
+    iou = "" if result.iou is None else f"  IoU {result.iou:.3f}"
+    return f"{result.run}  {result.steps} steps  {result.seconds:.0f} s{loss}{iou}  {result.outcome}"
+
+
+def _write_csv(path: Path, rows: Iterable[dict[str, Any]]) -> None:
+    """Write rows of the same keys; None is an empty cell."""
+    text, every = io.StringIO(), list(rows)
+    writer = csv.DictWriter(text, every[0], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(every)
+    write_bytes(path, text.getvalue().encode())
+
+
+@with_settings(DistillConfig, without=("k",))
+def sweep(
+    teacher: Annotated[str, typer.Argument(metavar="TEACHER", help="A .safetensors file or a bundled model's name.")],
+    raw: Raw,
+    labels: Labels,
+    out: Folder,
+    config: DistillConfig,
+    ks: Annotated[str, typer.Option(help="The students' k, with commas between.")] = "1,2,4,8",
+    val_raw: ScoreRaw = None,
+    val_labels: ValLabels = None,
+    voxel_size: VoxelSize = None,
+) -> None:
+    """Distil a teacher into students over k and show what each costs and gives."""
+    from napari_kdunet.core import iter_sweep, load_model
+
+    wanted = _whole_numbers(ks)
+    found: list[Tradeoff] = []
+
+    def take(one: Tradeoff) -> None:
+        found.append(one)
+        _write_csv(out / "sweep.csv", map(asdict, found))
+        console.print(f"{one.name}  IoU {one.iou:.3f}  {one.parameters:,} parameters")
+
+    pair = given_pair(val_raw, val_labels, voxel_size)
+    model, volume = load_model(teacher), given_volume(raw, voxel_size)
+    items = iter_sweep(model, volume, labels, wanted, config, val=pair, folder=out)
+    try:
+        follow_runs(["scoring the teacher", *(f"distilling a {k}-Unet" for k in wanted)], items, take)
+    except (Interrupted, KeyboardInterrupt):
+        told = f"{len(found)} of {len(wanted) + 1} networks are done"
+        raise Interrupted(f"stopped: {told}; the same command goes on.") from None
+    _compare(out, found[0], found[1:])
+
+
+def _whole_numbers(text: str) -> list[int]:
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise ConfigError(f"ks is {text!r}: give whole numbers with commas between, such as 1,2,4,8.") from None
+
+
+def _compare(out: Path, teacher: Tradeoff, students: list[Tradeoff]) -> None:
+    from napari_kdunet.core import smallest_within
+    from napari_kdunet.figures import draw_sweep
+
+    table = Table()
+    for heading in ("", "k", "parameters", "file", "IoU", "s / megapixel"):
+        table.add_column(heading, justify="left" if not heading else "right")
+    for row in (teacher, *students):
+        size, speed = f"{row.file_bytes / 1e3:,.0f} kB", f"{row.seconds_per_megapixel:.3f}"
+        table.add_row(row.name, str(row.k), f"{row.parameters:,}", size, f"{row.iou:.3f}", speed)
+    Console(soft_wrap=True, markup=False, emoji=False, highlight=False).print(table)
+    best, taken = max(students, key=lambda one: one.iou), smallest_within(students)
+    draw_sweep(out / "sweep.png", teacher, students, taken)
+    typer.echo(
+        f"k = {taken.k} is the smallest within 0.01 IoU of the best student: IoU {taken.iou:.3f} "
+        f"(best {best.iou:.3f} at k = {best.k}, teacher {teacher.iou:.3f}), {taken.parameters:,} parameters, "
+        f"{taken.seconds_per_megapixel:.3f} s a megapixel here."
+    )
+    typer.echo(f"{out / 'sweep.csv'}  {out / 'sweep.png'}")

@@ -1,0 +1,107 @@
+"""The paper's tables as runs, and what the paper reports of them."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+
+from napari_kdunet import core
+from napari_kdunet.core.config import PAPER
+from napari_kdunet.core.paper import REPORTED
+from napari_kdunet.core.tables import STUDIES
+
+ENTRIES = {"depth": 8, "temperature": 12, "trials": 21, "reruns": 20, "mixed": 5, "sequential": 5, "final": 3}
+#: In one setting, teachers included.
+RUNS = {"depth": 8, "temperature": 12, "trials": 22, "reruns": 20, "mixed": 6, "sequential": 6, "final": 4}
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_each_table_is_whole(name):
+    runs = core.study_runs(name)
+    assert Counter(run.setting for run in runs) == {"paper": RUNS[name], "ours": RUNS[name]}
+    assert len(REPORTED[name]) == ENTRIES[name]
+    for setting in ("paper", "ours"):
+        labels = Counter(run.label for run in runs if run.setting == setting)
+        reported = Counter(entry.label for entry in REPORTED[name])
+        assert all(labels[label] == count for label, count in reported.items())
+        assert set(labels) - set(reported) <= {"untaught", "teacher"}
+    seen = set()
+    for run in runs:
+        assert not run.teacher or run.teacher in seen
+        assert isinstance(run.config, core.DistillConfig) == bool(run.teacher)
+        seen.add(run.name)
+
+
+def test_one_name_is_one_run():
+    by_name = {}
+    for name in STUDIES:
+        for run in core.study_runs(name, seeds=3):
+            about = (run.config, run.teacher)
+            assert by_name.setdefault(run.name, about) == about
+    assert len(set(by_name.values())) == len(by_name)
+
+
+def test_the_two_settings():
+    for name in STUDIES:
+        paper = core.study_runs(name, settings=["paper"], seeds=1)
+        ours = core.study_runs(name, settings=["ours"], seeds=1)
+        assert {run.setting for run in (*paper, *ours)} == {"paper", "ours"}
+        for one, two in zip(paper, ours, strict=True):
+            assert (one.config.k, one.config.steps, one.config.seed) == (
+                two.config.k,
+                two.config.steps,
+                two.config.seed,
+            )
+            own = {"bn", "class_weights"} if name == "final" else set()
+            assert all(getattr(one.config, key) == value for key, value in PAPER.items() if key not in own)
+            default = type(two.config)()
+            assert all(getattr(two.config, key) == getattr(default, key) for key in PAPER)
+
+
+def test_the_final_student_has_bn_and_class_weights():
+    teacher, *students = core.study_runs("final", settings=["paper"])
+    assert (teacher.config.k, teacher.config.bn) == (64, False)
+    assert [run.label for run in students] == ["untaught", "soft", "mixed"]
+    assert all((run.config.k, run.config.bn, run.config.class_weights) == (2, True, "balanced") for run in students)
+    assert [(run.config.mode, run.config.tau) for run in students[1:]] == [("soft", 5.0), ("mixed", 5.0)]
+
+
+def test_budget():
+    assert {run.config.steps for run in core.study_runs("reruns")} == {500}
+    assert {run.config.steps for run in core.study_runs("reruns", budget=0.1)} == {50}
+    assert {run.config.steps for run in core.study_runs("reruns", budget=1e-6)} == {1}
+    _, short, long, *_ = core.study_runs("sequential", budget=0.1, settings=["ours"])
+    assert (short.config.steps, short.config.steps * short.config.soft_share) == (75, pytest.approx(25))
+    assert (long.config.steps, long.config.steps * long.config.soft_share) == (100, pytest.approx(50))
+
+
+def test_seeds_and_other_settings():
+    runs = core.study_runs("mixed", settings=["ours"], seeds=2, batch=1, patch=32, threads=1)
+    assert Counter(run.config.seed for run in runs) == {0: 6, 1: 5}  # one teacher for all
+    assert {(run.config.batch, run.config.patch, run.config.threads) for run in runs} == {(1, 32, 1)}
+
+
+def test_largest_network():
+    assert [run.config.k for run in core.study_runs("depth", settings=["ours"], max_k=8)] == [8, 4, 2, 1]
+    final = core.study_runs("final", settings=["ours"], max_k=8)
+    assert [run.config.k for run in final] == [8, 2, 2, 2]
+    assert final[2].teacher == final[0].name == "ours-8-unet-seed0"
+
+
+WRONG = [
+    ({"name": "tables"}, "choose one of depth, temperature"),
+    ({"settings": ["theirs"]}, "paper, ours"),
+    ({"settings": []}, "paper, ours"),
+    ({"budget": 0}, "budget"),
+    ({"budget": float("nan")}, "budget"),
+    ({"seeds": 0}, "seeds"),
+    ({"max_k": 1}, "max-k"),
+    ({"patch": 33}, "patch"),
+]
+
+
+@pytest.mark.parametrize(("given", "told"), WRONG)
+def test_wrong(given, told, one_line):
+    with one_line(core.ConfigError, told):
+        core.study_runs(**{"name": "reruns", **given})

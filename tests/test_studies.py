@@ -1,0 +1,238 @@
+"""The commands `study` and `sweep` from end to end, with a budget of a few steps."""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+import signal
+import sys
+from contextlib import redirect_stderr, redirect_stdout
+from pathlib import Path
+from typing import NamedTuple
+from unittest import mock
+
+import numpy as np
+import pytest
+from matplotlib.image import imread
+from scipy import ndimage
+
+from napari_kdunet import core, studies
+from napari_kdunet.cli import main
+from napari_kdunet.core.findings import finding
+from napari_kdunet.core.fitting import Fit
+from napari_kdunet.core.paper import REPORTED
+
+TINY = ("--budget", "0.008", "--batch", "1", "--patch", "32", "--threads", "1", "--seeds", "1")
+SMALL = ("--depth", "2", "--patch", "32", "--batch", "2", "--validations", "2", "--threads", "1", "--steps", "4")
+
+
+class Result(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+
+def run(*argv) -> Result:
+    """The console entry in this process."""
+    out, err = io.StringIO(), io.StringIO()
+    with (
+        mock.patch.object(sys, "argv", ["napari-kdunet", *map(str, argv)]),
+        redirect_stdout(out),
+        redirect_stderr(err),
+        pytest.raises(SystemExit) as told,
+    ):
+        main()
+    return Result(int(told.value.code or 0), out.getvalue(), err.getvalue())
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    """Volumes of bright blobs, to train on and to score on, and a teacher."""
+    folder = tmp_path_factory.mktemp("data")
+    for seed, name in enumerate(("train", "val")):
+        rng = np.random.default_rng(seed)
+        labels = (ndimage.gaussian_filter(rng.standard_normal((6, 48, 40)), (1, 5, 5)) > 0.03).astype(np.uint8)
+        raw = (60 + 110 * labels + rng.normal(0, 12, labels.shape)).clip(0, 255).astype(np.uint8)
+        core.write_volume(raw, folder / f"{name}-raw.tif", voxel_size=(10, 10, 10))
+        core.write_volume(labels, folder / f"{name}-labels.tif", voxel_size=(10, 10, 10))
+    core.write_volume(labels[:2], folder / "short.tif")
+    argv = ["train", folder / "train-raw.tif", folder / "train-labels.tif", "-o", folder / "teacher.safetensors"]
+    assert run(*argv, "--k", 4, *SMALL[:-1], 40).code == 0
+    return folder
+
+
+@pytest.fixture
+def volumes(data) -> list:
+    pair = [data / "train-raw.tif", data / "train-labels.tif"]
+    return [*pair, "--val-raw", data / "val-raw.tif", "--val-labels", data / "val-labels.tif"]
+
+
+def rows(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def stamps(folder: Path) -> dict[str, int]:
+    return {str(path): path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
+
+
+def typed(row: dict[str, str]) -> core.RunResult:
+    """A row of the CSV as what it was."""
+    kinds = {name: str(hint).split(" |")[0] for name, hint in core.RunResult.__annotations__.items()}
+    readers = {"int": int, "float": float, "bool": "True".__eq__, "str": str}
+    return core.RunResult(**{n: readers[kinds[n]](v) if v or kinds[n] == "str" else None for n, v in row.items()})
+
+
+@pytest.mark.parametrize("name", ["depth", "sequential", "final"])
+def test_study(name, volumes, tmp_path):
+    out = tmp_path / "new" / "study"
+    argv = ["study", name, *volumes, "--out", out, "--max-k", 4, *TINY]
+    result = run(*argv)
+    assert result.code == 0, result.err
+    assert {path.name for path in out.iterdir()} == {f"{name}-paper.csv", f"{name}.csv", f"{name}.png", "runs"}
+    runs = core.study_runs(name, budget=0.008, seeds=1, max_k=4, batch=1, patch=32, threads=1)
+    found = [typed(row) for row in rows(out / f"{name}.csv")]
+    assert [(row.run, row.setting, row.label) for row in found] == [(r.name, r.setting, r.label) for r in runs]
+    assert len(re.findall(rf"^ +\d+/{len(runs)}  ", result.err, re.MULTILINE)) == len(runs)
+    (line, _) = result.out.splitlines()
+    assert line == finding(name, found)
+    val = volumes[3], volumes[5]
+    again = list(core.iter_study(runs, *volumes[:2], val=val, folder=out / "runs"))
+    assert again == found  # nothing was trained, and the CSV holds what the core says
+    assert len(rows(out / f"{name}-paper.csv")) == len(REPORTED[name])
+    figure = imread(out / f"{name}.png")
+    assert figure.shape[0] > 400
+    assert figure[..., :3].std() > 0.05
+
+    before = stamps(out / "runs")
+    repeated = run(*argv)
+    assert (repeated.code, repeated.out) == (0, result.out)
+    assert stamps(out / "runs") == before
+
+
+def test_a_stopped_study_goes_on(volumes, tmp_path):
+    argv = ["study", "reruns", *volumes, "--out", tmp_path / "a", *TINY]
+    honest, steps = Fit.step, []
+
+    def pressed(fit):
+        steps.append(fit.steps)
+        if len(steps) == 7:
+            signal.raise_signal(signal.SIGINT)
+        return honest(fit)
+
+    with mock.patch.object(Fit, "step", pressed):
+        stopped = run(*argv)
+        assert stopped.code == 130
+        assert stopped.err.splitlines()[-1] == "stopped: 1 of 4 runs are done; the same command goes on."
+        assert [row["run"] for row in rows(tmp_path / "a" / "reruns.csv")] == ["paper-2-unet-seed0"]
+        assert not (tmp_path / "a" / "reruns.png").exists()
+        assert run(*argv).code == 0
+    assert steps == list(range(4)) * 4  # each step once
+    whole = ["study", "reruns", *volumes, "--out", tmp_path / "b", *TINY]
+    assert run(*whole).code == 0
+    one, two = ([{**row, "seconds": ""} for row in rows(tmp_path / at / "reruns.csv")] for at in "ab")
+    assert one == two
+
+
+def test_study_of_the_embedded_volumes(tmp_path, monkeypatch):
+    monkeypatch.setattr(studies, "_SHAPES", ((5, 48, 48), (2, 40, 40)))
+    argv = ["study", "depth", "--out", tmp_path, "--max-k", 2, "--setting", "ours", *TINY]
+    result = run(*argv)
+    assert result.code == 0, result.err
+    assert [row["k"] for row in rows(tmp_path / "depth.csv")] == ["2", "1"]
+    assert {row["test_slices"] for row in rows(tmp_path / "depth.csv")} == {"2"}
+    assert "note" not in result.err  # the pixel size is known
+
+
+def test_sweep(data, volumes, tmp_path):
+    out = tmp_path / "new" / "sweep"
+    argv = ["sweep", data / "teacher.safetensors", *volumes, "--ks", "1,2", "--out", out, *SMALL]
+    result = run(*argv)
+    assert result.code == 0, result.err
+    found = rows(out / "sweep.csv")
+    assert [(row["name"], row["k"]) for row in found] == [("teacher", "4"), ("1-unet", "1"), ("2-unet", "2")]
+    config = core.DistillConfig(depth=2, patch=32, batch=2, validations=2, threads=1, steps=4)
+    teacher = core.load_model(data / "teacher.safetensors")
+    val = volumes[3], volumes[5]
+    again = list(core.iter_sweep(teacher, *volumes[:2], [1, 2], config, val=val, folder=out))
+    assert [{name: str(value) for name, value in vars(one).items()} for one in again] == found
+    *table, line, _ = result.out.splitlines()
+    for one in again:
+        (shown,) = (text for text in table if text.strip("│ ").startswith(one.name))
+        cells = [cell.strip() for cell in shown.strip("│").split("│")]
+        assert cells[1:5] == [str(one.k), f"{one.parameters:,}", f"{one.file_bytes / 1e3:,.0f} kB", f"{one.iou:.3f}"]
+    taken = core.smallest_within(again[1:])
+    assert line.startswith(f"k = {taken.k} is the smallest within 0.01 IoU of the best student: IoU {taken.iou:.3f}")
+    assert imread(out / "sweep.png")[..., :3].std() > 0.03
+    before = stamps(out)
+    repeated = run(*argv)
+    assert (repeated.code, repeated.out) == (0, result.out)
+    assert {p: t for p, t in stamps(out).items() if not p.endswith((".csv", ".png"))} == {
+        p: t for p, t in before.items() if not p.endswith((".csv", ".png"))
+    }
+
+
+def test_sweep_holds_out_a_share(data, tmp_path):
+    pair = [data / "train-raw.tif", data / "train-labels.tif"]
+    assert run("sweep", data / "teacher.safetensors", *pair, "--ks", "1", "--out", tmp_path, *SMALL).code == 0
+    raw, labels = (np.asarray(core.open_volume(path)) for path in pair)
+    model = core.load_model(tmp_path / "1-unet.safetensors")
+    assert model.summary["labelled_slices"] == [0, 1, 2]  # of 6, 2 to score on and 1 to choose on
+    last = core.open_volume(raw[4:], voxel_size=(10.0, 10.0, 10.0))
+    iou = core.evaluate(core.predict(model, last), labels[4:], threshold=model.threshold).iou
+    assert float(rows(tmp_path / "sweep.csv")[1]["iou"]) == iou
+
+
+STUDY = "study reruns {data}/train-raw.tif {data}/train-labels.tif --out {out}/new"
+SWEEP = "sweep {data}/teacher.safetensors {data}/train-raw.tif {data}/train-labels.tif --out {out}/new"
+WRONG = {
+    "no such study": ("study tables --out {out}/new", "choose one of depth"),
+    "no folder named": ("study depth", "--out"),
+    "setting": (STUDY + " --setting theirs", "paper, ours"),
+    "budget": (STUDY + " --budget 0", "budget"),
+    "seeds": (STUDY + " --seeds 0", "seeds"),
+    "patch": (STUDY + " --patch 33", "patch"),
+    "max-k": (STUDY + " --max-k 1", "max-k"),
+    "raw alone": ("study depth {data}/train-raw.tif --out {out}/new", "LABELS"),
+    "val alone": (STUDY + " --val-raw {data}/val-raw.tif", "--val-labels"),
+    "val of nothing": (
+        "study depth --out {out}/new --val-raw {data}/val-raw.tif --val-labels {data}/val-labels.tif",
+        "RAW",
+    ),
+    "missing raw": (STUDY.replace("train-raw", "nowhere"), "nowhere.tif"),
+    "labels of another shape": (STUDY.replace("train-labels", "short"), "(2, 48, 40)"),
+    "val labels of another shape": (
+        STUDY + " --val-raw {data}/val-raw.tif --val-labels {data}/short.tif",
+        "(2, 48, 40)",
+    ),
+    "a file in the way": (STUDY.replace("{out}/new", "{data}/short.tif"), "short.tif"),
+    "ks in words": (SWEEP + " --ks two", "1,2,4,8"),
+    "k of 0": (SWEEP + " --ks 0,1", "at least 1"),
+    "k twice": (SWEEP + " --ks 1,1", "each once"),
+    "k where ks is meant": (SWEEP + " --k 2", "--k"),
+    "no teacher": (SWEEP.replace("teacher.safetensors", "nobody.safetensors"), "nobody"),
+    "sweep labels": (SWEEP.replace("train-labels", "short"), "(2, 48, 40)"),
+    "sweep in the way": (SWEEP.replace("{out}/new", "{data}/short.tif"), "short.tif"),
+}
+
+
+@pytest.mark.parametrize(("words", "told"), WRONG.values(), ids=WRONG)
+def test_wrong_input(words, told, data, tmp_path):
+    before = stamps(data)
+    result = run(*words.format(data=data, out=tmp_path).split())
+    assert result.code == 2
+    (line,) = result.err.splitlines()
+    assert line.startswith("error: ")
+    assert told in line
+    assert result.out == ""
+    assert stamps(data) == before
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_of_another_budget(volumes, tmp_path):
+    argv = ["study", "reruns", *volumes, "--out", tmp_path, "--setting", "ours", *TINY]
+    assert run(*argv).code == 0
+    result = run(*argv, "--budget", 0.01)
+    assert result.code == 2
+    assert re.match(r"error: \S+ours-2-unet-seed0.json is of other settings: steps 4 \(now 5\)\. ", result.err)
