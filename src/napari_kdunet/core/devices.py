@@ -10,7 +10,10 @@ import torch
 
 from napari_kdunet.core.errors import ConfigError
 
-__all__ = ["cores", "pick_device", "training_threads", "using_threads"]
+__all__ = ["TINY", "cores", "pick_device", "training_threads", "using_threads"]
+
+#: Channels at the top from which on a network keeps a core busy as it is.
+TINY = 8
 
 
 def pick_device(name: str = "auto") -> torch.device:
@@ -38,10 +41,10 @@ def cores() -> int:
 def training_threads(k: int, wanted: int | None = None) -> tuple[int, int]:
     """CPU threads to train a k-Unet with, and for the helper that makes the next batch meanwhile.
 
-    Unless they are `wanted` otherwise, one for the tiny, one a core for the others: below 8 channels the work between
-    two barriers is so short that a second thread gains nothing on an idle machine and loses threefold on a busy one.
+    Unless they are `wanted` otherwise, one for the tiny, one a core for the others: for the tiny the work between two
+    barriers is so short that a second thread gains nothing on an idle machine and loses threefold on a busy one.
     """
-    threads = wanted or (1 if k < 8 else cores())
+    threads = wanted or (1 if k < TINY else cores())
     return threads, max(1, cores() - threads)
 
 

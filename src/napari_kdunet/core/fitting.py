@@ -17,10 +17,11 @@ from lightning_fabric import Fabric
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel
 
+from napari_kdunet.core import planar
 from napari_kdunet.core.checkpoint import Model
 from napari_kdunet.core.config import DistillConfig, TrainConfig
 from napari_kdunet.core.dataset import Dataset
-from napari_kdunet.core.devices import training_threads, using_threads
+from napari_kdunet.core.devices import TINY, training_threads, using_threads
 from napari_kdunet.core.errors import ConfigError, DivergedError, ModelError
 from napari_kdunet.core.events import Done, Started, Stepped, Validated
 from napari_kdunet.core.losses import distillation_loss
@@ -63,9 +64,16 @@ class Fit:
         self.threads, self.helper_threads = training_threads(config.k, config.threads)
         self._helper = ThreadPoolExecutor(1, "kdunet-batches")
         self._ahead: tuple[tuple[int, bool], Future[Batch]] | None = None
+        by_planes = config.k < TINY and self.device.type == "cpu" and planar.is_available()
+        self.memory_format = torch.contiguous_format if by_planes else torch.channels_last
         self.raw_net = self._network(start)
         self.class_weights = self._class_weights()
-        optimizer = torch.optim.AdamW(self.raw_net.parameters(), lr=config.lr, weight_decay=config.weight_decay)
+        optimizer = torch.optim.AdamW(
+            self.raw_net.parameters(),
+            lr=config.lr,
+            weight_decay=config.weight_decay,
+            fused=self.device.type in ("cpu", "cuda"),  # for tiny networks the plain one is a good part of a step
+        )
         self.net, self.optimizer = self.fabric.setup(self.raw_net, optimizer)
         self.average = AveragedModel(self.raw_net, multi_avg_fn=_averaging(config.ema), use_buffers=True)
 
@@ -80,13 +88,16 @@ class Fit:
                 raise ModelError(
                     "the model to start from has another form than the settings: make k, bn and so on alike."
                 )
-            return copy.deepcopy(net).to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
+            return self._placed(copy.deepcopy(net))
         with torch.random.fork_rng(devices=[]):  # the caller's random numbers stay as they were
             torch.manual_seed(c.seed)
             net = KUNet(
                 c.k, c.bn, classes=c.classes, depth=c.depth, activation=c.activation, init=c.init, prior=self._prior()
             )
-        return net.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
+        return self._placed(net)
+
+    def _placed(self, net: KUNet) -> KUNet:
+        return net.to(self.device, memory_format=self.memory_format)  # type: ignore[call-overload,no-any-return]
 
     def _prior(self) -> list[float] | None:
         """Share of each class: of the labels, or else of the teacher's opinion of the first batch."""
@@ -198,7 +209,7 @@ class Fit:
             data_seconds = time.perf_counter() - begin
             self.net.train()
             losses = distillation_loss(
-                self.net(batch.image.contiguous(memory_format=torch.channels_last)).float(),
+                self.net(batch.image.contiguous(memory_format=self.memory_format)).float(),
                 batch.target if hard else None,
                 batch.taught,
                 tau=getattr(self.config, "tau", 1.0),

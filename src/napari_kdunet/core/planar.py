@@ -9,15 +9,22 @@ extra ``fast``) training does the same in plain PyTorch.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 from importlib.util import find_spec
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["run", "serves"]
+__all__ = ["is_available", "run", "serves"]
 
 _WIDEST = 8  # channels: from more on PyTorch is as fast
+
+
+@cache
+def is_available() -> bool:
+    """Whether Numba is installed."""
+    return find_spec("numba") is not None
 
 
 def serves(x: Tensor, conv: nn.Module) -> bool:
@@ -29,7 +36,7 @@ def serves(x: Tensor, conv: nn.Module) -> bool:
         and x.dtype == torch.float32
         and torch.is_grad_enabled()
         and not torch.is_autocast_enabled("cpu")
-        and find_spec("numba") is not None
+        and is_available()
     )
 
 

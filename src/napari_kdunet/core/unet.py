@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from napari_kdunet.core import planar
+from napari_kdunet.core.devices import TINY
 from napari_kdunet.core.errors import ConfigError
 
 __all__ = ["KUNet"]
@@ -19,20 +20,20 @@ _SLOPE = 0.1  # of LeakyReLU: enough to keep a one-channel stage alive
 class _Stage(nn.Sequential):
     """Two padded 3x3 convolutions with bias, each followed by BN (optional) and the activation."""
 
-    def __init__(self, inputs: int, outputs: int, bn: bool, slope: float) -> None:
+    def __init__(self, inputs: int, outputs: int, bn: bool, slope: float, tiny: bool) -> None:
         layers: list[nn.Module] = []
         for a, b in pairwise((inputs, outputs, outputs)):
             norm = [nn.BatchNorm2d(b)] if bn else []
             act = nn.LeakyReLU(slope, inplace=True) if slope else nn.ReLU(inplace=True)
             layers += [nn.Conv2d(a, b, 3, padding=1), *norm, act]
         super().__init__(*layers)
-        self.slope = slope
+        self.slope, self.tiny = slope, tiny
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, inputs, Y, X) to (N, outputs, Y, X)."""
         layers = list(self)
         for unit in (layers[: len(layers) // 2], layers[len(layers) // 2 :]):
-            if self.training and planar.serves(x, unit[0]):
+            if self.tiny and self.training and planar.serves(x, unit[0]):
                 x = planar.run(x, unit, self.slope)
             else:
                 for layer in unit:
@@ -88,10 +89,10 @@ class KUNet(nn.Module):
             raise ConfigError(f"unknown activation {activation!r} or init {init!r}.")
         self.k, self.bn, self.classes, self.depth, self.activation = k, bn, classes, depth, activation
         widths = [k * 2**level for level in range(depth + 1)]
-        self.down = nn.ModuleList(_Stage(a, b, bn, self.slope) for a, b in pairwise([1, *widths]))
+        self.down = nn.ModuleList(_Stage(a, b, bn, self.slope, k < TINY) for a, b in pairwise([1, *widths]))
         self.pool = nn.MaxPool2d(2)
         self.up = nn.ModuleList(nn.ConvTranspose2d(b, a, 2, stride=2) for a, b in reversed(list(pairwise(widths))))
-        self.merge = nn.ModuleList(_Stage(2 * a, a, bn, self.slope) for a in reversed(widths[:-1]))
+        self.merge = nn.ModuleList(_Stage(2 * a, a, bn, self.slope, k < TINY) for a in reversed(widths[:-1]))
         self.head = nn.Conv2d(k, classes, 1)
         if init == "he":
             self._init_he()
