@@ -28,6 +28,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -191,11 +192,7 @@ def overlap(a: torch.Tensor, b: torch.Tensor) -> float:
 
 def end_to_end(k: int, kind: str, pixel_size: float, raw: Any, folder: Path, arguments: argparse.Namespace) -> None:
     """Print one row: the whole of `predict` to a file, and the engine alone for as many images of that size."""
-    torch.manual_seed(0)
-    net = core.KUNet(k)
-    with torch.no_grad():
-        net.train()(torch.randn(2, 1, 96, 96))
-    model = core.Model(net, pixel_size, threshold=0.5)
+    model = replace(trained(k), pixel_size=pixel_size)
     volume = core.open_volume(folder / f"raw{kind}")
     tiler = Tiler.of(model, volume, "cpu", arguments.threads)
     image = working_image(tiler, volume)
@@ -226,6 +223,14 @@ def end_to_end(k: int, kind: str, pixel_size: float, raw: Any, folder: Path, arg
         f"{1e3 * median(whole) / n:.2f} | {ratio:.2f} |",
         flush=True,
     )
+
+
+@cache
+def trained(k: int) -> core.Model:
+    """A network of some use: what a mask looks like decides how long it takes to compress."""
+    raw, labels = synthetic_em((6, 256, 256))
+    settings = {"steps": 150, "batch": 4, "patch": 128, "threads": 1, "device": "cpu", "val_share": 0.2}
+    return core.train(raw, labels, core.TrainConfig(k=k, **settings))
 
 
 def working_image(tiler: Tiler, volume: core.Volume) -> torch.Tensor:

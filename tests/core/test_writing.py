@@ -53,6 +53,38 @@ def test_small_shapes_and_no_voxel_size(tmp_path, suffix, shape):
     np.testing.assert_array_equal(np.asarray(volume), array)
 
 
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_a_lazy_array_is_computed_ahead(tmp_path, suffix):
+    """Each slice once, in order, and not all of them before the first is written."""
+    computed: list[int] = []
+
+    def block(block_id) -> np.ndarray:
+        computed.append(block_id[0])
+        return np.full((1, 30, 20), block_id[0], np.uint8)
+
+    lazy = da.map_blocks(block, chunks=((1,) * 40, 30, 20), dtype=np.uint8, meta=np.empty((0, 0, 0), np.uint8))
+    writing = iter_write(lazy, tmp_path / f"out{suffix}")
+    assert next(writing) == 0
+    assert len(computed) < 10
+    assert list(writing) == list(range(1, 40))
+    assert sorted(computed) == list(range(40))
+    np.testing.assert_array_equal(np.asarray(open_volume(tmp_path / f"out{suffix}"))[:, 7, 7], np.arange(40))
+
+
+def test_a_bad_slice_of_a_lazy_array_is_named(tmp_path, one_line):
+    def block(block_id) -> np.ndarray:
+        if block_id[0] == 13:
+            raise OSError("bad disk")
+        return np.zeros((1, 30, 20), np.uint8)
+
+    lazy = da.map_blocks(block, chunks=((1,) * 40, 30, 20), dtype=np.uint8, meta=np.empty((0, 0, 0), np.uint8))
+    written: list[int] = []
+    with one_line(VolumeError, "z=13", "bad disk"):
+        write_volume(lazy, tmp_path / "out.tif", progress=written.append)
+    assert written == list(range(13))
+    assert names(tmp_path) == []
+
+
 def test_sources(pixels, tmp_path):
     write_volume(da.from_array(pixels, chunks=(2, 20, 20)), tmp_path / "a.tif")
     write_volume(open_volume(tmp_path / "a.tif", voxel_size=(3, 2, 1)), tmp_path / "b.zarr")

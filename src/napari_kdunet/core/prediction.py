@@ -6,9 +6,10 @@ import itertools
 import math
 import threading
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, Literal
+from functools import partial
+from typing import Any, Literal, TypeVar
 
 import dask.array as da
 import numpy as np
@@ -21,6 +22,8 @@ from napari_kdunet.core.engine import Forward, engine_for
 from napari_kdunet.core.errors import ConfigError
 from napari_kdunet.core.resampling import Grid
 from napari_kdunet.core.volumes import Volume, open_volume
+
+T = TypeVar("T")
 
 __all__ = ["Tiler", "foreground", "predict"]
 
@@ -81,11 +84,14 @@ def predict(
     step_y, step_x = tiler.tile(tile)
     chunks = ((1,) * volume.shape[0], _pieces(height, step_y), _pieces(width, step_x))
     dtype = np.float32 if output == "probability" else np.uint8
+    finish: Callable[[torch.Tensor], NDArray[Any]] = (
+        foreground if output == "probability" else partial(_labels, threshold=level)
+    )
 
     def block(block_id: tuple[int, int, int] = (0, 0, 0)) -> NDArray[Any]:
         z, y, x = block_id[0], block_id[1] * step_y, block_id[2] * step_x
-        logits = tiler.logits(volume, z, (y, min(y + step_y, height)), (x, min(x + step_x, width)))
-        return (foreground(logits) if output == "probability" else _labels(logits, level))[None]
+        window = ((y, min(y + step_y, height)), (x, min(x + step_x, width)))
+        return tiler.compute(finish, volume, z, *window)[None]
 
     name = f"kdunet-{uuid.uuid4().hex}"  # else dask hashes model and volume, and copies them to do so
     lazy: da.Array = da.map_blocks(block, name=name, chunks=chunks, dtype=dtype, meta=np.empty((0, 0, 0), dtype))
@@ -97,17 +103,18 @@ def _pieces(size: int, step: int) -> tuple[int, ...]:
 
 
 def foreground(logits: torch.Tensor) -> NDArray[np.float32]:
-    """Probability of not being background, from (C, Y, X) logits."""
-    if logits.shape[0] == 2:
-        return torch.sigmoid(logits[1] - logits[0]).numpy()
+    """Probability of not being background, from what `Tiler.logits` gives."""
+    if logits.shape[0] == 1:
+        return torch.sigmoid(logits[0]).numpy()
     return (1 - logits.softmax(dim=0)[0]).clamp(0, 1).numpy()
 
 
 def _labels(logits: torch.Tensor, threshold: float) -> NDArray[np.uint8]:
     """Most probable foreground class where the foreground's probability is above the threshold, else 0."""
+    if logits.shape[0] == 1:
+        level = math.log(threshold / (1 - threshold)) if threshold else -math.inf
+        return (logits[0] > level).numpy().view(np.uint8)
     found = foreground(logits) > threshold
-    if logits.shape[0] == 2:
-        return found.astype(np.uint8)
     return np.where(found, logits[1:].argmax(dim=0).numpy() + 1, 0).astype(np.uint8)
 
 
@@ -158,18 +165,26 @@ class Tiler:
         return ((y, x) for y, x in itertools.product(*starts))
 
     def logits(self, volume: Volume, z: int, y: tuple[int, int], x: tuple[int, int]) -> torch.Tensor:
-        """(C, y1 - y0, x1 - x0) float32 logits on the CPU of a window of slice `z`; y0 and x0 multiples of `unit`."""
-        mean, std = volume.statistics(z)
+        """(C, y1 - y0, x1 - x0) float32 logits on the CPU of a window of slice `z`; y0 and x0 multiples of `unit`.
+
+        Of two classes (1, ...) log odds of the foreground: the difference of the two logits.
+        """
+        return self.compute(torch.clone, volume, z, y, x)
+
+    def compute(
+        self, finish: Callable[[torch.Tensor], T], volume: Volume, z: int, y: tuple[int, int], x: tuple[int, int]
+    ) -> T:
+        """What `finish` makes of the `logits`, which stay valid only while it runs."""
         image, inner = self._read(volume, z, (y, x))
-        batch = torch.from_numpy((image - np.float32(mean)) / np.float32(std or 1.0))[None, None]
+        batch = torch.from_numpy(image)[None, None]
         with _forward_lock, using_threads(self.threads), torch.inference_mode():
             out = self.grid.to_image(self.forward(self.grid.to_working(batch.to(self.device))))
-            return out[0][(slice(None), *inner)].to("cpu", copy=True)  # the engine writes there again
+            return finish(out[0][(slice(None), *inner)].cpu())
 
     def _read(
         self, volume: Volume, z: int, window: tuple[tuple[int, int], ...]
     ) -> tuple[NDArray[np.float32], tuple[slice, ...]]:
-        """Read a window with its halo and mirrored borders; where the window itself lies in what was read."""
+        """Read a window with its halo and mirrored borders, standardised; where in that the window itself lies."""
         inside, pads, inner = [], [], []
         for (start, stop), size, unit, ratio in zip(window, volume.shape[1:], self.unit, self.grid.ratio, strict=True):
             reach = math.ceil(self.reach / ratio) + (ratio > 1)  # enlarging looks at the next pixel too
@@ -179,5 +194,9 @@ class Tiler:
             inside.append(slice(max(first, 0), min(last, size)))
             pads.append((max(-first, 0), max(last - size, 0)))
             inner.append(slice(start - first, stop - first))
-        image = volume.read(z, *inside).astype(np.float32)
-        return np.pad(image, pads, mode="reflect"), tuple(inner)
+        stored = volume.read(z, *inside)
+        mean, std = volume.statistics(z, stored if stored.shape == volume.shape[1:] else None)
+        image = np.pad(stored, pads, mode="reflect").astype(np.float32)
+        image -= np.float32(mean)
+        image /= np.float32(std or 1.0)
+        return image, tuple(inner)

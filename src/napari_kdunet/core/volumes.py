@@ -109,8 +109,10 @@ class Volume:
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_statistics": {}}
 
-    def statistics(self, z: int) -> tuple[float, float]:
+    def statistics(self, z: int, whole: np.ndarray[Any, Any] | None = None) -> tuple[float, float]:
         """Mean and standard deviation of slice `z`, in the units of the raw values; remembered.
+
+        It is read for that, unless it has been and is given (Y, X) as `whole`.
 
         Raises
         ------
@@ -122,7 +124,8 @@ class Volume:
             return known
         strips = []
         for top in range(0, self.shape[1], _STRIP_ROWS):
-            strip = self.read(z, slice(top, top + _STRIP_ROWS))
+            rows = slice(top, top + _STRIP_ROWS)
+            strip = self.read(z, rows) if whole is None else whole[rows]
             if not np.isfinite(strip).all():
                 raise VolumeError(
                     f"slice z={z} of {self.name} holds NaN or infinite values: replace them, e.g. by numpy.nan_to_num"

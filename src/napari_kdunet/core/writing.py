@@ -8,12 +8,15 @@ from __future__ import annotations
 import json
 import math
 import os
+import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
+import dask.array as da
 import numpy as np
 import tifffile
 import zarr
@@ -29,6 +32,8 @@ _Write: TypeAlias = Callable[[int, np.ndarray[Any, Any]], None]
 
 _SUFFIXES = (".tif", ".tiff", ".zarr")
 _BIG = 2**31
+_AHEAD = 2**25  # bytes of slices that are computed while others are written
+_TOGETHER = 0.5  # seconds
 _TILE = 1024
 
 
@@ -85,7 +90,8 @@ def iter_write(
     ----------
     volume : array-like or iterable
         An array (NumPy, dask, `Volume`, ...) whose ``volume[z]`` is one slice, or an iterable of slices (Y, X), from
-        the first to the last. One slice is held in memory at a time.
+        the first to the last. One slice is held in memory at a time; of a dask array the next ones, up to 32 MiB, are
+        computed meanwhile.
     path : str or Path
         A name ending in ``.tif``, ``.tiff`` or ``.zarr``. What stands there is replaced at the end.
     shape : tuple of int, optional
@@ -116,7 +122,12 @@ def iter_write(
     if len(size) != 3 or 0 in size or kind.kind not in "biuf":
         raise OutputError(f"cannot write {target}: shape {size} and dtype {kind}, give numbers with axes Z, Y, X")
     voxel_size = voxel_size or getattr(volume, "voxel_size", None)
-    slices = (volume[z] for z in range(size[0])) if hasattr(volume, "__getitem__") else volume
+    slices = volume
+    most = _AHEAD // math.prod((*size[1:], kind.itemsize))
+    if isinstance(volume, da.Array) and most:
+        slices = _ahead(volume, most)
+    elif hasattr(volume, "__getitem__"):
+        slices = (volume[z] for z in range(size[0]))
     return _write_slices(slices, target, _Layout(target.stem, size, kind, voxel_size, metadata))
 
 
@@ -165,6 +176,34 @@ def _write_slices(slices: Iterable[Any], target: Path, layout: _Layout) -> Gener
             yield z
 
 
+def _ahead(volume: da.Array, most: int) -> Iterator[np.ndarray[Any, Any]]:
+    """The slices of a lazy array, of which up to `most` are computed together while those before are written.
+
+    Together, as a scheduler may take as long to begin as a tiny network for a slice; but not for long, so that the
+    consumer can stop.
+    """
+
+    def compute(start: int, stop: int) -> tuple[Iterable[np.ndarray[Any, Any]], float]:
+        begin = time.perf_counter()
+        try:
+            return np.asarray(volume[start:stop]), time.perf_counter() - begin
+        except OSError:  # one by one, so that it comes at the slice that it is of
+            return (np.asarray(volume[z]) for z in range(start, stop)), math.inf
+
+    count = len(volume)
+    with ThreadPoolExecutor(1, "kdunet-ahead") as pool:
+        start, stop = 0, 1
+        running = pool.submit(compute, start, stop)
+        while start < count:
+            slices, seconds = running.result()
+            together = stop - start
+            together = min(2 * together, most) if seconds < _TOGETHER / 2 else together if seconds < _TOGETHER else 1
+            start, stop = stop, min(stop + together, count)
+            if start < count:
+                running = pool.submit(compute, start, stop)
+            yield from slices
+
+
 def _blocks(slices: Iterable[Any], target: Path, layout: _Layout) -> Iterator[np.ndarray[Any, Any]]:
     """The slices as arrays, as many and as large as the layout says."""
     z = 0
@@ -186,7 +225,11 @@ def _tiff_sink(path: Path, layout: _Layout) -> Iterator[_Write]:
     dtype = np.dtype(np.uint8) if layout.dtype == bool else layout.dtype
     depth = layout.shape[0]
     lines = ["ImageJ=1.54f", f"images={depth}", f"slices={depth}", "loop=false"]
-    options: dict[str, Any] = {"compression": "zlib", "photometric": "minisblack", "metadata": None}
+    options: dict[str, Any] = {
+        "compression": "zlib",
+        "photometric": "minisblack",
+        "metadata": None,
+    }
     if layout.voxel_size is not None:
         z, y, x = layout.voxel_size
         lines += ["unit=nm", f"spacing={z!r}"]
