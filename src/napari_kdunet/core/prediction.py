@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import math
 import threading
@@ -9,6 +10,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import dask.array as da
@@ -16,6 +18,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from napari_kdunet import __version__
 from napari_kdunet.core.checkpoint import Model
 from napari_kdunet.core.devices import cores, pick_device, using_threads
 from napari_kdunet.core.engine import Forward, engine_for
@@ -25,7 +28,7 @@ from napari_kdunet.core.volumes import Volume, open_volume
 
 T = TypeVar("T")
 
-__all__ = ["Tiler", "foreground", "predict"]
+__all__ = ["Tiler", "fingerprint", "foreground", "predict"]
 
 _FOREIGN_MULTIPLE, _FOREIGN_REACH = 32, 128  # of a network that does not say: enough for the usual U-Nets
 _TILE_BYTES = 2**28  # of activations at the top of the network, about a quarter of its peak
@@ -96,6 +99,19 @@ def predict(
     name = f"kdunet-{uuid.uuid4().hex}"  # else dask hashes model and volume, and copies them to do so
     lazy: da.Array = da.map_blocks(block, name=name, chunks=chunks, dtype=dtype, meta=np.empty((0, 0, 0), dtype))
     return lazy
+
+
+def fingerprint(model: Model, volume: Volume, **settings: Any) -> str:
+    """What tells one prediction from another: a digest of the weights, the volume's name and date, and `settings`."""
+    digest = hashlib.sha256()
+    for name, value in model.net.state_dict().items():
+        digest.update(name.encode())
+        digest.update(value.cpu().contiguous().numpy().tobytes())
+    path = Path(volume.name)
+    date = path.stat().st_mtime_ns if path.exists() else 0
+    about = (__version__, model.pixel_size, volume.name, date, volume.shape, str(volume.dtype), volume.voxel_size)
+    digest.update(repr((about, sorted(settings.items()))).encode())
+    return digest.hexdigest()
 
 
 def _pieces(size: int, step: int) -> tuple[int, ...]:
