@@ -136,6 +136,25 @@ def test_a_living_process_keeps_what_it_writes(pixels, tmp_path):
     assert other.exists()
 
 
+@pytest.mark.parametrize("suffix", [".tif", ".zarr"])
+def test_a_large_lazy_slice_is_in_memory_once(tmp_path, suffix):
+    """And not as blocks and as a slice made of them."""
+    blocks = ((1,), (500,) * 14, (6000,))
+    lazy = da.map_blocks(
+        lambda block_id: np.full((1, 500, 6000), block_id[1], np.uint8),
+        chunks=blocks,
+        dtype=np.uint8,
+        meta=np.empty((0, 0, 0), np.uint8),
+    )
+    write_volume(lazy[:, :500], tmp_path / f"small{suffix}")  # what is imported on the way is not counted
+    tracemalloc.start()
+    write_volume(lazy, tmp_path / f"out{suffix}")
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 1.6 * lazy.nbytes
+    np.testing.assert_array_equal(open_volume(tmp_path / f"out{suffix}").read(0)[:, 5], np.repeat(np.arange(14), 500))
+
+
 def test_sources(pixels, tmp_path):
     write_volume(da.from_array(pixels, chunks=(2, 20, 20)), tmp_path / "a.tif")
     write_volume(open_volume(tmp_path / "a.tif", voxel_size=(3, 2, 1)), tmp_path / "b.zarr")

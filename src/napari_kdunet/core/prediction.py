@@ -8,7 +8,7 @@ import math
 import threading
 import uuid
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -32,6 +32,8 @@ __all__ = ["Tiler", "fingerprint", "foreground", "predict"]
 
 _FOREIGN_MULTIPLE, _FOREIGN_REACH = 32, 128  # of a network that does not say: enough for the usual U-Nets
 _TILE_BYTES = 2**28  # of activations at the top of the network, about a quarter of its peak
+
+_AT_ONCE = 2  # tiles in memory, whatever the number of dask's threads: one is read, the other computed
 
 _forward_lock = threading.Lock()  # one forward at a time: each already uses all its threads, or the whole GPU
 
@@ -149,6 +151,12 @@ class Tiler:
     multiple: int
     reach: int
     k: int
+    _slots: threading.Semaphore = field(
+        default_factory=lambda: threading.BoundedSemaphore(_AT_ONCE), init=False, compare=False, repr=False
+    )
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Tiler, tuple(getattr(self, each.name) for each in fields(self) if each.init)
 
     @classmethod
     def of(cls, model: Model, volume: Volume, device: str = "auto", threads: int | None = None) -> Tiler:
@@ -171,7 +179,7 @@ class Tiler:
 
     def tile(self, working: int | None = None) -> tuple[int, int]:
         """Sides of a tile in image pixels: about `working` working pixels, or what memory allows if None."""
-        side = working or int(min(2048, (_TILE_BYTES / (4 * self.k)) ** 0.5))
+        side = working or int(min(1536, (_TILE_BYTES / (4 * self.k)) ** 0.5))
         ty, tx = (max(1, int(side / r) // u) * u for r, u in zip(self.grid.ratio, self.unit, strict=True))
         return ty, tx
 
@@ -191,11 +199,13 @@ class Tiler:
         self, finish: Callable[[torch.Tensor], T], volume: Volume, z: int, y: tuple[int, int], x: tuple[int, int]
     ) -> T:
         """What `finish` makes of the `logits`, which stay valid only while it runs."""
-        image, inner = self._read(volume, z, (y, x))
-        batch = torch.from_numpy(image)[None, None]
-        with _forward_lock, using_threads(self.threads), torch.inference_mode():
-            out = self.grid.to_image(self.forward(self.grid.to_working(batch.to(self.device))))
-            return finish(out[0][(slice(None), *inner)].cpu())
+        with self._slots, torch.inference_mode():
+            image, inner = self._read(volume, z, (y, x))
+            working = self.grid.to_working(torch.from_numpy(image)[None, None].to(self.device))
+            del image  # it is larger
+            with _forward_lock, using_threads(self.threads):
+                out = self.grid.to_image(self.forward(working))
+                return finish(out[0][(slice(None), *inner)].cpu())
 
     def _read(
         self, volume: Volume, z: int, window: tuple[tuple[int, int], ...]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import operator
 import os
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
@@ -188,7 +189,18 @@ def _slices(volume: Any, layout: _Layout, start: int) -> Iterator[Any]:
     most = _AHEAD // math.prod((*layout.shape[1:], layout.dtype.itemsize))
     if isinstance(volume, da.Array) and most:
         return _ahead(volume, most, start)
-    return (volume[z] for z in range(start, layout.shape[0]))
+    take = _assemble if isinstance(volume, da.Array) else operator.getitem
+    return (take(volume, z) for z in range(start, layout.shape[0]))
+
+
+def _assemble(volume: da.Array, z: int) -> np.ndarray[Any, Any]:
+    """A large slice of a lazy array, by rows of chunks: computed at once it would be in memory twice."""
+    slice_ = np.empty(volume.shape[1:], volume.dtype)
+    bottom = 0
+    for rows in volume.chunks[1]:
+        top, bottom = bottom, bottom + rows
+        slice_[top:bottom] = volume[z, top:bottom]
+    return slice_
 
 
 def _ahead(volume: da.Array, most: int, begin: int) -> Iterator[np.ndarray[Any, Any]]:
