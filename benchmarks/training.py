@@ -24,12 +24,12 @@ import os
 import platform
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from machine import cpu_name
 from scipy import ndimage
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader, Dataset
@@ -234,14 +234,6 @@ def measure(kind: str, threads: int, arguments: argparse.Namespace, data: tuple[
             f"{speeds[name] * pixels / 1e6:.3f} | {waits:.1%} | {making:.1%} | {speeds[name] / speeds['plain']:.2f} |",
             flush=True,
         )
-
-
-def cpu_name() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
 def main() -> None:

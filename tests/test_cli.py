@@ -645,6 +645,36 @@ def test_stopped_prediction(suffix, teacher, tmp_path):
     assert names(tmp_path / "out") == []
 
 
+def test_killed_prediction_is_gone_on_with(teacher, tmp_path):
+    pty = pytest.importorskip("pty", exc_type=ImportError)
+    np.save(tmp_path / "long.npy", np.random.default_rng(0).integers(0, 255, (600, 32, 32), dtype=np.uint8))
+    for folder in ("killed", "whole"):
+        (tmp_path / folder).mkdir()
+    argv = ["predict", teacher, tmp_path / "long.npy", "--voxel-size", "10", "-o"]
+    killed, whole = (tmp_path / folder / "mask.zarr" for folder in ("killed", "whole"))
+    terminal, end = pty.openpty()
+    with subprocess.Popen(
+        [*MODULE, *argv, killed], stderr=end, stdout=end, env=os.environ | {"TERM": "xterm"}
+    ) as process:
+        os.close(end)
+        shown = b""
+        while not re.search(rb"slice [1-9]\d*/600", shown):
+            shown += os.read(terminal, 1000)
+        process.kill()
+        read_all(terminal)
+    assert not killed.exists()
+    (note,) = run(*argv, killed).lines
+    done = re.fullmatch(r"note: going on after (\d+) slices that a killed run had written", note)
+    assert done is not None
+    assert 0 < int(done[1]) < 600
+    assert names(killed.parent) == ["mask.zarr"]
+    assert run(*argv, whole).lines == []
+    files = [path.relative_to(whole) for path in whole.rglob("*") if path.is_file()]
+    assert len(files) > 600
+    assert len(files) == sum(path.is_file() for path in killed.rglob("*"))
+    assert all((killed / file).read_bytes() == (whole / file).read_bytes() for file in files)
+
+
 def read_all(terminal: int) -> bytes:
     parts = []
     try:

@@ -191,8 +191,9 @@ def predict(
     device: Device = "auto",
     threads: Threads = None,
 ) -> None:
-    """Segment a volume."""
+    """Segment a volume. The same command goes on with a Zarr where a killed one was."""
     from napari_kdunet import core
+    from napari_kdunet.core.prediction import fingerprint
     from napari_kdunet.core.writing import iter_write
 
     check_out(out, raw, suffixes=(".tif", ".tiff", ".zarr"))
@@ -203,7 +204,8 @@ def predict(
     output = "probability" if probabilities else "labels"
     result = core.predict(loaded, volume, output=output, threshold=threshold, device=device, threads=threads)  # type: ignore[arg-type]
     about = {"model": model, "threshold": loaded.threshold if threshold is None else threshold}
-    slices = iter_write(result, out, voxel_size=volume.voxel_size, metadata=about)
+    key = fingerprint(loaded, volume, output=output, threshold=about["threshold"])
+    slices = iter_write(result, out, voxel_size=volume.voxel_size, metadata=about, resume_key=key)
     try:
         follow_slices("segmenting", slices, volume.shape[0])
     except (Interrupted, KeyboardInterrupt):

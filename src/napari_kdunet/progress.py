@@ -202,5 +202,7 @@ def follow_slices(title: str, slices: Iterator[Any], count: int) -> None:
     """Draw the writing of `count` slices until the last; `Interrupted` after Ctrl-C, when nothing is left behind."""
     with interruptible(slices) as watched, _bar("slice {task.completed}/{task.total}") as bar:
         task = bar.add_task(title, total=count)
-        for _ in watched:
-            bar.advance(task)
+        for turn, z in enumerate(watched):
+            if z and not turn:
+                console.print(f"note: going on after {z} slices that a killed run had written")
+            bar.update(task, completed=z + 1)

@@ -77,7 +77,7 @@ def test_the_working_pixel_size_is_that_of_the_network(model, size, factor):
     made, own = model(1, depth=1, pixel_size=10.0), model(1, depth=1, pixel_size=0.0)
     at_ten = volume(coarse, 10.0)
     logits = Tiler.of(made, at_ten, "cpu").logits(at_ten, 0, (0, 48), (0, 48))
-    expected = F.interpolate(logits[None], scale_factor=factor, mode="bilinear")[0].softmax(dim=0)[1].numpy()
+    expected = F.interpolate(logits[None], scale_factor=factor, mode="bilinear")[0, 0].sigmoid().numpy()
     out = core.predict(made, volume(fine, size)).compute()[0]
     inner = slice(12 * factor, -12 * factor)  # how borders are mirrored differs by part of a pixel
     np.testing.assert_allclose(out[inner, inner], expected[inner, inner], atol=1e-5)
@@ -126,6 +126,12 @@ def test_only_what_is_asked_for_is_read(model):
     assert watched.read == []
     out[17].compute()
     assert set(watched.read) == {17}
+
+
+def test_a_slice_that_is_one_tile_is_read_once(model):
+    watched = Watched(noise((5, 64, 64)))
+    core.predict(model(), watched)[3].compute()
+    assert watched.read == [3]
 
 
 def test_the_graph_and_the_tiles_are_small(model):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 import tracemalloc
 
 import dask.array as da
@@ -51,6 +53,106 @@ def test_small_shapes_and_no_voxel_size(tmp_path, suffix, shape):
     volume = open_volume(tmp_path / f"out{suffix}")
     assert volume.voxel_size is None
     np.testing.assert_array_equal(np.asarray(volume), array)
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_a_lazy_array_is_computed_ahead(tmp_path, suffix):
+    """Each slice once, in order, and not all of them before the first is written."""
+    computed: list[int] = []
+
+    def block(block_id) -> np.ndarray:
+        computed.append(block_id[0])
+        return np.full((1, 30, 20), block_id[0], np.uint8)
+
+    lazy = da.map_blocks(block, chunks=((1,) * 40, 30, 20), dtype=np.uint8, meta=np.empty((0, 0, 0), np.uint8))
+    writing = iter_write(lazy, tmp_path / f"out{suffix}")
+    assert next(writing) == 0
+    assert len(computed) < 10
+    assert list(writing) == list(range(1, 40))
+    assert sorted(computed) == list(range(40))
+    np.testing.assert_array_equal(np.asarray(open_volume(tmp_path / f"out{suffix}"))[:, 7, 7], np.arange(40))
+
+
+def test_a_bad_slice_of_a_lazy_array_is_named(tmp_path, one_line):
+    def block(block_id) -> np.ndarray:
+        if block_id[0] == 13:
+            raise OSError("bad disk")
+        return np.zeros((1, 30, 20), np.uint8)
+
+    lazy = da.map_blocks(block, chunks=((1,) * 40, 30, 20), dtype=np.uint8, meta=np.empty((0, 0, 0), np.uint8))
+    written: list[int] = []
+    with one_line(VolumeError, "z=13", "bad disk"):
+        write_volume(lazy, tmp_path / "out.tif", progress=written.append)
+    assert written == list(range(13))
+    assert names(tmp_path) == []
+
+
+WRITER = """
+import sys
+import dask.array as da, numpy as np
+from napari_kdunet.core.writing import iter_write
+lazy = da.from_array(np.load(sys.argv[1]), chunks=(1, 37, 53))
+for z in iter_write(lazy, sys.argv[2], metadata={"a": 1}, resume_key="this"):
+    print(z, flush=True)
+    if z == 2:
+        sys.stdin.read()
+"""
+
+
+@pytest.mark.skipif(os.name != "posix", reason="there a killed process cannot be told from a living one")
+@pytest.mark.parametrize(("key", "first"), [("this", 3), ("another", 0)])
+def test_a_killed_writing_of_a_zarr_is_gone_on_with(pixels, tmp_path, key, first):
+    np.save(tmp_path / "pixels.npy", pixels)
+    folder = tmp_path / "out"
+    folder.mkdir()
+    argv = [sys.executable, "-c", WRITER, tmp_path / "pixels.npy", folder / "out.zarr"]
+    with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert [process.stdout.readline() for _ in range(3)] == ["0\n", "1\n", "2\n"]
+        process.kill()
+    assert len(names(folder)) == 1  # what it left, under a hidden name
+    (left,) = folder.iterdir()
+    broken = left / "0" / "c" / "3" / "0" / "0"  # as if it was killed in the middle of the next
+    broken.parent.mkdir(parents=True, exist_ok=True)
+    broken.write_bytes(b"half")
+    lazy = da.from_array(pixels, chunks=(1, 37, 53))
+    assert list(iter_write(lazy, folder / "out.zarr", metadata={"a": 1}, resume_key=key)) == list(range(first, 5))
+    write_volume(lazy, tmp_path / "out.zarr", metadata={"a": 1})
+    assert tree(folder / "out.zarr") == tree(tmp_path / "out.zarr")
+    assert (names(folder) == ["out.zarr"]) == (key == "this")  # another result's is left alone
+
+
+def tree(folder) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_living_process_keeps_what_it_writes(pixels, tmp_path):
+    lazy = da.from_array(pixels, chunks=(1, 37, 53))
+    writing = iter_write(lazy, tmp_path / "out.zarr", resume_key="this")
+    assert [next(writing), next(writing)] == [0, 1]
+    (own,) = tmp_path.iterdir()
+    other = own.rename(own.with_name(f".out.part-{os.getppid()}.zarr"))  # as another process' would be called
+    assert next(iter_write(lazy, tmp_path / "out.zarr", resume_key="this")) == 0
+    assert other.exists()
+
+
+@pytest.mark.parametrize("suffix", [".tif", ".zarr"])
+def test_a_large_lazy_slice_is_in_memory_once(tmp_path, suffix):
+    """And not as blocks and as a slice made of them."""
+    blocks = ((1,), (500,) * 14, (6000,))
+    lazy = da.map_blocks(
+        lambda block_id: np.full((1, 500, 6000), block_id[1], np.uint8),
+        chunks=blocks,
+        dtype=np.uint8,
+        meta=np.empty((0, 0, 0), np.uint8),
+    )
+    write_volume(lazy[:, :500], tmp_path / f"small{suffix}")  # what is imported on the way is not counted
+    tracemalloc.start()
+    write_volume(lazy, tmp_path / f"out{suffix}")
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 1.6 * lazy.nbytes
+    np.testing.assert_array_equal(open_volume(tmp_path / f"out{suffix}").read(0)[:, 5], np.repeat(np.arange(14), 500))
 
 
 def test_sources(pixels, tmp_path):

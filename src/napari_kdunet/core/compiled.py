@@ -44,12 +44,12 @@ class CompiledUNet:
         return type(self), (self.net, self.threads)  # what is packed for this machine stays here
 
     def __call__(self, batch: Tensor) -> Tensor:
-        """Logits (1, classes, Y, X) of one image (1, 1, Y, X); valid until the next call, which writes there again."""
+        """Logits (1, C, Y, X) of one image (1, 1, Y, X); valid until the next call, which writes there again."""
         _, _, height, width = batch.shape
         if self._layout is None or self._layout.image.shape != (height, width):
             self._layout = None  # its memory first
             net = self.net
-            self._layout = lay_out(net.k, net.depth, net.classes, self._places, (height, width), self.threads)
+            self._layout = lay_out(net.k, net.depth, net.head.out_channels, self._places, (height, width), self.threads)
         self._layout.image[:] = batch[0, 0].numpy()
         self._layout.progress[:] = 0
         helpers = [_helpers(self.threads, os.getpid()).submit(self._work, own) for own in self._layout.scratch[1:]]

@@ -9,13 +9,16 @@ from typing import TypeAlias
 import torch
 from torch import Tensor, nn
 
-from napari_kdunet.core.folding import folded
+from napari_kdunet.core.folding import folded, with_log_odds
 from napari_kdunet.core.unet import KUNet
 
 __all__ = ["Forward", "engine_for"]
 
 Forward: TypeAlias = Callable[[Tensor], Tensor]
-"""From an image (1, 1, Y, X) on the engine's device to float32 logits (1, C, Y, X), valid until the next call."""
+"""From an image (1, 1, Y, X) on the engine's device to float32 logits (1, C, Y, X), valid until the next call.
+
+Of two classes there is one plane, the difference of their logits: the log odds of the foreground.
+"""
 
 _COMPILED_UP_TO = 16  # channels at the top; from about there on the general engine is the faster one
 _CHANNELS_LAST_FROM = 2
@@ -30,7 +33,7 @@ def engine_for(net: nn.Module, device: torch.device, threads: int) -> Forward:
     if not isinstance(net, KUNet):
         with torch.no_grad():  # the copy of a TorchScript module would else hang on the original's graph
             return _Torch(copy.deepcopy(net).to(device) if _elsewhere(net, device) else net)
-    plain = folded(net)
+    plain = with_log_odds(folded(net))
     if device.type == "cpu" and net.k <= _COMPILED_UP_TO and not _elsewhere(net, device):
         try:
             from napari_kdunet.core.compiled import CompiledUNet
@@ -55,4 +58,5 @@ class _Torch:
         self.net = net
 
     def __call__(self, batch: Tensor) -> Tensor:
-        return self.net(batch).float()  # type: ignore[no-any-return]
+        logits: Tensor = self.net(batch).float()
+        return logits[:, 1:] - logits[:, :1] if logits.shape[1] == 2 else logits

@@ -1,4 +1,4 @@
-"""Batch normalisation folded into the convolutions before it: when predicting it is but a scale and a shift."""
+"""What prediction can do without: normalisation is but a scale and a shift, and of two logits the difference counts."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch.nn.utils import fuse_conv_bn_weights
 
 from napari_kdunet.core.unet import KUNet
 
-__all__ = ["folded"]
+__all__ = ["folded", "with_log_odds"]
 
 
 @torch.no_grad()
@@ -35,3 +35,17 @@ def folded(net: KUNet) -> KUNet:
     plain.up.load_state_dict(net.up.state_dict())
     plain.head.load_state_dict(net.head.state_dict())
     return plain.eval()
+
+
+@torch.no_grad()
+def with_log_odds(net: KUNet) -> KUNet:
+    """`net` itself, where it has two classes with a head that gives the difference of their logits, else as it is."""
+    if net.classes == 2:
+        weight, bias = net.head.weight, net.head.bias
+        assert bias is not None
+        net.head = nn.Conv2d(net.k, 1, 1, device="meta")  # as above
+        net.head.weight, net.head.bias = (
+            nn.Parameter((value[1:].double() - value[:1].double()).float(), requires_grad=False)
+            for value in (weight, bias)
+        )
+    return net

@@ -66,7 +66,7 @@ class _Level:
         return self.row + LANES
 
 
-def lay_out(k: int, depth: int, classes: int, weights: Weights, size: tuple[int, int], threads: int) -> Layout:
+def lay_out(k: int, depth: int, outputs: int, weights: Weights, size: tuple[int, int], threads: int) -> Layout:
     """Lay out a network for images of one size (Y, X), multiples of ``2**depth``."""
     lanes = -(-(size[1] >> depth) // LANES) * LANES  # tiles write whole vectors, on all levels beside each other
     levels = [_Level(k << i, size[0] >> i, size[1] >> i, (lanes << (depth - i)) + LANES) for i in range(depth + 1)]
@@ -79,10 +79,10 @@ def lay_out(k: int, depth: int, classes: int, weights: Weights, size: tuple[int,
 
     inputs = [take(level, max(1, level.channels // 2) if i else 1) for i, level in enumerate(levels)]
     skips = [take(level, 2 * level.channels) for level in levels[:-1]]
-    output = take(levels[0], classes)
+    output = take(levels[0], outputs)
     stages = np.zeros(2 * depth + 1, STAGE)
     for i, stage in enumerate(stages):
-        _describe(stage, i, levels, inputs, skips, output, classes)
+        _describe(stage, i, levels, inputs, skips, output, outputs)
         stage["first"], stage["second"], stage["last"] = weights[i]
     own = max((2 * level.channels + 1) * (STEP + 2) * level.row for level in levels) + 2 * LANES
     own = -(-own // LANES) * LANES
@@ -95,7 +95,7 @@ def lay_out(k: int, depth: int, classes: int, weights: Weights, size: tuple[int,
         return np.lib.stride_tricks.as_strided(memory[at:], (channels, *size), strides)
 
     progress = np.zeros(1 + len(bands), np.int64)
-    return Layout(memory, planes(inputs[0], 1)[0], planes(output, classes), stages, bands, progress, scratch)
+    return Layout(memory, planes(inputs[0], 1)[0], planes(output, outputs), stages, bands, progress, scratch)
 
 
 def _level(stage: int, depth: int) -> int:
@@ -104,7 +104,7 @@ def _level(stage: int, depth: int) -> int:
 
 
 def _describe(
-    stage: Any, index: int, levels: list[_Level], inputs: list[int], skips: list[int], output: int, classes: int
+    stage: Any, index: int, levels: list[_Level], inputs: list[int], skips: list[int], output: int, outputs: int
 ) -> None:
     depth = len(levels) - 1
     at = _level(index, depth)
@@ -125,7 +125,7 @@ def _describe(
         stage["target_channels"] = goal.channels
     else:
         goal, stage["kind"] = level, HEAD
-        stage["target"], stage["target_channels"] = output, classes
+        stage["target"], stage["target_channels"] = output, outputs
     stage["target_plane"], stage["target_row"] = goal.plane, goal.row
 
 

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import math
 import threading
 import uuid
-from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any, Literal
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, fields
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal, TypeVar
 
 import dask.array as da
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from napari_kdunet import __version__
 from napari_kdunet.core.checkpoint import Model
 from napari_kdunet.core.devices import cores, pick_device, using_threads
 from napari_kdunet.core.engine import Forward, engine_for
@@ -22,10 +26,14 @@ from napari_kdunet.core.errors import ConfigError
 from napari_kdunet.core.resampling import Grid
 from napari_kdunet.core.volumes import Volume, open_volume
 
-__all__ = ["FOREIGN_MULTIPLE", "Tiler", "foreground", "predict"]
+T = TypeVar("T")
+
+__all__ = ["FOREIGN_MULTIPLE", "Tiler", "fingerprint", "foreground", "predict"]
 
 FOREIGN_MULTIPLE, _FOREIGN_REACH = 32, 128  # of a network that does not say: enough for the usual U-Nets
 _TILE_BYTES = 2**28  # of activations at the top of the network, about a quarter of its peak
+
+_AT_ONCE = 2  # tiles in memory, whatever the number of dask's threads: one is read, the other computed
 
 _forward_lock = threading.Lock()  # one forward at a time: each already uses all its threads, or the whole GPU
 
@@ -81,15 +89,31 @@ def predict(
     step_y, step_x = tiler.tile(tile)
     chunks = ((1,) * volume.shape[0], _pieces(height, step_y), _pieces(width, step_x))
     dtype = np.float32 if output == "probability" else np.uint8
+    finish: Callable[[torch.Tensor], NDArray[Any]] = (
+        foreground if output == "probability" else partial(_labels, threshold=level)
+    )
 
     def block(block_id: tuple[int, int, int] = (0, 0, 0)) -> NDArray[Any]:
         z, y, x = block_id[0], block_id[1] * step_y, block_id[2] * step_x
-        logits = tiler.logits(volume, z, (y, min(y + step_y, height)), (x, min(x + step_x, width)))
-        return (foreground(logits) if output == "probability" else _labels(logits, level))[None]
+        window = ((y, min(y + step_y, height)), (x, min(x + step_x, width)))
+        return tiler.compute(finish, volume, z, *window)[None]
 
     name = f"kdunet-{uuid.uuid4().hex}"  # else dask hashes model and volume, and copies them to do so
     lazy: da.Array = da.map_blocks(block, name=name, chunks=chunks, dtype=dtype, meta=np.empty((0, 0, 0), dtype))
     return lazy
+
+
+def fingerprint(model: Model, volume: Volume, **settings: Any) -> str:
+    """What tells one prediction from another: a digest of the weights, the volume's name and date, and `settings`."""
+    digest = hashlib.sha256()
+    for name, value in model.net.state_dict().items():
+        digest.update(name.encode())
+        digest.update(value.cpu().contiguous().numpy().tobytes())
+    path = Path(volume.name)
+    date = path.stat().st_mtime_ns if path.exists() else 0
+    about = (__version__, model.pixel_size, volume.name, date, volume.shape, str(volume.dtype), volume.voxel_size)
+    digest.update(repr((about, sorted(settings.items()))).encode())
+    return digest.hexdigest()
 
 
 def _pieces(size: int, step: int) -> tuple[int, ...]:
@@ -97,17 +121,18 @@ def _pieces(size: int, step: int) -> tuple[int, ...]:
 
 
 def foreground(logits: torch.Tensor) -> NDArray[np.float32]:
-    """Probability of not being background, from (C, Y, X) logits."""
-    if logits.shape[0] == 2:
-        return torch.sigmoid(logits[1] - logits[0]).numpy()
+    """Probability of not being background, from what `Tiler.logits` gives."""
+    if logits.shape[0] == 1:
+        return torch.sigmoid(logits[0]).numpy()
     return (1 - logits.softmax(dim=0)[0]).clamp(0, 1).numpy()
 
 
 def _labels(logits: torch.Tensor, threshold: float) -> NDArray[np.uint8]:
     """Most probable foreground class where the foreground's probability is above the threshold, else 0."""
+    if logits.shape[0] == 1:
+        level = math.log(threshold / (1 - threshold)) if threshold else -math.inf
+        return (logits[0] > level).numpy().view(np.uint8)
     found = foreground(logits) > threshold
-    if logits.shape[0] == 2:
-        return found.astype(np.uint8)
     return np.where(found, logits[1:].argmax(dim=0).numpy() + 1, 0).astype(np.uint8)
 
 
@@ -126,6 +151,12 @@ class Tiler:
     multiple: int
     reach: int
     k: int
+    _slots: threading.Semaphore = field(
+        default_factory=lambda: threading.BoundedSemaphore(_AT_ONCE), init=False, compare=False, repr=False
+    )
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Tiler, tuple(getattr(self, each.name) for each in fields(self) if each.init)
 
     @classmethod
     def of(cls, model: Model, volume: Volume, device: str = "auto", threads: int | None = None) -> Tiler:
@@ -148,7 +179,7 @@ class Tiler:
 
     def tile(self, working: int | None = None) -> tuple[int, int]:
         """Sides of a tile in image pixels: about `working` working pixels, or what memory allows if None."""
-        side = working or int(min(2048, (_TILE_BYTES / (4 * self.k)) ** 0.5))
+        side = working or int(min(1536, (_TILE_BYTES / (4 * self.k)) ** 0.5))
         ty, tx = (max(1, int(side / r) // u) * u for r, u in zip(self.grid.ratio, self.unit, strict=True))
         return ty, tx
 
@@ -171,18 +202,28 @@ class Tiler:
         return torch.cat(rows, dim=-2)[:, y[0] - first_y :, x[0] - first_x :]
 
     def logits(self, volume: Volume, z: int, y: tuple[int, int], x: tuple[int, int]) -> torch.Tensor:
-        """(C, y1 - y0, x1 - x0) float32 logits on the CPU of a window of slice `z`; y0 and x0 multiples of `unit`."""
-        mean, std = volume.statistics(z)
-        image, inner = self._read(volume, z, (y, x))
-        batch = torch.from_numpy((image - np.float32(mean)) / np.float32(std or 1.0))[None, None]
-        with _forward_lock, using_threads(self.threads), torch.inference_mode():
-            out = self.grid.to_image(self.forward(self.grid.to_working(batch.to(self.device))))
-            return out[0][(slice(None), *inner)].to("cpu", copy=True)  # the engine writes there again
+        """(C, y1 - y0, x1 - x0) float32 logits on the CPU of a window of slice `z`; y0 and x0 multiples of `unit`.
+
+        Of two classes (1, ...) log odds of the foreground: the difference of the two logits.
+        """
+        return self.compute(torch.clone, volume, z, y, x)
+
+    def compute(
+        self, finish: Callable[[torch.Tensor], T], volume: Volume, z: int, y: tuple[int, int], x: tuple[int, int]
+    ) -> T:
+        """What `finish` makes of the `logits`, which stay valid only while it runs."""
+        with self._slots, torch.inference_mode():
+            image, inner = self._read(volume, z, (y, x))
+            working = self.grid.to_working(torch.from_numpy(image)[None, None].to(self.device))
+            del image  # it is larger
+            with _forward_lock, using_threads(self.threads):
+                out = self.grid.to_image(self.forward(working))
+                return finish(out[0][(slice(None), *inner)].cpu())
 
     def _read(
         self, volume: Volume, z: int, window: tuple[tuple[int, int], ...]
     ) -> tuple[NDArray[np.float32], tuple[slice, ...]]:
-        """Read a window with its halo and mirrored borders; where the window itself lies in what was read."""
+        """Read a window with its halo and mirrored borders, standardised; where in that the window itself lies."""
         inside, pads, inner = [], [], []
         for (start, stop), size, unit, ratio in zip(window, volume.shape[1:], self.unit, self.grid.ratio, strict=True):
             reach = math.ceil(self.reach / ratio) + (ratio > 1)  # enlarging looks at the next pixel too
@@ -192,5 +233,9 @@ class Tiler:
             inside.append(slice(max(first, 0), min(last, size)))
             pads.append((max(-first, 0), max(last - size, 0)))
             inner.append(slice(start - first, stop - first))
-        image = volume.read(z, *inside).astype(np.float32)
-        return np.pad(image, pads, mode="reflect"), tuple(inner)
+        stored = volume.read(z, *inside)
+        mean, std = volume.statistics(z, stored if stored.shape == volume.shape[1:] else None)
+        image = np.pad(stored, pads, mode="reflect").astype(np.float32)
+        image -= np.float32(mean)
+        image /= np.float32(std or 1.0)
+        return image, tuple(inner)

@@ -152,7 +152,7 @@ class Teaching:
         """
         if self._tiler is not None:
             found = self._tiler.window(self.raw, z, (y.start, y.stop), (x.start, x.stop))
-            return found.softmax(dim=0)[1:]
+            return found.sigmoid() if len(found) == 1 else found.softmax(dim=0)[1:]
         assert isinstance(self.teacher, Volume)
         return torch.from_numpy(read_probability(self.teacher, z, y, x)).clamp(_LEAST, 1 - _LEAST)[None]
 

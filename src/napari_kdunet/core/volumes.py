@@ -20,6 +20,7 @@ from napari_kdunet.core.sources import Axes, Key, Source, VoxelSize, one_line
 __all__ = ["Volume", "VoxelSize", "check_labels", "open_volume"]
 
 _STRIP_ROWS = 1024
+_AT_ONCE = 2**22  # pixels
 _CACHED_STATISTICS = 4096
 
 
@@ -109,8 +110,10 @@ class Volume:
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_statistics": {}}
 
-    def statistics(self, z: int) -> tuple[float, float]:
+    def statistics(self, z: int, whole: np.ndarray[Any, Any] | None = None) -> tuple[float, float]:
         """Mean and standard deviation of slice `z`, in the units of the raw values; remembered.
+
+        It is read for that, unless it has been and is given (Y, X) as `whole`.
 
         Raises
         ------
@@ -122,12 +125,14 @@ class Volume:
             return known
         strips = []
         for top in range(0, self.shape[1], _STRIP_ROWS):
-            strip = self.read(z, slice(top, top + _STRIP_ROWS))
+            rows = slice(top, top + _STRIP_ROWS)
+            strip = self.read(z, rows) if whole is None else whole[rows]
             if not np.isfinite(strip).all():
                 raise VolumeError(
                     f"slice z={z} of {self.name} holds NaN or infinite values: replace them, e.g. by numpy.nan_to_num"
                 )
-            strips.append((strip.size, strip.mean(dtype=np.float64), strip.var(dtype=np.float64)))
+            for part in np.array_split(strip, min(len(strip), -(-strip.size // _AT_ONCE))):  # numpy holds it in float64
+                strips.append((part.size, part.mean(dtype=np.float64), part.var(dtype=np.float64)))
         size, means, variances = np.array(strips).T
         mean = float(np.average(means, weights=size))
         std = math.sqrt(np.average(variances + (means - mean) ** 2, weights=size))

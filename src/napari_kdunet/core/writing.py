@@ -7,19 +7,24 @@ from __future__ import annotations
 
 import json
 import math
+import operator
 import os
+import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
+import dask.array as da
 import numpy as np
 import tifffile
 import zarr
 
 from napari_kdunet.core.errors import OutputError, VolumeError
 from napari_kdunet.core.files import replacing
+from napari_kdunet.core.partial import adopt, finish, note
 from napari_kdunet.core.readers import is_zarr
 from napari_kdunet.core.sources import one_line
 
@@ -29,6 +34,8 @@ _Write: TypeAlias = Callable[[int, np.ndarray[Any, Any]], None]
 
 _SUFFIXES = (".tif", ".tiff", ".zarr")
 _BIG = 2**31
+_AHEAD = 2**25  # bytes of slices that are computed while others are written
+_TOGETHER = 0.5  # seconds
 _TILE = 1024
 
 
@@ -75,6 +82,7 @@ def iter_write(
     dtype: Any = None,
     voxel_size: tuple[float, float, float] | None = None,
     metadata: Mapping[str, Any] | None = None,
+    resume_key: str | None = None,
 ) -> Generator[int, None, None]:
     """Write a volume slice by slice; the consumer drives, and `close` of the generator gives it up.
 
@@ -85,7 +93,8 @@ def iter_write(
     ----------
     volume : array-like or iterable
         An array (NumPy, dask, `Volume`, ...) whose ``volume[z]`` is one slice, or an iterable of slices (Y, X), from
-        the first to the last. One slice is held in memory at a time.
+        the first to the last. One slice is held in memory at a time; of a dask array the next ones, up to 32 MiB, are
+        computed meanwhile.
     path : str or Path
         A name ending in ``.tif``, ``.tiff`` or ``.zarr``. What stands there is replaced at the end.
     shape : tuple of int, optional
@@ -96,6 +105,9 @@ def iter_write(
         Size of a voxel in nm (Z, Y, X); that of a `Volume` by default.
     metadata : mapping, optional
         Anything that JSON can hold; stored under the name ``napari_kdunet``.
+    resume_key : str, optional
+        Names this very result, where it is to outlive its process. If a process was killed while it wrote an array
+        to this Zarr under the same key, its slices are kept and writing goes on after them.
 
     Yields
     ------
@@ -116,8 +128,8 @@ def iter_write(
     if len(size) != 3 or 0 in size or kind.kind not in "biuf":
         raise OutputError(f"cannot write {target}: shape {size} and dtype {kind}, give numbers with axes Z, Y, X")
     voxel_size = voxel_size or getattr(volume, "voxel_size", None)
-    slices = (volume[z] for z in range(size[0])) if hasattr(volume, "__getitem__") else volume
-    return _write_slices(slices, target, _Layout(target.stem, size, kind, voxel_size, metadata))
+    key = resume_key if target.suffix.lower() == ".zarr" and hasattr(volume, "__getitem__") else None
+    return _write_slices(volume, target, _Layout(target.stem, size, kind, voxel_size, metadata, key))
 
 
 def write_volume(
@@ -155,19 +167,73 @@ class _Layout:
     dtype: np.dtype[Any]
     voxel_size: tuple[float, float, float] | None
     metadata: Mapping[str, Any] | None
+    key: str | None
 
 
-def _write_slices(slices: Iterable[Any], target: Path, layout: _Layout) -> Generator[int, None, None]:
-    sink = _zarr_sink if target.suffix.lower() == ".zarr" else _tiff_sink
-    with replacing(target) as temporary, sink(temporary, layout) as write:
-        for z, block in enumerate(_blocks(slices, target, layout)):
-            write(z, block)
-            yield z
+def _write_slices(volume: Any, target: Path, layout: _Layout) -> Generator[int, None, None]:
+    with replacing(target) as temporary:
+        start = adopt(target, temporary, layout.key) if layout.key else 0
+        into_zarr = target.suffix.lower() == ".zarr"
+        slices = _slices(volume, layout, start) if hasattr(volume, "__getitem__") else volume
+        with _zarr_sink(temporary, layout, start) if into_zarr else _tiff_sink(temporary, layout) as write:
+            for z, block in enumerate(_blocks(slices, target, layout, start), start):
+                write(z, block)
+                if layout.key:
+                    note(temporary, layout.key, z + 1)
+                yield z
+        if layout.key:
+            finish(temporary)
 
 
-def _blocks(slices: Iterable[Any], target: Path, layout: _Layout) -> Iterator[np.ndarray[Any, Any]]:
-    """The slices as arrays, as many and as large as the layout says."""
-    z = 0
+def _slices(volume: Any, layout: _Layout, start: int) -> Iterator[Any]:
+    most = _AHEAD // math.prod((*layout.shape[1:], layout.dtype.itemsize))
+    if isinstance(volume, da.Array) and most:
+        return _ahead(volume, most, start)
+    take = _assemble if isinstance(volume, da.Array) else operator.getitem
+    return (take(volume, z) for z in range(start, layout.shape[0]))
+
+
+def _assemble(volume: da.Array, z: int) -> np.ndarray[Any, Any]:
+    """A large slice of a lazy array, by rows of chunks: computed at once it would be in memory twice."""
+    slice_ = np.empty(volume.shape[1:], volume.dtype)
+    bottom = 0
+    for rows in volume.chunks[1]:
+        top, bottom = bottom, bottom + rows
+        slice_[top:bottom] = volume[z, top:bottom]
+    return slice_
+
+
+def _ahead(volume: da.Array, most: int, begin: int) -> Iterator[np.ndarray[Any, Any]]:
+    """The slices of a lazy array from `begin` on; up to `most` are computed together while those before are written.
+
+    Together, as a scheduler may take as long to begin as a tiny network for a slice; but not for long, so that the
+    consumer can stop.
+    """
+
+    def compute(start: int, stop: int) -> tuple[Iterable[np.ndarray[Any, Any]], float]:
+        clock = time.perf_counter()
+        try:
+            return np.asarray(volume[start:stop]), time.perf_counter() - clock
+        except OSError:  # one by one, so that it comes at the slice that it is of
+            return (np.asarray(volume[z]) for z in range(start, stop)), math.inf
+
+    count = len(volume)
+    with ThreadPoolExecutor(1, "kdunet-ahead") as pool:
+        start, stop = begin, begin + 1
+        if start < count:
+            running = pool.submit(compute, start, stop)
+        while start < count:
+            slices, seconds = running.result()
+            together = stop - start
+            together = min(2 * together, most) if seconds < _TOGETHER / 2 else together if seconds < _TOGETHER else 1
+            start, stop = stop, min(stop + together, count)
+            if start < count:
+                running = pool.submit(compute, start, stop)
+            yield from slices
+
+
+def _blocks(slices: Iterable[Any], target: Path, layout: _Layout, z: int) -> Iterator[np.ndarray[Any, Any]]:
+    """The slices from `z` on as arrays, as many and as large as the layout says."""
     try:
         for block in map(np.asarray, slices):
             if z >= layout.shape[0] or block.shape != layout.shape[1:]:
@@ -186,7 +252,11 @@ def _tiff_sink(path: Path, layout: _Layout) -> Iterator[_Write]:
     dtype = np.dtype(np.uint8) if layout.dtype == bool else layout.dtype
     depth = layout.shape[0]
     lines = ["ImageJ=1.54f", f"images={depth}", f"slices={depth}", "loop=false"]
-    options: dict[str, Any] = {"compression": "zlib", "photometric": "minisblack", "metadata": None}
+    options: dict[str, Any] = {
+        "compression": "zlib",
+        "photometric": "minisblack",
+        "metadata": None,
+    }
     if layout.voxel_size is not None:
         z, y, x = layout.voxel_size
         lines += ["unit=nm", f"spacing={z!r}"]
@@ -204,8 +274,17 @@ def _tiff_sink(path: Path, layout: _Layout) -> Iterator[_Write]:
 
 
 @contextmanager
-def _zarr_sink(path: Path, layout: _Layout) -> Iterator[_Write]:
-    """Write OME-Zarr 0.5 with one scale level, https://ngff.openmicroscopy.org/0.5/."""
+def _zarr_sink(path: Path, layout: _Layout, start: int) -> Iterator[_Write]:
+    """Write OME-Zarr 0.5 with one scale level, https://ngff.openmicroscopy.org/0.5/; go on with it from slice 1 up."""
+    array: Any = zarr.open_array(path / "0", mode="r+") if start else _create_zarr(path, layout)
+
+    def write(z: int, block: np.ndarray[Any, Any]) -> None:
+        array[z] = block
+
+    yield write
+
+
+def _create_zarr(path: Path, layout: _Layout) -> Any:
     unit = {} if layout.voxel_size is None else {"unit": "nanometer"}
     scale = [float(size) for size in layout.voxel_size or (1, 1, 1)]
     image: dict[str, Any] = {
@@ -218,9 +297,4 @@ def _zarr_sink(path: Path, layout: _Layout) -> Iterator[_Write]:
     if layout.metadata is not None:
         group.attrs["napari_kdunet"] = dict(layout.metadata)
     chunks = (1, min(layout.shape[1], _TILE), min(layout.shape[2], _TILE))
-    array = group.create_array("0", shape=layout.shape, dtype=layout.dtype, chunks=chunks, dimension_names=list("zyx"))
-
-    def write(z: int, block: np.ndarray[Any, Any]) -> None:
-        array[z] = block
-
-    yield write
+    return group.create_array("0", shape=layout.shape, dtype=layout.dtype, chunks=chunks, dimension_names=list("zyx"))
