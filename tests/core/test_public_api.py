@@ -31,6 +31,7 @@ PUBLIC = [
     "Stepped",
     "TrainConfig",
     "TrainingError",
+    "UnlabelledError",
     "Validated",
     "Volume",
     "VolumeError",

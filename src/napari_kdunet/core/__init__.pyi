@@ -10,6 +10,7 @@ from .errors import (
     ModelError,
     OutputError,
     TrainingError,
+    UnlabelledError,
     VolumeError,
 )
 from .events import Done, Event, Saved, Started, Stepped, Validated
@@ -43,6 +44,7 @@ __all__ = [
     "Stepped",
     "TrainConfig",
     "TrainingError",
+    "UnlabelledError",
     "Validated",
     "Volume",
     "VolumeError",

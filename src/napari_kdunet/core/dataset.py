@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from napari_kdunet.core.checkpoint import Model
 from napari_kdunet.core.config import TrainConfig
-from napari_kdunet.core.errors import ConfigError, LabelsError, VolumeError
+from napari_kdunet.core.errors import ConfigError, LabelsError, UnlabelledError, VolumeError
 from napari_kdunet.core.labels import class_index
 from napari_kdunet.core.metrics import Curve
 from napari_kdunet.core.patches import Pool, Source, load_blocks, read_probability
@@ -137,11 +137,20 @@ def prepare(
     taught_values = [b.taught.max().item() for b in (*pool.labelled, *pool.unlabelled) if b.taught is not None]
     if probability is not None and probability.dtype == "uint8" and max(taught_values) < 1.5 / 255:
         raise VolumeError(f"{probability.name} is uint8, but holds only 0 and 1: give a mask as bool, or times 255.")
-    if truth is not None and not pool.class_pixels()[1:].sum():
-        raise LabelsError(f"{truth.name} has no foreground in the slices to train on: label some or name others.")
+    if truth is not None:
+        _check_both(truth, pool)
     own = image.voxel_size[-1] if image.voxel_size else 0.0
     unlabelled_slices = sum(len(source.slices) for source in taught)
     return Dataset(pool, validation, learnt, unlabelled_slices, own, image, truth, held_out, tuple(notes))
+
+
+def _check_both(labels: Volume, pool: Pool) -> None:
+    """Check that there is foreground and background to learn from."""
+    background, *others = pool.class_pixels().tolist()
+    for name, pixels in (("foreground", sum(others)), ("background", background)):
+        if not pixels:
+            where = "in the slices to train on"
+            raise UnlabelledError(f"{labels.name} has no {name} {where}: label some or name others.")
 
 
 def labelled_slices(labels: Volume, config: TrainConfig) -> tuple[int, ...]:
@@ -149,7 +158,7 @@ def labelled_slices(labels: Volume, config: TrainConfig) -> tuple[int, ...]:
 
     Raises
     ------
-    LabelsError
+    UnlabelledError
         If nothing is labelled, or nothing as foreground.
     ConfigError
         If a named slice does not exist.
@@ -168,9 +177,9 @@ def labelled_slices(labels: Volume, config: TrainConfig) -> tuple[int, ...]:
         if counts:
             found.append(z)
     if not found and config.ignore is not None:
-        raise LabelsError(f"{labels.name} holds nothing but the ignore value {config.ignore}: label some pixels.")
+        raise UnlabelledError(f"{labels.name} holds nothing but the ignore value {config.ignore}: label some pixels.")
     if not foreground_seen:
-        raise LabelsError(f"{labels.name} has no foreground: label some before training.")
+        raise UnlabelledError(f"{labels.name} has no foreground: label some before training.")
     return tuple(found)
 
 

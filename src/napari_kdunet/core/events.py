@@ -73,7 +73,7 @@ class Validated:
     iou: float
     """Foreground IoU at `threshold`."""
     threshold: float
-    """Threshold of the best IoU on these slices."""
+    """Threshold of the best IoU on these slices, unless the settings name one."""
     iou_at_half: float
     """Foreground IoU at the threshold 0.5."""
     best: bool
