@@ -147,9 +147,12 @@ class Preview:
 
     def _predicted(self, result: tuple[Model, int, NDArray[np.float32]]) -> None:
         model, z, probability = result
-        if self._wanted is not None and self._wanted[0] is model and self._wanted[1] == z:
-            self.z, self.probability, self._wanted = z, probability, None
-            self._draw()
+        if self._wanted is None or self._wanted[1] != z:
+            return
+        self.z, self.probability = z, probability  # of an older model too: else fast ones would never let one be seen
+        if self._wanted[0] is model:
+            self._wanted = None
+        self._draw()
 
     def _next(self) -> None:
         self._worker = None

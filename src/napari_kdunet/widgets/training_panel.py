@@ -33,6 +33,8 @@ class Job:
     model_name: str
     image: Layer
     make_events: Callable[[], Iterator[Any]]
+    endless: bool = False
+    """It runs until it is stopped, and keeps its latest model: what is best changes while somebody paints."""
 
 
 class TrainingPanel(QWidget):
@@ -111,7 +113,7 @@ class TrainingPanel(QWidget):
                 self.view.curves.clear()
             self._prepare_preview(job.image)
             self._job, self._end, self.model_name = job, "", ""
-            self.view.preparing()
+            self.view.preparing(job.endless)
             self.view.curves.begin(job.run)
             told: dict[str, Any] = {"on_event": self._tell, "on_done": self._ended, "on_error": self._ended}
             self.worker = run(job.make_events, **told, owner=self)
@@ -161,7 +163,7 @@ class TrainingPanel(QWidget):
         assert self._job is not None
         if not self.model_name:
             self.model_name = models.add(self._job.model_name, event.model)
-        elif event.best:
+        elif event.best or self._job.endless:
             models.update(self.model_name, event.model)
         self.view.save_button.setEnabled(True)
 
