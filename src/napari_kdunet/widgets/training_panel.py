@@ -170,8 +170,6 @@ class TrainingPanel(QWidget):
     def _finish(self, event: core.Done) -> None:
         why = "no more progress" if event.reason == "patience" else "finished"
         self._end = f"Done, {why}: IoU {event.iou:.3f}."
-        if self.preview is not None:
-            self.preview.show(event.model)
         if event.collapsed:
             from napari_kdunet.core.training import collapsed_message
 
@@ -179,6 +177,8 @@ class TrainingPanel(QWidget):
 
     def _ended(self, error: Exception | None = None) -> None:
         self.worker = None
+        if self.preview is not None and self.model_name:
+            self.preview.show(models.get(self.model_name))
         how = self._end or ("Stopped." if error is None else "Ended by an error, see the notification.")
         kept = f"The best model is “{self.model_name}” in the list of models." if self.model_name else ""
         self.view.ended(f"{how} {kept or 'There was no validation yet, so there is no model.'}")
