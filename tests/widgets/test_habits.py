@@ -41,7 +41,7 @@ def test_volumes_of_different_shapes_do_not_mix(bench, small, notified):
     assert models.session_names() == ["em k1", "small k1"]
     assert len(train.view.curves.runs) == 1, "another image, another plot"
     bench.assert_segmented(train)
-    assert [layer.name for layer in bench.viewer.layers] == ["em", "mito", "small", "small mito", "em preview"]
+    assert [layer.name for layer in bench.viewer.layers] == ["em", "em preview", "mito", "small", "small mito"]
 
 
 def test_a_run_keeps_to_what_it_was_started_on(bench, small):

@@ -92,7 +92,8 @@ class Filling(QObject):
         if result is None or self._image != image or result.model is not model or result.done.all():
             memory = None if image.ndim == 3 else sys.maxsize
             result = Result(model, volume.shape, threshold, memory=memory)
-            self.result, self._image, self._name = result, image, f"{image.name} {name}"
+            self.result, self._image = result, image
+            self._name = name if name.startswith(image.name) else f"{image.name} {name}"
             self._add_mask()
         self._moved()
         self._began, self._at_first = time.monotonic(), int(result.done.sum())

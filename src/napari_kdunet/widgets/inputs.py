@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from napari_kdunet.core import Volume
 
-__all__ = ["Inputs"]
+__all__ = ["Inputs", "beside"]
 
 _STROKES = ("transparent", "#CC79A7", "#E69F00")  # background and mitochondrion, unlike the preview's blue (Okabe, Ito)
 _BRUSH = 8  # pixels
@@ -54,7 +54,7 @@ class Inputs:
         self.strokes_button.clicked.connect(self.add_strokes)
         self.rows: dict[str, QWidget] = {
             "Image": self.image,
-            "Labels": _beside(self.labels, self.strokes_button),
+            "Labels": beside(self.labels, self.strokes_button),
             "": self.sparse,
         }
 
@@ -97,7 +97,7 @@ class Inputs:
         return image, None if labels is None else volume_of(labels)
 
 
-def _beside(*widgets: QWidget) -> QWidget:
+def beside(*widgets: QWidget) -> QWidget:
     """Widgets in one row, the first as wide as there is room; it lends the row its tooltip."""
     row = QWidget()
     row.setToolTip(widgets[0].toolTip())

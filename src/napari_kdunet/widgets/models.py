@@ -100,7 +100,7 @@ class ModelChooser(QWidget):
         self.combo = QComboBox()
         self.combo.setToolTip("Models trained or opened in this session, and those that come with the plugin.")
         self.combo.setSizeAdjustPolicy(QComboBox.SizeAdjustPolicy.AdjustToMinimumContentsLengthWithIcon)
-        self.combo.setMinimumContentsLength(12)
+        self.combo.setMinimumContentsLength(16)
         self.open_button = QPushButton("Open…")
         self.open_button.setToolTip("Open a model from a .safetensors file.")
         self.save_button = QPushButton("Save…")

@@ -175,8 +175,11 @@ class Preview:
         if self.layer is None:
             selected = set(self.viewer.layers.selection)
             look = {"opacity": 0.5, "colormap": _colormap(), "metadata": {PREVIEW: True}}
+            layers = self.viewer.layers
             self.layer = self.viewer.add_labels(mask, name=f"{self.image.name} preview", **look, **grid)
-            self.viewer.layers.selection = selected
+            if self.image in layers:  # just above it: what the user paints stays on top
+                layers.move(len(layers) - 1, layers.index(self.image) + 1)
+            layers.selection = selected
             return
         self.layer.translate = grid["translate"]
         self.layer.data = mask

@@ -100,10 +100,9 @@ class RunView(QWidget):
         self.ended("Ready.")
         self.save_button.setEnabled(False)
 
-    def add_button(self, button: QPushButton) -> None:
-        """Put one more start button into the row of buttons; it is usable when nothing runs."""
+    def add_starter(self, button: QPushButton) -> None:
+        """Let one more start button, wherever it is, be usable when nothing runs."""
         self._starters.append(button)
-        self.buttons.insertWidget(1, button, 1)
 
     def add_line(self, label: QLabel) -> None:
         """Put a line of words under the score."""
@@ -134,7 +133,7 @@ class RunView(QWidget):
         plural = "" if len(event.val_slices) == 1 else "s"
         kinds = {
             "held-out slices": f"{len(event.val_slices)} held-out slice{plural}",
-            "training slices": "the training slices (none are held out)",
+            "training slices": "training slices, none held out",
             "teacher": "agreement with the teacher",
         }
         self._validated_on = kinds.get(event.validated_on, event.validated_on)

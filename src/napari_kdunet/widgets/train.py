@@ -12,7 +12,7 @@ from napari_kdunet import core
 from napari_kdunet.widgets.corrections import corrected_mask, with_corrections
 from napari_kdunet.widgets.edits import Edits
 from napari_kdunet.widgets.form import SettingsForm
-from napari_kdunet.widgets.inputs import Inputs
+from napari_kdunet.widgets.inputs import Inputs, beside
 from napari_kdunet.widgets.live import Waiting, iter_live
 from napari_kdunet.widgets.models import ModelChooser
 from napari_kdunet.widgets.training_panel import Job, TrainingPanel
@@ -44,18 +44,18 @@ class TrainWidget(TrainingPanel):
         inputs = Inputs(viewer)
         origin = ModelChooser(none="a fresh network")
         origin.setToolTip("The model to go on from: its k, BN and so on hold then, and not those below.")
-        live = QCheckBox("Live: go on while I paint")
+        live = QCheckBox("Live, while I paint")
         live.setToolTip(_LIVE_TIP)
-        rows = {**inputs.rows, "Start from": origin, " ": live}
-        super().__init__(viewer, SettingsForm(core.TrainConfig, hidden=("ignore",)), rows, "Train")
-        self.inputs, self.origin, self.live = inputs, origin, live
-        self.corrections_button = QPushButton("Train on corrections")
-        self.corrections_button.setToolTip(
+        corrections = QPushButton("Train on corrections")
+        corrections.setToolTip(
             "Go on from the model that has segmented the volume (or the one to start from, if there is one), on the\n"
             "slices of its mask that you have painted on, together with the labels above."
         )
-        self.view.add_button(self.corrections_button)
-        self.corrections_button.clicked.connect(lambda: self.begin(self.corrections_job))
+        rows = {**inputs.rows, "Start from": origin, " ": beside(live, corrections)}
+        super().__init__(viewer, SettingsForm(core.TrainConfig, hidden=("ignore",)), rows, "Train")
+        self.inputs, self.origin, self.live, self.corrections_button = inputs, origin, live, corrections
+        self.view.add_starter(corrections)
+        corrections.clicked.connect(lambda: self.begin(self.corrections_job))
 
     def job(self) -> Job:
         """Train on the chosen layers; errors as in `TrainingPanel.job`."""
