@@ -121,6 +121,23 @@ def test_paper():
     assert core.TrainConfig.paper(bn=True).bn  # a setting given wins
 
 
+def test_going_on_and_live_keep_what_they_do_not_need():
+    config = core.TrainConfig(k=3, steps=7, ignore=0, device="cpu", class_weights="balanced", elastic=2.0)
+    gentle = config.going_on()
+    assert gentle.schedule == "constant"
+    assert gentle.lr < config.lr
+    assert gentle.steps == 7
+    live = config.live()
+    assert (live.schedule, live.lr) == (gentle.schedule, gentle.lr)
+    assert (live.k, live.ignore, live.device, live.class_weights, live.elastic) == (3, 0, "cpu", "balanced", 2.0)
+    assert live.val_share == 0
+    steps, seconds = live.budget
+    assert steps is None
+    assert seconds >= 8 * 3600
+    assert seconds / live.validations <= 2, "a model every other second"
+    assert live.batch * live.patch**2 < config.batch * config.patch**2 / 4, "a step is short"
+
+
 @pytest.mark.parametrize(
     ("text", "expected"),
     [

@@ -167,8 +167,9 @@ WRONG = {
     "complex": (lambda r, y: (r.astype(complex), y), {}, core.VolumeError, ["complex"]),
     "missing": (lambda r, y: ("/no/such.tif", y), {}, core.VolumeError, ["/no/such.tif"]),
     "no labels": (lambda r, y: (r, None), {}, core.LabelsError, ["labels"]),
-    "no foreground to balance": (lambda r, y: (r, np.ones_like(y)), {"class_weights": "balanced"},
-                                 core.ConfigError, ["class_weights"]),
+    "no background": (lambda r, y: (r, np.ones_like(y)), {}, core.UnlabelledError, ["background"]),
+    "no class to balance": (lambda r, y: (r, y), {"class_weights": "balanced", "classes": 3},
+                            core.ConfigError, ["class_weights"]),
 }  # fmt: skip
 
 

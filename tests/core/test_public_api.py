@@ -34,6 +34,7 @@ PUBLIC = [
     "Tradeoff",
     "TrainConfig",
     "TrainingError",
+    "UnlabelledError",
     "Validated",
     "Volume",
     "VolumeError",

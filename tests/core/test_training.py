@@ -269,8 +269,10 @@ def test_going_on_from_a_model(learnt, blobs, quick, one_line):
     events = list(core.iter_train(*blobs(), quick(**learn(steps=2, validations=1, lr=1e-4)), start=start))
     assert events[-1].iou > 0.75
     assert all(torch.equal(value, before[name]) for name, value in start.net.state_dict().items())
-    with one_line(core.ModelError, "form"):
-        core.iter_train(*blobs(), quick(**learn(k=1)), start=start)
+    with one_line(core.ModelError, "form", "make k, activation alike"):
+        core.iter_train(*blobs(), quick(**learn(k=1, activation="relu")), start=start)
+    same_form = quick(**{**learn(k=1, steps=1, validations=1), **start.form})
+    assert list(core.iter_train(*blobs(), same_form, start=start))[-1].model.form == start.form
 
 
 def test_classes(blobs, quick):
@@ -291,7 +293,27 @@ def test_mixed_precision(blobs, quick, precision):
     assert events[-1].model.net.head.weight.dtype == torch.float32
 
 
+def test_a_threshold_that_is_named_is_the_models(learnt, blobs, quick):
+    start = learnt[-1].model
+    config = quick(**learn(steps=1, validations=1, lr=1e-6, threshold=0.97))
+    validated = next(e for e in core.iter_train(*blobs(), config, start=start) if isinstance(e, core.Validated))
+    assert validated.threshold == validated.model.threshold == 0.97
+    raw, labels = blobs()
+    at = core.evaluate(core.predict(validated.model, raw[5:]), labels[5:], threshold=0.97)
+    assert validated.iou == pytest.approx(at.iou, abs=5e-3)
+    assert validated.iou < learnt[-1].iou
+
+
 # ---------------------------------------------------------------- while somebody paints
+
+
+@pytest.mark.parametrize(("painted", "missing"), [(0, "nothing but the ignore"), (1, "foreground"), (2, "background")])
+def test_strokes_of_one_kind_are_not_enough(blobs, quick, one_line, painted, missing):
+    raw, _ = blobs()
+    strokes = np.zeros(raw.shape, np.uint8)
+    strokes[2, 10:20, 10:20] = painted
+    with one_line(core.UnlabelledError, missing):
+        core.iter_train(raw, strokes, quick(ignore=0))
 
 
 def test_edited_slices_are_read_again(blobs, quick):

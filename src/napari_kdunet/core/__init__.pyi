@@ -10,6 +10,7 @@ from .errors import (
     ModelError,
     OutputError,
     TrainingError,
+    UnlabelledError,
     VolumeError,
 )
 from .events import Done, Event, Saved, Started, Stepped, Validated
@@ -49,6 +50,7 @@ __all__ = [
     "Tradeoff",
     "TrainConfig",
     "TrainingError",
+    "UnlabelledError",
     "Validated",
     "Volume",
     "VolumeError",

@@ -57,20 +57,27 @@ class Model:
         """Number of learnable parameters."""
         return sum(p.numel() for p in self.net.parameters())
 
-    def describe(self) -> dict[str, Any]:
-        """All but the weights, as JSON values: what `napari-kdunet info` shows and the file's metadata holds."""
+    @property
+    def form(self) -> dict[str, Any]:
+        """The settings of training that are the network's own: a training that starts from it has them alike.
+
+        Raises
+        ------
+        ModelError
+            If the network is not a `KUNet`.
+        """
         net = self.net
         if not isinstance(net, KUNet):
             raise ModelError(f"a {type(net).__name__} is not a k-Unet: it can teach and predict, but not be saved.")
+        return {"k": net.k, "bn": net.bn, "classes": net.classes, "depth": net.depth, "activation": net.activation}
+
+    def describe(self) -> dict[str, Any]:
+        """All but the weights, as JSON values: what `napari-kdunet info` shows and the file's metadata holds."""
         return {
             "format": _FORMAT,
             "version": __version__,
-            "k": net.k,
-            "bn": net.bn,
-            "classes": net.classes,
-            "depth": net.depth,
-            "activation": net.activation,
-            "parameters": net.parameter_count,
+            **self.form,
+            "parameters": self.parameter_count,
             "normalisation": "standardised slice by slice",
             "pixel_size": self.pixel_size,
             "threshold": self.threshold,

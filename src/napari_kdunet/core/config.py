@@ -8,13 +8,13 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Callable, Mapping
-from dataclasses import Field, asdict, dataclass, field, fields
+from dataclasses import Field, asdict, dataclass, field, fields, replace
 from types import MappingProxyType
 from typing import Any, Self
 
 from napari_kdunet.core.errors import ConfigError
 
-__all__ = ["PAPER", "DistillConfig", "TrainConfig", "parse_class_weights", "parse_slices"]
+__all__ = ["GOING_ON", "LIVE", "PAPER", "DistillConfig", "TrainConfig", "parse_class_weights", "parse_slices"]
 
 
 def setting(
@@ -144,7 +144,10 @@ class TrainConfig:
         0.15, "Share of the labelled slices, contiguous in the middle, that is held out for validation.", ge=0, le=0.9
     )
     val_slices: int = setting(8, "Most slices to validate on, evenly spaced.", ge=1, le=10_000, advanced=True)
-    validations: int = setting(10, "How often to validate over the budget.", ge=1, le=10_000, advanced=True)
+    threshold: float | None = setting(
+        None, "Foreground from this probability; empty chooses what is best on validation.", gt=0, lt=1, advanced=True
+    )
+    validations: int = setting(10, "How often to validate over the budget.", ge=1, le=1_000_000, advanced=True)
     patience: int | None = setting(
         None, "Stop after so many validations without a better IoU; empty never does.", ge=1, advanced=True
     )
@@ -191,6 +194,14 @@ class TrainConfig:
         """The paper's form: ReLU, PyTorch's initialisation, no BN, plain cross entropy, flips and elastic only."""
         return cls(**{**PAPER, **settings})
 
+    def going_on(self) -> Self:
+        """These settings for a model that is good already: it is not to forget what it knows before it learns more."""
+        return replace(self, **GOING_ON)
+
+    def live(self) -> Self:
+        """These settings for training while somebody paints: short steps, and a model every other second."""
+        return replace(self, steps=None, **LIVE)
+
     def to_dict(self) -> dict[str, Any]:
         """All settings as JSON-ready values."""
         return {name: list(v) if isinstance(v, tuple) else v for name, v in asdict(self).items()}
@@ -221,6 +232,16 @@ PAPER: Mapping[str, Any] = MappingProxyType(
         "scale": 0.0,
         "intensity": 0.0,
     }
+)
+
+#: As in `TrainConfig.going_on`: without the peak of one cycle.
+GOING_ON: Mapping[str, Any] = MappingProxyType({"lr": 3e-3, "schedule": "constant"})
+
+#: As in `TrainConfig.live`: short steps, averaged weights that follow in some twenty of them, no end of the schedule;
+#: all strokes are learnt from, and too few to choose a threshold by.
+LIVE: Mapping[str, Any] = MappingProxyType(
+    {**GOING_ON, "minutes": 24 * 60.0, "validations": 24 * 60 * 30, "batch": 4, "patch": 128, "ema": 0.95}
+    | {"val_share": 0.0, "val_slices": 1, "threshold": 0.5}
 )
 
 

@@ -11,7 +11,7 @@ import torch
 from napari_kdunet.core.checkpoint import Model
 from napari_kdunet.core.config import TrainConfig
 from napari_kdunet.core.devices import training_threads
-from napari_kdunet.core.errors import LabelsError, VolumeError
+from napari_kdunet.core.errors import UnlabelledError, VolumeError
 from napari_kdunet.core.patches import Pool, Source, load_blocks
 from napari_kdunet.core.splits import Validation, is_labelled, labelled_slices, spaced, split
 from napari_kdunet.core.teachers import Teaching
@@ -106,11 +106,20 @@ def prepare(
         notes.append(f"the slices need more than {config.memory:g} GB: an even sample of them is trained on.")
     if isinstance(teacher, Volume):
         _check_probability(teacher, pool)
-    if truth is not None and not pool.class_pixels()[1:].sum():
-        raise LabelsError(f"{truth.name} has no foreground in the slices to train on: label some or name others.")
+    if truth is not None:
+        _check_both(truth, pool)
     own = image.voxel_size[-1] if image.voxel_size else 0.0
     unlabelled_slices = sum(len(source.slices) for source in taught)
     return Dataset(pool, validation, learnt, unlabelled_slices, own, image, truth, held_out, tuple(notes))
+
+
+def _check_both(labels: Volume, pool: Pool) -> None:
+    """Check that there is foreground and background to learn from."""
+    background, *others = pool.class_pixels().tolist()
+    for name, pixels in (("foreground", sum(others)), ("background", background)):
+        if not pixels:
+            where = "in the slices to train on"
+            raise UnlabelledError(f"{labels.name} has no {name} {where}: label some or name others.")
 
 
 def _pixel_size_notes(image: Volume, config: TrainConfig) -> list[str]:

@@ -7,6 +7,7 @@
     │   ├── ConfigError       a setting is out of bounds
     │   ├── VolumeError       an image volume cannot be used
     │   ├── LabelsError       a labels volume cannot be used
+    │   │   └── UnlabelledError   it can, once foreground and background are labelled in it
     │   └── ModelError        a model file cannot be used
     ├── OutputError           a result cannot be written (disk full, no permission, unknown ending)
     └── TrainingError         training cannot go on
@@ -34,6 +35,7 @@ __all__ = [
     "ModelError",
     "OutputError",
     "TrainingError",
+    "UnlabelledError",
     "VolumeError",
 ]
 
@@ -56,6 +58,10 @@ class VolumeError(InputError):
 
 class LabelsError(InputError):
     """A labels volume does not fit its image or holds nothing to learn from."""
+
+
+class UnlabelledError(LabelsError):
+    """Foreground or background is not labelled anywhere, yet."""
 
 
 class ModelError(InputError):

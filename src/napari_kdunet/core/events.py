@@ -73,7 +73,7 @@ class Validated:
     iou: float
     """Foreground IoU at `threshold`."""
     threshold: float
-    """Threshold of the best IoU on these slices, or of nearly that and nearer to 0.5 (`Curve.best_threshold`)."""
+    """Of the best IoU on these slices, or of nearly that and nearer to 0.5; the settings' own where they name one."""
     iou_at_half: float
     """Foreground IoU at the threshold 0.5."""
     best: bool

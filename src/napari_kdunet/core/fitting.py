@@ -82,13 +82,13 @@ class Fit:
     def _network(self, start: Model | None) -> KUNet:
         c = self.config
         if start is not None:
-            net = start.net
-            form = (c.k, c.bn, c.classes, c.depth, c.activation)
-            if not isinstance(net, KUNet) or (net.k, net.bn, net.classes, net.depth, net.activation) != form:
+            other = [name for name, value in start.form.items() if value != getattr(c, name)]
+            if other:
                 raise ModelError(
-                    "the model to start from has another form than the settings: make k, bn and so on alike."
+                    f"the model to start from has another form than the settings: make {', '.join(other)} alike."
                 )
-            return self._placed(copy.deepcopy(net))
+            assert isinstance(start.net, KUNet)
+            return self._placed(copy.deepcopy(start.net))
         with torch.random.fork_rng(devices=[]):  # the caller's random numbers stay as they were
             torch.manual_seed(c.seed)
             net = KUNet(
@@ -282,7 +282,7 @@ class Fit:
             if not all(value.isfinite().all() for value in model.net.state_dict().values()):
                 raise self._diverged("a weight is no longer finite")
             curve = self.data.validation.score(model, self.device.type, self.config.threads)
-            threshold = curve.best_threshold()
+            threshold = self.config.threshold or curve.best_threshold()
             iou = curve.iou(threshold)
             while self.validation_is_due:  # one does for all that have fallen due: a step can be a large share
                 self.validations_done += 1

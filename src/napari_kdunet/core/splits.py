@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from napari_kdunet.core.checkpoint import Model
 from napari_kdunet.core.config import TrainConfig
-from napari_kdunet.core.errors import ConfigError, LabelsError, VolumeError
+from napari_kdunet.core.errors import ConfigError, LabelsError, UnlabelledError, VolumeError
 from napari_kdunet.core.labels import class_index
 from napari_kdunet.core.metrics import Curve
 from napari_kdunet.core.prediction import Tiler, foreground
@@ -67,7 +67,7 @@ def labelled_slices(labels: Volume, config: TrainConfig) -> tuple[int, ...]:
 
     Raises
     ------
-    LabelsError
+    UnlabelledError
         If nothing is labelled, or nothing as foreground.
     ConfigError
         If a named slice does not exist.
@@ -86,9 +86,9 @@ def labelled_slices(labels: Volume, config: TrainConfig) -> tuple[int, ...]:
         if counts:
             found.append(z)
     if not found and config.ignore is not None:
-        raise LabelsError(f"{labels.name} holds nothing but the ignore value {config.ignore}: label some pixels.")
+        raise UnlabelledError(f"{labels.name} holds nothing but the ignore value {config.ignore}: label some pixels.")
     if not foreground_seen:
-        raise LabelsError(f"{labels.name} has no foreground: label some before training.")
+        raise UnlabelledError(f"{labels.name} has no foreground: label some before training.")
     return tuple(found)
 
 

@@ -20,7 +20,8 @@ __all__ = ["Curves", "Run"]
 _COLOURS = ("#E69F00", "#56B4E9", "#CC79A7")
 _TEACHER = "#009E73"
 _SMOOTH = 0.1  # share of a new loss in the running mean that is drawn
-_REDRAW_MS = 200
+_REDRAW_MS = 200  # however fast the steps come
+_MOST = 20_000  # values kept of a run, to be drawn quickly; of more, every other one is let go
 
 
 @dataclass
@@ -50,10 +51,13 @@ class _LossAxis(pg.AxisItem):
         return [f"{10**value:.2g}" for value in values]
 
 
+def _thin(*columns: list[Any]) -> None:
+    for column in columns:
+        del column[: len(column) if len(column) > _MOST else 0 : 2]
+
+
 class Curves(QWidget):
     """Loss (smoothed; each step faintly behind) and validation IoU of one or more runs, and the teacher's IoU.
-
-    It draws at most five times a second, however fast the steps come.
 
     Parameters
     ----------
@@ -142,12 +146,15 @@ class Curves(QWidget):
         run.steps.append(step)
         run.smooth.append(before + max(_SMOOTH, 1 / len(run.steps)) * (loss - before))
         run.losses.append(loss)
+        _thin(run.steps, run.losses, run.smooth)
         self._redraw_soon()
 
     def add_validation(self, name: str, step: int, iou: float) -> None:
         """Tell the validation IoU after a step."""
-        self.runs[name].val_steps.append(step)
-        self.runs[name].ious.append(iou)
+        run = self.runs[name]
+        run.val_steps.append(step)
+        run.ious.append(iou)
+        _thin(run.val_steps, run.ious)
         self._redraw_soon()
 
     def set_teacher(self, iou: float | None) -> None:

@@ -66,7 +66,8 @@ class DistillWidget(TrainingPanel):
             "Train the same student, with the same settings, from the labels alone: what the teacher adds is the gap\n"
             "between the two curves."
         )
-        self.view.add_button(self.control_button)
+        self.view.add_starter(self.control_button)
+        self.view.buttons.insertWidget(1, self.control_button, 1)
         self.view.add_line(self.size_label)
         self.control_button.clicked.connect(lambda: self.begin(self.control_job))
         self._teacher_parameters: int | None = None

@@ -10,7 +10,7 @@ from napari.utils import Colormap
 from qtpy.QtCore import QObject, Signal
 from qtpy.QtWidgets import QWidget
 
-from napari_kdunet.widgets.layers import current_slice, grid_of, volume_of
+from napari_kdunet.widgets.layers import RESULT, current_slice, grid_of, volume_of
 from napari_kdunet.widgets.results import Focus, Result, segment
 from napari_kdunet.widgets.worker import EventWorker, run
 
@@ -53,7 +53,6 @@ class Filling(QObject):
         self.mask: Any = None
         self.probability: Any = None
         self._image: Any = None
-        self._model: Model | None = None
         self._name = ""
         self._focus = Focus()
         self._worker: EventWorker | None = None
@@ -90,15 +89,16 @@ class Filling(QObject):
             return
         volume = volume_of(image)
         result = self.result
-        if result is None or self._image != image or self._model is not model or result.done.all():
+        if result is None or self._image != image or result.model is not model or result.done.all():
             memory = None if image.ndim == 3 else sys.maxsize
-            result = Result(volume.shape, threshold, multiclass=len(model.class_names) > 2, memory=memory)
-            self.result, self._image, self._model, self._name = result, image, model, f"{image.name} {name}"
+            result = Result(model, volume.shape, threshold, memory=memory)
+            self.result, self._image = result, image
+            self._name = name if name.startswith(image.name) else f"{image.name} {name}"
             self._add_mask()
         self._moved()
         self._began, self._at_first = time.monotonic(), int(result.done.sum())
         self._worker = run(
-            lambda: segment(model, volume, result, self._focus),
+            lambda: segment(volume, result, self._focus),
             on_event=self._segmented,
             on_done=self._ended,
             on_error=lambda _: self._ended(),
@@ -131,15 +131,13 @@ class Filling(QObject):
     def _add_mask(self) -> None:
         assert self.result is not None
         self.probability = None  # the one of an earlier result stays with that
-        several = self._model is not None and len(self._model.class_names) > 2
-        look = {} if several else {"colormap": {0: "transparent", None: _COLOUR}}
+        look = {} if len(self.result.model.class_names) > 2 else {"colormap": {0: "transparent", None: _COLOUR}}
         self.mask = self._add(self.viewer.add_labels, self.result.mask, "mask", opacity=0.5, **look)
 
     def _add(self, add: Any, data: Any, what: str, **look: Any) -> Any:
         """Add a layer that covers the image; it keeps the result, and so temporary files, as long as it is there."""
         data = data if self._image.ndim == 3 else data[0]
-        metadata = {"napari-kdunet result": self.result}
-        return add(data, name=f"{self._name} {what}", metadata=metadata, **look, **grid_of(self._image))
+        return add(data, name=f"{self._name} {what}", metadata={RESULT: self.result}, **look, **grid_of(self._image))
 
     def _segmented(self, z: int) -> None:
         self._draw(z)
@@ -190,7 +188,7 @@ class Filling(QObject):
     def _removed(self, event: Any) -> None:
         if self.mask is not None and event.value == self.mask:
             self.stop()
-            self.result = self.mask = self._image = self._model = None
+            self.result = self.mask = self._image = None
             self.changed.emit()
         elif self.probability is not None and event.value == self.probability:
             self.probability = None

@@ -14,10 +14,12 @@ from napari_kdunet.core import Volume, VolumeError, open_volume
 if TYPE_CHECKING:
     import napari.viewer
 
-__all__ = ["PREVIEW", "LayerChooser", "current_slice", "grid_of", "volume_of", "voxel_size_of"]
+__all__ = ["PREVIEW", "RESULT", "LayerChooser", "current_slice", "grid_of", "volume_of", "voxel_size_of"]
 
 #: Key in the metadata of layers that are shown only, and cannot be chosen to learn from.
 PREVIEW = "napari-kdunet preview"
+#: Key in the metadata of the layers that show a `Result`, which it gives.
+RESULT = "napari-kdunet result"
 
 
 def voxel_size_of(layer: Layer) -> tuple[float, float, float] | None:

@@ -85,19 +85,22 @@ class ModelChooser(QWidget):
     ----------
     store : ModelStore, optional
         Where to choose from; the session's by default.
+    none : str
+        What to call having none, where that is allowed: the first choice then. Not allowed if empty.
     parent : QWidget, optional
         Parent widget.
     """
 
     changed = Signal(str)  # name of the model now chosen, or ""; also when a better model took its place
 
-    def __init__(self, store: ModelStore | None = None, parent: QWidget | None = None) -> None:
+    def __init__(self, store: ModelStore | None = None, parent: QWidget | None = None, *, none: str = "") -> None:
         super().__init__(parent)
+        self.none = none
         self.store = models if store is None else store
         self.combo = QComboBox()
         self.combo.setToolTip("Models trained or opened in this session, and those that come with the plugin.")
         self.combo.setSizeAdjustPolicy(QComboBox.SizeAdjustPolicy.AdjustToMinimumContentsLengthWithIcon)
-        self.combo.setMinimumContentsLength(12)
+        self.combo.setMinimumContentsLength(16)
         self.open_button = QPushButton("Open…")
         self.open_button.setToolTip("Open a model from a .safetensors file.")
         self.save_button = QPushButton("Save…")
@@ -153,9 +156,11 @@ class ModelChooser(QWidget):
         session, names = self.store.session_names(), self.store.names()
         self.combo.blockSignals(True)
         self.combo.clear()
+        if self.none:
+            self.combo.addItem(self.none, "")
         for name in names:
             self.combo.addItem(name if name in session else f"{name} (bundled)", name)
-        if not names:
+        if not self.combo.count():
             self.combo.addItem("no model yet: train or open one", "")
         self.combo.setCurrentIndex(max(self.combo.findData(before), 0))
         self.combo.blockSignals(False)

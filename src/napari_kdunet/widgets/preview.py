@@ -147,9 +147,12 @@ class Preview:
 
     def _predicted(self, result: tuple[Model, int, NDArray[np.float32]]) -> None:
         model, z, probability = result
-        if self._wanted is not None and self._wanted[0] is model and self._wanted[1] == z:
-            self.z, self.probability, self._wanted = z, probability, None
-            self._draw()
+        if self._wanted is None or self._wanted[1] != z:
+            return
+        self.z, self.probability = z, probability  # of an older model too: else fast ones would never let one be seen
+        if self._wanted[0] is model:
+            self._wanted = None
+        self._draw()
 
     def _next(self) -> None:
         self._worker = None
@@ -172,8 +175,11 @@ class Preview:
         if self.layer is None:
             selected = set(self.viewer.layers.selection)
             look = {"opacity": 0.5, "colormap": _colormap(), "metadata": {PREVIEW: True}}
+            layers = self.viewer.layers
             self.layer = self.viewer.add_labels(mask, name=f"{self.image.name} preview", **look, **grid)
-            self.viewer.layers.selection = selected
+            if self.image in layers:  # just above it: what the user paints stays on top
+                layers.move(len(layers) - 1, layers.index(self.image) + 1)
+            layers.selection = selected
             return
         self.layer.translate = grid["translate"]
         self.layer.data = mask

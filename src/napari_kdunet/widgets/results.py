@@ -19,6 +19,7 @@ from napari_kdunet import core
 
 __all__ = ["Result", "segment"]
 
+_ROUNDING = 1e-3  # a float16 probability may lie on the other side of a threshold this near
 _TILE = 1024  # of a chunk in a temporary Zarr
 
 
@@ -29,12 +30,12 @@ class Result:
 
     Parameters
     ----------
+    model : Model
+        What segments; with more than two classes the class of each voxel is kept too.
     shape : tuple of int
         Of the volume, ZYX.
     threshold : float
         Foreground probability above which a voxel is not background.
-    multiclass : bool
-        Whether to keep the class of each voxel too; it is 1 throughout otherwise.
     memory : int, optional
         Bytes that may be taken in memory; a quarter of what is free if None.
 
@@ -56,9 +57,10 @@ class Result:
     """
 
     def __init__(
-        self, shape: tuple[int, int, int], threshold: float, *, multiclass: bool = False, memory: int | None = None
+        self, model: core.Model, shape: tuple[int, int, int], threshold: float, *, memory: int | None = None
     ) -> None:
-        self.threshold = threshold
+        self.model, self.threshold = model, threshold
+        multiclass = len(model.class_names) > 2
         self.done = np.zeros(shape[0], bool)
         self._applied = np.full(shape[0], np.nan)  # threshold that each slice of the mask has
         self._lock = threading.Lock()
@@ -108,6 +110,17 @@ class Result:
             self.mask[z] = np.where(between, np.where(probability > new, value, 0), mask)
             self._applied[z] = new
 
+    def corrected_slices(self) -> dict[int, NDArray[np.uint8]]:
+        """Copies of the slices of the mask, by z, that are not what was found: somebody has painted on them."""
+        corrected = {}
+        for z in np.flatnonzero(self.done).tolist():
+            with self._lock:
+                above, mask = self.probability[z] - self._applied[z], self.mask[z]
+            value = 1 if self._classes is None else self._classes[z]
+            if ((mask != np.where(above > 0, value, 0)) & (np.abs(above) > _ROUNDING)).any():
+                corrected[z] = np.array(mask)
+        return corrected
+
     def catch_up(self, focus: Focus) -> Iterator[int]:
         """Bring all slices to the threshold, the nearest to the focus first; gives each slice that changed."""
         while (z := self.outdated(focus.z)) is not None:
@@ -122,11 +135,12 @@ class Focus:
         self.z = z
 
 
-def segment(model: core.Model, volume: core.Volume, result: Result, focus: Focus) -> Iterator[int]:
-    """Segment what is missing in `result`, the nearest to the focus first; gives each slice that is done.
+def segment(volume: core.Volume, result: Result, focus: Focus) -> Iterator[int]:
+    """Segment by its model what is missing in `result`, the nearest to the focus first; gives each slice that is done.
 
     Only one slice of the volume is in memory at a time.
     """
+    model = result.model
     probability = core.predict(model, volume)
     multiclass = len(model.class_names) > 2
     classes = core.predict(model, volume, output="labels", threshold=0.0) if multiclass else None

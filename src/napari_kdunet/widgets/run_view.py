@@ -95,22 +95,22 @@ class RunView(QWidget):
             self._lines.addWidget(label)
         layout.addLayout(self._lines)
         layout.addWidget(self.curves, 1)
-        self._best = math.nan
+        self._best, self._endless = math.nan, False
         self._validated_on = ""
         self.ended("Ready.")
         self.save_button.setEnabled(False)
 
-    def add_button(self, button: QPushButton) -> None:
-        """Put one more start button into the row of buttons; it is usable when nothing runs."""
+    def add_starter(self, button: QPushButton) -> None:
+        """Let one more start button, wherever it is, be usable when nothing runs."""
         self._starters.append(button)
-        self.buttons.insertWidget(1, button, 1)
 
     def add_line(self, label: QLabel) -> None:
         """Put a line of words under the score."""
         self._lines.addWidget(label)
 
-    def preparing(self) -> None:
-        """A run was asked for; its slices are being read."""
+    def preparing(self, endless: bool = False) -> None:
+        """A run was asked for, with a budget or not; its slices are being read."""
+        self._endless = endless
         self._set_running(True)
         self.bar.setRange(0, 0)
         self.status.setText("Preparing: reading the slices…")
@@ -118,9 +118,14 @@ class RunView(QWidget):
         self.notes.hide()
         self._best = math.nan
 
+    def waiting(self, what: str) -> None:
+        """Say what has to be painted before training can begin."""
+        self.status.setText(f"Waiting: {what}")
+
     def started(self, event: Started) -> None:
         """Show what is trained on."""
         self.bar.setRange(0, _PER_MILLE)
+        self.bar.setValue(0)
         where = f"{event.parameters:,} parameters on {event.device}"
         self.status.setText(f"{where}: {len(event.labelled_slices)} labelled slices")
         if event.unlabelled_slices:
@@ -128,7 +133,7 @@ class RunView(QWidget):
         plural = "" if len(event.val_slices) == 1 else "s"
         kinds = {
             "held-out slices": f"{len(event.val_slices)} held-out slice{plural}",
-            "training slices": "the training slices (too few to hold any out)",
+            "training slices": "training slices, none held out",
             "teacher": "agreement with the teacher",
         }
         self._validated_on = kinds.get(event.validated_on, event.validated_on)
@@ -137,9 +142,12 @@ class RunView(QWidget):
 
     def stepped(self, event: Stepped) -> None:
         """Show how far it is."""
-        left = clock(event.seconds * (1 - event.fraction) / max(event.fraction, 1e-6))
-        self.bar.setValue(round(event.fraction * _PER_MILLE))
-        self.bar.setFormat(f"%p% · {left} left")
+        if self._endless:
+            self.bar.setFormat(f"live for {clock(event.seconds)}")
+        else:
+            left = clock(event.seconds * (1 - event.fraction) / max(event.fraction, 1e-6))
+            self.bar.setValue(round(event.fraction * _PER_MILLE))
+            self.bar.setFormat(f"%p% · {left} left")
         rate = event.step / max(event.seconds, 1e-6)
         self.status.setText(f"Step {event.step:,} · {rate:.3g} steps/s · loss {event.loss:.3f}")
 

@@ -39,9 +39,9 @@ class ScoreTable(QTableWidget):
         assert above is not None
         assert left is not None
         above.setSectionResizeMode(QHeaderView.ResizeMode.Stretch)
-        left.setSectionResizeMode(QHeaderView.ResizeMode.Fixed)
         self.set(None, "Volume", None, "Slice")
         self.setFixedHeight(left.length() + above.sizeHint().height() + 2 * self.frameWidth())
+        left.setSectionResizeMode(QHeaderView.ResizeMode.Stretch)  # themes differ in the height of the header
 
     def set(self, volume: Confusion | None, volume_title: str, one: Confusion | None, slice_title: str) -> None:
         """Show the scores of the volume and of one slice under these titles."""

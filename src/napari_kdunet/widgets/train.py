@@ -1,19 +1,34 @@
-"""The dock widget *Train teacher*: a k-Unet from an image and its labels."""
+"""The dock widget *Train teacher*: a k-Unet from an image and its labels; once, or live while they are painted."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from qtpy.QtWidgets import QCheckBox, QPushButton
+
 from napari_kdunet import core
+from napari_kdunet.widgets.corrections import corrected_mask, with_corrections
+from napari_kdunet.widgets.edits import Edits
 from napari_kdunet.widgets.form import SettingsForm
-from napari_kdunet.widgets.inputs import Inputs
+from napari_kdunet.widgets.inputs import Inputs, beside
+from napari_kdunet.widgets.live import Waiting, iter_live
+from napari_kdunet.widgets.models import ModelChooser
 from napari_kdunet.widgets.training_panel import Job, TrainingPanel
 
 if TYPE_CHECKING:
     import napari.viewer
 
+    from napari_kdunet.core import Model, TrainConfig
+
 __all__ = ["TrainWidget"]
+
+_LIVE_TIP = (
+    "Ticked: train on while you paint, until you press Stop. New strokes count within a second, and every other\n"
+    "second the slice on screen is segmented again. Budget, batch, patch and learning rate are chosen for that.\n"
+    "Best from a model that is trained already, on a layer of new strokes: paint where it is wrong."
+)
 
 
 class TrainWidget(TrainingPanel):
@@ -27,15 +42,71 @@ class TrainWidget(TrainingPanel):
 
     def __init__(self, viewer: napari.viewer.Viewer) -> None:  # napari goes by these very words
         inputs = Inputs(viewer)
-        super().__init__(viewer, SettingsForm(core.TrainConfig, hidden=("ignore",)), inputs.rows, "Train")
-        self.inputs = inputs
+        origin = ModelChooser(none="a fresh network")
+        origin.setToolTip("The model to go on from: its k, BN and so on hold then, and not those below.")
+        live = QCheckBox("Live, while I paint")
+        live.setToolTip(_LIVE_TIP)
+        corrections = QPushButton("Train on corrections")
+        corrections.setToolTip(
+            "Go on from the model that has segmented the volume (or the one to start from, if there is one), on the\n"
+            "slices of its mask that you have painted on, together with the labels above."
+        )
+        rows = {**inputs.rows, "Start from": origin, " ": beside(live, corrections)}
+        super().__init__(viewer, SettingsForm(core.TrainConfig, hidden=("ignore",)), rows, "Train")
+        self.inputs, self.origin, self.live, self.corrections_button = inputs, origin, live, corrections
+        self.view.add_starter(corrections)
+        corrections.clicked.connect(lambda: self.begin(self.corrections_job))
 
     def job(self) -> Job:
         """Train on the chosen layers; errors as in `TrainingPanel.job`."""
         raw, labels = self.inputs.volumes()
-        config = self.form.config(ignore=self.inputs.ignore)
+        config, origin = self.form.config(ignore=self.inputs.ignore), self._origin()
+        image, name = self.inputs.image.wanted(), self.origin.name
+        if self.live.isChecked():
+            edits = Edits(self.viewer, self.inputs.labels.wanted())
+
+            def live_events() -> Iterator[Any]:
+                start = origin()
+                yield from iter_live(raw, labels, _like(start, config.live()), start, edits)
+
+            return Job("live", f"{raw.name} live", image, live_events, endless=True)
 
         def events() -> Iterator[Any]:
-            yield from core.iter_train(raw, labels, config)
+            start = origin()
+            yield from core.iter_train(raw, labels, _like(start, config), start=start)
 
-        return Job("training", f"{raw.name} k{config.k}", self.inputs.image.wanted(), events)
+        return Job("training", f"{raw.name} from {name}" if name else f"{raw.name} k{config.k}", image, events)
+
+    def corrections_job(self) -> Job:
+        """Go on from the model that the user has corrected; errors as in `TrainingPanel.job`."""
+        image = self.inputs.image.wanted()
+        mask, result = corrected_mask(self.viewer)
+        labels = self.inputs.labels.layer
+        raw, earlier = self.inputs.volumes() if labels not in (None, mask) else (self.inputs.raw(), None)
+        config = self.form.config(ignore=self.inputs.ignore).going_on()
+        origin = self._origin()
+
+        def events() -> Iterator[Any]:
+            start = origin() or result.model
+            config_of_it = _like(start, config)
+            merged = with_corrections(result, raw, earlier, config_of_it)
+            yield from core.iter_train(raw, merged, replace(config_of_it, ignore=0, slices="auto"), start=start)
+
+        return Job("corrections", f"{raw.name} corrected", image, events)
+
+    def on_event(self, event: Any) -> None:
+        """Say what a live training waits for, and let the next run go on from a model that was painted for."""
+        if isinstance(event, Waiting):
+            self.view.waiting(event.what)
+        elif isinstance(event, core.Validated) and self._job is not None and self._job.run != "training":
+            self.origin.name = self.model_name
+
+    def _origin(self) -> Callable[[], Model | None]:
+        """What gives the model to start from, to be called on the thread: reading the first takes torch along."""
+        store, name = self.origin.store, self.origin.name
+        return lambda: store.get(name) if name else None
+
+
+def _like(model: Model | None, config: TrainConfig) -> TrainConfig:
+    """The settings, with the form of the model to start from."""
+    return config if model is None else replace(config, **model.form, pixel_size=model.pixel_size)

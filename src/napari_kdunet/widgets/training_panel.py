@@ -33,6 +33,8 @@ class Job:
     model_name: str
     image: Layer
     make_events: Callable[[], Iterator[Any]]
+    endless: bool = False
+    """It runs until it is stopped, and keeps its latest model: what is best changes while somebody paints."""
 
 
 class TrainingPanel(QWidget):
@@ -111,7 +113,7 @@ class TrainingPanel(QWidget):
                 self.view.curves.clear()
             self._prepare_preview(job.image)
             self._job, self._end, self.model_name = job, "", ""
-            self.view.preparing()
+            self.view.preparing(job.endless)
             self.view.curves.begin(job.run)
             told: dict[str, Any] = {"on_event": self._tell, "on_done": self._ended, "on_error": self._ended}
             self.worker = run(job.make_events, **told, owner=self)
@@ -161,15 +163,13 @@ class TrainingPanel(QWidget):
         assert self._job is not None
         if not self.model_name:
             self.model_name = models.add(self._job.model_name, event.model)
-        elif event.best:
+        elif event.best or self._job.endless:
             models.update(self.model_name, event.model)
         self.view.save_button.setEnabled(True)
 
     def _finish(self, event: core.Done) -> None:
         why = "no more progress" if event.reason == "patience" else "finished"
         self._end = f"Done, {why}: IoU {event.iou:.3f}."
-        if self.preview is not None:
-            self.preview.show(event.model)
         if event.collapsed:
             from napari_kdunet.core.training import collapsed_message
 
@@ -177,6 +177,8 @@ class TrainingPanel(QWidget):
 
     def _ended(self, error: Exception | None = None) -> None:
         self.worker = None
+        if self.preview is not None and self.model_name:
+            self.preview.show(models.get(self.model_name))
         how = self._end or ("Stopped." if error is None else "Ended by an error, see the notification.")
         kept = f"The best model is “{self.model_name}” in the list of models." if self.model_name else ""
         self.view.ended(f"{how} {kept or 'There was no validation yet, so there is no model.'}")

@@ -1,0 +1,229 @@
+"""*Live* on another volume: IoU on slices that nobody has painted, seconds after the first stroke.
+
+    xvfb-run -s '-screen 0 1600x1200x24' python benchmarks/live.py DATA [--model M.safetensors] [--seeds 0,1,2]
+
+DATA is a folder with ``vnc-train-{raw,labels}.tif`` and, where no model is given, ``lucchi-train-{raw,labels}.tif``, on
+which a 2-Unet is trained first. napari opens the fly volume with *Train teacher*, *Live* ticked, and a script paints
+one stroke a second for half a minute on four of the sixteen slices, each time going to the slice as a user would.
+A stroke is a straight line of at most 90 pixels that the truth says lies in one class: by turns inside a mitochondrion
+and in the background, the latter by turns near a mitochondrion and anywhere. The scores are those of the models that
+*Live* had made by then, on the twelve slices without a stroke, at the models' own thresholds, computed afterwards.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import napari
+import numpy as np
+from qtpy.QtCore import QEventLoop, Qt, QTimer
+from scipy import ndimage
+
+from napari_kdunet import core
+from napari_kdunet.core import training
+from napari_kdunet.widgets.models import models
+
+VNC_NM, LUCCHI_NM = (50.0, 4.6, 4.6), (5.0, 5.0, 5.0)
+PAINTED = (2, 6, 10, 14)
+STROKES, LENGTH, BRUSH, NEAR = 30, 90, 9, 30  # number; pixels
+MOMENTS = (0, 10, 30, 60)  # s after the first stroke
+
+
+def strokes(truth: np.ndarray, seed: int) -> Iterator[tuple[int, int, np.ndarray]]:
+    """z, label and the points (N, 2) of each stroke."""
+    rng, room = np.random.default_rng(seed), {}
+    for z in PAINTED:
+        inside = truth[z] > 0
+        room[z] = ndimage.distance_transform_edt(~inside), ndimage.distance_transform_edt(inside)
+    for i in range(STROKES):
+        z, label = PAINTED[i // 2 % len(PAINTED)], 2 - i % 2
+        free = room[z][label - 1]
+        where = free > BRUSH
+        if i % 4 == 1:
+            where &= free < NEAR
+        start = rng.choice(np.argwhere(where))
+        lines = [_line(start, angle, free) for angle in rng.uniform(0, 2 * np.pi, 24)]
+        yield z, label, max(lines, key=len)
+
+
+def _line(start: np.ndarray, angle: float, free: np.ndarray) -> np.ndarray:
+    """Points from `start` in a direction, as far as the brush stays in one class and in the slice."""
+    points = start + np.arange(0, LENGTH, 3)[:, None] * (np.sin(angle), np.cos(angle))
+    inside = ((points >= 0) & (points <= np.array(free.shape) - 1)).all(axis=1)
+    at = np.round(points * inside[:, None]).astype(int)
+    stays = inside & (free[tuple(at.T)] > BRUSH / 2 + 1)
+    return points[: int(np.argmin(stays)) if not stays.all() else len(points)]
+
+
+@dataclass
+class Record:
+    """What happened when, in seconds of the clock."""
+
+    painted: list[tuple[float, int]] = field(default_factory=list)
+    asked: list[tuple[float, set[int]]] = field(default_factory=list)
+    shown: list[float] = field(default_factory=list)
+    made: list[tuple[float, core.Model]] = field(default_factory=list)
+    ticks: list[float] = field(default_factory=list)
+
+
+class Session:
+    """napari with the volume and *Live*; a script paints, a timer watches."""
+
+    def __init__(self, raw: core.Volume, truth: np.ndarray, start: str) -> None:
+        self.truth, self.record = truth, Record()
+        self.viewer = napari.Viewer()
+        self.viewer.add_image(raw[:], name="vnc", scale=raw.voxel_size, units=("nm",) * 3)
+        _, self.widget = self.viewer.window.add_plugin_dock_widget("napari-kdunet", "Train teacher")
+        self.widget.origin.name = start
+        self.widget.inputs.add_strokes()
+        self.widget.live.setChecked(True)
+        self.layer = self.widget.inputs.labels.layer
+        self.timer = QTimer()
+        self.timer.setTimerType(Qt.TimerType.PreciseTimer)
+        self.timer.timeout.connect(self._watch)
+        self._seen: tuple[Any, Any] = (None, None)
+
+    def wait(self, seconds: float) -> None:
+        """Let the window live."""
+        loop = QEventLoop()
+        QTimer.singleShot(round(1000 * seconds), loop.quit)
+        loop.exec()
+
+    def run(self, seed: int, threads: int, train: bool = True) -> Record:
+        """Paint, and train on for a minute after the first stroke; or paint alone."""
+        self._watch_training()
+        self.widget.form.controls["threads"].set(threads or None)
+        self.wait(3)  # the first drawings compile code
+        plan = list(strokes(self.truth, seed))
+        if train:
+            self.widget.view.start_button.click()
+        self.wait(2)
+        self.timer.start(5)
+        begin = time.perf_counter()
+        for i, (z, label, points) in enumerate(plan):
+            self.wait(max(0.0, begin + i - time.perf_counter()))
+            self._paint(z, label, points)
+        if train:
+            self.wait(max(0.0, begin + MOMENTS[-1] + 1 - time.perf_counter()))
+        self.timer.stop()
+        self.widget.stop()
+        while self.widget.worker is not None:
+            self.wait(0.1)
+        self.viewer.close()
+        return self.record
+
+    def _paint(self, z: int, label: int, points: np.ndarray) -> None:
+        self.viewer.dims.set_current_step(0, z)
+        self.layer.brush_size = BRUSH
+        with self.layer.block_history():
+            for i, (y, x) in enumerate(points):
+                self.layer.paint((z, y, x), label, refresh=i == len(points) - 1)
+        self.record.painted.append((time.perf_counter(), z))
+
+    def _watch_training(self) -> None:
+        """Note when the training asks which slices have changed, and what it is told."""
+        real, record = training.iter_train, self.record
+
+        def watched(*args: Any, edited: Any, **more: Any) -> Any:
+            def asked() -> list[int]:
+                found = edited()
+                record.asked.append((time.perf_counter(), set(found)))
+                return found
+
+            return real(*args, edited=asked, **more)
+
+        core.iter_train = watched
+
+    def _watch(self) -> None:
+        now, widget = time.perf_counter(), self.widget
+        self.record.ticks.append(now)
+        shown = widget.preview and widget.preview.probability
+        made = models.get(widget.model_name) if widget.model_name else None
+        if shown is not None and shown is not self._seen[0]:
+            self.record.shown.append(now)
+        if made is not None and made is not self._seen[1]:
+            self.record.made.append((now, made))
+        self._seen = shown, made
+
+
+def report(name: str, seed: int, record: Record, start: core.Model | None, raw: core.Volume, truth: np.ndarray) -> None:
+    others = [z for z in range(len(truth)) if z not in PAINTED]
+    begin = record.painted[0][0]
+    cells = []
+    for moment in MOMENTS:
+        model = next((made for at, made in reversed(record.made) if at - begin <= moment), start)
+        cells.append("-" if model is None else f"{score(model, raw, truth, others):.3f}")
+    late = [
+        min(at - when for at, found in record.asked if at >= when and z in found)
+        for when, z in record.painted
+        if when > record.asked[0][0]  # those before are read when the training begins
+    ]
+    pauses = np.diff([at for at in record.shown if at >= begin])
+    cells += [f"{median(late):.2f}", f"{max(late):.2f}", f"{median(pauses):.1f}", f"{max(pauses):.1f}"]
+    print(f"| {name} | {seed} | {' | '.join(cells)} | {gap(record):.0f} |", flush=True)
+
+
+def gap(record: Record) -> float:
+    """Longest time between two ticks, ms."""
+    return 1000 * max(np.diff(record.ticks))
+
+
+def score(model: core.Model, raw: core.Volume, truth: np.ndarray, slices: list[int]) -> float:
+    lazy = core.predict(model, raw)
+    found = np.stack([lazy[z].compute() for z in slices])
+    return core.evaluate(found, truth[slices], threshold=model.threshold).iou
+
+
+def trained(data: Path, minutes: float) -> core.Model:
+    """A 2-Unet of mouse hippocampus."""
+    raw = core.open_volume(data / "lucchi-train-raw.tif", voxel_size=LUCCHI_NM)
+    config = core.TrainConfig(k=2, minutes=minutes, device="cpu")
+    return core.train(raw, data / "lucchi-train-labels.tif", config)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", type=Path)
+    parser.add_argument("--model", type=Path, help="trained on lucchi-train; a 2-Unet is trained if not given")
+    parser.add_argument("--minutes", type=float, default=5.0, help="to train it")
+    parser.add_argument("--seeds", default="0,1,2", help="of the strokes, with commas between")
+    parser.add_argument("--threads", type=int, default=0, help="of the training; 0 as the core chooses")
+    parser.add_argument("--fresh", action="store_true", help="from a fresh 2-Unet too")
+    arguments = parser.parse_args()
+    raw = core.open_volume(arguments.data / "vnc-train-raw.tif", voxel_size=VNC_NM)
+    truth = core.open_volume(arguments.data / "vnc-train-labels.tif")[:]
+    if arguments.model is None:
+        with tempfile.TemporaryDirectory() as folder:
+            path = trained(arguments.data, arguments.minutes).save(Path(folder) / "lucchi.safetensors")
+            start = core.load_model(path)
+    else:
+        start = core.load_model(arguments.model)
+    print(f"{os.cpu_count()} cores, load before {os.getloadavg()[0]:.1f}; from a {start.net.k}-Unet of lucchi-train")
+    print(f"{STROKES} strokes, one a second, on slices {PAINTED}; scored on the others\n")
+    columns = [f"IoU after {moment} s" for moment in MOMENTS]
+    columns += ["stroke taken after, s", "at most", "between previews, s", "at most", "longest gap of the window, ms"]
+    print(f"| from | strokes | {' | '.join(columns)} |")
+    print("|---|---:" + "|---:" * len(columns) + "|")
+    alone = Session(raw, truth, "").run(0, arguments.threads, train=False)
+    print(
+        f"| painting without training | 0 | {' | '.join(['-'] * (len(columns) - 1))} | {gap(alone):.0f} |", flush=True
+    )
+    for name, model in (("the model", start), ("nothing", None))[: 1 + arguments.fresh]:
+        for seed in map(int, arguments.seeds.split(",")):
+            models.clear()
+            session = Session(raw, truth, models.add("start", model) if model is not None else "")
+            if model is None:
+                session.widget.form.controls["k"].set(2)
+            report(name, seed, session.run(seed, arguments.threads), model, raw, truth)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,183 @@
+"""Steps per second of the same training in a plain script and in napari while the user scrolls, and the window's gaps.
+
+    xvfb-run -s '-screen 0 1600x1200x24' python benchmarks/napari_training.py [--k 2,16] [--seconds 20] [--rounds 3]
+
+Each turn is a process of its own, and the kinds take turns: a plain script that drives `core.iter_train`; napari with
+*Train teacher* at work, its preview too, while a timer scrolls ten slices a second; and napari that only scrolls. A gap
+is the time between two ticks of a 5 ms timer in the window's event loop: what a click would have to wait at most.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from statistics import median
+from typing import Any
+
+from napari_kdunet import core
+from napari_kdunet.sample import VOXEL_SIZE, synthetic_em
+
+KINDS = ("plain", "napari", "scrolling")
+WARM_STEPS = 3
+TICK_MS, SCROLL_MS = 5, 100
+
+
+def volumes(arguments: argparse.Namespace) -> tuple[core.Volume, core.Volume]:
+    if arguments.raw:
+        return core.open_volume(arguments.raw), core.open_volume(arguments.labels)
+    raw, labels = synthetic_em((24, 512, 512))
+    return core.open_volume(raw, voxel_size=VOXEL_SIZE), core.open_volume(labels, voxel_size=VOXEL_SIZE)
+
+
+def settings(arguments: argparse.Namespace) -> dict[str, Any]:
+    """A validation each ten seconds, far from the end."""
+    threads = arguments.threads or None
+    return {"k": int(arguments.k), "minutes": 60.0, "validations": 360, "device": "cpu", "threads": threads}
+
+
+def plain(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Steps per second of a script."""
+    begin, first = 0.0, 0
+    for event in core.iter_train(*volumes(arguments), core.TrainConfig(**settings(arguments))):
+        if isinstance(event, core.Stepped):
+            if event.step == WARM_STEPS:
+                begin, first = time.perf_counter(), event.step
+            elif begin and time.perf_counter() - begin >= arguments.seconds:
+                return {"steps": (event.step - first) / (time.perf_counter() - begin)}
+    raise AssertionError("the budget is an hour")
+
+
+class Window:
+    """napari with the volume, scrolled by a timer, and the gaps between the ticks of another."""
+
+    def __init__(self, arguments: argparse.Namespace) -> None:
+        import napari
+        from qtpy.QtCore import Qt, QTimer
+
+        raw, labels = volumes(arguments)
+        self.viewer = napari.Viewer()
+        space = {"scale": raw.voxel_size or (1, 1, 1), "units": ("nm",) * 3}
+        self.viewer.add_image(raw[:], name="em", **space)
+        self.viewer.add_labels(labels[:], name="mito", **space)
+        _, self.widget = self.viewer.window.add_plugin_dock_widget("napari-kdunet", "Train teacher")
+        self.gaps: list[float] = []
+        self._last: float | None = None
+        self.tick, self.scroll = QTimer(), QTimer()
+        self.tick.setTimerType(Qt.TimerType.PreciseTimer)
+        self.tick.timeout.connect(self._beat)
+        self.scroll.timeout.connect(self._scroll)
+
+    def _beat(self) -> None:
+        now = time.perf_counter()
+        if self._last is not None:
+            self.gaps.append(now - self._last)
+        self._last = now
+
+    def _scroll(self) -> None:
+        viewer, axis = self.viewer, 0
+        last = int(viewer.dims.nsteps[axis]) - 1
+        viewer.dims.set_current_step(axis, (viewer.dims.current_step[axis] + 1) % (last + 1))
+
+    def run(self, seconds: float) -> None:
+        """Scroll and count for some seconds, in a real event loop."""
+        from qtpy.QtCore import QEventLoop, QTimer
+
+        loop = QEventLoop()
+        QTimer.singleShot(round(1000 * seconds), loop.quit)
+        self.tick.start(TICK_MS)
+        self.scroll.start(SCROLL_MS)
+        loop.exec()
+        self.tick.stop()
+        self.scroll.stop()
+        self._last = None
+
+
+def in_napari(arguments: argparse.Namespace, train: bool) -> dict[str, Any]:
+    """Steps per second of the worker, and the gaps between the window's events."""
+    window = Window(arguments)
+    widget, steps = window.widget, 0
+    window.run(3)  # the first drawings compile code
+    if train:
+        config = settings(arguments)
+        budget = {"minutes": config.pop("minutes")}
+        for name, value in {**config, "budget": budget}.items():
+            widget.form.controls[name].set(value)
+        widget.view.start_button.click()
+        counted = widget.view.curves.runs["training"].steps
+        while len(counted) < WARM_STEPS:
+            window.run(0.1)
+    window.gaps.clear()
+    if train:
+        steps = len(counted)
+    begin = time.perf_counter()
+    window.run(arguments.seconds)
+    spent = time.perf_counter() - begin
+    found: dict[str, Any] = {"gaps": sorted(1000 * gap for gap in window.gaps)}
+    if train:
+        found["steps"] = (len(counted) - steps) / spent
+        widget.stop()
+        while widget.worker is not None:
+            window.run(0.1)
+    window.viewer.close()
+    return found
+
+
+def turn(kind: str, k: int, arguments: argparse.Namespace) -> dict[str, Any]:
+    """Measure in a process of its own."""
+    command = [sys.executable, __file__, "--turn", kind, "--k", str(k), "--seconds", str(arguments.seconds)]
+    command += ["--threads", str(arguments.threads)]
+    if arguments.raw:
+        command += ["--raw", arguments.raw, "--labels", arguments.labels]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(f"the turn {kind} failed:\n{done.stderr}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def report(k: int, arguments: argparse.Namespace) -> None:
+    turns: dict[str, list[dict[str, Any]]] = {kind: [] for kind in KINDS}
+    for _ in range(arguments.rounds):
+        for kind in KINDS:
+            turns[kind].append(turn(kind, k, arguments))
+    reference = median(found["steps"] for found in turns["plain"])
+    for kind, done in turns.items():
+        cells = ["-"] * 5
+        if kind != "scrolling":
+            rates = sorted(found["steps"] for found in done)
+            cells[:2] = f"{median(rates):.2f} ({rates[0]:.2f}-{rates[-1]:.2f})", f"{median(rates) / reference:.2f}"
+        if kind != "plain":
+            gaps = sorted(gap for found in done for gap in found["gaps"])
+            late = sum(gap > 100 for gap in gaps)
+            cells[2:] = f"{gaps[-1]:.0f}", f"{gaps[int(0.99 * len(gaps))]:.0f}", f"{late} of {len(gaps)}"
+        print(f"| {k} | {kind} | {' | '.join(cells)} |", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--raw", help="volume to train on; a synthetic one if not given")
+    parser.add_argument("--labels", help="its labels")
+    parser.add_argument("--k", default="2,16", help="networks, with commas between")
+    parser.add_argument("--threads", type=int, default=0, help="of the training; 0 as the core chooses")
+    parser.add_argument("--seconds", type=float, default=20.0, help="of a turn")
+    parser.add_argument("--rounds", type=int, default=3, help="turns of each kind")
+    parser.add_argument("--turn", choices=KINDS, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.turn:
+        found = plain(arguments) if arguments.turn == "plain" else in_napari(arguments, arguments.turn == "napari")
+        print(json.dumps(found))
+        return
+    print(f"{os.cpu_count()} cores, load before {os.getloadavg()[0]:.1f}; {platform.system()}, ", end="")
+    print(f"Python {platform.python_version()}; {arguments.rounds} turns of {arguments.seconds:g} s of each kind\n")
+    print("| k | kind | steps/s, median (range) | of plain | longest gap, ms | 99th percentile | gaps over 100 ms |")
+    print("|---:|---|---:|---:|---:|---:|---:|")
+    for k in map(int, arguments.k.split(",")):
+        report(k, arguments)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,130 @@
+"""*Train on corrections*: going on from a model on the slices of its mask that the user has painted on."""
+
+import numpy as np
+import pytest
+
+from napari_kdunet import core
+from napari_kdunet.widgets.models import models
+from napari_kdunet.widgets.results import Result
+
+
+@pytest.fixture
+def segmented(bench, tiny_model):
+    """Widgets *Train teacher* and *Segment*, whose model has segmented the image; its mask."""
+    train = bench.open("Train teacher")
+    train.inputs.labels.layer = bench.mito
+    models.add("tiny", core.Model(tiny_model.net, pixel_size=10.0, threshold=tiny_model.threshold))
+    _, segment = bench.viewer.window.add_plugin_dock_widget("napari-kdunet", "Segment")
+    bench.wait(lambda: segment.model is not None)
+    segment.start_button.click()
+    bench.wait(lambda: not segment.filling.is_running)
+    return train, segment, bench.viewer.layers["em tiny mask"]
+
+
+def correct(mask, labels, z):
+    """Paint what is missing on a slice, and erase what is too much."""
+    for wanted, label in ((labels[z] > 0, 1), (labels[z] == 0, 0)):
+        y, x = np.nonzero(wanted)
+        mask.data_setitem((np.full(len(y), z), y, x), label)
+
+
+def test_the_model_goes_on_on_the_corrected_slices_and_the_earlier_labels(bench, segmented, notified):
+    train, _, mask = segmented
+    truth = bench.mito.data.copy()
+    earlier = np.zeros_like(truth)
+    earlier[7] = truth[7]
+    bench.mito.data = earlier
+    for z in (2, 4):
+        correct(mask, truth, z)
+    mask.paint((5, 10, 10), 1)
+    mask.paint((6, 10, 10), 0)
+    history = len(mask._undo_history)
+    before = mask.data.copy()
+    train.corrections_button.click()
+    assert not train.view.start_button.isEnabled()
+    bench.finish(train)
+    bench.assert_ready(train)
+    model = models.get("em corrected")
+    changed = [z for z in (5, 6) if len(np.unique(mask.data[z])) > 1]
+    assert set(model.summary["labelled_slices"]) >= {2, 4, *changed}
+    assert set(model.summary["labelled_slices"]) <= {2, 4, 5, 6, 7}
+    assert model.form == models.get("tiny").form
+    assert model.summary["settings"]["schedule"] == "constant"
+    assert train.preview.layer in bench.viewer.layers
+    bench.assert_segmented(train)
+    np.testing.assert_array_equal(mask.data, before)
+    assert len(mask._undo_history) == history
+    mask.undo()
+    assert train.origin.name == "em corrected", "the next corrections go on from here"
+
+
+def test_corrections_teach(bench, segmented):
+    """A model of random weights learns from two corrected slices what it did not know."""
+    train, _, mask = segmented
+    truth = bench.mito.data
+    train.inputs.labels.layer = mask  # the only labels that there are, as where the user has none
+    for z in (1, 3, 6):
+        correct(mask, truth, z)
+    train.form.controls["budget"].set({"steps": 120})
+    train.corrections_button.click()
+    bench.finish(train)
+    raw = core.open_volume(bench.em.data, voxel_size=(10, 10, 10))
+
+    def iou(name):
+        model = models.get(name)
+        probability = core.predict(model, raw)[4].compute()
+        return core.evaluate(probability, truth[4], threshold=model.threshold).iou
+
+    assert models.get("em corrected").summary["labelled_slices"] == [1, 3, 6]
+    assert iou("em corrected") > iou("tiny") + 0.15
+
+
+def test_what_is_not_corrected_is_no_correction(bench, segmented, notified):
+    train, segment, mask = segmented
+    train.corrections_button.click()
+    bench.finish(train)
+    assert notified == ["nothing is corrected yet: paint into the mask where it is wrong, or erase."]
+    correct(mask, bench.mito.data, 2)
+    for _ in range(2):
+        mask.undo()
+    segment.threshold.setValue(segment.threshold.value() + 0.02)  # our own filling is none either
+    bench.wait(lambda: segment.filling._updater is None)
+    train.corrections_button.click()
+    bench.finish(train)
+    assert len(notified) == 2
+    bench.viewer.layers.remove(mask)
+    train.corrections_button.click()
+    assert notified[2].startswith("there is nothing to correct: segment the volume")
+    bench.assert_ready(train)
+
+
+def test_earlier_labels_of_another_shape_are_notified(bench, segmented, notified):
+    train, _, mask = segmented
+    correct(mask, bench.mito.data, 2)
+    train.inputs.labels.layer = bench.viewer.add_labels(
+        np.zeros((3, 96, 96), np.uint8), name="short", scale=bench.em.scale, units=bench.em.units
+    )
+    train.corrections_button.click()
+    bench.finish(train)
+    assert len(notified) == 1
+    assert "short have shape (3, 96, 96)" in notified[0]
+    bench.assert_ready(train)
+
+
+@pytest.mark.parametrize("memory", [None, 0], ids=["in memory", "in a Zarr"])
+def test_corrected_slices_of_a_result(tiny_model, memory):
+    rng = np.random.default_rng(0)
+    result = Result(tiny_model, (3, 40, 50), 0.5, memory=memory)
+    for z in range(2):
+        result.put(z, rng.random((40, 50), np.float32))
+    assert result.corrected_slices() == {}
+    result.threshold = 0.3
+    result.apply(0)
+    assert result.corrected_slices() == {}, "one slice has the new threshold, the other the old one"
+    painted = result.mask[1]
+    sure = np.unravel_index(np.argmax(result.probability[1]), (40, 50))
+    painted[sure] = 0
+    result.mask[1] = painted
+    corrected = result.corrected_slices()
+    assert list(corrected) == [1]
+    np.testing.assert_array_equal(corrected[1], painted)

@@ -1,0 +1,227 @@
+"""*Train teacher* with *Live* ticked: training that goes on while somebody paints."""
+
+import numpy as np
+import pytest
+
+from napari_kdunet import core
+from napari_kdunet.widgets.edits import Edits
+from napari_kdunet.widgets.live import Waiting
+from napari_kdunet.widgets.models import models
+
+BACKGROUND, MITOCHONDRION, ERASED = 1, 2, 0
+
+
+@pytest.fixture
+def live(bench):
+    """The widget, with an empty layer of strokes to paint on."""
+    widget = bench.open("Train teacher")
+    widget.inputs.strokes_button.click()
+    widget.live.setChecked(True)
+    return widget
+
+
+@pytest.fixture
+def strokes(live, bench):
+    return bench.viewer.layers["em strokes"]
+
+
+def paint_truth(layer, labels, z):
+    """Paint all of a slice as it is, in a stroke a class."""
+    for value, label in ((labels[z] > 0, MITOCHONDRION), (labels[z] == 0, BACKGROUND)):
+        y, x = np.nonzero(value)
+        layer.data_setitem((np.full(len(y), z), y, x), label)
+
+
+def learnt_from(widget):
+    return models.get(widget.model_name).summary["validation"]["slices"]
+
+
+def test_a_layer_for_strokes_lies_on_the_image_and_is_ready_to_paint_on(bench, live, strokes):
+    np.testing.assert_allclose(strokes.scale, bench.em.scale)
+    np.testing.assert_allclose(strokes.translate, bench.em.translate)
+    assert strokes.units == bench.em.units
+    assert strokes.data.shape == bench.em.data.shape
+    assert not strokes.data.any()
+    assert bench.viewer.layers.selection.active is strokes
+    assert (strokes.mode, strokes.selected_label) == ("paint", MITOCHONDRION)
+    assert live.inputs.labels.layer is strokes
+    assert live.inputs.ignore == 0
+
+
+def test_it_waits_for_strokes_of_both_kinds(bench, live, strokes, notified):
+    live.view.start_button.click()
+    bench.wait(lambda: live.view.status.text().startswith("Waiting: em strokes holds nothing"))
+    strokes.paint((2, 40, 40), MITOCHONDRION)
+    bench.wait(lambda: "no background" in live.view.status.text())
+    strokes.paint((2, 80, 80), BACKGROUND)
+    bench.wait_for(live, "live", steps=3, validations=1)
+    assert live.view.bar.text().startswith("live for 0:0")
+    bench.stop(live)
+    bench.assert_ready(live)
+    assert models.session_names() == ["em live"]
+    assert notified == []
+
+
+def test_it_can_be_stopped_while_it_waits(bench, live):
+    live.view.start_button.click()
+    bench.wait(lambda: live.view.status.text().startswith("Waiting"))
+    bench.stop(live)
+    bench.assert_ready(live)
+    assert models.session_names() == []
+
+
+def test_new_strokes_are_learnt_from_without_a_restart(bench, live, strokes):
+    """The first strokes call everything by the wrong name; they are erased, and the right ones painted elsewhere."""
+    truth = bench.mito.data
+    paint_truth(strokes, 1 - (truth > 0), 1)
+    live.form.controls["k"].set(4)
+    live.view.start_button.click()
+    bench.wait_for(live, "live", steps=5, validations=1)
+    assert learnt_from(live) == [1]
+    for _ in range(2):
+        strokes.undo()
+    for z in (3, 5):
+        paint_truth(strokes, truth, z)
+    bench.viewer.dims.set_current_step(0, 6)
+    raw = core.open_volume(bench.em.data, voxel_size=(10, 10, 10))
+
+    def right():
+        model = models.get(live.model_name)
+        return core.evaluate(core.predict(model, raw)[6:].compute(), truth[6:], threshold=model.threshold).iou > 0.4
+
+    ious = live.view.curves.runs["live"].ious
+    seen = len(ious)
+
+    def later():
+        nonlocal seen
+        if len(ious) > seen:  # looked at once for each model
+            seen = len(ious)
+            return right()
+        return False
+
+    bench.wait(later)
+    assert learnt_from(live)[0] in (3, 5)
+    bench.stop(live)
+    assert live.preview.z == 6
+    bench.assert_segmented(live)
+
+
+def test_it_goes_on_from_a_model_and_the_next_run_from_its_own(bench, live, strokes, tiny_model):
+    start = core.Model(tiny_model.net, pixel_size=20.0)
+    live.origin.name = models.add("start", start)
+    live.form.controls["lr"].set(1.0)  # of no matter: live has its own
+    paint_truth(strokes, bench.mito.data, 2)
+    live.view.start_button.click()
+    bench.wait_for(live, "live", steps=1, validations=1)
+    bench.stop(live)
+    model = models.get("em live")
+    assert model.form == start.form
+    assert model.pixel_size == 20.0
+    assert model.summary["settings"]["lr"] == pytest.approx(core.TrainConfig().live().lr)
+    assert live.origin.name == "em live"
+
+
+def test_labels_of_another_shape_are_notified_rather_than_waited_for(bench, live, notified):
+    live.inputs.labels.layer = bench.viewer.add_labels(
+        np.zeros((3, 96, 96), np.uint8), name="short", scale=bench.em.scale, units=bench.em.units
+    )
+    live.view.start_button.click()
+    bench.finish(live)
+    assert len(notified) == 1
+    assert "short have shape (3, 96, 96)" in notified[0]
+    bench.assert_ready(live)
+
+
+def test_removing_the_strokes_or_closing_meanwhile_breaks_nothing(bench, live, strokes, notified):
+    paint_truth(strokes, bench.mito.data, 2)
+    live.view.start_button.click()
+    bench.wait_for(live, "live", steps=1, validations=1)
+    bench.viewer.layers.remove(strokes)
+    bench.wait_for(live, "live", steps=len(live.view.curves.runs["live"].steps) + 3)
+    bench.viewer.close()
+    assert notified == []
+    assert models.session_names() == ["em live"]
+
+
+# ---------------------------------------------------------------- what the user has changed
+
+
+@pytest.fixture
+def painted(bench, qtbot):
+    """An empty labels layer, and what `Edits` has found each time the event loop has turned."""
+    layer = bench.viewer.add_labels(np.zeros(bench.em.data.shape, np.uint8), name="painted")
+    bench.viewer.dims.set_current_step(0, 2)
+    edits = Edits(bench.viewer, layer)
+    assert edits.take() == []
+
+    def take():
+        qtbot.wait(1)
+        return edits.take()
+
+    return layer, take
+
+
+def test_painting_filling_and_erasing_are_found(painted):
+    layer, take = painted
+    layer.paint((2, 30, 30), 1)
+    assert take() == [2]
+    assert take() == []
+    layer.fill((5, 0, 0), 2)
+    assert take() == [5], "on a slice off screen too"
+    layer.paint((2, 30, 30), ERASED)
+    assert take() == [2]
+    layer.n_edit_dimensions, layer.brush_size = 3, 3
+    layer.paint((4, 50, 50), 1)
+    assert take() == [3, 4, 5]
+
+
+def test_a_stroke_under_way_is_found(painted):
+    layer, take = painted
+    with layer.block_history():
+        layer.paint((2, 30, 30), 1)
+        assert take() == [2]
+        layer.paint((2, 60, 60), 1)
+        assert take() == [2]
+    assert take() == []
+
+
+def test_undo_and_redo_are_found_off_screen_too(painted, bench):
+    layer, take = painted
+    layer.paint((2, 30, 30), 1)
+    assert take() == [2]
+    bench.viewer.dims.set_current_step(0, 7)
+    assert take() == []
+    layer.undo()
+    assert take() == [2]
+    layer.redo()
+    assert take() == [2]
+
+
+def test_an_older_stroke_that_is_undone_is_found(bench, qtbot):
+    layer = bench.viewer.add_labels(np.zeros(bench.em.data.shape, np.uint8))
+    bench.viewer.dims.set_current_step(0, 2)
+    layer.paint((2, 30, 30), 1)
+    edits = Edits(bench.viewer, layer)
+    edits.take()
+    layer.undo()
+    assert edits.take() == [2]
+
+
+def test_scrolling_finds_nothing(painted, bench):
+    layer, take = painted
+    for z in range(len(layer.data)):
+        bench.viewer.dims.set_current_step(0, z)
+        assert take() == []
+
+
+def test_a_flat_layer_has_one_slice(bench, qtbot):
+    layer = bench.viewer.add_labels(np.zeros((96, 96), np.uint8))
+    edits = Edits(bench.viewer, layer)
+    edits.take()
+    layer.paint((50, 50), 1)
+    qtbot.wait(1)
+    assert edits.take() == [0]
+
+
+def test_what_is_waited_for_can_be_read():
+    assert Waiting("x").what == "x"
