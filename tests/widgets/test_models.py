@@ -120,3 +120,15 @@ def test_a_chooser_that_is_gone_is_not_told(qtbot, model):
     with qtbot.waitSignal(chooser.destroyed):
         chooser.deleteLater()
     store.add("em", model)
+
+
+def test_none_can_be_chosen_where_it_is_allowed(qtbot, model):
+    chooser = ModelChooser(ModelStore(), none="a fresh network")
+    qtbot.addWidget(chooser)
+    assert (chooser.combo.currentText(), chooser.name) == ("a fresh network", "")
+    name = chooser.store.add("em k1", model)
+    assert chooser.name == "", "a new model is offered, not chosen"
+    chooser.name = name
+    assert chooser.model() is model
+    chooser.store.clear()
+    assert chooser.name == ""

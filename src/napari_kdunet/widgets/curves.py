@@ -14,13 +14,14 @@ from qtpy.QtWidgets import QVBoxLayout, QWidget
 if TYPE_CHECKING:
     import napari.viewer
 
-__all__ = ["Curves", "Run"]
+__all__ = ["REDRAW_MS", "Curves", "Run"]
 
 # Okabe and Ito (2008): told apart by the colour-blind, and on a dark as on a light ground
 _COLOURS = ("#E69F00", "#56B4E9", "#CC79A7")
 _TEACHER = "#009E73"
 _SMOOTH = 0.1  # share of a new loss in the running mean that is drawn
-_REDRAW_MS = 200  # however fast the steps come
+#: Between two drawings, however fast the steps come: each lets Qt compose the whole window again, canvas and all.
+REDRAW_MS = 500
 _MOST = 20_000  # values kept of a run, to be drawn quickly; of more, every other one is let go
 
 
@@ -89,11 +90,11 @@ class Curves(QWidget):
             plot.setMenuEnabled(False)
             plot.hideButtons()
             plot.setMouseEnabled(False, False)
-            plot.getAxis("left").setWidth(48)
+            plot.getAxis("left").setWidth(58)
             plot.getAxis("bottom").enableAutoSIPrefix(False)
             plot.setDownsampling(auto=True, mode="subsample")
         self.loss_plot.setLogMode(y=True)
-        self.legend = self.loss_plot.addLegend(offset=(-4, 4), labelTextSize="9pt")
+        self.legend = self.iou_plot.addLegend(offset=(-4, -4), labelTextSize="9pt")  # where a good curve does not go
         self._items: dict[str, tuple[Any, Any, Any]] = {}
         self._line: Any = None
         self.setMinimumHeight(240)
@@ -102,7 +103,7 @@ class Curves(QWidget):
         layout.addWidget(self.graphics)
         self._timer = QTimer(self)
         self._timer.setSingleShot(True)
-        self._timer.setInterval(_REDRAW_MS)
+        self._timer.setInterval(REDRAW_MS)
         self._timer.timeout.connect(self._draw)
         theme, follow = viewer.events.theme, self._follow_theme
         theme.connect(follow)
@@ -124,8 +125,8 @@ class Curves(QWidget):
             dots = {"symbol": "o", "symbolSize": 6, "symbolBrush": colour, "symbolPen": None}
             self._items[name] = (
                 self.loss_plot.plot(pen=pg.mkPen(faint, width=1)),
-                self.loss_plot.plot(pen=pen, name=name),
-                self.iou_plot.plot(pen=pen, **dots),
+                self.loss_plot.plot(pen=pen),
+                self.iou_plot.plot(pen=pen, name=name, **dots),
             )
         self._timer.start()
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
-from qtpy.QtCore import QSize, Qt, Signal
+from qtpy.QtCore import QSize, Qt, QTimer, Signal
 from qtpy.QtWidgets import (
     QFrame,
     QHBoxLayout,
@@ -18,7 +18,7 @@ from qtpy.QtWidgets import (
     QWidget,
 )
 
-from napari_kdunet.widgets.curves import Curves
+from napari_kdunet.widgets.curves import REDRAW_MS, Curves
 
 if TYPE_CHECKING:
     import napari.viewer
@@ -96,6 +96,11 @@ class RunView(QWidget):
         layout.addLayout(self._lines)
         layout.addWidget(self.curves, 1)
         self._best, self._endless = math.nan, False
+        self._latest: Stepped | None = None
+        self._timer = QTimer(self)
+        self._timer.setSingleShot(True)
+        self._timer.setInterval(REDRAW_MS)
+        self._timer.timeout.connect(self._show_step)
         self._validated_on = ""
         self.ended("Ready.")
         self.save_button.setEnabled(False)
@@ -141,7 +146,15 @@ class RunView(QWidget):
         self.notes.setVisible(bool(event.notes))
 
     def stepped(self, event: Stepped) -> None:
-        """Show how far it is."""
+        """Show how far it is, soon."""
+        self._latest = event
+        if not self._timer.isActive():
+            self._timer.start()
+
+    def _show_step(self) -> None:
+        event, self._latest = self._latest, None
+        if event is None:
+            return
         if self._endless:
             self.bar.setFormat(f"live for {clock(event.seconds)}")
         else:
@@ -158,6 +171,7 @@ class RunView(QWidget):
 
     def paused(self, yes: bool) -> None:
         """Show whether it waits."""
+        self._show_step()
         self.pause_button.setText("Resume" if yes else "Pause")
         if yes:
             self.status.setText(f"Paused. {self.status.text()}")
@@ -165,6 +179,7 @@ class RunView(QWidget):
     def ended(self, text: str) -> None:
         """Say how it ended; the buttons are as before the start."""
         self._set_running(False)
+        self._show_step()
         if self.bar.maximum() == 0:
             self.bar.setRange(0, _PER_MILLE)
             self.bar.reset()
