@@ -1,0 +1,79 @@
+"""How good teachers and students become: whole chains from the command line, over seeds.
+
+    python benchmarks/accuracy.py RAW LABELS --val-raw R --val-labels L --out DIR
+                                  [--seeds 3] [--teacher-steps 4500] [--students 4:6000,2:8000,1:8000]
+                                  [--precision 32-true] [--jobs 2]
+
+For each seed a 16-Unet is trained on RAW and LABELS, and taught by it the students K:STEPS. All else is as by default:
+model and threshold are chosen on the middle of RAW's slices, held out. Each network has one core. All are then scored
+on the whole of R at their own threshold. What is done is not done again. Written to DIR: models, a JSON each, and
+`accuracy.csv`; a table of means and standard deviations is printed.
+"""
+
+from __future__ import annotations
+
+import argparse
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from statistics import fmean, stdev
+
+from commands import Row, command, once, score, write_csv
+
+
+def teacher(seed: int, given: argparse.Namespace) -> Row:
+    model = Path(given.out) / f"teacher-{seed}.safetensors"
+    budget = ["--k", 16, "--steps", given.teacher_steps, "--precision", given.precision]
+    return network(model, ["train"], budget, "teacher", seed, given)
+
+
+def student(k: int, steps: int, seed: int, taught: Future[Row], given: argparse.Namespace) -> Row:
+    taught.result()  # it was begun before
+    model = Path(given.out) / f"{k}unet-{seed}.safetensors"
+    by = model.with_name(f"teacher-{seed}.safetensors")
+    return network(model, ["distill", by], ["--k", k, "--steps", steps], f"{k}-Unet", seed, given)
+
+
+def network(
+    model: Path, how: list[object], budget: list[object], name: str, seed: int, given: argparse.Namespace
+) -> Row:
+    def measure() -> Row:
+        if not model.exists():
+            command(*how, given.raw, given.labels, "-o", model, *budget, "--seed", seed, "--threads", 1)
+        return {"network": name, "seed": seed} | score(model, given.val_raw, given.val_labels)
+
+    return once(model.with_suffix(".json"), measure)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("raw")
+    parser.add_argument("labels")
+    parser.add_argument("--val-raw", required=True)
+    parser.add_argument("--val-labels", required=True)
+    parser.add_argument("--out", required=True)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--teacher-steps", type=int, default=4500)
+    parser.add_argument("--students", default="4:6000,2:8000,1:8000", help="K:STEPS with commas between")
+    parser.add_argument("--precision", default="32-true", help="of the teacher's training")
+    parser.add_argument("--jobs", type=int, default=2, help="networks at a time, one core each")
+    given = parser.parse_args()
+    out = Path(given.out)
+    out.mkdir(parents=True, exist_ok=True)
+    students = [tuple(map(int, each.split(":"))) for each in given.students.split(",")]
+    with ThreadPoolExecutor(given.jobs) as pool:
+        taught = [pool.submit(teacher, seed, given) for seed in range(given.seeds)]
+        futures = taught + [
+            pool.submit(student, k, steps, seed, taught[seed], given)
+            for seed in range(given.seeds)
+            for k, steps in students
+        ]
+        rows = [each.result() for each in futures]
+    write_csv(out / "accuracy.csv", rows)
+    for name in dict.fromkeys(row["network"] for row in rows):
+        ious = [row["iou"] for row in rows if row["network"] == name]
+        spread = f" ± {stdev(ious):.3f}" if len(ious) > 1 else ""
+        print(f"{name}: IoU {fmean(ious):.3f}{spread} over {len(ious)} seeds")
+
+
+if __name__ == "__main__":
+    main()

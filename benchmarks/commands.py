@@ -1,0 +1,60 @@
+"""Trainings as a user would start them, from the command line, and their scores: what the accuracy benchmarks share."""
+
+from __future__ import annotations
+
+import csv
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+from napari_kdunet import core
+
+Row = dict[str, Any]
+
+
+def command(*arguments: Any) -> None:
+    """Run one of the commands; its error ends the benchmark."""
+    line = [sys.executable, "-m", "napari_kdunet", *map(str, arguments)]
+    done = subprocess.run(line, capture_output=True, text=True)
+    if done.returncode:
+        sys.exit(f"{' '.join(line)}\n{done.stderr}")
+
+
+def score(model: Path, raw: str, labels: str, *options: Any) -> Row:
+    """Scores of a model on a whole volume at the model's own threshold, and what its training says of itself."""
+    kept = core.load_model(model)
+    with tempfile.TemporaryDirectory() as folder:
+        out = str(Path(folder) / "probability.tif")
+        command("predict", model, raw, "-o", out, "--probabilities", "--threads", 1, *options)
+        scores = core.evaluate(out, labels, threshold=kept.threshold)
+    return {
+        "iou": scores.iou,
+        "ce": scores.ce,
+        "precision": scores.precision,
+        "recall": scores.recall,
+        "threshold": kept.threshold,
+        "held_out_iou": kept.summary["validation"]["iou"],
+        "best_step": kept.summary["validation"]["step"],
+        "seconds": kept.summary["seconds"],
+    }
+
+
+def once(record: Path, measure: Callable[[], Row]) -> Row:
+    """What `measure` gives, from `record` where it was measured before."""
+    if not record.exists():
+        record.write_text(json.dumps(measure()))
+    found: Row = json.loads(record.read_text())
+    print("  ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in found.items()), flush=True)
+    return found
+
+
+def write_csv(path: Path, rows: Iterable[Row]) -> None:
+    every = list(rows)
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(every[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(every)

@@ -1,0 +1,176 @@
+"""Where the defaults come from: one setting changed at a time, several seeds; and how often each recipe trains.
+
+    python benchmarks/recipe.py STUDY RAW LABELS --val-raw R --val-labels L --out DIR
+                                [--teacher M.safetensors] [--seeds 3] [--steps 600] [--jobs 2]
+
+STUDY is one of
+    labels       a 2-Unet that learns from all labels, the defaults but for one setting
+    few          a 2-Unet that learns from 5 labelled slices, untaught and taught by M on all slices in several ways
+    reliability  1- and 2-Unets in the paper's setting and with the defaults, from labels and taught by M
+
+Each network is trained on one core. Model and threshold are chosen on held-out slices of RAW, and that model is scored
+on the whole of R. What is done is not done again. Written to DIR: `STUDY.csv`, `STUDY.md`, `STUDY.png`, and `runs/`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import shutil
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+from napari_kdunet import core
+
+#: What each arm changes of the defaults, from all labels.
+LABELS: dict[str, dict[str, Any]] = {
+    "defaults": {},
+    "ReLU": {"activation": "relu"},
+    "PyTorch's initialisation": {"init": "torch"},
+    "no prior bias": {"prior_bias": False},
+    "no BN": {"bn": False},
+    "balanced class weights": {"class_weights": "balanced"},
+    "no Dice": {"dice": 0.0},
+    "lr 0.003": {"lr": 3e-3},
+    "lr 0.03": {"lr": 3e-2},
+    "constant lr 0.003": {"lr": 3e-3, "schedule": "constant"},
+    "no EMA": {"ema": 0.0},
+    "no clipping": {"clip": 0.0},
+    "flips only": {"rotation": 0.0, "scale": 0.0, "elastic": 0.0, "intensity": 0.0},
+    "no change of intensity": {"intensity": 0.0},
+    "5 nm": {"pixel_size": 0.0},
+    "15 nm": {"pixel_size": 15.0},
+    "18 patches of 128": {"batch": 18, "patch": 128},
+    "2 patches of 384": {"batch": 2, "patch": 384},
+}
+
+#: Of the distillation's defaults, with few labels; None is untaught.
+FEW: dict[str, dict[str, Any] | None] = {
+    "untaught": None,
+    "defaults": {},
+    "τ = 1": {"tau": 1.0},
+    "τ = 2": {"tau": 2.0},
+    "τ = 10": {"tau": 10.0},
+    "λ = 0.3": {"lam": 0.3},
+    "λ = 3": {"lam": 3.0},
+    "soft": {"mode": "soft"},
+    "soft, τ = 1": {"mode": "soft", "tau": 1.0},
+    "sequential": {"mode": "sequential"},
+    "labelled slices only": {"unlabelled_share": 0.0},
+    "3/4 unlabelled": {"unlabelled_share": 0.75},
+}
+
+TEACHER = "teacher"
+
+
+def few_slices(depth: int, count: int = 5) -> tuple[int, ...]:
+    """Evenly spaced."""
+    return tuple((2 * i + 1) * depth // (2 * count) for i in range(count))
+
+
+def runs(given: argparse.Namespace) -> Iterator[core.Run]:
+    for seed in range(given.seeds):
+        shared = {"seed": seed, "steps": given.steps, "threads": 1, "validations": 5}
+        if given.study == "labels":
+            for arm, own in LABELS.items():
+                yield _run(arm, core.TrainConfig(**{"k": 2} | shared | own))
+        elif given.study == "few":
+            shared["slices"] = few_slices(core.open_volume(given.raw).shape[0])
+            for arm, more in FEW.items():
+                if more is None:
+                    yield _run(arm, core.TrainConfig(k=2, **shared))
+                else:
+                    yield _run(arm, core.DistillConfig(**shared, **more), TEACHER)
+        else:
+            shared |= {"batch": 4, "patch": 128}
+            for k in (1, 2):
+                yield _run(f"{k}-Unet, paper, labels", core.TrainConfig.paper(k=k, **shared))
+                soft = {"mode": "soft", "tau": 5.0}
+                yield _run(f"{k}-Unet, paper, soft τ = 5", core.DistillConfig.paper(k=k, **soft, **shared), TEACHER)
+                yield _run(f"{k}-Unet, defaults, labels", core.TrainConfig(k=k, **shared))
+                yield _run(f"{k}-Unet, defaults, taught", core.DistillConfig(k=k, **shared), TEACHER)
+
+
+def _run(arm: str, config: core.TrainConfig, teacher: str = "") -> core.Run:
+    name = "".join(c if c.isalnum() else "-" for c in arm.replace("τ", "tau").replace("λ", "lam"))
+    setting = "paper" if "paper" in arm else "ours"
+    return core.Run(f"{name}-seed{config.seed}", arm, setting, config, teacher)
+
+
+def do(run: core.Run, given: argparse.Namespace) -> core.RunResult:
+    items = core.iter_study(
+        [run], given.raw, given.labels, val=(given.val_raw, given.val_labels), folder=Path(given.out) / "runs"
+    )
+    (found,) = (item for item in items if isinstance(item, core.RunResult))
+    print(f"{found.run}  {found.seconds:.0f} s  IoU {found.iou}  {found.outcome}", flush=True)
+    return found
+
+
+def table(results: list[core.RunResult]) -> str:
+    """Markdown: mean and standard deviation over the seeds, in the order of the arms."""
+    lines = ["| | IoU | CE | s | trained |", "|---|---|---|---|---|"]
+    for arm in dict.fromkeys(row.label for row in results):
+        rows = [row for row in results if row.label == arm]
+        ious = [row.iou or 0.0 for row in rows]
+        ces = [row.ce for row in rows if row.ce is not None]
+        trained = sum(row.outcome == "trained" for row in rows)
+        spread = f" ± {stdev(ious):.3f}" if len(ious) > 1 else ""
+        ce, seconds = f"{fmean(ces):.4f}" if ces else "", fmean(row.seconds for row in rows)
+        lines.append(f"| {arm} | {fmean(ious):.3f}{spread} | {ce} | {seconds:.0f} | {trained} of {len(rows)} |")
+    return "\n".join(lines) + "\n"
+
+
+def draw(results: list[core.RunResult], path: Path) -> None:
+    from matplotlib.figure import Figure
+
+    arms = list(dict.fromkeys(row.label for row in results))
+    figure = Figure(figsize=(7, 1 + 0.3 * len(arms)), layout="constrained")
+    axis = figure.subplots()
+    for y, arm in enumerate(arms):
+        ious = [row.iou or 0.0 for row in results if row.label == arm]
+        axis.plot(ious, [y] * len(ious), "o", color="#0072B2", ms=5, alpha=0.6)
+        axis.plot([fmean(ious)], [y], "|", color="black", ms=14, mew=2)
+    axis.set_yticks(range(len(arms)), arms)
+    axis.invert_yaxis()
+    axis.set_xlabel("IoU of the validation volume; one dot a seed, a bar at the mean")
+    axis.grid(axis="x", color="#dddddd")
+    axis.set_axisbelow(True)
+    figure.savefig(path, dpi=120)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("study", choices=("labels", "few", "reliability"))
+    parser.add_argument("raw")
+    parser.add_argument("labels")
+    parser.add_argument("--val-raw", required=True)
+    parser.add_argument("--val-labels", required=True)
+    parser.add_argument("--out", required=True)
+    parser.add_argument("--teacher", help="model file; for few and reliability")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=600)
+    parser.add_argument("--jobs", type=int, default=2, help="networks at a time, one core each")
+    given = parser.parse_args()
+    out = Path(given.out)
+    (out / "runs").mkdir(parents=True, exist_ok=True)
+    if given.teacher:
+        shutil.copyfile(given.teacher, out / "runs" / f"{TEACHER}.safetensors")
+    wanted = list(runs(given))
+    with ProcessPoolExecutor(given.jobs) as pool:
+        results = list(pool.map(do, wanted, [given] * len(wanted)))
+    results.sort(key=lambda row: list(dict.fromkeys(run.label for run in wanted)).index(row.label))
+    with (out / f"{given.study}.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(asdict(results[0])))
+        writer.writeheader()
+        writer.writerows(map(asdict, results))
+    (out / f"{given.study}.md").write_text(table(results))
+    print(table(results))
+    draw(results, out / f"{given.study}.png")
+
+
+if __name__ == "__main__":
+    main()
