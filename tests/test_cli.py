@@ -242,6 +242,7 @@ def test_info(teacher):
     assert table["parameters"] == str(told["parameters"])
     assert table["threshold"] == f"{told['threshold']:.5g}"
     assert table["settings: steps"] == "40"
+    assert parse_slices(table["labelled slices"]) == tuple(told["summary"]["labelled_slices"])
     assert table["validation: iou"] == f"{told['summary']['validation']['iou']:.5g}"
 
 

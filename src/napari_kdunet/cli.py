@@ -31,6 +31,7 @@ from napari_kdunet.arguments import (
 )
 from napari_kdunet.core.config import DistillConfig, TrainConfig
 from napari_kdunet.core.errors import KDUNetError, TrainingError
+from napari_kdunet.core.typed import format_slices
 from napari_kdunet.options import with_settings
 from napari_kdunet.progress import Interrupted, console, follow_slices, follow_to_file
 from napari_kdunet.studies import study, sweep
@@ -246,9 +247,13 @@ def info(model: ModelName, as_json: Json = False) -> None:
         typer.echo(json.dumps(about))
         return
     summary = about.pop("summary")
-    flat = about | {name: value for name, value in summary.items() if not isinstance(value, dict)}
-    for group in ("validation", "teacher", "settings"):
-        flat |= {f"{group}: {name}": value for name, value in summary.get(group, {}).items()}
+    groups = {name: values for name, values in summary.items() if isinstance(values, dict)}
+    flat = about | {name: value for name, value in summary.items() if name not in groups}
+    for group in ("data", "validation", "teacher", "settings"):
+        flat |= {f"{group}: {name}": value for name, value in groups.get(group, {}).items()}
+    for name in ("labelled_slices", "validation: slices"):
+        if name in flat:
+            flat[name] = format_slices(flat[name])
     _print_table(flat)
 
 

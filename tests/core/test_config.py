@@ -9,7 +9,8 @@ from dataclasses import FrozenInstanceError, fields
 import pytest
 
 from napari_kdunet import core
-from napari_kdunet.core.config import PAPER, parse_class_weights, parse_slices
+from napari_kdunet.core.config import PAPER
+from napari_kdunet.core.typed import format_slices, parse_class_weights, parse_slices
 
 BOTH = [core.TrainConfig, core.DistillConfig]
 FIELDS = [pytest.param(cls, spec, id=f"{cls.__name__}-{spec.name}") for cls in BOTH for spec in fields(cls)]
@@ -151,6 +152,12 @@ def test_going_on_and_live_keep_what_they_do_not_need():
 )
 def test_parse_slices(text, expected):
     assert parse_slices(text) == expected
+
+
+@pytest.mark.parametrize(("slices", "text"), [([3], "3"), ([5, 3, 4], "3:6"), ([0, 1, 3, 8, 9], "0:2,3,8:10")])
+def test_format_slices(slices, text):
+    assert format_slices(slices) == text
+    assert parse_slices(text) == tuple(sorted(slices))
 
 
 @pytest.mark.parametrize("text", ["", "a", "3,", "1:", "5:5", "1.5", "1-3"])

@@ -14,7 +14,7 @@ from typing import Any, Self
 
 from napari_kdunet.core.errors import ConfigError
 
-__all__ = ["GOING_ON", "LIVE", "PAPER", "DistillConfig", "TrainConfig", "parse_class_weights", "parse_slices"]
+__all__ = ["GOING_ON", "LIVE", "PAPER", "DistillConfig", "TrainConfig"]
 
 
 def setting(
@@ -271,29 +271,3 @@ class DistillConfig(TrainConfig):
     unlabelled_share: float = setting(
         0.5, "Share of each batch from slices without labels, where there are any.", ge=0, le=1
     )
-
-
-def parse_slices(text: str) -> str | tuple[int, ...]:
-    """Read `slices` as typed: ``auto``, ``all``, or numbers and half-open ranges such as ``3,8,20:30``."""
-    if text in ("auto", "all"):
-        return text
-    found: list[int] = []
-    try:
-        for part in text.split(","):
-            first, colon, last = part.partition(":")
-            found += range(int(first), int(last)) if colon else [int(first)]
-    except ValueError:
-        found = []
-    if not found:
-        raise ConfigError(f"slices is {text!r}: give auto, all, or slice numbers such as 3,8,20:30.")
-    return tuple(sorted(set(found)))
-
-
-def parse_class_weights(text: str) -> str | tuple[float, ...]:
-    """Read `class_weights` as typed: ``none``, ``balanced``, or one number a class such as ``1,4``."""
-    if text in ("none", "balanced"):
-        return text
-    try:
-        return tuple(float(part) for part in text.split(","))
-    except ValueError:
-        raise ConfigError(f"class_weights is {text!r}: give none, balanced, or numbers such as 1,4.") from None

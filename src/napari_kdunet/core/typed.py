@@ -1,0 +1,46 @@
+"""Settings as a user types them, on a command line or into a form."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from napari_kdunet.core.errors import ConfigError
+
+__all__ = ["format_slices", "parse_class_weights", "parse_slices"]
+
+
+def parse_slices(text: str) -> str | tuple[int, ...]:
+    """Read `slices` as typed: ``auto``, ``all``, or numbers and half-open ranges such as ``3,8,20:30``."""
+    if text in ("auto", "all"):
+        return text
+    found: list[int] = []
+    try:
+        for part in text.split(","):
+            first, colon, last = part.partition(":")
+            found += range(int(first), int(last)) if colon else [int(first)]
+    except ValueError:
+        found = []
+    if not found:
+        raise ConfigError(f"slices is {text!r}: give auto, all, or slice numbers such as 3,8,20:30.")
+    return tuple(sorted(set(found)))
+
+
+def format_slices(slices: Iterable[int]) -> str:
+    """The inverse of `parse_slices`, as short as can be: ``3,8,20:30``."""
+    spans: list[list[int]] = []
+    for z in sorted(slices):
+        if spans and z == spans[-1][1]:
+            spans[-1][1] += 1
+        else:
+            spans.append([z, z + 1])
+    return ",".join(f"{first}:{stop}" if stop > first + 1 else str(first) for first, stop in spans)
+
+
+def parse_class_weights(text: str) -> str | tuple[float, ...]:
+    """Read `class_weights` as typed: ``none``, ``balanced``, or one number a class such as ``1,4``."""
+    if text in ("none", "balanced"):
+        return text
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise ConfigError(f"class_weights is {text!r}: give none, balanced, or numbers such as 1,4.") from None
