@@ -1,4 +1,4 @@
-"""Put students that `benchmarks/accuracy.py` trained into the package, each with what it was trained on in its metadata.
+"""Put students that `benchmarks/accuracy.py` trained into the package, each with its data named in its metadata.
 
 python scripts/bundle.py DIR [--seed 0] [--ks 1,2,4]
 """
