@@ -34,8 +34,8 @@ def score(model: Path, raw: str, labels: str, *options: Any) -> Row:
     return {
         "iou": scores.iou,
         "ce": scores.ce,
-        "precision": scores.precision,
-        "recall": scores.recall,
+        "precision": scores.total.precision,
+        "recall": scores.total.recall,
         "threshold": kept.threshold,
         "held_out_iou": kept.summary["validation"]["iou"],
         "best_step": kept.summary["validation"]["step"],
