@@ -24,6 +24,7 @@ from napari_kdunet.core.devices import cores, pick_device, using_threads
 from napari_kdunet.core.engine import Forward, engine_for
 from napari_kdunet.core.errors import ConfigError
 from napari_kdunet.core.resampling import Grid
+from napari_kdunet.core.views import averaged
 from napari_kdunet.core.volumes import Volume, open_volume
 
 T = TypeVar("T")
@@ -45,6 +46,7 @@ def predict(
     output: Literal["probability", "labels"] = "probability",
     threshold: float | None = None,
     tile: int | None = None,
+    views: int = 1,
     device: str = "auto",
     threads: int | None = None,
 ) -> da.Array:
@@ -63,6 +65,9 @@ def predict(
     tile : int, optional
         Side of a tile in working pixels, rounded to what the network needs; by default as large as memory allows
         comfortably. The result does not depend on it, to float rounding.
+    views : {1, 2, 4, 8}
+        Over how many views of a slice the logits are averaged: as it is, with its mirror image, with all four
+        mirrorings, with their quarter turns too. The time grows alike.
     device : str
         ``auto``, ``cpu``, ``cuda`` or ``mps``.
     threads : int, optional
@@ -84,7 +89,7 @@ def predict(
     level = model.threshold if threshold is None else threshold
     if not 0 <= level < 1:
         raise ConfigError(f"threshold is {level}: give a number from 0 up to, not including, 1.")
-    tiler = Tiler.of(model, volume, device, threads)
+    tiler = Tiler.of(model, volume, device, threads, views)
     _, height, width = volume.shape
     step_y, step_x = tiler.tile(tile)
     chunks = ((1,) * volume.shape[0], _pieces(height, step_y), _pieces(width, step_x))
@@ -141,7 +146,8 @@ class Tiler:
     """Logits of any window of a slice, equal to float rounding to the window cut from the whole slice's logits.
 
     The image is mirrored at its borders by one unit of the grid. A window is read with a halo that covers the
-    network's reach, and starts at whole units, so that poolings fall on the same pixels in each window.
+    network's reach, and starts and ends at whole units, so that poolings fall on the same pixels in each window and
+    in its mirror images.
     """
 
     forward: Forward
@@ -159,11 +165,13 @@ class Tiler:
         return Tiler, tuple(getattr(self, each.name) for each in fields(self) if each.init)
 
     @classmethod
-    def of(cls, model: Model, volume: Volume, device: str = "auto", threads: int | None = None) -> Tiler:
-        """The tiler that applies `model` to `volume`."""
+    def of(
+        cls, model: Model, volume: Volume, device: str = "auto", threads: int | None = None, views: int = 1
+    ) -> Tiler:
+        """The tiler that applies `model`, averaged over so many `views`, to `volume`."""
         net, where, threads = model.net, pick_device(device), threads or cores()
         return cls(
-            engine_for(net, where, threads),
+            averaged(engine_for(net, where, threads), views),
             Grid.between(volume.voxel_size[1:] if volume.voxel_size else None, model.pixel_size),
             where,
             threads,
