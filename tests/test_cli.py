@@ -283,6 +283,20 @@ def test_predict_views(data, teacher, probability, tmp_path):
     assert np.abs(written - np.asarray(core.open_volume(probability))).max() > 0.01
 
 
+@pytest.mark.parametrize("suffix", [".tif", ".zarr"])
+def test_predict_planes(suffix, data, teacher, tmp_path):
+    path = tmp_path / f"mask{suffix}"
+    argv = ["predict", teacher, data / "raw.tif", "-o", path, "--planes", "zyx"]
+    told = run(*argv)
+    assert told.code == 2
+    assert "30 x 10 x 10 nm" in told.err
+    assert names(tmp_path) == []
+    assert run(*argv, "--voxel-size", "10").code == 0
+    raw = core.open_volume(data / "raw.tif", voxel_size=(10, 10, 10))
+    expected = core.predict(core.load_model(teacher), raw, planes="zyx", output="labels").compute()
+    np.testing.assert_array_equal(np.asarray(core.open_volume(path)), expected)
+
+
 def test_predict_says_that_the_pixel_size_is_unknown(data, teacher, tmp_path):
     path = tmp_path / "mask.tif"
     result = run("predict", teacher, data / "unknown.tif", "-o", path)
@@ -420,6 +434,7 @@ WRONG = {
     "threshold": (PREDICT + " --threshold 1.5", "threshold"),
     "threads": (PREDICT + " --threads 0", "--threads"),
     "evaluate threshold": (EVALUATE + " --threshold -1", "--threshold"),
+    "predict planes": (PREDICT + " --planes xyz", "z or zyx"),
     "predict views": (PREDICT + " --views 3", "1, 2, 4 or 8"),
     "predict device": (PREDICT + " --device abacus", "abacus"),
     "no such option": (TRAIN + " --speed 3", "--speed"),

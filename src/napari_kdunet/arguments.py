@@ -25,6 +25,9 @@ Threads = Annotated[int | None, typer.Option(help="CPU threads; one a core if no
 Views = Annotated[
     int, typer.Option(help="Average over mirror images (2, 4) and quarter turns (8) of each slice, in as many times.")
 ]
+Planes = Annotated[
+    str, typer.Option(help="z | zyx: the slices along z, or those along y and x too, averaged; of isotropic volumes.")
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 ModelName = Annotated[str, typer.Argument(help="A .safetensors file or the name of a bundled model.", metavar="MODEL")]
 

@@ -18,6 +18,7 @@ from napari_kdunet.arguments import (
     Labels,
     ModelName,
     Out,
+    Planes,
     Raw,
     Resume,
     Start,
@@ -190,6 +191,7 @@ def predict(
         float | None, typer.Option(help="Probability above which a pixel is labelled; the model's own if not given.")
     ] = None,
     views: Views = 1,
+    planes: Planes = "z",
     voxel_size: VoxelSize = None,
     device: Device = "auto",
     threads: Threads = None,
@@ -208,6 +210,7 @@ def predict(
         "output": "probability" if probabilities else "labels",
         "threshold": loaded.threshold if threshold is None else threshold,
         "views": views,
+        "planes": planes,
     }
     result = core.predict(loaded, volume, device=device, threads=threads, **how)
     about, key = {"model": model, **how}, fingerprint(loaded, volume, **how)
