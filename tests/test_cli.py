@@ -166,7 +166,7 @@ def test_each_setting_has_an_option_with_its_unit_bounds_and_default(command, co
         elif spec.default is not None:
             shown = f"{spec.default:g}" if isinstance(spec.default, float) else spec.default
             assert f"default {shown})" in line
-        assert all(word in line for word in meta["choices"])
+        assert all(str(choice) in line for choice in meta["choices"])
 
 
 def other_value(spec):
@@ -272,6 +272,29 @@ def test_predict_probabilities(data, teacher, probability):
     assert (written.dtype, written.shape, written.voxel_size) == (np.float32, SHAPE, VOXEL)
     expected = core.predict(core.load_model(teacher), data / "raw.tif").compute()
     np.testing.assert_allclose(np.asarray(written), expected, atol=1e-6)
+
+
+def test_predict_views(data, teacher, probability, tmp_path):
+    path = tmp_path / "p.zarr"
+    assert run("predict", teacher, data / "raw.tif", "-o", path, "--probabilities", "--views", 4).code == 0
+    written = np.asarray(core.open_volume(path))
+    expected = core.predict(core.load_model(teacher), data / "raw.tif", views=4).compute()
+    np.testing.assert_allclose(written, expected, atol=1e-6)
+    assert np.abs(written - np.asarray(core.open_volume(probability))).max() > 0.01
+
+
+@pytest.mark.parametrize("suffix", [".tif", ".zarr"])
+def test_predict_planes(suffix, data, teacher, tmp_path):
+    path = tmp_path / f"mask{suffix}"
+    argv = ["predict", teacher, data / "raw.tif", "-o", path, "--planes", "zyx"]
+    told = run(*argv)
+    assert told.code == 2
+    assert "30 x 10 x 10 nm" in told.err
+    assert names(tmp_path) == []
+    assert run(*argv, "--voxel-size", "10").code == 0
+    raw = core.open_volume(data / "raw.tif", voxel_size=(10, 10, 10))
+    expected = core.predict(core.load_model(teacher), raw, planes="zyx", output="labels").compute()
+    np.testing.assert_array_equal(np.asarray(core.open_volume(path)), expected)
 
 
 def test_predict_says_that_the_pixel_size_is_unknown(data, teacher, tmp_path):
@@ -411,6 +434,8 @@ WRONG = {
     "threshold": (PREDICT + " --threshold 1.5", "threshold"),
     "threads": (PREDICT + " --threads 0", "--threads"),
     "evaluate threshold": (EVALUATE + " --threshold -1", "--threshold"),
+    "predict planes": (PREDICT + " --planes xyz", "z or zyx"),
+    "predict views": (PREDICT + " --views 3", "1, 2, 4 or 8"),
     "predict device": (PREDICT + " --device abacus", "abacus"),
     "no such option": (TRAIN + " --speed 3", "--speed"),
     "no such command": ("paint", "paint"),

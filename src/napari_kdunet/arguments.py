@@ -22,6 +22,12 @@ Resume = Annotated[bool, typer.Option("--resume", help="Go on from NAME.resume.s
 Start = Annotated[str | None, typer.Option(help="Model to go on training from.")]
 Device = Annotated[str, typer.Option(help="auto | cpu | cuda | mps")]
 Threads = Annotated[int | None, typer.Option(help="CPU threads; one a core if not given.", min=1)]
+Views = Annotated[
+    int, typer.Option(help="Average over mirror images (2, 4) and quarter turns (8) of each slice, in as many times.")
+]
+Planes = Annotated[
+    str, typer.Option(help="z | zyx: the slices along z, or those along y and x too, averaged; of isotropic volumes.")
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 ModelName = Annotated[str, typer.Argument(help="A .safetensors file or the name of a bundled model.", metavar="MODEL")]
 

@@ -18,12 +18,14 @@ from napari_kdunet.arguments import (
     Labels,
     ModelName,
     Out,
+    Planes,
     Raw,
     Resume,
     Start,
     Threads,
     ValLabels,
     ValRaw,
+    Views,
     VoxelSize,
     check_out,
     given_pair,
@@ -188,6 +190,8 @@ def predict(
     threshold: Annotated[
         float | None, typer.Option(help="Probability above which a pixel is labelled; the model's own if not given.")
     ] = None,
+    views: Views = 1,
+    planes: Planes = "z",
     voxel_size: VoxelSize = None,
     device: Device = "auto",
     threads: Threads = None,
@@ -202,10 +206,14 @@ def predict(
     if volume.voxel_size is None and loaded.pixel_size:
         size = f"{loaded.pixel_size:g} nm"
         console.print(f"note: the pixel size of {raw} is not known: taken as the model's {size}; --voxel-size sets it.")
-    output = "probability" if probabilities else "labels"
-    result = core.predict(loaded, volume, output=output, threshold=threshold, device=device, threads=threads)  # type: ignore[arg-type]
-    about = {"model": model, "threshold": loaded.threshold if threshold is None else threshold}
-    key = fingerprint(loaded, volume, output=output, threshold=about["threshold"])
+    how: dict[str, Any] = {
+        "output": "probability" if probabilities else "labels",
+        "threshold": loaded.threshold if threshold is None else threshold,
+        "views": views,
+        "planes": planes,
+    }
+    result = core.predict(loaded, volume, device=device, threads=threads, **how)
+    about, key = {"model": model, **how}, fingerprint(loaded, volume, **how)
     slices = iter_write(result, out, voxel_size=volume.voxel_size, metadata=about, resume_key=key)
     try:
         follow_slices("segmenting", slices, volume.shape[0])

@@ -76,7 +76,7 @@ def _option(spec: Any, hint: Any) -> inspect.Parameter:
 def _help(spec: Any) -> str:
     """The help of a field with its words, bounds, unit and default; no square brackets, which would be markup."""
     meta = spec.metadata
-    facts = [_EXAMPLES[spec.name]] if spec.name in _EXAMPLES else [" | ".join(meta["choices"])]
+    facts = [_EXAMPLES[spec.name]] if spec.name in _EXAMPLES else [" | ".join(map(str, meta["choices"]))]
     signs = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}
     facts += [f"{sign} {_number(meta[name])}" for name, sign in signs.items() if name in meta]
     if spec.default is not None:

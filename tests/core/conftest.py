@@ -47,7 +47,7 @@ def quick() -> Callable[..., core.TrainConfig]:
         base = {"k": 1, "steps": 6, "batch": 2, "patch": 32, "threads": 1, "validations": 2, "device": "cpu"}
         if settings.keys() & {"minutes"}:
             del base["steps"]
-        soft = settings.keys() & {"mode", "tau", "lam", "soft_share", "unlabelled_share"}
+        soft = settings.keys() & {"mode", "tau", "lam", "soft_share", "unlabelled_share", "teacher_views"}
         return (core.DistillConfig if soft else core.TrainConfig)(**{**base, **settings})
 
     return make

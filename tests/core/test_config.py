@@ -41,6 +41,8 @@ def test_bounds_hold_and_name_the_field(cls, spec, one_line):
     wrong: list = ["nonsense", [1], object()]
     if meta["choices"] and "tuple" not in str(spec.type):
         wrong.append((meta["choices"][0],))
+    if meta["choices"]:
+        wrong.append(True)
     if spec.type == "bool":
         wrong += [1, None]
     if meta.keys() & set(BOUNDS):

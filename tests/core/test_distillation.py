@@ -157,6 +157,22 @@ def test_each_slice_is_asked_of_the_teacher_once(blobs, quick, model):
     assert len({tuple(image.flatten().tolist()) for image in asked}) == len(raw)
 
 
+def test_an_averaged_teacher_teaches_what_it_predicts_so(blobs, quick, model):
+    """And so it does of volumes without labels, where it is asked as often a slice."""
+    raw, labels = blobs((3, 50, 70))
+    teacher, config = model(1, depth=2), quick(tau=2.0, steps=2, teacher_views=8)
+    kinds = (teacher, *(core.predict(teacher, raw, views=views) for views in (8, 1)))
+    soft = [[e.soft for e in steps(run(kind, raw, labels, config))] for kind in kinds]
+    assert soft[0] == pytest.approx(soft[1], rel=1e-3)
+    assert soft[0] != pytest.approx(soft[2], rel=1e-3)
+    asked = []
+    network = OneLogit(teacher.net)
+    network.register_forward_pre_hook(lambda module, inputs: asked.append(inputs[0].clone()))
+    config = quick(steps=40, batch=4, val_share=0.0, teacher_views=2)
+    run(network, raw, labels, config, unlabelled=[blobs((2, 40, 40), seed=1)[0]])
+    assert sum(bool(image.any()) for image in asked) == 2 * (3 + 2)
+
+
 def test_large_slices_are_taught_tile_by_tile(blobs, quick, model, monkeypatch):
     """Blocks that begin anywhere, tiles smaller than a block: still what the model predicts."""
     raw, labels = blobs((1, 90, 130))

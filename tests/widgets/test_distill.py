@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 
 from napari_kdunet import core
+from napari_kdunet.core.labels import class_index
+from napari_kdunet.core.metrics import Curve
 from napari_kdunet.widgets.models import models
 
 
@@ -52,6 +54,24 @@ def test_a_student_is_distilled_and_its_teacher_is_the_line_to_reach(bench, widg
     assert f"{student.parameter_count:,}" in words
     assert f"{teacher.parameter_count / student.parameter_count:.3g}×" in words
     bench.assert_segmented(widget)
+
+
+def test_the_line_to_reach_is_that_of_the_averaged_teacher(bench, teacher):
+    models.add("teacher", teacher)
+    widget = bench.open("Distil student", teacher_views=8)
+    widget.view.start_button.click()
+    bench.finish(widget)
+    summary = models.get("em k1 distilled").summary
+    assert summary["settings"]["teacher_views"] == 8
+    raw = core.open_volume(bench.em.data, voxel_size=(10, 10, 10))
+    ious = []
+    for views in (1, 8):
+        curve, probability = Curve(), core.predict(teacher, raw, views=views)
+        for z in summary["validation"]["slices"]:
+            curve.add(probability[z].compute(), class_index(bench.mito.data[z], 2, None))
+        ious.append(curve.iou(curve.best_threshold()))
+    assert widget.view.curves.teacher_iou == pytest.approx(ious[1], abs=2e-4)
+    assert widget.view.curves.teacher_iou != pytest.approx(ious[0], abs=1e-3)
 
 
 def test_the_control_run_is_the_same_student_without_the_teacher_in_the_same_plot(bench, widget):

@@ -41,6 +41,9 @@ def test_each_setting_has_a_control_with_its_help_unit_and_bounds(make_form, kin
     device = form.controls["device"].widget
     assert isinstance(device, QComboBox)
     assert [device.itemText(i) for i in range(device.count())] == ["auto", "cpu", "cuda", "mps"]
+    if kind is DistillConfig:
+        views = form.controls["teacher_views"].widget
+        assert [views.itemText(i) for i in range(views.count())] == ["1", "2", "4", "8"]
 
 
 def test_lesser_settings_are_folded_away_at_first(make_form):
@@ -116,9 +119,10 @@ def test_values_persist_and_can_be_reset(make_form):
     form.controls["mode"].set("soft")
     form.controls["slices"].set((1, 2))
     form.controls["threads"].set(3)
+    form.controls["teacher_views"].set(4)
     form.controls["budget"].set({"steps": 77})
     again = make_form(DistillConfig)
-    expected = DistillConfig(tau=8.0, mode="soft", slices=(1, 2), threads=3, steps=77)
+    expected = DistillConfig(tau=8.0, mode="soft", slices=(1, 2), threads=3, teacher_views=4, steps=77)
     assert again.config() == expected
     assert make_form(TrainConfig).config() == TrainConfig(minutes=5.0), "each kind has its own"
     again.reset()

@@ -14,7 +14,10 @@ from typing import Any, Self
 
 from napari_kdunet.core.errors import ConfigError
 
-__all__ = ["GOING_ON", "LIVE", "PAPER", "DistillConfig", "TrainConfig"]
+__all__ = ["GOING_ON", "LIVE", "PAPER", "VIEWS", "DistillConfig", "TrainConfig"]
+
+VIEWS = (1, 2, 4, 8)
+"""Over how many mirror images and quarter turns a network's logits can be averaged; see `views.averaged`."""
 
 
 def setting(
@@ -26,10 +29,10 @@ def setting(
     gt: float | None = None,
     le: float | None = None,
     lt: float | None = None,
-    choices: tuple[str, ...] = (),
+    choices: tuple[str, ...] | tuple[int, ...] = (),
     advanced: bool = False,
 ) -> Any:
-    """Declare one field: its default, help, unit, bounds (greater/less or equal) and allowed words."""
+    """Declare one field: its default, help, unit, bounds (greater/less or equal) and allowed values."""
     bounds = {"ge": ge, "gt": gt, "le": le, "lt": lt}
     return field(
         default=default,
@@ -58,8 +61,8 @@ def _check(spec: Field[Any], value: Any) -> None:
         return
     if meta["choices"]:
         other = isinstance(value, tuple) and value and "tuple" in str(spec.type)
-        if value not in meta["choices"] and not other:
-            raise ConfigError(f"{spec.name} is {value!r}: choose one of {', '.join(meta['choices'])}.")
+        if (value not in meta["choices"] or isinstance(value, bool)) and not other:
+            raise ConfigError(f"{spec.name} is {value!r}: choose one of {', '.join(map(str, meta['choices']))}.")
         return
     if spec.type == "bool":
         if not isinstance(value, bool):
@@ -270,4 +273,10 @@ class DistillConfig(TrainConfig):
     )
     unlabelled_share: float = setting(
         0.5, "Share of each batch from slices without labels, where there are any.", ge=0, le=1
+    )
+    teacher_views: int = setting(
+        1,
+        "Mirror images (2, 4) and quarter turns (8) of each slice over which the teacher, a network, is averaged.",
+        choices=VIEWS,
+        advanced=True,
     )

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from napari_kdunet.core.checkpoint import Model
-from napari_kdunet.core.config import TrainConfig
+from napari_kdunet.core.config import DistillConfig, TrainConfig
 from napari_kdunet.core.devices import training_threads
 from napari_kdunet.core.errors import UnlabelledError, VolumeError
 from napari_kdunet.core.patches import Pool, Source, load_blocks
@@ -88,7 +88,7 @@ def prepare(
         why = "volumes without its probability were given" if unlabelled else f"its shape is {teacher.shape}"
         raise VolumeError(f"{teacher.name} cannot teach on {image.name}, shape {image.shape}: {why}.")
     found = () if truth is None else labelled_slices(truth, config)
-    teaching = None if teacher is None else Teaching(teacher, image, device.type, _helpers(config))
+    teaching = _teaching(teacher, image, config, device)
     validation, held_out = split(image, truth, found, config, val, teaching)
     for z in validation.slices:
         validation.raw.statistics(z)  # a bad slice is found now rather than after the first part of the training
@@ -97,8 +97,7 @@ def prepare(
     labelled = [Source(image, truth, teaching, learnt)] if learnt else []
     taught = [Source(image, None, teaching, others)] if others else []
     for more in map(open_volume, unlabelled):
-        said = None if teacher is None else Teaching(teacher, more, device.type, _helpers(config))
-        taught.append(Source(more, None, said, tuple(range(more.shape[0]))))
+        taught.append(Source(more, None, _teaching(teacher, more, config, device), tuple(range(more.shape[0]))))
     used = dict.fromkeys((image, validation.raw, *(source.raw for source in taught)))
     notes = [note for volume in used for note in _pixel_size_notes(volume, config)]
     pool, sampled = _load(labelled, taught, config, device)
@@ -135,8 +134,13 @@ def _check_probability(probability: Volume, pool: Pool) -> None:
         raise VolumeError(f"{probability.name} is uint8, but holds only 0 and 1: give a mask as bool, or times 255.")
 
 
-def _helpers(config: TrainConfig) -> int:
-    return training_threads(config.k, config.threads)[1]
+def _teaching(
+    teacher: Model | Volume | None, raw: Volume, config: TrainConfig, device: torch.device
+) -> Teaching | None:
+    if teacher is None:
+        return None
+    views = config.teacher_views if isinstance(config, DistillConfig) else 1
+    return Teaching(teacher, raw, device.type, training_threads(config.k, config.threads)[1], views)
 
 
 def _load(labelled: list[Source], taught: list[Source], config: TrainConfig, device: torch.device) -> tuple[Pool, bool]:

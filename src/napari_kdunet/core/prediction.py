@@ -23,7 +23,9 @@ from napari_kdunet.core.checkpoint import Model
 from napari_kdunet.core.devices import cores, pick_device, using_threads
 from napari_kdunet.core.engine import Forward, engine_for
 from napari_kdunet.core.errors import ConfigError
+from napari_kdunet.core.planes import OrthoPlanes, Span, labels, probability
 from napari_kdunet.core.resampling import Grid
+from napari_kdunet.core.views import averaged
 from napari_kdunet.core.volumes import Volume, open_volume
 
 T = TypeVar("T")
@@ -45,6 +47,8 @@ def predict(
     output: Literal["probability", "labels"] = "probability",
     threshold: float | None = None,
     tile: int | None = None,
+    views: int = 1,
+    planes: Literal["z", "zyx"] = "z",
     device: str = "auto",
     threads: int | None = None,
 ) -> da.Array:
@@ -63,6 +67,13 @@ def predict(
     tile : int, optional
         Side of a tile in working pixels, rounded to what the network needs; by default as large as memory allows
         comfortably. The result does not depend on it, to float rounding.
+    views : {1, 2, 4, 8}
+        Over how many views of a slice the logits are averaged: as it is, with its mirror image, with all four
+        mirrorings, with their quarter turns too. The time grows alike.
+    planes : {"z", "zyx"}
+        See the slices along z, or those along y and x of an isotropic volume too: the mean of three probabilities,
+        each of a slice standardised by itself. It is computed in blocks of many slices, in at least three times the
+        time, and the volume is read through once before the first.
     device : str
         ``auto``, ``cpu``, ``cuda`` or ``mps``.
     threads : int, optional
@@ -71,7 +82,7 @@ def predict(
     Returns
     -------
     dask.array.Array
-        ZYX of the volume's shape, one chunk a tile; float32 in [0, 1] or uint8.
+        ZYX of the volume's shape, one chunk a tile, or a block of three planes; float32 in [0, 1] or uint8.
 
     Raises
     ------
@@ -81,26 +92,37 @@ def predict(
     volume = open_volume(raw)
     if output not in ("probability", "labels"):
         raise ConfigError(f"output is {output!r}: choose probability or labels.")
+    if planes not in ("z", "zyx"):
+        raise ConfigError(f"planes is {planes!r}: choose z or zyx.")
     level = model.threshold if threshold is None else threshold
     if not 0 <= level < 1:
         raise ConfigError(f"threshold is {level}: give a number from 0 up to, not including, 1.")
-    tiler = Tiler.of(model, volume, device, threads)
-    _, height, width = volume.shape
-    step_y, step_x = tiler.tile(tile)
-    chunks = ((1,) * volume.shape[0], _pieces(height, step_y), _pieces(width, step_x))
+    tiler = Tiler.of(model, volume, device, threads, views)
     dtype = np.float32 if output == "probability" else np.uint8
-    finish: Callable[[torch.Tensor], NDArray[Any]] = (
-        foreground if output == "probability" else partial(_labels, threshold=level)
-    )
+    compute: Callable[..., NDArray[Any]]
+    if planes == "zyx":
+        ortho = OrthoPlanes.of(model, volume, tiler)
+        sides = ortho.block_size(dtype, tile)
+        compute = partial(ortho.compute, probability if output == "probability" else partial(labels, threshold=level))
+    else:
+        sides = (1, *tiler.tile(tile))
+        finish = foreground if output == "probability" else partial(_labels, threshold=level)
+        compute = partial(_slice, tiler, volume, finish)
 
     def block(block_id: tuple[int, int, int] = (0, 0, 0)) -> NDArray[Any]:
-        z, y, x = block_id[0], block_id[1] * step_y, block_id[2] * step_x
-        window = ((y, min(y + step_y, height)), (x, min(x + step_x, width)))
-        return tiler.compute(finish, volume, z, *window)[None]
+        starts = (i * side for i, side in zip(block_id, sides, strict=True))
+        return compute(*((a, min(a + side, n)) for a, side, n in zip(starts, sides, volume.shape, strict=True)))
 
+    chunks = tuple(_pieces(n, side) for n, side in zip(volume.shape, sides, strict=True))
     name = f"kdunet-{uuid.uuid4().hex}"  # else dask hashes model and volume, and copies them to do so
     lazy: da.Array = da.map_blocks(block, name=name, chunks=chunks, dtype=dtype, meta=np.empty((0, 0, 0), dtype))
     return lazy
+
+
+def _slice(
+    tiler: Tiler, volume: Volume, finish: Callable[[torch.Tensor], NDArray[Any]], z: Span, y: Span, x: Span
+) -> NDArray[Any]:
+    return tiler.compute(finish, volume, z[0], y, x)[None]
 
 
 def fingerprint(model: Model, volume: Volume, **settings: Any) -> str:
@@ -141,7 +163,8 @@ class Tiler:
     """Logits of any window of a slice, equal to float rounding to the window cut from the whole slice's logits.
 
     The image is mirrored at its borders by one unit of the grid. A window is read with a halo that covers the
-    network's reach, and starts at whole units, so that poolings fall on the same pixels in each window.
+    network's reach, and starts and ends at whole units, so that poolings fall on the same pixels in each window and
+    in its mirror images.
     """
 
     forward: Forward
@@ -159,11 +182,13 @@ class Tiler:
         return Tiler, tuple(getattr(self, each.name) for each in fields(self) if each.init)
 
     @classmethod
-    def of(cls, model: Model, volume: Volume, device: str = "auto", threads: int | None = None) -> Tiler:
-        """The tiler that applies `model` to `volume`."""
+    def of(
+        cls, model: Model, volume: Volume, device: str = "auto", threads: int | None = None, views: int = 1
+    ) -> Tiler:
+        """The tiler that applies `model`, averaged over so many `views`, to `volume`."""
         net, where, threads = model.net, pick_device(device), threads or cores()
         return cls(
-            engine_for(net, where, threads),
+            averaged(engine_for(net, where, threads), views),
             Grid.between(volume.voxel_size[1:] if volume.voxel_size else None, model.pixel_size),
             where,
             threads,
@@ -176,6 +201,13 @@ class Tiler:
     def unit(self) -> tuple[int, int]:
         """Windows start at multiples of this, in image pixels (Y, X)."""
         return self.grid.unit(self.multiple)
+
+    @property
+    def halo(self) -> tuple[int, int]:
+        """How far beyond its whole units a window is read, in image pixels (Y, X): multiples of `unit`."""
+        reaches = (math.ceil(self.reach / r) + (r > 1) for r in self.grid.ratio)  # enlarging looks at the next pixel
+        y, x = (-(-reach // unit) * unit for reach, unit in zip(reaches, self.unit, strict=True))
+        return y, x
 
     def tile(self, working: int | None = None) -> tuple[int, int]:
         """Sides of a tile in image pixels: about `working` working pixels, or what memory allows if None."""
@@ -225,9 +257,7 @@ class Tiler:
     ) -> tuple[NDArray[np.float32], tuple[slice, ...]]:
         """Read a window with its halo and mirrored borders, standardised; where in that the window itself lies."""
         inside, pads, inner = [], [], []
-        for (start, stop), size, unit, ratio in zip(window, volume.shape[1:], self.unit, self.grid.ratio, strict=True):
-            reach = math.ceil(self.reach / ratio) + (ratio > 1)  # enlarging looks at the next pixel too
-            halo = -(-reach // unit) * unit
+        for (start, stop), size, unit, halo in zip(window, volume.shape[1:], self.unit, self.halo, strict=True):
             first = max(start - halo, -unit)
             last = min(-(-stop // unit) * unit + halo, -(-(size + unit) // unit) * unit)
             inside.append(slice(max(first, 0), min(last, size)))

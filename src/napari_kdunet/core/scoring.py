@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from napari_kdunet.core.checkpoint import Model
-from napari_kdunet.core.config import TrainConfig
+from napari_kdunet.core.config import DistillConfig
 from napari_kdunet.core.devices import pick_device
 from napari_kdunet.core.labels import class_index
 from napari_kdunet.core.metrics import Curve
@@ -17,7 +17,7 @@ __all__ = ["iter_score"]
 
 
 def iter_score(
-    source: Model | Volume, raw: Volume, labels: Volume, slices: Sequence[int], config: TrainConfig
+    source: Model | Volume, raw: Volume, labels: Volume, slices: Sequence[int], config: DistillConfig
 ) -> Iterator[Curve]:
     """Score a model, or a probability volume, on some slices, slice by slice.
 
@@ -29,8 +29,8 @@ def iter_score(
         ZYX, of one shape.
     slices : sequence of int
         The z to score on, as in `Started.val_slices`.
-    config : TrainConfig
-        Classes, ignore value, device and threads.
+    config : DistillConfig
+        Classes, ignore value, device, threads, and over how many views a model is averaged.
 
     Yields
     ------
@@ -38,8 +38,8 @@ def iter_score(
         One and the same, after each slice: all slices up to there.
     """
     curve = Curve()
-    device = pick_device(config.device).type
-    tiler = Tiler.of(source, raw, device, config.threads) if isinstance(source, Model) else None
+    device, views = pick_device(config.device).type, config.teacher_views
+    tiler = Tiler.of(source, raw, device, config.threads, views) if isinstance(source, Model) else None
     for z in slices:
         if tiler is None:
             assert isinstance(source, Volume)

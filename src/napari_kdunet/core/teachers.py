@@ -119,7 +119,7 @@ class Teaching:
     """What a teacher says of a volume.
 
     A network sees whole slices at its own working pixel size, as in prediction, and not the student's augmented
-    patches: so each slice is a matter of one forward, however long the student learns from it.
+    patches: so each slice is asked about once, however long the student learns from it.
 
     Parameters
     ----------
@@ -131,11 +131,13 @@ class Teaching:
         Where a network runs.
     threads : int
         CPU threads for it.
+    views : int
+        Over how many mirror images and quarter turns of a slice it is averaged, as in `predict`.
     """
 
-    def __init__(self, teacher: Model | Volume, raw: Volume, device: str, threads: int) -> None:
+    def __init__(self, teacher: Model | Volume, raw: Volume, device: str, threads: int, views: int = 1) -> None:
         self.teacher, self.raw = teacher, raw
-        self._tiler = Tiler.of(teacher, raw, device, threads) if isinstance(teacher, Model) else None
+        self._tiler = Tiler.of(teacher, raw, device, threads, views) if isinstance(teacher, Model) else None
 
     @property
     def threshold(self) -> float:

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import json
 import math
-import operator
 import os
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -35,6 +35,7 @@ _Write: TypeAlias = Callable[[int, np.ndarray[Any, Any]], None]
 _SUFFIXES = (".tif", ".tiff", ".zarr")
 _BIG = 2**31
 _AHEAD = 2**25  # bytes of slices that are computed while others are written
+_SLAB = 2**30  # bytes of slices that are computed together because their chunks are
 _TOGETHER = 0.5  # seconds
 _TILE = 1024
 
@@ -186,21 +187,31 @@ def _write_slices(volume: Any, target: Path, layout: _Layout) -> Generator[int, 
 
 
 def _slices(volume: Any, layout: _Layout, start: int) -> Iterator[Any]:
-    most = _AHEAD // math.prod((*layout.shape[1:], layout.dtype.itemsize))
-    if isinstance(volume, da.Array) and most:
-        return _ahead(volume, most, start)
-    take = _assemble if isinstance(volume, da.Array) else operator.getitem
-    return (take(volume, z) for z in range(start, layout.shape[0]))
+    if not isinstance(volume, da.Array):
+        return (volume[z] for z in range(start, layout.shape[0]))
+    each = math.prod((*layout.shape[1:], layout.dtype.itemsize))
+    if max(volume.chunks[0]) > 1 or each > _AHEAD:
+        return _by_slabs(volume, max(1, _SLAB // each), start)
+    return _ahead(volume, _AHEAD // each, start)
 
 
-def _assemble(volume: da.Array, z: int) -> np.ndarray[Any, Any]:
-    """A large slice of a lazy array, by rows of chunks: computed at once it would be in memory twice."""
-    slice_ = np.empty(volume.shape[1:], volume.dtype)
+def _by_slabs(volume: da.Array, most: int, start: int) -> Iterator[np.ndarray[Any, Any]]:
+    """The slices from `start` on of a lazy array, up to `most` of a chunk together: so each chunk is computed once."""
+    for stop in accumulate(volume.chunks[0]):
+        while start < stop:
+            slab = volume[start : min(start + most, stop)]
+            yield from np.asarray(slab) if slab.npartitions == 1 else _assemble(slab)
+            start += len(slab)
+
+
+def _assemble(part: da.Array) -> np.ndarray[Any, Any]:
+    """A large part (..., Y, X) of a lazy array, by rows of chunks: computed at once it would be in memory twice."""
+    whole = np.empty(part.shape, part.dtype)
     bottom = 0
-    for rows in volume.chunks[1]:
+    for rows in part.chunks[-2]:
         top, bottom = bottom, bottom + rows
-        slice_[top:bottom] = volume[z, top:bottom]
-    return slice_
+        whole[..., top:bottom, :] = part[..., top:bottom, :]
+    return whole
 
 
 def _ahead(volume: da.Array, most: int, begin: int) -> Iterator[np.ndarray[Any, Any]]:

@@ -142,13 +142,13 @@ def control_for(spec: Field[Any]) -> Control:
 
 def _choice(spec: Field[Any]) -> Control:
     """A combo box; where more than the choices is allowed (slice numbers, class weights) it can be typed into."""
-    box, parse = QComboBox(), _PARSERS.get(spec.name, str)
-    box.addItems(list(spec.metadata["choices"]))
+    box, parse = QComboBox(), _PARSERS.get(spec.name, type(spec.default))
+    box.addItems([str(choice) for choice in spec.metadata["choices"]])
     box.setEditable(spec.name in _PARSERS)
     box.setInsertPolicy(QComboBox.InsertPolicy.NoInsert)
 
     def put(value: Any) -> None:
-        box.setCurrentText(value if isinstance(value, str) else ",".join(f"{v:g}" for v in value))
+        box.setCurrentText(str(value) if isinstance(value, str | int) else ",".join(f"{v:g}" for v in value))
 
     return Control(box, lambda: parse(box.currentText().replace(" ", "")), put, box.currentTextChanged)
 

@@ -19,7 +19,7 @@ from napari_kdunet.widgets.training_panel import Job, TrainingPanel
 if TYPE_CHECKING:
     import napari.viewer
 
-    from napari_kdunet.core import Model, TrainConfig, Volume
+    from napari_kdunet.core import DistillConfig, Model, Volume
 
 __all__ = ["DistillWidget", "TeacherScored"]
 
@@ -137,7 +137,7 @@ def _is_probability(layer: Layer) -> bool:
 
 
 def _score(
-    teacher: Model | Volume, raw: Volume, labels: Volume | None, started: core.Started, config: TrainConfig
+    teacher: Model | Volume, raw: Volume, labels: Volume | None, started: core.Started, config: DistillConfig
 ) -> Iterator[Any]:
     """Tell the teacher's size, then its IoU, which settles as more of the validation slices are scored."""
     from napari_kdunet.core.scoring import iter_score

@@ -1,0 +1,228 @@
+"""Ortho-plane prediction: what a 2-D network says of the slices along z, y and x of an isotropic volume, averaged.
+
+It is done in blocks, as long on all sides as memory allows. What the network must see around a block is computed with
+it, and again with the next one, so that few large blocks cost less than many small ones.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import threading
+from bisect import bisect_right
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from napari_kdunet.core.checkpoint import Model
+from napari_kdunet.core.errors import ConfigError
+from napari_kdunet.core.resampling import Grid
+from napari_kdunet.core.sources import Key
+from napari_kdunet.core.volumes import Volume
+
+if TYPE_CHECKING:
+    from napari_kdunet.core.prediction import Tiler
+
+__all__ = ["OrthoPlanes", "labels", "probability"]
+
+Span: TypeAlias = tuple[int, int]
+
+_ORDERS = ((0, 1, 2), (1, 0, 2), (2, 0, 1))  # slices along z are YX, along y ZX, along x ZY
+_ISOTROPIC = 1.05  # largest ratio of the sides of a voxel: less than the scale that training varies
+_BLOCK_BYTES = 3 * 2**28  # of a block: what its slices see, and the sums of their probabilities
+_SLAB_BYTES = 2**29  # of the results of all blocks of the same slices, which a writer holds
+_STRIP = 2**22  # pixels, in float64
+
+_block_lock = threading.Lock()  # one block at a time: each is about as large as memory allows
+
+
+@dataclass(frozen=True, eq=False)
+class OrthoPlanes:
+    """The mean of the probabilities of three planes, block by block.
+
+    Attributes
+    ----------
+    volume : Volume
+        ZYX, of isotropic voxels.
+    tilers : tuple of Tiler
+        Of the slices along z, y and x.
+    classes : int
+        How many classes to expect, to reckon memory with.
+    """
+
+    volume: Volume
+    tilers: tuple[Tiler, ...]
+    classes: int
+
+    @classmethod
+    def of(cls, model: Model, volume: Volume, tiler: Tiler) -> OrthoPlanes:
+        """Let the network of `tiler`, which is of the slices along z, see the other slices too.
+
+        Raises
+        ------
+        ConfigError
+            If the volume is a single slice, or its voxels are not isotropic; of an unknown size they are taken as so.
+        """
+        if volume.shape[0] == 1:
+            raise ConfigError(f"{volume.name} is a single slice: planes zyx need a volume, take planes z.")
+        size = volume.voxel_size
+        if size is not None and max(size) > _ISOTROPIC * min(size):
+            told = " x ".join(f"{length:g}" for length in size)
+            raise ConfigError(
+                f"voxels of {volume.name} are {told} nm (Z, Y, X): planes zyx need isotropic ones, take planes z."
+            )
+        grids = [Grid.between(size and (size[y], size[x]), model.pixel_size) for _, y, x in _ORDERS]
+        tilers = tuple(replace(tiler, grid=grid) for grid in grids)
+        return cls(volume, tilers, getattr(model.net, "classes", 2))
+
+    @property
+    def unit(self) -> tuple[int, int, int]:
+        """Blocks start at multiples of this (Z, Y, X), so that windows in all planes start at whole units."""
+        return (self.tilers[1].unit[0], *self.tilers[0].unit)
+
+    @property
+    def halo(self) -> tuple[int, int, int]:
+        """How far the slices of a block see beyond it (Z, Y, X)."""
+        return (self.tilers[1].halo[0], *self.tilers[0].halo)
+
+    def block_size(self, result: Any, working: int | None = None) -> tuple[int, int, int]:
+        """Sides of a block (Z, Y, X): about `working` working pixels, or what memory allows if None.
+
+        Memory is that of a block, and that of a writer which takes whole slices of the dtype `result`.
+        """
+        if working is None:
+            depth, height, width = self.volume.shape
+            slab = max(self.unit[0], _SLAB_BYTES // (height * width * np.dtype(result).itemsize))
+            most = (min(depth, slab), height, width)
+            side = bisect_right(range(1, max(most) + 1), _BLOCK_BYTES, key=lambda side: self._held(side, most))
+            wanted = [min(side, limit) for limit in most]
+        else:
+            wanted = [int(working / r) for r in (self.tilers[1].grid.ratio[0], *self.tilers[0].grid.ratio)]
+        z, y, x = (
+            n if n <= length else max(1, length // unit) * unit
+            for n, length, unit in zip(self.volume.shape, wanted, self.unit, strict=True)
+        )
+        return z, y, x
+
+    def _held(self, side: int, most: tuple[int, ...]) -> int:
+        """Bytes of the sums of a block and of the pixels that its slices see; the result takes their place."""
+        block = [min(side, limit) for limit in most]
+        around = [min(n + 2 * halo, size) for n, halo, size in zip(block, self.halo, self.volume.shape, strict=True)]
+        seen = max(block[z] * around[y] * around[x] for z, y, x in _ORDERS)
+        return 4 * (self.classes - 1) * math.prod(block) + self.volume.dtype.itemsize * seen
+
+    def compute(self, finish: Callable[[NDArray[np.float32]], NDArray[Any]], *spans: Span) -> NDArray[Any]:
+        """What `finish` makes of the probabilities (C - 1, Z, Y, X) of a block that starts at multiples of `unit`."""
+        with _block_lock:
+            total = window = None
+            for axis, (order, tiler) in enumerate(zip(_ORDERS, self.tilers, strict=True)):
+                region = self._region(spans, axis)
+                if window is None or window.region != region:
+                    window = None  # its memory first
+                    window = self._read(region)
+                seen = _Seen(self.volume.name, window.turned(order), moments=self._moments[axis])
+                (first, last), rows, columns = (spans[each] for each in order)
+                for i in range(first, last):
+                    logits = tiler.window(seen, i, rows, columns)
+                    found = (logits.sigmoid() if len(logits) == 1 else logits.softmax(dim=0)[1:]).numpy()
+                    if total is None:
+                        total = np.zeros((len(found), *(stop - start for start, stop in spans)), np.float32)
+                    total.transpose(0, *(1 + each for each in order))[:, i - first] += found
+                del seen
+            assert total is not None
+            del window
+            total /= len(_ORDERS)
+            return finish(total)
+
+    def _region(self, spans: tuple[Span, ...], axis: int) -> tuple[Span, ...]:
+        """What the slices of a block along an axis see of the volume."""
+        found = [
+            (max(start - halo, 0), min(-(-stop // unit) * unit + halo, size))
+            for (start, stop), unit, halo, size in zip(spans, self.unit, self.halo, self.volume.shape, strict=True)
+        ]
+        found[axis] = spans[axis]
+        return tuple(found)
+
+    def _read(self, region: tuple[Span, ...]) -> _Window:
+        (first, last), y, x = region
+        pixels = np.empty([stop - start for start, stop in region], self.volume.dtype)
+        step = self.volume.source.chunks[0]
+        for start in range(first // step * step, last, step):
+            z = slice(max(start, first), min(start + step, last))
+            pixels[z.start - first : z.stop - first] = self.volume[z, slice(*y), slice(*x)]
+        return _Window(pixels, region, self.volume.shape)
+
+    @cached_property
+    def _moments(self) -> list[NDArray[np.float64]]:
+        """Mean and standard deviation (N, 2) of the slices along z, y and x; the volume is read through for them."""
+        depth, height, width = self.volume.shape
+        rows = max(1, _STRIP // width)
+        sums = [np.zeros((2, n)) for n in self.volume.shape]
+        offset = self.volume.statistics(0)[0]  # so that squares do not drown what varies
+        for z, top in itertools.product(range(depth), range(0, height, rows)):
+            strip = self.volume.read(z, slice(top, top + rows)).astype(np.float64)
+            if not np.isfinite(strip).all():
+                self.volume.statistics(z)  # says what is wrong with it
+            strip -= offset
+            for power, values in enumerate((strip, np.square(strip))):
+                sums[0][power, z] += values.sum()
+                sums[1][power, top : top + rows] += values.sum(axis=1)
+                sums[2][power] += values.sum(axis=0)
+        found = []
+        for total in sums:
+            mean, square = total * total.shape[1] / (depth * height * width)
+            found.append(np.stack([mean + offset, np.sqrt(np.maximum(square - mean**2, 0))], axis=1))
+        return found
+
+
+def probability(found: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Probability (Z, Y, X) of not being background, from those of the other classes, which it overwrites."""
+    total: NDArray[np.float32] = found[0]
+    for other in found[1:]:
+        total += other
+    return total.clip(0, 1, out=total)
+
+
+def labels(found: NDArray[np.float32], threshold: float) -> NDArray[np.uint8]:
+    """As `prediction.predict` gives them, from the probabilities of the classes but the background."""
+    result = np.zeros(found.shape[1:], np.uint8)
+    for z in range(len(result)):  # one by one: an argmax is of 8 bytes a voxel
+        seen = found[:, z]
+        np.copyto(result[z], seen.argmax(axis=0) + 1, casting="unsafe", where=seen.sum(axis=0) > threshold)
+    return result
+
+
+class _Window:
+    """A part of a volume, read from as if it was the whole; a source of a `Volume`."""
+
+    def __init__(self, pixels: NDArray[Any], region: tuple[Span, ...], shape: tuple[int, ...]) -> None:
+        self.pixels, self.region, self.dtype = pixels, region, pixels.dtype
+        self.shape: tuple[int, int, int] = (shape[0], shape[1], shape[2])
+        self.chunks: tuple[int, int, int] = (1, *self.shape[1:])
+
+    def turned(self, order: tuple[int, int, int]) -> _Window:
+        """The same with its axes in another order."""
+        region, shape = tuple(self.region[axis] for axis in order), tuple(self.shape[axis] for axis in order)
+        return _Window(self.pixels.transpose(order), region, shape)
+
+    def __getitem__(self, key: Key) -> NDArray[Any]:
+        inside = (
+            slice(part.start - first, part.stop - first) if isinstance(part, slice) else part - first
+            for part, (first, _) in zip(key, self.region, strict=True)
+        )
+        return self.pixels[tuple(inside)]
+
+
+@dataclass(frozen=True, eq=False)
+class _Seen(Volume):
+    """A window of a volume whose slices' mean and standard deviation (N, 2) are known."""
+
+    moments: NDArray[np.float64] = field(default_factory=lambda: np.zeros((0, 2)), repr=False)
+
+    def statistics(self, z: int, whole: NDArray[Any] | None = None) -> tuple[float, float]:
+        mean, std = self.moments[z]
+        return float(mean), float(std)

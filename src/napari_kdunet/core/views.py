@@ -1,0 +1,57 @@
+"""A network averaged over mirror images and quarter turns of what it sees: what it is sure of whichever way up."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import reduce
+from itertools import islice, product
+
+import torch
+from torch import Tensor
+
+from napari_kdunet.core.config import VIEWS
+from napari_kdunet.core.engine import Forward
+from napari_kdunet.core.errors import ConfigError
+
+__all__ = ["averaged"]
+
+
+def averaged(forward: Forward, views: int) -> Forward:
+    """Average the logits of an engine over the first `views` of the square's eight symmetries.
+
+    Parameters
+    ----------
+    forward : Forward
+        An engine for images whose sides are multiples of what its poolings need. So they fall on the same pixels in
+        each view, and a window has the logits that it has within the whole image.
+    views : int
+        1 is the image as it is; 2 adds its mirror image along X; 4 those along Y; 8 all of these with Y and X
+        exchanged, which are the quarter turns and their mirror images.
+
+    Raises
+    ------
+    ConfigError
+        If `views` is another number.
+    """
+    if views not in VIEWS:
+        raise ConfigError(f"views is {views}: choose {', '.join(map(str, VIEWS[:-1]))} or {VIEWS[-1]}.")
+    return forward if views == 1 else _Averaged(forward, views)
+
+
+@dataclass(frozen=True)
+class _Averaged:
+    forward: Forward
+    views: int
+
+    def __call__(self, batch: Tensor) -> Tensor:
+        """Mean logits (1, C, Y, X) of one image (1, 1, Y, X)."""
+        views = islice(product((False, True), repeat=3), self.views)
+        total: Tensor = reduce(torch.add, (self._seen(batch, *view) for view in views))
+        return total / self.views
+
+    def _seen(self, batch: Tensor, turned: bool, upside: bool, mirrored: bool) -> Tensor:
+        """Logits of one view, turned back: new, as the engine's are valid until its next call only."""
+        axes = [axis for axis, wanted in ((-2, upside), (-1, mirrored)) if wanted]
+        view = batch.transpose(-2, -1) if turned else batch
+        logits = self.forward(view.flip(axes).contiguous()).flip(axes)
+        return logits.transpose(-2, -1) if turned else logits
