@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import pickle
 import shutil
 import tracemalloc
@@ -187,12 +188,12 @@ def test_blocks_are_as_large_as_memory_allows(model):
     assert sides((165, 768, 1024)) == (165, 768, 1024)  # of a few hundred slices nothing is computed twice
     assert sides((64, 512, 1024)) == (64, 512, 1024)
     for shape in ((400, 1000, 1000), (5000, 5000, 5000), (600, 20_000, 20_000), (20_000, 90, 90)):
-        for dtype in (np.uint8, np.float32):
-            for result in (np.uint8, np.float32):
-                block = sides(shape, dtype, result)
-                assert all(side == n or side % 32 == 0 for side, n in zip(block, shape, strict=True))
-                slab = block[0] * shape[1] * shape[2] * np.dtype(result).itemsize
-                assert slab <= planes._SLAB_BYTES or block[0] == 32
+        for dtype, result in itertools.product((np.uint8, np.float32), repeat=2):
+            block = sides(shape, dtype, result)
+            assert all(side == n or side % 32 == 0 for side, n in zip(block, shape, strict=True))
+            assert np.prod(block) * (4 + np.dtype(dtype).itemsize) <= planes._MEMORY
+            slab = block[0] * shape[1] * shape[2] * np.dtype(result).itemsize
+            assert slab <= planes._MEMORY or block[0] < shape[0] / 50 + 32
     assert sides((2000, 2000, 2000), result=np.uint8)[0] >= 128
 
 
@@ -211,7 +212,7 @@ def test_memory_does_not_grow_with_the_volume(model, monkeypatch, shape, output)
             return (block if isinstance(key[0], slice) else block[0]).astype(np.uint16)
 
     limit = 2**21
-    monkeypatch.setattr(planes, "_BLOCK_BYTES", limit)
+    monkeypatch.setattr(planes, "_MEMORY", limit)
     lazy = core.predict(model(1, depth=1), Made(), planes="zyx", output=output)
     assert lazy.npartitions > 2
     lazy.blocks[0, 0, 0].compute()  # with what is imported on the way

@@ -155,6 +155,30 @@ def test_a_large_lazy_slice_is_in_memory_once(tmp_path, suffix):
     np.testing.assert_array_equal(open_volume(tmp_path / f"out{suffix}").read(0)[:, 5], np.repeat(np.arange(14), 500))
 
 
+@pytest.mark.parametrize("suffix", [".tif", ".zarr"])
+def test_a_thick_chunk_is_computed_once_and_in_memory_once(tmp_path, suffix):
+    computed: list[tuple[int, ...]] = []
+
+    def block(block_id) -> np.ndarray:
+        computed.append(block_id)
+        z = np.arange(block_id[0] * 20, (block_id[0] + 1) * 20)[:, None, None]
+        return np.broadcast_to(z + 100 * block_id[1], (20, 200, 700)).astype(np.uint8)
+
+    chunks = ((20,) * 5, (200,) * 2, (700,))
+    lazy = da.map_blocks(block, chunks=chunks, dtype=np.uint8, meta=np.empty((0, 0, 0), np.uint8))
+    write_volume(lazy[:, :200, :50], tmp_path / f"small{suffix}")
+    computed.clear()
+    tracemalloc.start()
+    write_volume(lazy, tmp_path / f"out{suffix}")
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert sorted(computed) == [(slab, row, 0) for slab in range(5) for row in range(2)]
+    assert peak < 1.7 * lazy.nbytes / 5  # a slab, and a block of it while it is put in its place
+    written = np.asarray(open_volume(tmp_path / f"out{suffix}"))
+    np.testing.assert_array_equal(written[:, 7, 9], np.arange(100))
+    np.testing.assert_array_equal(written[:, 207, 9], np.arange(100) + 100)
+
+
 def test_sources(pixels, tmp_path):
     write_volume(da.from_array(pixels, chunks=(2, 20, 20)), tmp_path / "a.tif")
     write_volume(open_volume(tmp_path / "a.tif", voxel_size=(3, 2, 1)), tmp_path / "b.zarr")

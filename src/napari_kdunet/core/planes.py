@@ -9,7 +9,6 @@ from __future__ import annotations
 import itertools
 import math
 import threading
-from bisect import bisect_right
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -33,8 +32,8 @@ Span: TypeAlias = tuple[int, int]
 
 _ORDERS = ((0, 1, 2), (1, 0, 2), (2, 0, 1))  # slices along z are YX, along y ZX, along x ZY
 _ISOTROPIC = 1.05  # largest ratio of the sides of a voxel: less than the scale that training varies
-_BLOCK_BYTES = 3 * 2**28  # of a block: what its slices see, and the sums of their probabilities
-_SLAB_BYTES = 2**29  # of the results of all blocks of the same slices, which a writer holds
+_MEMORY = 9 * 10**8  # bytes, of a block and of the results of those beside it, which a writer holds
+_MOST_BLOCKS = 64  # along an axis; of a volume that needs more, blocks are as small as that
 _STRIP = 2**22  # pixels, in float64
 
 _block_lock = threading.Lock()  # one block at a time: each is about as large as memory allows
@@ -90,30 +89,32 @@ class OrthoPlanes:
         return (self.tilers[1].halo[0], *self.tilers[0].halo)
 
     def block_size(self, result: Any, working: int | None = None) -> tuple[int, int, int]:
-        """Sides of a block (Z, Y, X): about `working` working pixels, or what memory allows if None.
+        """Sides of a block (Z, Y, X): about `working` working pixels, or what is least work within memory if None.
 
         Memory is that of a block, and that of a writer which takes whole slices of the dtype `result`.
         """
-        if working is None:
-            depth, height, width = self.volume.shape
-            slab = max(self.unit[0], _SLAB_BYTES // (height * width * np.dtype(result).itemsize))
-            most = (min(depth, slab), height, width)
-            side = bisect_right(range(1, max(most) + 1), _BLOCK_BYTES, key=lambda side: self._held(side, most))
-            wanted = [min(side, limit) for limit in most]
-        else:
-            wanted = [int(working / r) for r in (self.tilers[1].grid.ratio[0], *self.tilers[0].grid.ratio)]
-        z, y, x = (
-            n if n <= length else max(1, length // unit) * unit
-            for n, length, unit in zip(self.volume.shape, wanted, self.unit, strict=True)
-        )
-        return z, y, x
+        if working is not None:
+            ratio = (self.tilers[1].grid.ratio[0], *self.tilers[0].grid.ratio)
+            wanted = [max(1, int(working / r) // u) * u for r, u in zip(ratio, self.unit, strict=True)]
+            return self._within(wanted)
+        shape = self.volume.shape
+        parts = np.arange(1, _MOST_BLOCKS + 1)
+        sides = [np.unique(-(-n // (parts * unit)) * unit) for n, unit in zip(shape, self.unit, strict=True)]
+        block = np.meshgrid(*(np.minimum(each, n) for each, n in zip(sides, shape, strict=True)), indexing="ij")
+        around = [np.minimum(b + 2 * halo, n) for b, halo, n in zip(block, self.halo, shape, strict=True)]
+        seen = [block[z] * around[y] * around[x] for z, y, x in _ORDERS]
+        voxels = math.prod(block)
+        held = 4 * (self.classes - 1) * voxels + self.volume.dtype.itemsize * np.max(seen, axis=0)
+        slab = np.dtype(result).itemsize * block[0] * shape[1] * shape[2]  # one block's takes the place of its sums
+        fits = held + np.where(voxels < block[0] * shape[1] * shape[2], slab, 0) <= _MEMORY
+        if not fits.any():  # of so large slices a writer cannot hold fewer
+            fits = (held <= _MEMORY) & (block[0] == block[0].min())
+        best = np.unravel_index(np.argmin(np.where(fits, np.sum(seen, axis=0) / voxels, np.inf)), fits.shape)
+        return self._within([int(each[best]) for each in block])
 
-    def _held(self, side: int, most: tuple[int, ...]) -> int:
-        """Bytes of the sums of a block and of the pixels that its slices see; the result takes their place."""
-        block = [min(side, limit) for limit in most]
-        around = [min(n + 2 * halo, size) for n, halo, size in zip(block, self.halo, self.volume.shape, strict=True)]
-        seen = max(block[z] * around[y] * around[x] for z, y, x in _ORDERS)
-        return 4 * (self.classes - 1) * math.prod(block) + self.volume.dtype.itemsize * seen
+    def _within(self, sides: list[int]) -> tuple[int, int, int]:
+        z, y, x = (min(side, n) for side, n in zip(sides, self.volume.shape, strict=True))
+        return z, y, x
 
     def compute(self, finish: Callable[[NDArray[np.float32]], NDArray[Any]], *spans: Span) -> NDArray[Any]:
         """What `finish` makes of the probabilities (C - 1, Z, Y, X) of a block that starts at multiples of `unit`."""

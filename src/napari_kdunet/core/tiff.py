@@ -107,8 +107,8 @@ def open_tiff(path: Path, level: int, name: str) -> Opened:
         if not _is_complete(tif, series, depth):
             raise VolumeError(f"{name} is truncated or damaged: slices are missing, copy or export it again")
         if page.samplesperpixel > 1 and page.planarconfig == tifffile.PLANARCONFIG.SEPARATE:  # as tifffile guesses it
-            stored = f"stored as the {page.samplesperpixel} planes of one colour image"
-            raise VolumeError(f"{name} is {stored}: if they are slices, save them with photometric='minisblack'")
+            how = f"stored as the {page.samplesperpixel} planes of one colour image"
+            raise VolumeError(f"{name} is {how}: if they are slices, save them with photometric='minisblack'")
         if page.samplesperpixel > 1 or page.photometric == tifffile.PHOTOMETRIC.RGB:
             raise VolumeError(f"{name} is a colour (RGB) image: convert it to greyscale, e.g. Image > Type in Fiji")
         if len(extra) > 1 or extra.get("C", math.inf) <= _MAX_CHANNELS or page.imagedepth > 1:

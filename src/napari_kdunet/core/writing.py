@@ -13,7 +13,6 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import accumulate
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -26,6 +25,7 @@ from napari_kdunet.core.errors import OutputError, VolumeError
 from napari_kdunet.core.files import replacing
 from napari_kdunet.core.partial import adopt, finish, note
 from napari_kdunet.core.readers import is_zarr
+from napari_kdunet.core.slabs import by_slabs
 from napari_kdunet.core.sources import one_line
 
 __all__ = ["check_target", "iter_write", "write_volume"]
@@ -35,7 +35,6 @@ _Write: TypeAlias = Callable[[int, np.ndarray[Any, Any]], None]
 _SUFFIXES = (".tif", ".tiff", ".zarr")
 _BIG = 2**31
 _AHEAD = 2**25  # bytes of slices that are computed while others are written
-_SLAB = 2**30  # bytes of slices that are computed together because their chunks are
 _TOGETHER = 0.5  # seconds
 _TILE = 1024
 
@@ -187,31 +186,23 @@ def _write_slices(volume: Any, target: Path, layout: _Layout) -> Generator[int, 
 
 
 def _slices(volume: Any, layout: _Layout, start: int) -> Iterator[Any]:
+    todo = range(start, layout.shape[0])
     if not isinstance(volume, da.Array):
-        return (volume[z] for z in range(start, layout.shape[0]))
-    each = math.prod((*layout.shape[1:], layout.dtype.itemsize))
-    if max(volume.chunks[0]) > 1 or each > _AHEAD:
-        return _by_slabs(volume, max(1, _SLAB // each), start)
-    return _ahead(volume, _AHEAD // each, start)
+        return (volume[z] for z in todo)
+    if max(volume.chunks[0]) > 1:
+        return by_slabs(volume, start)
+    most = _AHEAD // math.prod((*layout.shape[1:], layout.dtype.itemsize))
+    return _ahead(volume, most, start) if most else (_assemble(volume, z) for z in todo)
 
 
-def _by_slabs(volume: da.Array, most: int, start: int) -> Iterator[np.ndarray[Any, Any]]:
-    """The slices from `start` on of a lazy array, up to `most` of a chunk together: so each chunk is computed once."""
-    for stop in accumulate(volume.chunks[0]):
-        while start < stop:
-            slab = volume[start : min(start + most, stop)]
-            yield from np.asarray(slab) if slab.npartitions == 1 else _assemble(slab)
-            start += len(slab)
-
-
-def _assemble(part: da.Array) -> np.ndarray[Any, Any]:
-    """A large part (..., Y, X) of a lazy array, by rows of chunks: computed at once it would be in memory twice."""
-    whole = np.empty(part.shape, part.dtype)
+def _assemble(volume: da.Array, z: int) -> np.ndarray[Any, Any]:
+    """A large slice of a lazy array, by rows of chunks: computed at once it would be in memory twice."""
+    slice_ = np.empty(volume.shape[1:], volume.dtype)
     bottom = 0
-    for rows in part.chunks[-2]:
+    for rows in volume.chunks[1]:
         top, bottom = bottom, bottom + rows
-        whole[..., top:bottom, :] = part[..., top:bottom, :]
-    return whole
+        slice_[top:bottom] = volume[z, top:bottom]
+    return slice_
 
 
 def _ahead(volume: da.Array, most: int, begin: int) -> Iterator[np.ndarray[Any, Any]]:
@@ -263,11 +254,7 @@ def _tiff_sink(path: Path, layout: _Layout) -> Iterator[_Write]:
     dtype = np.dtype(np.uint8) if layout.dtype == bool else layout.dtype
     depth = layout.shape[0]
     lines = ["ImageJ=1.54f", f"images={depth}", f"slices={depth}", "loop=false"]
-    options: dict[str, Any] = {
-        "compression": "zlib",
-        "photometric": "minisblack",
-        "metadata": None,
-    }
+    options: dict[str, Any] = {"compression": "zlib", "photometric": "minisblack", "metadata": None}
     if layout.voxel_size is not None:
         z, y, x = layout.voxel_size
         lines += ["unit=nm", f"spacing={z!r}"]
