@@ -32,7 +32,7 @@ from napari_kdunet.arguments import (
     given_volume,
 )
 from napari_kdunet.core.config import DistillConfig, TrainConfig
-from napari_kdunet.core.errors import KDUNetError, TrainingError
+from napari_kdunet.core.errors import KDUNetError, TrainingError, is_out_of_memory
 from napari_kdunet.core.typed import format_slices
 from napari_kdunet.options import with_settings
 from napari_kdunet.progress import Interrupted, console, follow_slices, follow_to_file
@@ -69,7 +69,7 @@ def main() -> None:
         command = error.ctx.command_path if error.ctx else "napari-kdunet"
         _fail(f"{error.format_message().rstrip('.')}, see {command} --help", 2)
     except (MemoryError, RuntimeError) as error:
-        if not _is_out_of_memory(error):
+        if not is_out_of_memory(error):
             raise
         _fail("out of memory: lower --batch, --patch or --memory of a training, or free memory elsewhere.", 1)
     if code == 130:  # how typer hands on a Ctrl-C that found nothing to close
@@ -80,12 +80,6 @@ def main() -> None:
 def _fail(message: str, code: int) -> NoReturn:
     console.print(Text.assemble(("error: ", "bold red"), " ".join(message.splitlines())))
     sys.exit(code)
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    """Whether memory ran out: Python's, the GPU's, or the CPU's, for which torch has words but no type."""
-    words = str(error).lower()
-    return isinstance(error, MemoryError) or "out of memory" in words or "can't allocate memory" in words
 
 
 def _version(asked: bool) -> None:

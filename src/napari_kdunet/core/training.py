@@ -169,18 +169,18 @@ def _events(fit: Fit, edited: Edited | None) -> Iterator[Event]:
                 yield fit.step()
                 continue
             yield fit.validate()
-            if fit.out is not None:
+            if fit.kept.out is not None:
                 fit.save_state()
-                yield Saved(fit.steps, fit.state_path)
+                yield Saved(fit.steps, fit.kept.state_path)
     except GeneratorExit:  # between two steps, so that resuming is exact
         fit.save_state()
-        fit.save_best()
+        fit.kept.save_best()
         raise
     except BaseException:  # perhaps within a step: the state of the last validation stands
-        fit.save_best()
+        fit.kept.save_best()
         raise
     finally:
-        fit.close()
+        fit.batches.close()
     yield fit.finish()
 
 
