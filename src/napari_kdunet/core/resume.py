@@ -86,9 +86,13 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
 
 
 def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
-    """The inverse of `optimizer_tensors`."""
+    """The inverse of `optimizer_tensors`; each moment lies in memory as its parameter, as fused optimisers expect."""
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     state: dict[int, dict[str, Tensor]] = {}
     for name, value in tensors.items():
         i, _, quantity = name.partition("/")
-        state.setdefault(int(i), {})[quantity] = value
+        like = parameters[int(i)].detach()
+        state.setdefault(int(i), {})[quantity] = (
+            torch.empty_like(like).copy_(value) if value.shape == like.shape else value
+        )
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
