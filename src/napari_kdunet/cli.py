@@ -14,9 +14,11 @@ from napari_kdunet import __version__
 from napari_kdunet.arguments import (
     Command,
     Device,
+    Devices,
     Json,
     Labels,
     ModelName,
+    Nodes,
     Out,
     Planes,
     Raw,
@@ -35,7 +37,7 @@ from napari_kdunet.core.config import DistillConfig, TrainConfig
 from napari_kdunet.core.errors import KDUNetError, TrainingError, is_out_of_memory
 from napari_kdunet.core.typed import format_slices
 from napari_kdunet.options import with_settings
-from napari_kdunet.progress import Interrupted, console, follow_slices, follow_to_file
+from napari_kdunet.progress import Interrupted, console, follow_slices, follow_to_file, together
 from napari_kdunet.studies import study, sweep
 
 __all__ = ["app", "main"]
@@ -119,20 +121,24 @@ def train(
     voxel_size: VoxelSize = None,
     resume: Resume = False,
     start: Start = None,
+    devices: Devices = 1,
+    nodes: Nodes = 1,
 ) -> None:
     """Train a k-Unet from labels."""
     from napari_kdunet.core import iter_train, load_model
 
-    events = iter_train(
-        given_volume(raw, voxel_size),
-        labels,
-        config,
-        val=given_pair(val_raw, val_labels, voxel_size),
-        out=check_out(out),
-        resume=resume,
-        start=load_model(start) if start else None,
-    )
-    _follow(f"training a {config.k}-Unet", events, out, resume)
+    with together(config, devices, nodes) as fabric:
+        events = iter_train(
+            given_volume(raw, voxel_size),
+            labels,
+            config,
+            val=given_pair(val_raw, val_labels, voxel_size),
+            out=check_out(out),
+            resume=resume,
+            start=load_model(start) if start else None,
+            fabric=fabric,
+        )
+        _follow(f"training a {config.k}-Unet", events, out, resume, fabric)
 
 
 @app.command(cls=Command)
@@ -155,22 +161,26 @@ def distill(
     voxel_size: VoxelSize = None,
     resume: Resume = False,
     start: Start = None,
+    devices: Devices = 1,
+    nodes: Nodes = 1,
 ) -> None:
     """Distil a teacher into a tiny k-Unet."""
     from napari_kdunet.core import iter_distill, load_model
 
-    events = iter_distill(
-        teacher,
-        given_volume(raw, voxel_size),
-        labels,
-        config,
-        unlabelled=[given_volume(more, voxel_size) for more in unlabelled or []],
-        val=given_pair(val_raw, val_labels, voxel_size),
-        out=check_out(out, teacher),
-        resume=resume,
-        start=load_model(start) if start else None,
-    )
-    _follow(f"distilling a {config.k}-Unet", events, out, resume)
+    with together(config, devices, nodes) as fabric:
+        events = iter_distill(
+            teacher,
+            given_volume(raw, voxel_size),
+            labels,
+            config,
+            unlabelled=[given_volume(more, voxel_size) for more in unlabelled or []],
+            val=given_pair(val_raw, val_labels, voxel_size),
+            out=check_out(out, teacher),
+            resume=resume,
+            start=load_model(start) if start else None,
+            fabric=fabric,
+        )
+        _follow(f"distilling a {config.k}-Unet", events, out, resume, fabric)
 
 
 @app.command(cls=Command)
@@ -271,6 +281,10 @@ def _print_table(rows: dict[str, Any]) -> None:
         typer.echo(f"{name.replace('_', ' '):<{width}}  {told}")
 
 
-def _follow(title: str, events: Any, out: Path, resumed: bool) -> None:
+def _follow(title: str, events: Any, out: Path, resumed: bool, fabric: Any) -> None:
+    if fabric is not None and not fabric.is_global_zero:  # the first process tells of all
+        for _ in events:
+            pass
+        return
     done = follow_to_file(title, events, out, resumed=resumed)
     typer.echo(f"{done.path}  IoU {done.iou:.3f} at threshold {done.model.threshold:.2f}  {done.seconds:.0f} s")

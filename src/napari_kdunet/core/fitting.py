@@ -13,8 +13,6 @@ from typing import Any
 
 import torch
 from lightning_fabric import Fabric
-from torch import Tensor
-from torch.optim.swa_utils import AveragedModel
 
 from napari_kdunet.core import planar
 from napari_kdunet.core.batches import BatchMaker
@@ -27,7 +25,8 @@ from napari_kdunet.core.events import Done, Started, Stepped, Validated
 from napari_kdunet.core.keeping import Keeper, model_of
 from napari_kdunet.core.losses import distillation_loss
 from napari_kdunet.core.patches import Batch
-from napari_kdunet.core.starting import class_weights, starting_network
+from napari_kdunet.core.processes import Team
+from napari_kdunet.core.starting import class_weights, running_average, starting_network
 from napari_kdunet.core.unet import KUNet
 from napari_kdunet.core.volumes import Volume
 
@@ -49,17 +48,24 @@ class Fit:
         Where the best model goes.
     start : Model, optional
         Where to start from.
+    fabric : Fabric
+        Launched; where it has several processes, each fits its part of every batch.
     """
 
     def __init__(
-        self, config: TrainConfig, data: Dataset, teacher: Model | Volume | None, out: Path | None, start: Model | None
+        self,
+        config: TrainConfig,
+        data: Dataset,
+        teacher: Model | Volume | None,
+        out: Path | None,
+        start: Model | None,
+        fabric: Fabric,
     ) -> None:
         self.config, self.data, self.teacher = config, data, teacher
         self.device = data.pool.device
         self.steps, self.seconds = 0, 0.0
         self.validations_done, self.stale = 0, 0
-        precision: Any = config.precision
-        self.fabric = Fabric(accelerator=self.device.type, devices=1, precision=precision)
+        self.fabric, self.team = fabric, Team(fabric)
         self.threads, helper_threads = training_threads(config.k, config.threads)
         self.batches = BatchMaker(self._make_batch, helper_threads)
         by_planes = config.k < TINY and self.device.type == "cpu" and planar.is_available()
@@ -74,8 +80,8 @@ class Fit:
             fused=self.device.type in ("cpu", "cuda"),  # for tiny networks the plain one is a good part of a step
         )
         self.net, self.optimizer = self.fabric.setup(self.raw_net, optimizer)
-        self.average = AveragedModel(self.raw_net, multi_avg_fn=_averaging(config.ema), use_buffers=True)
-        self.kept = Keeper(config, out, self.raw_net, self.average, self.optimizer)
+        self.average = running_average(self.raw_net, config.ema)
+        self.kept = Keeper(config, out, self.raw_net, self.average, self.optimizer, self.team)
 
     def started(self) -> Started:
         """What is about to be done."""
@@ -100,6 +106,12 @@ class Fit:
         steps, seconds = self.config.budget
         return min(1.0, self.steps / steps if steps else self.seconds / (seconds or 1.0))
 
+    def goes_on(self) -> bool:
+        """Whether there is more to do, by the first process's clock; `TrainingError` in the others if it stopped."""
+        with self.team.connected():
+            self.seconds = self.team.first(lambda: self.seconds)
+        return not self.reason
+
     @property
     def reason(self) -> str:
         """Why to stop now, or an empty string."""
@@ -118,7 +130,7 @@ class Fit:
     def _active(self) -> Iterator[None]:
         """Count the time inside; time between events is the consumer's."""
         begin = time.perf_counter()
-        with using_threads(self.threads):
+        with using_threads(self.threads), self.team.connected():
             yield
         self.seconds += time.perf_counter() - begin
 
@@ -173,6 +185,7 @@ class Fit:
                 lam=getattr(self.config, "lam", 1.0),
                 class_weights=self.class_weights,
                 dice=self.config.dice,
+                total=self.team.total,
             )
             total = losses.total.item()
             if not math.isfinite(total):
@@ -184,6 +197,7 @@ class Fit:
                     self.net, self.optimizer, max_norm=self.config.clip, error_if_nonfinite=False
                 )
             self.optimizer.step()
+            self.team.average(self.raw_net.buffers())
             self.average.update_parameters(self.raw_net)
             self.steps += 1
         hard_part, soft_part = (math.nan if part is None else part.item() for part in losses[1:])
@@ -194,7 +208,7 @@ class Fit:
         return DivergedError(message, self.best)
 
     def _make_batch(self, step: int, soft: bool) -> Batch:
-        return self.data.pool.batch(step, self._unlabelled_share(soft), taught=soft)
+        return self.data.pool.batch(step, self._unlabelled_share(soft), taught=soft, rank=self.team.rank)
 
     def _unlabelled_share(self, soft: bool) -> float:
         """Labels alone need labelled patches alone; the teacher alone needs both kinds as they come."""
@@ -219,7 +233,7 @@ class Fit:
             model = model_of(copy.deepcopy(self.average.module if self.config.ema else self.raw_net), self.config)
             if not all(value.isfinite().all() for value in model.net.state_dict().values()):
                 raise self._diverged("a weight is no longer finite")
-            curve = self.data.validation.score(model, self.device.type, self.config.threads)
+            curve = self.team.first(lambda: self.data.validation.score(model, self.device.type, self.config.threads))
             threshold = self.config.threshold or curve.best_threshold()
             iou = curve.iou(threshold)
             while self.validation_is_due:  # one does for all that have fallen due: a step can be a large share
@@ -239,6 +253,8 @@ class Fit:
             "validation": {"on": data.validation.kind, "slices": list(data.validation.slices), **scores},
             "seconds": round(self.seconds, 1),
         }
+        if self.team.size > 1:
+            summary["processes"] = self.team.size
         if isinstance(teacher, Model):
             summary["teacher"] = {"parameters": teacher.parameter_count, "pixel_size": teacher.pixel_size}
         elif teacher is not None:
@@ -267,17 +283,3 @@ class Fit:
         assert self.best is not None
         path = self.kept.finish()
         return Done(self.steps, self.seconds, self.reason, self.best, self.kept.iou, self.kept.collapsed, path)
-
-
-def _averaging(decay: float) -> Any:
-    """Running average of weights and buffers that forgets its start: the decay grows from 0.1 to `decay`."""
-
-    def update(averaged: list[Tensor], current: list[Tensor], count: Tensor | int) -> None:
-        keep = min(decay, (1 + int(count)) / (10 + int(count)))
-        for mean, value in zip(averaged, current, strict=True):
-            if mean.is_floating_point():
-                mean.lerp_(value, 1 - keep)
-            else:
-                mean.copy_(value)
-
-    return update

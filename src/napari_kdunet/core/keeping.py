@@ -12,6 +12,7 @@ from torch.optim.swa_utils import AveragedModel
 from napari_kdunet.core.checkpoint import Model
 from napari_kdunet.core.config import TrainConfig
 from napari_kdunet.core.errors import ConfigError
+from napari_kdunet.core.processes import Team
 from napari_kdunet.core.resume import State, optimizer_tensors, restore_optimizer, resume_path
 from napari_kdunet.core.unet import KUNet
 
@@ -36,6 +37,8 @@ class Keeper:
         Where the best model goes; the state goes beside it.
     net, average, optimizer
         What trains, and is saved and restored as a whole.
+    team : Team
+        Of its processes only the first writes.
     """
 
     def __init__(
@@ -45,8 +48,10 @@ class Keeper:
         net: KUNet,
         average: AveragedModel,
         optimizer: torch.optim.Optimizer,
+        team: Team,
     ) -> None:
-        self.config, self.out = config, out
+        self.config, self.out, self.team = config, out, team
+        self._settings = {**config.to_dict(), "processes": team.size}
         self.net, self.average, self.optimizer = net, average, optimizer
         self.best: Model | None = None
         self.forget_score()
@@ -70,7 +75,7 @@ class Keeper:
 
     def save_state(self, *, step: int, seconds: float, validated: int, stale: int) -> None:
         """Write the state to resume from, if anything is to be written."""
-        if self.out is None:
+        if self.out is None or self.team.rank:
             return
         about: dict[str, Any] = {"iou": self.iou, "collapsed": self.collapsed}
         if self.best is not None:
@@ -81,13 +86,13 @@ class Keeper:
             "best": {} if self.best is None else self.best.net.state_dict(),
             "optimizer": optimizer_tensors(self.optimizer),
         }
-        State(self.config.to_dict(), step, seconds, tensors, about, validated, stale).save(self.state_path)
+        State(self._settings, step, seconds, tensors, about, validated, stale).save(self.state_path)
 
     def restore(self) -> State:
-        """Take up the saved state, and give it for the counts in it; errors as in `State.load`."""
+        """Take up the state that was saved, and give it for the counts in it; errors as in `State.load`."""
         if self.out is None:
             raise ConfigError("there is nothing to resume from without the path of the model: name it.")
-        state = State.load(self.state_path, self.config)
+        state = self.team.first(lambda: State.load(self.state_path, self._settings))
         self.net.load_state_dict(state.tensors["net"])
         self.average.load_state_dict(state.tensors["ema"])
         restore_optimizer(self.optimizer, state.tensors["optimizer"])
@@ -101,7 +106,7 @@ class Keeper:
 
     def save_best(self) -> Path | None:
         """Write the best model to where it was asked for, unless there is none or it collapsed."""
-        if self.out is None or self.best is None or self.collapsed:
+        if self.out is None or self.team.rank or self.best is None or self.collapsed:
             return None
         return self.best.save(self.out)
 

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from napari_kdunet.core.checkpoint import load_tensors, save_tensors
-from napari_kdunet.core.config import TrainConfig
 from napari_kdunet.core.errors import ConfigError, ModelError
 
 __all__ = ["State", "other_settings", "resume_path"]
@@ -32,7 +31,8 @@ class State:
     neither a random state nor a schedule is kept.
     """
 
-    config: dict[str, Any]
+    settings: dict[str, Any]
+    """Those of the `TrainConfig`, and the number of `processes`."""
     step: int
     seconds: float
     tensors: dict[str, dict[str, Tensor]]
@@ -49,7 +49,7 @@ class State:
         save_tensors(path, flat, {"resume": 1, **about})
 
     @classmethod
-    def load(cls, path: Path, config: TrainConfig) -> State:
+    def load(cls, path: Path, settings: dict[str, Any]) -> State:
         """Read the state and check that it is one of the same training.
 
         Raises
@@ -67,7 +67,7 @@ class State:
             group, _, rest = name.partition("/")
             tensors[group][rest] = value
         state = cls(tensors=tensors, **about)
-        other = other_settings(state.config, config.to_dict())
+        other = other_settings(state.settings, settings)
         if other:
             raise ConfigError(f"{path} was made with other settings: {other}. Give the same, or start anew.")
         return state

@@ -1,11 +1,13 @@
-"""What a training starts from: its network, and the weights of the classes."""
+"""What a training starts from: its network, the average of its weights, and the weights of the classes."""
 
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.optim.swa_utils import AveragedModel
 
 from napari_kdunet.core.checkpoint import Model
 from napari_kdunet.core.config import TrainConfig
@@ -13,7 +15,7 @@ from napari_kdunet.core.errors import ConfigError, ModelError
 from napari_kdunet.core.patches import Pool
 from napari_kdunet.core.unet import KUNet
 
-__all__ = ["class_weights", "starting_network"]
+__all__ = ["class_weights", "running_average", "starting_network"]
 
 
 def starting_network(config: TrainConfig, pool: Pool, start: Model | None) -> KUNet:
@@ -46,10 +48,26 @@ def _prior(config: TrainConfig, pool: Pool) -> list[float] | None:
         return None
     pixels = pool.class_pixels()
     if not pixels.sum():
-        taught = pool.batch(0, taught=True).taught
-        assert taught is not None
-        pixels = taught.softmax(dim=1).mean(dim=(0, 2, 3)).double().cpu()
+        for rank in range(pool.processes):  # the parts of all, so that they start alike
+            taught = pool.batch(0, taught=True, rank=rank).taught
+            assert taught is not None
+            pixels += taught.softmax(dim=1).mean(dim=(0, 2, 3)).double().cpu()
     return (pixels / pixels.sum()).tolist()
+
+
+def running_average(net: KUNet, decay: float) -> AveragedModel:
+    """Average of weights and buffers that forgets its start: the decay grows from 0.1 to `decay`."""
+
+    def update(averaged: list[Tensor], current: list[Tensor], count: Tensor | int) -> None:
+        keep = min(decay, (1 + int(count)) / (10 + int(count)))
+        for mean, value in zip(averaged, current, strict=True):
+            if mean.is_floating_point():
+                mean.lerp_(value, 1 - keep)
+            else:
+                mean.copy_(value)
+
+    update_all: Any = update
+    return AveragedModel(net, multi_avg_fn=update_all, use_buffers=True)
 
 
 def class_weights(config: TrainConfig, pool: Pool) -> Tensor | None:
