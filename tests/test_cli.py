@@ -607,6 +607,50 @@ def test_stopped_training_goes_on(data, tmp_path):
     assert names(tmp_path) == [model.name]
 
 
+@pytest.mark.slow
+def test_two_processes_stopped_by_one_ctrl_c_go_on(data, tmp_path):
+    """The key goes to both; the first ends the training of both, and says so once."""
+    model, state = tmp_path / "m.safetensors", tmp_path / "m.resume.safetensors"
+    steps = ("--k", "1", "--steps", "40", *SMALL, "--validations", "20", "--device", "cpu")
+    argv = ["train", data / "raw.tif", data / "labels.tif", "-o", model, *steps]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen([*MODULE, *argv, "--devices", "2"], **pipes, start_new_session=True) as process:
+        said = []
+        for line in process.stderr:
+            said.append(line)
+            if line.startswith("step "):
+                os.killpg(process.pid, signal.SIGINT)
+                break
+        said += process.stderr.readlines()  # to the end: so the second process, which writes there too, has ended
+        assert process.stdout.read() == ""
+    assert process.returncode == 130, said
+    assert said[-1].startswith("stopped: ")
+    assert "".join(said).count("validated on") == "".join(said).count("stopped") == 1, said
+    with pytest.raises(ProcessLookupError):
+        os.killpg(process.pid, 0)
+    assert state.exists()
+
+    alone = run(*argv, "--resume")
+    assert (alone.code, alone.out) == (2, "")
+    assert "processes 2 (now 1)" in alone.lines[-1]
+    again = subprocess.run([*MODULE, *argv, "--devices", "2", "--resume"], capture_output=True, text=True, timeout=300)
+    assert again.returncode == 0, again.stderr
+    assert again.stdout.startswith(f"{model}  IoU ")
+    assert again.stdout.count("\n") == 1
+    assert again.stderr.count("resumed after step ") == 1
+    assert names(tmp_path) == [model.name]
+    assert core.load_model(model).summary["processes"] == 2
+
+
+def test_what_is_wrong_is_said_once_by_two_processes(data, tmp_path):
+    argv = ["train", data / "raw.tif", data / "empty.tif", "-o", tmp_path / "m.safetensors", "--devices", "2", *SMALL]
+    result = subprocess.run([*MODULE, *argv, "--device", "cpu"], capture_output=True, text=True, timeout=300)
+    assert result.returncode == 2
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("error: ")
+    assert "no foreground" in line
+
+
 def press_at(step: int, times: int, number=signal.SIGINT):
     """Ctrl-C, perhaps twice, while a step runs."""
     honest = Fit.step

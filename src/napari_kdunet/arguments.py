@@ -20,6 +20,10 @@ ValRaw = Annotated[str | None, typer.Option(help="Image to validate on instead o
 ValLabels = Annotated[str | None, typer.Option(help="Its labels.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on from NAME.resume.safetensors beside the model.")]
 Start = Annotated[str | None, typer.Option(help="Model to go on training from.")]
+Devices = Annotated[
+    int, typer.Option(help="Processes that train together on this machine, or on each node: one a GPU.", min=1)
+]
+Nodes = Annotated[int, typer.Option(help="Machines that they are on; started there by srun or torchrun.", min=1)]
 Device = Annotated[str, typer.Option(help="auto | cpu | cuda | mps")]
 Threads = Annotated[int | None, typer.Option(help="CPU threads; one a core if not given.", min=1)]
 Views = Annotated[

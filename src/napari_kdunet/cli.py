@@ -14,9 +14,11 @@ from napari_kdunet import __version__
 from napari_kdunet.arguments import (
     Command,
     Device,
+    Devices,
     Json,
     Labels,
     ModelName,
+    Nodes,
     Out,
     Planes,
     Raw,
@@ -32,10 +34,10 @@ from napari_kdunet.arguments import (
     given_volume,
 )
 from napari_kdunet.core.config import DistillConfig, TrainConfig
-from napari_kdunet.core.errors import KDUNetError, TrainingError
+from napari_kdunet.core.errors import KDUNetError, TrainingError, is_out_of_memory
 from napari_kdunet.core.typed import format_slices
 from napari_kdunet.options import with_settings
-from napari_kdunet.progress import Interrupted, console, follow_slices, follow_to_file
+from napari_kdunet.progress import Interrupted, console, follow_slices, follow_to_file, together
 from napari_kdunet.studies import study, sweep
 
 __all__ = ["app", "main"]
@@ -69,7 +71,7 @@ def main() -> None:
         command = error.ctx.command_path if error.ctx else "napari-kdunet"
         _fail(f"{error.format_message().rstrip('.')}, see {command} --help", 2)
     except (MemoryError, RuntimeError) as error:
-        if not _is_out_of_memory(error):
+        if not is_out_of_memory(error):
             raise
         _fail("out of memory: lower --batch, --patch or --memory of a training, or free memory elsewhere.", 1)
     if code == 130:  # how typer hands on a Ctrl-C that found nothing to close
@@ -80,12 +82,6 @@ def main() -> None:
 def _fail(message: str, code: int) -> NoReturn:
     console.print(Text.assemble(("error: ", "bold red"), " ".join(message.splitlines())))
     sys.exit(code)
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    """Whether memory ran out: Python's, the GPU's, or the CPU's, for which torch has words but no type."""
-    words = str(error).lower()
-    return isinstance(error, MemoryError) or "out of memory" in words or "can't allocate memory" in words
 
 
 def _version(asked: bool) -> None:
@@ -125,20 +121,24 @@ def train(
     voxel_size: VoxelSize = None,
     resume: Resume = False,
     start: Start = None,
+    devices: Devices = 1,
+    nodes: Nodes = 1,
 ) -> None:
     """Train a k-Unet from labels."""
     from napari_kdunet.core import iter_train, load_model
 
-    events = iter_train(
-        given_volume(raw, voxel_size),
-        labels,
-        config,
-        val=given_pair(val_raw, val_labels, voxel_size),
-        out=check_out(out),
-        resume=resume,
-        start=load_model(start) if start else None,
-    )
-    _follow(f"training a {config.k}-Unet", events, out, resume)
+    with together(config, devices, nodes) as fabric:
+        events = iter_train(
+            given_volume(raw, voxel_size),
+            labels,
+            config,
+            val=given_pair(val_raw, val_labels, voxel_size),
+            out=check_out(out),
+            resume=resume,
+            start=load_model(start) if start else None,
+            fabric=fabric,
+        )
+        _follow(f"training a {config.k}-Unet", events, out, resume, fabric)
 
 
 @app.command(cls=Command)
@@ -161,22 +161,26 @@ def distill(
     voxel_size: VoxelSize = None,
     resume: Resume = False,
     start: Start = None,
+    devices: Devices = 1,
+    nodes: Nodes = 1,
 ) -> None:
     """Distil a teacher into a tiny k-Unet."""
     from napari_kdunet.core import iter_distill, load_model
 
-    events = iter_distill(
-        teacher,
-        given_volume(raw, voxel_size),
-        labels,
-        config,
-        unlabelled=[given_volume(more, voxel_size) for more in unlabelled or []],
-        val=given_pair(val_raw, val_labels, voxel_size),
-        out=check_out(out, teacher),
-        resume=resume,
-        start=load_model(start) if start else None,
-    )
-    _follow(f"distilling a {config.k}-Unet", events, out, resume)
+    with together(config, devices, nodes) as fabric:
+        events = iter_distill(
+            teacher,
+            given_volume(raw, voxel_size),
+            labels,
+            config,
+            unlabelled=[given_volume(more, voxel_size) for more in unlabelled or []],
+            val=given_pair(val_raw, val_labels, voxel_size),
+            out=check_out(out, teacher),
+            resume=resume,
+            start=load_model(start) if start else None,
+            fabric=fabric,
+        )
+        _follow(f"distilling a {config.k}-Unet", events, out, resume, fabric)
 
 
 @app.command(cls=Command)
@@ -277,6 +281,10 @@ def _print_table(rows: dict[str, Any]) -> None:
         typer.echo(f"{name.replace('_', ' '):<{width}}  {told}")
 
 
-def _follow(title: str, events: Any, out: Path, resumed: bool) -> None:
+def _follow(title: str, events: Any, out: Path, resumed: bool, fabric: Any) -> None:
+    if fabric is not None and not fabric.is_global_zero:  # the first process tells of all
+        for _ in events:
+            pass
+        return
     done = follow_to_file(title, events, out, resumed=resumed)
     typer.echo(f"{done.path}  IoU {done.iou:.3f} at threshold {done.model.threshold:.2f}  {done.seconds:.0f} s")

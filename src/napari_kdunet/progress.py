@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -13,7 +14,8 @@ from typing import Any, TypeVar
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
-from napari_kdunet.core.errors import CollapsedError, DivergedError
+from napari_kdunet.core.config import TrainConfig
+from napari_kdunet.core.errors import CollapsedError, DivergedError, KDUNetError, TrainingError
 from napari_kdunet.core.events import Done, Event, Started, Stepped, Validated
 
 __all__ = [
@@ -24,6 +26,7 @@ __all__ = [
     "follow_to_file",
     "follow_training",
     "interruptible",
+    "together",
 ]
 
 #: Everything but results goes here. What it prints is never markup: a path may hold square brackets.
@@ -34,6 +37,25 @@ T = TypeVar("T")
 
 class Interrupted(Exception):
     """Ctrl-C was pressed, and what was under way has been closed."""
+
+
+@contextmanager
+def together(config: TrainConfig, devices: int, nodes: int) -> Iterator[Any]:
+    """As `core.processes.launched`; all but the first process leave Ctrl-C, and what all of them meet, to that.
+
+    What is wrong with the input all meet on one machine, but not on several.
+    """
+    from napari_kdunet.core.processes import launched  # not at the top: it imports torch
+
+    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
+    with launched(config, devices, nodes) as fabric:
+        if fabric is None or fabric.is_global_zero:
+            yield fabric
+            return
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_IGN)
+        with suppress(TrainingError if nodes > 1 else KDUNetError):
+            yield fabric
 
 
 @contextmanager

@@ -62,7 +62,7 @@ def test_stopped_again_and_again(blobs, settings, never_stopped, tmp_path):
     assert trace(seen) == never_stopped
 
 
-@pytest.mark.parametrize("form", [{"ema": 0.0}, {"bn": False, "k": 1}, {"schedule": "constant", "clip": 0.0}])
+@pytest.mark.parametrize("form", [{"ema": 0.0}, {"bn": False, "k": 1}, {"schedule": "constant", "clip": 0.0}, {"k": 8}])
 def test_other_forms(blobs, settings, tmp_path, form):
     config, out = replace(settings, **form), tmp_path / "m.safetensors"
     expected = trace(core.iter_train(*blobs(), config))

@@ -57,6 +57,7 @@ def prepare(
     val: tuple[Any, Any] | None = None,
     teacher: Model | Volume | None = None,
     unlabelled: Sequence[Any] = (),
+    processes: int = 1,
 ) -> Dataset:
     """Open, check, split and load everything.
 
@@ -74,6 +75,8 @@ def prepare(
         With a teacher the slices that are not labelled are learnt from too; a Volume is its probability of `raw`.
     unlabelled : sequence of volumes
         More raw volumes that only the teacher speaks of.
+    processes : int
+        How many share each step's batch.
 
     Raises
     ------
@@ -100,7 +103,7 @@ def prepare(
         taught.append(Source(more, None, _teaching(teacher, more, config, device), tuple(range(more.shape[0]))))
     used = dict.fromkeys((image, validation.raw, *(source.raw for source in taught)))
     notes = [note for volume in used for note in _pixel_size_notes(volume, config)]
-    pool, sampled = _load(labelled, taught, config, device)
+    pool, sampled = _load(labelled, taught, config, device, processes)
     if sampled:
         notes.append(f"the slices need more than {config.memory:g} GB: an even sample of them is trained on.")
     if isinstance(teacher, Volume):
@@ -143,10 +146,12 @@ def _teaching(
     return Teaching(teacher, raw, device.type, training_threads(config.k, config.threads)[1], views)
 
 
-def _load(labelled: list[Source], taught: list[Source], config: TrainConfig, device: torch.device) -> tuple[Pool, bool]:
+def _load(
+    labelled: list[Source], taught: list[Source], config: TrainConfig, device: torch.device, processes: int
+) -> tuple[Pool, bool]:
     """Load both kinds of sources, each within its share of the memory."""
     limit = int(config.memory * 1e9 / max(1, len(labelled) + len(taught)))
     loaded = [[load_blocks(source, config, limit) for source in kind] for kind in (labelled, taught)]
     blocks = [[block for found, _ in kind for block in found] for kind in loaded]
     sampled = any(cut for kind in loaded for _, cut in kind)
-    return Pool(blocks[0], blocks[1], config, device), sampled
+    return Pool(blocks[0], blocks[1], config, device, processes=processes), sampled

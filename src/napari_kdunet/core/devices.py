@@ -34,8 +34,9 @@ def pick_device(name: str = "auto") -> torch.device:
 
 
 def cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Cores that this process may use, an even share of them where it trains together with others on this machine."""
+    found = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, found // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))  # torchrun and `processes.launched` set it
 
 
 def training_threads(k: int, wanted: int | None = None) -> tuple[int, int]:

@@ -37,6 +37,7 @@ __all__ = [
     "TrainingError",
     "UnlabelledError",
     "VolumeError",
+    "is_out_of_memory",
 ]
 
 
@@ -92,3 +93,11 @@ class DivergedError(TrainingError):
 
 class CollapsedError(TrainingError):
     """The network gives (nearly) the same output everywhere."""
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out: Python's, the GPU's, or the CPU's, for which torch has words but no type."""
+    words = str(error).lower()
+    return isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError) and ("out of memory" in words or "can't allocate memory" in words)
+    )

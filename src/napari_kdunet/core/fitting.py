@@ -1,4 +1,4 @@
-"""The parts of the one training loop: a step, a validation, what is kept."""
+"""The parts of the one training loop: its budget, a step, a validation."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import copy
 import math
 import time
 from collections.abc import Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -14,19 +13,20 @@ from typing import Any
 
 import torch
 from lightning_fabric import Fabric
-from torch import Tensor
-from torch.optim.swa_utils import AveragedModel
 
 from napari_kdunet.core import planar
+from napari_kdunet.core.batches import BatchMaker
 from napari_kdunet.core.checkpoint import Model
 from napari_kdunet.core.config import DistillConfig, TrainConfig
 from napari_kdunet.core.dataset import Dataset
 from napari_kdunet.core.devices import TINY, training_threads, using_threads
-from napari_kdunet.core.errors import ConfigError, DivergedError, ModelError
+from napari_kdunet.core.errors import DivergedError
 from napari_kdunet.core.events import Done, Started, Stepped, Validated
+from napari_kdunet.core.keeping import Keeper, model_of
 from napari_kdunet.core.losses import distillation_loss
 from napari_kdunet.core.patches import Batch
-from napari_kdunet.core.resume import State, optimizer_tensors, restore_optimizer, resume_path
+from napari_kdunet.core.processes import Team
+from napari_kdunet.core.starting import class_weights, running_average, starting_network
 from napari_kdunet.core.unet import KUNet
 from napari_kdunet.core.volumes import Volume
 
@@ -48,26 +48,31 @@ class Fit:
         Where the best model goes.
     start : Model, optional
         Where to start from.
+    fabric : Fabric
+        Launched; where it has several processes, each fits its part of every batch.
     """
 
     def __init__(
-        self, config: TrainConfig, data: Dataset, teacher: Model | Volume | None, out: Path | None, start: Model | None
+        self,
+        config: TrainConfig,
+        data: Dataset,
+        teacher: Model | Volume | None,
+        out: Path | None,
+        start: Model | None,
+        fabric: Fabric,
     ) -> None:
-        self.config, self.data, self.teacher, self.out = config, data, teacher, out
+        self.config, self.data, self.teacher = config, data, teacher
         self.device = data.pool.device
         self.steps, self.seconds = 0, 0.0
         self.validations_done, self.stale = 0, 0
-        self.best: Model | None = None
-        self.best_iou, self.best_collapsed = -1.0, True
-        precision: Any = config.precision
-        self.fabric = Fabric(accelerator=self.device.type, devices=1, precision=precision)
-        self.threads, self.helper_threads = training_threads(config.k, config.threads)
-        self._helper = ThreadPoolExecutor(1, "kdunet-batches")
-        self._ahead: tuple[tuple[int, bool], Future[Batch]] | None = None
+        self.fabric, self.team = fabric, Team(fabric)
+        self.threads, helper_threads = training_threads(config.k, config.threads)
+        self.batches = BatchMaker(self._make_batch, helper_threads)
         by_planes = config.k < TINY and self.device.type == "cpu" and planar.is_available()
         self.memory_format = torch.contiguous_format if by_planes else torch.channels_last
-        self.raw_net = self._network(start)
-        self.class_weights = self._class_weights()
+        net: Any = starting_network(config, data.pool, start)
+        self.raw_net: KUNet = net.to(self.device, memory_format=self.memory_format)
+        self.class_weights = class_weights(config, data.pool)
         optimizer = torch.optim.AdamW(
             self.raw_net.parameters(),
             lr=config.lr,
@@ -75,50 +80,8 @@ class Fit:
             fused=self.device.type in ("cpu", "cuda"),  # for tiny networks the plain one is a good part of a step
         )
         self.net, self.optimizer = self.fabric.setup(self.raw_net, optimizer)
-        self.average = AveragedModel(self.raw_net, multi_avg_fn=_averaging(config.ema), use_buffers=True)
-
-    # what it starts from
-
-    def _network(self, start: Model | None) -> KUNet:
-        c = self.config
-        if start is not None:
-            other = [name for name, value in start.form.items() if value != getattr(c, name)]
-            if other:
-                raise ModelError(
-                    f"the model to start from has another form than the settings: make {', '.join(other)} alike."
-                )
-            assert isinstance(start.net, KUNet)
-            return self._placed(copy.deepcopy(start.net))
-        with torch.random.fork_rng(devices=[]):  # the caller's random numbers stay as they were
-            torch.manual_seed(c.seed)
-            net = KUNet(
-                c.k, c.bn, classes=c.classes, depth=c.depth, activation=c.activation, init=c.init, prior=self._prior()
-            )
-        return self._placed(net)
-
-    def _placed(self, net: KUNet) -> KUNet:
-        return net.to(self.device, memory_format=self.memory_format)  # type: ignore[call-overload,no-any-return]
-
-    def _prior(self) -> list[float] | None:
-        """Share of each class: of the labels, or else of the teacher's opinion of the first batch."""
-        if not self.config.prior_bias:
-            return None
-        pixels = self.data.pool.class_pixels()
-        if not pixels.sum():
-            taught = self.data.pool.batch(0, taught=True).taught
-            assert taught is not None
-            pixels = taught.softmax(dim=1).mean(dim=(0, 2, 3)).double().cpu()
-        return (pixels / pixels.sum()).tolist()
-
-    def _class_weights(self) -> Tensor | None:
-        if self.config.class_weights == "none":
-            return None
-        if self.config.class_weights == "balanced":
-            pixels = self.data.pool.class_pixels()
-            if not pixels.all():
-                raise ConfigError("class_weights is balanced, but a class has no labelled pixel: give numbers or none.")
-            return (pixels.sum() / (len(pixels) * pixels)).float().to(self.device)
-        return torch.tensor(self.config.class_weights, dtype=torch.float32, device=self.device)
+        self.average = running_average(self.raw_net, config.ema)
+        self.kept = Keeper(config, out, self.raw_net, self.average, self.optimizer, self.team)
 
     def started(self) -> Started:
         """What is about to be done."""
@@ -143,6 +106,12 @@ class Fit:
         steps, seconds = self.config.budget
         return min(1.0, self.steps / steps if steps else self.seconds / (seconds or 1.0))
 
+    def goes_on(self) -> bool:
+        """Whether there is more to do, by the first process's clock; `TrainingError` in the others if it stopped."""
+        with self.team.connected():
+            self.seconds = self.team.first(lambda: self.seconds)
+        return not self.reason
+
     @property
     def reason(self) -> str:
         """Why to stop now, or an empty string."""
@@ -161,7 +130,7 @@ class Fit:
     def _active(self) -> Iterator[None]:
         """Count the time inside; time between events is the consumer's."""
         begin = time.perf_counter()
-        with using_threads(self.threads):
+        with using_threads(self.threads), self.team.connected():
             yield
         self.seconds += time.perf_counter() - begin
 
@@ -171,7 +140,7 @@ class Fit:
         """Take these slices as they are labelled by now; what was best by other labels gives way to what comes next."""
         for z in slices:
             self.data.read_again(z)
-            self.best_iou, self.best_collapsed = -1.0, True
+            self.kept.forget_score()
 
     @property
     def lr(self) -> float:
@@ -205,7 +174,7 @@ class Fit:
             hard, soft = self._phase
             lr = self.optimizer.param_groups[0]["lr"] = self.lr
             begin = time.perf_counter()
-            batch = self._batch(soft)
+            batch = self.batches.batch(self.steps, soft)
             data_seconds = time.perf_counter() - begin
             self.net.train()
             losses = distillation_loss(
@@ -216,6 +185,7 @@ class Fit:
                 lam=getattr(self.config, "lam", 1.0),
                 class_weights=self.class_weights,
                 dice=self.config.dice,
+                total=self.team.total,
             )
             total = losses.total.item()
             if not math.isfinite(total):
@@ -227,6 +197,7 @@ class Fit:
                     self.net, self.optimizer, max_norm=self.config.clip, error_if_nonfinite=False
                 )
             self.optimizer.step()
+            self.team.average(self.raw_net.buffers())
             self.average.update_parameters(self.raw_net)
             self.steps += 1
         hard_part, soft_part = (math.nan if part is None else part.item() for part in losses[1:])
@@ -236,27 +207,8 @@ class Fit:
         message = f"training diverged after {self.steps} steps: {what}. Lower lr (now {self.config.lr:g}) or tau."
         return DivergedError(message, self.best)
 
-    def _batch(self, soft: bool) -> Batch:
-        """The batch of this step, made while the step before was running.
-
-        A batch depends on nothing but the step, so it does not matter when it is made.
-        """
-        if self._ahead is None or self._ahead[0] != (self.steps, soft):
-            self._ahead = self._make_ahead(self.steps, soft)
-        made = self._ahead[1].result()
-        self._ahead = self._make_ahead(self.steps + 1, soft)
-        return made
-
-    def _make_ahead(self, step: int, soft: bool) -> tuple[tuple[int, bool], Future[Batch]]:
-        def make() -> Batch:
-            with using_threads(self.helper_threads):
-                return self.data.pool.batch(step, self._unlabelled_share(soft), taught=soft)
-
-        return (step, soft), self._helper.submit(make)
-
-    def close(self) -> None:
-        """Let the helper thread go."""
-        self._helper.shutdown(cancel_futures=True)
+    def _make_batch(self, step: int, soft: bool) -> Batch:
+        return self.data.pool.batch(step, self._unlabelled_share(soft), taught=soft, rank=self.team.rank)
 
     def _unlabelled_share(self, soft: bool) -> float:
         """Labels alone need labelled patches alone; the teacher alone needs both kinds as they come."""
@@ -278,26 +230,19 @@ class Fit:
             If a weight is not finite: the gradient of the step before was not.
         """
         with self._active():
-            model = self._model(copy.deepcopy(self.average.module if self.config.ema else self.raw_net))
+            model = model_of(copy.deepcopy(self.average.module if self.config.ema else self.raw_net), self.config)
             if not all(value.isfinite().all() for value in model.net.state_dict().values()):
                 raise self._diverged("a weight is no longer finite")
-            curve = self.data.validation.score(model, self.device.type, self.config.threads)
+            curve = self.team.first(lambda: self.data.validation.score(model, self.device.type, self.config.threads))
             threshold = self.config.threshold or curve.best_threshold()
             iou = curve.iou(threshold)
             while self.validation_is_due:  # one does for all that have fallen due: a step can be a large share
                 self.validations_done += 1
         scores = {"iou": iou, "ce": curve.ce, "prior_ce": curve.prior_ce, "step": self.steps}
         model = replace(model, threshold=threshold, summary=self._summary(scores))
-        better = self.best is None or (not curve.collapsed, iou) > (not self.best_collapsed, self.best_iou)
+        better = self.kept.offer(model, iou, curve.collapsed)
         self.stale = 0 if better else self.stale + 1
-        if better:
-            self.best, self.best_iou, self.best_collapsed = model, iou, curve.collapsed
         return Validated(self.steps, self.seconds, curve.ce, iou, threshold, curve.iou(0.5), better, model)
-
-    def _model(self, net: torch.nn.Module, **more: Any) -> Model:
-        classes = self.config.classes
-        names = Model.class_names if classes == 2 else ("background", *(f"class {i}" for i in range(1, classes)))
-        return Model(net, self.config.pixel_size, class_names=names, **more)
 
     def _summary(self, scores: dict[str, Any]) -> dict[str, Any]:
         data, teacher = self.data, self.teacher
@@ -308,6 +253,8 @@ class Fit:
             "validation": {"on": data.validation.kind, "slices": list(data.validation.slices), **scores},
             "seconds": round(self.seconds, 1),
         }
+        if self.team.size > 1:
+            summary["processes"] = self.team.size
         if isinstance(teacher, Model):
             summary["teacher"] = {"parameters": teacher.parameter_count, "pixel_size": teacher.pixel_size}
         elif teacher is not None:
@@ -317,75 +264,22 @@ class Fit:
     # what is kept
 
     @property
-    def state_path(self) -> Path:
-        """Where the state to resume from goes."""
-        assert self.out is not None
-        return resume_path(self.out)
+    def best(self) -> Model | None:
+        """The best model so far."""
+        return self.kept.best
 
     def save_state(self) -> None:
         """Write the state to resume from, if anything is to be written."""
-        if self.out is None:
-            return
-        best = {} if self.best is None else self.best.net.state_dict()
-        about: dict[str, Any] = {"iou": self.best_iou, "collapsed": self.best_collapsed}
-        if self.best is not None:
-            about |= {"threshold": self.best.threshold, "summary": self.best.summary}
-        State(
-            self.config.to_dict(),
-            self.steps,
-            self.seconds,
-            {
-                "net": self.raw_net.state_dict(),
-                "ema": self.average.state_dict(),
-                "best": best,
-                "optimizer": optimizer_tensors(self.optimizer),
-            },
-            about,
-            self.validations_done,
-            self.stale,
-        ).save(self.state_path)
+        self.kept.save_state(step=self.steps, seconds=self.seconds, validated=self.validations_done, stale=self.stale)
 
     def restore(self) -> None:
         """Go on from the saved state; errors as in `State.load`."""
-        if self.out is None:
-            raise ConfigError("there is nothing to resume from without the path of the model: name it.")
-        state = State.load(self.state_path, self.config)
-        self.raw_net.load_state_dict(state.tensors["net"])
-        self.average.load_state_dict(state.tensors["ema"])
-        restore_optimizer(self.optimizer, state.tensors["optimizer"])
+        state = self.kept.restore()
         self.steps, self.seconds = state.step, state.seconds
         self.validations_done, self.stale = state.validated, state.stale
-        self.best_iou, self.best_collapsed = state.best["iou"], state.best["collapsed"]
-        if state.tensors["best"]:
-            net = copy.deepcopy(self.raw_net)
-            net.load_state_dict(state.tensors["best"])
-            self.best = self._model(net, threshold=state.best["threshold"], summary=state.best["summary"])
-
-    def save_best(self) -> Path | None:
-        """Write the best model to where it was asked for, unless there is none or it collapsed."""
-        if self.out is None or self.best is None or self.best_collapsed:
-            return None
-        return self.best.save(self.out)
 
     def finish(self) -> Done:
-        """Write the best model; the state is no longer needed once that stands."""
+        """Write the best model, and tell of it."""
         assert self.best is not None
-        path = self.save_best()
-        if path is not None:
-            self.state_path.unlink(missing_ok=True)
-        collapsed = self.best_collapsed
-        return Done(self.steps, self.seconds, self.reason, self.best, self.best_iou, collapsed, path)
-
-
-def _averaging(decay: float) -> Any:
-    """Running average of weights and buffers that forgets its start: the decay grows from 0.1 to `decay`."""
-
-    def update(averaged: list[Tensor], current: list[Tensor], count: Tensor | int) -> None:
-        keep = min(decay, (1 + int(count)) / (10 + int(count)))
-        for mean, value in zip(averaged, current, strict=True):
-            if mean.is_floating_point():
-                mean.lerp_(value, 1 - keep)
-            else:
-                mean.copy_(value)
-
-    return update
+        path = self.kept.finish()
+        return Done(self.steps, self.seconds, self.reason, self.best, self.kept.iou, self.kept.collapsed, path)

@@ -6,7 +6,7 @@ pixel that nobody has looked at is 0 in all classes and so carries no weight.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -15,9 +15,20 @@ from torch import Tensor
 
 __all__ = ["Losses", "dice_loss", "distillation_loss", "hard_loss", "soft_loss"]
 
+Total = Callable[[Tensor], Tensor]
+
+
+def _alone(part: Tensor) -> Tensor:
+    return part
+
 
 def hard_loss(
-    logits: Tensor, target: Tensor, class_weights: Sequence[float] | Tensor | None = None, dice: float = 0.0
+    logits: Tensor,
+    target: Tensor,
+    class_weights: Sequence[float] | Tensor | None = None,
+    dice: float = 0.0,
+    *,
+    total: Total = _alone,
 ) -> Tensor:
     """Weighted mean cross entropy of the labelled pixels, in nats, plus `dice` times the soft Dice loss.
 
@@ -31,6 +42,9 @@ def hard_loss(
         Weight of each class; the mean is weighted alike, as `torch.nn.functional.cross_entropy` has it.
     dice : float
         Weight of `dice_loss`.
+    total : callable
+        From what this process has of a sum over the batch to the whole, where several processes share a batch; each
+        then has the loss of the whole batch.
 
     Returns
     -------
@@ -40,23 +54,27 @@ def hard_loss(
     weighted = target
     if class_weights is not None:
         weighted = target * torch.as_tensor(class_weights, dtype=target.dtype, device=target.device).view(1, -1, 1, 1)
-    total = -(weighted * F.log_softmax(logits, dim=1)).sum() / weighted.sum().clamp_min(1e-6)
-    return total + dice * dice_loss(logits, target) if dice else total
+    entropy, weight = total(torch.stack((-(weighted * F.log_softmax(logits, dim=1)).sum(), weighted.sum()))).unbind()
+    loss = entropy / weight.clamp_min(1e-6)
+    return loss + dice * dice_loss(logits, target, total=total) if dice else loss
 
 
-def dice_loss(logits: Tensor, target: Tensor) -> Tensor:
+def dice_loss(logits: Tensor, target: Tensor, *, total: Total = _alone) -> Tensor:
     """One minus the soft Dice coefficient of the labelled pixels of the batch, averaged over the foreground classes.
 
-    Shapes as in `hard_loss`. A batch without foreground counts as a coefficient near 1 if none is predicted.
+    Arguments as in `hard_loss`. A batch without foreground counts as a coefficient near 1 if none is predicted.
     """
     foreground = target[:, 1:]
     probability = logits.softmax(dim=1)[:, 1:] * target.sum(dim=1, keepdim=True)
     overlap = (probability * foreground).sum(dim=(0, 2, 3))
     size = probability.sum(dim=(0, 2, 3)) + foreground.sum(dim=(0, 2, 3))
+    overlap, size = total(torch.stack((overlap, size))).unbind()
     return (1 - (2 * overlap + 1) / (size + 1)).mean()
 
 
-def soft_loss(logits: Tensor, teacher_logits: Tensor, tau: float, dice: float = 0.0) -> Tensor:
+def soft_loss(
+    logits: Tensor, teacher_logits: Tensor, tau: float, dice: float = 0.0, *, total: Total = _alone
+) -> Tensor:
     """Cross entropy of the softened student against the softened teacher, times tau squared.
 
     ``tau**2 * H(softmax(a_T / tau), softmax(a_S / tau))``, mean over all pixels, in nats; plus `dice` times the soft
@@ -71,11 +89,14 @@ def soft_loss(logits: Tensor, teacher_logits: Tensor, tau: float, dice: float = 
         Temperature, on both sides.
     dice : float
         Weight of the soft Dice loss.
+    total : callable
+        As in `hard_loss`; all processes have as many pixels.
     """
     teacher_logits = teacher_logits.detach()
     entropy = -((teacher_logits / tau).softmax(dim=1) * F.log_softmax(logits / tau, dim=1)).sum(dim=1)
-    total = tau**2 * entropy.mean()
-    return total + dice * dice_loss(logits, teacher_logits.softmax(dim=1)) if dice else total
+    means, processes = total(torch.stack((entropy.mean(), entropy.new_ones(())))).unbind()
+    loss = tau**2 * means / processes
+    return loss + dice * dice_loss(logits, teacher_logits.softmax(dim=1), total=total) if dice else loss
 
 
 class Losses(NamedTuple):
@@ -95,6 +116,7 @@ def distillation_loss(
     lam: float = 1.0,
     class_weights: Sequence[float] | Tensor | None = None,
     dice: float = 0.0,
+    total: Total = _alone,
 ) -> Losses:
     """The loss ``hard + lam * soft`` (paper, "The Distillation Procedure", L_KD).
 
@@ -102,11 +124,11 @@ def distillation_loss(
 
     Arguments as in `hard_loss` and `soft_loss`; `lam` weighs the teacher.
     """
-    hard = None if target is None else hard_loss(logits, target, class_weights, dice)
-    soft = None if teacher_logits is None else soft_loss(logits, teacher_logits, tau, dice)
+    hard = None if target is None else hard_loss(logits, target, class_weights, dice, total=total)
+    soft = None if teacher_logits is None else soft_loss(logits, teacher_logits, tau, dice, total=total)
     if hard is not None and soft is not None:
         return Losses(hard + lam * soft, hard, soft)
-    total = soft if hard is None else hard
-    if total is None:
+    only = soft if hard is None else hard
+    if only is None:
         raise ValueError("neither labels nor teacher: there is nothing to learn from.")
-    return Losses(total, hard, soft)
+    return Losses(only, hard, soft)

@@ -134,6 +134,8 @@ class Pool:
     device: torch.device
     erased: frozenset[int] = frozenset()
     """z whose labels have gone since."""
+    processes: int = 1
+    """How many share each step's batch, every so manieth patch of it each; it is so many times `config.batch`."""
 
     def class_pixels(self) -> Tensor:
         """(C,) float64 number of labelled working pixels of each class."""
@@ -149,35 +151,38 @@ class Pool:
         others = [block for block in self.labelled if block.z not in self.erased | {z}]
         self.labelled = [*others, *blocks] or self.labelled
 
-    def batch(self, step: int, unlabelled_share: float = 0.0, *, taught: bool = False) -> Batch:
+    def batch(self, step: int, unlabelled_share: float = 0.0, *, taught: bool = False, rank: int = 0) -> Batch:
         """The batch of a step: random blocks, random places, one warp of image, labels and (if asked) teacher together.
 
-        `unlabelled_share` of it comes from the unlabelled blocks, where there are both kinds.
+        `unlabelled_share` of it comes from the unlabelled blocks, where there are both kinds. Where several processes
+        share it, this is the part of that `rank`: all draw the same numbers, and each makes its own patches.
         """
         config, generator = self.config, torch.Generator().manual_seed(self.config.seed * 1_000_003 + step)
-        blocks = self._choose(unlabelled_share, generator)
-        offsets = _offsets(len(blocks), config, generator)
-        places = torch.rand(len(blocks), 3, generator=generator)
+        count, mine = config.batch * self.processes, slice(rank, None, self.processes)
+        blocks = self._choose(count, unlabelled_share, generator)[mine]
+        offsets = _offsets(count, mine, config, generator)
+        places = torch.rand(count, 3, generator=generator)[mine]
         warped = [
             _cut(_channels(block, taught), offset.to(self.device), _corner(block, self.config.patch, place))
             for block, offset, place in zip(blocks, offsets, places.tolist(), strict=True)
         ]
         image = torch.stack([w[:1] for w in warped])
-        gain, shift = (config.intensity * (2 * torch.rand(2, len(blocks), 1, 1, 1, generator=generator) - 1)).to(image)
+        change = config.intensity * (2 * torch.rand(2, count, 1, 1, 1, generator=generator) - 1)
+        gain, shift = change[:, mine].to(image)
         return Batch(
             image * (1 + gain) + shift,
             torch.stack([self._target(block, w) for block, w in zip(blocks, warped, strict=True)]),
             torch.stack([_logits(w, self.config.classes) for w in warped]) if taught else None,
         )
 
-    def _choose(self, unlabelled_share: float, generator: torch.Generator) -> list[Block]:
-        unlabelled = round(self.config.batch * unlabelled_share) if self.labelled else self.config.batch
+    def _choose(self, count: int, unlabelled_share: float, generator: torch.Generator) -> list[Block]:
+        unlabelled = round(count * unlabelled_share) if self.labelled else count
         unlabelled = unlabelled if self.unlabelled else 0
         chosen = []
-        for blocks, count in ((self.labelled, self.config.batch - unlabelled), (self.unlabelled, unlabelled)):
-            if count:
+        for blocks, number in ((self.labelled, count - unlabelled), (self.unlabelled, unlabelled)):
+            if number:
                 sizes = torch.tensor([float(block.image.numel()) for block in blocks])
-                chosen += [blocks[i] for i in torch.multinomial(sizes, count, True, generator=generator).tolist()]
+                chosen += [blocks[i] for i in torch.multinomial(sizes, number, True, generator=generator).tolist()]
         return chosen
 
     def _target(self, block: Block, warped: Tensor) -> Tensor:
@@ -198,8 +203,10 @@ def _logits(warped: Tensor, classes: int) -> Tensor:
     return torch.cat((1 - others.sum(dim=0, keepdim=True), others)).clamp_min(_LEAST).log()
 
 
-def _offsets(count: int, config: TrainConfig, generator: torch.Generator) -> Tensor:
+def _offsets(count: int, mine: slice, config: TrainConfig, generator: torch.Generator) -> Tensor:
     """(N, Y, X, 2) float32: where each pixel of a patch looks, x and y in working pixels from the patch's centre.
+
+    The random numbers are drawn for `count` patches; N of those are `mine`.
 
     Rotation, change of size, mirroring and a smooth elastic displacement (a coarse mesh of random vectors, enlarged)
     are one field, so that a patch is interpolated once (paper: flips and elastic stretching).
@@ -207,16 +214,19 @@ def _offsets(count: int, config: TrainConfig, generator: torch.Generator) -> Ten
     side = config.patch
     axis = torch.arange(side, dtype=torch.float32) - (side - 1) / 2
     base = torch.stack(torch.meshgrid(axis, axis, indexing="xy"), dim=-1)
-    uniform = 2 * torch.rand(3, count, generator=generator) - 1
+    uniform = 2 * torch.rand(3, count, generator=generator)[:, mine] - 1
+    number = uniform.shape[1]
     angle, size = math.radians(config.rotation) * uniform[0], 1 + config.scale * uniform[1]
-    mirror = torch.where(uniform[2] < 0, -1.0, 1.0) if config.flips else torch.ones(count)
-    upside = torch.where(torch.rand(count, generator=generator) < 0.5, -1.0, 1.0) if config.flips else torch.ones(count)
+    mirror = upside = torch.ones(number)
+    if config.flips:
+        mirror = torch.where(uniform[2] < 0, -1.0, 1.0)
+        upside = torch.where(torch.rand(count, generator=generator)[mine] < 0.5, -1.0, 1.0)
     cos, sin = size * angle.cos(), size * angle.sin()
-    matrix = torch.stack((cos * mirror, -sin * upside, sin * mirror, cos * upside), dim=-1).view(count, 2, 2)
+    matrix = torch.stack((cos * mirror, -sin * upside, sin * mirror, cos * upside), dim=-1).view(number, 2, 2)
     field = torch.einsum("nij,yxj->nyxi", matrix, base)
     if config.elastic:
         knots = side // _MESH + 3
-        mesh = config.elastic * torch.randn(count, 2, knots, knots, generator=generator)
+        mesh = config.elastic * torch.randn(count, 2, knots, knots, generator=generator)[mine]
         fine = F.interpolate(mesh, (side, side), mode="bicubic", align_corners=True)
         field = field + fine.permute(0, 2, 3, 1)
     return field

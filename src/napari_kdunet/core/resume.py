@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from napari_kdunet.core.checkpoint import load_tensors, save_tensors
-from napari_kdunet.core.config import TrainConfig
 from napari_kdunet.core.errors import ConfigError, ModelError
 
 __all__ = ["State", "other_settings", "resume_path"]
@@ -32,7 +31,8 @@ class State:
     neither a random state nor a schedule is kept.
     """
 
-    config: dict[str, Any]
+    settings: dict[str, Any]
+    """Those of the `TrainConfig`, and the number of `processes`."""
     step: int
     seconds: float
     tensors: dict[str, dict[str, Tensor]]
@@ -49,7 +49,7 @@ class State:
         save_tensors(path, flat, {"resume": 1, **about})
 
     @classmethod
-    def load(cls, path: Path, config: TrainConfig) -> State:
+    def load(cls, path: Path, settings: dict[str, Any]) -> State:
         """Read the state and check that it is one of the same training.
 
         Raises
@@ -67,7 +67,7 @@ class State:
             group, _, rest = name.partition("/")
             tensors[group][rest] = value
         state = cls(tensors=tensors, **about)
-        other = other_settings(state.config, config.to_dict())
+        other = other_settings(state.settings, settings)
         if other:
             raise ConfigError(f"{path} was made with other settings: {other}. Give the same, or start anew.")
         return state
@@ -86,9 +86,13 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
 
 
 def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
-    """The inverse of `optimizer_tensors`."""
+    """The inverse of `optimizer_tensors`; each moment lies in memory as its parameter, as fused optimisers expect."""
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     state: dict[int, dict[str, Tensor]] = {}
     for name, value in tensors.items():
         i, _, quantity = name.partition("/")
-        state.setdefault(int(i), {})[quantity] = value
+        like = parameters[int(i)].detach()
+        state.setdefault(int(i), {})[quantity] = (
+            torch.empty_like(like).copy_(value) if value.shape == like.shape else value
+        )
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})

@@ -10,13 +10,15 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from lightning_fabric import Fabric
+
 from napari_kdunet.core.checkpoint import Model
 from napari_kdunet.core.config import DistillConfig, TrainConfig
 from napari_kdunet.core.dataset import prepare
-from napari_kdunet.core.devices import pick_device
 from napari_kdunet.core.errors import CollapsedError, LabelsError
 from napari_kdunet.core.events import Done, Event, Saved
 from napari_kdunet.core.fitting import Fit
+from napari_kdunet.core.processes import alone
 from napari_kdunet.core.teachers import as_teacher
 
 __all__ = ["distill", "iter_distill", "iter_train", "train"]
@@ -35,6 +37,7 @@ def iter_train(
     resume: bool = False,
     start: Model | None = None,
     edited: Edited | None = None,
+    fabric: Fabric | None = None,
 ) -> Iterator[Event]:
     """Train a k-Unet from labels, event by event.
 
@@ -56,7 +59,11 @@ def iter_train(
         Go on training this model rather than a fresh network (its form must be that of `config`).
     edited : callable, optional
         Asked before each step for the z of the slices whose labels have changed since: they are read again, so that
-        training can go on while somebody paints.
+        training can go on while somebody paints; in one process.
+    fabric : Fabric, optional
+        Launched: Lightning Fabric's several processes, in each of which this is called. Each trains on its own
+        `config.batch` patches of a step, as one process would on all of them, and only the first writes. Its device and
+        precision count in place of those of the settings.
 
     Yields
     ------
@@ -69,10 +76,13 @@ def iter_train(
         If something cannot be used; before the first event.
     DivergedError
         If the loss is no longer finite; the last good model is in its `model`, and at `out`.
+    TrainingError
+        If another of several processes has ended; in all but the first, if that was stopped.
     """
     config = config or TrainConfig()
-    data = prepare(raw, labels, config, pick_device(config.device), val=val)
-    return _run(Fit(config, data, None, _as_path(out), start), resume, edited)
+    fabric = fabric or alone(config)
+    data = prepare(raw, labels, config, fabric.device, val=val, processes=fabric.world_size)
+    return _run(Fit(config, data, None, _as_path(out), start, fabric), resume, edited)
 
 
 def iter_distill(
@@ -86,6 +96,7 @@ def iter_distill(
     out: str | Path | None = None,
     resume: bool = False,
     start: Model | None = None,
+    fabric: Fabric | None = None,
 ) -> Iterator[Event]:
     """Distil a teacher into a k-Unet, event by event (paper, "The Distillation Procedure").
 
@@ -97,7 +108,7 @@ def iter_distill(
     ----------
     teacher : Model, torch.nn.Module, path, or volume
         As in `as_teacher`: a model of ours, anything that gives logits, or a probability volume of `raw`'s shape.
-    raw, labels, config, val, out, resume, start
+    raw, labels, config, val, out, resume, start, fabric
         As in `iter_train`; labels may be None.
     unlabelled : sequence of volumes
         More raw volumes.
@@ -116,8 +127,10 @@ def iter_distill(
     if labels is None and config.mode == "sequential":
         raise LabelsError("a sequential distillation ends on labels, but none were given: give labels or choose soft.")
     guide = as_teacher(teacher, config)
-    data = prepare(raw, labels, config, pick_device(config.device), val=val, teacher=guide, unlabelled=unlabelled)
-    return _run(Fit(config, data, guide, _as_path(out), start), resume)
+    fabric = fabric or alone(config)
+    more: dict[str, Any] = {"teacher": guide, "unlabelled": unlabelled, "processes": fabric.world_size}
+    data = prepare(raw, labels, config, fabric.device, val=val, **more)
+    return _run(Fit(config, data, guide, _as_path(out), start, fabric), resume)
 
 
 def train(
@@ -163,24 +176,25 @@ def _run(fit: Fit, resume: bool, edited: Edited | None = None) -> Iterator[Event
 def _events(fit: Fit, edited: Edited | None) -> Iterator[Event]:
     try:
         yield fit.started()
-        while not fit.reason:
+        while fit.goes_on():
             fit.read_again(edited() if edited is not None else ())
             if not fit.validation_is_due:
                 yield fit.step()
                 continue
             yield fit.validate()
-            if fit.out is not None:
-                fit.save_state()
-                yield Saved(fit.steps, fit.state_path)
+            if fit.kept.out is not None:
+                fit.team.first(fit.save_state)
+                yield Saved(fit.steps, fit.kept.state_path)
     except GeneratorExit:  # between two steps, so that resuming is exact
+        fit.team.stop()
         fit.save_state()
-        fit.save_best()
+        fit.kept.save_best()
         raise
     except BaseException:  # perhaps within a step: the state of the last validation stands
-        fit.save_best()
+        fit.kept.save_best()
         raise
     finally:
-        fit.close()
+        fit.batches.close()
     yield fit.finish()
 
 

@@ -7,21 +7,13 @@ from contextlib import contextmanager
 
 from napari.utils.notifications import notification_manager, show_error
 
-from napari_kdunet.core.errors import KDUNetError
+from napari_kdunet.core.errors import KDUNetError, is_out_of_memory
 
-__all__ = ["OUT_OF_MEMORY", "is_out_of_memory", "report", "reporting"]
+__all__ = ["OUT_OF_MEMORY", "report", "reporting"]
 
 OUT_OF_MEMORY = (
     "Out of memory: lower k, the batch or the patch (under Advanced), close other programs, or choose the device cpu."
 )
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether memory ran out, of the computer or of the GPU (torch raises a `RuntimeError` of many words)."""
-    said = str(error).lower()
-    return isinstance(error, MemoryError) or (
-        isinstance(error, RuntimeError) and ("out of memory" in said or "can't allocate memory" in said)
-    )
 
 
 def report(error: BaseException) -> None:

@@ -1,0 +1,88 @@
+"""What a training starts from: its network, the average of its weights, and the weights of the classes."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim.swa_utils import AveragedModel
+
+from napari_kdunet.core.checkpoint import Model
+from napari_kdunet.core.config import TrainConfig
+from napari_kdunet.core.errors import ConfigError, ModelError
+from napari_kdunet.core.patches import Pool
+from napari_kdunet.core.unet import KUNet
+
+__all__ = ["class_weights", "running_average", "starting_network"]
+
+
+def starting_network(config: TrainConfig, pool: Pool, start: Model | None) -> KUNet:
+    """A copy of the model to start from, or a fresh network by the settings' seed.
+
+    Raises
+    ------
+    ModelError
+        If the model to start from has another form than the settings.
+    """
+    c = config
+    if start is not None:
+        other = [name for name, value in start.form.items() if value != getattr(c, name)]
+        if other:
+            raise ModelError(
+                f"the model to start from has another form than the settings: make {', '.join(other)} alike."
+            )
+        assert isinstance(start.net, KUNet)
+        return copy.deepcopy(start.net)
+    with torch.random.fork_rng(devices=[]):  # the caller's random numbers stay as they were
+        torch.manual_seed(c.seed)
+        return KUNet(
+            c.k, c.bn, classes=c.classes, depth=c.depth, activation=c.activation, init=c.init, prior=_prior(c, pool)
+        )
+
+
+def _prior(config: TrainConfig, pool: Pool) -> list[float] | None:
+    """Share of each class: of the labels, or else of the teacher's opinion of the first batch."""
+    if not config.prior_bias:
+        return None
+    pixels = pool.class_pixels()
+    if not pixels.sum():
+        for rank in range(pool.processes):  # the parts of all, so that they start alike
+            taught = pool.batch(0, taught=True, rank=rank).taught
+            assert taught is not None
+            pixels += taught.softmax(dim=1).mean(dim=(0, 2, 3)).double().cpu()
+    return (pixels / pixels.sum()).tolist()
+
+
+def running_average(net: KUNet, decay: float) -> AveragedModel:
+    """Average of weights and buffers that forgets its start: the decay grows from 0.1 to `decay`."""
+
+    def update(averaged: list[Tensor], current: list[Tensor], count: Tensor | int) -> None:
+        keep = min(decay, (1 + int(count)) / (10 + int(count)))
+        for mean, value in zip(averaged, current, strict=True):
+            if mean.is_floating_point():
+                mean.lerp_(value, 1 - keep)
+            else:
+                mean.copy_(value)
+
+    update_all: Any = update
+    return AveragedModel(net, multi_avg_fn=update_all, use_buffers=True)
+
+
+def class_weights(config: TrainConfig, pool: Pool) -> Tensor | None:
+    """(C,) float32 weights of the classes in the cross entropy, on the pool's device; None where all count alike.
+
+    Raises
+    ------
+    ConfigError
+        If they are to be balanced, but a class has no labelled pixel.
+    """
+    if config.class_weights == "none":
+        return None
+    if config.class_weights == "balanced":
+        pixels = pool.class_pixels()
+        if not pixels.all():
+            raise ConfigError("class_weights is balanced, but a class has no labelled pixel: give numbers or none.")
+        return (pixels.sum() / (len(pixels) * pixels)).float().to(pool.device)
+    return torch.tensor(config.class_weights, dtype=torch.float32, device=pool.device)
