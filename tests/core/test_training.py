@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from itertools import pairwise
 
 import numpy as np
@@ -150,24 +151,24 @@ def test_minutes(blobs, quick):
     config = quick(minutes=0.01, validations=3)
     events = list(core.iter_train(*blobs(), config))
     done = events[-1]
-    assert 0.6 <= done.seconds < 2
+    assert 0.6 <= done.seconds < 60  # a step may be long on a busy machine; 5 minutes is the default
     assert done.reason == "budget"
     assert 1 <= kinds(events).count("Validated") <= 3
     fractions = [e.fraction for e in events if isinstance(e, core.Stepped)]
     assert fractions == sorted(fractions)
-    assert fractions[0] < 0.5
+    assert fractions[-1] == 1
 
 
 def test_pauses_are_not_counted(blobs, quick):
-    import time
-
-    events = core.iter_train(*blobs(), quick(steps=3))
-    for event in events:
-        time.sleep(0.2)
-        if isinstance(event, core.Stepped):
-            assert event.seconds < 0.2 * event.step
-    # three steps of a tiny network take far less than the pauses between them
-    assert event.seconds < 0.5
+    begin, paused = time.perf_counter(), 0.0
+    for event in core.iter_train(*blobs(), quick(steps=3)):
+        stopped = time.perf_counter()
+        while time.perf_counter() < stopped + 0.2:
+            pass
+        paused += time.perf_counter() - stopped
+        last = event
+    assert paused > 1
+    assert last.seconds < time.perf_counter() - begin - paused
 
 
 def test_patience(blobs, quick):
