@@ -152,3 +152,19 @@ def test_an_error_is_notified_and_the_next_request_works(viewer, em, model, sett
     assert "Out of memory" in notified[0]
     preview.show(model)
     assert settled(preview).layer is not None
+
+
+def test_slices_that_are_scrolled_past_can_be_left_out(viewer, em, model, settled, qtbot):
+    preview = Preview(viewer, em, rest=50)
+    preview.show(model)
+    settled(preview)
+    predicted = []
+    viewer.layers["em preview"].events.data.connect(lambda: predicted.append(preview.z))
+    for z in range(1, 7):
+        viewer.dims.set_current_step(0, z)
+    qtbot.waitUntil(lambda: preview.z == 6)
+    assert predicted == [6]
+    viewer.dims.set_current_step(0, 2)
+    preview.close()
+    with qtbot.assertNotEmitted(preview._rest.timeout, wait=120):
+        pass

@@ -10,6 +10,7 @@ from napari.layers import Layer
 from napari.utils.colormaps import CyclicLabelColormap
 from napari.utils.transforms import Affine
 from numpy.typing import NDArray
+from qtpy.QtCore import QTimer
 from qtpy.QtWidgets import QWidget
 
 from napari_kdunet import core
@@ -46,6 +47,9 @@ class Preview:
         What to segment.
     owner : QWidget, optional
         The preview ends with it.
+    rest : int
+        ms that the user must stay on a slice before it is segmented; 0 follows every move. It spares the machine
+        where something else is at work on it.
 
     Attributes
     ----------
@@ -58,7 +62,9 @@ class Preview:
         If the layer cannot be segmented.
     """
 
-    def __init__(self, viewer: napari.viewer.Viewer, image: Layer, owner: QWidget | None = None) -> None:
+    def __init__(
+        self, viewer: napari.viewer.Viewer, image: Layer, owner: QWidget | None = None, *, rest: int = 0
+    ) -> None:
         self.viewer, self.image, self.owner = viewer, image, owner
         self.volume: Volume = volume_of(image)
         self.layer: Layer | None = None
@@ -69,6 +75,10 @@ class Preview:
         self._worker: EventWorker | None = None
         self._wanted: tuple[Model, int] | None = None
         self._closed = False
+        self._rest = QTimer()
+        self._rest.setSingleShot(True)
+        self._rest.setInterval(rest)
+        self._rest.timeout.connect(self._request)
         viewer.dims.events.point.connect(self._moved)
         viewer.layers.events.removed.connect(self._removed)
         if owner is not None:
@@ -112,6 +122,7 @@ class Preview:
         if self._closed:
             return
         self._closed, self._wanted = True, None
+        self._rest.stop()
         self.viewer.dims.events.point.disconnect(self._moved)
         self.viewer.layers.events.removed.disconnect(self._removed)
 
@@ -124,7 +135,10 @@ class Preview:
 
     def _moved(self, event: Any = None) -> None:
         if self._model is not None and current_slice(self.viewer, self.image) != (self._wanted or (None, self.z))[1]:
-            self._request()
+            if self._rest.interval():
+                self._rest.start()
+            else:
+                self._request()
 
     def _request(self) -> None:
         if self._closed or self._model is None:

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Job", "TrainingPanel"]
 
+_REST_MS = 150  # slices that are scrolled past are not worth the training's time
+
 
 @dataclass(frozen=True)
 class Job:
@@ -187,7 +189,7 @@ class TrainingPanel(QWidget):
         if self.preview is None or self.preview.image != image or self.preview.is_closed:
             if self.preview is not None:
                 self.preview.close()
-            self.preview = Preview(self.viewer, image, self)
+            self.preview = Preview(self.viewer, image, self, rest=_REST_MS)
 
     def _lay_out(self) -> None:
         content = QWidget()
