@@ -99,8 +99,8 @@ class Preview:
 
     @property
     def is_busy(self) -> bool:
-        """Whether a slice is being segmented."""
-        return self._wanted is not None
+        """Whether a slice is being segmented, or is about to be."""
+        return self._wanted is not None or self._rest.isActive()
 
     @property
     def is_closed(self) -> bool:
@@ -135,10 +135,7 @@ class Preview:
 
     def _moved(self, event: Any = None) -> None:
         if self._model is not None and current_slice(self.viewer, self.image) != (self._wanted or (None, self.z))[1]:
-            if self._rest.interval():
-                self._rest.start()
-            else:
-                self._request()
+            self._rest.start()
 
     def _request(self) -> None:
         if self._closed or self._model is None:
