@@ -150,7 +150,7 @@ class Preview:
 
         def predict() -> Iterator[tuple[Model, int, NDArray[np.float32]]]:
             one = core.open_volume(volume.read(z), voxel_size=volume.voxel_size, name=volume.name)
-            yield model, z, core.predict(model, one)[0].compute()
+            yield model, z, core.predict(model, one)[0].compute(scheduler="synchronous")
 
         self._worker = run(
             predict, on_event=self._predicted, on_done=self._next, on_error=self._gave_up, owner=self.owner

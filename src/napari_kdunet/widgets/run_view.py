@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
-from qtpy.QtCore import QSize, Qt, QTimer, Signal
+from qtpy.QtCore import QSize, Qt, Signal
 from qtpy.QtWidgets import (
     QFrame,
     QHBoxLayout,
@@ -18,7 +18,7 @@ from qtpy.QtWidgets import (
     QWidget,
 )
 
-from napari_kdunet.widgets.curves import REDRAW_MS, Curves
+from napari_kdunet.widgets.curves import Curves
 
 if TYPE_CHECKING:
     import napari.viewer
@@ -97,11 +97,8 @@ class RunView(QWidget):
         layout.addWidget(self.curves, 1)
         self._best, self._endless = math.nan, False
         self._latest: Stepped | None = None
-        self._timer = QTimer(self)
-        self._timer.setSingleShot(True)
-        self._timer.setInterval(REDRAW_MS)
-        self._timer.timeout.connect(self._show_step)
-        self._validated_on = ""
+        self.curves.drawing.connect(self._show_step)
+        self._run, self._validated_on = "", ""
         self.ended("Ready.")
         self.save_button.setEnabled(False)
 
@@ -113,9 +110,10 @@ class RunView(QWidget):
         """Put a line of words under the score."""
         self._lines.addWidget(label)
 
-    def preparing(self, endless: bool = False) -> None:
-        """A run was asked for, with a budget or not; its slices are being read."""
-        self._endless = endless
+    def preparing(self, run: str, endless: bool = False) -> None:
+        """A run of this name was asked for, with a budget or not; its slices are being read."""
+        self._run, self._endless = run, endless
+        self.curves.begin(run)
         self._set_running(True)
         self.bar.setRange(0, 0)
         self.status.setText("Preparing: reading the slices…")
@@ -146,10 +144,9 @@ class RunView(QWidget):
         self.notes.setVisible(bool(event.notes))
 
     def stepped(self, event: Stepped) -> None:
-        """Show how far it is, soon."""
+        """Show how far it is, when the curves are drawn."""
         self._latest = event
-        if not self._timer.isActive():
-            self._timer.start()
+        self.curves.add_step(self._run, event.step, event.loss)
 
     def _show_step(self) -> None:
         event, self._latest = self._latest, None
@@ -166,6 +163,7 @@ class RunView(QWidget):
 
     def validated(self, event: Validated) -> None:
         """Show the score."""
+        self.curves.add_validation(self._run, event.step, event.iou)
         self._best = event.iou if math.isnan(self._best) else max(self._best, event.iou)
         self.score.setText(f"Validation IoU {event.iou:.3f} · best {self._best:.3f} · {self._validated_on}")
 

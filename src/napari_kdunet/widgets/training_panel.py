@@ -115,8 +115,7 @@ class TrainingPanel(QWidget):
                 self.view.curves.clear()
             self._prepare_preview(job.image)
             self._job, self._end, self.model_name = job, "", ""
-            self.view.preparing(job.endless)
-            self.view.curves.begin(job.run)
+            self.view.preparing(job.run, job.endless)
             told: dict[str, Any] = {"on_event": self._tell, "on_done": self._ended, "on_error": self._ended}
             self.worker = run(job.make_events, **told, owner=self)
             self.worker.paused.connect(lambda: self.view.paused(True))
@@ -144,16 +143,13 @@ class TrainingPanel(QWidget):
     # what the run tells
 
     def _tell(self, event: Any) -> None:
-        assert self._job is not None
         view = self.view
         if isinstance(event, core.Started):
             view.started(event)
         elif isinstance(event, core.Stepped):
             view.stepped(event)
-            view.curves.add_step(self._job.run, event.step, event.loss)
         elif isinstance(event, core.Validated):
             view.validated(event)
-            view.curves.add_validation(self._job.run, event.step, event.iou)
             self._keep(event)
             if self.preview is not None:
                 self.preview.show(event.model)
