@@ -137,6 +137,7 @@ class RunView(QWidget):
         kinds = {
             "held-out slices": f"{len(event.val_slices)} held-out slice{plural}",
             "training slices": "training slices, none held out",
+            "given volume": f"{len(event.val_slices)} earlier slice{plural}",
             "teacher": "agreement with the teacher",
         }
         self._validated_on = kinds.get(event.validated_on, event.validated_on)

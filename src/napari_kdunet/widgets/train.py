@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from qtpy.QtWidgets import QCheckBox, QPushButton
 
 from napari_kdunet import core
-from napari_kdunet.widgets.corrections import corrected_mask, with_corrections
+from napari_kdunet.widgets.corrections import corrected_mask, iter_corrections
 from napari_kdunet.widgets.edits import Edits
 from napari_kdunet.widgets.form import SettingsForm
 from napari_kdunet.widgets.inputs import Inputs, beside
@@ -88,9 +88,7 @@ class TrainWidget(TrainingPanel):
 
         def events() -> Iterator[Any]:
             start = origin() or result.model
-            config_of_it = _like(start, config)
-            merged = with_corrections(result, raw, earlier, config_of_it)
-            yield from core.iter_train(raw, merged, replace(config_of_it, ignore=0, slices="auto"), start=start)
+            yield from iter_corrections(result, raw, earlier, _like(start, config), start)
 
         return Job("corrections", f"{raw.name} corrected", image, events)
 
