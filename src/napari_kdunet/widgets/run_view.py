@@ -66,18 +66,17 @@ class RunView(QWidget):
         What the start button says.
     """
 
-    start_clicked = Signal()
     pause_clicked = Signal()
     stop_clicked = Signal()
     save_clicked = Signal()
 
     def __init__(self, viewer: napari.viewer.Viewer, start: str) -> None:
         super().__init__()
-        self.start_button = _button(start, "Begin, with the settings above.", self.start_clicked)
+        self.start_button = _button(start, "Begin, with the settings above.")
         self.pause_button = _button("Pause", "Wait after this step, or go on; pauses do not count.", self.pause_clicked)
         self.stop_button = _button("Stop", "End after this step; the best model so far is kept.", self.stop_clicked)
         self.save_button = _button("Save…", "Write the best model to a .safetensors file.", self.save_clicked)
-        self._starters = [self.start_button]
+        self._starters: list[QPushButton] = []
         self.buttons, self._lines = QHBoxLayout(), QVBoxLayout()
         for button in (self.start_button, self.pause_button, self.stop_button, self.save_button):
             self.buttons.addWidget(button, 1)
@@ -103,7 +102,7 @@ class RunView(QWidget):
         self.save_button.setEnabled(False)
 
     def add_starter(self, button: QPushButton) -> None:
-        """Let one more start button, wherever it is, be usable when nothing runs."""
+        """Let a button that starts a run, wherever it is, be usable when nothing runs."""
         self._starters.append(button)
 
     def add_line(self, label: QLabel) -> None:
@@ -193,10 +192,11 @@ class RunView(QWidget):
         self.stop_button.setEnabled(running)
 
 
-def _button(text: str, tip: str, clicked: Any) -> QPushButton:
+def _button(text: str, tip: str, clicked: Any = None) -> QPushButton:
     button = QPushButton(text)
     button.setToolTip(tip)
-    button.clicked.connect(lambda: clicked.emit())
+    if clicked is not None:
+        button.clicked.connect(lambda: clicked.emit())
     return button
 
 

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 from napari.layers import Layer
 from napari.utils.notifications import show_warning
 from qtpy.QtCore import QEvent
-from qtpy.QtWidgets import QVBoxLayout, QWidget
+from qtpy.QtWidgets import QPushButton, QVBoxLayout, QWidget
 
 from napari_kdunet import core
 from napari_kdunet.widgets.form import SettingsForm
+from napari_kdunet.widgets.inputs import Inputs
 from napari_kdunet.widgets.models import ask_and_save, models
 from napari_kdunet.widgets.notify import reporting
 from napari_kdunet.widgets.preview import Preview
@@ -42,17 +43,19 @@ class Job:
 class TrainingPanel(QWidget):
     """Base of the widgets that train.
 
-    A subclass gives its inputs and its form, and makes a `Job` of them. From the first validation on the best model
-    so far is in the list of models, so that nothing that happens later can lose it.
+    A subclass gives its inputs and its form, and says what `Job` each of its buttons begins. From the first validation
+    on the best model so far is in the list of models, so that nothing that happens later can lose it.
 
     Parameters
     ----------
     viewer : napari.viewer.Viewer
         Where the layers are.
     form : SettingsForm
-        The settings.
-    inputs : dict of str to QWidget
-        What is learnt from, by label.
+        The settings, all but what the inputs say.
+    inputs : Inputs
+        What is learnt from.
+    rows : dict of str to QWidget
+        The controls above the form, those of the inputs among them, by label.
     start : str
         What the start button says.
 
@@ -67,43 +70,37 @@ class TrainingPanel(QWidget):
     """
 
     def __init__(
-        self, viewer: napari.viewer.Viewer, form: SettingsForm, inputs: dict[str, QWidget], start: str
+        self, viewer: napari.viewer.Viewer, form: SettingsForm, inputs: Inputs, rows: dict[str, QWidget], start: str
     ) -> None:
         super().__init__()
-        self.viewer, self.form = viewer, form
+        self.viewer, self.form, self.inputs = viewer, form, inputs
         self.view = RunView(viewer, start)
         self.worker: EventWorker | None = None
         self.preview: Preview | None = None
         self.model_name = ""
         self._job: Job | None = None
         self._end = ""
-        form.put_on_top(inputs)
+        form.put_on_top(rows)
         self._lay_out()
-        self.view.start_clicked.connect(self.start)
         self.view.pause_clicked.connect(self.pause_or_resume)
         self.view.stop_clicked.connect(self.stop)
         self.view.save_clicked.connect(lambda: ask_and_save(self.model_name, models, self))
 
     # what a subclass says
 
-    def job(self) -> Job:
-        """The run that the user asks for.
+    def let_begin(self, button: QPushButton, make_job: Callable[[], Job]) -> None:
+        """Let a button begin the run that `make_job` makes, which may raise a `KDUNetError`."""
+        self.view.add_starter(button)
+        button.clicked.connect(lambda: self.begin(make_job))
 
-        Raises
-        ------
-        KDUNetError
-            If something is missing or wrong.
-        """
-        raise NotImplementedError
+    def config(self) -> Any:
+        """The settings, of the form's kind; errors as in `SettingsForm.config`."""
+        return self.form.config(ignore=self.inputs.ignore)
 
     def on_event(self, event: Any) -> None:
         """Look at an event of the run, after this class has."""
 
     # what the user does
-
-    def start(self) -> None:
-        """Begin the run that the inputs and the form describe; nothing happens while one is under way."""
-        self.begin(self.job)
 
     def begin(self, make_job: Callable[[], Job]) -> None:
         """Begin a run, unless one is under way; what is wrong with it is notified."""
