@@ -114,6 +114,17 @@ def test_it_lies_right_on_an_image_turned_in_plane(viewer, model, settled, tiny_
     np.testing.assert_allclose(layer.data_to_world((0, 7, 9)), em.data_to_world((preview.z, 7, 9)))
 
 
+def test_it_shows_the_data_that_the_image_has_by_now(viewer, em, model, settled, tiny_em):
+    preview = Preview(viewer, em)
+    preview.show(model)
+    settled(preview)
+    other = tiny_em[0][::-1].copy()
+    em.data = other
+    preview.show(model)
+    settled(preview)
+    np.testing.assert_allclose(preview.probability, expected(model, other, preview.z), atol=1e-5)
+
+
 def test_removing_the_layer_or_the_image_ends_it(viewer, em, model, settled):
     preview = Preview(viewer, em)
     preview.show(model)

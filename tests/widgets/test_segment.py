@@ -36,6 +36,30 @@ def segment(open_widget, em, tiny_model, qtbot):
     return viewer, widget
 
 
+def test_what_a_new_user_sees_is_segmented_by_one_click(open_widget, em, tiny_model, qtbot, tmp_path, monkeypatch):
+    """A bundled model stands there by name; of an image without a unit it is said how its pixels are taken."""
+    path = core.Model(tiny_model.net, pixel_size=20.0, threshold=tiny_model.threshold).save(
+        tmp_path / "em-k2.safetensors"
+    )
+    monkeypatch.setattr(core, "bundled_models", lambda: {path.stem: path})
+    monkeypatch.setattr("napari_kdunet.core.checkpoint.bundled_models", lambda: {path.stem: path})
+    viewer, widget = open_widget("Segment")
+    assert widget.model_chooser.combo.currentText() == "em-k2 (bundled)"
+    image = viewer.add_image(em[0], name="raw")
+    qtbot.waitUntil(lambda: widget.model is not None)
+    assert widget.about.text().startswith(f"{tiny_model.parameter_count:,} parameters, works at 20 nm")
+    assert "raw has no unit of length: its pixels are taken as that wide" in widget.about.text()
+    widget.start_button.click()
+    qtbot.waitUntil(lambda: not widget.filling.is_running)
+    np.testing.assert_array_equal(
+        viewer.layers["raw em-k2 mask"].data, expected(tiny_model, em[0], tiny_model.threshold)
+    )
+    image.scale, image.units = (20.0,) * 3, ("nm",) * 3
+    widget.start_button.click()
+    assert "taken as" not in widget.about.text()
+    qtbot.waitUntil(lambda: not widget.filling.is_running)
+
+
 @pytest.fixture
 def gate(monkeypatch):
     """Holds the work back before each slice until it is let go; counts the slices that were predicted."""

@@ -23,6 +23,7 @@ _SMOOTH = 0.1  # share of a new loss in the running mean that is drawn
 # ms between two drawings, however fast the steps come: for each Qt composes the whole window again, canvas and all,
 # while napari holds the interpreter's lock, and the training waits
 _REDRAW = 500
+_EMPTY = 100  # steps on the axis before there are any
 _MOST = 20_000  # values kept of a run, to be drawn quickly; of more, every other one is let go
 
 
@@ -97,6 +98,8 @@ class Curves(QWidget):
             plot.getAxis("bottom").enableAutoSIPrefix(False)
             plot.setDownsampling(auto=True, mode="subsample")
         self.loss_plot.setLogMode(y=True)
+        self.iou_plot.getAxis("bottom").setStyle(showValues=False)  # they are those of the plot below
+        self.iou_plot.setXRange(0, _EMPTY, padding=0.02)
         self.legend = self.iou_plot.addLegend(offset=(-4, -4), labelTextSize="9pt")  # where a good curve does not go
         self._items: dict[str, tuple[Any, Any, Any]] = {}
         self._line: Any = None
@@ -189,7 +192,7 @@ class Curves(QWidget):
             faint.setData(run.steps, run.losses)
             smooth.setData(run.steps, run.smooth)
             iou.setData(run.val_steps, run.ious)
-        last = max((run.steps[-1] for run in self.runs.values() if run.steps), default=1)
+        last = max((run.steps[-1] for run in self.runs.values() if run.steps), default=_EMPTY)
         self.iou_plot.setXRange(0, last, padding=0.02)
 
     def _follow_theme(self, event: Any = None) -> None:

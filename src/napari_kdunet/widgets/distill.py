@@ -46,7 +46,7 @@ class DistillWidget(TrainingPanel):
     """
 
     def __init__(self, viewer: napari.viewer.Viewer) -> None:  # napari goes by these very words
-        inputs = Inputs(viewer, no_labels="none: learn from the teacher alone")
+        inputs = Inputs(viewer, no_labels="none: teacher alone")
         teacher = ModelChooser()
         probability = LayerChooser(viewer, Image, "none: take the model", at_first_none=True, accepts=_is_probability)
         probability.setToolTip(

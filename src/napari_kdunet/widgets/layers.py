@@ -127,6 +127,7 @@ class LayerChooser(QComboBox):
         self.at_first_none, self.accepts = at_first_none, accepts
         self.setSizeAdjustPolicy(QComboBox.SizeAdjustPolicy.AdjustToMinimumContentsLengthWithIcon)
         self.setMinimumContentsLength(12)
+        self.setPlaceholderText(f"no {kind.__name__.lower()} yet: open or add one")
         self.currentIndexChanged.connect(lambda: self.changed.emit())
         events, refresh = viewer.layers.events, self._refresh
         sources = (events.inserted, events.removed, events.reordered, events.renamed)

@@ -20,7 +20,7 @@ from napari_kdunet.widgets.worker import EventWorker, run
 if TYPE_CHECKING:
     import napari.viewer
 
-    from napari_kdunet.core import Model, Volume
+    from napari_kdunet.core import Model
 
 __all__ = ["Preview"]
 
@@ -66,7 +66,7 @@ class Preview:
         self, viewer: napari.viewer.Viewer, image: Layer, owner: QWidget | None = None, *, rest: int = 0
     ) -> None:
         self.viewer, self.image, self.owner = viewer, image, owner
-        self.volume: Volume = volume_of(image)
+        volume_of(image)  # what cannot be segmented is told now
         self.layer: Layer | None = None
         self.probability: NDArray[np.float32] | None = None
         self.z = -1
@@ -146,7 +146,7 @@ class Preview:
 
     def _start(self) -> None:
         assert self._wanted is not None
-        volume, (model, z) = self.volume, self._wanted
+        volume, (model, z) = volume_of(self.image), self._wanted  # its data or scale may be others by now
 
         def predict() -> Iterator[tuple[Model, int, NDArray[np.float32]]]:
             one = core.open_volume(volume.read(z), voxel_size=volume.voxel_size, name=volume.name)
