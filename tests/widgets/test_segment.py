@@ -36,13 +36,10 @@ def segment(open_widget, em, tiny_model, qtbot):
     return viewer, widget
 
 
-def test_what_a_new_user_sees_is_segmented_by_one_click(open_widget, em, tiny_model, qtbot, tmp_path, monkeypatch):
+def test_what_a_new_user_sees_is_segmented_by_one_click(open_widget, em, tiny_model, qtbot, tmp_path, bundle):
     """A bundled model stands there by name; of an image without a unit it is said how its pixels are taken."""
-    path = core.Model(tiny_model.net, pixel_size=20.0, threshold=tiny_model.threshold).save(
-        tmp_path / "em-k2.safetensors"
-    )
-    monkeypatch.setattr(core, "bundled_models", lambda: {path.stem: path})
-    monkeypatch.setattr("napari_kdunet.core.checkpoint.bundled_models", lambda: {path.stem: path})
+    model = core.Model(tiny_model.net, pixel_size=20.0, threshold=tiny_model.threshold)
+    bundle(model.save(tmp_path / "em-k2.safetensors"))
     viewer, widget = open_widget("Segment")
     assert widget.model_chooser.combo.currentText() == "em-k2 (bundled)"
     image = viewer.add_image(em[0], name="raw")
@@ -189,6 +186,23 @@ def test_stop_keeps_what_is_done_and_start_goes_on(segment, em, tiny_model, qtbo
     assert sorted(gate.slices) == list(range(len(em[0])))  # none twice
     np.testing.assert_array_equal(mask.data, expected(tiny_model, em[0], widget.threshold.value()))
     assert len(viewer.layers) == 2
+
+
+def test_an_image_given_other_data_meanwhile_is_begun_anew(segment, em, tiny_model, qtbot, gate):
+    viewer, widget = segment
+    gate.hold()
+    widget.start_button.click()
+    gate.let(2)
+    qtbot.waitUntil(lambda: widget.bar.value() == 2)
+    widget.stop_button.click()
+    gate.release()
+    finished(qtbot, widget)
+    other = em[0][::-1, :48].copy()
+    viewer.layers["raw"].data = other
+    widget.start_button.click()
+    finished(qtbot, widget)
+    mask = viewer.layers["raw tiny mask [1]"]
+    np.testing.assert_array_equal(mask.data, expected(tiny_model, other, widget.threshold.value()))
 
 
 def test_probability_layer_on_demand(segment, em, tiny_model, qtbot):
