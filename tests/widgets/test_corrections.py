@@ -7,6 +7,8 @@ from napari_kdunet import core
 from napari_kdunet.widgets.models import models
 from napari_kdunet.widgets.results import Result
 
+WORLD = {"scale": (10.0, 10.0, 10.0), "units": ("nm",) * 3}
+
 
 @pytest.fixture
 def segmented(bench, tiny_model):
@@ -130,6 +132,13 @@ def test_earlier_labels_of_another_shape_are_notified(bench, segmented, notified
     bench.finish(train)
     assert len(notified) == 1
     assert "short have shape (3, 96, 96)" in notified[0]
+    bench.assert_ready(train)
+    train.inputs.labels.layer = bench.viewer.add_labels(bench.mito.data[:, :80], name="cut", **WORLD)
+    train.inputs.image.layer = bench.viewer.add_image(bench.em.data[:, :80], name="cut em", **WORLD)
+    train.corrections_button.click()
+    bench.finish(train)
+    assert len(notified) == 2
+    assert "corrected labels have shape (8, 96, 96), but their image cut em has shape (8, 80, 96)" in notified[1]
     bench.assert_ready(train)
 
 

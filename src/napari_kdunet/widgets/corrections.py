@@ -80,8 +80,9 @@ def iter_corrections(
         assert earlier is not None
         return class_index(earlier.read(z), config.classes, config.ignore)
 
-    learnt = _labels(raw, "corrected labels", index_of, (corrected.keys() | known) - held_out)
-    val = (raw, _labels(raw, "earlier labels", index_of, held_out)) if held_out else None
+    shape = result.mask.shape
+    learnt = _labels(shape, "corrected labels", index_of, (corrected.keys() | known) - held_out)
+    val = (raw, _labels(shape, "earlier labels", index_of, held_out)) if held_out else None
     settings = replace(config, ignore=0, slices="auto", val_share=0.0)
     for event in core.iter_train(raw, learnt, settings, start=start, val=val):
         if isinstance(event, core.Started):
@@ -108,15 +109,17 @@ def _earlier_slices(
     return set(known), held_out
 
 
-def _labels(raw: Volume, name: str, index_of: Callable[[int], NDArray[np.int16]], slices: set[int]) -> Volume:
+def _labels(
+    shape: tuple[int, int, int], name: str, index_of: Callable[[int], NDArray[np.int16]], slices: set[int]
+) -> Volume:
     """Some slices as ZYX uint8, lazy: 0 where nobody has looked, 1 = background, 2 and up = classes."""
 
     def labels_of(block_id: Any = (0, 0, 0)) -> NDArray[np.uint8]:
         z = block_id[0]
         if z not in slices:
-            return np.zeros((1, *raw.shape[1:]), np.uint8)
+            return np.zeros((1, *shape[1:]), np.uint8)
         return (index_of(z) + 1).astype(np.uint8)[None]
 
-    chunks = ((1,) * raw.shape[0], *((n,) for n in raw.shape[1:]))
+    chunks = ((1,) * shape[0], *((n,) for n in shape[1:]))
     lazy = da.map_blocks(labels_of, chunks=chunks, dtype=np.uint8, meta=np.empty((0, 0, 0), np.uint8))
     return core.open_volume(lazy, name=name)

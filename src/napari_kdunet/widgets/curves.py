@@ -94,7 +94,7 @@ class Curves(QWidget):
             plot.setMenuEnabled(False)
             plot.hideButtons()
             plot.setMouseEnabled(False, False)
-            plot.getAxis("left").setWidth(58)
+            plot.getAxis("left").setWidth(66)  # a loss may be 0.0001
             plot.getAxis("bottom").enableAutoSIPrefix(False)
             plot.setDownsampling(auto=True, mode="subsample")
         self.loss_plot.setLogMode(y=True)
