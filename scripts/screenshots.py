@@ -1,7 +1,7 @@
 """Make the pictures of the documentation: napari with each widget at work.
 
     xvfb-run -s '-screen 0 1600x1200x24' python scripts/screenshots.py [--out docs/images] [--only live,compare]
-    ... [--raw RAW --labels LABELS --voxel Z,Y,X --model M.safetensors --prefix fly-]
+    ... [--raw RAW --labels LABELS --voxel Z,Y,X --model M.safetensors]
 
 Without a volume they show the synthetic one that comes with the package. A model given is the teacher, and *Live*
 starts from it.
@@ -26,6 +26,7 @@ from napari_kdunet.widgets.models import models
 
 SIZE, COLOURS = (1400, 1000), 256
 BRUSH = 8  # pixels
+LIVE_STEPS = 600  # as budgets are in steps here: the pictures do not depend on how busy the machine is
 NAMES = ("train", "distill", "segment", "compare", "live")
 
 
@@ -89,7 +90,7 @@ class Studio:
         """Write the window as it is, in few colours."""
         wait(1)
         pixels = viewer.window.screenshot(flash=False, canvas_only=False)
-        path = self.arguments.out / f"{self.arguments.prefix}{name}.png"
+        path = self.arguments.out / f"{name}.png"
         image = Image.fromarray(pixels).convert("RGB")
         method = Image.Quantize.MAXCOVERAGE  # the others let rare colours go, and those are what the pictures are about
         image.quantize(COLOURS, method, dither=Image.Dither.NONE).save(path, optimize=True)
@@ -102,7 +103,7 @@ class Studio:
         wait(2)
 
     def train(self) -> None:
-        viewer, widget = self.viewer("Train teacher", labelled=6, k=8, budget={"minutes": 1.5}, patch=128, batch=4)
+        viewer, widget = self.viewer("Train teacher", labelled=6, k=8, budget={"steps": 400}, patch=128, batch=4)
         widget.view.start_button.click()
         wait_until(lambda: len(widget.view.curves.runs["training"].ious) == 7)
         self.leave_labels(viewer)
@@ -111,7 +112,7 @@ class Studio:
         viewer.close()
 
     def distill(self) -> None:
-        viewer, widget = self.viewer("Distil student", labelled=6, budget={"minutes": 1}, patch=128, batch=4)
+        viewer, widget = self.viewer("Distil student", labelled=6, budget={"steps": 600}, patch=128, batch=4)
         widget.view.start_button.click()
         wait_until(lambda: widget.worker is None)
         widget.control_button.click()
@@ -165,7 +166,7 @@ class Studio:
             for point in points:
                 layer.paint((z, *point), label)
             wait(0.5)
-        wait(30)
+        wait_until(lambda: widget.view.curves.runs["live"].steps[-1:] >= [LIVE_STEPS])
         self.shoot(viewer, "live")
         widget.view.stop_button.click()
         wait_until(lambda: widget.worker is None)
@@ -183,7 +184,6 @@ def main() -> None:
     parser.add_argument(
         "--model", help="that teaches, segments and goes live; trained by the first picture if not given"
     )
-    parser.add_argument("--prefix", default="", help="of the files' names")
     parser.add_argument("--only", default=",".join(NAMES), help="which pictures, with commas between")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:  # the user's own settings are neither shown nor changed

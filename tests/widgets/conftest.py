@@ -28,6 +28,19 @@ def no_models():
 
 
 @pytest.fixture(autouse=True)
+def bundle(monkeypatch):
+    """Makes files the bundled models; until it is called there are none, whatever the package comes with."""
+
+    def make(*paths):
+        found = {path.stem: path for path in paths}
+        monkeypatch.setattr(core, "bundled_models", lambda: found)
+        monkeypatch.setattr("napari_kdunet.core.checkpoint.bundled_models", lambda: found)
+
+    make()
+    return make
+
+
+@pytest.fixture(autouse=True)
 def no_threads_left(qtbot):
     yield
     qtbot.waitUntil(lambda: not WorkerBase._worker_set, timeout=20_000)

@@ -106,6 +106,26 @@ def test_new_strokes_are_learnt_from_without_a_restart(bench, live, strokes):
     bench.assert_segmented(live)
 
 
+def test_labels_that_are_replaced_as_a_whole_are_learnt_from(bench, live, strokes, notified):
+    """As another plugin does it; all but one slice have never been on screen."""
+    truth = bench.mito.data
+    paint_truth(strokes, truth, 1)
+    live.view.start_button.click()
+    bench.wait_for(live, "live", steps=3, validations=1)
+    assert learnt_from(live) == [1]
+    other = np.zeros_like(strokes.data)
+    other[5] = np.where(truth[5] > 0, MITOCHONDRION, BACKGROUND)
+    strokes.data = other
+    bench.wait(lambda: learnt_from(live) == [5])
+    strokes.paint((6, 40, 40), MITOCHONDRION)
+    assert notified == []
+    strokes.data = np.zeros_like(other)[:, :50]
+    bench.finish(live)
+    assert len(notified) == 1
+    assert "the layer had shape (8, 96, 96) and has (8, 50, 96) by now" in notified[0]
+    bench.assert_ready(live)
+
+
 def test_it_goes_on_from_a_model_and_the_next_run_from_its_own(bench, live, strokes, tiny_model):
     start = core.Model(tiny_model.net, pixel_size=20.0)
     live.origin.name = models.add("start", start)
@@ -212,6 +232,23 @@ def test_scrolling_finds_nothing(painted, bench):
     for z in range(len(layer.data)):
         bench.viewer.dims.set_current_step(0, z)
         assert take() == []
+
+
+def test_other_data_are_found(painted):
+    layer, take = painted
+    layer.paint((2, 30, 30), 1)
+    assert take() == [2]
+    other = layer.data.copy()
+    other[6] = 1
+    layer.data = other
+    found = take()
+    assert 6 in found
+    assert 2 not in found, "it is as it was"
+    layer.data = other.copy()
+    assert take() == []
+    other[0] = 1
+    layer.data = other
+    assert take() == [0]
 
 
 def test_a_flat_layer_has_one_slice(bench, qtbot):

@@ -22,11 +22,6 @@ def chooser(qtbot):
     return chooser
 
 
-def bundle(monkeypatch, path):
-    monkeypatch.setattr(core, "bundled_models", lambda: {path.stem: path})
-    monkeypatch.setattr("napari_kdunet.core.checkpoint.bundled_models", lambda: {path.stem: path})
-
-
 def test_names_are_made_unique_and_the_latest_comes_first(model):
     store, told = ModelStore(), []
     store.changed.connect(lambda: told.append(store.session_names()))
@@ -39,8 +34,8 @@ def test_names_are_made_unique_and_the_latest_comes_first(model):
     assert len(told) == 4
 
 
-def test_bundled_models_are_read_when_asked_for_and_only_once(model, tmp_path, monkeypatch):
-    bundle(monkeypatch, model.save(tmp_path / "em-k1.safetensors"))
+def test_bundled_models_are_read_when_asked_for_and_only_once(model, tmp_path, bundle):
+    bundle(model.save(tmp_path / "em-k1.safetensors"))
     store = ModelStore()
     assert store.names() == ["em-k1"]
     assert store.session_names() == []

@@ -114,6 +114,17 @@ def test_it_lies_right_on_an_image_turned_in_plane(viewer, model, settled, tiny_
     np.testing.assert_allclose(layer.data_to_world((0, 7, 9)), em.data_to_world((preview.z, 7, 9)))
 
 
+def test_it_shows_the_data_that_the_image_has_by_now(viewer, em, model, settled, tiny_em):
+    preview = Preview(viewer, em)
+    preview.show(model)
+    settled(preview)
+    other = tiny_em[0][::-1].copy()
+    em.data = other
+    preview.show(model)
+    settled(preview)
+    np.testing.assert_allclose(preview.probability, expected(model, other, preview.z), atol=1e-5)
+
+
 def test_removing_the_layer_or_the_image_ends_it(viewer, em, model, settled):
     preview = Preview(viewer, em)
     preview.show(model)
@@ -152,3 +163,19 @@ def test_an_error_is_notified_and_the_next_request_works(viewer, em, model, sett
     assert "Out of memory" in notified[0]
     preview.show(model)
     assert settled(preview).layer is not None
+
+
+def test_slices_that_are_scrolled_past_can_be_left_out(viewer, em, model, settled, qtbot):
+    preview = Preview(viewer, em, rest=50)
+    preview.show(model)
+    settled(preview)
+    predicted = []
+    viewer.layers["em preview"].events.data.connect(lambda: predicted.append(preview.z))
+    for z in range(1, 7):
+        viewer.dims.set_current_step(0, z)
+    qtbot.waitUntil(lambda: preview.z == 6)
+    assert predicted == [6]
+    viewer.dims.set_current_step(0, 2)
+    assert preview.is_busy, "it waits whether the user stays"
+    preview.close()
+    assert not preview.is_busy

@@ -36,6 +36,27 @@ def segment(open_widget, em, tiny_model, qtbot):
     return viewer, widget
 
 
+def test_what_a_new_user_sees_is_segmented_by_one_click(open_widget, em, tiny_model, qtbot, tmp_path, bundle):
+    """A bundled model stands there by name; of an image without a unit it is said how its pixels are taken."""
+    model = core.Model(tiny_model.net, pixel_size=20.0, threshold=tiny_model.threshold)
+    bundle(model.save(tmp_path / "em-k2.safetensors"))
+    viewer, widget = open_widget("Segment")
+    assert widget.model_chooser.combo.currentText() == "em-k2 (bundled)"
+    image = viewer.add_image(em[0], name="raw")
+    qtbot.waitUntil(lambda: widget.model is not None)
+    assert widget.about.text().startswith(f"{tiny_model.parameter_count:,} parameters, works at 20 nm")
+    assert "raw has no unit of length: its pixels are taken as that wide" in widget.about.text()
+    widget.start_button.click()
+    qtbot.waitUntil(lambda: not widget.filling.is_running)
+    np.testing.assert_array_equal(
+        viewer.layers["raw em-k2 mask"].data, expected(tiny_model, em[0], tiny_model.threshold)
+    )
+    image.scale, image.units = (20.0,) * 3, ("nm",) * 3
+    widget.start_button.click()
+    assert "taken as" not in widget.about.text()
+    qtbot.waitUntil(lambda: not widget.filling.is_running)
+
+
 @pytest.fixture
 def gate(monkeypatch):
     """Holds the work back before each slice until it is let go; counts the slices that were predicted."""
@@ -165,6 +186,23 @@ def test_stop_keeps_what_is_done_and_start_goes_on(segment, em, tiny_model, qtbo
     assert sorted(gate.slices) == list(range(len(em[0])))  # none twice
     np.testing.assert_array_equal(mask.data, expected(tiny_model, em[0], widget.threshold.value()))
     assert len(viewer.layers) == 2
+
+
+def test_an_image_given_other_data_meanwhile_is_begun_anew(segment, em, tiny_model, qtbot, gate):
+    viewer, widget = segment
+    gate.hold()
+    widget.start_button.click()
+    gate.let(2)
+    qtbot.waitUntil(lambda: widget.bar.value() == 2)
+    widget.stop_button.click()
+    gate.release()
+    finished(qtbot, widget)
+    other = em[0][::-1, :48].copy()
+    viewer.layers["raw"].data = other
+    widget.start_button.click()
+    finished(qtbot, widget)
+    mask = viewer.layers["raw tiny mask [1]"]
+    np.testing.assert_array_equal(mask.data, expected(tiny_model, other, widget.threshold.value()))
 
 
 def test_probability_layer_on_demand(segment, em, tiny_model, qtbot):

@@ -145,10 +145,10 @@ def test_the_model_can_be_saved_and_a_full_disk_loses_nothing(bench, widget, tmp
 
 
 def test_start_pressed_twice_starts_one(bench, widget):
-    widget.start()
-    first = widget.worker
-    widget.start()
     widget.view.start_button.click()
+    first = widget.worker
+    widget.view.start_button.click()
+    widget.begin(widget.job)
     assert widget.worker is first
     assert len(WorkerBase._worker_set) == 1
     bench.finish(widget)

@@ -19,7 +19,7 @@ from napari_kdunet.core.prediction import Tiler, foreground
 from napari_kdunet.core.teachers import Teaching
 from napari_kdunet.core.volumes import Volume, check_labels, open_volume
 
-__all__ = ["Validation", "hold_out", "is_labelled", "labelled_slices", "spaced", "split"]
+__all__ = ["Validation", "held_out_slices", "hold_out", "is_labelled", "labelled_slices", "spaced", "split"]
 
 Truth = Callable[[int, tuple[int, int], tuple[int, int]], NDArray[np.int16]]
 
@@ -118,7 +118,7 @@ def split(
         judged = spaced(slices, config.val_slices)
         return Validation.against(given, given_labels, judged, config, "given volume"), frozenset()
     if truth is not None:
-        held_out = _held_out(found, config.val_share)
+        held_out = held_out_slices(found, config.val_share)
         judged = spaced(held_out, config.val_slices)
         if any((class_index(truth.read(z), config.classes, config.ignore) > 0).any() for z in judged):
             return Validation.against(image, truth, judged, config, "held-out slices"), frozenset(held_out)
@@ -127,7 +127,7 @@ def split(
     if teaching is None:
         raise LabelsError(f"{image.name} came without labels and without a teacher: give one of them.")
     every = tuple(range(image.shape[0]))
-    held_out = _held_out(every, config.val_share)
+    held_out = held_out_slices(every, config.val_share)
     judged = spaced(held_out or every, config.val_slices)
     return Validation(image, _teacher_truth(teaching), judged, "teacher"), frozenset(held_out)
 
@@ -141,7 +141,7 @@ def _teacher_truth(teaching: Teaching) -> Truth:
     return truth
 
 
-def _held_out(slices: tuple[int, ...], share: float) -> tuple[int, ...]:
+def held_out_slices(slices: tuple[int, ...], share: float) -> tuple[int, ...]:
     """The middle of the slices, about `share` of them; none of three or fewer, and never all.
 
     The middle is like the rest, where the ends of a stack often are not: cut, bent or noisy.

@@ -167,7 +167,12 @@ class CompareWidget(QWidget):
         counted, z, total = [s for s in comparing.slices if s is not None], comparing.z, comparing.total
         part = f" ({len(counted)} of {len(comparing.slices)})" if len(counted) < len(comparing.slices) else ""
         current = comparing.slices[z] if comparing.slices else None
-        self.table.set(total if counted else None, f"Volume{part}", current, f"Slice {z}")
+        self.table.set(
+            total if counted else None,
+            f"Volume{part}",
+            current,
+            f"Slice {z}" if comparing.slices else "Slice on screen",
+        )
         self.profile.set(comparing.ious, total.iou)
         self.profile.set_current(z)
         self.start_button.setEnabled(not comparing.is_running)

@@ -1,8 +1,10 @@
-"""Corrections that the user has painted into a segmentation, as labels to learn from."""
+"""Corrections that the user has painted into a segmentation, to go on learning from."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from contextlib import suppress
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import dask.array as da
@@ -18,10 +20,10 @@ from napari_kdunet.widgets.layers import RESULT
 if TYPE_CHECKING:
     import napari.viewer
 
-    from napari_kdunet.core import TrainConfig, Volume
+    from napari_kdunet.core import Model, TrainConfig, Volume
     from napari_kdunet.widgets.results import Result
 
-__all__ = ["corrected_mask", "with_corrections"]
+__all__ = ["corrected_mask", "iter_corrections"]
 
 
 def corrected_mask(viewer: napari.viewer.Viewer) -> tuple[Labels, Result]:
@@ -41,8 +43,13 @@ def corrected_mask(viewer: napari.viewer.Viewer) -> tuple[Labels, Result]:
     )
 
 
-def with_corrections(result: Result, raw: Volume, earlier: Volume | None, config: TrainConfig) -> Volume:
-    """Labels of the corrected slices, and the earlier labels of the others, to be read with ``ignore=0``.
+def iter_corrections(
+    result: Result, raw: Volume, earlier: Volume | None, config: TrainConfig, start: Model
+) -> Iterator[Any]:
+    """Train on all corrected slices and on the earlier labels of the others; events as of `core.iter_train`.
+
+    Nothing that somebody corrected is held out. It is validated on those of the earlier labels that a training on them
+    holds out, where it does: a model that comes from one has never learnt from these.
 
     Parameters
     ----------
@@ -53,40 +60,66 @@ def with_corrections(result: Result, raw: Volume, earlier: Volume | None, config
     earlier : Volume, optional
         Its labels.
     config : TrainConfig
-        Classes, ignore value and which slices of the earlier labels count.
-
-    Returns
-    -------
-    Volume
-        ZYX uint8, lazy: 0 where nobody has looked, 1 = background, 2 and up = classes.
+        Classes, ignore value, which slices of the earlier labels count, and which share of them is held out.
+    start : Model
+        Where to go on from.
 
     Raises
     ------
     LabelsError
         If nothing was corrected, or the earlier labels do not fit the image.
     """
-    from napari_kdunet.core.splits import labelled_slices  # not at the top: it imports torch
-
     corrected = result.corrected_slices()
     if not corrected:
         raise core.LabelsError("nothing is corrected yet: paint into the mask where it is wrong, or erase.")
+    known, held_out = _earlier_slices(raw, earlier, config, corrected)
+
+    def index_of(z: int) -> NDArray[np.int16]:
+        if z in corrected:
+            return class_index(corrected[z], config.classes)
+        assert earlier is not None
+        return class_index(earlier.read(z), config.classes, config.ignore)
+
+    shape = result.mask.shape
+    learnt = _labels(shape, "corrected labels", index_of, (corrected.keys() | known) - held_out)
+    val = (raw, _labels(shape, "earlier labels", index_of, held_out)) if held_out else None
+    settings = replace(config, ignore=0, slices="auto", val_share=0.0)
+    for event in core.iter_train(raw, learnt, settings, start=start, val=val):
+        if isinstance(event, core.Started):
+            where = f"earlier labels, z = {', '.join(map(str, event.val_slices))}" if val else "slices learnt from"
+            note = f"all {len(corrected)} that are corrected are learnt from, and the IoU is of {where}."
+            event = replace(event, notes=(*event.notes, note))
+        yield event
+
+
+def _earlier_slices(
+    raw: Volume, earlier: Volume | None, config: TrainConfig, corrected: dict[int, Any]
+) -> tuple[set[int], set[int]]:
+    """Slices with earlier labels, and those of them to validate on."""
+    from napari_kdunet.core.splits import held_out_slices, is_labelled, labelled_slices  # they import torch
+
     known: tuple[int, ...] = ()
     if earlier is not None:
         check_labels(raw, earlier)
         with suppress(core.UnlabelledError):
             known = labelled_slices(earlier, config)
-    shape = result.mask.shape
+    held_out = {z for z in held_out_slices(known, config.val_share) if z not in corrected}
+    if earlier is None or not any(is_labelled(earlier, z, config)[1] for z in held_out):
+        held_out = set()
+    return set(known), held_out
+
+
+def _labels(
+    shape: tuple[int, int, int], name: str, index_of: Callable[[int], NDArray[np.int16]], slices: set[int]
+) -> Volume:
+    """Some slices as ZYX uint8, lazy: 0 where nobody has looked, 1 = background, 2 and up = classes."""
 
     def labels_of(block_id: Any = (0, 0, 0)) -> NDArray[np.uint8]:
         z = block_id[0]
-        if z in corrected:
-            index = class_index(corrected[z], config.classes)
-        elif earlier is not None and z in known:
-            index = class_index(earlier.read(z), config.classes, config.ignore)
-        else:
-            index = np.full(shape[1:], -1, np.int16)
-        return (index + 1).astype(np.uint8)[None]
+        if z not in slices:
+            return np.zeros((1, *shape[1:]), np.uint8)
+        return (index_of(z) + 1).astype(np.uint8)[None]
 
     chunks = ((1,) * shape[0], *((n,) for n in shape[1:]))
     lazy = da.map_blocks(labels_of, chunks=chunks, dtype=np.uint8, meta=np.empty((0, 0, 0), np.uint8))
-    return core.open_volume(lazy, name="corrected labels")
+    return core.open_volume(lazy, name=name)

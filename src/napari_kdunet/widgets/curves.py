@@ -8,20 +8,22 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyqtgraph as pg
 from napari.utils.theme import get_theme
-from qtpy.QtCore import QSize, Qt, QTimer
+from qtpy.QtCore import QSize, Qt, QTimer, Signal
 from qtpy.QtWidgets import QVBoxLayout, QWidget
 
 if TYPE_CHECKING:
     import napari.viewer
 
-__all__ = ["REDRAW_MS", "Curves", "Run"]
+__all__ = ["Curves", "Run"]
 
 # Okabe and Ito (2008): told apart by the colour-blind, and on a dark as on a light ground
 _COLOURS = ("#E69F00", "#56B4E9", "#CC79A7")
 _TEACHER = "#009E73"
 _SMOOTH = 0.1  # share of a new loss in the running mean that is drawn
-#: Between two drawings, however fast the steps come: each lets Qt compose the whole window again, canvas and all.
-REDRAW_MS = 500
+# ms between two drawings, however fast the steps come: for each Qt composes the whole window again, canvas and all,
+# while napari holds the interpreter's lock, and the training waits
+_REDRAW = 500
+_EMPTY = 100  # steps on the axis before there are any
 _MOST = 20_000  # values kept of a run, to be drawn quickly; of more, every other one is let go
 
 
@@ -73,6 +75,8 @@ class Curves(QWidget):
         The line to reach.
     """
 
+    drawing = Signal()  # for what changes as often, to be drawn along
+
     def __init__(self, viewer: napari.viewer.Viewer) -> None:
         super().__init__()
         self.viewer = viewer
@@ -90,10 +94,12 @@ class Curves(QWidget):
             plot.setMenuEnabled(False)
             plot.hideButtons()
             plot.setMouseEnabled(False, False)
-            plot.getAxis("left").setWidth(58)
+            plot.getAxis("left").setWidth(66)  # a loss may be 0.0001
             plot.getAxis("bottom").enableAutoSIPrefix(False)
             plot.setDownsampling(auto=True, mode="subsample")
         self.loss_plot.setLogMode(y=True)
+        self.iou_plot.getAxis("bottom").setStyle(showValues=False)  # they are those of the plot below
+        self.iou_plot.setXRange(0, _EMPTY, padding=0.02)
         self.legend = self.iou_plot.addLegend(offset=(-4, -4), labelTextSize="9pt")  # where a good curve does not go
         self._items: dict[str, tuple[Any, Any, Any]] = {}
         self._line: Any = None
@@ -103,7 +109,7 @@ class Curves(QWidget):
         layout.addWidget(self.graphics)
         self._timer = QTimer(self)
         self._timer.setSingleShot(True)
-        self._timer.setInterval(REDRAW_MS)
+        self._timer.setInterval(_REDRAW)
         self._timer.timeout.connect(self._draw)
         theme, follow = viewer.events.theme, self._follow_theme
         theme.connect(follow)
@@ -180,12 +186,13 @@ class Curves(QWidget):
             self._timer.start()
 
     def _draw(self) -> None:
+        self.drawing.emit()
         for name, (faint, smooth, iou) in self._items.items():
             run = self.runs[name]
             faint.setData(run.steps, run.losses)
             smooth.setData(run.steps, run.smooth)
             iou.setData(run.val_steps, run.ious)
-        last = max((run.steps[-1] for run in self.runs.values() if run.steps), default=1)
+        last = max((run.steps[-1] for run in self.runs.values() if run.steps), default=_EMPTY)
         self.iou_plot.setXRange(0, last, padding=0.02)
 
     def _follow_theme(self, event: Any = None) -> None:

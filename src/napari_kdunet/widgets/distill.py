@@ -46,7 +46,7 @@ class DistillWidget(TrainingPanel):
     """
 
     def __init__(self, viewer: napari.viewer.Viewer) -> None:  # napari goes by these very words
-        inputs = Inputs(viewer, no_labels="none: learn from the teacher alone")
+        inputs = Inputs(viewer, no_labels="none: teacher alone")
         teacher = ModelChooser()
         probability = LayerChooser(viewer, Image, "none: take the model", at_first_none=True, accepts=_is_probability)
         probability.setToolTip(
@@ -54,8 +54,8 @@ class DistillWidget(TrainingPanel):
         )
         rows = {"Teacher model": teacher, "or teacher layer": probability, **inputs.rows}
         form = SettingsForm(core.DistillConfig, main=_MAIN, hidden=("ignore",))
-        super().__init__(viewer, form, rows, "Distil")
-        self.inputs, self.teacher, self.probability = inputs, teacher, probability
+        super().__init__(viewer, form, inputs, rows, "Distil")
+        self.teacher, self.probability = teacher, probability
         self.size_label = QLabel()
         self.size_label.setToolTip(
             "Learnable parameters of teacher and student, and how many times smaller the student is."
@@ -66,15 +66,21 @@ class DistillWidget(TrainingPanel):
             "Train the same student, with the same settings, from the labels alone: what the teacher adds is the gap\n"
             "between the two curves."
         )
-        self.view.add_starter(self.control_button)
         self.view.buttons.insertWidget(1, self.control_button, 1)
         self.view.add_line(self.size_label)
-        self.control_button.clicked.connect(lambda: self.begin(self.control_job))
+        self.let_begin(self.view.start_button, self.job)
+        self.let_begin(self.control_button, self.control_job)
         self._teacher_parameters: int | None = None
 
     def job(self) -> Job:
-        """Distil the chosen teacher; errors as in `TrainingPanel.job`."""
-        (raw, labels), config = self.inputs.volumes(), self._config()
+        """Distil the chosen teacher.
+
+        Raises
+        ------
+        KDUNetError
+            If something is missing or wrong.
+        """
+        (raw, labels), config = self.inputs.volumes(), self.config()
         get_teacher = self._teacher()
 
         def events() -> Iterator[Any]:
@@ -87,8 +93,8 @@ class DistillWidget(TrainingPanel):
         return Job("student", f"{raw.name} k{config.k} distilled", self.inputs.image.wanted(), events)
 
     def control_job(self) -> Job:
-        """Train the same student without the teacher; errors as in `TrainingPanel.job`."""
-        (raw, labels), config = self.inputs.volumes(), self._config()
+        """Train the same student without the teacher; errors as in `job`."""
+        (raw, labels), config = self.inputs.volumes(), self.config()
         if labels is None:
             raise core.LabelsError("a control run learns from labels alone: choose a labels layer.")
         same = core.TrainConfig(**{spec.name: getattr(config, spec.name) for spec in fields(core.TrainConfig)})
@@ -107,9 +113,6 @@ class DistillWidget(TrainingPanel):
         elif isinstance(event, core.Started):
             self._student_parameters = event.parameters
             self._show_size()
-
-    def _config(self) -> Any:
-        return self.form.config(ignore=self.inputs.ignore)
 
     def _teacher(self) -> Callable[[], Model | Volume]:
         """What gives the teacher, to be called on the thread."""

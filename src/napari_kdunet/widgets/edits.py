@@ -23,7 +23,8 @@ class Edits:
     """The slices of a labels layer whose content changes by painting, filling, erasing, undo and redo.
 
     napari says of a stroke where it is, but only that something is drawn again after an undo. So each slice that may
-    have changed is looked at, and counts if its content has.
+    have changed is looked at, and counts if its content has. Where the layer is given other data, all slices count of
+    which it is not known that they are the same.
 
     Parameters
     ----------
@@ -31,19 +32,25 @@ class Edits:
         Where it is painted.
     layer : napari.layers.Labels
         What is painted on.
+
+    Attributes
+    ----------
+    volume : Volume
+        The labels as they are whenever they are read.
     """
 
     def __init__(self, viewer: napari.viewer.Viewer, layer: Labels) -> None:
         self.viewer, self.layer = viewer, layer
-        self._volume = volume_of(layer)
+        self.volume = volume_of(layer, following=True)
         self._painted: set[int] = set()
-        self._sums: dict[int, int] = {}
+        self._sums: dict[int, int | None] = {}  # None is unlike any
         self._suspects = {current_slice(viewer, layer)}
         self._lock = threading.Lock()
         self._told = threading.Event()
         layer.events.paint.connect(self._stroke_ended)  # napari holds methods weakly: this can go when nobody asks
         layer.events.labels_update.connect(self._stroke_goes_on)
         layer.events.set_data.connect(self._drawn_again)
+        layer.events.data.connect(self._replaced)
 
     def take(self) -> list[int]:
         """The z of the slices that have changed since the last time, from any one thread."""
@@ -53,7 +60,7 @@ class Edits:
             painted = set(self._painted)
         changed = []
         for z in suspects:
-            now = zlib.crc32(self._volume.read(z).tobytes())
+            now = zlib.crc32(self.volume.read(z).tobytes())
             if now != self._sums.get(z, None if z in painted else now):
                 changed.append(z)
             self._sums[z] = now
@@ -73,6 +80,12 @@ class Edits:
     def _drawn_again(self, event: Any = None) -> None:
         """After an undo, but after scrolling too."""
         self._suspect({current_slice(self.viewer, self.layer), *self._painted})
+
+    def _replaced(self, event: Any = None) -> None:
+        every = range(self.volume.shape[0])
+        for z in every:
+            self._sums.setdefault(z, None)
+        self._suspect(every)
 
     def _suspect(self, slices: Iterable[int], *, painted: bool = False) -> None:
         with self._lock:

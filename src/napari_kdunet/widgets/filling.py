@@ -10,7 +10,7 @@ from napari.utils import Colormap
 from qtpy.QtCore import QObject, Signal
 from qtpy.QtWidgets import QWidget
 
-from napari_kdunet.widgets.layers import RESULT, current_slice, grid_of, volume_of
+from napari_kdunet.widgets.layers import RESULT, current_slice, data_of, grid_of, volume_of
 from napari_kdunet.widgets.results import Focus, Result, segment
 from napari_kdunet.widgets.worker import EventWorker, run
 
@@ -53,6 +53,7 @@ class Filling(QObject):
         self.mask: Any = None
         self.probability: Any = None
         self._image: Any = None
+        self._data: Any = None
         self._name = ""
         self._focus = Focus()
         self._worker: EventWorker | None = None
@@ -89,10 +90,11 @@ class Filling(QObject):
             return
         volume = volume_of(image)
         result = self.result
-        if result is None or self._image != image or result.model is not model or result.done.all():
+        same = self._image == image and self._data is data_of(image)
+        if result is None or not same or result.model is not model or result.done.all():
             memory = None if image.ndim == 3 else sys.maxsize
             result = Result(model, volume.shape, threshold, memory=memory)
-            self.result, self._image = result, image
+            self.result, self._image, self._data = result, image, data_of(image)
             self._name = name if name.startswith(image.name) else f"{image.name} {name}"
             self._add_mask()
         self._moved()
@@ -188,7 +190,7 @@ class Filling(QObject):
     def _removed(self, event: Any) -> None:
         if self.mask is not None and event.value == self.mask:
             self.stop()
-            self.result = self.mask = self._image = None
+            self.result = self.mask = self._image = self._data = None
             self.changed.emit()
         elif self.probability is not None and event.value == self.probability:
             self.probability = None

@@ -14,7 +14,7 @@ from napari_kdunet.core import Volume, VolumeError, open_volume
 if TYPE_CHECKING:
     import napari.viewer
 
-__all__ = ["PREVIEW", "RESULT", "LayerChooser", "current_slice", "grid_of", "volume_of", "voxel_size_of"]
+__all__ = ["PREVIEW", "RESULT", "LayerChooser", "current_slice", "data_of", "grid_of", "volume_of", "voxel_size_of"]
 
 #: Key in the metadata of layers that are shown only, and cannot be chosen to learn from.
 PREVIEW = "napari-kdunet preview"
@@ -38,8 +38,34 @@ def voxel_size_of(layer: Layer) -> tuple[float, float, float] | None:
     return (z or y, y, x)
 
 
-def volume_of(layer: Layer) -> Volume:
+def data_of(layer: Layer) -> Any:
+    """The array that a layer shows; of a pyramid the finest level."""
+    return layer.data[0] if getattr(layer, "multiscale", False) else layer.data
+
+
+class _Following:
+    """The array of a layer in whose place another may be put meanwhile: what is read is of the one there is by then."""
+
+    def __init__(self, layer: Layer) -> None:
+        self.layer = layer
+        self.shape, self.dtype = data_of(layer).shape, data_of(layer).dtype
+
+    def __getitem__(self, key: Any) -> Any:
+        data = data_of(self.layer)
+        if data.shape != self.shape:
+            raise ValueError(f"the layer had shape {self.shape} and has {data.shape} by now")
+        return data[key]
+
+
+def volume_of(layer: Layer, *, following: bool = False) -> Volume:
     """A layer as a volume: 2-D as one slice, of a pyramid the finest level; nothing is read yet.
+
+    Parameters
+    ----------
+    layer : napari.layers.Layer
+        Which.
+    following : bool
+        Read from the data that the layer has when they are read, rather than from those that it has now.
 
     Raises
     ------
@@ -50,7 +76,7 @@ def volume_of(layer: Layer) -> Volume:
         raise VolumeError(
             f"the layer {layer.name} is RGB: convert it to grey values first (right-click it, Split RGB, take one)."
         )
-    data: Any = layer.data[0] if getattr(layer, "multiscale", False) else layer.data
+    data = _Following(layer) if following else data_of(layer)
     return open_volume(data, voxel_size=voxel_size_of(layer), name=layer.name)
 
 
@@ -65,8 +91,7 @@ def current_slice(viewer: napari.viewer.Viewer, layer: Layer) -> int:
     if layer.ndim < 3:
         return 0
     point = layer.world_to_data(viewer.dims.point[-layer.ndim :])
-    depth = (layer.data[0] if getattr(layer, "multiscale", False) else layer.data).shape[-3]
-    return int(min(max(round(float(point[-3])), 0), depth - 1))
+    return int(min(max(round(float(point[-3])), 0), data_of(layer).shape[-3] - 1))
 
 
 class LayerChooser(QComboBox):
@@ -102,6 +127,7 @@ class LayerChooser(QComboBox):
         self.at_first_none, self.accepts = at_first_none, accepts
         self.setSizeAdjustPolicy(QComboBox.SizeAdjustPolicy.AdjustToMinimumContentsLengthWithIcon)
         self.setMinimumContentsLength(12)
+        self.setPlaceholderText(f"no {kind.__name__.lower()} yet: open or add one")
         self.currentIndexChanged.connect(lambda: self.changed.emit())
         events, refresh = viewer.layers.events, self._refresh
         sources = (events.inserted, events.removed, events.reordered, events.renamed)

@@ -10,6 +10,7 @@ from napari.layers import Layer
 from napari.utils.colormaps import CyclicLabelColormap
 from napari.utils.transforms import Affine
 from numpy.typing import NDArray
+from qtpy.QtCore import QTimer
 from qtpy.QtWidgets import QWidget
 
 from napari_kdunet import core
@@ -19,7 +20,7 @@ from napari_kdunet.widgets.worker import EventWorker, run
 if TYPE_CHECKING:
     import napari.viewer
 
-    from napari_kdunet.core import Model, Volume
+    from napari_kdunet.core import Model
 
 __all__ = ["Preview"]
 
@@ -46,6 +47,9 @@ class Preview:
         What to segment.
     owner : QWidget, optional
         The preview ends with it.
+    rest : int
+        ms that the user must stay on a slice before it is segmented; 0 follows every move. It spares the machine
+        where something else is at work on it.
 
     Attributes
     ----------
@@ -58,9 +62,11 @@ class Preview:
         If the layer cannot be segmented.
     """
 
-    def __init__(self, viewer: napari.viewer.Viewer, image: Layer, owner: QWidget | None = None) -> None:
+    def __init__(
+        self, viewer: napari.viewer.Viewer, image: Layer, owner: QWidget | None = None, *, rest: int = 0
+    ) -> None:
         self.viewer, self.image, self.owner = viewer, image, owner
-        self.volume: Volume = volume_of(image)
+        volume_of(image)  # what cannot be segmented is told now
         self.layer: Layer | None = None
         self.probability: NDArray[np.float32] | None = None
         self.z = -1
@@ -69,6 +75,10 @@ class Preview:
         self._worker: EventWorker | None = None
         self._wanted: tuple[Model, int] | None = None
         self._closed = False
+        self._rest = QTimer()
+        self._rest.setSingleShot(True)
+        self._rest.setInterval(rest)
+        self._rest.timeout.connect(self._request)
         viewer.dims.events.point.connect(self._moved)
         viewer.layers.events.removed.connect(self._removed)
         if owner is not None:
@@ -89,8 +99,8 @@ class Preview:
 
     @property
     def is_busy(self) -> bool:
-        """Whether a slice is being segmented."""
-        return self._wanted is not None
+        """Whether a slice is being segmented, or is about to be."""
+        return self._wanted is not None or self._rest.isActive()
 
     @property
     def is_closed(self) -> bool:
@@ -112,6 +122,7 @@ class Preview:
         if self._closed:
             return
         self._closed, self._wanted = True, None
+        self._rest.stop()
         self.viewer.dims.events.point.disconnect(self._moved)
         self.viewer.layers.events.removed.disconnect(self._removed)
 
@@ -124,7 +135,7 @@ class Preview:
 
     def _moved(self, event: Any = None) -> None:
         if self._model is not None and current_slice(self.viewer, self.image) != (self._wanted or (None, self.z))[1]:
-            self._request()
+            self._rest.start()
 
     def _request(self) -> None:
         if self._closed or self._model is None:
@@ -135,11 +146,11 @@ class Preview:
 
     def _start(self) -> None:
         assert self._wanted is not None
-        volume, (model, z) = self.volume, self._wanted
+        volume, (model, z) = volume_of(self.image), self._wanted  # its data or scale may be others by now
 
         def predict() -> Iterator[tuple[Model, int, NDArray[np.float32]]]:
             one = core.open_volume(volume.read(z), voxel_size=volume.voxel_size, name=volume.name)
-            yield model, z, core.predict(model, one)[0].compute()
+            yield model, z, core.predict(model, one)[0].compute(scheduler="synchronous")
 
         self._worker = run(
             predict, on_event=self._predicted, on_done=self._next, on_error=self._gave_up, owner=self.owner

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyqtgraph as pg
 from napari.utils.theme import get_theme
-from qtpy.QtCore import Qt, Signal
+from qtpy.QtCore import QSize, Qt, Signal
 from qtpy.QtWidgets import QVBoxLayout, QWidget
 
 if TYPE_CHECKING:
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 __all__ = ["Profile"]
 
 _CURVE, _WORST = "#56B4E9", "#D55E00"  # Okabe and Ito (2008)
+_EMPTY = 10  # slices on the axis before there are any
 
 
 class Profile(QWidget):
@@ -61,6 +62,10 @@ class Profile(QWidget):
         self.set([], float("nan"))
         self._follow_theme()
 
+    def sizeHint(self) -> QSize:
+        """Small enough for a laptop's screen; the plot takes what room there is."""
+        return QSize(380, 200)
+
     def set(self, ious: Sequence[float], total: float) -> None:
         """Draw one IoU a slice, nan where there is none, and that of the volume as a dashed line."""
         values, self.count = np.asarray(ious, float), len(ious)
@@ -71,7 +76,8 @@ class Profile(QWidget):
         self.dot.setData(worst, values[worst])
         self.mean.setVisible(bool(np.isfinite(total)))
         self.mean.setValue(total if np.isfinite(total) else 0)
-        self.plot.setXRange(0, max(self.count - 1, 1), padding=0.02)
+        self.mark.setVisible(bool(self.count))
+        self.plot.setXRange(0, max(self.count - 1, 1) if self.count else _EMPTY, padding=0.02)
 
     def set_current(self, z: int) -> None:
         """Mark the slice on screen."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
-from qtpy.QtCore import QSize, Qt, QTimer, Signal
+from qtpy.QtCore import QSize, Qt, Signal
 from qtpy.QtWidgets import (
     QFrame,
     QHBoxLayout,
@@ -18,7 +18,7 @@ from qtpy.QtWidgets import (
     QWidget,
 )
 
-from napari_kdunet.widgets.curves import REDRAW_MS, Curves
+from napari_kdunet.widgets.curves import Curves
 
 if TYPE_CHECKING:
     import napari.viewer
@@ -66,18 +66,17 @@ class RunView(QWidget):
         What the start button says.
     """
 
-    start_clicked = Signal()
     pause_clicked = Signal()
     stop_clicked = Signal()
     save_clicked = Signal()
 
     def __init__(self, viewer: napari.viewer.Viewer, start: str) -> None:
         super().__init__()
-        self.start_button = _button(start, "Begin, with the settings above.", self.start_clicked)
+        self.start_button = _button(start, "Begin, with the settings above.")
         self.pause_button = _button("Pause", "Wait after this step, or go on; pauses do not count.", self.pause_clicked)
         self.stop_button = _button("Stop", "End after this step; the best model so far is kept.", self.stop_clicked)
         self.save_button = _button("Save…", "Write the best model to a .safetensors file.", self.save_clicked)
-        self._starters = [self.start_button]
+        self._starters: list[QPushButton] = []
         self.buttons, self._lines = QHBoxLayout(), QVBoxLayout()
         for button in (self.start_button, self.pause_button, self.stop_button, self.save_button):
             self.buttons.addWidget(button, 1)
@@ -97,25 +96,23 @@ class RunView(QWidget):
         layout.addWidget(self.curves, 1)
         self._best, self._endless = math.nan, False
         self._latest: Stepped | None = None
-        self._timer = QTimer(self)
-        self._timer.setSingleShot(True)
-        self._timer.setInterval(REDRAW_MS)
-        self._timer.timeout.connect(self._show_step)
-        self._validated_on = ""
+        self.curves.drawing.connect(self._show_step)
+        self._run, self._validated_on = "", ""
         self.ended("Ready.")
         self.save_button.setEnabled(False)
 
     def add_starter(self, button: QPushButton) -> None:
-        """Let one more start button, wherever it is, be usable when nothing runs."""
+        """Let a button that starts a run, wherever it is, be usable when nothing runs."""
         self._starters.append(button)
 
     def add_line(self, label: QLabel) -> None:
         """Put a line of words under the score."""
         self._lines.addWidget(label)
 
-    def preparing(self, endless: bool = False) -> None:
-        """A run was asked for, with a budget or not; its slices are being read."""
-        self._endless = endless
+    def preparing(self, run: str, endless: bool = False) -> None:
+        """A run of this name was asked for, with a budget or not; its slices are being read."""
+        self._run, self._endless = run, endless
+        self.curves.begin(run)
         self._set_running(True)
         self.bar.setRange(0, 0)
         self.status.setText("Preparing: reading the slices…")
@@ -139,6 +136,7 @@ class RunView(QWidget):
         kinds = {
             "held-out slices": f"{len(event.val_slices)} held-out slice{plural}",
             "training slices": "training slices, none held out",
+            "given volume": f"{len(event.val_slices)} earlier slice{plural}",
             "teacher": "agreement with the teacher",
         }
         self._validated_on = kinds.get(event.validated_on, event.validated_on)
@@ -146,10 +144,9 @@ class RunView(QWidget):
         self.notes.setVisible(bool(event.notes))
 
     def stepped(self, event: Stepped) -> None:
-        """Show how far it is, soon."""
+        """Show how far it is, when the curves are drawn."""
         self._latest = event
-        if not self._timer.isActive():
-            self._timer.start()
+        self.curves.add_step(self._run, event.step, event.loss)
 
     def _show_step(self) -> None:
         event, self._latest = self._latest, None
@@ -166,6 +163,7 @@ class RunView(QWidget):
 
     def validated(self, event: Validated) -> None:
         """Show the score."""
+        self.curves.add_validation(self._run, event.step, event.iou)
         self._best = event.iou if math.isnan(self._best) else max(self._best, event.iou)
         self.score.setText(f"Validation IoU {event.iou:.3f} · best {self._best:.3f} · {self._validated_on}")
 
@@ -194,10 +192,11 @@ class RunView(QWidget):
         self.stop_button.setEnabled(running)
 
 
-def _button(text: str, tip: str, clicked: Any) -> QPushButton:
+def _button(text: str, tip: str, clicked: Any = None) -> QPushButton:
     button = QPushButton(text)
     button.setToolTip(tip)
-    button.clicked.connect(lambda: clicked.emit())
+    if clicked is not None:
+        button.clicked.connect(lambda: clicked.emit())
     return button
 
 

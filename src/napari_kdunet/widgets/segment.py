@@ -9,7 +9,7 @@ from qtpy.QtWidgets import QCheckBox, QFormLayout, QHBoxLayout, QLabel, QProgres
 from superqt import QLabeledDoubleSlider
 
 from napari_kdunet.widgets.filling import Filling
-from napari_kdunet.widgets.layers import LayerChooser
+from napari_kdunet.widgets.layers import LayerChooser, voxel_size_of
 from napari_kdunet.widgets.models import ModelChooser, models
 from napari_kdunet.widgets.notify import reporting
 from napari_kdunet.widgets.preview import Preview
@@ -56,6 +56,7 @@ class SegmentWidget(QWidget):
         """Segment the whole volume, or what is missing of it after a stop."""
         with reporting():
             model, name = self.model_chooser.model(), self.model_chooser.name
+            self._describe()
             self.filling.start(self.image.wanted(), model, name, self.threshold.value())
             self.filling.show_probability(self.show_probability.isChecked())
 
@@ -68,6 +69,10 @@ class SegmentWidget(QWidget):
         self.image = LayerChooser(self.viewer)
         self.image.setToolTip("Image layer to segment: grey values, 2-D or 3-D. Lazy images are read slice by slice.")
         self.model_chooser = ModelChooser()
+        self.about, self.status = QLabel(), QLabel()
+        for label in (self.about, self.status):
+            label.setWordWrap(True)
+        self.about.setToolTip("What the model is, and at which pixel size it works.")
         self.threshold = QLabeledDoubleSlider()
         self.threshold.setToolTip(
             "Probability, 0 to 1, above which a voxel is foreground. Nothing is predicted again when it changes."
@@ -89,8 +94,6 @@ class SegmentWidget(QWidget):
         self.stop_button.setToolTip("Stop after the slice under way. What is done stays.")
         self.bar = QProgressBar()
         self.bar.setToolTip("Slices done.")
-        self.status = QLabel()
-        self.status.setWordWrap(True)
         buttons, boxes = QHBoxLayout(), QHBoxLayout()
         buttons.addWidget(self.start_button, 1)
         buttons.addWidget(self.stop_button)
@@ -100,6 +103,7 @@ class SegmentWidget(QWidget):
         form.setFieldGrowthPolicy(QFormLayout.FieldGrowthPolicy.AllNonFixedFieldsGrow)
         form.addRow("Image", self.image)
         form.addRow("Model", self.model_chooser)
+        form.addRow("", self.about)
         form.addRow("Threshold", self.threshold)
         for row in (boxes, buttons):
             form.addRow(row)
@@ -140,6 +144,7 @@ class SegmentWidget(QWidget):
 
     def _show_preview(self) -> None:
         """Open, renew or close the preview, as image, model and the box have it."""
+        self._describe()
         image, preview = self.image.layer, self.preview
         if preview is not None and (preview.image != image or not self.live.isChecked()):
             self.preview = None
@@ -150,6 +155,16 @@ class SegmentWidget(QWidget):
             self.preview = self.preview or Preview(self.viewer, image, owner=self)
             self.preview.threshold = self.threshold.value()
             self.preview.show(self.model)
+
+    def _describe(self) -> None:
+        """Say what the model is, and where its pixel size may not be that of the image."""
+        image, model = self.image.layer, self.model
+        self.about.setVisible(model is not None)
+        if model is not None:
+            text = f"{model.parameter_count:,} parameters, works at {model.pixel_size:g} nm a pixel."
+            if model.pixel_size and image is not None and voxel_size_of(image) is None:
+                text += f"\nThe scale of {image.name} has no unit of length: its pixels are taken as that wide."
+            self.about.setText(text if model.pixel_size else f"{model.parameter_count:,} parameters.")
 
     def _layer_removed(self, event: Any) -> None:
         if self.preview is not None and self.preview.layer == event.value:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from qtpy.QtWidgets import QCheckBox, QPushButton
 
 from napari_kdunet import core
-from napari_kdunet.widgets.corrections import corrected_mask, with_corrections
+from napari_kdunet.widgets.corrections import corrected_mask, iter_corrections
 from napari_kdunet.widgets.edits import Edits
 from napari_kdunet.widgets.form import SettingsForm
 from napari_kdunet.widgets.inputs import Inputs, beside
@@ -52,47 +52,52 @@ class TrainWidget(TrainingPanel):
             "slices of its mask that you have painted on, together with the labels above."
         )
         rows = {**inputs.rows, "Start from": origin, " ": beside(live, corrections)}
-        super().__init__(viewer, SettingsForm(core.TrainConfig, hidden=("ignore",)), rows, "Train")
-        self.inputs, self.origin, self.live, self.corrections_button = inputs, origin, live, corrections
-        self.view.add_starter(corrections)
-        corrections.clicked.connect(lambda: self.begin(self.corrections_job))
+        super().__init__(viewer, SettingsForm(core.TrainConfig, hidden=("ignore",)), inputs, rows, "Train")
+        self.origin, self.live, self.corrections_button = origin, live, corrections
+        self.let_begin(self.view.start_button, lambda: self.live_job() if live.isChecked() else self.job())
+        self.let_begin(corrections, self.corrections_job)
 
     def job(self) -> Job:
-        """Train on the chosen layers; errors as in `TrainingPanel.job`."""
+        """Train on the chosen layers.
+
+        Raises
+        ------
+        KDUNetError
+            If something is missing or wrong.
+        """
         raw, labels = self.inputs.volumes()
-        config, origin = self.form.config(ignore=self.inputs.ignore), self._origin()
-        image, name = self.inputs.image.wanted(), self.origin.name
-        if self.live.isChecked():
-            edits = Edits(self.viewer, self.inputs.labels.wanted())
-
-            def live_events() -> Iterator[Any]:
-                start = origin()
-                yield from iter_live(raw, labels, _like(start, config.live()), start, edits)
-
-            return Job("live", f"{raw.name} live", image, live_events, endless=True)
+        config, origin, name = self.config(), self._origin(), self.origin.name
 
         def events() -> Iterator[Any]:
             start = origin()
             yield from core.iter_train(raw, labels, _like(start, config), start=start)
 
-        return Job("training", f"{raw.name} from {name}" if name else f"{raw.name} k{config.k}", image, events)
+        called = f"{raw.name} from {name}" if name else f"{raw.name} k{config.k}"
+        return Job("training", called, self.inputs.image.wanted(), events)
+
+    def live_job(self) -> Job:
+        """Train on the chosen layers while somebody paints; errors as in `job`."""
+        raw, edits = self.inputs.raw(), Edits(self.viewer, self.inputs.labels.wanted())
+        config, origin = self.config().live(), self._origin()
+
+        def events() -> Iterator[Any]:
+            start = origin()
+            yield from iter_live(raw, edits, _like(start, config), start)
+
+        return Job("live", f"{raw.name} live", self.inputs.image.wanted(), events, endless=True)
 
     def corrections_job(self) -> Job:
-        """Go on from the model that the user has corrected; errors as in `TrainingPanel.job`."""
-        image = self.inputs.image.wanted()
+        """Go on from the model that the user has corrected, on all that is corrected; errors as in `job`."""
         mask, result = corrected_mask(self.viewer)
         labels = self.inputs.labels.layer
         raw, earlier = self.inputs.volumes() if labels not in (None, mask) else (self.inputs.raw(), None)
-        config = self.form.config(ignore=self.inputs.ignore).going_on()
-        origin = self._origin()
+        config, origin = self.config().going_on(), self._origin()
 
         def events() -> Iterator[Any]:
             start = origin() or result.model
-            config_of_it = _like(start, config)
-            merged = with_corrections(result, raw, earlier, config_of_it)
-            yield from core.iter_train(raw, merged, replace(config_of_it, ignore=0, slices="auto"), start=start)
+            yield from iter_corrections(result, raw, earlier, _like(start, config), start)
 
-        return Job("corrections", f"{raw.name} corrected", image, events)
+        return Job("corrections", f"{raw.name} corrected", self.inputs.image.wanted(), events)
 
     def on_event(self, event: Any) -> None:
         """Say what a live training waits for, and let the next run go on from a model that was painted for."""

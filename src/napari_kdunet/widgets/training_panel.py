@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 from napari.layers import Layer
 from napari.utils.notifications import show_warning
 from qtpy.QtCore import QEvent
-from qtpy.QtWidgets import QVBoxLayout, QWidget
+from qtpy.QtWidgets import QPushButton, QVBoxLayout, QWidget
 
 from napari_kdunet import core
 from napari_kdunet.widgets.form import SettingsForm
+from napari_kdunet.widgets.inputs import Inputs
 from napari_kdunet.widgets.models import ask_and_save, models
 from napari_kdunet.widgets.notify import reporting
 from napari_kdunet.widgets.preview import Preview
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     import napari.viewer
 
 __all__ = ["Job", "TrainingPanel"]
+
+_REST_MS = 150  # slices that are scrolled past are not worth the training's time
 
 
 @dataclass(frozen=True)
@@ -40,17 +43,19 @@ class Job:
 class TrainingPanel(QWidget):
     """Base of the widgets that train.
 
-    A subclass gives its inputs and its form, and makes a `Job` of them. From the first validation on the best model
-    so far is in the list of models, so that nothing that happens later can lose it.
+    A subclass gives its inputs and its form, and says what `Job` each of its buttons begins. From the first validation
+    on the best model so far is in the list of models, so that nothing that happens later can lose it.
 
     Parameters
     ----------
     viewer : napari.viewer.Viewer
         Where the layers are.
     form : SettingsForm
-        The settings.
-    inputs : dict of str to QWidget
-        What is learnt from, by label.
+        The settings, all but what the inputs say.
+    inputs : Inputs
+        What is learnt from.
+    rows : dict of str to QWidget
+        The controls above the form, those of the inputs among them, by label.
     start : str
         What the start button says.
 
@@ -65,43 +70,37 @@ class TrainingPanel(QWidget):
     """
 
     def __init__(
-        self, viewer: napari.viewer.Viewer, form: SettingsForm, inputs: dict[str, QWidget], start: str
+        self, viewer: napari.viewer.Viewer, form: SettingsForm, inputs: Inputs, rows: dict[str, QWidget], start: str
     ) -> None:
         super().__init__()
-        self.viewer, self.form = viewer, form
+        self.viewer, self.form, self.inputs = viewer, form, inputs
         self.view = RunView(viewer, start)
         self.worker: EventWorker | None = None
         self.preview: Preview | None = None
         self.model_name = ""
         self._job: Job | None = None
         self._end = ""
-        form.put_on_top(inputs)
+        form.put_on_top(rows)
         self._lay_out()
-        self.view.start_clicked.connect(self.start)
         self.view.pause_clicked.connect(self.pause_or_resume)
         self.view.stop_clicked.connect(self.stop)
         self.view.save_clicked.connect(lambda: ask_and_save(self.model_name, models, self))
 
     # what a subclass says
 
-    def job(self) -> Job:
-        """The run that the user asks for.
+    def let_begin(self, button: QPushButton, make_job: Callable[[], Job]) -> None:
+        """Let a button begin the run that `make_job` makes, which may raise a `KDUNetError`."""
+        self.view.add_starter(button)
+        button.clicked.connect(lambda: self.begin(make_job))
 
-        Raises
-        ------
-        KDUNetError
-            If something is missing or wrong.
-        """
-        raise NotImplementedError
+    def config(self) -> Any:
+        """The settings, of the form's kind; errors as in `SettingsForm.config`."""
+        return self.form.config(ignore=self.inputs.ignore)
 
     def on_event(self, event: Any) -> None:
         """Look at an event of the run, after this class has."""
 
     # what the user does
-
-    def start(self) -> None:
-        """Begin the run that the inputs and the form describe; nothing happens while one is under way."""
-        self.begin(self.job)
 
     def begin(self, make_job: Callable[[], Job]) -> None:
         """Begin a run, unless one is under way; what is wrong with it is notified."""
@@ -113,8 +112,7 @@ class TrainingPanel(QWidget):
                 self.view.curves.clear()
             self._prepare_preview(job.image)
             self._job, self._end, self.model_name = job, "", ""
-            self.view.preparing(job.endless)
-            self.view.curves.begin(job.run)
+            self.view.preparing(job.run, job.endless)
             told: dict[str, Any] = {"on_event": self._tell, "on_done": self._ended, "on_error": self._ended}
             self.worker = run(job.make_events, **told, owner=self)
             self.worker.paused.connect(lambda: self.view.paused(True))
@@ -142,16 +140,13 @@ class TrainingPanel(QWidget):
     # what the run tells
 
     def _tell(self, event: Any) -> None:
-        assert self._job is not None
         view = self.view
         if isinstance(event, core.Started):
             view.started(event)
         elif isinstance(event, core.Stepped):
             view.stepped(event)
-            view.curves.add_step(self._job.run, event.step, event.loss)
         elif isinstance(event, core.Validated):
             view.validated(event)
-            view.curves.add_validation(self._job.run, event.step, event.iou)
             self._keep(event)
             if self.preview is not None:
                 self.preview.show(event.model)
@@ -187,7 +182,7 @@ class TrainingPanel(QWidget):
         if self.preview is None or self.preview.image != image or self.preview.is_closed:
             if self.preview is not None:
                 self.preview.close()
-            self.preview = Preview(self.viewer, image, self)
+            self.preview = Preview(self.viewer, image, self, rest=_REST_MS)
 
     def _lay_out(self) -> None:
         content = QWidget()
