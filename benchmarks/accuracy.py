@@ -1,13 +1,14 @@
 """How good teachers and students become: whole chains from the command line, over seeds.
 
-    python benchmarks/accuracy.py RAW LABELS --val-raw R --val-labels L --out DIR
+    python benchmarks/accuracy.py RAW LABELS {--val-raw R --val-labels L | --hold-out N} --out DIR
                                   [--seeds 3] [--teacher-steps 4500] [--students 4:6000,2:8000,1:8000]
                                   [--precision 32-true] [--jobs 2]
 
 For each seed a 16-Unet is trained on RAW and LABELS, and taught by it the students K:STEPS. All else is as by default:
 model and threshold are chosen on the middle of RAW's slices, held out. Each network has one core. All are then scored
-on the whole of R at their own threshold. What is done is not done again. Written to DIR: models, a JSON each, and
-`accuracy.csv`; a table of means and standard deviations is printed.
+on the whole of R, or else on the last N slices of RAW, which are then not learnt from, at their own threshold. What is
+done is not done again. Written to DIR: models, a JSON each, and `accuracy.csv`; means and standard deviations are
+printed.
 """
 
 from __future__ import annotations
@@ -17,7 +18,10 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from statistics import fmean, stdev
 
+import numpy as np
 from commands import Row, command, once, score, write_csv
+
+from napari_kdunet import core
 
 
 def teacher(seed: int, given: argparse.Namespace) -> Row:
@@ -38,18 +42,33 @@ def network(
 ) -> Row:
     def measure() -> Row:
         if not model.exists():
-            command(*how, given.raw, given.labels, "-o", model, *budget, "--seed", seed, "--threads", 1)
-        return {"network": name, "seed": seed} | score(model, given.val_raw, given.val_labels)
+            command(*how, given.raw, given.labels, "-o", model, *budget, "--seed", seed, "--threads", 1, *given.size)
+        return {"network": name, "seed": seed} | score(model, given.val_raw, given.val_labels, *given.size)
 
     return once(model.with_suffix(".json"), measure)
+
+
+def hold_out(given: argparse.Namespace) -> None:
+    """Cut the last slices off both volumes."""
+    volume = core.open_volume(given.raw)
+    if volume.voxel_size:
+        given.size = ["--voxel-size", ",".join(map(str, volume.voxel_size))]
+    first = len(volume) - given.hold_out
+    for name in ("raw", "labels"):
+        pixels = np.asarray(core.open_volume(getattr(given, name)))
+        for what, part in ((name, pixels[:first]), (f"val_{name}", pixels[first:])):
+            path = Path(given.out) / f"{what}.npy"
+            np.save(path, part)
+            setattr(given, what, str(path))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("raw")
     parser.add_argument("labels")
-    parser.add_argument("--val-raw", required=True)
-    parser.add_argument("--val-labels", required=True)
+    parser.add_argument("--val-raw")
+    parser.add_argument("--val-labels")
+    parser.add_argument("--hold-out", type=int, help="score on so many last slices of RAW instead")
     parser.add_argument("--out", required=True)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--teacher-steps", type=int, default=4500)
@@ -59,6 +78,9 @@ def main() -> None:
     given = parser.parse_args()
     out = Path(given.out)
     out.mkdir(parents=True, exist_ok=True)
+    given.size = []
+    if given.hold_out:
+        hold_out(given)
     students = [tuple(map(int, each.split(":"))) for each in given.students.split(",")]
     with ThreadPoolExecutor(given.jobs) as pool:
         taught = [pool.submit(teacher, seed, given) for seed in range(given.seeds)]
