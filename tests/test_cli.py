@@ -312,6 +312,44 @@ def test_predict_says_that_the_pixel_size_is_unknown(data, teacher, tmp_path):
     assert core.open_volume(path).voxel_size == (20, 20, 20)
 
 
+@pytest.mark.parametrize("suffix", [".tif", ".zarr"])
+def test_predict_past_what_cannot_be_read(suffix, data, teacher, tmp_path):
+    raw, mask = tmp_path / "raw.zarr", tmp_path / f"mask{suffix}"
+    core.write_volume(core.open_volume(data / "raw.tif"), raw)
+    expected = core.predict(core.load_model(teacher), raw, output="labels").compute()
+    assert expected[[2, 5]].any((1, 2)).all()
+    for z in (2, 5):
+        (raw / "0" / "c" / str(z) / "0" / "0").write_bytes(b"damaged")
+    stopped = run("predict", teacher, raw, "-o", mask)
+    assert stopped.code == 2
+    (line,) = stopped.lines
+    assert line.startswith(f"error: cannot read slice z=2 of {raw}: ")
+    assert names(tmp_path) == ["raw.zarr"]
+
+    result = run("predict", teacher, raw, "-o", mask, "--on-error", "skip")
+    assert result[:2] == (0, f"{mask}\n")
+    assert len(result.lines) == 3
+    assert result.lines[0].startswith(f"skipped: cannot read slice z=2 of {raw}: ")
+    assert result.lines[1].startswith(f"skipped: cannot read slice z=5 of {raw}: ")
+    assert result.lines[2:] == [f"note: skipped 2 of 8 slices, which are 0 in {mask}"]
+    expected[[2, 5]] = 0
+    np.testing.assert_array_equal(np.asarray(core.open_volume(mask)), expected)
+    assert about(mask)["skipped"] == [2, 5]
+
+    for path in raw.glob("0/c/*/0/0"):
+        path.write_bytes(b"damaged")
+    assert run("predict", teacher, raw, "-o", mask, "--on-error", "skip").code == 2
+    np.testing.assert_array_equal(np.asarray(core.open_volume(mask)), expected)  # what stood there before
+
+
+def about(path: Path) -> dict:
+    """What is told about a result in its own file."""
+    if path.suffix == ".zarr":
+        return json.loads((path / "zarr.json").read_text())["attributes"]["napari_kdunet"]
+    with tifffile.TiffFile(path) as tif:
+        return json.loads(tif.imagej_metadata["napari_kdunet"])
+
+
 def test_evaluate(data, teacher, probability, tmp_path):
     mask = tmp_path / "mask.tif"
     run("predict", teacher, data / "raw.tif", "-o", mask)
@@ -437,6 +475,9 @@ WRONG = {
     "predict planes": (PREDICT + " --planes xyz", "z or zyx"),
     "predict views": (PREDICT + " --views 3", "1, 2, 4 or 8"),
     "predict device": (PREDICT + " --device abacus", "abacus"),
+    "on-error": (PREDICT + " --on-error ignore", "--on-error"),
+    "skip and planes": (PREDICT + " --on-error skip --planes zyx", "mend the volume"),
+    "scheduler and a tiff": (PREDICT + " --scheduler 127.0.0.1:1", "mask.tif"),
     "no such option": (TRAIN + " --speed 3", "--speed"),
     "no such command": ("paint", "paint"),
     "argument missing": ("evaluate {data}/labels.tif", "LABELS"),
@@ -716,7 +757,8 @@ def test_stopped_prediction(suffix, teacher, tmp_path):
     assert names(tmp_path / "out") == []
 
 
-def test_killed_prediction_is_gone_on_with(teacher, tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])  # memory is out, or the time of a job
+def test_killed_prediction_is_gone_on_with(number, teacher, tmp_path):
     pty = pytest.importorskip("pty", exc_type=ImportError)
     np.save(tmp_path / "long.npy", np.random.default_rng(0).integers(0, 255, (600, 32, 32), dtype=np.uint8))
     for folder in ("killed", "whole"):
@@ -731,8 +773,9 @@ def test_killed_prediction_is_gone_on_with(teacher, tmp_path):
         shown = b""
         while not re.search(rb"slice [1-9]\d*/600", shown):
             shown += os.read(terminal, 1000)
-        process.kill()
+        process.send_signal(number)
         read_all(terminal)
+    assert process.returncode == -number
     assert not killed.exists()
     (note,) = run(*argv, killed).lines
     done = re.fullmatch(r"note: going on after (\d+) slices that a killed run had written", note)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 from typer.core import TyperCommand
@@ -31,6 +31,13 @@ Views = Annotated[
 ]
 Planes = Annotated[
     str, typer.Option(help="z | zyx: the slices along z, or those along y and x too, averaged; of isotropic volumes.")
+]
+OnError = Annotated[
+    Literal["stop", "skip"],
+    typer.Option(help="What to do about a slice that cannot be read: stop, or leave it 0 in the result and go on."),
+]
+Scheduler = Annotated[
+    str | None, typer.Option(help="Address, or scheduler file, of a dask cluster that shall do the work (.zarr only).")
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 ModelName = Annotated[str, typer.Argument(help="A .safetensors file or the name of a bundled model.", metavar="MODEL")]

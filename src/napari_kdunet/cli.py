@@ -13,21 +13,17 @@ from rich.text import Text
 from napari_kdunet import __version__
 from napari_kdunet.arguments import (
     Command,
-    Device,
     Devices,
     Json,
     Labels,
     ModelName,
     Nodes,
     Out,
-    Planes,
     Raw,
     Resume,
     Start,
-    Threads,
     ValLabels,
     ValRaw,
-    Views,
     VoxelSize,
     check_out,
     given_pair,
@@ -37,7 +33,8 @@ from napari_kdunet.core.config import DistillConfig, TrainConfig
 from napari_kdunet.core.errors import KDUNetError, TrainingError, is_out_of_memory
 from napari_kdunet.core.typed import format_slices
 from napari_kdunet.options import with_settings
-from napari_kdunet.progress import Interrupted, console, follow_slices, follow_to_file, together
+from napari_kdunet.predictions import predict
+from napari_kdunet.progress import Interrupted, console, follow_to_file, together
 from napari_kdunet.studies import study, sweep
 
 __all__ = ["app", "main"]
@@ -183,47 +180,7 @@ def distill(
         _follow(f"distilling a {config.k}-Unet", events, out, resume, fabric)
 
 
-@app.command(cls=Command)
-def predict(
-    model: ModelName,
-    raw: Raw,
-    out: Annotated[Path, typer.Option("-o", "--out", help="Volume to write (.tif or .zarr).")],
-    probabilities: Annotated[
-        bool, typer.Option("--probabilities", help="Write float32 probabilities instead of uint8 labels.")
-    ] = False,
-    threshold: Annotated[
-        float | None, typer.Option(help="Probability above which a pixel is labelled; the model's own if not given.")
-    ] = None,
-    views: Views = 1,
-    planes: Planes = "z",
-    voxel_size: VoxelSize = None,
-    device: Device = "auto",
-    threads: Threads = None,
-) -> None:
-    """Segment a volume. The same command goes on with a Zarr where a killed one was."""
-    from napari_kdunet import core
-    from napari_kdunet.core.prediction import fingerprint
-    from napari_kdunet.core.writing import iter_write
-
-    check_out(out, raw, suffixes=(".tif", ".tiff", ".zarr"))
-    loaded, volume = core.load_model(model), given_volume(raw, voxel_size)
-    if volume.voxel_size is None and loaded.pixel_size:
-        size = f"{loaded.pixel_size:g} nm"
-        console.print(f"note: the pixel size of {raw} is not known: taken as the model's {size}; --voxel-size sets it.")
-    how: dict[str, Any] = {
-        "output": "probability" if probabilities else "labels",
-        "threshold": loaded.threshold if threshold is None else threshold,
-        "views": views,
-        "planes": planes,
-    }
-    result = core.predict(loaded, volume, device=device, threads=threads, **how)
-    about, key = {"model": model, **how}, fingerprint(loaded, volume, **how)
-    slices = iter_write(result, out, voxel_size=volume.voxel_size, metadata=about, resume_key=key)
-    try:
-        follow_slices("segmenting", slices, volume.shape[0])
-    except (Interrupted, KeyboardInterrupt):
-        raise Interrupted("stopped: nothing was written.") from None
-    typer.echo(str(out))
+app.command(cls=Command)(predict)
 
 
 @app.command(cls=Command)

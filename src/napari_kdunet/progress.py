@@ -9,7 +9,7 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
@@ -17,6 +17,9 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TaskProgressColumn
 from napari_kdunet.core.config import TrainConfig
 from napari_kdunet.core.errors import CollapsedError, DivergedError, KDUNetError, TrainingError
 from napari_kdunet.core.events import Done, Event, Started, Stepped, Validated
+
+if TYPE_CHECKING:
+    from napari_kdunet.core.writing import Written
 
 __all__ = [
     "Interrupted",
@@ -59,10 +62,12 @@ def together(config: TrainConfig, devices: int, nodes: int) -> Iterator[Any]:
 
 
 @contextmanager
-def interruptible(events: Iterator[T]) -> Iterator[Iterator[T]]:
+def interruptible(
+    events: Iterator[T], numbers: tuple[int, ...] = (signal.SIGINT, signal.SIGTERM)
+) -> Iterator[Iterator[T]]:
     """Iterate so that Ctrl-C takes effect between two events, closes `events` and raises `Interrupted`.
 
-    So does the SIGTERM of a cluster's scheduler. A second Ctrl-C stops at once.
+    So does the SIGTERM of a cluster's scheduler, unless `numbers` leaves it out. A second Ctrl-C stops at once.
     """
     pressed = False
 
@@ -80,7 +85,7 @@ def interruptible(events: Iterator[T]) -> Iterator[Iterator[T]]:
             if pressed:
                 raise Interrupted
 
-    before = {number: signal.signal(number, press) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.signal(number, press) for number in numbers}
     try:
         yield watched()
     finally:
@@ -220,11 +225,15 @@ def _ranges(numbers: tuple[int, ...]) -> str:
     return ", ".join(str(r[0]) if len(r) == 1 else f"{r[0]}-{r[-1]}" for r in runs)
 
 
-def follow_slices(title: str, slices: Iterator[Any], count: int) -> None:
-    """Draw the writing of `count` slices until the last; `Interrupted` after Ctrl-C, when nothing is left behind."""
-    with interruptible(slices) as watched, _bar("slice {task.completed}/{task.total}") as bar:
+def follow_slices(title: str, slices: Iterator[Written], count: int, *, resumable: bool) -> None:
+    """Draw the writing of `count` slices until the last; `Interrupted` after Ctrl-C, when nothing is left behind.
+
+    What is `resumable` is left behind by the SIGTERM that ends a cluster's job: that kills the process, as it is.
+    """
+    numbers = (signal.SIGINT,) if resumable else (signal.SIGINT, signal.SIGTERM)
+    with interruptible(slices, numbers) as watched, _bar("slice {task.completed}/{task.total}") as bar:
         task = bar.add_task(title, total=count)
-        for turn, z in enumerate(watched):
-            if z and not turn:
-                console.print(f"note: going on after {z} slices that a killed run had written")
-            bar.update(task, completed=z + 1)
+        for turn, (_, done) in enumerate(watched):
+            if done > 1 and not turn:
+                console.print(f"note: going on after {done - 1} slices that a killed run had written")
+            bar.update(task, completed=done)

@@ -17,6 +17,7 @@ from PIL import Image
 
 from napari_kdunet.core.errors import LabelsError, VolumeError
 from napari_kdunet.core.volumes import check_labels, open_volume
+from napari_kdunet.core.writing import write_volume
 
 DTYPES = ["uint8", "uint16", "uint32", "int32", "int64", "float32", "float64", "bool"]
 
@@ -91,6 +92,27 @@ def test_pixels_and_dtype(pixels, tmp_path, kind, dtype):
     np.testing.assert_array_equal(np.asarray(volume), array)
     copy = pickle.loads(pickle.dumps(volume))
     np.testing.assert_array_equal(copy.read(4), array[4])
+
+
+@pytest.mark.parametrize("name", ["raw.tif", "raw.zarr", "raw.npy", "slices"])
+def test_another_process_reads_the_same_file_or_says_that_it_cannot(pixels, tmp_path, monkeypatch, name):
+    """Wherever it was started: a Zarr that is not there must not read as zeros."""
+    monkeypatch.chdir(tmp_path)
+    if name.endswith("npy"):
+        np.save(name, pixels)
+    elif name == "slices":
+        Path(name).mkdir()
+        for z, image in enumerate(pixels):
+            tifffile.imwrite(f"{name}/{z}.tif", image)
+    else:
+        write_volume(pixels, name)
+    sent = pickle.dumps(open_volume(name))
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    np.testing.assert_array_equal(np.asarray(pickle.loads(sent)), pixels)
+    (tmp_path / name).rename(tmp_path / "moved")
+    with pytest.raises(VolumeError, match=rf"z=3 of {name}"):
+        pickle.loads(sent).read(3)
 
 
 def test_big_tiff_tiles_and_lzw(pixels, tmp_path):

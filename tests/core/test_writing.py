@@ -66,9 +66,9 @@ def test_a_lazy_array_is_computed_ahead(tmp_path, suffix):
 
     lazy = da.map_blocks(block, chunks=((1,) * 40, 30, 20), dtype=np.uint8, meta=np.empty((0, 0, 0), np.uint8))
     writing = iter_write(lazy, tmp_path / f"out{suffix}")
-    assert next(writing) == 0
+    assert next(writing) == (0, 1)
     assert len(computed) < 10
-    assert list(writing) == list(range(1, 40))
+    assert list(writing) == [(z, z + 1) for z in range(1, 40)]
     assert sorted(computed) == list(range(40))
     np.testing.assert_array_equal(np.asarray(open_volume(tmp_path / f"out{suffix}"))[:, 7, 7], np.arange(40))
 
@@ -87,12 +87,87 @@ def test_a_bad_slice_of_a_lazy_array_is_named(tmp_path, one_line):
     assert names(tmp_path) == []
 
 
+class Damaged:
+    """A volume of which some slices cannot be read."""
+
+    def __init__(self, pixels, *bad: int) -> None:
+        self.pixels, self.bad, self.shape, self.dtype = pixels, bad, pixels.shape, pixels.dtype
+
+    def __getitem__(self, z):
+        if z in self.bad:
+            raise (OSError if z % 2 else VolumeError)(f"bad slice z={z}")
+        return self.pixels[z]
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+@pytest.mark.parametrize("lazy", [False, True])
+def test_bad_slices_are_skipped_if_asked(pixels, tmp_path, suffix, lazy):
+    path, told = tmp_path / f"out{suffix}", []
+    source = lazily(Damaged(pixels, 0, 3, 4)) if lazy else Damaged(pixels, 0, 3, 4)
+    write_volume(source, path, metadata={"a": 1}, voxel_size=(4, 3, 2), on_error=told.append)
+    assert [type(error) for error in told] == [VolumeError] * 3
+    assert ["z=0" in str(told[0]), "z=3" in str(told[1]), "z=4" in str(told[2])] == [True] * 3
+    expected = pixels.copy()
+    expected[[0, 3, 4]] = 0
+    volume = open_volume(path)
+    np.testing.assert_array_equal(np.asarray(volume), expected)
+    assert volume.voxel_size == (4, 3, 2)
+    assert about(path) == {"a": 1, "skipped": [0, 3, 4]}
+    write_volume(pixels, path, on_error=told.append)
+    assert about(path) == {"skipped": []}
+    with pytest.raises(VolumeError, match="z=4"):  # nothing is left of it
+        write_volume(Damaged(pixels, *range(5)), path, on_error=told.append)
+    np.testing.assert_array_equal(np.asarray(open_volume(path)), pixels)
+    assert names(tmp_path) == [path.name]
+
+
+def lazily(volume) -> da.Array:
+    return da.map_blocks(
+        lambda block_id: volume[block_id[0]][None],
+        chunks=((1,) * volume.shape[0], *volume.shape[1:]),
+        dtype=volume.dtype,
+        meta=np.empty((0, 0, 0), volume.dtype),
+    )
+
+
+def about(path) -> dict:
+    if path.suffix == ".zarr":
+        return zarr.open_group(path, mode="r").attrs["napari_kdunet"]
+    with tifffile.TiffFile(path) as tif:
+        return json.loads(tif.imagej_metadata["napari_kdunet"])
+
+
+def test_what_was_skipped_before_a_kill_is_tried_again(pixels, tmp_path):
+    def killed_at(z: int, *bad: int) -> None:
+        """Leave behind what a process of our number does."""
+        writing = iter_write(Damaged(pixels, *bad), tmp_path / "out.zarr", resume_key="this", on_error=str)
+        while next(writing).z < z:
+            pass
+        (left,) = tmp_path.glob(".out.part-*")
+        copy = left.rename(tmp_path / "copy")
+        writing.close()
+        copy.rename(left)
+
+    killed_at(3, 0, 2)
+    killed_at(2, 2)
+    written = list(iter_write(Damaged(pixels, 2), tmp_path / "out.zarr", resume_key="this", on_error=str))
+    assert written == [(2, 4), (4, 5)]
+    assert about(tmp_path / "out.zarr") == {"skipped": [2]}
+    expected = pixels.copy()
+    expected[2] = 0
+    np.testing.assert_array_equal(np.asarray(open_volume(tmp_path / "out.zarr")), expected)
+    killed_at(3, 0, 2)
+    assert list(iter_write(pixels, tmp_path / "out.zarr", resume_key="this")) == [(0, 3), (2, 4), (4, 5)]
+    np.testing.assert_array_equal(np.asarray(open_volume(tmp_path / "out.zarr")), pixels)
+    assert names(tmp_path) == ["out.zarr"]
+
+
 WRITER = """
 import sys
 import dask.array as da, numpy as np
 from napari_kdunet.core.writing import iter_write
 lazy = da.from_array(np.load(sys.argv[1]), chunks=(1, 37, 53))
-for z in iter_write(lazy, sys.argv[2], metadata={"a": 1}, resume_key="this"):
+for z, _ in iter_write(lazy, sys.argv[2], metadata={"a": 1}, resume_key="this"):
     print(z, flush=True)
     if z == 2:
         sys.stdin.read()
@@ -116,7 +191,8 @@ def test_a_killed_writing_of_a_zarr_is_gone_on_with(pixels, tmp_path, key, first
     broken.parent.mkdir(parents=True, exist_ok=True)
     broken.write_bytes(b"half")
     lazy = da.from_array(pixels, chunks=(1, 37, 53))
-    assert list(iter_write(lazy, folder / "out.zarr", metadata={"a": 1}, resume_key=key)) == list(range(first, 5))
+    written = list(iter_write(lazy, folder / "out.zarr", metadata={"a": 1}, resume_key=key))
+    assert written == [(z, z + 1) for z in range(first, 5)]
     write_volume(lazy, tmp_path / "out.zarr", metadata={"a": 1})
     assert tree(folder / "out.zarr") == tree(tmp_path / "out.zarr")
     assert (names(folder) == ["out.zarr"]) == (key == "this")  # another result's is left alone
@@ -129,10 +205,10 @@ def tree(folder) -> dict[str, bytes]:
 def test_a_living_process_keeps_what_it_writes(pixels, tmp_path):
     lazy = da.from_array(pixels, chunks=(1, 37, 53))
     writing = iter_write(lazy, tmp_path / "out.zarr", resume_key="this")
-    assert [next(writing), next(writing)] == [0, 1]
+    assert [next(writing), next(writing)] == [(0, 1), (1, 2)]
     (own,) = tmp_path.iterdir()
     other = own.rename(own.with_name(f".out.part-{os.getppid()}.zarr"))  # as another process' would be called
-    assert next(iter_write(lazy, tmp_path / "out.zarr", resume_key="this")) == 0
+    assert next(iter_write(lazy, tmp_path / "out.zarr", resume_key="this")) == (0, 1)
     assert other.exists()
 
 
@@ -227,7 +303,7 @@ def test_zarr_is_valid_ome_zarr(tmp_path):
 def test_replaces_only_at_the_end(pixels, tmp_path, suffix):
     path = tmp_path / f"out{suffix}"
     write_volume(pixels, path)
-    for z in iter_write(pixels + 1, path):
+    for z, _ in iter_write(pixels + 1, path):
         np.testing.assert_array_equal(open_volume(path).read(z), pixels[z])
         assert len(names(tmp_path)) == 2
     np.testing.assert_array_equal(np.asarray(open_volume(path)), pixels + 1)
@@ -247,7 +323,7 @@ def test_given_up_leaves_nothing(pixels, tmp_path, suffix):
     write_volume(pixels, path)
 
     writing = iter_write(pixels + 1, path)
-    assert [next(writing), next(writing)] == [0, 1]
+    assert [next(writing), next(writing)] == [(0, 1), (1, 2)]
     assert len(names(tmp_path)) == 2
     writing.close()
     assert names(tmp_path) == [path.name]

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import torch
 
@@ -34,7 +35,13 @@ def pick_device(name: str = "auto") -> torch.device:
 
 
 def cores() -> int:
-    """Cores that this process may use, an even share of them where it trains together with others on this machine."""
+    """Cores that this process may use.
+
+    An even share of them where it trains together with others on this machine; of a dask worker those it was given.
+    """
+    if "distributed" in sys.modules:
+        with suppress(ValueError):  # this is no worker
+            return int(sys.modules["distributed"].get_worker().state.nthreads)
     found = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, found // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))  # torchrun and `processes.launched` set it
 

@@ -1,57 +1,87 @@
-"""What a killed process left of a Zarr that it was writing, and how far it had come: so that another can go on."""
+"""What a killed process left of a Zarr that it was writing, and which slices are whole: so that another can go on."""
 
 from __future__ import annotations
 
 import glob
 import json
+import math
 import os
+from bisect import bisect_right
 from collections.abc import Iterator
 from contextlib import suppress
+from itertools import chain
 from pathlib import Path
 
 from napari_kdunet.core.files import write_bytes
 
-__all__ = ["adopt", "finish", "note"]
+__all__ = ["Record"]
 
 _NOTE = "kdunet-progress.json"
 
 
-def adopt(target: Path, temporary: Path, key: str) -> int:
-    """Move to `temporary` what a process that is no more left of `target`, if it was the same result.
+class Record:
+    """Which slices of a Zarr under way are whole: noted in its folder, or in memory only where `key` is None.
 
     Parameters
     ----------
-    target, temporary : Path
-        As in `files.replacing`.
-    key : str
-        Names the result; see `note`.
-
-    Returns
-    -------
-    int
-        How many slices are there, from the first; 0 if there is nothing to go on with.
+    folder : Path
+        What is being written.
+    key : str or None
+        Names the result.
+    runs : list of list of int
+        Starts and stops of the runs of slices that are whole, in order.
     """
-    for left in _left(target):
-        try:
-            about = json.loads((left / _NOTE).read_text())
-        except (OSError, ValueError):
-            continue
-        if about["key"] == key:
-            left.rename(temporary)
-            for half in (*temporary.rglob("*.partial"), *temporary.glob(".*.part-*")):  # of zarr, and of `note`
-                half.unlink()
-            return int(about["slices"])
-    return 0
 
+    def __init__(self, folder: Path, key: str | None, runs: list[list[int]] | None = None) -> None:
+        self.folder, self.key, self.runs = folder, key, runs or []
 
-def note(temporary: Path, key: str, slices: int) -> None:
-    """Remember in a folder under way that its first `slices` slices of the result called `key` are whole."""
-    write_bytes(temporary / _NOTE, json.dumps({"key": key, "slices": slices}).encode())
+    @classmethod
+    def adopt(cls, target: Path, temporary: Path, key: str | None) -> Record:
+        """Move to `temporary` what a process that is no more left of the result `key` at `target`, if there is any.
 
+        `target` and `temporary` are those of `files.replacing`.
+        """
+        for left in _left(target) if key is not None else ():
+            try:
+                about = json.loads((left / _NOTE).read_text())
+            except (OSError, ValueError):
+                continue
+            if about["key"] == key:
+                left.rename(temporary)
+                return cls(temporary, key, about["slices"])
+        return cls(temporary, key)
 
-def finish(temporary: Path) -> None:
-    """Remove the note of a folder that is whole."""
-    (temporary / _NOTE).unlink(missing_ok=True)
+    def __len__(self) -> int:
+        return sum(stop - start for start, stop in self.runs)
+
+    def missing(self, depth: int) -> list[int]:
+        """The slices of a volume of so many that are not whole."""
+        ends = [0, *chain.from_iterable(self.runs), depth]
+        return [z for start, stop in zip(ends[::2], ends[1::2], strict=True) for z in range(start, stop)]
+
+    def add(self, z: int) -> None:
+        """Remember that slice `z` is whole."""
+        runs, i = self.runs, bisect_right(self.runs, [z, math.inf])
+        if i and runs[i - 1][1] == z:
+            i -= 1
+            runs[i][1] += 1
+        else:
+            runs.insert(i, [z, z + 1])
+        if i + 1 < len(runs) and runs[i][1] == runs[i + 1][0]:
+            runs[i][1] = runs.pop(i + 1)[1]
+        if self.key is not None:
+            write_bytes(self.folder / _NOTE, json.dumps({"key": self.key, "slices": runs}).encode())
+
+    def leave(self) -> None:
+        """Keep what is there, so that the same result can be gone on with, though `files.replacing` gives it up."""
+        if self.key is not None and self.runs:
+            stem, _, process = self.folder.stem.rpartition("-")
+            self.folder.rename(self.folder.with_name(f"{stem}-left-{process}{self.folder.suffix}"))
+
+    def finish(self) -> None:
+        """Remove from a folder that is whole the note, and what processes that were killed left half written."""
+        for left in (*self.folder.glob(f"*{_NOTE}*"), *self.folder.rglob("*.partial")):  # those of zarr
+            left.unlink(missing_ok=True)
 
 
 def _left(target: Path) -> Iterator[Path]:

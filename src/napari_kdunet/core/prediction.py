@@ -8,7 +8,7 @@ import math
 import threading
 import uuid
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -16,9 +16,11 @@ from typing import Any, Literal, TypeVar
 import dask.array as da
 import numpy as np
 import torch
+from dask import delayed
 from numpy.typing import NDArray
 
 from napari_kdunet import __version__
+from napari_kdunet.core.blocks import Blocks, Computation, one_block
 from napari_kdunet.core.checkpoint import Model
 from napari_kdunet.core.devices import cores, pick_device, using_threads
 from napari_kdunet.core.engine import Forward, engine_for
@@ -97,26 +99,36 @@ def predict(
     level = model.threshold if threshold is None else threshold
     if not 0 <= level < 1:
         raise ConfigError(f"threshold is {level}: give a number from 0 up to, not including, 1.")
-    tiler = Tiler.of(model, volume, device, threads, views)
     dtype = np.float32 if output == "probability" else np.uint8
-    compute: Callable[..., NDArray[Any]]
+    blocks = Blocks(
+        partial(_computation, model, volume, dtype, level, tile, planes, views, device, threads), volume.shape
+    )
+    chunks = tuple(_pieces(n, side) for n, side in zip(volume.shape, blocks.sides, strict=True))
+    name = f"kdunet-{uuid.uuid4().hex}"  # else dask hashes model and volume, and copies them to do so
+    shared = delayed(blocks, name=f"{name}-blocks", traverse=False)  # one node of the graph: sent to a worker once
+    meta = np.empty((0, 0, 0), dtype)
+    lazy: da.Array = da.map_blocks(one_block, blocks=shared, name=name, chunks=chunks, dtype=dtype, meta=meta)
+    return lazy
+
+
+def _computation(
+    model: Model,
+    volume: Volume,
+    dtype: type[np.float32] | type[np.uint8],
+    level: float,
+    tile: int | None,
+    planes: str,
+    views: int,
+    device: str,
+    threads: int | None,
+) -> Computation:
+    tiler = Tiler.of(model, volume, device, threads, views)
     if planes == "zyx":
         ortho = OrthoPlanes.of(model, volume, tiler)
-        sides = ortho.block_size(dtype, tile)
-        compute = partial(ortho.compute, probability if output == "probability" else partial(labels, threshold=level))
-    else:
-        sides = (1, *tiler.tile(tile))
-        finish = foreground if output == "probability" else partial(_labels, threshold=level)
-        compute = partial(_slice, tiler, volume, finish)
-
-    def block(block_id: tuple[int, int, int] = (0, 0, 0)) -> NDArray[Any]:
-        starts = (i * side for i, side in zip(block_id, sides, strict=True))
-        return compute(*((a, min(a + side, n)) for a, side, n in zip(starts, sides, volume.shape, strict=True)))
-
-    chunks = tuple(_pieces(n, side) for n, side in zip(volume.shape, sides, strict=True))
-    name = f"kdunet-{uuid.uuid4().hex}"  # else dask hashes model and volume, and copies them to do so
-    lazy: da.Array = da.map_blocks(block, name=name, chunks=chunks, dtype=dtype, meta=np.empty((0, 0, 0), dtype))
-    return lazy
+        found = probability if dtype is np.float32 else partial(labels, threshold=level)
+        return ortho.block_size(dtype, tile), partial(ortho.compute, found)
+    finish = foreground if dtype is np.float32 else partial(_labels, threshold=level)
+    return (1, *tiler.tile(tile)), partial(_slice, tiler, volume, finish)
 
 
 def _slice(
@@ -177,9 +189,6 @@ class Tiler:
     _slots: threading.Semaphore = field(
         default_factory=lambda: threading.BoundedSemaphore(_AT_ONCE), init=False, compare=False, repr=False
     )
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return Tiler, tuple(getattr(self, each.name) for each in fields(self) if each.init)
 
     @classmethod
     def of(

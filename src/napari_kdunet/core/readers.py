@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import zarr
 from PIL import Image, PngImagePlugin
+from zarr.storage import LocalStore
 
 from napari_kdunet.core.errors import VolumeError
 from napari_kdunet.core.sources import (
@@ -36,7 +37,7 @@ def open_source(source: Any, level: int, name: str) -> Opened:
         The source is of no kind that is known, or not a volume. A damaged one raises whatever its library raises.
     """
     if isinstance(source, (str, Path)):
-        return _open_path(Path(source), level, name)
+        return _open_path(Path(source).absolute(), level, name)  # another process may be elsewhere
     if isinstance(source, zarr.Group):
         return _open_group(source, level, name)
     if all(hasattr(source, attribute) for attribute in ("shape", "dtype", "__getitem__")):
@@ -77,7 +78,7 @@ def _open_array(array: Any, level: int, name: str) -> Opened:
     if len(array.shape) not in (2, 3):
         raise VolumeError(f"{name} has {len(array.shape)} axes, shape {tuple(array.shape)}: give ZYX or YX")
     try:
-        return Opened(Axes(array, "zyx"[-len(array.shape) :]))
+        return Opened(Axes(_anew(array), "zyx"[-len(array.shape) :]))
     except TypeError:
         raise VolumeError(f"{name} has dtype {array.dtype}: convert it to a NumPy array") from None
 
@@ -107,7 +108,14 @@ def _open_group(group: zarr.Group, level: int, name: str) -> Opened:
         if transform["type"] == "scale":
             scale = scale * transform["scale"]
     size = {letter: nanometres(n, axis.get("unit")) for letter, n, axis in zip(letters, scale, axes, strict=True)}
-    return Opened(Axes(array, letters), complete_voxel_size(size.get("z"), size["y"], size["x"]))
+    return Opened(Axes(_anew(array), letters), complete_voxel_size(size.get("z"), size["y"], size["x"]))
+
+
+def _anew(array: Any) -> Any:
+    """A Zarr array of a folder so that another process opens it anew: chunks of one not there would read as 0."""
+    if isinstance(array, zarr.Array) and isinstance(array.store, LocalStore):
+        return Lazy(partial(zarr.open_array, array.store.root.absolute() / array.path, mode="r"))
+    return array
 
 
 def _open_slices(path: Path, level: int, name: str) -> Opened:

@@ -64,6 +64,7 @@ class Lazy:
         self.opener = opener
         self._array: Any = opener()
         self.shape, self.dtype = self._array.shape, self._array.dtype
+        self.chunks = getattr(self._array, "chunks", None)
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_array": None}

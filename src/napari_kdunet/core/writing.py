@@ -5,38 +5,36 @@ What stands under the final name is complete, and whatever stood there before is
 
 from __future__ import annotations
 
-import json
-import math
 import os
-import time
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Generator, Iterable, Mapping
+from contextlib import AbstractContextManager, closing
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import dask.array as da
 import numpy as np
-import tifffile
-import zarr
 
+from napari_kdunet.core.cluster import Lost, Outcome, active_client, written
 from napari_kdunet.core.errors import OutputError, VolumeError
 from napari_kdunet.core.files import replacing
-from napari_kdunet.core.partial import adopt, finish, note
+from napari_kdunet.core.partial import Record
 from napari_kdunet.core.readers import is_zarr
-from napari_kdunet.core.slabs import by_slabs
+from napari_kdunet.core.sinks import ARRAY, Layout, Write, tiff_sink, zarr_sink
+from napari_kdunet.core.slices import Slice, computed
 from napari_kdunet.core.sources import one_line
 
-__all__ = ["check_target", "iter_write", "write_volume"]
+__all__ = ["Written", "check_target", "iter_write", "write_volume"]
 
-_Write: TypeAlias = Callable[[int, np.ndarray[Any, Any]], None]
+OnError: TypeAlias = Callable[[VolumeError], object]
 
 _SUFFIXES = (".tif", ".tiff", ".zarr")
-_BIG = 2**31
-_AHEAD = 2**25  # bytes of slices that are computed while others are written
-_TOGETHER = 0.5  # seconds
-_TILE = 1024
+
+
+class Written(NamedTuple):
+    """A slice that has been written: its index, and how many are done, of this process and of one before it."""
+
+    z: int
+    done: int
 
 
 def check_target(path: str | Path, suffixes: tuple[str, ...] = _SUFFIXES) -> Path:
@@ -83,8 +81,11 @@ def iter_write(
     voxel_size: tuple[float, float, float] | None = None,
     metadata: Mapping[str, Any] | None = None,
     resume_key: str | None = None,
-) -> Generator[int, None, None]:
+    on_error: OnError | None = None,
+) -> Generator[Written, None, None]:
     """Write a volume slice by slice; the consumer drives, and `close` of the generator gives it up.
+
+    Where dask has a cluster (an active `distributed.Client`), its workers compute a dask array and write it to a Zarr.
 
     TIFF is compressed (zlib), with ImageJ's metadata, and a BigTIFF from 2 GiB on; boolean becomes uint8. Zarr is
     OME-Zarr 0.5 with one scale level. `open_volume` reads both back, with the voxel size.
@@ -107,12 +108,15 @@ def iter_write(
         Anything that JSON can hold; stored under the name ``napari_kdunet``.
     resume_key : str, optional
         Names this very result, where it is to outlive its process. If a process was killed while it wrote an array
-        to this Zarr under the same key, its slices are kept and writing goes on after them.
+        to this Zarr under the same key, its slices are kept and only those missing are written.
+    on_error : callable, optional
+        Called with the `VolumeError` of a slice of an array that cannot be read; the slice is left 0, its index
+        stands in the list ``skipped`` of the metadata, and writing goes on. By default it is raised.
 
     Yields
     ------
-    int
-        Index of the slice just written. The file takes its final name after the last one, when the
+    Written
+        A slice just written or skipped. The file takes its final name after the last one, when the
         generator is exhausted.
 
     Raises
@@ -120,7 +124,7 @@ def iter_write(
     OutputError
         The target cannot be written (at once, see `check_target`), or writing failed: no temporary file is left.
     VolumeError
-        A slice cannot be read.
+        A slice cannot be read, or none at all.
     """
     target = check_target(path)
     size = tuple(int(n) for n in (volume.shape if shape is None else shape))
@@ -128,8 +132,9 @@ def iter_write(
     if len(size) != 3 or 0 in size or kind.kind not in "biuf":
         raise OutputError(f"cannot write {target}: shape {size} and dtype {kind}, give numbers with axes Z, Y, X")
     voxel_size = voxel_size or getattr(volume, "voxel_size", None)
-    key = resume_key if target.suffix.lower() == ".zarr" and hasattr(volume, "__getitem__") else None
-    return _write_slices(volume, target, _Layout(target.stem, size, kind, voxel_size, metadata, key))
+    key = resume_key if _is_zarr_name(target) and hasattr(volume, "__getitem__") else None
+    layout = Layout(target.stem, size, kind, voxel_size, metadata, None if on_error is None else [])
+    return _write_slices(volume, target, layout, key, on_error)
 
 
 def write_volume(
@@ -140,159 +145,96 @@ def write_volume(
     dtype: Any = None,
     voxel_size: tuple[float, float, float] | None = None,
     metadata: Mapping[str, Any] | None = None,
+    resume_key: str | None = None,
+    on_error: OnError | None = None,
     progress: Callable[[int], object] | None = None,
 ) -> None:
     """Write a volume and wait for it; the parameters and errors are those of `iter_write`.
 
     Parameters
     ----------
-    volume, path, shape, dtype, voxel_size, metadata
+    volume, path, shape, dtype, voxel_size, metadata, resume_key, on_error
         See `iter_write`.
     progress : callable, optional
         Called with the index of each slice written. What it raises gives the writing up.
     """
-    written = iter_write(volume, path, shape=shape, dtype=dtype, voxel_size=voxel_size, metadata=metadata)
-    try:
-        for z in written:
-            if progress is not None:
-                progress(z)
-    finally:
-        written.close()
-
-
-@dataclass(frozen=True)
-class _Layout:
-    name: str
-    shape: tuple[int, ...]
-    dtype: np.dtype[Any]
-    voxel_size: tuple[float, float, float] | None
-    metadata: Mapping[str, Any] | None
-    key: str | None
-
-
-def _write_slices(volume: Any, target: Path, layout: _Layout) -> Generator[int, None, None]:
-    with replacing(target) as temporary:
-        start = adopt(target, temporary, layout.key) if layout.key else 0
-        into_zarr = target.suffix.lower() == ".zarr"
-        slices = _slices(volume, layout, start) if hasattr(volume, "__getitem__") else volume
-        with _zarr_sink(temporary, layout, start) if into_zarr else _tiff_sink(temporary, layout) as write:
-            for z, block in enumerate(_blocks(slices, target, layout, start), start):
-                write(z, block)
-                if layout.key:
-                    note(temporary, layout.key, z + 1)
-                yield z
-        if layout.key:
-            finish(temporary)
-
-
-def _slices(volume: Any, layout: _Layout, start: int) -> Iterator[Any]:
-    todo = range(start, layout.shape[0])
-    if not isinstance(volume, da.Array):
-        return (volume[z] for z in todo)
-    if max(volume.chunks[0]) > 1:
-        return by_slabs(volume, start)
-    most = _AHEAD // math.prod((*layout.shape[1:], layout.dtype.itemsize))
-    return _ahead(volume, most, start) if most else (_assemble(volume, z) for z in todo)
-
-
-def _assemble(volume: da.Array, z: int) -> np.ndarray[Any, Any]:
-    """A large slice of a lazy array, by rows of chunks: computed at once it would be in memory twice."""
-    slice_ = np.empty(volume.shape[1:], volume.dtype)
-    bottom = 0
-    for rows in volume.chunks[1]:
-        top, bottom = bottom, bottom + rows
-        slice_[top:bottom] = volume[z, top:bottom]
-    return slice_
-
-
-def _ahead(volume: da.Array, most: int, begin: int) -> Iterator[np.ndarray[Any, Any]]:
-    """The slices of a lazy array from `begin` on; up to `most` are computed together while those before are written.
-
-    Together, as a scheduler may take as long to begin as a tiny network for a slice; but not for long, so that the
-    consumer can stop.
-    """
-
-    def compute(start: int, stop: int) -> tuple[Iterable[np.ndarray[Any, Any]], float]:
-        clock = time.perf_counter()
-        try:
-            return np.asarray(volume[start:stop]), time.perf_counter() - clock
-        except OSError:  # one by one, so that it comes at the slice that it is of
-            return (np.asarray(volume[z]) for z in range(start, stop)), math.inf
-
-    count = len(volume)
-    with ThreadPoolExecutor(1, "kdunet-ahead") as pool:
-        start, stop = begin, begin + 1
-        if start < count:
-            running = pool.submit(compute, start, stop)
-        while start < count:
-            slices, seconds = running.result()
-            together = stop - start
-            together = min(2 * together, most) if seconds < _TOGETHER / 2 else together if seconds < _TOGETHER else 1
-            start, stop = stop, min(stop + together, count)
-            if start < count:
-                running = pool.submit(compute, start, stop)
-            yield from slices
-
-
-def _blocks(slices: Iterable[Any], target: Path, layout: _Layout, z: int) -> Iterator[np.ndarray[Any, Any]]:
-    """The slices from `z` on as arrays, as many and as large as the layout says."""
-    try:
-        for block in map(np.asarray, slices):
-            if z >= layout.shape[0] or block.shape != layout.shape[1:]:
-                raise OutputError(f"cannot write {target}: slice z={z}, {block.shape}, is not in {layout.shape}")
-            yield block.astype(layout.dtype, copy=False)
-            z += 1
-    except OSError as error:  # of reading: `replacing` would take it for one of writing
-        raise VolumeError(f"cannot read slice z={z} for {target}: {one_line(error)}") from error
-    if z < layout.shape[0]:
-        raise OutputError(f"cannot write {target}: only {z} of {layout.shape[0]} slices came")
-
-
-@contextmanager
-def _tiff_sink(path: Path, layout: _Layout) -> Iterator[_Write]:
-    """Write pages with the metadata of ImageJ, which Fiji, napari and tifffile know."""
-    dtype = np.dtype(np.uint8) if layout.dtype == bool else layout.dtype
-    depth = layout.shape[0]
-    lines = ["ImageJ=1.54f", f"images={depth}", f"slices={depth}", "loop=false"]
-    options: dict[str, Any] = {"compression": "zlib", "photometric": "minisblack", "metadata": None}
-    if layout.voxel_size is not None:
-        z, y, x = layout.voxel_size
-        lines += ["unit=nm", f"spacing={z!r}"]
-        options |= {"resolution": (1 / x, 1 / y), "resolutionunit": "NONE"}
-    if layout.metadata is not None:
-        lines.append(f"napari_kdunet={json.dumps(layout.metadata)}")
-    description = "\n".join([*lines, ""])
-    nbytes = math.prod(layout.shape) * dtype.itemsize
-    with tifffile.TiffWriter(path, bigtiff=nbytes > _BIG) as tif:
-
-        def write(z: int, block: np.ndarray[Any, Any]) -> None:
-            tif.write(block.astype(dtype, copy=False), description=None if z else description, **options)
-
-        yield write
-
-
-@contextmanager
-def _zarr_sink(path: Path, layout: _Layout, start: int) -> Iterator[_Write]:
-    """Write OME-Zarr 0.5 with one scale level, https://ngff.openmicroscopy.org/0.5/; go on with it from slice 1 up."""
-    array: Any = zarr.open_array(path / "0", mode="r+") if start else _create_zarr(path, layout)
-
-    def write(z: int, block: np.ndarray[Any, Any]) -> None:
-        array[z] = block
-
-    yield write
-
-
-def _create_zarr(path: Path, layout: _Layout) -> Any:
-    unit = {} if layout.voxel_size is None else {"unit": "nanometer"}
-    scale = [float(size) for size in layout.voxel_size or (1, 1, 1)]
-    image: dict[str, Any] = {
-        "name": layout.name,
-        "axes": [{"name": axis, "type": "space", **unit} for axis in "zyx"],
-        "datasets": [{"path": "0", "coordinateTransformations": [{"type": "scale", "scale": scale}]}],
+    how: dict[str, Any] = {
+        "voxel_size": voxel_size,
+        "metadata": metadata,
+        "resume_key": resume_key,
+        "on_error": on_error,
     }
-    group = zarr.open_group(path, mode="w", zarr_format=3)
-    group.attrs["ome"] = {"version": "0.5", "multiscales": [image]}
-    if layout.metadata is not None:
-        group.attrs["napari_kdunet"] = dict(layout.metadata)
-    chunks = (1, min(layout.shape[1], _TILE), min(layout.shape[2], _TILE))
-    return group.create_array("0", shape=layout.shape, dtype=layout.dtype, chunks=chunks, dimension_names=list("zyx"))
+    with closing(iter_write(volume, path, shape=shape, dtype=dtype, **how)) as slices:
+        for slice_ in slices:
+            if progress is not None:
+                progress(slice_.z)
+
+
+def _write_slices(
+    volume: Any, target: Path, layout: Layout, key: str | None, on_error: OnError | None
+) -> Generator[Written, None, None]:
+    depth, skipped = layout.shape[0], [] if layout.skipped is None else layout.skipped
+    with replacing(target) as temporary:
+        record = Record.adopt(target, temporary, key)
+        todo = record.missing(depth)
+        try:
+            with (
+                _sink(temporary, layout, going_on=bool(record.runs)) as write,
+                closing(_outcomes(volume, layout, todo, temporary, write)) as outcomes,
+            ):
+                for z, error in outcomes:
+                    if error is None:
+                        record.add(z)
+                    else:
+                        told = _told(error, z, target)
+                        if on_error is None or len(skipped) == depth - 1:
+                            raise told
+                        skipped.append(z)
+                        on_error(told)
+                    yield Written(z, len(record) + len(skipped))
+        except Lost:
+            record.leave()
+            raise
+        if _is_zarr_name(target):
+            record.finish()
+
+
+def _is_zarr_name(path: Path) -> bool:
+    return path.suffix.lower() == ".zarr"
+
+
+def _sink(path: Path, layout: Layout, going_on: bool) -> AbstractContextManager[Write]:
+    return zarr_sink(path, layout, going_on) if _is_zarr_name(path) else tiff_sink(path, layout)
+
+
+def _outcomes(volume: Any, layout: Layout, todo: list[int], path: Path, write: Write) -> Generator[Outcome, None, None]:
+    """Write the slices `todo`, here or on a cluster; as each is done its index, and why it could not be read if so."""
+    client = active_client() if isinstance(volume, da.Array) and _is_zarr_name(path) else None
+    if client is not None:
+        return written(client, volume, path / ARRAY, layout.dtype, todo)
+    return _written_here(computed(volume, todo), layout, len(todo), write)
+
+
+def _written_here(slices: Iterable[Slice], layout: Layout, count: int, write: Write) -> Generator[Outcome, None, None]:
+    came = 0
+    for z, pixels in slices:
+        if isinstance(pixels, Exception):
+            write(z, None)
+            yield z, pixels
+        elif z >= layout.shape[0] or pixels.shape != layout.shape[1:]:
+            raise OutputError(f"cannot write {layout.name}: slice z={z}, {pixels.shape}, is not in {layout.shape}")
+        else:
+            write(z, pixels.astype(layout.dtype, copy=False))
+            yield z, None
+        came += 1
+    if came < count:
+        raise OutputError(f"cannot write {layout.name}: only {came} of {count} slices came")
+
+
+def _told(error: OSError | VolumeError, z: int, target: Path) -> VolumeError:
+    """`files.replacing` would take an `OSError` of reading for one of writing."""
+    if isinstance(error, VolumeError):
+        return error
+    told = VolumeError(f"cannot read slice z={z} for {target}: {one_line(error)}")
+    told.__cause__ = error
+    return told

@@ -1,0 +1,95 @@
+"""The command that segments a volume."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from napari_kdunet.arguments import (
+    Device,
+    ModelName,
+    OnError,
+    Planes,
+    Raw,
+    Scheduler,
+    Threads,
+    Views,
+    VoxelSize,
+    check_out,
+    given_volume,
+)
+from napari_kdunet.core.errors import ConfigError
+from napari_kdunet.progress import Interrupted, console, follow_slices
+
+__all__ = ["predict"]
+
+
+def predict(
+    model: ModelName,
+    raw: Raw,
+    out: Annotated[Path, typer.Option("-o", "--out", help="Volume to write (.tif or .zarr).")],
+    probabilities: Annotated[
+        bool, typer.Option("--probabilities", help="Write float32 probabilities instead of uint8 labels.")
+    ] = False,
+    threshold: Annotated[
+        float | None, typer.Option(help="Probability above which a pixel is labelled; the model's own if not given.")
+    ] = None,
+    views: Views = 1,
+    planes: Planes = "z",
+    voxel_size: VoxelSize = None,
+    device: Device = "auto",
+    threads: Threads = None,
+    on_error: OnError = "stop",
+    scheduler: Scheduler = None,
+) -> None:
+    """Segment a volume. The same command goes on with a Zarr where a killed one was."""
+    from napari_kdunet import core
+    from napari_kdunet.core.cluster import connected
+    from napari_kdunet.core.prediction import fingerprint
+
+    check_out(out, raw, suffixes=(".tif", ".tiff", ".zarr"))
+    if scheduler and not _is_zarr(out):
+        raise ConfigError(f"--scheduler with {out}: workers cannot write one TIFF together, give a .zarr.")
+    if planes == "zyx" and on_error == "skip":
+        raise ConfigError("--on-error skip with --planes zyx: every block needs all slices, mend the volume first.")
+    loaded, volume = core.load_model(model), given_volume(raw, voxel_size)
+    if volume.voxel_size is None and loaded.pixel_size:
+        size = f"{loaded.pixel_size:g} nm"
+        console.print(f"note: the pixel size of {raw} is not known: taken as the model's {size}; --voxel-size sets it.")
+    how: dict[str, Any] = {
+        "output": "probability" if probabilities else "labels",
+        "threshold": loaded.threshold if threshold is None else threshold,
+        "views": views,
+        "planes": planes,
+    }
+    result = core.predict(loaded, volume, device=device, threads=threads, **how)
+    about, key = {"model": model, **how}, fingerprint(loaded, volume, **how)
+    target = {"path": out, "voxel_size": volume.voxel_size, "metadata": about, "resume_key": key}
+    with connected(scheduler) if scheduler else nullcontext():
+        _write(result, target, skipping=on_error == "skip")
+    typer.echo(str(out))
+
+
+def _write(result: Any, target: dict[str, Any], skipping: bool) -> None:
+    from napari_kdunet.core.writing import iter_write
+
+    skipped: list[Exception] = []
+
+    def skip(error: Exception) -> None:
+        skipped.append(error)
+        console.print(f"skipped: {error}")
+
+    slices = iter_write(result, **target, on_error=skip if skipping else None)
+    try:
+        follow_slices("segmenting", slices, len(result), resumable=_is_zarr(target["path"]))
+    except (Interrupted, KeyboardInterrupt):
+        raise Interrupted("stopped: nothing was written.") from None
+    if skipped:
+        console.print(f"note: skipped {len(skipped)} of {len(result)} slices, which are 0 in {target['path']}")
+
+
+def _is_zarr(path: Path) -> bool:
+    return path.suffix.lower() == ".zarr"
