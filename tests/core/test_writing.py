@@ -190,6 +190,8 @@ def test_a_killed_writing_of_a_zarr_is_gone_on_with(pixels, tmp_path, key, first
     broken = left / "0" / "c" / "3" / "0" / "0"  # as if it was killed in the middle of the next
     broken.parent.mkdir(parents=True, exist_ok=True)
     broken.write_bytes(b"half")
+    broken.with_name("0.123.partial").write_bytes(b"half")  # how zarr calls a chunk, and `files` a note, under way
+    (left / ".kdunet-progress.part-123.json").write_bytes(b"half")
     lazy = da.from_array(pixels, chunks=(1, 37, 53))
     written = list(iter_write(lazy, folder / "out.zarr", metadata={"a": 1}, resume_key=key))
     assert written == [(z, z + 1) for z in range(first, 5)]

@@ -59,24 +59,28 @@ def connected(scheduler: str) -> Iterator[Client]:
     except ImportError:
         raise ConfigError("a scheduler needs dask.distributed: pip install 'napari-kdunet[cluster]'.") from None
     where = {"scheduler_file" if Path(scheduler).is_file() else "address": scheduler}
+    with _without_log():
+        try:
+            client = Client(timeout=_PATIENCE, set_as_default=False, **where)  # a default that fails would stay it
+        except (OSError, ValueError, TypeError) as error:
+            raise ConfigError(f"no dask scheduler answers at {scheduler}: give the address that it shows.") from error
+        with client, client.as_current():
+            yield client
+
+
+@contextmanager
+def _without_log() -> Iterator[None]:
+    """Drop what `distributed` logs at length of what becomes our error."""
+
+    def drop(record: logging.LogRecord) -> bool:
+        return False
+
     logger = logging.getLogger("distributed.client")
-    logger.addFilter(_drop)  # it tells at length of what becomes our error
+    logger.addFilter(drop)
     try:
-        with dask.config.set(scheduler=dask.config.get("scheduler", None)):  # a client that fails leaves its own behind
-            try:
-                client = Client(timeout=_PATIENCE, **where)
-            except (OSError, ValueError, TypeError) as error:
-                raise ConfigError(
-                    f"no dask scheduler answers at {scheduler}: give the address that it shows."
-                ) from error
-            with client:
-                yield client
+        yield
     finally:
-        logger.removeFilter(_drop)
-
-
-def _drop(record: logging.LogRecord) -> bool:
-    return False
+        logger.removeFilter(drop)
 
 
 def active_client() -> Client | None:

@@ -80,7 +80,8 @@ class Record:
 
     def finish(self) -> None:
         """Remove from a folder that is whole the note, and what processes that were killed left half written."""
-        for left in (*self.folder.glob(f"*{_NOTE}*"), *self.folder.rglob("*.partial")):  # those of zarr
+        halves = (*self.folder.glob(".*.part-*"), *self.folder.rglob("*.partial"))  # of `write_bytes`, and of zarr
+        for left in (self.folder / _NOTE, *halves):
             left.unlink(missing_ok=True)
 
 
