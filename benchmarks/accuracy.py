@@ -16,12 +16,12 @@ from __future__ import annotations
 import argparse
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from statistics import fmean, stdev
 
 import numpy as np
-from commands import Row, command, once, score, write_csv
+from commands import Row, add_shared, command, once, score, told, write_csv
 
 from napari_kdunet import core
+from napari_kdunet.core.splits import hold_out
 
 
 def teacher(seed: int, given: argparse.Namespace) -> Row:
@@ -48,39 +48,33 @@ def network(
     return once(model.with_suffix(".json"), measure)
 
 
-def hold_out(given: argparse.Namespace) -> None:
+def cut(given: argparse.Namespace) -> None:
     """Cut the last slices off both volumes."""
     volume = core.open_volume(given.raw)
     if volume.voxel_size:
         given.size = ["--voxel-size", ",".join(map(str, volume.voxel_size))]
-    first = len(volume) - given.hold_out
-    for name in ("raw", "labels"):
-        pixels = np.asarray(core.open_volume(getattr(given, name)))
-        for what, part in ((name, pixels[:first]), (f"val_{name}", pixels[first:])):
-            path = Path(given.out) / f"{what}.npy"
-            np.save(path, part)
-            setattr(given, what, str(path))
+    learnt, held_out = hold_out(volume, given.labels, given.hold_out / len(volume))
+    for what, part in zip(("raw", "labels", "val_raw", "val_labels"), (*learnt, *held_out), strict=True):
+        path = Path(given.out) / f"{what}.npy"
+        np.save(path, np.asarray(part))
+        setattr(given, what, str(path))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("raw")
-    parser.add_argument("labels")
-    parser.add_argument("--val-raw")
-    parser.add_argument("--val-labels")
+    add_shared(parser, val_required=False)
     parser.add_argument("--hold-out", type=int, help="score on so many last slices of RAW instead")
-    parser.add_argument("--out", required=True)
-    parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--teacher-steps", type=int, default=4500)
     parser.add_argument("--students", default="4:6000,2:8000,1:8000", help="K:STEPS with commas between")
     parser.add_argument("--precision", default="32-true", help="of the teacher's training")
-    parser.add_argument("--jobs", type=int, default=2, help="networks at a time, one core each")
     given = parser.parse_args()
+    if not given.hold_out and not (given.val_raw and given.val_labels):
+        parser.error("give --val-raw and --val-labels, or --hold-out")
     out = Path(given.out)
     out.mkdir(parents=True, exist_ok=True)
     given.size = []
     if given.hold_out:
-        hold_out(given)
+        cut(given)
     students = [tuple(map(int, each.split(":"))) for each in given.students.split(",")]
     with ThreadPoolExecutor(given.jobs) as pool:
         taught = [pool.submit(teacher, seed, given) for seed in range(given.seeds)]
@@ -93,8 +87,7 @@ def main() -> None:
     write_csv(out / "accuracy.csv", rows)
     for name in dict.fromkeys(row["network"] for row in rows):
         ious = [row["iou"] for row in rows if row["network"] == name]
-        spread = f" ± {stdev(ious):.3f}" if len(ious) > 1 else ""
-        print(f"{name}: IoU {fmean(ious):.3f}{spread} over {len(ious)} seeds")
+        print(f"{name}: IoU {told(ious)} over {len(ious)} seeds")
 
 
 if __name__ == "__main__":

@@ -2,18 +2,36 @@
 
 from __future__ import annotations
 
+import argparse
 import csv
 import json
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from statistics import fmean, stdev
 from typing import Any
 
 from napari_kdunet import core
 
 Row = dict[str, Any]
+
+
+def add_shared(parser: argparse.ArgumentParser, *, val_required: bool = True) -> None:
+    """What all take: a volume to learn from, one to score on, a folder, seeds, and how many at a time."""
+    parser.add_argument("raw")
+    parser.add_argument("labels")
+    parser.add_argument("--val-raw", required=val_required)
+    parser.add_argument("--val-labels", required=val_required)
+    parser.add_argument("--out", required=True)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--jobs", type=int, default=2, help="networks at a time, one core each")
+
+
+def told(values: Sequence[float]) -> str:
+    """Mean and standard deviation."""
+    return f"{fmean(values):.3f}" + (f" ± {stdev(values):.3f}" if len(values) > 1 else "")
 
 
 def command(*arguments: Any) -> None:

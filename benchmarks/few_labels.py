@@ -21,9 +21,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from statistics import mean
 
-from commands import Row, command, once, score, write_csv
+from commands import Row, add_shared, command, once, score, write_csv
 
 from napari_kdunet import core
+from napari_kdunet.core.splits import spaced
+from napari_kdunet.core.typed import format_slices
 
 #: How the student learns; `untaught` from the labels alone.
 ARMS = {
@@ -47,7 +49,7 @@ def job(count: int, seed: int, arm: str, given: argparse.Namespace) -> Row:
 
 def train(model: Path, count: int, seed: int, arm: str, given: argparse.Namespace) -> None:
     depth = core.open_volume(given.raw).shape[0]
-    slices = ",".join(str((2 * i + 1) * depth // (2 * count)) for i in range(count))
+    slices = format_slices(spaced(range(depth), count))
     shared = [given.raw, given.labels, "-o", model, "--slices", slices, "--seed", seed, "--threads", 1]
     student = ["--k", given.k, "--minutes", given.minutes]
     if arm == "teacher":
@@ -89,18 +91,12 @@ def draw(rows: list[Row], path: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("raw")
-    parser.add_argument("labels")
-    parser.add_argument("--val-raw", required=True)
-    parser.add_argument("--val-labels", required=True)
-    parser.add_argument("--out", required=True)
+    add_shared(parser)
     parser.add_argument("--labelled", default="1,3,5,10", help="numbers of labelled slices")
-    parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--k", type=int, default=2, help="of the student")
     parser.add_argument("--teacher-minutes", type=float, default=8)
     parser.add_argument("--minutes", type=float, default=5, help="of each student")
     parser.add_argument("--precision", default="32-true", help="of the teacher's training")
-    parser.add_argument("--jobs", type=int, default=2, help="networks at a time, one core each")
     given = parser.parse_args()
     out = Path(given.out)
     out.mkdir(parents=True, exist_ok=True)

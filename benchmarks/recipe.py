@@ -15,16 +15,18 @@ on the whole of R. What is done is not done again. Written to DIR: `STUDY.csv`, 
 from __future__ import annotations
 
 import argparse
-import csv
 import shutil
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
-from statistics import fmean, stdev
+from statistics import fmean
 from typing import Any
 
+from commands import add_shared, told, write_csv
+
 from napari_kdunet import core
+from napari_kdunet.core.splits import spaced
 
 #: What each arm changes of the defaults, from all labels.
 LABELS: dict[str, dict[str, Any]] = {
@@ -67,11 +69,6 @@ FEW: dict[str, dict[str, Any] | None] = {
 TEACHER = "teacher"
 
 
-def few_slices(depth: int, count: int = 5) -> tuple[int, ...]:
-    """Evenly spaced."""
-    return tuple((2 * i + 1) * depth // (2 * count) for i in range(count))
-
-
 def runs(given: argparse.Namespace) -> Iterator[core.Run]:
     for seed in range(given.seeds):
         shared = {"seed": seed, "steps": given.steps, "threads": 1, "validations": 5}
@@ -79,7 +76,7 @@ def runs(given: argparse.Namespace) -> Iterator[core.Run]:
             for arm, own in LABELS.items():
                 yield _run(arm, core.TrainConfig(**{"k": 2} | shared | own))
         elif given.study == "few":
-            shared["slices"] = few_slices(core.open_volume(given.raw).shape[0])
+            shared["slices"] = spaced(range(len(core.open_volume(given.raw))), 5)
             for arm, more in FEW.items():
                 if more is None:
                     yield _run(arm, core.TrainConfig(k=2, **shared))
@@ -118,9 +115,8 @@ def table(results: list[core.RunResult]) -> str:
         ious = [row.iou or 0.0 for row in rows]
         ces = [row.ce for row in rows if row.ce is not None]
         trained = sum(row.outcome == "trained" for row in rows)
-        spread = f" ± {stdev(ious):.3f}" if len(ious) > 1 else ""
         ce, seconds = f"{fmean(ces):.4f}" if ces else "", fmean(row.seconds for row in rows)
-        lines.append(f"| {arm} | {fmean(ious):.3f}{spread} | {ce} | {seconds:.0f} | {trained} of {len(rows)} |")
+        lines.append(f"| {arm} | {told(ious)} | {ce} | {seconds:.0f} | {trained} of {len(rows)} |")
     return "\n".join(lines) + "\n"
 
 
@@ -145,15 +141,9 @@ def draw(results: list[core.RunResult], path: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("study", choices=("labels", "few", "reliability"))
-    parser.add_argument("raw")
-    parser.add_argument("labels")
-    parser.add_argument("--val-raw", required=True)
-    parser.add_argument("--val-labels", required=True)
-    parser.add_argument("--out", required=True)
+    add_shared(parser)
     parser.add_argument("--teacher", help="model file; for few and reliability")
-    parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=600)
-    parser.add_argument("--jobs", type=int, default=2, help="networks at a time, one core each")
     given = parser.parse_args()
     out = Path(given.out)
     (out / "runs").mkdir(parents=True, exist_ok=True)
@@ -163,10 +153,7 @@ def main() -> None:
     with ProcessPoolExecutor(given.jobs) as pool:
         results = list(pool.map(do, wanted, [given] * len(wanted)))
     results.sort(key=lambda row: list(dict.fromkeys(run.label for run in wanted)).index(row.label))
-    with (out / f"{given.study}.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(asdict(results[0])))
-        writer.writeheader()
-        writer.writerows(map(asdict, results))
+    write_csv(out / f"{given.study}.csv", map(asdict, results))
     (out / f"{given.study}.md").write_text(table(results))
     print(table(results))
     draw(results, out / f"{given.study}.png")

@@ -22,6 +22,7 @@ from napari_kdunet.arguments import (
     given_volume,
 )
 from napari_kdunet.core.errors import ConfigError
+from napari_kdunet.core.files import is_zarr_name
 from napari_kdunet.progress import Interrupted, console, follow_slices
 
 __all__ = ["predict"]
@@ -51,7 +52,7 @@ def predict(
     from napari_kdunet.core.prediction import fingerprint
 
     check_out(out, raw, suffixes=(".tif", ".tiff", ".zarr"))
-    if scheduler and not _is_zarr(out):
+    if scheduler and not is_zarr_name(out):
         raise ConfigError(f"--scheduler with {out}: workers cannot write one TIFF together, give a .zarr.")
     if planes == "zyx" and on_error == "skip":
         raise ConfigError("--on-error skip with --planes zyx: every block needs all slices, mend the volume first.")
@@ -84,12 +85,8 @@ def _write(result: Any, target: dict[str, Any], skipping: bool) -> None:
 
     slices = iter_write(result, **target, on_error=skip if skipping else None)
     try:
-        follow_slices("segmenting", slices, len(result), resumable=_is_zarr(target["path"]))
+        follow_slices("segmenting", slices, len(result), resumable=is_zarr_name(target["path"]))
     except (Interrupted, KeyboardInterrupt):
         raise Interrupted("stopped: nothing was written.") from None
     if skipped:
         console.print(f"note: skipped {len(skipped)} of {len(result)} slices, which are 0 in {target['path']}")
-
-
-def _is_zarr(path: Path) -> bool:
-    return path.suffix.lower() == ".zarr"

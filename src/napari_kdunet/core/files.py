@@ -10,7 +10,12 @@ from pathlib import Path
 
 from napari_kdunet.core.errors import OutputError
 
-__all__ = ["make_folder", "replacing", "write_bytes"]
+__all__ = ["is_zarr_name", "make_folder", "replacing", "write_bytes"]
+
+
+def is_zarr_name(path: Path) -> bool:
+    """Whether what is written under this name is a Zarr."""
+    return path.suffix.lower() == ".zarr"
 
 
 @contextmanager

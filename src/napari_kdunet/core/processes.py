@@ -97,10 +97,8 @@ def launched(config: TrainConfig, devices: int = 1, nodes: int = 1) -> Iterator[
         for child in children:
             child.wait()
     finally:
-        left, children[:] = (
-            children[:],
-            [],
-        )  # Fabric's watchman takes a child's end for a failure and kills us: he is off
+        left = children.copy()
+        children.clear()  # Fabric's watchman, who takes a child's end for a failure and kills us, is off
         for child in left:
             child.kill()
             child.wait()

@@ -16,7 +16,7 @@ import numpy as np
 
 from napari_kdunet.core.cluster import Lost, Outcome, active_client, written
 from napari_kdunet.core.errors import OutputError, VolumeError
-from napari_kdunet.core.files import replacing
+from napari_kdunet.core.files import is_zarr_name, replacing
 from napari_kdunet.core.partial import Record
 from napari_kdunet.core.readers import is_zarr
 from napari_kdunet.core.sinks import ARRAY, Layout, Write, tiff_sink, zarr_sink
@@ -65,9 +65,9 @@ def check_target(path: str | Path, suffixes: tuple[str, ...] = _SUFFIXES) -> Pat
         raise OutputError(f"cannot write {path}: there is no folder {path.parent}, make it first")
     if not os.access(path.parent, os.W_OK | os.X_OK):
         raise OutputError(f"cannot write {path}: no permission to write in {path.parent}, choose another folder")
-    if path.suffix.lower() != ".zarr" and path.is_dir():
+    if not is_zarr_name(path) and path.is_dir():
         raise OutputError(f"cannot write {path}: there is a folder of this name, choose another name")
-    if path.suffix.lower() == ".zarr" and path.exists() and not is_zarr(path):
+    if is_zarr_name(path) and path.exists() and not is_zarr(path):
         raise OutputError(f"cannot write {path}: what stands there is not a Zarr, choose another name")
     return path
 
@@ -132,7 +132,7 @@ def iter_write(
     if len(size) != 3 or 0 in size or kind.kind not in "biuf":
         raise OutputError(f"cannot write {target}: shape {size} and dtype {kind}, give numbers with axes Z, Y, X")
     voxel_size = voxel_size or getattr(volume, "voxel_size", None)
-    key = resume_key if _is_zarr_name(target) and hasattr(volume, "__getitem__") else None
+    key = resume_key if is_zarr_name(target) and hasattr(volume, "__getitem__") else None
     layout = Layout(target.stem, size, kind, voxel_size, metadata, None if on_error is None else [])
     return _write_slices(volume, target, layout, key, on_error)
 
@@ -195,21 +195,17 @@ def _write_slices(
         except Lost:
             record.leave()
             raise
-        if _is_zarr_name(target):
+        if is_zarr_name(target):
             record.finish()
 
 
-def _is_zarr_name(path: Path) -> bool:
-    return path.suffix.lower() == ".zarr"
-
-
 def _sink(path: Path, layout: Layout, going_on: bool) -> AbstractContextManager[Write]:
-    return zarr_sink(path, layout, going_on) if _is_zarr_name(path) else tiff_sink(path, layout)
+    return zarr_sink(path, layout, going_on) if is_zarr_name(path) else tiff_sink(path, layout)
 
 
 def _outcomes(volume: Any, layout: Layout, todo: list[int], path: Path, write: Write) -> Generator[Outcome, None, None]:
     """Write the slices `todo`, here or on a cluster; as each is done its index, and why it could not be read if so."""
-    client = active_client() if isinstance(volume, da.Array) and _is_zarr_name(path) else None
+    client = active_client() if isinstance(volume, da.Array) and is_zarr_name(path) else None
     if client is not None:
         return written(client, volume, path / ARRAY, layout.dtype, todo)
     return _written_here(computed(volume, todo), layout, len(todo), write)
