@@ -287,11 +287,14 @@ def test_classes(blobs, quick):
         assert core.evaluate(found == c, (labels == c).astype(np.uint8)).iou > 0.5
 
 
-@pytest.mark.parametrize("precision", ["bf16-mixed"])
-def test_mixed_precision(blobs, quick, precision):
-    events = list(core.iter_train(*blobs(), quick(**learn(steps=3, precision=precision))))
+@pytest.mark.parametrize("able", [True, False])
+def test_mixed_precision(able, blobs, quick, monkeypatch):
+    has = {"architecture": "x86_64", "avx512_bf16": able, "amx_bf16": False}
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: has, raising=False)
+    events = list(core.iter_train(*blobs(), quick(**learn(steps=3, precision="bf16-mixed"))))
     assert all(math.isfinite(e.loss) for e in events if isinstance(e, core.Stepped))
     assert events[-1].model.net.head.weight.dtype == torch.float32
+    assert any("bfloat16" in note for note in events[0].notes) != able
 
 
 def test_a_threshold_that_is_named_is_the_models(learnt, blobs, quick):

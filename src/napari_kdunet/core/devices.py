@@ -11,7 +11,7 @@ import torch
 
 from napari_kdunet.core.errors import ConfigError
 
-__all__ = ["TINY", "cores", "pick_device", "training_threads", "using_threads"]
+__all__ = ["TINY", "cores", "pick_device", "precision_notes", "training_threads", "using_threads"]
 
 #: Channels at the top from which on a network keeps a core busy as it is.
 TINY = 8
@@ -32,6 +32,15 @@ def pick_device(name: str = "auto") -> torch.device:
         there = ", ".join(kind for kind, ok in have.items() if ok)
         raise ConfigError(f"device {name!r} is not to be had here: choose auto or one of {there}.")
     return torch.device(name)
+
+
+def precision_notes(precision: str, device: torch.device) -> tuple[str, ...]:
+    """What to know of an arithmetic on a device: a CPU without instructions for bfloat16 has it, but slowly."""
+    able = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    emulated = able.get("architecture") == "x86_64" and not (able.get("avx512_bf16") or able.get("amx_bf16"))
+    if precision == "bf16-mixed" and device.type == "cpu" and emulated:
+        return ("this CPU has no instructions for bfloat16: 32-true is faster here than bf16-mixed.",)
+    return ()
 
 
 def cores() -> int:

@@ -19,7 +19,7 @@ from napari_kdunet.core.batches import BatchMaker
 from napari_kdunet.core.checkpoint import Model
 from napari_kdunet.core.config import DistillConfig, TrainConfig
 from napari_kdunet.core.dataset import Dataset
-from napari_kdunet.core.devices import TINY, training_threads, using_threads
+from napari_kdunet.core.devices import TINY, precision_notes, training_threads, using_threads
 from napari_kdunet.core.errors import DivergedError
 from napari_kdunet.core.events import Done, Started, Stepped, Validated
 from napari_kdunet.core.keeping import Keeper, model_of
@@ -95,7 +95,7 @@ class Fit:
             val_slices=data.validation.slices,
             validated_on=data.validation.kind,
             prior_ce=data.validation.prior_ce(),
-            notes=data.notes,
+            notes=(*data.notes, *precision_notes(self.config.precision, self.device)),
         )
 
     # the budget

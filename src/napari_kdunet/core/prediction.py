@@ -36,6 +36,7 @@ __all__ = ["FOREIGN_MULTIPLE", "Tiler", "fingerprint", "foreground", "predict"]
 
 FOREIGN_MULTIPLE, _FOREIGN_REACH = 32, 128  # of a network that does not say: enough for the usual U-Nets
 _TILE_BYTES = 2**28  # of activations at the top of the network, about a quarter of its peak
+_TILE_SIDE = 2048  # image pixels: of a shrunk image the pixels themselves take more than the activations
 
 _AT_ONCE = 2  # tiles in memory, whatever the number of dask's threads: one is read, the other computed
 
@@ -220,8 +221,9 @@ class Tiler:
 
     def tile(self, working: int | None = None) -> tuple[int, int]:
         """Sides of a tile in image pixels: about `working` working pixels, or what memory allows if None."""
-        side = working or int(min(1536, (_TILE_BYTES / (4 * self.k)) ** 0.5))
-        ty, tx = (max(1, int(side / r) // u) * u for r, u in zip(self.grid.ratio, self.unit, strict=True))
+        most = int(min(1536, (_TILE_BYTES / (4 * self.k)) ** 0.5))
+        sides = (int(working / r) if working else min(int(most / r), _TILE_SIDE) for r in self.grid.ratio)
+        ty, tx = (max(1, side // u) * u for side, u in zip(sides, self.unit, strict=True))
         return ty, tx
 
     def windows(self, shape: tuple[int, ...]) -> Iterator[tuple[tuple[int, int], tuple[int, int]]]:

@@ -20,7 +20,7 @@ from napari_kdunet.core.sources import Axes, Key, Source, VoxelSize, one_line
 __all__ = ["Volume", "VoxelSize", "check_labels", "open_volume"]
 
 _STRIP_ROWS = 1024
-_AT_ONCE = 2**22  # pixels
+_AT_ONCE = 2**15  # pixels that are float64 at a time: few enough for the cache
 _CACHED_STATISTICS = 4096
 
 
@@ -131,8 +131,11 @@ class Volume:
                 raise VolumeError(
                     f"slice z={z} of {self.name} holds NaN or infinite values: replace them, e.g. by numpy.nan_to_num"
                 )
-            for part in np.array_split(strip, min(len(strip), -(-strip.size // _AT_ONCE))):  # numpy holds it in float64
-                strips.append((part.size, part.mean(dtype=np.float64), part.var(dtype=np.float64)))
+            for part in np.array_split(strip.reshape(-1), -(-strip.size // _AT_ONCE)):
+                values = part.astype(np.float64)
+                mean = values.mean()
+                values -= mean
+                strips.append((values.size, mean, values @ values / values.size))
         size, means, variances = np.array(strips).T
         mean = float(np.average(means, weights=size))
         std = math.sqrt(np.average(variances + (means - mean) ** 2, weights=size))
