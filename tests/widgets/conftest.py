@@ -12,6 +12,7 @@ from superqt.utils._qthreading import WorkerBase
 
 from napari_kdunet import core
 from napari_kdunet.sample import synthetic_em
+from napari_kdunet.widgets import apart
 from napari_kdunet.widgets.models import models
 
 
@@ -38,6 +39,17 @@ def bundle(monkeypatch):
 
     make()
     return make
+
+
+@pytest.fixture(autouse=True)
+def in_this_process(monkeypatch):
+    """Trainings start at once, and the tests can put faults in their way; those of `own_process` do as for users."""
+    monkeypatch.setattr(apart, "OWN_PROCESS", False)
+
+
+@pytest.fixture
+def own_process(in_this_process, monkeypatch):
+    monkeypatch.setattr(apart, "OWN_PROCESS", True)
 
 
 @pytest.fixture(autouse=True)

@@ -31,7 +31,7 @@ def open_widget(viewer, name, **settings):
     return widget
 
 
-def test_train_distil_segment_and_compare(make_napari_viewer, qtbot, notified):
+def test_train_distil_segment_and_compare(own_process, make_napari_viewer, qtbot, notified):
     def wait(condition):
         qtbot.waitUntil(condition, timeout=120_000)
 

@@ -10,6 +10,7 @@ from napari.layers import Image, Layer
 from qtpy.QtWidgets import QLabel, QPushButton
 
 from napari_kdunet import core
+from napari_kdunet.widgets.apart import apart
 from napari_kdunet.widgets.form import SettingsForm
 from napari_kdunet.widgets.inputs import Inputs
 from napari_kdunet.widgets.layers import LayerChooser, volume_of
@@ -85,7 +86,7 @@ class DistillWidget(TrainingPanel):
 
         def events() -> Iterator[Any]:
             teacher = get_teacher()
-            for event in core.iter_distill(teacher, raw, labels, config):
+            for event in apart(core.iter_distill, teacher, raw, labels, config):
                 yield event
                 if isinstance(event, core.Started):
                     yield from _score(teacher, raw, labels, event, config)
@@ -100,7 +101,7 @@ class DistillWidget(TrainingPanel):
         same = core.TrainConfig(**{spec.name: getattr(config, spec.name) for spec in fields(core.TrainConfig)})
 
         def events() -> Iterator[Any]:
-            yield from core.iter_train(raw, labels, same)
+            yield from apart(core.iter_train, raw, labels, same)
 
         return Job("control", f"{raw.name} k{config.k} control", self.inputs.image.wanted(), events)
 

@@ -39,6 +39,8 @@ class Edits:
         The labels as they are whenever they are read.
     """
 
+    served = ("take", "wait")  # to a training in another process
+
     def __init__(self, viewer: napari.viewer.Viewer, layer: Labels) -> None:
         self.viewer, self.layer = viewer, layer
         self.volume = volume_of(layer, following=True)

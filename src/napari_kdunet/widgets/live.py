@@ -25,7 +25,7 @@ class Waiting:
     """What is missing, for the user to read."""
 
 
-def iter_live(raw: Volume, edits: Edits, config: TrainConfig, start: Model | None) -> Iterator[Any]:
+def iter_live(raw: Volume, labels: Volume, edits: Edits, config: TrainConfig, start: Model | None) -> Iterator[Any]:
     """Wait until foreground and background are labelled, then train on, slices read again as they are painted.
 
     Yields `Waiting` while it waits, then the events of `core.iter_train`.
@@ -33,7 +33,7 @@ def iter_live(raw: Volume, edits: Edits, config: TrainConfig, start: Model | Non
     while True:
         edits.take()
         try:
-            events = core.iter_train(raw, edits.volume, config, start=start, edited=edits.take)
+            events = core.iter_train(raw, labels, config, start=start, edited=edits.take)
             break
         except core.UnlabelledError as missing:
             yield Waiting(str(missing))

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from qtpy.QtWidgets import QCheckBox, QPushButton
 
 from napari_kdunet import core
+from napari_kdunet.widgets.apart import apart
 from napari_kdunet.widgets.corrections import corrected_mask, iter_corrections
 from napari_kdunet.widgets.edits import Edits
 from napari_kdunet.widgets.form import SettingsForm
@@ -70,7 +71,7 @@ class TrainWidget(TrainingPanel):
 
         def events() -> Iterator[Any]:
             start = origin()
-            yield from core.iter_train(raw, labels, _like(start, config), start=start)
+            yield from apart(core.iter_train, raw, labels, _like(start, config), start=start)
 
         called = f"{raw.name} from {name}" if name else f"{raw.name} k{config.k}"
         return Job("training", called, self.inputs.image.wanted(), events)
@@ -82,7 +83,7 @@ class TrainWidget(TrainingPanel):
 
         def events() -> Iterator[Any]:
             start = origin()
-            yield from iter_live(raw, edits, _like(start, config), start)
+            yield from apart(iter_live, raw, edits.volume, edits, _like(start, config), start)
 
         return Job("live", f"{raw.name} live", self.inputs.image.wanted(), events, endless=True)
 

@@ -9,6 +9,7 @@ at once restore in the wrong order. All three are mended here.
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator
+from contextlib import suppress
 from typing import Any, ClassVar
 
 from qtpy.QtCore import QEvent, QObject, Signal
@@ -32,6 +33,10 @@ class _Thread(GeneratorWorker):
 
     def run(self) -> None:
         """Work, then tell how it ended; called by Qt."""
+        with suppress(RuntimeError):  # Qt's own half is gone: the application has ended meanwhile
+            self._run()
+
+    def _run(self) -> None:
         self._running = True
         self.started.emit()
         try:
