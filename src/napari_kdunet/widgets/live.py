@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Waiting", "iter_live"]
 
-_PATIENCE = 0.2  # s between two looks whether it was stopped meanwhile
+_PATIENCE = 0.2  # s between two looks whether it was stopped meanwhile, or whether something was painted
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ def iter_live(raw: Volume, labels: Volume, edits: Edits, config: TrainConfig, st
     while True:
         edits.take()
         try:
-            events = core.iter_train(raw, labels, config, start=start, edited=edits.take)
+            events = core.iter_train(raw, labels, config, start=start, edited=_now_and_then(edits.take))
             break
         except core.UnlabelledError as missing:
             yield Waiting(str(missing))
@@ -41,3 +42,17 @@ def iter_live(raw: Volume, labels: Volume, edits: Edits, config: TrainConfig, st
                 yield Waiting(str(missing))
                 edits.wait(_PATIENCE)
     yield from events
+
+
+def _now_and_then(take: Callable[[], list[int]]) -> Callable[[], list[int]]:
+    """Ask the window not before each step: while it draws, the answer takes its time."""
+    latest = time.monotonic()
+
+    def taken() -> list[int]:
+        nonlocal latest
+        if time.monotonic() - latest < _PATIENCE:
+            return []
+        latest = time.monotonic()
+        return take()
+
+    return taken
