@@ -49,7 +49,7 @@ def cores() -> int:
     An even share of them where it trains together with others on this machine; of a dask worker those it was given.
     """
     if "distributed" in sys.modules:
-        with suppress(ValueError):  # this is no worker
+        with suppress(ValueError, AttributeError):  # this is no worker, or another thread is importing it just now
             return int(sys.modules["distributed"].get_worker().state.nthreads)
     found = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, found // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))  # torchrun and `processes.launched` set it

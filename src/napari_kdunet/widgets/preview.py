@@ -107,6 +107,15 @@ class Preview:
         """Whether it has ended: closed, or its layer or image was removed."""
         return self._closed
 
+    def get_ready(self) -> None:
+        """Load what the first segmentation needs, which takes seconds, before there is a model."""
+
+        def load() -> Iterator[Any]:
+            nothing = core.Model(core.KUNet(k=1), pixel_size=0.0)
+            yield core.predict(nothing, np.zeros((1, 64, 64), np.uint8)).compute(scheduler="synchronous")
+
+        run(load, on_event=lambda _: None, owner=self.owner)
+
     def show(self, model: Model) -> None:
         """Segment the slice on screen by this model, and from now on each slice that the user goes to."""
         self._model = model

@@ -183,6 +183,7 @@ class TrainingPanel(QWidget):
             if self.preview is not None:
                 self.preview.close()
             self.preview = Preview(self.viewer, image, self, rest=_REST_MS)
+            self.preview.get_ready()
 
     def _lay_out(self) -> None:
         content = QWidget()
