@@ -4,7 +4,7 @@ Python lets one thread run at a time. On a thread beside napari's a training of 
 short calls, falls to half its speed while somebody scrolls; in its own process it keeps it. Only what has to travels:
 the settings and models are sent, slices are asked for when they are read, and the events come back.
 
-The process is started as a program, not by `multiprocessing`, which would run the user's script again.
+The process (`process`) is started as a program, not by `multiprocessing`, which would run the user's script again.
 """
 
 from __future__ import annotations
@@ -13,11 +13,9 @@ import io
 import os
 import pickle
 import queue
-import signal
 import subprocess
 import sys
 import threading
-import traceback
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -27,12 +25,11 @@ import numpy as np
 
 from napari_kdunet.core import TrainingError, Volume
 
-__all__ = ["Quiet", "apart"]
+__all__ = ["Quiet", "apart", "packed"]
 
 #: Whether there is another process at all; off, everything happens on the thread that iterates.
 OWN_PROCESS = True
 
-_AHEAD = 2  # events that may be under way: a pause comes so many steps late, a busy window holds up none
 _QUIET = 0.2  # s without news after which there is a `Quiet`
 _PATIENCE = 2.0  # s that the process may take to end by itself
 
@@ -69,7 +66,7 @@ def apart(task: Callable[..., Iterator[Any]], *args: Any, **more: Any) -> Iterat
     """
     kept: list[Any] = []
     try:
-        parcel = _packed((task, args, more), kept) if OWN_PROCESS else None
+        parcel = packed((task, args, more), kept) if OWN_PROCESS else None
     except Exception:  # noqa: BLE001 - pickle raises anything
         parcel = None
     if parcel is None:
@@ -95,7 +92,7 @@ class _Process:
     """The other process, from the side of the window."""
 
     def __init__(self, parcel: bytes) -> None:
-        line = [sys.executable, "-m", "napari_kdunet.widgets.apart"]
+        line = [sys.executable, "-m", "napari_kdunet.widgets.process"]
         path = os.pathsep.join(each for each in sys.path if each)
         self._process = subprocess.Popen(
             line,
@@ -133,7 +130,7 @@ class _Process:
             return ("quiet",)
 
     def send(self, message: tuple[Any, ...]) -> None:
-        self._write(_packed(message))
+        self._write(packed(message))
 
     def _write(self, parcel: bytes) -> None:
         assert self._process.stdin is not None
@@ -164,7 +161,8 @@ def _answer(kept: list[Any], index: int, method: str, args: tuple[Any, ...]) -> 
         return ("answer", None, error)
 
 
-def _packed(content: Any, kept: list[Any] | None = None) -> bytes:
+def packed(content: Any, kept: list[Any] | None = None) -> bytes:
+    """A message of either side; what stays here is left in `kept`."""
     parcel = io.BytesIO()
     _Pickler(parcel, [] if kept is None else kept).dump(content)
     return parcel.getvalue()
@@ -190,130 +188,3 @@ class _Pickler(pickle.Pickler):
         if index == len(self.kept):
             self.kept.append(obj)
         return type(obj) is Volume, index, about
-
-
-# ---------------------------------------------------------------- in the other process
-
-
-class _Asking:
-    """What stands for an object that stayed: its methods ask."""
-
-    def __init__(self, methods: tuple[str, ...], ask: Callable[..., Any]) -> None:
-        for name in methods:
-            setattr(self, name, lambda *args, name=name: ask(name, *args))
-
-
-class _Source:
-    """What stands for the pixels of a volume that stayed."""
-
-    def __init__(self, shape: tuple[int, int, int], dtype: np.dtype[Any], chunks: Any, ask: Callable[..., Any]) -> None:
-        self.shape, self.dtype, self.chunks, self._ask = shape, dtype, chunks, ask
-
-    def __getitem__(self, key: Any) -> Any:
-        return self._ask("read", key)
-
-
-class _Unpickler(pickle.Unpickler):
-    """Gives each object that stayed one stand-in."""
-
-    def __init__(self, file: BinaryIO, ask: Callable[..., Any]) -> None:
-        super().__init__(file)
-        self.ask = ask
-        self.made: dict[int, Any] = {}
-
-    def persistent_load(self, pid: tuple[bool, int, tuple[Any, ...]]) -> Any:
-        is_volume, index, about = pid
-        if index not in self.made:
-
-            def ask(method: str, *args: Any) -> Any:
-                return self.ask(index, method, args)
-
-            if is_volume:
-                name, voxel_size, shape, dtype, chunks = about
-                self.made[index] = Volume(name, _Source(shape, dtype, chunks, ask), voxel_size)
-            else:
-                self.made[index] = _Asking(about, ask)
-        return self.made[index]
-
-
-class _Window:
-    """The window's side, from within the other process."""
-
-    def __init__(self) -> None:
-        self._out = os.fdopen(os.dup(1), "wb")
-        os.dup2(2, 1)  # what anything prints is no message
-        self._may_send = threading.Semaphore(_AHEAD)
-        self._answers: queue.SimpleQueue[tuple[Any, Any]] = queue.SimpleQueue()
-        self._asking, self._sending = threading.Lock(), threading.Lock()
-        self._gone = False
-
-    def task(self) -> tuple[Callable[..., Iterator[Any]], tuple[Any, ...], dict[str, Any]]:
-        """What is to be done; from then on the window is listened to."""
-        found: Any = _Unpickler(sys.stdin.buffer, self.ask).load()
-        threading.Thread(target=self._listen, daemon=True).start()
-        task, args, more = found
-        return task, args, more
-
-    def tell(self, event: Any) -> bool:
-        """Send an event once there is room; whether the window is still there."""
-        self._may_send.acquire()
-        if not self._gone:
-            self._send(("event", event))
-        return not self._gone
-
-    def end(self, error: Exception | None) -> None:
-        """Send the last message."""
-        try:
-            self._send(("end", error))
-        except Exception:  # noqa: BLE001 - an error that cannot be sent, or nobody to hear of it
-            with suppress(OSError):
-                self._send(("end", TrainingError(f"{type(error).__name__}: {error}")))
-
-    def ask(self, index: int, method: str, args: tuple[Any, ...]) -> Any:
-        """What an object that stayed says."""
-        with self._asking:
-            self._send(("ask", index, method, args))
-            answer, error = self._answers.get()
-        if error is not None:
-            raise error
-        return answer
-
-    def _send(self, message: tuple[Any, ...]) -> None:
-        parcel = _packed(message)
-        with self._sending:
-            self._out.write(parcel)
-            self._out.flush()
-
-    def _listen(self) -> None:
-        with suppress(EOFError, OSError):
-            while True:
-                kind, *content = pickle.load(sys.stdin.buffer)
-                if kind == "more":
-                    self._may_send.release()
-                else:
-                    self._answers.put((content[0], content[1]))
-        self._gone = True
-        self._may_send.release()
-        self._answers.put((None, EOFError("the window is gone")))
-
-
-def _main() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the window gets it too, and decides
-    window, error = _Window(), None
-    try:
-        task, args, more = window.task()
-        events: Any = task(*args, **more)
-        try:
-            for event in events:
-                if not window.tell(event):
-                    break
-        finally:
-            events.close()
-    except Exception as raised:  # noqa: BLE001 - raised over there
-        raised.add_note(traceback.format_exc())
-        error = raised
-    window.end(error)
-
-
-if __name__ == "__main__":
-    _main()
