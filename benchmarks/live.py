@@ -1,20 +1,19 @@
 """*Live* on another volume: IoU on slices that nobody has painted, seconds after the first stroke.
 
-    xvfb-run -s '-screen 0 1600x1200x24' python benchmarks/live.py DATA [--model M.safetensors] [--seeds 0,1,2]
+    xvfb-run -s '-screen 0 1600x1200x24' python benchmarks/live.py DATA [--model lucchi-2unet] [--seeds 0,1,2]
 
-DATA is a folder with ``vnc-train-{raw,labels}.tif`` and, where no model is given, ``lucchi-train-{raw,labels}.tif``, on
-which a 2-Unet is trained first. napari opens the fly volume with *Train teacher*, *Live* ticked, and a script paints
-one stroke a second for half a minute on four of the sixteen slices, each time going to the slice as a user would.
-A stroke is a straight line of at most 90 pixels that the truth says lies in one class: by turns inside a mitochondrion
-and in the background, the latter by turns near a mitochondrion and anywhere. The scores are those of the models that
-*Live* had made by then, on the twelve slices without a stroke, at the models' own thresholds, computed afterwards.
+DATA is a folder with ``vnc-train-{raw,labels}.tif``. napari opens the fly volume with *Train teacher*, *Live* ticked,
+and a script paints one stroke a second for half a minute on four of the sixteen slices, each time going to the slice as
+a user would. A stroke is a straight line of at most 90 pixels that the truth says lies in one class: by turns inside a
+mitochondrion and in the background, the latter by turns near a mitochondrion and anywhere. The scores are those of the
+models that *Live* had made by then, on the twelve slices without a stroke, at the models' own thresholds, computed
+afterwards.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
-import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -28,13 +27,14 @@ from qtpy.QtCore import QEventLoop, Qt, QTimer
 from scipy import ndimage
 
 from napari_kdunet import core
-from napari_kdunet.core import training
+from napari_kdunet.widgets.edits import Edits
 from napari_kdunet.widgets.models import models
 
-VNC_NM, LUCCHI_NM = (50.0, 4.6, 4.6), (5.0, 5.0, 5.0)
+VNC_NM = (50.0, 4.6, 4.6)
 PAINTED = (2, 6, 10, 14)
 STROKES, LENGTH, BRUSH, NEAR = 30, 90, 9, 30  # number; pixels
 MOMENTS = (0, 10, 30, 60)  # s after the first stroke
+TAKE = Edits.take
 
 
 def strokes(truth: np.ndarray, seed: int) -> Iterator[tuple[int, int, np.ndarray]]:
@@ -129,18 +129,15 @@ class Session:
         self.record.painted.append((time.perf_counter(), z))
 
     def _watch_training(self) -> None:
-        """Note when the training asks which slices have changed, and what it is told."""
-        real, record = training.iter_train, self.record
+        """Note when the training, in its own process, asks which slices have changed, and what it is told."""
+        record = self.record
 
-        def watched(*args: Any, edited: Any, **more: Any) -> Any:
-            def asked() -> list[int]:
-                found = edited()
-                record.asked.append((time.perf_counter(), set(found)))
-                return found
+        def taken(edits: Edits) -> list[int]:
+            found = TAKE(edits)
+            record.asked.append((time.perf_counter(), set(found)))
+            return found
 
-            return real(*args, edited=asked, **more)
-
-        core.iter_train = watched
+        Edits.take = taken
 
     def _watch(self) -> None:
         now, widget = time.perf_counter(), self.widget
@@ -182,31 +179,18 @@ def score(model: core.Model, raw: core.Volume, truth: np.ndarray, slices: list[i
     return core.evaluate(found, truth[slices], threshold=model.threshold).iou
 
 
-def trained(data: Path, minutes: float) -> core.Model:
-    """A 2-Unet of mouse hippocampus."""
-    raw = core.open_volume(data / "lucchi-train-raw.tif", voxel_size=LUCCHI_NM)
-    config = core.TrainConfig(k=2, minutes=minutes, device="cpu")
-    return core.train(raw, data / "lucchi-train-labels.tif", config)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path)
-    parser.add_argument("--model", type=Path, help="trained on lucchi-train; a 2-Unet is trained if not given")
-    parser.add_argument("--minutes", type=float, default=5.0, help="to train it")
+    parser.add_argument("--model", default="lucchi-2unet", help="to start from: a file or the name of a bundled model")
     parser.add_argument("--seeds", default="0,1,2", help="of the strokes, with commas between")
     parser.add_argument("--threads", type=int, default=0, help="of the training; 0 as the core chooses")
     parser.add_argument("--fresh", action="store_true", help="from a fresh 2-Unet too")
     arguments = parser.parse_args()
     raw = core.open_volume(arguments.data / "vnc-train-raw.tif", voxel_size=VNC_NM)
     truth = core.open_volume(arguments.data / "vnc-train-labels.tif")[:]
-    if arguments.model is None:
-        with tempfile.TemporaryDirectory() as folder:
-            path = trained(arguments.data, arguments.minutes).save(Path(folder) / "lucchi.safetensors")
-            start = core.load_model(path)
-    else:
-        start = core.load_model(arguments.model)
-    print(f"{os.cpu_count()} cores, load before {os.getloadavg()[0]:.1f}; from a {start.net.k}-Unet of lucchi-train")
+    start = core.load_model(arguments.model)
+    print(f"{os.cpu_count()} cores, load before {os.getloadavg()[0]:.1f}; from {arguments.model}")
     print(f"{STROKES} strokes, one a second, on slices {PAINTED}; scored on the others\n")
     columns = [f"IoU after {moment} s" for moment in MOMENTS]
     columns += ["stroke taken after, s", "at most", "between previews, s", "at most", "longest gap of the window, ms"]
