@@ -144,6 +144,14 @@ def test_the_model_can_be_saved_and_a_full_disk_loses_nothing(bench, widget, tmp
     assert core.load_model(path).summary["validation"] == models.get("em k1").summary["validation"]
 
 
+def test_the_previews_layer_is_there_from_the_start_and_goes_if_it_stays_empty(bench):
+    widget = bench.open("Train teacher", **{**ENDLESS, "validations": 1})
+    widget.view.start_button.click()
+    assert not bench.viewer.layers["em preview"].data.any()
+    bench.stop(widget)
+    assert "em preview" not in bench.viewer.layers
+
+
 def test_start_pressed_twice_starts_one(bench, widget):
     widget.view.start_button.click()
     first, at_work = widget.worker, set(WorkerBase._worker_set)

@@ -14,7 +14,7 @@ from qtpy.QtCore import QTimer
 from qtpy.QtWidgets import QWidget
 
 from napari_kdunet import core
-from napari_kdunet.widgets.layers import PREVIEW, current_slice, grid_of, volume_of
+from napari_kdunet.widgets.layers import PREVIEW, current_slice, data_of, grid_of, volume_of
 from napari_kdunet.widgets.worker import EventWorker, run
 
 if TYPE_CHECKING:
@@ -108,7 +108,9 @@ class Preview:
         return self._closed
 
     def get_ready(self) -> None:
-        """Load what the first segmentation needs, which takes seconds, before there is a model."""
+        """Make the layer, still empty, and load what the first segmentation needs: now rather than amid a scroll."""
+        self.z = current_slice(self.viewer, self.image)
+        self._put(np.zeros(data_of(self.image).shape[-2:], np.uint8))
 
         def load() -> Iterator[Any]:
             nothing = core.Model(core.KUNet(k=1), pixel_size=0.0)
@@ -184,9 +186,10 @@ class Preview:
         self._worker = self._wanted = None
 
     def _draw(self) -> None:
-        if self._closed or self.probability is None:
-            return
-        mask = (self.probability > self.threshold).astype(np.uint8)
+        if not self._closed and self.probability is not None:
+            self._put((self.probability > self.threshold).astype(np.uint8))
+
+    def _put(self, mask: NDArray[np.uint8]) -> None:
         grid = grid_of(self.image)
         if self.image.ndim == 3:
             mask = mask[None]

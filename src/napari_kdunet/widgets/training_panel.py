@@ -174,6 +174,8 @@ class TrainingPanel(QWidget):
         self.worker = None
         if self.preview is not None and self.model_name:
             self.preview.show(models.get(self.model_name))
+        elif self.preview is not None and self.preview.probability is None:
+            self.preview.close()
         how = self._end or ("Stopped." if error is None else "Ended by an error, see the notification.")
         kept = f"The best model is “{self.model_name}” in the list of models." if self.model_name else ""
         self.view.ended(f"{how} {kept or 'There was no validation yet, so there is no model.'}")
