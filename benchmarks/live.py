@@ -72,6 +72,7 @@ class Record:
     shown: list[float] = field(default_factory=list)
     made: list[tuple[float, core.Model]] = field(default_factory=list)
     ticks: list[float] = field(default_factory=list)
+    begun: float = 0.0  # of the first step
 
 
 class Session:
@@ -142,6 +143,9 @@ class Session:
     def _watch(self) -> None:
         now, widget = time.perf_counter(), self.widget
         self.record.ticks.append(now)
+        run = widget.view.curves.runs.get("live")
+        if not self.record.begun and run is not None and run.steps:
+            self.record.begun = now
         shown = widget.preview and widget.preview.probability
         made = models.get(widget.model_name) if widget.model_name else None
         if shown is not None and shown is not self._seen[0]:
@@ -161,7 +165,7 @@ def report(name: str, seed: int, record: Record, start: core.Model | None, raw: 
     late = [
         min(at - when for at, found in record.asked if at >= when and z in found)
         for when, z in record.painted
-        if when > record.asked[0][0]  # those before are read when the training begins
+        if when > record.begun  # those before are read when the training begins
     ]
     pauses = np.diff([at for at in record.shown if at >= begin])
     cells += [f"{median(late):.2f}", f"{max(late):.2f}", f"{median(pauses):.1f}", f"{max(pauses):.1f}"]

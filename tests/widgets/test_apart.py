@@ -19,8 +19,9 @@ ENDLESS = core.TrainConfig(k=1, patch=32, batch=2, minutes=60, validations=10_00
 
 
 def started_here():
-    """The processes that this one has started, the zombies left out."""
-    return [each for each in psutil.Process().children() if each.status() != psutil.STATUS_ZOMBIE]
+    """The processes of trainings that this one has started and that are at work."""
+    children = [each for each in psutil.Process().children() if each.status() != psutil.STATUS_ZOMBIE]
+    return [each for each in children if "napari_kdunet.widgets.process" in each.cmdline()]
 
 
 @pytest.fixture
