@@ -2,6 +2,7 @@
 
 import os
 import time
+from contextlib import suppress
 
 import numpy as np
 import psutil
@@ -20,8 +21,12 @@ ENDLESS = core.TrainConfig(k=1, patch=32, batch=2, minutes=60, validations=10_00
 
 def started_here():
     """The processes of trainings that this one has started and that are at work."""
-    children = [each for each in psutil.Process().children() if each.status() != psutil.STATUS_ZOMBIE]
-    return [each for each in children if "napari_kdunet.widgets.process" in each.cmdline()]
+    found = []
+    for each in psutil.Process().children():
+        with suppress(psutil.Error):  # it has just ended
+            if "napari_kdunet.widgets.process" in each.cmdline():
+                found.append(each)
+    return found
 
 
 @pytest.fixture
