@@ -1,6 +1,6 @@
 """Peak memory of `predict`, from OME-Zarr to OME-Zarr, on volumes of growing size and on one huge slice.
 
-    python benchmarks/memory.py [--gigabytes 1,4,16] [--side 2048] [--chunks 1,1024,1024] [--huge 20000]
+    python benchmarks/memory.py [--gigabytes 1,4,16] [--side 2048] [--huge 20000]
                                 [--model lucchi-2unet] [--raw RAW] [--folder DIR]
 
 The volumes are made of one image, turned and shifted from slice to slice, and deleted when they have been predicted:
@@ -20,7 +20,6 @@ import time
 from pathlib import Path
 
 import numpy as np
-import zarr
 from numpy.typing import NDArray
 
 from napari_kdunet import core
@@ -30,22 +29,10 @@ MEGA = 2**20
 VOXEL_NM = 5.0
 
 
-def make(path: Path, shape: tuple[int, int, int], chunks: tuple[int, ...], image: NDArray[np.uint8]) -> None:
+def make(path: Path, shape: tuple[int, int, int], image: NDArray[np.uint8]) -> None:
     """An OME-Zarr of `image`, enlarged by repetition, each slice unlike the one before."""
-    scale = {"type": "scale", "scale": [VOXEL_NM] * 3}
-    axes = [{"name": axis, "type": "space", "unit": "nanometer"} for axis in "zyx"]
-    dataset = {"path": "0", "coordinateTransformations": [scale]}
-    group = zarr.open_group(path, mode="w", zarr_format=3)
-    group.attrs["ome"] = {"version": "0.5", "multiscales": [{"axes": axes, "datasets": [dataset]}]}
-    chunks = tuple(min(chunk, size) for chunk, size in zip(chunks, shape, strict=True))
-    array = group.create_array("0", shape=shape, dtype=np.uint8, chunks=chunks, dimension_names=list("zyx"))
-    depth = chunks[0]
-    for first in range(0, shape[0], depth):
-        several = [
-            np.resize(np.roll(np.rot90(image, z % 4), 37 * z, axis=z % 2), shape[1:])
-            for z in range(first, min(first + depth, shape[0]))
-        ]
-        array[first : first + len(several)] = np.stack(several)
+    slices = (np.resize(np.roll(np.rot90(image, z % 4), 37 * z, axis=z % 2), shape[1:]) for z in range(shape[0]))
+    core.write_volume(slices, path, shape=shape, dtype=np.uint8, voxel_size=(VOXEL_NM,) * 3)
 
 
 def peak(volume: Path, model: str) -> tuple[float, float]:
@@ -66,27 +53,25 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--gigabytes", default="1,4,16", help="sizes with commas between; may be empty")
     parser.add_argument("--side", type=int, default=2048, help="of a slice of these, pixels")
-    parser.add_argument("--chunks", default="1,1024,1024", help="of the volumes, Z,Y,X")
     parser.add_argument("--huge", type=int, default=20_000, help="side of a single slice; 0 for none")
     parser.add_argument("--model", default="lucchi-2unet")
     parser.add_argument("--raw", help="volume whose first slice is repeated; a synthetic one if not given")
     parser.add_argument("--folder", help="where the volumes are made; a temporary folder if not given")
     given = parser.parse_args()
     image = core.open_volume(given.raw).read(0) if given.raw else synthetic_em((1, 768, 768))[0][0]
-    chunks = tuple(map(int, given.chunks.split(",")))
     side, sizes = given.side, [float(size) for size in given.gigabytes.split(",") if size]
     shapes = [(1, 64, 64), *((max(1, round(size * 2**30 / side**2)), side, side) for size in sizes)]
     if given.huge:
         shapes.append((1, given.huge, given.huge))
-    print("| volume, uint8 | GB | chunks | seconds | peak, MiB | above start-up, MiB |\n|---|---:|---|---:|---:|---:|")
+    print("| volume, uint8 | GB | seconds | peak, MiB | above start-up, MiB |\n|---|---:|---:|---:|---:|")
     start_up = 0.0
     for shape in shapes:
         with tempfile.TemporaryDirectory(dir=given.folder) as folder:
             volume = Path(folder) / "volume.zarr"
-            make(volume, shape, chunks, image)
+            make(volume, shape, image)
             most, seconds = peak(volume, given.model)
         start_up = start_up or most
-        cells = "x".join(map(str, shape)), f"{np.prod(shape) / 2**30:.2f}", "x".join(map(str, chunks))
+        cells = "x".join(map(str, shape)), f"{np.prod(shape) / 2**30:.2f}"
         print(f"| {' | '.join(cells)} | {seconds:.0f} | {most:.0f} | {most - start_up:.0f} |", flush=True)
 
 

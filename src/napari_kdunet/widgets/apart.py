@@ -25,15 +25,13 @@ import numpy as np
 
 from napari_kdunet.core import TrainingError, Volume
 
-__all__ = ["Quiet", "apart", "packed"]
+__all__ = ["Quiet", "apart"]
 
 #: Whether there is another process at all; off, everything happens on the thread that iterates.
 OWN_PROCESS = True
 
 _QUIET = 0.2  # s without news after which there is a `Quiet`
 _PATIENCE = 2.0  # s that the process may take to end by itself
-
-_MORE = ("more",)
 
 
 @dataclass(frozen=True)
@@ -66,7 +64,7 @@ def apart(task: Callable[..., Iterator[Any]], *args: Any, **more: Any) -> Iterat
     """
     kept: list[Any] = []
     try:
-        parcel = packed((task, args, more), kept) if OWN_PROCESS else None
+        parcel = _packed((task, args, more), kept) if OWN_PROCESS else None
     except Exception:  # noqa: BLE001 - pickle raises anything
         parcel = None
     if parcel is None:
@@ -78,7 +76,7 @@ def apart(task: Callable[..., Iterator[Any]], *args: Any, **more: Any) -> Iterat
             if kind == "quiet":
                 yield Quiet()
             elif kind == "event":
-                process.send(_MORE)
+                process.send(("more",))
                 yield content[0]
             elif kind == "ask":
                 process.send(_answer(kept, *content))
@@ -130,7 +128,7 @@ class _Process:
             return ("quiet",)
 
     def send(self, message: tuple[Any, ...]) -> None:
-        self._write(packed(message))
+        self._write(pickle.dumps(message))
 
     def _write(self, parcel: bytes) -> None:
         assert self._process.stdin is not None
@@ -161,10 +159,10 @@ def _answer(kept: list[Any], index: int, method: str, args: tuple[Any, ...]) -> 
         return ("answer", None, error)
 
 
-def packed(content: Any, kept: list[Any] | None = None) -> bytes:
-    """A message of either side; what stays here is left in `kept`."""
+def _packed(content: Any, kept: list[Any]) -> bytes:
+    """What the process begins with; what stays here is left in `kept`."""
     parcel = io.BytesIO()
-    _Pickler(parcel, [] if kept is None else kept).dump(content)
+    _Pickler(parcel, kept).dump(content)
     return parcel.getvalue()
 
 

@@ -19,7 +19,6 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from napari_kdunet.core import TrainingError, Volume
-from napari_kdunet.widgets.apart import packed
 
 _AHEAD = 2  # events that may be under way: a pause comes so many steps late, a busy window holds up none
 
@@ -108,7 +107,7 @@ class _Window:
         return answer
 
     def _send(self, message: tuple[Any, ...]) -> None:
-        parcel = packed(message)
+        parcel = pickle.dumps(message)
         with self._sending:
             self._out.write(parcel)
             self._out.flush()
