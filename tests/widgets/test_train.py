@@ -58,7 +58,7 @@ def test_a_run_leaves_a_model_curves_and_a_preview(bench, widget):
 
 def test_the_preview_follows_the_user_during_and_after_the_run(bench, endless):
     endless.view.start_button.click()
-    bench.wait(lambda: endless.preview.layer is not None)
+    bench.wait(lambda: endless.preview.probability is not None)
     bench.viewer.dims.set_current_step(0, 6)
     bench.wait(lambda: endless.preview.z == 6)
     bench.stop(endless)
