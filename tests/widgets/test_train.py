@@ -262,7 +262,7 @@ def test_a_flat_image_of_unknown_pixel_size_trains(bench):
 
 def test_removing_layers_during_a_run_breaks_nothing(bench, endless, notified):
     endless.view.start_button.click()
-    bench.wait(lambda: endless.preview.layer is not None)
+    bench.wait(lambda: endless.preview.probability is not None)
     bench.viewer.layers.clear()
     bench.wait_for(endless, "training", validations=len(seen(endless).ious) + 1)
     bench.stop(endless)
