@@ -50,7 +50,9 @@ def test_a_run_leaves_a_model_curves_and_a_preview(bench, widget):
     assert model.summary["validation"]["iou"] == pytest.approx(max(run.ious))
     assert widget.view.bar.value() == widget.view.bar.maximum()
     assert "em k1" in widget.view.status.text()
+    assert widget.view.score.text().startswith("Validation IoU ")
     assert f"best {max(run.ious):.3f}" in widget.view.score.text()
+    assert widget.view.curves.iou_plot.getAxis("left").labelText == "validation IoU"
     assert widget.preview.z == 3
     bench.assert_segmented(widget)
     bench.wait(lambda: len(widget.view.curves.drawn("training")) == 3)
@@ -257,7 +259,8 @@ def test_a_flat_image_of_unknown_pixel_size_trains(bench):
     assert models.session_names() == ["flat k1"]
     assert widget.preview.layer.data.shape == (96, 96)
     assert "taken as the working 10 nm" in widget.view.notes.text()
-    assert "training slices" in widget.view.score.text()
+    assert widget.view.score.text().startswith("Training IoU ")
+    assert widget.view.curves.iou_plot.getAxis("left").labelText == "training IoU"
 
 
 def test_removing_layers_during_a_run_breaks_nothing(bench, endless, notified):
@@ -285,6 +288,14 @@ def test_closing_during_a_run_ends_the_thread_and_keeps_the_model(bench, endless
     if how == "dock":
         assert [layer.name for layer in bench.viewer.layers] == ["em", "mito"], "the preview goes with the widget"
         endless.deleteLater()
+
+
+def test_what_the_model_to_start_from_decides_cannot_be_set(bench, widget):
+    decided = {"k", "bn", "depth", "classes", "activation", "init", "prior_bias", "pixel_size"}
+    models.add("known", core.Model(core.KUNet(2), 10.0))
+    for origin, fixed in (("known", decided), ("", set())):
+        widget.origin.name = origin
+        assert {name for name, each in widget.form.controls.items() if not each.widget.isEnabled()} == fixed
 
 
 def test_settings_persist_from_one_launch_to_the_next(bench, widget):

@@ -86,7 +86,7 @@ class Curves(QWidget):
         self.iou_plot = self.graphics.addPlot(row=0, col=0)
         self.loss_plot = self.graphics.addPlot(row=1, col=0, axisItems={"left": _LossAxis("left")})
         self.loss_plot.setXLink(self.iou_plot)
-        self.iou_plot.setLabel("left", "validation IoU")
+        self.measure("validation IoU")
         self.loss_plot.setLabel("left", "training loss")
         self.loss_plot.setLabel("bottom", "step")
         self.iou_plot.setYRange(0, 1, padding=0.02)
@@ -119,6 +119,10 @@ class Curves(QWidget):
     def sizeHint(self) -> QSize:
         """Small enough for a laptop's screen; the plots take what room there is."""
         return QSize(320, 300)
+
+    def measure(self, what: str) -> None:
+        """Say what the upper plot shows."""
+        self.iou_plot.setLabel("left", what)
 
     def begin(self, name: str) -> None:
         """Start a run of this name, in the place of one that has it."""

@@ -100,6 +100,11 @@ class SettingsForm(QWidget):
             words.setToolTip(widget.toolTip())
             self._rows.insertRow(place, words, widget)
 
+    def let_change(self, names: Iterable[str], yes: bool) -> None:
+        """Let some settings be changed, or not because something else decides them for now."""
+        for name in self.controls.keys() & set(names):
+            self.controls[name].widget.setEnabled(yes)
+
     def values(self) -> dict[str, Any]:
         """What stands in the form, by field.
 

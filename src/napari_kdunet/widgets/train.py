@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 __all__ = ["TrainWidget"]
 
+_OF_A_MODEL = ("k", "bn", "depth", "classes", "activation", "init", "prior_bias", "pixel_size")
+
 _LIVE_TIP = (
     "Ticked: train on while you paint, until you press Stop. New strokes count within a second, and every other\n"
     "second the slice on screen is segmented again. Budget, batch, patch and learning rate are chosen for that.\n"
@@ -44,7 +46,7 @@ class TrainWidget(TrainingPanel):
     def __init__(self, viewer: napari.viewer.Viewer) -> None:  # napari goes by these very words
         inputs = Inputs(viewer)
         origin = ModelChooser(none="a fresh network")
-        origin.setToolTip("The model to go on from: its k, BN and so on hold then, and not those below.")
+        origin.setToolTip("The model to go on from: its k, BN and so on hold then, and those below are greyed out.")
         live = QCheckBox("Live, while I paint")
         live.setToolTip(_LIVE_TIP)
         corrections = QPushButton("Train on corrections")
@@ -55,6 +57,7 @@ class TrainWidget(TrainingPanel):
         rows = {**inputs.rows, "Start from": origin, " ": beside(live, corrections)}
         super().__init__(viewer, SettingsForm(core.TrainConfig, hidden=("ignore",)), inputs, rows, "Train")
         self.origin, self.live, self.corrections_button = origin, live, corrections
+        origin.changed.connect(lambda name: self.form.let_change(_OF_A_MODEL, not name))
         self.let_begin(self.view.start_button, lambda: self.live_job() if live.isChecked() else self.job())
         self.let_begin(corrections, self.corrections_job)
 
