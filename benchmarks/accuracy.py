@@ -1,10 +1,11 @@
 """How good teachers and students become: whole chains from the command line, over seeds.
 
     python benchmarks/accuracy.py RAW LABELS {--val-raw R --val-labels L | --hold-out N} --out DIR
-                                  [--seeds 3] [--teacher-steps 4500] [--students 4:6000,2:8000,1:8000]
-                                  [--precision 32-true] [--jobs 2]
+                                  [--seeds 3] [--teachers 3] [--teacher-steps 4500]
+                                  [--students 4:6000,2:8000,1:8000] [--precision 32-true] [--jobs 2]
 
-For each seed a 16-Unet is trained on RAW and LABELS, and taught by it the students K:STEPS. All else is as by default:
+For each seed a 16-Unet is trained on RAW and LABELS, and taught by it the students K:STEPS; where there are fewer
+teachers than seeds, the students of the other seeds have the first ones again. All else is as by default:
 model and threshold are chosen on the middle of RAW's slices, held out. Each network has one core. All are then scored
 on the whole of R, or else on the last N slices of RAW, which are then not learnt from, at their own threshold. What is
 done is not done again. Written to DIR: models, a JSON each, and `accuracy.csv`; means and standard deviations are
@@ -33,7 +34,7 @@ def teacher(seed: int, given: argparse.Namespace) -> Row:
 def student(k: int, steps: int, seed: int, taught: Future[Row], given: argparse.Namespace) -> Row:
     taught.result()  # it was begun before
     model = Path(given.out) / f"{k}unet-{seed}.safetensors"
-    by = model.with_name(f"teacher-{seed}.safetensors")
+    by = model.with_name(f"teacher-{seed % given.teachers}.safetensors")
     return network(model, ["distill", by], ["--k", k, "--steps", steps], f"{k}-Unet", seed, given)
 
 
@@ -64,6 +65,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_shared(parser, val_required=False)
     parser.add_argument("--hold-out", type=int, help="score on so many last slices of RAW instead")
+    parser.add_argument("--teachers", type=int, help="as many as seeds if not given")
     parser.add_argument("--teacher-steps", type=int, default=4500)
     parser.add_argument("--students", default="4:6000,2:8000,1:8000", help="K:STEPS with commas between")
     parser.add_argument("--precision", default="32-true", help="of the teacher's training")
@@ -75,11 +77,12 @@ def main() -> None:
     given.size = []
     if given.hold_out:
         cut(given)
+    given.teachers = given.teachers or given.seeds
     students = [tuple(map(int, each.split(":"))) for each in given.students.split(",")]
     with ThreadPoolExecutor(given.jobs) as pool:
-        taught = [pool.submit(teacher, seed, given) for seed in range(given.seeds)]
+        taught = [pool.submit(teacher, seed, given) for seed in range(given.teachers)]
         futures = taught + [
-            pool.submit(student, k, steps, seed, taught[seed], given)
+            pool.submit(student, k, steps, seed, taught[seed % given.teachers], given)
             for seed in range(given.seeds)
             for k, steps in students
         ]

@@ -1,10 +1,11 @@
 """Where the defaults come from: one setting changed at a time, several seeds; and how often each recipe trains.
 
     python benchmarks/recipe.py STUDY RAW LABELS --val-raw R --val-labels L --out DIR
-                                [--teacher M.safetensors] [--seeds 3] [--steps 600] [--jobs 2]
+                                [--teacher M.safetensors] [--k 2] [--seeds 3] [--steps 600] [--jobs 2]
 
 STUDY is one of
-    labels       a 2-Unet that learns from all labels, the defaults but for one setting
+    labels       a k-Unet that learns from all labels, the defaults but for one setting
+    together     the same, with the settings of `labels` that did best put together
     few          a 2-Unet that learns from 5 labelled slices, untaught and taught by M on all slices in several ways
     reliability  1- and 2-Unets in the paper's setting and with the defaults, from labels and taught by M
 
@@ -50,6 +51,18 @@ LABELS: dict[str, dict[str, Any]] = {
     "2 patches of 384": {"batch": 2, "patch": 384},
 }
 
+_BEST: dict[str, Any] = {"init": "torch", "batch": 2, "patch": 384}
+
+#: What the arms that did best in `labels` do together.
+TOGETHER: dict[str, dict[str, Any]] = {
+    "defaults": {},
+    "PyTorch's initialisation": LABELS["PyTorch's initialisation"],
+    "2 patches of 384": LABELS["2 patches of 384"],
+    "both": _BEST,
+    "both, flips only": _BEST | LABELS["flips only"],
+    "both, 5 nm": _BEST | LABELS["5 nm"],
+}
+
 #: Of the distillation's defaults, with few labels; None is untaught.
 FEW: dict[str, dict[str, Any] | None] = {
     "untaught": None,
@@ -72,9 +85,9 @@ TEACHER = "teacher"
 def runs(given: argparse.Namespace) -> Iterator[core.Run]:
     for seed in range(given.seeds):
         shared = {"seed": seed, "steps": given.steps, "threads": 1, "validations": 5}
-        if given.study == "labels":
-            for arm, own in LABELS.items():
-                yield _run(arm, core.TrainConfig(**{"k": 2} | shared | own))
+        if given.study in ("labels", "together"):
+            for arm, own in (LABELS if given.study == "labels" else TOGETHER).items():
+                yield _run(arm, core.TrainConfig(**{"k": given.k} | shared | own))
         elif given.study == "few":
             shared["slices"] = spaced(range(len(core.open_volume(given.raw))), 5)
             for arm, more in FEW.items():
@@ -140,9 +153,10 @@ def draw(results: list[core.RunResult], path: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("study", choices=("labels", "few", "reliability"))
+    parser.add_argument("study", choices=("labels", "together", "few", "reliability"))
     add_shared(parser)
     parser.add_argument("--teacher", help="model file; for few and reliability")
+    parser.add_argument("--k", type=int, default=2, help="for labels and together")
     parser.add_argument("--steps", type=int, default=600)
     given = parser.parse_args()
     out = Path(given.out)

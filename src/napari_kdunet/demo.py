@@ -31,8 +31,8 @@ from napari_kdunet.sample import VOXEL_SIZE, synthetic_em
 __all__ = ["run_demo"]
 
 _SHAPE = (48, 320, 320)
-_TEACHER = TrainConfig(k=16, minutes=1.1, patch=128, validations=5)
-_STUDENT = DistillConfig(k=2, minutes=0.9, patch=128, validations=5)
+_TEACHER = TrainConfig(k=16, minutes=1.1, patch=128, batch=8, validations=5)
+_STUDENT = DistillConfig(k=2, minutes=0.9, patch=128, batch=8, validations=5)
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,10 @@ import math
 
 import numpy as np
 import pytest
+import torch
 
 from napari_kdunet import core
+from napari_kdunet.core.dataset import prepare
 
 
 def start(raw, labels, config, **more) -> core.Started:
@@ -17,6 +19,22 @@ def start(raw, labels, config, **more) -> core.Started:
     events.close()
     assert isinstance(started, core.Started)
     return started
+
+
+@pytest.mark.parametrize(
+    ("size", "count", "side"),
+    [
+        ((40, 56), 5, 40),  # 2 x 64 x 64 pixels are about 5 x 40 x 40
+        ((39, 56), 5, 40),  # rounded up to what the poolings need
+        ((70, 64), 2, 64),
+        ((200, 200), 2, 64),
+    ],
+)
+def test_patches_are_no_larger_than_slices_and_a_step_sees_as_much(blobs, quick, size, count, side):
+    config = quick(batch=2, patch=64, depth=2, pixel_size=0.0)
+    batch = prepare(*blobs((4, *size)), config, torch.device("cpu")).pool.batch(0)
+    assert batch.image.shape == (count, 1, side, side)
+    assert batch.target.shape == (count, 2, side, side)
 
 
 # ---------------------------------------------------------------- which slices

@@ -101,7 +101,7 @@ class TrainConfig:
         "leaky_relu", "LeakyReLU keeps tiny networks alive.", choices=("leaky_relu", "relu"), advanced=True
     )
     init: str = setting(
-        "he", "Initial weights: He with zero biases, or PyTorch's own.", choices=("he", "torch"), advanced=True
+        "torch", "Initial weights: PyTorch's own, or He with zero biases.", choices=("torch", "he"), advanced=True
     )
     prior_bias: bool = setting(True, "Start the head's bias at the classes' shares in the labels.", advanced=True)
 
@@ -109,8 +109,14 @@ class TrainConfig:
     minutes: float | None = setting(
         None, "Training time; 5 where neither steps nor minutes are given.", unit="minutes", gt=0
     )
-    batch: int = setting(8, "Patches a step.", unit="patches", ge=1, le=1024, advanced=True)
-    patch: int = setting(192, "Side of a training patch at the working pixel size.", unit="pixels", ge=16, le=4096)
+    batch: int = setting(2, "Patches a step.", unit="patches", ge=1, le=1024, advanced=True)
+    patch: int = setting(
+        384,
+        "Side of a training patch at the working pixel size; of smaller slices more patches, of their side, are cut.",
+        unit="pixels",
+        ge=16,
+        le=4096,
+    )
     pixel_size: float = setting(
         10.0, "Pixel size that the network works at; 0 is the image's own.", unit="nm", ge=0, le=1e6
     )
@@ -204,6 +210,16 @@ class TrainConfig:
     def live(self) -> Self:
         """These settings for training while somebody paints: short steps, and a model every other second."""
         return replace(self, steps=None, **LIVE)
+
+    def within(self, side: int) -> Self:
+        """These settings for slices of so many working pixels a side.
+
+        Where they are smaller than a patch, patches are as large, and so many more that a step sees as much.
+        """
+        patch = max(16, -(-side // 2**self.depth) * 2**self.depth)
+        if patch >= self.patch:
+            return self
+        return replace(self, patch=patch, batch=min(1024, round(self.batch * (self.patch / patch) ** 2)))
 
     def to_dict(self) -> dict[str, Any]:
         """All settings as JSON-ready values."""

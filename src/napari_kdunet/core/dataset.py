@@ -154,4 +154,5 @@ def _load(
     loaded = [[load_blocks(source, config, limit) for source in kind] for kind in (labelled, taught)]
     blocks = [[block for found, _ in kind for block in found] for kind in loaded]
     sampled = any(cut for kind in loaded for _, cut in kind)
-    return Pool(blocks[0], blocks[1], config, device, processes=processes), sampled
+    side = max((min(block.image.shape[-2:]) for kind in blocks for block in kind), default=config.patch)
+    return Pool(blocks[0], blocks[1], config.within(side), device, processes=processes), sampled
