@@ -19,7 +19,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
-from commands import Row, add_shared, command, once, score, told, write_csv
+from commands import Row, add_shared, once, score, told, train, write_csv
 
 from napari_kdunet import core
 from napari_kdunet.core.splits import hold_out
@@ -42,8 +42,7 @@ def network(
     model: Path, how: list[object], budget: list[object], name: str, seed: int, given: argparse.Namespace
 ) -> Row:
     def measure() -> Row:
-        if not model.exists():
-            command(*how, given.raw, given.labels, "-o", model, *budget, "--seed", seed, "--threads", 1, *given.size)
+        train(model, *how, given.raw, given.labels, *budget, "--seed", seed, "--threads", 1, *given.size)
         return {"network": name, "seed": seed} | score(model, given.val_raw, given.val_labels, *given.size)
 
     return once(model.with_suffix(".json"), measure)

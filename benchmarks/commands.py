@@ -14,6 +14,7 @@ from statistics import fmean, stdev
 from typing import Any
 
 from napari_kdunet import core
+from napari_kdunet.core.resume import resume_path
 
 Row = dict[str, Any]
 
@@ -40,6 +41,13 @@ def command(*arguments: Any) -> None:
     done = subprocess.run(line, capture_output=True, text=True)
     if done.returncode:
         sys.exit(f"{' '.join(line)}\n{done.stderr}")
+
+
+def train(model: Path, *arguments: Any) -> None:
+    """Make a model by `train` or `distill` unless it is done; a training that was stopped goes on."""
+    stopped = resume_path(model).exists()
+    if stopped or not model.exists():
+        command(*arguments, "-o", model, *(["--resume"] if stopped else []))
 
 
 def score(model: Path, raw: str, labels: str, *options: Any) -> Row:

@@ -21,7 +21,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from statistics import mean
 
-from commands import Row, add_shared, command, once, score, write_csv
+from commands import Row, add_shared, once, score, train, write_csv
 
 from napari_kdunet import core
 from napari_kdunet.core.splits import spaced
@@ -40,25 +40,25 @@ def job(count: int, seed: int, arm: str, given: argparse.Namespace) -> Row:
     model = Path(given.out) / f"{count}-slices-{arm}-{seed}.safetensors"
 
     def measure() -> Row:
-        if not model.exists():
-            train(model, count, seed, arm, given)
+        learn(model, count, seed, arm, given)
         return {"labelled": count, "arm": arm, "seed": seed} | score(model, given.val_raw, given.val_labels)
 
     return once(model.with_suffix(".json"), measure)
 
 
-def train(model: Path, count: int, seed: int, arm: str, given: argparse.Namespace) -> None:
+def learn(model: Path, count: int, seed: int, arm: str, given: argparse.Namespace) -> None:
     depth = core.open_volume(given.raw).shape[0]
     slices = format_slices(spaced(range(depth), count))
-    shared = [given.raw, given.labels, "-o", model, "--slices", slices, "--seed", seed, "--threads", 1]
+    shared = [given.raw, given.labels, "--slices", slices, "--seed", seed, "--threads", 1]
     student = ["--k", given.k, "--minutes", given.minutes]
     if arm == "teacher":
         budget = ["--k", 16, "--minutes", given.teacher_minutes, "--precision", given.precision]
-        command("train", *shared, *budget)
+        train(model, "train", *shared, *budget)
     elif arm == "untaught":
-        command("train", *shared, *student)
+        train(model, "train", *shared, *student)
     else:
-        command("distill", model.with_name(f"{count}-slices-teacher-{seed}.safetensors"), *shared, *student, *ARMS[arm])
+        teacher = model.with_name(f"{count}-slices-teacher-{seed}.safetensors")
+        train(model, "distill", teacher, *shared, *student, *ARMS[arm])
 
 
 def jobs(given: argparse.Namespace) -> Iterator[Row]:

@@ -96,7 +96,7 @@ def runs(given: argparse.Namespace) -> Iterator[core.Run]:
                 else:
                     yield _run(arm, core.DistillConfig(**shared, **more), TEACHER)
         else:
-            shared |= {"batch": 4, "patch": 128}  # so that 160 networks are trained in a quarter of an hour
+            shared |= {"batch": 4, "patch": 128}
             for k in (1, 2):
                 yield _run(f"{k}-Unet, paper, labels", core.TrainConfig.paper(k=k, **shared))
                 soft = {"mode": "soft", "tau": 5.0}

@@ -459,7 +459,7 @@ WRONG = {
     # settings
     "not a number": (TRAIN + " --k two", "--k"),
     "out of bounds": (TRAIN + " --k 0", "at least 1"),
-    "not a choice": (TRAIN + " --init zeros", "torch, he"),
+    "not a choice": (TRAIN + " --init zeros", "he, torch"),
     "two budgets": (TRAIN + " --minutes 1", "steps and minutes"),
     "patch": (TRAIN + " --patch 33", "multiple"),
     "slices": (TRAIN + " --slices first", "3,8,20:30"),

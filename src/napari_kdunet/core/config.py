@@ -101,7 +101,7 @@ class TrainConfig:
         "leaky_relu", "LeakyReLU keeps tiny networks alive.", choices=("leaky_relu", "relu"), advanced=True
     )
     init: str = setting(
-        "torch", "Initial weights: PyTorch's own, or He with zero biases.", choices=("torch", "he"), advanced=True
+        "torch", "Initial weights: He with zero biases, or PyTorch's own.", choices=("he", "torch"), advanced=True
     )
     prior_bias: bool = setting(True, "Start the head's bias at the classes' shares in the labels.", advanced=True)
 

@@ -97,7 +97,7 @@ class RunView(QWidget):
         self._best, self._endless = math.nan, False
         self._latest: Stepped | None = None
         self.curves.drawing.connect(self._show_step)
-        self._run, self._measure, self._validated_on = "", "", ""
+        self._run, self._kind, self._validated_on = "", "", ""
         self.ended("Ready.")
         self.save_button.setEnabled(False)
 
@@ -140,8 +140,8 @@ class RunView(QWidget):
             "teacher": "agreement with the teacher",
         }
         self._validated_on = kinds.get(event.validated_on, event.validated_on)
-        self._measure = "training IoU" if event.validated_on == "training slices" else "validation IoU"
-        self.curves.measure(self._measure)
+        self._kind = "training" if event.validated_on == "training slices" else "validation"
+        self.curves.measure(f"{self._kind} IoU")
         self.notes.setText("Note: " + " ".join(event.notes))
         self.notes.setVisible(bool(event.notes))
 
@@ -167,8 +167,8 @@ class RunView(QWidget):
         """Show the score."""
         self.curves.add_validation(self._run, event.step, event.iou)
         self._best = event.iou if math.isnan(self._best) else max(self._best, event.iou)
-        what = self._measure[0].upper() + self._measure[1:]
-        self.score.setText(f"{what} {event.iou:.3f} · best {self._best:.3f} · {self._validated_on}")
+        kind = self._kind.capitalize()
+        self.score.setText(f"{kind} IoU {event.iou:.3f} · best {self._best:.3f} · {self._validated_on}")
 
     def paused(self, yes: bool) -> None:
         """Show whether it waits."""
