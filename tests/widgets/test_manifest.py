@@ -23,6 +23,14 @@ from napari.plugins import _npe2
 assert "napari-kdunet" in dict(plugin for _, plugin in _npe2.widget_iterator())
 heavy = {"torch", "kornia", "lightning_fabric", "pyqtgraph", "napari_kdunet.widgets"} & set(sys.modules)
 print("imported:", sorted(heavy))
+
+import time
+from qtpy.QtWidgets import QApplication
+viewer.window.add_plugin_dock_widget("napari-kdunet", "Train teacher")
+end = time.monotonic() + 60
+while "napari_kdunet.core.prediction" not in sys.modules and time.monotonic() < end:
+    QApplication.processEvents()
+print("with the widget:", "napari_kdunet.core.prediction" in sys.modules)
 viewer.close()
 """
 
@@ -76,9 +84,10 @@ def test_segment_menu_opens_the_widget(make_napari_viewer):
     assert any("Segment" in name for name in viewer.window.dock_widgets)
 
 
-def test_starting_napari_imports_no_torch(tmp_path):
+def test_torch_is_loaded_with_a_training_widget_and_no_sooner(tmp_path):
     ran = subprocess.run(
         [sys.executable, "-c", START], capture_output=True, text=True, timeout=120, cwd=tmp_path, check=False
     )
     assert ran.returncode == 0, ran.stderr
     assert "imported: []" in ran.stdout, ran.stdout
+    assert "with the widget: True" in ran.stdout, ran.stdout

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from napari_kdunet.core import Model
 
-__all__ = ["Preview"]
+__all__ = ["Preview", "warm_up"]
 
 _COLOUR = "#56B4E9"  # Okabe and Ito's sky blue: seen on grey, and unlike the labels that it is compared with
 
@@ -30,6 +30,16 @@ _COLOUR = "#56B4E9"  # Okabe and Ito's sky blue: seen on grey, and unlike the la
 def _colormap() -> CyclicLabelColormap:
     """One colour; of napari's two kinds of colormap the one whose first use does not compile code for seconds."""
     return CyclicLabelColormap(colors=["transparent", _COLOUR])
+
+
+def warm_up(owner: QWidget) -> None:
+    """Load on a thread what the first segmentation needs; importing torch holds up all threads for some 0.3 s."""
+
+    def load() -> Iterator[Any]:
+        nothing = core.Model(core.KUNet(k=1), pixel_size=0.0)
+        yield core.predict(nothing, np.zeros((1, 64, 64), np.uint8)).compute(scheduler="synchronous")
+
+    run(load, on_event=lambda _: None, owner=owner)
 
 
 class Preview:
@@ -108,15 +118,9 @@ class Preview:
         return self._closed
 
     def get_ready(self) -> None:
-        """Make the layer, still empty, and load what the first segmentation needs: now rather than amid a scroll."""
+        """Make the layer, still empty: now rather than amid a scroll."""
         self.z = current_slice(self.viewer, self.image)
         self._put(np.zeros(data_of(self.image).shape[-2:], np.uint8))
-
-        def load() -> Iterator[Any]:
-            nothing = core.Model(core.KUNet(k=1), pixel_size=0.0)
-            yield core.predict(nothing, np.zeros((1, 64, 64), np.uint8)).compute(scheduler="synchronous")
-
-        run(load, on_event=lambda _: None, owner=self.owner)
 
     def show(self, model: Model) -> None:
         """Segment the slice on screen by this model, and from now on each slice that the user goes to."""

@@ -16,7 +16,7 @@ from napari_kdunet.widgets.form import SettingsForm
 from napari_kdunet.widgets.inputs import Inputs
 from napari_kdunet.widgets.models import ask_and_save, models
 from napari_kdunet.widgets.notify import reporting
-from napari_kdunet.widgets.preview import Preview
+from napari_kdunet.widgets.preview import Preview, warm_up
 from napari_kdunet.widgets.run_view import RunView, UpDownScroll
 from napari_kdunet.widgets.worker import EventWorker, run
 
@@ -85,6 +85,7 @@ class TrainingPanel(QWidget):
         self.view.pause_clicked.connect(self.pause_or_resume)
         self.view.stop_clicked.connect(self.stop)
         self.view.save_clicked.connect(lambda: ask_and_save(self.model_name, models, self))
+        warm_up(self)  # with the widget's opening rather than amid a training
 
     # what a subclass says
 
