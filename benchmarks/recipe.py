@@ -6,7 +6,7 @@
 STUDY is one of
     labels       a k-Unet that learns from all labels, the earlier defaults but for one setting
     patches      the same with the present defaults, and what they change in patches and initialisation
-    few          a 2-Unet that learns from 5 labelled slices, untaught and taught by M on all slices in several ways
+    few          a k-Unet that learns from 5 labelled slices, untaught and taught by M on all slices in several ways
     reliability  1- and 2-Unets in the paper's setting and with the defaults, from labels and taught by M
 
 Each network is trained on one core. Model and threshold are chosen on held-out slices of RAW, and that model is scored
@@ -76,6 +76,8 @@ FEW: dict[str, dict[str, Any] | None] = {
     "sequential": {"mode": "sequential"},
     "labelled slices only": {"unlabelled_share": 0.0},
     "3/4 unlabelled": {"unlabelled_share": 0.75},
+    "8 views of the teacher": {"teacher_views": 8},
+    "soft, τ = 1, 8 views": {"mode": "soft", "tau": 1.0, "teacher_views": 8},
 }
 
 TEACHER = "teacher"
@@ -92,9 +94,9 @@ def runs(given: argparse.Namespace) -> Iterator[core.Run]:
             shared["slices"] = spaced(range(len(core.open_volume(given.raw))), 5)
             for arm, more in FEW.items():
                 if more is None:
-                    yield _run(arm, core.TrainConfig(k=2, **shared))
+                    yield _run(arm, core.TrainConfig(k=given.k, **shared))
                 else:
-                    yield _run(arm, core.DistillConfig(**shared, **more), TEACHER)
+                    yield _run(arm, core.DistillConfig(k=given.k, **shared, **more), TEACHER)
         else:
             shared |= {"batch": 4, "patch": 128}
             for k in (1, 2):
@@ -156,7 +158,7 @@ def main() -> None:
     parser.add_argument("study", choices=("labels", "patches", "few", "reliability"))
     add_shared(parser)
     parser.add_argument("--teacher", help="model file; for few and reliability")
-    parser.add_argument("--k", type=int, default=2, help="for labels and patches")
+    parser.add_argument("--k", type=int, default=2, help="of the networks; reliability has its own")
     parser.add_argument("--steps", type=int, default=600)
     given = parser.parse_args()
     out = Path(given.out)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+import ctypes
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -26,6 +27,8 @@ from napari_kdunet.core.files import is_zarr_name
 from napari_kdunet.progress import Interrupted, console, follow_slices
 
 __all__ = ["predict"]
+
+_M_ARENA_MAX = -8  # of glibc's malloc.h
 
 
 def predict(
@@ -51,6 +54,7 @@ def predict(
     from napari_kdunet.core.cluster import connected
     from napari_kdunet.core.prediction import fingerprint
 
+    _share_memory()
     check_out(out, raw, suffixes=(".tif", ".tiff", ".zarr"))
     if scheduler and not is_zarr_name(out):
         raise ConfigError(f"--scheduler with {out}: workers cannot write one TIFF together, give a .zarr.")
@@ -72,6 +76,12 @@ def predict(
     with connected(scheduler) if scheduler else nullcontext():
         _write(result, target, skipping=on_error == "skip")
     typer.echo(str(out))
+
+
+def _share_memory() -> None:
+    """Let what one thread has freed be another's: glibc keeps it apart for each, several 100 MB in all."""
+    with suppress(AttributeError, OSError, TypeError):  # of another C library
+        ctypes.CDLL(None).mallopt(_M_ARENA_MAX, 1)
 
 
 def _write(result: Any, target: dict[str, Any], skipping: bool) -> None:
