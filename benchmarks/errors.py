@@ -1,0 +1,62 @@
+"""Where a mask is wrong: how much of it lies along the annotated boundary, and which objects are missed or made up.
+
+    python benchmarks/errors.py MASK LABELS [--radii 1,2,3,4,6]
+
+For each radius the pixels within so many pixels of a boundary of the labels, seen slice by slice, are left out: printed
+are the share of the wrong pixels that they are, and the IoU of the others. An object is missed if no more than half of
+it is found, and made up if none of it is labelled.
+"""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from napari_kdunet import core
+
+Mask = NDArray[np.bool_]
+
+
+def beside_boundary(truth: Mask, radius: int) -> Mask:
+    """Pixels (Z, Y, X) within `radius` pixels of a boundary, by steps along Y and X."""
+    steps: Any = ndimage.generate_binary_structure(2, 1)[None]
+    grown = ndimage.binary_dilation(truth, steps, iterations=radius)
+    return grown & ~ndimage.binary_erosion(truth, steps, iterations=radius, border_value=1)
+
+
+def iou(mask: Mask, truth: Mask, where: Mask) -> float:
+    return float((mask & truth & where).sum() / ((mask | truth) & where).sum())
+
+
+def unmet(objects: Mask, other: Mask, share: float) -> tuple[int, int, int]:
+    """Objects of which no more than `share` is in the other mask: how many, of how many, and their voxels."""
+    numbers, count = ndimage.label(objects)
+    sizes, met = (np.bincount(numbers[where], minlength=count + 1)[1:] for where in (objects, objects & other))
+    alone = met <= share * sizes
+    return int(alone.sum()), count, int(sizes[alone].sum())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("mask")
+    parser.add_argument("labels")
+    parser.add_argument("--radii", default="1,2,3,4,6")
+    given = parser.parse_args()
+    mask, truth = (core.open_volume(path)[:] > 0 for path in (given.mask, given.labels))
+    wrong = mask != truth
+    print(f"IoU {iou(mask, truth, np.ones_like(truth)):.4f}\n\n| within, pixels | of what is wrong | IoU of the rest |")
+    print("|---:|---:|---:|")
+    for radius in map(int, given.radii.split(",")):
+        near = beside_boundary(truth, radius)
+        print(f"| {radius} | {(wrong & near).sum() / wrong.sum():.1%} | {iou(mask, truth, ~near):.4f} |")
+    print()
+    for name, (some, of, voxels) in {"missed": unmet(truth, mask, 0.5), "made up": unmet(mask, truth, 0.0)}.items():
+        print(f"{name}: {some} of {of} objects, {voxels / truth.sum():.2%} of the foreground")
+
+
+if __name__ == "__main__":
+    main()
