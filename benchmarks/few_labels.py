@@ -16,8 +16,8 @@ Written to DIR: models, a JSON a run, `few-labels.csv` and `few-labels.png`.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from itertools import product
 from pathlib import Path
 from statistics import mean
 
@@ -61,22 +61,27 @@ def learn(model: Path, count: int, seed: int, arm: str, given: argparse.Namespac
         train(model, "distill", teacher, *shared, *student, *ARMS[arm])
 
 
-def jobs(given: argparse.Namespace) -> Iterator[Row]:
-    """Several at a time, the teachers of a number of slices before its students."""
-    for count in (int(n) for n in given.labelled.split(",")):
-        for arms in (["teacher"], list(ARMS)):
-            each = [(count, seed, arm, given) for seed in range(given.seeds) for arm in arms]
-            with ThreadPoolExecutor(given.jobs) as pool:
-                yield from pool.map(job, *zip(*each, strict=True))
+def rows(given: argparse.Namespace) -> list[Row]:
+    """Of all networks; several at a time, and the teachers first."""
+    counts, seeds = [int(n) for n in given.labelled.split(",")], range(given.seeds)
+    with ThreadPoolExecutor(given.jobs) as pool:
+        taught = {each: pool.submit(job, *each, "teacher", given) for each in product(counts, seeds)}
+
+        def student(count: int, seed: int, arm: str) -> Row:
+            taught[count, seed].result()  # it was begun before
+            return job(count, seed, arm, given)
+
+        students = [pool.submit(student, *each) for each in product(counts, seeds, ARMS)]
+        return [each.result() for each in (*taught.values(), *students)]
 
 
-def draw(rows: list[Row], path: Path) -> None:
+def draw(found: list[Row], path: Path) -> None:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6, 4), layout="constrained")
     axis = figure.subplots()
     for arm, colour in COLOURS.items():
-        own = [row for row in rows if row["arm"] == arm]
+        own = [row for row in found if row["arm"] == arm]
         counts = sorted({row["labelled"] for row in own})
         ious = [[row["iou"] for row in own if row["labelled"] == n] for n in counts]
         axis.plot(counts, [mean(each) for each in ious], color=colour, label=arm, ls="--" if arm == "teacher" else "-")
@@ -100,9 +105,9 @@ def main() -> None:
     given = parser.parse_args()
     out = Path(given.out)
     out.mkdir(parents=True, exist_ok=True)
-    rows = list(jobs(given))
-    write_csv(out / "few-labels.csv", rows)
-    draw(rows, out / "few-labels.png")
+    found = rows(given)
+    write_csv(out / "few-labels.csv", found)
+    draw(found, out / "few-labels.png")
 
 
 if __name__ == "__main__":
