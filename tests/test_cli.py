@@ -7,6 +7,7 @@ import errno
 import io
 import json
 import os
+import platform
 import re
 import signal
 import subprocess
@@ -296,6 +297,31 @@ def test_predict_planes(suffix, data, teacher, tmp_path):
     raw = core.open_volume(data / "raw.tif", voxel_size=(10, 10, 10))
     expected = core.predict(core.load_model(teacher), raw, planes="zyx", output="labels").compute()
     np.testing.assert_array_equal(np.asarray(core.open_volume(path)), expected)
+
+
+HEAPS = """
+import ctypes, sys
+from napari_kdunet.cli import main
+path = sys.argv.pop(1)
+try:
+    main()
+except SystemExit as told:
+    assert not told.code
+libc = ctypes.CDLL(None)
+libc.fopen.restype = ctypes.c_void_p
+file = ctypes.c_void_p(libc.fopen(path.encode(), b"w"))
+libc.malloc_info(0, file)
+libc.fclose(file)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library")
+def test_predict_keeps_what_it_frees_in_one_place(data, teacher, tmp_path):
+    """Kept by each thread apart, it comes to several 100 MB on large volumes."""
+    told = tmp_path / "heaps.xml"
+    argv = [told, "predict", teacher, data / "raw.tif", "-o", tmp_path / "out.zarr"]
+    subprocess.run([sys.executable, "-c", HEAPS, *map(str, argv)], check=True, capture_output=True, timeout=300)
+    assert told.read_text().count("<heap nr=") == 1
 
 
 def test_predict_says_that_the_pixel_size_is_unknown(data, teacher, tmp_path):
