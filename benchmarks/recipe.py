@@ -1,7 +1,7 @@
 """Where the defaults come from: one setting changed at a time, several seeds; and how often each recipe trains.
 
     python benchmarks/recipe.py STUDY RAW LABELS --val-raw R --val-labels L --out DIR
-                                [--teacher M.safetensors] [--k 2] [--seeds 3] [--steps 600] [--jobs 2]
+                                [--teacher M.safetensors] [--k 2] [--seeds 3] [--steps 600] [--jobs 2] [--arms "A;B"]
 
 STUDY is one of
     labels       a k-Unet that learns from all labels, the earlier defaults but for one setting
@@ -160,12 +160,13 @@ def main() -> None:
     parser.add_argument("--teacher", help="model file; for few and reliability")
     parser.add_argument("--k", type=int, default=2, help="of the networks; reliability has its own")
     parser.add_argument("--steps", type=int, default=600)
+    parser.add_argument("--arms", help="do these alone; with semicolons between")
     given = parser.parse_args()
     out = Path(given.out)
     (out / "runs").mkdir(parents=True, exist_ok=True)
     if given.teacher:
         shutil.copyfile(given.teacher, out / "runs" / f"{TEACHER}.safetensors")
-    wanted = list(runs(given))
+    wanted = [run for run in runs(given) if not given.arms or run.label in given.arms.split(";")]
     with ProcessPoolExecutor(given.jobs) as pool:
         results = list(pool.map(do, wanted, [given] * len(wanted)))
     results.sort(key=lambda row: list(dict.fromkeys(run.label for run in wanted)).index(row.label))
