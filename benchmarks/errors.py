@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from napari_kdunet import core
+from napari_kdunet.core.metrics import Confusion
 
 Mask = NDArray[np.bool_]
 
@@ -26,10 +27,6 @@ def beside_boundary(truth: Mask, radius: int) -> Mask:
     steps: Any = ndimage.generate_binary_structure(2, 1)[None]
     grown = ndimage.binary_dilation(truth, steps, iterations=radius)
     return grown & ~ndimage.binary_erosion(truth, steps, iterations=radius, border_value=1)
-
-
-def iou(mask: Mask, truth: Mask, where: Mask) -> float:
-    return float((mask & truth & where).sum() / ((mask | truth) & where).sum())
 
 
 def unmet(objects: Mask, other: Mask, share: float) -> tuple[int, int, int]:
@@ -47,12 +44,12 @@ def main() -> None:
     parser.add_argument("--radii", default="1,2,3,4,6")
     given = parser.parse_args()
     mask, truth = (core.open_volume(path)[:] > 0 for path in (given.mask, given.labels))
-    wrong = mask != truth
-    print(f"IoU {iou(mask, truth, np.ones_like(truth)):.4f}\n\n| within, pixels | of what is wrong | IoU of the rest |")
-    print("|---:|---:|---:|")
+    whole = Confusion.of(mask, truth)
+    print(f"IoU {whole.iou:.4f}\n\n| within, pixels | of what is wrong | IoU of the rest |\n|---:|---:|---:|")
     for radius in map(int, given.radii.split(",")):
-        near = beside_boundary(truth, radius)
-        print(f"| {radius} | {(wrong & near).sum() / wrong.sum():.1%} | {iou(mask, truth, ~near):.4f} |")
+        rest = Confusion.of(mask, truth, ~beside_boundary(truth, radius))
+        near = 1 - (rest.fp + rest.fn) / (whole.fp + whole.fn)
+        print(f"| {radius} | {near:.1%} | {rest.iou:.4f} |")
     print()
     for name, (some, of, voxels) in {"missed": unmet(truth, mask, 0.5), "made up": unmet(mask, truth, 0.0)}.items():
         print(f"{name}: {some} of {of} objects, {voxels / truth.sum():.2%} of the foreground")

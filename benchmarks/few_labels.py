@@ -61,7 +61,7 @@ def learn(model: Path, count: int, seed: int, arm: str, given: argparse.Namespac
         train(model, "distill", teacher, *shared, *student, *ARMS[arm])
 
 
-def rows(given: argparse.Namespace) -> list[Row]:
+def measured(given: argparse.Namespace) -> list[Row]:
     """Of all networks; several at a time, and the teachers first."""
     counts, seeds = [int(n) for n in given.labelled.split(",")], range(given.seeds)
     with ThreadPoolExecutor(given.jobs) as pool:
@@ -75,13 +75,13 @@ def rows(given: argparse.Namespace) -> list[Row]:
         return [each.result() for each in (*taught.values(), *students)]
 
 
-def draw(found: list[Row], path: Path) -> None:
+def draw(rows: list[Row], path: Path) -> None:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6, 4), layout="constrained")
     axis = figure.subplots()
     for arm, colour in COLOURS.items():
-        own = [row for row in found if row["arm"] == arm]
+        own = [row for row in rows if row["arm"] == arm]
         counts = sorted({row["labelled"] for row in own})
         ious = [[row["iou"] for row in own if row["labelled"] == n] for n in counts]
         axis.plot(counts, [mean(each) for each in ious], color=colour, label=arm, ls="--" if arm == "teacher" else "-")
@@ -105,9 +105,9 @@ def main() -> None:
     given = parser.parse_args()
     out = Path(given.out)
     out.mkdir(parents=True, exist_ok=True)
-    found = rows(given)
-    write_csv(out / "few-labels.csv", found)
-    draw(found, out / "few-labels.png")
+    rows = measured(given)
+    write_csv(out / "few-labels.csv", rows)
+    draw(rows, out / "few-labels.png")
 
 
 if __name__ == "__main__":

@@ -106,19 +106,17 @@ def in_napari(arguments: argparse.Namespace, train: bool) -> dict[str, Any]:
     widget, steps = window.widget, 0
     window.run(5)  # the first drawings compile code, and the widget loads torch
     print("ready", flush=True)
+    window.gaps.clear()
     if train:
         config = settings(arguments)
         budget = {"minutes": config.pop("minutes")}
         for name, value in {**config, "budget": budget}.items():
             widget.form.controls[name].set(value)
-        window.gaps.clear()  # from *Start* on all gaps count
         widget.view.start_button.click()
         counted = widget.view.curves.runs["training"].steps
         while len(counted) < WARM_STEPS:
             window.run(0.1)
         steps = len(counted)
-    else:
-        window.gaps.clear()
     begin = time.perf_counter()
     window.run(arguments.seconds)
     spent = time.perf_counter() - begin

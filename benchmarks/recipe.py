@@ -162,11 +162,13 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=600)
     parser.add_argument("--arms", help="do these alone; with semicolons between")
     given = parser.parse_args()
+    wanted = [run for run in runs(given) if not given.arms or run.label in given.arms.split(";")]
+    if not wanted:
+        parser.error(f"--arms {given.arms}: {given.study} has none of them")
     out = Path(given.out)
     (out / "runs").mkdir(parents=True, exist_ok=True)
     if given.teacher:
         shutil.copyfile(given.teacher, out / "runs" / f"{TEACHER}.safetensors")
-    wanted = [run for run in runs(given) if not given.arms or run.label in given.arms.split(";")]
     with ProcessPoolExecutor(given.jobs) as pool:
         results = list(pool.map(do, wanted, [given] * len(wanted)))
     results.sort(key=lambda row: list(dict.fromkeys(run.label for run in wanted)).index(row.label))

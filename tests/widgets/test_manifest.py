@@ -16,16 +16,15 @@ WIDGETS = ("Train teacher", "Distil student", "Segment", "Compare with ground tr
 
 
 START = """
-import sys
+import sys, time
 import napari
+from qtpy.QtWidgets import QApplication
 viewer = napari.Viewer(show=False)
 from napari.plugins import _npe2
 assert "napari-kdunet" in dict(plugin for _, plugin in _npe2.widget_iterator())
 heavy = {"torch", "kornia", "lightning_fabric", "pyqtgraph", "napari_kdunet.widgets"} & set(sys.modules)
 print("imported:", sorted(heavy))
 
-import time
-from qtpy.QtWidgets import QApplication
 viewer.window.add_plugin_dock_widget("napari-kdunet", "Train teacher")
 end = time.monotonic() + 60
 while "napari_kdunet.core.prediction" not in sys.modules and time.monotonic() < end:
