@@ -2,14 +2,15 @@
 
     python benchmarks/accuracy.py RAW LABELS {--val-raw R --val-labels L | --hold-out N} --out DIR
                                   [--seeds 3] [--teachers 3] [--teacher-steps 4500]
-                                  [--students 4:6000,2:8000,1:8000] [--precision 32-true] [--jobs 2]
+                                  [--students 4:6000,2:8000,1:8000] [--untaught 2:8000] [--precision 32-true]
+                                  [--jobs 2]
 
 For each seed a 16-Unet is trained on RAW and LABELS, and taught by it the students K:STEPS; where there are fewer
-teachers than seeds, the students of the other seeds have the first ones again. All else is as by default:
-model and threshold are chosen on the middle of RAW's slices, held out. Each network has one core. All are then scored
-on the whole of R, or else on the last N slices of RAW, which are then not learnt from, at their own threshold. What is
-done is not done again. Written to DIR: models, a JSON each, and `accuracy.csv`; means and standard deviations are
-printed.
+teachers than seeds, the students of the other seeds have the first ones again. Untaught ones learn from the labels
+alone. All else is as by default: model and threshold are chosen on the middle of RAW's slices, held out. Each network
+has one core. All are then scored on the whole of R, or else on the last N slices of RAW, which are then not learnt
+from, at their own threshold. What is done is not done again. Written to DIR: models, a JSON each, and `accuracy.csv`;
+means and standard deviations are printed.
 """
 
 from __future__ import annotations
@@ -36,6 +37,17 @@ def student(k: int, steps: int, seed: int, taught: Future[Row], given: argparse.
     model = Path(given.out) / f"{k}unet-{seed}.safetensors"
     by = model.with_name(f"teacher-{seed % given.teachers}.safetensors")
     return network(model, ["distill", by], ["--k", k, "--steps", steps], f"{k}-Unet", seed, given)
+
+
+def untaught(k: int, steps: int, seed: int, given: argparse.Namespace) -> Row:
+    model = Path(given.out) / f"{k}unet-untaught-{seed}.safetensors"
+    return network(model, ["train"], ["--k", k, "--steps", steps], f"{k}-Unet, untaught", seed, given)
+
+
+def budgets(text: str) -> list[tuple[int, int]]:
+    """Each k and its steps, of K:STEPS with commas between."""
+    pairs = (each.split(":") for each in text.split(",") if each)
+    return [(int(k), int(steps)) for k, steps in pairs]
 
 
 def network(
@@ -66,7 +78,8 @@ def main() -> None:
     parser.add_argument("--hold-out", type=int, help="score on so many last slices of RAW instead")
     parser.add_argument("--teachers", type=int, help="as many as seeds if not given")
     parser.add_argument("--teacher-steps", type=int, default=4500)
-    parser.add_argument("--students", default="4:6000,2:8000,1:8000", help="K:STEPS with commas between")
+    parser.add_argument("--students", type=budgets, default="4:6000,2:8000,1:8000", help="K:STEPS with commas between")
+    parser.add_argument("--untaught", type=budgets, default="", help="the same, from labels alone")
     parser.add_argument("--precision", default="32-true", help="of the teacher's training")
     given = parser.parse_args()
     if not given.hold_out and not (given.val_raw and given.val_labels):
@@ -77,13 +90,15 @@ def main() -> None:
     if given.hold_out:
         cut(given)
     given.teachers = given.teachers or given.seeds
-    students = [tuple(map(int, each.split(":"))) for each in given.students.split(",")]
     with ThreadPoolExecutor(given.jobs) as pool:
         taught = [pool.submit(teacher, seed, given) for seed in range(given.teachers)]
         futures = taught + [
             pool.submit(student, k, steps, seed, taught[seed % given.teachers], given)
             for seed in range(given.seeds)
-            for k, steps in students
+            for k, steps in given.students
+        ]
+        futures += [
+            pool.submit(untaught, k, steps, seed, given) for seed in range(given.seeds) for k, steps in given.untaught
         ]
         rows = [each.result() for each in futures]
     write_csv(out / "accuracy.csv", rows)
