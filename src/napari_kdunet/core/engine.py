@@ -20,7 +20,7 @@ Forward: TypeAlias = Callable[[Tensor], Tensor]
 Of two classes there is one plane, the difference of their logits: the log odds of the foreground.
 """
 
-_COMPILED_UP_TO = 16  # channels at the top; from about there on the general engine is the faster one
+_COMPILED_UP_TO = 16  # channels at the top; beyond, little is gained for memory that is kept between two calls
 _CHANNELS_LAST_FROM = 2
 
 
