@@ -1,11 +1,13 @@
 """Where the defaults come from: one setting changed at a time, several seeds; and how often each recipe trains.
 
     python benchmarks/recipe.py STUDY RAW LABELS --val-raw R --val-labels L --out DIR
-                                [--teacher M.safetensors] [--k 2] [--seeds 3] [--steps 600] [--jobs 2] [--arms "A;B"]
+                                [--teacher M.safetensors ...] [--k 2] [--seeds 3] [--steps 600] [--jobs 2]
+                                [--arms "A;B"]
 
 STUDY is one of
     labels       a k-Unet that learns from all labels, the earlier defaults but for one setting
     patches      the same with the present defaults, and what they change in patches and initialisation
+    teachers     the same with the present defaults, untaught and taught by each M
     few          a k-Unet that learns from 5 labelled slices, untaught and taught by M on all slices in several ways
     reliability  1- and 2-Unets in the paper's setting and with the defaults, from labels and taught by M
 
@@ -80,31 +82,34 @@ FEW: dict[str, dict[str, Any] | None] = {
     "soft, τ = 1, 8 views": {"mode": "soft", "tau": 1.0, "teacher_views": 8},
 }
 
-TEACHER = "teacher"
-
 
 def runs(given: argparse.Namespace) -> Iterator[core.Run]:
+    teacher = Path(given.teacher[0]).stem if given.teacher else ""
     for seed in range(given.seeds):
         shared = {"seed": seed, "steps": given.steps, "threads": 1, "validations": 5}
         if given.study in ("labels", "patches"):
             base, arms = (EARLIER, LABELS) if given.study == "labels" else ({}, PATCHES)
             for arm, own in arms.items():
                 yield _run(arm, core.TrainConfig(**{"k": given.k} | shared | base | own))
+        elif given.study == "teachers":
+            yield _run("untaught", core.TrainConfig(k=given.k, **shared))
+            for name in (Path(path).stem for path in given.teacher):
+                yield _run(f"taught by {name}", core.DistillConfig(k=given.k, **shared), name)
         elif given.study == "few":
             shared["slices"] = spaced(range(len(core.open_volume(given.raw))), 5)
             for arm, more in FEW.items():
                 if more is None:
                     yield _run(arm, core.TrainConfig(k=given.k, **shared))
                 else:
-                    yield _run(arm, core.DistillConfig(k=given.k, **shared, **more), TEACHER)
+                    yield _run(arm, core.DistillConfig(k=given.k, **shared, **more), teacher)
         else:
             shared |= {"batch": 4, "patch": 128}
             for k in (1, 2):
                 yield _run(f"{k}-Unet, paper, labels", core.TrainConfig.paper(k=k, **shared))
                 soft = {"mode": "soft", "tau": 5.0}
-                yield _run(f"{k}-Unet, paper, soft τ = 5", core.DistillConfig.paper(k=k, **soft, **shared), TEACHER)
+                yield _run(f"{k}-Unet, paper, soft τ = 5", core.DistillConfig.paper(k=k, **soft, **shared), teacher)
                 yield _run(f"{k}-Unet, defaults, labels", core.TrainConfig(k=k, **shared))
-                yield _run(f"{k}-Unet, defaults, taught", core.DistillConfig(k=k, **shared), TEACHER)
+                yield _run(f"{k}-Unet, defaults, taught", core.DistillConfig(k=k, **shared), teacher)
 
 
 def _run(arm: str, config: core.TrainConfig, teacher: str = "") -> core.Run:
@@ -155,9 +160,9 @@ def draw(results: list[core.RunResult], path: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("study", choices=("labels", "patches", "few", "reliability"))
+    parser.add_argument("study", choices=("labels", "patches", "teachers", "few", "reliability"))
     add_shared(parser)
-    parser.add_argument("--teacher", help="model file; for few and reliability")
+    parser.add_argument("--teacher", nargs="+", default=[], help="model file; several for teachers, or else one")
     parser.add_argument("--k", type=int, default=2, help="of the networks; reliability has its own")
     parser.add_argument("--steps", type=int, default=600)
     parser.add_argument("--arms", help="do these alone; with semicolons between")
@@ -167,8 +172,8 @@ def main() -> None:
         parser.error(f"--arms {given.arms}: {given.study} has none of them")
     out = Path(given.out)
     (out / "runs").mkdir(parents=True, exist_ok=True)
-    if given.teacher:
-        shutil.copyfile(given.teacher, out / "runs" / f"{TEACHER}.safetensors")
+    for path in map(Path, given.teacher):
+        shutil.copyfile(path, out / "runs" / path.name)
     with ProcessPoolExecutor(given.jobs) as pool:
         results = list(pool.map(do, wanted, [given] * len(wanted)))
     results.sort(key=lambda row: list(dict.fromkeys(run.label for run in wanted)).index(row.label))
