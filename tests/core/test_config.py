@@ -6,6 +6,7 @@ import json
 import math
 from dataclasses import FrozenInstanceError, fields
 
+import numpy as np
 import pytest
 
 from napari_kdunet import core
@@ -38,7 +39,7 @@ def test_each_field_tells_a_form_what_it_is(cls, spec):
 @pytest.mark.parametrize(("cls", "spec"), FIELDS)
 def test_bounds_hold_and_name_the_field(cls, spec, one_line):
     meta = spec.metadata
-    wrong: list = ["nonsense", [1], object()]
+    wrong: list = ["nonsense", [] if "tuple" in str(spec.type) else [1], object()]
     if meta["choices"] and "tuple" not in str(spec.type):
         wrong.append((meta["choices"][0],))
     if meta["choices"]:
@@ -75,6 +76,8 @@ def test_the_bounds_themselves_are_allowed(cls, spec):
         ({"class_weights": (1.0, 0.0)}, ["class_weights", "positive"]),
         ({"slices": (1, -1)}, ["slices"]),
         ({"slices": ()}, ["slices"]),
+        ({"slices": [1.5]}, ["slices", "from 0 up"]),
+        ({"slices": 3}, ["slices is 3", "auto, all"]),
         ({"device": "tpu"}, ["device", "auto, cpu, cuda, mps"]),
         ({"k": 0}, ["k is 0", "at least 1"]),
         ({"minutes": 0}, ["greater than 0 minutes"]),
@@ -83,6 +86,14 @@ def test_the_bounds_themselves_are_allowed(cls, spec):
 def test_messages(settings, words, one_line):
     with one_line(core.ConfigError, *words):
         core.TrainConfig(**settings)
+
+
+@pytest.mark.parametrize("slices", [[2, 4], range(2, 6, 2), np.array([2, 4])], ids=["list", "range", "array"])
+def test_several_numbers_in_any_form(slices):
+    config = core.TrainConfig(slices=slices)
+    assert config == core.TrainConfig(slices=(2, 4))
+    assert json.loads(json.dumps(config.to_dict()))["slices"] == [2, 4]
+    assert core.TrainConfig(class_weights=[1, 2.5]).class_weights == (1, 2.5)
 
 
 def test_frozen_and_by_name():

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import Field, asdict, dataclass, field, fields, replace
 from types import MappingProxyType
 from typing import Any, Self
@@ -79,6 +79,13 @@ def _check(spec: Field[Any], value: Any) -> None:
         words, holds = _BOUNDS[name]
         if not holds(value, bound):
             raise ConfigError(f"{spec.name} is {value}: it must be {words} {bound} {meta['unit']}".rstrip() + ".")
+
+
+def _frozen(value: Any) -> Any:
+    """Several numbers as a tuple, whatever they came in: a list, a range, an array."""
+    if isinstance(value, str) or not isinstance(value, Iterable):
+        return value
+    return tuple(value.tolist() if hasattr(value, "tolist") else value)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -179,6 +186,8 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         for spec in fields(self):
+            if "tuple" in str(spec.type):
+                object.__setattr__(self, spec.name, _frozen(getattr(self, spec.name)))
             _check(spec, getattr(self, spec.name))
         if self.steps is not None and self.minutes is not None:
             raise ConfigError("steps and minutes are both given: give one of them.")
@@ -188,7 +197,7 @@ class TrainConfig:
             len(self.class_weights) != self.classes or min(self.class_weights) <= 0
         ):
             raise ConfigError(f"class_weights is {self.class_weights}: give {self.classes} positive numbers.")
-        if isinstance(self.slices, tuple) and min(self.slices) < 0:
+        if isinstance(self.slices, tuple) and not all(isinstance(z, int) and z >= 0 for z in self.slices):
             raise ConfigError(f"slices is {self.slices}: give slice numbers from 0 up.")
 
     @property
@@ -231,8 +240,7 @@ class TrainConfig:
         unknown = set(values) - {spec.name for spec in fields(cls)}
         if unknown:
             raise ConfigError(f"unknown settings: {', '.join(sorted(unknown))}.")
-        typed: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in values.items()}
-        return cls(**typed)
+        return cls(**values)
 
 
 #: What the paper used where it says so (slides; report section 3), as settings.
