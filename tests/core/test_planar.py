@@ -49,6 +49,18 @@ def test_a_unit_is_what_pytorch_computes(inputs, outputs, bn, slope, size):
             torch.testing.assert_close(p.double(), q.double(), atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.parametrize("size", [(3, 5, 16, 48), (1, 1, 2, 2), (2, 3, 34, 6)])
+def test_pooling_is_that_of_pytorch(size):
+    """To the bit, and of equal pixels the same one gets the gradient."""
+    x1 = torch.randn(size).round(decimals=1).requires_grad_()
+    x2 = x1.detach().clone().requires_grad_()
+    y, wanted = planar.pool(x1), nn.functional.max_pool2d(x2, 2)
+    assert torch.equal(y, wanted)
+    grad = torch.randn(y.shape)
+    y.backward(grad), wanted.backward(grad)
+    assert torch.equal(x1.grad, x2.grad)
+
+
 @pytest.mark.parametrize("form", [{"bn": True}, {"bn": False, "activation": "relu"}])
 def test_a_network_trains_alike_without_it(form, monkeypatch):
     x = torch.randn(4, 1, 48, 32)
@@ -75,6 +87,7 @@ def test_it_serves_training_of_tiny_convolutions_alone():
     conv, wide = nn.Conv2d(2, 4, 3, padding=1), nn.Conv2d(8, 16, 3, padding=1)
     x = torch.randn(1, 2, 16, 16)
     assert planar.serves(x, conv)
+    assert planar.serves(x, nn.MaxPool2d(2))
     assert not planar.serves(torch.randn(1, 8, 16, 16), wide)
     assert not planar.serves(x.double(), conv)
     assert not planar.serves(x.to("meta"), conv)

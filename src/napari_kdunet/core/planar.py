@@ -1,9 +1,9 @@
 """Training of tiny convolutions on the CPU, plane by plane, in Numba.
 
-With fewer than about eight channels PyTorch's convolutions and batch normalisation leave most of a core's arithmetic
-unused: they work along the channels. Here each plane is worked on along its rows, the padded rows of a plane being one
-long line, and convolution, normalisation and activation are one unit with one backward. Without Numba installed (the
-extra ``fast``) training does the same in plain PyTorch.
+With fewer than about eight channels PyTorch's convolutions, batch normalisation and pooling leave most of a core's
+arithmetic unused: they work along the channels. Here each plane is worked on along its rows, the padded rows of a plane
+being one long line, and convolution, normalisation and activation are one unit with one backward. Without Numba
+installed (the extra ``fast``) training does the same in plain PyTorch.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-__all__ = ["is_available", "run", "serves"]
+__all__ = ["is_available", "pool", "run", "serves"]
 
 _WIDEST = 8  # channels: from more on PyTorch is as fast
 
@@ -27,11 +27,10 @@ def is_available() -> bool:
     return find_spec("numba") is not None
 
 
-def serves(x: Tensor, conv: nn.Module) -> bool:
-    """Whether `run` is the faster way of training this convolution on this input, and can be taken."""
+def serves(x: Tensor, layer: nn.Module) -> bool:
+    """Whether `run` or `pool` is the faster way of training this layer on this input, and can be taken."""
     return (
-        isinstance(conv, nn.Conv2d)
-        and max(conv.in_channels, conv.out_channels) <= _WIDEST
+        (not isinstance(layer, nn.Conv2d) or max(layer.in_channels, layer.out_channels) <= _WIDEST)
         and x.device.type == "cpu"
         and x.dtype == torch.float32
         and torch.is_grad_enabled()
@@ -61,6 +60,11 @@ def run(x: Tensor, layers: Sequence[nn.Module], slope: float) -> Tensor:
     conv, *norm, _ = layers
     weights = (norm[0].weight, norm[0].bias, norm[0]) if norm else (None, None, None)
     return _Unit.apply(x, conv.weight, conv.bias, *weights, slope)  # type: ignore[no-any-return,no-untyped-call]
+
+
+def pool(x: Tensor) -> Tensor:
+    """Largest of each 2x2 pixels, as `nn.MaxPool2d`: (N, C, 2 Y, 2 X) float32 on the CPU to (N, C, Y, X)."""
+    return _Pool.apply(x)  # type: ignore[no-any-return,no-untyped-call]
 
 
 class _Unit(torch.autograd.Function):
@@ -111,6 +115,27 @@ class _Unit(torch.autograd.Function):
         dbias = torch.zeros(len(weight)) if ctx.normalised else sums[0]  # normalisation takes any bias away again
         dgamma, dbeta = (sums[1], sums[0]) if ctx.normalised else (None, None)
         return dx, dweight, dbias, dgamma, dbeta, None, None
+
+
+class _Pool(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        from napari_kdunet.core import planar_kernels as kernels
+
+        x = x.detach().contiguous()
+        largest = x.new_empty(*x.shape[:2], x.shape[2] // 2, x.shape[3] // 2)
+        kernels.pool(x.numpy(), largest.numpy())
+        ctx.save_for_backward(x, largest)
+        return largest
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        from napari_kdunet.core import planar_kernels as kernels
+
+        x, largest = ctx.saved_tensors
+        dx = torch.empty_like(x)
+        kernels.backward_pool(grad.contiguous().numpy(), x.numpy(), largest.numpy(), dx.numpy())
+        return dx
 
 
 def _statistics(z: Tensor, norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:

@@ -203,3 +203,36 @@ def backward_activate(grad, z, mean, rstd, scale, shift, slope, normalised, out,
                     source, target = z[n, c, y], out[n, c, y]
                     for x in range(width):
                         target[x] = a * (target[x] - offset - (source[x] - middle) * tilt)
+
+
+@njit(**_OPTIONS)
+def pool(x, out):
+    """Largest of each 2x2 pixels: (N, C, 2 Y, 2 X) to (N, C, Y, X)."""
+    number, channels, height, width = out.shape
+    for n in range(number):
+        for c in range(channels):
+            for y in range(height):
+                top, bottom, target = x[n, c, 2 * y], x[n, c, 2 * y + 1], out[n, c, y]
+                for i in range(width):
+                    target[i] = max(max(top[2 * i], top[2 * i + 1]), max(bottom[2 * i], bottom[2 * i + 1]))
+
+
+@njit(**_OPTIONS)
+def backward_pool(grad, x, largest, out):
+    """Gradient of the input of `pool`: that of each output goes to the first of its pixels that is the largest."""
+    number, channels, height, width = largest.shape
+    zero = np.float32(0)
+    for n in range(number):
+        for c in range(channels):
+            for y in range(height):
+                top, bottom, most, g = x[n, c, 2 * y], x[n, c, 2 * y + 1], largest[n, c, y], grad[n, c, y]
+                above, below = out[n, c, 2 * y], out[n, c, 2 * y + 1]
+                for i in range(width):  # without a branch, for vectors
+                    rest = g[i]
+                    first = rest if top[2 * i] == most[i] else zero
+                    rest -= first
+                    second = rest if top[2 * i + 1] == most[i] else zero
+                    rest -= second
+                    third = rest if bottom[2 * i] == most[i] else zero
+                    above[2 * i], above[2 * i + 1] = first, second
+                    below[2 * i], below[2 * i + 1] = third, rest - third

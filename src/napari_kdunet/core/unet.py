@@ -124,12 +124,16 @@ class KUNet(nn.Module):
         """
         skips = []
         for level, stage in enumerate(self.down):
-            x = stage(self.pool(x) if level else x)
+            x = stage(self._pooled(x) if level else x)
             skips.append(x)
         skips.pop()
         for up, merge in zip(self.up, self.merge, strict=True):
             x = merge(torch.cat((skips.pop(), up(x)), dim=1))
         return self.head(x)  # type: ignore[no-any-return]
+
+    def _pooled(self, x: Tensor) -> Tensor:
+        by_planes = self.k < TINY and self.training and planar.serves(x, self.pool)
+        return planar.pool(x) if by_planes else self.pool(x)
 
     @property
     def slope(self) -> float:
