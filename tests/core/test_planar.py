@@ -54,11 +54,29 @@ def test_pooling_is_that_of_pytorch(size):
     """To the bit, and of equal pixels the same one gets the gradient."""
     x1 = torch.randn(size).round(decimals=1).requires_grad_()
     x2 = x1.detach().clone().requires_grad_()
-    y, wanted = planar.pool(x1), nn.functional.max_pool2d(x2, 2)
+    y, wanted = planar.resize(x1, nn.MaxPool2d(2)), nn.functional.max_pool2d(x2, 2)
     assert torch.equal(y, wanted)
     grad = torch.randn(y.shape)
     y.backward(grad), wanted.backward(grad)
     assert torch.equal(x1.grad, x2.grad)
+
+
+@pytest.mark.parametrize("size", [(3, 8, 16, 40), (1, 1, 1, 1), (2, 3, 17, 3)])
+@pytest.mark.parametrize("outputs", [1, 4])
+def test_an_up_convolution_is_that_of_pytorch(size, outputs):
+    """In float64 PyTorch, as above."""
+    ours = nn.ConvTranspose2d(size[1], outputs, 2, stride=2)
+    theirs = copy.deepcopy(ours).double()
+    x1 = torch.randn(size).requires_grad_()
+    x2 = x1.detach().double().requires_grad_()
+    assert planar.serves(x1, ours)
+    y, wanted = planar.resize(x1, ours), theirs(x2)
+    torch.testing.assert_close(y.double(), wanted, atol=1e-5, rtol=1e-5)
+    grad = torch.randn(y.shape)
+    y.backward(grad), wanted.backward(grad.double())
+    torch.testing.assert_close(x1.grad.double(), x2.grad, atol=1e-5, rtol=1e-5)
+    for p, q in zip(ours.parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(p.grad.double(), q.grad, atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("form", [{"bn": True}, {"bn": False, "activation": "relu"}])
@@ -89,6 +107,7 @@ def test_it_serves_training_of_tiny_convolutions_alone():
     assert planar.serves(x, conv)
     assert planar.serves(x, nn.MaxPool2d(2))
     assert not planar.serves(torch.randn(1, 8, 16, 16), wide)
+    assert not planar.serves(torch.randn(1, 16, 16, 16), nn.ConvTranspose2d(16, 8, 2, stride=2))
     assert not planar.serves(x.double(), conv)
     assert not planar.serves(x.to("meta"), conv)
     with torch.no_grad():

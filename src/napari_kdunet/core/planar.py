@@ -1,9 +1,9 @@
 """Training of tiny convolutions on the CPU, plane by plane, in Numba.
 
-With fewer than about eight channels PyTorch's convolutions, batch normalisation and pooling leave most of a core's
-arithmetic unused: they work along the channels. Here each plane is worked on along its rows, the padded rows of a plane
-being one long line, and convolution, normalisation and activation are one unit with one backward. Without Numba
-installed (the extra ``fast``) training does the same in plain PyTorch.
+With fewer than about eight channels PyTorch's layers leave most of a core's arithmetic unused: they work along the
+channels. Here each plane is worked on along its rows, the padded rows of a plane being one long line, and convolution,
+normalisation and activation are one unit with one backward. Without Numba installed (the extra ``fast``) training does
+the same in plain PyTorch.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-__all__ = ["is_available", "pool", "run", "serves"]
+__all__ = ["is_available", "resize", "run", "serves"]
 
 _WIDEST = 8  # channels: from more on PyTorch is as fast
 
@@ -28,9 +28,10 @@ def is_available() -> bool:
 
 
 def serves(x: Tensor, layer: nn.Module) -> bool:
-    """Whether `run` or `pool` is the faster way of training this layer on this input, and can be taken."""
+    """Whether `run` or `resize` is the faster way of training this layer on this input, and can be taken."""
+    channels = (getattr(layer, "in_channels", 0), getattr(layer, "out_channels", 0))
     return (
-        (not isinstance(layer, nn.Conv2d) or max(layer.in_channels, layer.out_channels) <= _WIDEST)
+        max(channels) <= _WIDEST
         and x.device.type == "cpu"
         and x.dtype == torch.float32
         and torch.is_grad_enabled()
@@ -62,8 +63,23 @@ def run(x: Tensor, layers: Sequence[nn.Module], slope: float) -> Tensor:
     return _Unit.apply(x, conv.weight, conv.bias, *weights, slope)  # type: ignore[no-any-return,no-untyped-call]
 
 
-def pool(x: Tensor) -> Tensor:
-    """Largest of each 2x2 pixels, as `nn.MaxPool2d`: (N, C, 2 Y, 2 X) float32 on the CPU to (N, C, Y, X)."""
+def resize(x: Tensor, layer: nn.Module) -> Tensor:
+    """Train a 2x2 max-pooling or a transposed 2x2 convolution of stride 2 that `serves`.
+
+    Parameters
+    ----------
+    x : Tensor
+        (N, C, Y, X) float32 on the CPU.
+    layer : nn.MaxPool2d or nn.ConvTranspose2d
+        What to do.
+
+    Returns
+    -------
+    Tensor
+        (N, C, Y / 2, X / 2) or (N, K, 2 Y, 2 X) float32, contiguous.
+    """
+    if isinstance(layer, nn.ConvTranspose2d):
+        return _Enlarge.apply(x, layer.weight, layer.bias)  # type: ignore[no-any-return,no-untyped-call]
     return _Pool.apply(x)  # type: ignore[no-any-return,no-untyped-call]
 
 
@@ -136,6 +152,27 @@ class _Pool(torch.autograd.Function):
         dx = torch.empty_like(x)
         kernels.backward_pool(grad.contiguous().numpy(), x.numpy(), largest.numpy(), dx.numpy())
         return dx
+
+
+class _Enlarge(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        from napari_kdunet.core import planar_kernels as kernels
+
+        x, weight = x.detach().contiguous(), weight.detach().contiguous()
+        y = x.new_empty(x.shape[0], weight.shape[1], 2 * x.shape[2], 2 * x.shape[3])
+        kernels.enlarge(x.numpy(), weight.numpy(), bias.detach().numpy(), y.numpy())
+        ctx.save_for_backward(x, weight)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, ...]:
+        from napari_kdunet.core import planar_kernels as kernels
+
+        x, weight = ctx.saved_tensors
+        found = torch.empty_like(x), torch.empty_like(weight), weight.new_empty(weight.shape[1])
+        kernels.backward_enlarge(grad.contiguous().numpy(), x.numpy(), weight.numpy(), *(t.numpy() for t in found))
+        return found
 
 
 def _statistics(z: Tensor, norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:

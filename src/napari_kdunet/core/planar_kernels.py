@@ -236,3 +236,54 @@ def backward_pool(grad, x, largest, out):
                     third = rest if bottom[2 * i] == most[i] else zero
                     above[2 * i], above[2 * i + 1] = first, second
                     below[2 * i], below[2 * i + 1] = third, rest - third
+
+
+@njit(**_OPTIONS)
+def enlarge(x, weight, bias, out):
+    """Transposed 2x2 convolution of stride 2: (N, C, Y, X) and (C, K, 2, 2) to (N, K, 2 Y, 2 X)."""
+    number, channels, height, width = x.shape
+    pair = np.empty((2, width), np.float32)
+    even, odd = pair[0], pair[1]
+    for n in range(number):
+        for k in range(weight.shape[1]):
+            for y in range(height):
+                for dy in range(2):
+                    pair[:] = bias[k]
+                    for c in range(channels):
+                        source, a, b = x[n, c, y], weight[c, k, dy, 0], weight[c, k, dy, 1]
+                        for i in range(width):
+                            even[i] += a * source[i]
+                            odd[i] += b * source[i]
+                    target = out[n, k, 2 * y + dy]
+                    for i in range(width):
+                        target[2 * i], target[2 * i + 1] = even[i], odd[i]
+
+
+@njit(**_OPTIONS)
+def backward_enlarge(grad, x, weight, dx, dweight, dbias):
+    """Gradients of the input, the weight and the bias of `enlarge`."""
+    number, channels, height, width = x.shape
+    pair = np.empty((2, width), np.float32)
+    even, odd = pair[0], pair[1]
+    sums, total = np.zeros(weight.shape, np.float64), np.zeros(weight.shape[1], np.float64)
+    dx[:] = 0
+    for n in range(number):
+        for y in range(height):
+            for k in range(weight.shape[1]):
+                for dy in range(2):
+                    source, part = grad[n, k, 2 * y + dy], np.float32(0)
+                    for i in range(width):
+                        even[i], odd[i] = source[2 * i], source[2 * i + 1]
+                        part += even[i] + odd[i]
+                    total[k] += part
+                    for c in range(channels):
+                        seen, target, a, b = x[n, c, y], dx[n, c, y], weight[c, k, dy, 0], weight[c, k, dy, 1]
+                        p = q = np.float32(0)
+                        for i in range(width):
+                            target[i] += a * even[i] + b * odd[i]
+                            p += even[i] * seen[i]
+                            q += odd[i] * seen[i]
+                        sums[c, k, dy, 0] += p
+                        sums[c, k, dy, 1] += q
+    dweight[:] = sums
+    dbias[:] = total

@@ -124,16 +124,16 @@ class KUNet(nn.Module):
         """
         skips = []
         for level, stage in enumerate(self.down):
-            x = stage(self._pooled(x) if level else x)
+            x = stage(self._resized(self.pool, x) if level else x)
             skips.append(x)
         skips.pop()
         for up, merge in zip(self.up, self.merge, strict=True):
-            x = merge(torch.cat((skips.pop(), up(x)), dim=1))
+            x = merge(torch.cat((skips.pop(), self._resized(up, x)), dim=1))
         return self.head(x)  # type: ignore[no-any-return]
 
-    def _pooled(self, x: Tensor) -> Tensor:
-        by_planes = self.k < TINY and self.training and planar.serves(x, self.pool)
-        return planar.pool(x) if by_planes else self.pool(x)
+    def _resized(self, layer: nn.Module, x: Tensor) -> Tensor:
+        by_planes = self.k < TINY and self.training and planar.serves(x, layer)
+        return planar.resize(x, layer) if by_planes else layer(x)
 
     @property
     def slope(self) -> float:
