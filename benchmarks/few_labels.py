@@ -2,13 +2,13 @@
 
     python benchmarks/few_labels.py RAW LABELS --val-raw R --val-labels L --out DIR
                                     [--labelled 1,3,5,10] [--seeds 3] [--teacher-minutes 8] [--minutes 5]
-                                    [--precision 32-true] [--jobs 2]
+                                    [--val-share 0.15] [--precision 32-true] [--jobs 2]
 
 For each number of labelled slices, evenly spaced in RAW, and for each seed: a 16-Unet is trained on them; then the
 student is trained on them alone (untaught), or taught by the 16-Unet on all slices, each for the same wall-clock time.
 Each network has one core. Validation for the best model and its threshold are as by default: the middle of the
-labelled slices, one of five, is held out. All are then scored on the whole of R, at their own threshold. What is done
-is not done again.
+labelled slices, one of five, is held out; of fewer than four, or with `--val-share 0`, none is, and those learnt from
+are judged by. All are then scored on the whole of R, at their own threshold. What is done is not done again.
 
 Written to DIR: models, a JSON a run, `few-labels.csv` and `few-labels.png`.
 """
@@ -49,7 +49,18 @@ def job(count: int, seed: int, arm: str, given: argparse.Namespace) -> Row:
 def learn(model: Path, count: int, seed: int, arm: str, given: argparse.Namespace) -> None:
     depth = core.open_volume(given.raw).shape[0]
     slices = format_slices(spaced(range(depth), count))
-    shared = [given.raw, given.labels, "--slices", slices, "--seed", seed, "--threads", 1]
+    shared = [
+        given.raw,
+        given.labels,
+        "--slices",
+        slices,
+        "--val-share",
+        given.val_share,
+        "--seed",
+        seed,
+        "--threads",
+        1,
+    ]
     student = ["--k", given.k, "--minutes", given.minutes]
     if arm == "teacher":
         budget = ["--k", 16, "--minutes", given.teacher_minutes, "--precision", given.precision]
@@ -101,6 +112,7 @@ def main() -> None:
     parser.add_argument("--k", type=int, default=2, help="of the student")
     parser.add_argument("--teacher-minutes", type=float, default=8)
     parser.add_argument("--minutes", type=float, default=5, help="of each student")
+    parser.add_argument("--val-share", type=float, default=0.15, help="of the labelled slices, held out; 0 for none")
     parser.add_argument("--precision", default="32-true", help="of the teacher's training")
     given = parser.parse_args()
     out = Path(given.out)
