@@ -178,7 +178,7 @@ def test_sweep_holds_out_a_share(data, tmp_path):
     assert run("sweep", data / "teacher.safetensors", *pair, "--ks", "1", "--out", tmp_path, *SMALL).code == 0
     raw, labels = (np.asarray(core.open_volume(path)) for path in pair)
     model = core.load_model(tmp_path / "1-unet.safetensors")
-    assert model.summary["labelled_slices"] == [0, 2, 3]  # of 6, 2 to score on and 1 to choose on
+    assert model.summary["labelled_slices"] == [0, 1, 2, 3]  # of 6, 2 to score on
     last = core.open_volume(raw[4:], voxel_size=(10.0, 10.0, 10.0))
     iou = core.evaluate(core.predict(model, last), labels[4:], threshold=model.threshold).iou
     assert float(rows(tmp_path / "sweep.csv")[1]["iou"]) == iou

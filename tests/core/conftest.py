@@ -45,6 +45,7 @@ def quick() -> Callable[..., core.TrainConfig]:
 
     def make(**settings: Any) -> core.TrainConfig:
         base = {"k": 1, "steps": 6, "batch": 2, "patch": 32, "threads": 1, "validations": 2, "device": "cpu"}
+        base["val_share"] = 0.17  # one of six slices
         if settings.keys() & {"minutes"}:
             del base["steps"]
         soft = settings.keys() & {"mode", "tau", "lam", "soft_share", "unlabelled_share", "teacher_views"}

@@ -157,7 +157,10 @@ class TrainConfig:
     )
     ignore: int | None = setting(None, "Label value of pixels that nobody has looked at.", ge=-(2**31), le=2**31)
     val_share: float = setting(
-        0.15, "Share of the labelled slices, contiguous in the middle, that is held out for validation.", ge=0, le=0.9
+        0.15,
+        "Share of the labelled slices, those in the middle, held out for validation; none if less than one slice.",
+        ge=0,
+        le=0.9,
     )
     val_slices: int = setting(8, "Most slices to validate on, evenly spaced.", ge=1, le=10_000, advanced=True)
     threshold: float | None = setting(

@@ -142,11 +142,12 @@ def _teacher_truth(teaching: Teaching) -> Truth:
 
 
 def held_out_slices(slices: tuple[int, ...], share: float) -> tuple[int, ...]:
-    """The middle of the slices, about `share` of them; none of three or fewer, and never all.
+    """The middle of the slices, about `share` of them; none where that is less than one, and never all.
 
-    The middle is like the rest, where the ends of a stack often are not: cut, bent or noisy.
+    The middle is like the rest, where the ends of a stack often are not: cut, bent or noisy. Of few slices each is
+    worth more to learn from than to judge by.
     """
-    count = min(max(1, round(len(slices) * share)), len(slices) - 1) if len(slices) > 3 and share else 0
+    count = min(round(len(slices) * share), len(slices) - 1) if len(slices) * share >= 1 else 0
     first = (len(slices) - count) // 2
     return slices[first : first + count]
 
