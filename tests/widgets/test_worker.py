@@ -4,6 +4,7 @@ import itertools
 import threading
 
 import pytest
+from qtpy.QtCore import QThreadPool
 from qtpy.QtWidgets import QMainWindow, QWidget
 
 from napari_kdunet.core import LabelsError
@@ -50,6 +51,22 @@ def test_events_are_made_on_a_thread_and_told_on_the_gui_thread(qtbot):
     assert heard is threading.main_thread()
     assert not worker.is_running
     assert not worker.stopped
+
+
+def test_long_work_leaves_room_for_more_on_one_core(qtbot):
+    pool = QThreadPool.globalInstance()
+    before, counters = pool.maxThreadCount(), [Counter(), Counter(), Counter()]
+    pool.setMaxThreadCount(1)
+    try:
+        workers = [run(counter.events, on_event=lambda _: None) for counter in counters]
+        qtbot.waitUntil(lambda: all(counter.made > 2 for counter in counters))
+        for worker in workers:
+            with qtbot.waitSignal(worker.finished):
+                worker.stop()
+        assert pool.waitForDone(5000)
+        assert pool.activeThreadCount() == 0
+    finally:
+        pool.setMaxThreadCount(before)
 
 
 def test_stop_closes_the_generator_before_the_end_is_told(qtbot):

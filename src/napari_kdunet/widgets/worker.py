@@ -3,7 +3,8 @@
 A thin layer over superqt's `GeneratorWorker` (which is napari's too). As it comes, a `RuntimeError` in the generator
 becomes a warning, after which neither ``errored`` nor ``finished`` is emitted; ``quit()`` leaves the generator open, so
 that its ``finally:`` has not run; and each worker swaps the process-wide ``warnings.showwarning``, which two workers
-at once restore in the wrong order. All three are mended here.
+at once restore in the wrong order. All three are mended here. And there are as many threads as cores for all of Qt, so
+that on two of them two trainings would leave none for a preview: here work does not count as taking one.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from collections.abc import Callable, Generator, Iterator
 from contextlib import suppress
 from typing import Any, ClassVar
 
-from qtpy.QtCore import QEvent, QObject, Signal
+from qtpy.QtCore import QEvent, QObject, QThreadPool, Signal
 from qtpy.QtWidgets import QWidget
 from superqt.utils import GeneratorWorker
 
@@ -33,8 +34,14 @@ class _Thread(GeneratorWorker):
 
     def run(self) -> None:
         """Work, then tell how it ended; called by Qt."""
-        with suppress(RuntimeError):  # Qt's own half is gone: the application has ended meanwhile
-            self._run()
+        pool = QThreadPool.globalInstance()
+        assert pool is not None
+        pool.releaseThread()  # of as many threads as cores: long work must not keep the next from beginning
+        try:
+            with suppress(RuntimeError):  # Qt's own half is gone: the application has ended meanwhile
+                self._run()
+        finally:
+            pool.reserveThread()
 
     def _run(self) -> None:
         self._running = True
