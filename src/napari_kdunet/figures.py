@@ -112,11 +112,12 @@ def _reference(axis: Any, labels: list[str], figures: Sequence[tuple[str, float 
 
 
 def _plain_numbers(axis: Any) -> None:
-    """0.1, 0.2, 0.5 and 10k rather than powers of ten on a logarithmic axis."""
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+    """0.1, 0.2, 0.5, 10k and 2M rather than powers of ten on a logarithmic axis."""
+    from matplotlib.ticker import EngFormatter, FuncFormatter, LogLocator, NullFormatter
 
+    large = EngFormatter(sep="")
     axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}" if value < 1000 else f"{value / 1000:,g}k"))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}" if value < 1000 else large.format_eng(value)))
     axis.set_minor_formatter(NullFormatter())
 
 
