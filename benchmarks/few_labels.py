@@ -6,9 +6,10 @@
 
 For each number of labelled slices, evenly spaced in RAW, and for each seed: a 16-Unet is trained on them; then the
 student is trained on them alone (untaught), or taught by the 16-Unet on all slices, each for the same wall-clock time.
-Each network has one core. Validation for the best model and its threshold are as by default: the middle of the
-labelled slices, one of five, is held out; of fewer than four, or with `--val-share 0`, none is, and those learnt from
-are judged by. All are then scored on the whole of R, at their own threshold. What is done is not done again.
+Each network has one core. Validation for the best model and its threshold are as by default: a share of the labelled
+slices, those in the middle, is held out; where it is less than one slice (of fewer than seven, by default) none is, and
+those learnt from are judged by. All are then scored on the whole of R, at their own threshold. What is done is not done
+again.
 
 Written to DIR: models, a JSON a run, `few-labels.csv` and `few-labels.png`.
 """
@@ -49,18 +50,8 @@ def job(count: int, seed: int, arm: str, given: argparse.Namespace) -> Row:
 def learn(model: Path, count: int, seed: int, arm: str, given: argparse.Namespace) -> None:
     depth = core.open_volume(given.raw).shape[0]
     slices = format_slices(spaced(range(depth), count))
-    shared = [
-        given.raw,
-        given.labels,
-        "--slices",
-        slices,
-        "--val-share",
-        given.val_share,
-        "--seed",
-        seed,
-        "--threads",
-        1,
-    ]
+    shared = [given.raw, given.labels, "--slices", slices, "--val-share", given.val_share]
+    shared += ["--seed", seed, "--threads", 1]
     student = ["--k", given.k, "--minutes", given.minutes]
     if arm == "teacher":
         budget = ["--k", 16, "--minutes", given.teacher_minutes, "--precision", given.precision]

@@ -6,8 +6,8 @@
 is: torch as anyone would write it (eager), in other layouts and types, compiled, ONNX Runtime, OpenVINO, and ours. An
 engine that is not installed or does not work here is left out, with a word. All take turns within one run: one image
 first, since another's threads may still be awake at it, then one after the other for 50 ms, as slices come, and one at
-least; medians and minima of these are printed. The largest error is that of the logits against eager
-float32, and the IoU that of the two masks, cut where half of the pixels are foreground: the hardest place there is.
+least; medians and minima of these are printed. The largest error is that of the logits against eager float32, and the
+IoU that of the two masks, cut where half of the pixels are foreground: the hardest place there is.
 
 **Floor.** The multiply-adds of all convolutions, counted exactly, at the rate that this machine reached in the same
 turns with nothing but multiply-adds in registers, on as many threads (where Numba is missing, by a matrix product).
