@@ -74,6 +74,8 @@ def test_the_bounds_themselves_are_allowed(cls, spec):
         ({"patch": 32, "depth": 6}, ["patch", "64"]),
         ({"class_weights": (1.0, 2.0, 3.0)}, ["class_weights", "2"]),
         ({"class_weights": (1.0, 0.0)}, ["class_weights", "positive"]),
+        ({"class_weights": ("a", "b")}, ["class_weights", "positive"]),
+        ({"slices": np.array(3)}, ["slices is 3", "auto"]),
         ({"slices": (1, -1)}, ["slices"]),
         ({"slices": ()}, ["slices"]),
         ({"slices": [1.5]}, ["slices", "from 0 up"]),

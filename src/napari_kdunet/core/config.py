@@ -83,9 +83,8 @@ def _check(spec: Field[Any], value: Any) -> None:
 
 def _frozen(value: Any) -> Any:
     """Several numbers as a tuple, whatever they came in: a list, a range, an array."""
-    if isinstance(value, str) or not isinstance(value, Iterable):
-        return value
-    return tuple(value.tolist() if hasattr(value, "tolist") else value)
+    value = value.tolist() if hasattr(value, "tolist") else value
+    return tuple(value) if isinstance(value, Iterable) and not isinstance(value, str) else value
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -197,7 +196,8 @@ class TrainConfig:
         if self.patch % 2**self.depth:
             raise ConfigError(f"patch is {self.patch}: it must be a multiple of 2**depth = {2**self.depth} pixels.")
         if isinstance(self.class_weights, tuple) and (
-            len(self.class_weights) != self.classes or min(self.class_weights) <= 0
+            len(self.class_weights) != self.classes
+            or not all(isinstance(weight, int | float) and weight > 0 for weight in self.class_weights)
         ):
             raise ConfigError(f"class_weights is {self.class_weights}: give {self.classes} positive numbers.")
         if isinstance(self.slices, tuple) and not all(isinstance(z, int) and z >= 0 for z in self.slices):
