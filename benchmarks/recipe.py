@@ -9,6 +9,10 @@ STUDY is one of
     patches      the same with the present defaults, and what they change in patches and initialisation
     teachers     the same with the present defaults, untaught and taught by each M
     few          a k-Unet that learns from 5 labelled slices, untaught and taught by M on all slices in several ways
+    noisy        the same with the present defaults, from labels spoilt on purpose (`noisy-labels.tif`), untaught and
+                 taught by a 16-Unet that has seen no others
+    sparse       the same from some dabs of a brush on 5 slices (`sparse-labels.tif`), the rest unlabelled
+    contrast     the same with the present defaults, slices standardised each by itself or all alike
     reliability  1- and 2-Unets in the paper's setting and with the defaults, from labels and taught by M
 
 Each network is trained on one core. Model and threshold are chosen on held-out slices of RAW, and that model is scored
@@ -22,11 +26,14 @@ import shutil
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict
+from functools import cache
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+import numpy as np
 from commands import add_shared, told, write_csv
+from scipy import ndimage
 
 from napari_kdunet import core
 from napari_kdunet.core.splits import spaced
@@ -82,6 +89,23 @@ FEW: dict[str, dict[str, Any] | None] = {
     "soft, τ = 1, 8 views": {"mode": "soft", "tau": 1.0, "teacher_views": 8},
 }
 
+#: What is done again with labels that are worse.
+TAUGHT = {name: FEW[name] for name in ("untaught", "defaults", "τ = 1", "soft, τ = 1", "soft, τ = 1, 8 views")}
+
+#: How labels are spoilt: this share of the objects is left out, and outlines wander by so much.
+MISSED = 0.25
+WANDER = 6.0  # pixels, standard deviation
+WANDER_OVER = 24.0  # pixels, of the Gaussian that smooths it
+
+#: How they are thinned out: so many dabs of background and foreground a slice, the rest unlabelled.
+DABS = (40, 20)
+BRUSH = 6  # pixels, radius
+UNSEEN = 255
+
+STUDIES = ("labels", "patches", "teachers", "few", "noisy", "sparse", "contrast", "reliability")
+
+SLICES, VOLUME = "each slice by itself", "the whole volume alike"
+
 
 def runs(given: argparse.Namespace) -> Iterator[core.Run]:
     teacher = Path(given.teacher[0]).stem if given.teacher else ""
@@ -95,13 +119,22 @@ def runs(given: argparse.Namespace) -> Iterator[core.Run]:
             yield _run("untaught", core.TrainConfig(k=given.k, **shared))
             for name in (Path(path).stem for path in given.teacher):
                 yield _run(f"taught by {name}", core.DistillConfig(k=given.k, **shared), name)
-        elif given.study == "few":
-            shared["slices"] = spaced(range(len(core.open_volume(given.raw))), 5)
-            for arm, more in FEW.items():
+        elif given.study in ("few", *WORSE):
+            if given.study != "noisy":
+                shared["slices"] = spaced(range(len(core.open_volume(given.raw))), 5)
+            if given.study == "sparse":
+                shared["ignore"] = UNSEEN
+            if given.study in WORSE and seed == 0:
+                yield (first := _run("teacher, 16-Unet", core.TrainConfig(k=16, precision="bf16-mixed", **shared)))
+                teacher = first.name
+            for arm, more in (FEW if given.study == "few" else TAUGHT).items():
                 if more is None:
                     yield _run(arm, core.TrainConfig(k=given.k, **shared))
                 else:
                     yield _run(arm, core.DistillConfig(k=given.k, **shared, **more), teacher)
+        elif given.study == "contrast":
+            for arm in (SLICES, VOLUME):
+                yield _run(arm, core.TrainConfig(k=given.k, **shared))
         else:
             shared |= {"batch": 4, "patch": 128}
             for k in (1, 2):
@@ -118,10 +151,63 @@ def _run(arm: str, config: core.TrainConfig, teacher: str = "") -> core.Run:
     return core.Run(f"{name}-seed{config.seed}", arm, setting, config, teacher)
 
 
+class Alike(core.Volume):
+    """A volume whose slices are all standardised by the mean and deviation of the whole."""
+
+    def statistics(self, z: int, whole: np.ndarray[Any, Any] | None = None) -> tuple[float, float]:
+        del z, whole
+        return _whole(self.name)
+
+
+@cache
+def _whole(path: str) -> tuple[float, float]:
+    volume = core.open_volume(path)
+    means, stds = np.transpose([volume.statistics(z) for z in range(len(volume))])
+    return float(means.mean()), float(np.sqrt((stds**2 + (means - means.mean()) ** 2).mean()))
+
+
+def alike(path: str) -> core.Volume:
+    volume = core.open_volume(path)
+    return Alike(volume.name, volume.source, volume.voxel_size)
+
+
+def noisy(true: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """Labels as somebody in haste would paint them: objects left out, and outlines that wander."""
+    rng = np.random.default_rng(0)
+    objects, count = ndimage.label(true)
+    kept = np.append(False, rng.random(count) >= MISSED)[objects]
+    grid = np.indices(true.shape[1:]).astype(float)
+    labels = np.empty(true.shape, np.uint8)
+    for z, mask in enumerate(kept):
+        shift = ndimage.gaussian_filter(rng.standard_normal(grid.shape), (0, WANDER_OVER, WANDER_OVER))
+        labels[z] = ndimage.map_coordinates(mask.astype(np.uint8), grid + shift * (WANDER / shift.std()), order=0)
+    print(f"{count} objects; IoU with the true labels {(true & labels).sum() / (true | labels).sum():.3f}", flush=True)
+    return labels
+
+
+def sparse(true: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """Labels as dabs of a brush that keeps to one class each."""
+    rng = np.random.default_rng(0)
+    brush = np.hypot(*np.ogrid[-BRUSH : BRUSH + 1, -BRUSH : BRUSH + 1]) <= BRUSH
+    labels = np.full(true.shape, UNSEEN, np.uint8)
+    for z in spaced(range(len(true)), 5):
+        for value, dabs in enumerate(DABS):
+            centres = np.argwhere(ndimage.binary_erosion(true[z] == value, brush))
+            dots = np.zeros(true.shape[1:], bool)
+            dots[tuple(rng.choice(centres, dabs, replace=False).T)] = True
+            labels[z][ndimage.binary_dilation(dots, brush)] = value
+    print(f"{(labels != UNSEEN).sum() / (5 * true[0].size):.2%} of the pixels of 5 slices", flush=True)
+    return labels
+
+
+#: Studies whose labels are made worse first.
+WORSE = {"noisy": noisy, "sparse": sparse}
+
+
 def do(run: core.Run, given: argparse.Namespace) -> core.RunResult:
-    items = core.iter_study(
-        [run], given.raw, given.labels, val=(given.val_raw, given.val_labels), folder=Path(given.out) / "runs"
-    )
+    opened = alike if run.label == VOLUME else core.open_volume
+    val = opened(given.val_raw), given.val_labels
+    items = core.iter_study([run], opened(given.raw), given.labels, val=val, folder=Path(given.out) / "runs")
     (found,) = (item for item in items if isinstance(item, core.RunResult))
     print(f"{found.run}  {found.seconds:.0f} s  IoU {found.iou}  {found.outcome}", flush=True)
     return found
@@ -160,7 +246,7 @@ def draw(results: list[core.RunResult], path: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("study", choices=("labels", "patches", "teachers", "few", "reliability"))
+    parser.add_argument("study", choices=STUDIES)
     add_shared(parser)
     parser.add_argument("--teacher", nargs="+", default=[], help="model file; several for teachers, or else one")
     parser.add_argument("--k", type=int, default=2, help="of the networks; reliability has its own")
@@ -174,8 +260,18 @@ def main() -> None:
     (out / "runs").mkdir(parents=True, exist_ok=True)
     for path in map(Path, given.teacher):
         shutil.copyfile(path, out / "runs" / path.name)
+    if given.study in WORSE:
+        path = out / f"{given.study}-labels.tif"
+        if not path.exists():
+            labels = core.open_volume(given.labels)
+            worse = WORSE[given.study]((np.asarray(labels) > 0).astype(np.uint8))
+            core.write_volume(worse, path, voxel_size=labels.voxel_size)
+        given.labels = str(path)
+    taught_by = {run.teacher for run in wanted}
+    first = [do(run, given) for run in wanted if run.name in taught_by]
+    rest = [run for run in wanted if run.name not in taught_by]
     with ProcessPoolExecutor(given.jobs) as pool:
-        results = list(pool.map(do, wanted, [given] * len(wanted)))
+        results = first + list(pool.map(do, rest, [given] * len(rest)))
     results.sort(key=lambda row: list(dict.fromkeys(run.label for run in wanted)).index(row.label))
     write_csv(out / f"{given.study}.csv", map(asdict, results))
     (out / f"{given.study}.md").write_text(table(results))
