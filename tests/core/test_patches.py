@@ -187,12 +187,23 @@ def test_volumes_smaller_than_a_patch_are_mirrored(quick, shape):
     assert batch.image.abs().max() < abs(standard).max() + 2
 
 
-@pytest.mark.parametrize(("share", "expected"), [(0.0, 0), (0.25, 2), (0.5, 4), (1.0, 8)])
-def test_unlabelled_share(quick, blobs, share, expected):
+@pytest.mark.parametrize(
+    ("batch", "share", "expected"),
+    [
+        (8, 0.0, [0, 0, 0, 0]),
+        (8, 0.25, [2, 2, 2, 2]),
+        (8, 0.5, [4, 4, 4, 4]),
+        (8, 1.0, [8, 8, 8, 8]),
+        (2, 0.75, [1, 2, 1, 2]),
+        (2, 0.125, [0, 0, 0, 1]),
+        (1, 0.5, [0, 1, 0, 1]),
+    ],
+)
+def test_unlabelled_share(quick, blobs, batch, share, expected):
     raw, labels = blobs()
-    p = pool(quick, raw, labels, unlabelled=255 - raw, batch=8)
-    known = p.batch(1, share).target.sum(dim=(1, 2, 3)) > 0
-    assert (~known).sum() == expected
+    p = pool(quick, raw, labels, unlabelled=255 - raw, batch=batch)
+    known = [p.batch(step, share).target.sum(dim=(1, 2, 3)) > 0 for step in range(4)]
+    assert [int((~k).sum()) for k in known] == expected
 
 
 def test_only_one_kind(quick, blobs):

@@ -299,7 +299,7 @@ class DistillConfig(TrainConfig):
         0.5, "Share of the budget that a sequential distillation spends on the teacher.", gt=0, lt=1, advanced=True
     )
     unlabelled_share: float = setting(
-        0.5, "Share of each batch from slices without labels, where there are any.", ge=0, le=1
+        0.5, "Share of the patches from slices without labels, where there are any.", ge=0, le=1
     )
     teacher_views: int = setting(
         1,

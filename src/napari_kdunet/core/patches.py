@@ -154,12 +154,12 @@ class Pool:
     def batch(self, step: int, unlabelled_share: float = 0.0, *, taught: bool = False, rank: int = 0) -> Batch:
         """The batch of a step: random blocks, random places, one warp of image, labels and (if asked) teacher together.
 
-        `unlabelled_share` of it comes from the unlabelled blocks, where there are both kinds. Where several processes
-        share it, this is the part of that `rank`: all draw the same numbers, and each makes its own patches.
+        `unlabelled_share` of it, on average over the steps, comes from the unlabelled blocks, where there are both
+        kinds. Where several processes share it, this is the part of that `rank`: all draw the same numbers, and each makes its own patches.
         """
         config, generator = self.config, torch.Generator().manual_seed(self.config.seed * 1_000_003 + step)
         count, mine = config.batch * self.processes, slice(rank, None, self.processes)
-        blocks = self._choose(count, unlabelled_share, generator)[mine]
+        blocks = self._choose(step, count, unlabelled_share, generator)[mine]
         offsets = _offsets(count, mine, config, generator)
         places = torch.rand(count, 3, generator=generator)[mine]
         warped = [
@@ -175,8 +175,10 @@ class Pool:
             torch.stack([_logits(w, self.config.classes) for w in warped]) if taught else None,
         )
 
-    def _choose(self, count: int, unlabelled_share: float, generator: torch.Generator) -> list[Block]:
-        unlabelled = round(count * unlabelled_share) if self.labelled else count
+    def _choose(self, step: int, count: int, unlabelled_share: float, generator: torch.Generator) -> list[Block]:
+        # 3/4 of two patches are one and two in turn
+        unlabelled = int((step + 1) * count * unlabelled_share) - int(step * count * unlabelled_share)
+        unlabelled = unlabelled if self.labelled else count
         unlabelled = unlabelled if self.unlabelled else 0
         chosen = []
         for blocks, number in ((self.labelled, count - unlabelled), (self.unlabelled, unlabelled)):
