@@ -155,7 +155,8 @@ class Pool:
         """The batch of a step: random blocks, random places, one warp of image, labels and (if asked) teacher together.
 
         `unlabelled_share` of it, on average over the steps, comes from the unlabelled blocks, where there are both
-        kinds. Where several processes share it, this is the part of that `rank`: all draw the same numbers, and each makes its own patches.
+        kinds. Where several processes share it, this is the part of that `rank`: all draw the same numbers, and each
+        makes its own patches.
         """
         config, generator = self.config, torch.Generator().manual_seed(self.config.seed * 1_000_003 + step)
         count, mine = config.batch * self.processes, slice(rank, None, self.processes)

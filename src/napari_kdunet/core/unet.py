@@ -17,6 +17,11 @@ __all__ = ["KUNet"]
 _SLOPE = 0.1  # of LeakyReLU: enough to keep a one-channel stage alive
 
 
+def _by_planes(module: _Stage | KUNet, x: Tensor, layer: nn.Module) -> bool:
+    """Whether `planar` computes this layer of a network in training."""
+    return module.tiny and module.training and planar.serves(x, layer)
+
+
 class _Stage(nn.Sequential):
     """Two padded 3x3 convolutions with bias, each followed by BN (optional) and the activation."""
 
@@ -33,7 +38,7 @@ class _Stage(nn.Sequential):
         """(N, inputs, Y, X) to (N, outputs, Y, X)."""
         layers = list(self)
         for unit in (layers[: len(layers) // 2], layers[len(layers) // 2 :]):
-            if self.tiny and self.training and planar.serves(x, unit[0]):
+            if _by_planes(self, x, unit[0]):
                 x = planar.run(x, unit, self.slope)
             else:
                 for layer in unit:
@@ -88,11 +93,12 @@ class KUNet(nn.Module):
         if activation not in ("leaky_relu", "relu") or init not in ("he", "torch"):
             raise ConfigError(f"unknown activation {activation!r} or init {init!r}.")
         self.k, self.bn, self.classes, self.depth, self.activation = k, bn, classes, depth, activation
+        self.tiny = k < TINY
         widths = [k * 2**level for level in range(depth + 1)]
-        self.down = nn.ModuleList(_Stage(a, b, bn, self.slope, k < TINY) for a, b in pairwise([1, *widths]))
+        self.down = nn.ModuleList(_Stage(a, b, bn, self.slope, self.tiny) for a, b in pairwise([1, *widths]))
         self.pool = nn.MaxPool2d(2)
         self.up = nn.ModuleList(nn.ConvTranspose2d(b, a, 2, stride=2) for a, b in reversed(list(pairwise(widths))))
-        self.merge = nn.ModuleList(_Stage(2 * a, a, bn, self.slope, k < TINY) for a in reversed(widths[:-1]))
+        self.merge = nn.ModuleList(_Stage(2 * a, a, bn, self.slope, self.tiny) for a in reversed(widths[:-1]))
         self.head = nn.Conv2d(k, classes, 1)
         if init == "he":
             self._init_he()
@@ -132,8 +138,7 @@ class KUNet(nn.Module):
         return self.head(x)  # type: ignore[no-any-return]
 
     def _resized(self, layer: nn.Module, x: Tensor) -> Tensor:
-        by_planes = self.k < TINY and self.training and planar.serves(x, layer)
-        return planar.resize(x, layer) if by_planes else layer(x)
+        return planar.resize(x, layer) if _by_planes(self, x, layer) else layer(x)
 
     @property
     def slope(self) -> float:
