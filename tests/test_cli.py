@@ -436,10 +436,27 @@ def test_distill_from_a_probability_volume(data, probability, tmp_path):
 def test_validation_on_given_volumes_and_a_start(data, teacher, tmp_path):
     val = ["--val-raw", data / "raw.tif", "--val-labels", data / "labels.tif"]
     path = tmp_path / "m.safetensors"
-    more = ["--k", 4, "--steps", 2, "--lr", 1e-6, "--start", teacher]
+    more = ["--steps", 2, "--lr", 1e-6, "--start", teacher]
     result = run("train", data / "raw.tif", data / "labels.tif", "-o", path, *val, *more, *SMALL)
     assert result.code == 0, result.err
     assert "8 labelled slices; validated on given volume, z = 0-7" in result.lines[0]
+
+
+@pytest.mark.parametrize("command", [["train"], ["distill", "{teacher}"]])
+def test_a_start_has_its_form_and_pixel_size(command, data, teacher, tmp_path):
+    start, path = tmp_path / "start.safetensors", tmp_path / "m.safetensors"
+    volumes = [data / "raw.tif", data / "labels.tif", "--voxel-size", 8]
+    form = ["--k", 3, "--depth", 2, "--activation", "relu", "--pixel-size", 8]
+    assert run("train", *volumes, "-o", start, *form, "--steps", 40, *SMALL[2:]).code == 0
+    going_on = [word.format(teacher=teacher) for word in command]
+    going_on += [*volumes, "-o", path, "--start", start, "--steps", 2, "--lr", 1e-6, *SMALL[2:]]
+    result = run(*going_on)
+    assert result.code == 0, result.err
+    made, started = core.load_model(path), core.load_model(start)
+    assert (made.form, made.pixel_size) == (started.form, 8.0)
+    refused = run(*going_on, "--depth", 3)
+    assert refused.code == 2
+    assert "depth" in refused.err
 
 
 def test_odd_names_are_shown_as_they_are(data, teacher, tmp_path):

@@ -19,7 +19,7 @@ VoxelSize = Annotated[
 ValRaw = Annotated[str | None, typer.Option(help="Image to validate on instead of a held-out share.")]
 ValLabels = Annotated[str | None, typer.Option(help="Its labels.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on from NAME.resume.safetensors beside the model.")]
-Start = Annotated[str | None, typer.Option(help="Model to go on training from.")]
+Start = Annotated[str | None, typer.Option(help="Model to go on training from, of its k, form and pixel size.")]
 Devices = Annotated[
     int, typer.Option(help="Processes that train together on this machine, or on each node: one a GPU.", min=1)
 ]

@@ -26,7 +26,8 @@ def with_settings(
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Give a command one option for each field of `kind`, but for `without`; it gets them as its argument `config`.
 
-    Only what the user typed is passed on, so that defaults live in `kind` alone; ``--paper`` starts from the paper's.
+    Only what the user typed is passed on, so that defaults live in `kind` alone; ``--paper`` starts from the paper's,
+    and a command's own ``--start`` from what the model there is.
     """
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
@@ -39,6 +40,8 @@ def with_settings(
         def run(paper: bool = False, **given: Any) -> None:
             typed = {name: given.pop(name) for name in names}
             typed = {name: _PARSERS.get(name, _same)(v) for name, v in typed.items() if v is not None}
+            if given.get("start"):
+                typed = _of_model(given["start"]) | typed
             command(config=kind.paper(**typed) if paper else kind(**typed), **given)
 
         signature = inspect.Signature([*own, _paper_option(), *options])
@@ -47,6 +50,13 @@ def with_settings(
         return run
 
     return decorate
+
+
+def _of_model(name: str) -> dict[str, Any]:
+    from napari_kdunet.core import load_model
+
+    model = load_model(name)
+    return model.form | {"pixel_size": model.pixel_size}
 
 
 def _same(value: Any) -> Any:
