@@ -19,11 +19,7 @@ import argparse
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
-import numpy as np
-from commands import Row, add_shared, once, score, told, train, write_csv
-
-from napari_kdunet import core
-from napari_kdunet.core.splits import hold_out
+from commands import Row, add_shared, cut, once, score, told, train, write_csv
 
 
 def teacher(seed: int, given: argparse.Namespace) -> Row:
@@ -58,18 +54,6 @@ def network(
         return {"network": name, "seed": seed} | score(model, given.val_raw, given.val_labels, *given.size)
 
     return once(model.with_suffix(".json"), measure)
-
-
-def cut(given: argparse.Namespace) -> None:
-    """Cut the last slices off both volumes."""
-    volume = core.open_volume(given.raw)
-    if volume.voxel_size:
-        given.size = ["--voxel-size", ",".join(map(str, volume.voxel_size))]
-    learnt, held_out = hold_out(volume, given.labels, given.hold_out / len(volume))
-    for what, part in zip(("raw", "labels", "val_raw", "val_labels"), (*learnt, *held_out), strict=True):
-        path = Path(given.out) / f"{what}.npy"
-        np.save(path, np.asarray(part))
-        setattr(given, what, str(path))
 
 
 def main() -> None:

@@ -13,8 +13,11 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
+import numpy as np
+
 from napari_kdunet import core
 from napari_kdunet.core.resume import resume_path
+from napari_kdunet.core.splits import hold_out
 
 Row = dict[str, Any]
 
@@ -28,6 +31,18 @@ def add_shared(parser: argparse.ArgumentParser, *, val_required: bool = True) ->
     parser.add_argument("--out", required=True)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--jobs", type=int, default=2, help="networks at a time, one core each")
+
+
+def cut(given: argparse.Namespace) -> None:
+    """Cut the last `hold_out` slices off both volumes, to score on; `size` says what these files do not."""
+    volume = core.open_volume(given.raw)
+    if volume.voxel_size:
+        given.size = ["--voxel-size", ",".join(map(str, volume.voxel_size))]
+    learnt, held_out = hold_out(volume, given.labels, given.hold_out / len(volume))
+    for what, part in zip(("raw", "labels", "val_raw", "val_labels"), (*learnt, *held_out), strict=True):
+        path = Path(given.out) / f"{what}.npy"
+        np.save(path, np.asarray(part))
+        setattr(given, what, str(path))
 
 
 def told(values: Sequence[float]) -> str:
