@@ -292,8 +292,8 @@ class DistillConfig(TrainConfig):
     )
     mode: str = setting(
         "mixed",
-        "Learn from labels and teacher together, from the teacher alone (best where it knows more than the labels, at "
-        "a temperature of 1), or first softly and then from labels alone.",
+        "Learn from labels and teacher, from the teacher alone (where it knows more, at a temperature of 1), "
+        "or first softly and then from labels alone.",
         choices=("mixed", "soft", "sequential"),
     )
     soft_share: float = setting(
