@@ -19,7 +19,7 @@ import argparse
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
-from commands import Row, add_shared, cut, once, score, told, train, write_csv
+from commands import Row, add_shared, once, parsed, score, told, train, write_csv
 
 
 def teacher(seed: int, given: argparse.Namespace) -> Row:
@@ -58,21 +58,13 @@ def network(
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_shared(parser, val_required=False)
-    parser.add_argument("--hold-out", type=int, help="score on so many last slices of RAW instead")
+    add_shared(parser, or_hold_out=True)
     parser.add_argument("--teachers", type=int, help="as many as seeds if not given")
     parser.add_argument("--teacher-steps", type=int, default=4500)
     parser.add_argument("--students", type=budgets, default="4:6000,2:8000,1:8000", help="K:STEPS with commas between")
     parser.add_argument("--untaught", type=budgets, default="", help="the same, from labels alone")
     parser.add_argument("--precision", default="32-true", help="of the teacher's training")
-    given = parser.parse_args()
-    if not given.hold_out and not (given.val_raw and given.val_labels):
-        parser.error("give --val-raw and --val-labels, or --hold-out")
-    out = Path(given.out)
-    out.mkdir(parents=True, exist_ok=True)
-    given.size = []
-    if given.hold_out:
-        cut(given)
+    given = parsed(parser)
     given.teachers = given.teachers or given.seeds
     with ThreadPoolExecutor(given.jobs) as pool:
         taught = [pool.submit(teacher, seed, given) for seed in range(given.teachers)]
@@ -85,7 +77,7 @@ def main() -> None:
             pool.submit(untaught, k, steps, seed, given) for seed in range(given.seeds) for k, steps in given.untaught
         ]
         rows = [each.result() for each in futures]
-    write_csv(out / "accuracy.csv", rows)
+    write_csv(Path(given.out) / "accuracy.csv", rows)
     for name in dict.fromkeys(row["network"] for row in rows):
         ious = [row["iou"] for row in rows if row["network"] == name]
         print(f"{name}: IoU {told(ious)} over {len(ious)} seeds")

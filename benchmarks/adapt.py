@@ -1,7 +1,7 @@
 """Adapting to another volume: what the bundled models, a teacher and one labelled slice are worth there.
 
     python benchmarks/adapt.py RAW LABELS {--val-raw R --val-labels L | --hold-out N} --out DIR
-                               [--seeds 3] [--steps 1000] [--precision 32-true] [--jobs 2] [--arms "A;B"]
+                               [--seeds 3] [--steps 1000] [--jobs 2] [--arms "A;B"]
 
 2-Unets learn from the middle slice of RAW, anew or from the bundled one on; from a bundled 4-Unet, which does not know
 the volume, without any label; and from a 16-Unet that has learnt from that slice, or a 4-Unet that has gone on from the
@@ -17,7 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
-from commands import Row, add_shared, cut, once, score, told, train, write_csv
+from commands import Row, add_shared, once, parsed, score, told, train, write_csv
 
 from napari_kdunet import core
 from napari_kdunet.core.splits import spaced
@@ -33,7 +33,7 @@ class Arm(NamedTuple):
 
 #: Those that teach first.
 ARMS = (
-    Arm("16-Unet anew", ("--k", "16")),
+    Arm("16-Unet anew", ("--k", "16", "--precision", "bf16-mixed")),
     Arm("4-Unet, from the bundled one", ("--start", "lucchi-4unet")),
     Arm("2-Unet anew", ("--k", "2")),
     Arm("2-Unet, from the bundled one", ("--start", "lucchi-2unet")),
@@ -59,15 +59,14 @@ def path(name: str, seed: int, given: argparse.Namespace) -> Path:
 
 def trained(arm: Arm, seed: int, given: argparse.Namespace) -> Row:
     model = path(arm.name, seed, given)
-    teachers = (each.name for each in ARMS)
+    others = {each.name for each in ARMS}
 
     def measure() -> Row:
         how = ["train"]
         if arm.teacher:
-            how = ["distill", path(arm.teacher, seed, given) if arm.teacher in teachers else arm.teacher]
+            how = ["distill", path(arm.teacher, seed, given) if arm.teacher in others else arm.teacher]
         labels = [given.labels, "--slices", spaced(range(len(core.open_volume(given.raw))), 1)[0]]
         budget = ["--steps", given.steps, "--seed", seed, "--threads", 1]
-        budget += ["--precision", given.precision] if "16" in arm.options else []
         train(model, *how, given.raw, *(labels if arm.labels else []), *arm.options, *budget, *given.size)
         return {"network": arm.name, "seed": seed} | score(model, given.val_raw, given.val_labels, *given.size)
 
@@ -84,19 +83,13 @@ def bundled(name: str, given: argparse.Namespace) -> Row:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_shared(parser, val_required=False)
-    parser.add_argument("--hold-out", type=int, help="score on so many last slices of RAW instead")
+    add_shared(parser, or_hold_out=True)
     parser.add_argument("--steps", type=int, default=1000)
     parser.add_argument("--arms", help="do these alone; with semicolons between")
-    parser.add_argument("--precision", default="32-true", help="of the 16-Unet's training")
-    given = parser.parse_args()
-    if not given.hold_out and not (given.val_raw and given.val_labels):
-        parser.error("give --val-raw and --val-labels, or --hold-out")
-    Path(given.out).mkdir(parents=True, exist_ok=True)
-    given.size = []
-    if given.hold_out:
-        cut(given)
+    given = parsed(parser)
     wanted = [arm for arm in ARMS if not given.arms or arm.name in given.arms.split(";")]
+    if not wanted:
+        parser.error(f"--arms {given.arms}: there are none of them")
     rows = [bundled(name, given) for name in BUNDLED]
     taught_by = {arm.teacher for arm in ARMS}
     with ThreadPoolExecutor(given.jobs) as pool:

@@ -22,19 +22,32 @@ from napari_kdunet.core.splits import hold_out
 Row = dict[str, Any]
 
 
-def add_shared(parser: argparse.ArgumentParser, *, val_required: bool = True) -> None:
+def add_shared(parser: argparse.ArgumentParser, *, or_hold_out: bool = False) -> None:
     """What all take: a volume to learn from, one to score on, a folder, seeds, and how many at a time."""
     parser.add_argument("raw")
     parser.add_argument("labels")
-    parser.add_argument("--val-raw", required=val_required)
-    parser.add_argument("--val-labels", required=val_required)
+    parser.add_argument("--val-raw", required=not or_hold_out)
+    parser.add_argument("--val-labels", required=not or_hold_out)
+    if or_hold_out:
+        parser.add_argument("--hold-out", type=int, help="score on so many last slices of RAW instead")
     parser.add_argument("--out", required=True)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--jobs", type=int, default=2, help="networks at a time, one core each")
 
 
-def cut(given: argparse.Namespace) -> None:
-    """Cut the last `hold_out` slices off both volumes, to score on; `size` says what these files do not."""
+def parsed(parser: argparse.ArgumentParser) -> argparse.Namespace:
+    """The arguments, with the folder made and what is to be held out cut off; `size` states the voxels of the parts."""
+    given = parser.parse_args()
+    if not given.hold_out and not (given.val_raw and given.val_labels):
+        parser.error("give --val-raw and --val-labels, or --hold-out")
+    Path(given.out).mkdir(parents=True, exist_ok=True)
+    given.size = []
+    if given.hold_out:
+        _cut(given)
+    return given
+
+
+def _cut(given: argparse.Namespace) -> None:
     volume = core.open_volume(given.raw)
     if volume.voxel_size:
         given.size = ["--voxel-size", ",".join(map(str, volume.voxel_size))]

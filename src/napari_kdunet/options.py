@@ -41,7 +41,9 @@ def with_settings(
             typed = {name: given.pop(name) for name in names}
             typed = {name: _PARSERS.get(name, _same)(v) for name, v in typed.items() if v is not None}
             if given.get("start"):
-                typed = _of_model(given["start"]) | typed
+                from napari_kdunet.core import load_model
+
+                typed = load_model(given["start"]).form_and_pixel_size | typed
             command(config=kind.paper(**typed) if paper else kind(**typed), **given)
 
         signature = inspect.Signature([*own, _paper_option(), *options])
@@ -50,13 +52,6 @@ def with_settings(
         return run
 
     return decorate
-
-
-def _of_model(name: str) -> dict[str, Any]:
-    from napari_kdunet.core import load_model
-
-    model = load_model(name)
-    return model.form | {"pixel_size": model.pixel_size}
 
 
 def _same(value: Any) -> Any:

@@ -71,6 +71,17 @@ class Model:
             raise ModelError(f"a {type(net).__name__} is not a k-Unet: it can teach and predict, but not be saved.")
         return {"k": net.k, "bn": net.bn, "classes": net.classes, "depth": net.depth, "activation": net.activation}
 
+    @property
+    def form_and_pixel_size(self) -> dict[str, Any]:
+        """The settings of a training that goes on from this model as it is: its form, and the pixel size in nm.
+
+        Raises
+        ------
+        ModelError
+            If the network is not a `KUNet`.
+        """
+        return self.form | {"pixel_size": self.pixel_size}
+
     def describe(self) -> dict[str, Any]:
         """All but the weights, as JSON values: what `napari-kdunet info` shows and the file's metadata holds."""
         return {

@@ -117,5 +117,5 @@ class TrainWidget(TrainingPanel):
 
 
 def _like(model: Model | None, config: TrainConfig) -> TrainConfig:
-    """The settings, with the form of the model to start from."""
-    return config if model is None else replace(config, **model.form, pixel_size=model.pixel_size)
+    """The settings, with the form and the pixel size of the model to start from."""
+    return config if model is None else replace(config, **model.form_and_pixel_size)
