@@ -13,13 +13,13 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from napari_kdunet.arguments import Device, Labels, Raw, Threads, ValLabels, VoxelSize, given_pair, given_volume
+from napari_kdunet.cli.arguments import Device, Labels, Raw, Threads, ValLabels, VoxelSize, given_pair, given_volume
+from napari_kdunet.cli.options import with_settings
+from napari_kdunet.cli.progress import Interrupted, console, follow_runs
 from napari_kdunet.core.config import DistillConfig
 from napari_kdunet.core.errors import ConfigError
 from napari_kdunet.core.files import write_bytes
 from napari_kdunet.core.tables import SETTINGS, STUDIES, Run, study_runs
-from napari_kdunet.options import with_settings
-from napari_kdunet.progress import Interrupted, console, follow_runs
 
 if TYPE_CHECKING:
     from napari_kdunet.core.study import RunResult
@@ -112,9 +112,9 @@ def _follow(name: str, out: Path, runs: list[Run], train: Pair, val: Pair | None
 
 
 def _conclude(name: str, out: Path, results: list[RunResult]) -> None:
+    from napari_kdunet.cli.figures import draw_study
     from napari_kdunet.core.findings import finding
     from napari_kdunet.core.paper import REPORTED
-    from napari_kdunet.figures import draw_study
 
     _write_csv(out / f"{name}-paper.csv", map(asdict, REPORTED[name]))
     draw_study(out / f"{name}.png", STUDIES[name], results, REPORTED[name])
@@ -194,8 +194,8 @@ def _whole_numbers(text: str) -> list[int]:
 
 
 def _compare(out: Path, teacher: Tradeoff, students: list[Tradeoff]) -> None:
+    from napari_kdunet.cli.figures import draw_sweep
     from napari_kdunet.core import smallest_within
-    from napari_kdunet.figures import draw_sweep
 
     table = Table()
     for heading in ("", "k", "parameters", "file", "IoU", "s / megapixel"):

@@ -11,7 +11,7 @@ import typer
 from rich.text import Text
 
 from napari_kdunet import __version__
-from napari_kdunet.arguments import (
+from napari_kdunet.cli.arguments import (
     Command,
     Devices,
     Json,
@@ -29,13 +29,13 @@ from napari_kdunet.arguments import (
     given_pair,
     given_volume,
 )
+from napari_kdunet.cli.experiments import study, sweep
+from napari_kdunet.cli.options import with_settings
+from napari_kdunet.cli.predict import predict
+from napari_kdunet.cli.progress import Interrupted, console, follow_to_file, together
 from napari_kdunet.core.config import DistillConfig, TrainConfig
 from napari_kdunet.core.errors import KDUNetError, TrainingError, is_out_of_memory
 from napari_kdunet.core.typed import format_slices
-from napari_kdunet.options import with_settings
-from napari_kdunet.predictions import predict
-from napari_kdunet.progress import Interrupted, console, follow_to_file, together
-from napari_kdunet.studies import study, sweep
 
 __all__ = ["app", "main"]
 
@@ -101,7 +101,7 @@ def demo(
     ),
 ) -> None:
     """Train a teacher and a 2-Unet student on the embedded volume and compare them; about 3 minutes on 2 cores."""
-    from napari_kdunet.demo import run_demo
+    from napari_kdunet.cli.demo import run_demo
 
     run_demo(out)
 

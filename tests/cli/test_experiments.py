@@ -17,8 +17,8 @@ import pytest
 from matplotlib.image import imread
 from scipy import ndimage
 
-from napari_kdunet import core, studies
-from napari_kdunet.cli import main
+from napari_kdunet import core
+from napari_kdunet.cli import experiments, main
 from napari_kdunet.core.findings import finding
 from napari_kdunet.core.fitting import Fit
 from napari_kdunet.core.paper import REPORTED
@@ -136,7 +136,7 @@ def test_a_stopped_study_goes_on(volumes, tmp_path):
 
 
 def test_study_of_the_embedded_volumes(tmp_path, monkeypatch):
-    monkeypatch.setattr(studies, "_SHAPES", ((5, 48, 48), (2, 40, 40)))
+    monkeypatch.setattr(experiments, "_SHAPES", ((5, 48, 48), (2, 40, 40)))
     argv = ["study", "depth", "--out", tmp_path, "--max-k", 2, "--setting", "ours", *TINY]
     result = run(*argv)
     assert result.code == 0, result.err

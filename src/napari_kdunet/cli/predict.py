@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from napari_kdunet.arguments import (
+from napari_kdunet.cli.arguments import (
     Device,
     ModelName,
     OnError,
@@ -22,9 +22,9 @@ from napari_kdunet.arguments import (
     check_out,
     given_volume,
 )
+from napari_kdunet.cli.progress import Interrupted, console, follow_slices
 from napari_kdunet.core.errors import ConfigError
 from napari_kdunet.core.files import is_zarr_name
-from napari_kdunet.progress import Interrupted, console, follow_slices
 
 __all__ = ["predict"]
 

@@ -11,10 +11,11 @@ import pytest
 from matplotlib.image import imread
 from scipy import ndimage
 
-from napari_kdunet import core, demo
+from napari_kdunet import core
+from napari_kdunet.cli import demo
+from napari_kdunet.cli.progress import Interrupted
 from napari_kdunet.core.errors import OutputError
 from napari_kdunet.core.fitting import Fit
-from napari_kdunet.progress import Interrupted
 
 SHAPE = (6, 64, 80)
 REAL = demo._TEACHER, demo._STUDENT

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
+from napari_kdunet.cli.progress import Interrupted, console, follow_training
 from napari_kdunet.core import (
     DistillConfig,
     Model,
@@ -25,7 +26,6 @@ from napari_kdunet.core import (
     write_volume,
 )
 from napari_kdunet.core.files import make_folder, replacing
-from napari_kdunet.progress import Interrupted, console, follow_training
 from napari_kdunet.sample import VOXEL_SIZE, synthetic_em
 
 __all__ = ["run_demo"]
