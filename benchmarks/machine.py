@@ -39,7 +39,7 @@ def multiply_add_loop() -> Callable[[], float]:
     from numba import njit, types
     from numba.extending import intrinsic
 
-    from napari_kdunet.core.tiles import LANES
+    from napari_kdunet.core.kernels.simd import LANES
 
     chains, turns = 16, 200_000
     number, vector = ir.IntType(64), ir.VectorType(ir.FloatType(), LANES)

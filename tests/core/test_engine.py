@@ -18,7 +18,7 @@ from napari_kdunet.core.engine import engine_for
 from napari_kdunet.core.folding import folded
 
 CPU = torch.device("cpu")
-COMPILED = ("compiled", "kernels", "layout", "tiles")
+COMPILED = ("compiled", "kernels.inference", "kernels.layout", "kernels.simd")
 
 
 def plain(net: core.KUNet, image: torch.Tensor) -> torch.Tensor:

@@ -13,8 +13,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from napari_kdunet.core.kernels import run
-from napari_kdunet.core.layout import Layout, Weights, lay_out
+from napari_kdunet.core.kernels.inference import run
+from napari_kdunet.core.kernels.layout import Layout, Weights, lay_out
 from napari_kdunet.core.unet import KUNet
 
 __all__ = ["CompiledUNet"]

@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from lightning_fabric import Fabric
 
-from napari_kdunet.core import planar
 from napari_kdunet.core.batches import BatchMaker
 from napari_kdunet.core.checkpoint import Model
 from napari_kdunet.core.config import DistillConfig, TrainConfig
@@ -23,6 +22,7 @@ from napari_kdunet.core.devices import TINY, precision_notes, training_threads, 
 from napari_kdunet.core.errors import DivergedError
 from napari_kdunet.core.events import Done, Started, Stepped, Validated
 from napari_kdunet.core.keeping import Keeper, model_of
+from napari_kdunet.core.kernels import autograd
 from napari_kdunet.core.losses import distillation_loss
 from napari_kdunet.core.patches import Batch
 from napari_kdunet.core.processes import Team
@@ -68,7 +68,7 @@ class Fit:
         self.fabric, self.team = fabric, Team(fabric)
         self.threads, helper_threads = training_threads(config.k, config.threads)
         self.batches = BatchMaker(self._make_batch, helper_threads)
-        by_planes = config.k < TINY and self.device.type == "cpu" and planar.is_available()
+        by_planes = config.k < TINY and self.device.type == "cpu" and autograd.is_available()
         self.memory_format = torch.contiguous_format if by_planes else torch.channels_last
         net: Any = starting_network(config, data.pool, start)
         self.raw_net: KUNet = net.to(self.device, memory_format=self.memory_format)

@@ -8,9 +8,9 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from napari_kdunet.core import planar
 from napari_kdunet.core.devices import TINY
 from napari_kdunet.core.errors import ConfigError
+from napari_kdunet.core.kernels import autograd
 
 __all__ = ["KUNet"]
 
@@ -18,8 +18,8 @@ _SLOPE = 0.1  # of LeakyReLU: enough to keep a one-channel stage alive
 
 
 def _by_planes(module: _Stage | KUNet, x: Tensor, layer: nn.Module) -> bool:
-    """Whether `planar` computes this layer of a network in training."""
-    return module.tiny and module.training and planar.serves(x, layer)
+    """Whether `autograd` computes this layer of a network in training."""
+    return module.tiny and module.training and autograd.serves(x, layer)
 
 
 class _Stage(nn.Sequential):
@@ -39,7 +39,7 @@ class _Stage(nn.Sequential):
         layers = list(self)
         for unit in (layers[: len(layers) // 2], layers[len(layers) // 2 :]):
             if _by_planes(self, x, unit[0]):
-                x = planar.run(x, unit, self.slope)
+                x = autograd.run(x, unit, self.slope)
             else:
                 for layer in unit:
                     x = layer(x)
@@ -138,7 +138,7 @@ class KUNet(nn.Module):
         return self.head(x)  # type: ignore[no-any-return]
 
     def _resized(self, layer: nn.Module, x: Tensor) -> Tensor:
-        return planar.resize(x, layer) if _by_planes(self, x, layer) else layer(x)
+        return autograd.resize(x, layer) if _by_planes(self, x, layer) else layer(x)
 
     @property
     def slope(self) -> float:

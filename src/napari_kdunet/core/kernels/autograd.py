@@ -95,7 +95,7 @@ class _Unit(torch.autograd.Function):
         norm: nn.BatchNorm2d | None,
         slope: float,
     ) -> Tensor:
-        from napari_kdunet.core import planar_kernels as kernels
+        from napari_kdunet.core.kernels import training as kernels
 
         x, weight = x.detach().contiguous(), weight.detach().contiguous()
         z = x.new_empty(x.shape[0], weight.shape[0], *x.shape[2:])
@@ -114,7 +114,7 @@ class _Unit(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        from napari_kdunet.core import planar_kernels as kernels
+        from napari_kdunet.core.kernels import training as kernels
 
         x, weight, z, mean, rstd, scale, shift = ctx.saved_tensors
         grad = grad.contiguous()
@@ -136,7 +136,7 @@ class _Unit(torch.autograd.Function):
 class _Pool(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
-        from napari_kdunet.core import planar_kernels as kernels
+        from napari_kdunet.core.kernels import training as kernels
 
         x = x.detach().contiguous()
         largest = x.new_empty(*x.shape[:2], x.shape[2] // 2, x.shape[3] // 2)
@@ -146,7 +146,7 @@ class _Pool(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Tensor:
-        from napari_kdunet.core import planar_kernels as kernels
+        from napari_kdunet.core.kernels import training as kernels
 
         x, largest = ctx.saved_tensors
         dx = torch.empty_like(x)
@@ -157,7 +157,7 @@ class _Pool(torch.autograd.Function):
 class _Enlarge(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        from napari_kdunet.core import planar_kernels as kernels
+        from napari_kdunet.core.kernels import training as kernels
 
         x, weight = x.detach().contiguous(), weight.detach().contiguous()
         y = x.new_empty(x.shape[0], weight.shape[1], 2 * x.shape[2], 2 * x.shape[3])
@@ -167,7 +167,7 @@ class _Enlarge(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, ...]:
-        from napari_kdunet.core import planar_kernels as kernels
+        from napari_kdunet.core.kernels import training as kernels
 
         x, weight = ctx.saved_tensors
         found = torch.empty_like(x), torch.empty_like(weight), weight.new_empty(weight.shape[1])
@@ -177,7 +177,7 @@ class _Enlarge(torch.autograd.Function):
 
 def _statistics(z: Tensor, norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
     """Mean and inverse standard deviation of each channel; the running ones are moved towards them."""
-    from napari_kdunet.core import planar_kernels as kernels
+    from napari_kdunet.core.kernels import training as kernels
 
     moments = torch.empty(2, z.shape[1], dtype=torch.float64)
     kernels.moments(z.numpy(), moments.numpy())

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from napari_kdunet.core.kernels import BAND, DOWN, HEAD, STAGE, STEP, UP
-from napari_kdunet.core.tiles import LANES
+from napari_kdunet.core.kernels.inference import BAND, DOWN, HEAD, STAGE, STEP, UP
+from napari_kdunet.core.kernels.simd import LANES
 
 __all__ = ["Layout", "Weights", "lay_out"]
 

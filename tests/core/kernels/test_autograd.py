@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from napari_kdunet import core
-from napari_kdunet.core import planar
+from napari_kdunet.core.kernels import autograd
 
 pytest.importorskip("numba")
 
@@ -32,8 +32,8 @@ def test_a_unit_is_what_pytorch_computes(inputs, outputs, bn, slope, size):
     theirs = [layer.double() for layer in copy.deepcopy(ours)]
     x = 2 + torch.randn(size[0], inputs, *size[1:])
     x1, x2 = x.clone().requires_grad_(), x.double().requires_grad_()
-    assert planar.serves(x1, ours[0])
-    y = planar.run(x1, ours, slope)
+    assert autograd.serves(x1, ours[0])
+    y = autograd.run(x1, ours, slope)
     wanted = x2
     for layer in theirs[:-1]:
         wanted = layer(wanted)
@@ -54,7 +54,7 @@ def test_pooling_is_that_of_pytorch(size):
     """To the bit, and of equal pixels the same one gets the gradient."""
     x1 = torch.randn(size).round(decimals=1).requires_grad_()
     x2 = x1.detach().clone().requires_grad_()
-    y, wanted = planar.resize(x1, nn.MaxPool2d(2)), nn.functional.max_pool2d(x2, 2)
+    y, wanted = autograd.resize(x1, nn.MaxPool2d(2)), nn.functional.max_pool2d(x2, 2)
     assert torch.equal(y, wanted)
     grad = torch.randn(y.shape)
     y.backward(grad), wanted.backward(grad)
@@ -69,8 +69,8 @@ def test_an_up_convolution_is_that_of_pytorch(size, outputs):
     theirs = copy.deepcopy(ours).double()
     x1 = torch.randn(size).requires_grad_()
     x2 = x1.detach().double().requires_grad_()
-    assert planar.serves(x1, ours)
-    y, wanted = planar.resize(x1, ours), theirs(x2)
+    assert autograd.serves(x1, ours)
+    y, wanted = autograd.resize(x1, ours), theirs(x2)
     torch.testing.assert_close(y.double(), wanted, atol=1e-5, rtol=1e-5)
     grad = torch.randn(y.shape)
     y.backward(grad), wanted.backward(grad.double())
@@ -84,12 +84,12 @@ def test_a_network_trains_alike_without_it(form, monkeypatch):
     x = torch.randn(4, 1, 48, 32)
     target = nn.functional.one_hot((x[:, 0] > 0.5).long(), 2).permute(0, 3, 1, 2).float()
     weights, taken = [], []
-    honest = planar.run
-    for serves in (planar.serves, lambda *_: False):
+    honest = autograd.run
+    for serves in (autograd.serves, lambda *_: False):
         torch.manual_seed(0)
         net = core.KUNet(2, depth=3, **form).train()
-        monkeypatch.setattr(planar, "serves", serves)
-        monkeypatch.setattr(planar, "run", lambda *given: (taken.append(1), honest(*given))[1])
+        monkeypatch.setattr(autograd, "serves", serves)
+        monkeypatch.setattr(autograd, "run", lambda *given: (taken.append(1), honest(*given))[1])
         optimizer = torch.optim.SGD(net.parameters(), lr=0.05)
         for _ in range(3):
             optimizer.zero_grad()
@@ -104,13 +104,13 @@ def test_a_network_trains_alike_without_it(form, monkeypatch):
 def test_it_serves_training_of_tiny_convolutions_alone():
     conv, wide = nn.Conv2d(2, 4, 3, padding=1), nn.Conv2d(8, 16, 3, padding=1)
     x = torch.randn(1, 2, 16, 16)
-    assert planar.serves(x, conv)
-    assert planar.serves(x, nn.MaxPool2d(2))
-    assert not planar.serves(torch.randn(1, 8, 16, 16), wide)
-    assert not planar.serves(torch.randn(1, 16, 16, 16), nn.ConvTranspose2d(16, 8, 2, stride=2))
-    assert not planar.serves(x.double(), conv)
-    assert not planar.serves(x.to("meta"), conv)
+    assert autograd.serves(x, conv)
+    assert autograd.serves(x, nn.MaxPool2d(2))
+    assert not autograd.serves(torch.randn(1, 8, 16, 16), wide)
+    assert not autograd.serves(torch.randn(1, 16, 16, 16), nn.ConvTranspose2d(16, 8, 2, stride=2))
+    assert not autograd.serves(x.double(), conv)
+    assert not autograd.serves(x.to("meta"), conv)
     with torch.no_grad():
-        assert not planar.serves(x, conv)
+        assert not autograd.serves(x, conv)
     with torch.autocast("cpu", torch.bfloat16):
-        assert not planar.serves(x, conv)
+        assert not autograd.serves(x, conv)

@@ -14,15 +14,15 @@ from pathlib import Path
 import numpy as np
 from numba import njit
 
-from napari_kdunet.core import tiles
-from napari_kdunet.core.tiles import LANES, VECTORS, atomic_add, convolve, enlarge, shrink
+from napari_kdunet.core.kernels import simd
+from napari_kdunet.core.kernels.simd import LANES, VECTORS, atomic_add, convolve, enlarge, shrink
 
 __all__ = ["BAND", "DOWN", "HEAD", "STAGE", "STEP", "UP", "run"]
 
 STEP = 16  # rows at a time: what lies between two convolutions of a stage then fits the second-level cache
 _PATIENCE = 20_000  # looks at a band that is not done, some 0.1 ms, before the thread gives its core away
 
-_TILES = zlib.crc32(Path(tiles.__file__).read_bytes())
+_SIMD = zlib.crc32(Path(simd.__file__).read_bytes())
 
 DOWN, UP, HEAD = 0, 1, 2
 
@@ -246,6 +246,6 @@ def _compile(version, *, cache):
 
 
 try:
-    run = _compile(_TILES, cache=True)
+    run = _compile(_SIMD, cache=True)
 except RuntimeError:  # there is no folder to keep it in
-    run = _compile(_TILES, cache=False)
+    run = _compile(_SIMD, cache=False)

@@ -1,0 +1,1 @@
+"""Compiled CPU kernels for tiny networks; `autograd` and `inference` are their doors."""
