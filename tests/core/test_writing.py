@@ -15,7 +15,7 @@ import tifffile
 import zarr
 
 from napari_kdunet.core.errors import OutputError, VolumeError
-from napari_kdunet.core.volumes import open_volume
+from napari_kdunet.core.volumes.volume import open_volume
 from napari_kdunet.core.writing import check_target, iter_write, write_volume
 
 SUFFIXES = [".tif", ".tiff", ".zarr"]

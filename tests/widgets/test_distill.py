@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from napari_kdunet import core
-from napari_kdunet.core.labels import class_index
 from napari_kdunet.core.metrics import Curve
+from napari_kdunet.core.volumes.labels import class_index
 from napari_kdunet.widgets.models import models
 
 

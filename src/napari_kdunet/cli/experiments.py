@@ -124,7 +124,7 @@ def _conclude(name: str, out: Path, results: list[RunResult]) -> None:
 
 def _embedded() -> tuple[Pair, Pair]:
     """Raw and labels to train on, and to score on."""
-    from napari_kdunet.core.volumes import open_volume
+    from napari_kdunet.core.volumes.volume import open_volume
     from napari_kdunet.sample import VOXEL_SIZE, synthetic_em
 
     console.print("making two synthetic EM volumes, one to train on and one to score on")

@@ -22,7 +22,7 @@ from .sweep import Tradeoff, iter_sweep, smallest_within
 from .tables import Run, study_runs
 from .training import distill, iter_distill, iter_train, train
 from .unet import KUNet
-from .volumes import Volume, open_volume
+from .volumes.volume import Volume, open_volume
 from .writing import write_volume
 
 __all__ = [

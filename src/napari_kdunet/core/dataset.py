@@ -15,7 +15,7 @@ from napari_kdunet.core.errors import UnlabelledError, VolumeError
 from napari_kdunet.core.patches import Pool, Source, load_blocks
 from napari_kdunet.core.splits import Validation, is_labelled, labelled_slices, spaced, split
 from napari_kdunet.core.teachers import Teaching
-from napari_kdunet.core.volumes import Volume, check_labels, open_volume
+from napari_kdunet.core.volumes.volume import Volume, check_labels, open_volume
 
 __all__ = ["Dataset", "prepare"]
 

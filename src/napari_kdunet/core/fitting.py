@@ -28,7 +28,7 @@ from napari_kdunet.core.patches import Batch
 from napari_kdunet.core.processes import Team
 from napari_kdunet.core.starting import class_weights, running_average, starting_network
 from napari_kdunet.core.unet import KUNet
-from napari_kdunet.core.volumes import Volume
+from napari_kdunet.core.volumes.volume import Volume
 
 __all__ = ["Fit"]
 

@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from napari_kdunet.core.errors import LabelsError
-from napari_kdunet.core.labels import class_index
-from napari_kdunet.core.volumes import check_labels, open_volume
+from napari_kdunet.core.volumes.labels import class_index
+from napari_kdunet.core.volumes.volume import check_labels, open_volume
 
 __all__ = ["Confusion", "Curve", "Scores", "evaluate"]
 

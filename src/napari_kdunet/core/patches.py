@@ -16,10 +16,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from napari_kdunet.core.config import TrainConfig
-from napari_kdunet.core.labels import class_shares
-from napari_kdunet.core.resampling import Grid
 from napari_kdunet.core.teachers import Teaching
-from napari_kdunet.core.volumes import Volume
+from napari_kdunet.core.volumes.labels import class_shares
+from napari_kdunet.core.volumes.resampling import Grid
+from napari_kdunet.core.volumes.volume import Volume
 
 __all__ = ["Batch", "Block", "Pool", "Source", "load_blocks"]
 

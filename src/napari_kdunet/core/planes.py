@@ -19,9 +19,9 @@ from numpy.typing import NDArray
 
 from napari_kdunet.core.checkpoint import Model
 from napari_kdunet.core.errors import ConfigError
-from napari_kdunet.core.resampling import Grid
-from napari_kdunet.core.sources import Key
-from napari_kdunet.core.volumes import Volume
+from napari_kdunet.core.volumes.resampling import Grid
+from napari_kdunet.core.volumes.sources import Key
+from napari_kdunet.core.volumes.volume import Volume
 
 if TYPE_CHECKING:
     from napari_kdunet.core.prediction import Tiler

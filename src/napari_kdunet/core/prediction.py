@@ -26,9 +26,9 @@ from napari_kdunet.core.devices import cores, pick_device, using_threads
 from napari_kdunet.core.engine import Forward, engine_for
 from napari_kdunet.core.errors import ConfigError
 from napari_kdunet.core.planes import OrthoPlanes, Span, labels, probability
-from napari_kdunet.core.resampling import Grid
 from napari_kdunet.core.views import averaged
-from napari_kdunet.core.volumes import Volume, open_volume
+from napari_kdunet.core.volumes.resampling import Grid
+from napari_kdunet.core.volumes.volume import Volume, open_volume
 
 T = TypeVar("T")
 

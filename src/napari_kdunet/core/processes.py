@@ -22,7 +22,7 @@ from torch import Tensor
 from napari_kdunet.core.config import TrainConfig
 from napari_kdunet.core.devices import pick_device
 from napari_kdunet.core.errors import ConfigError, TrainingError
-from napari_kdunet.core.sources import one_line
+from napari_kdunet.core.volumes.sources import one_line
 
 __all__ = ["Team", "alone", "launched"]
 

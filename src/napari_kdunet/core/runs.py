@@ -17,7 +17,7 @@ from napari_kdunet.core.errors import ConfigError, ModelError
 from napari_kdunet.core.events import Done, Event, Started
 from napari_kdunet.core.files import write_bytes
 from napari_kdunet.core.resume import other_settings, resume_path
-from napari_kdunet.core.volumes import Volume
+from napari_kdunet.core.volumes.volume import Volume
 
 __all__ = ["fingerprint", "forget_partial", "iter_once", "recall", "remember"]
 

@@ -13,11 +13,11 @@ from numpy.typing import NDArray
 from napari_kdunet.core.checkpoint import Model
 from napari_kdunet.core.config import TrainConfig
 from napari_kdunet.core.errors import ConfigError, LabelsError, UnlabelledError, VolumeError
-from napari_kdunet.core.labels import class_index
 from napari_kdunet.core.metrics import Curve
 from napari_kdunet.core.prediction import Tiler, foreground
 from napari_kdunet.core.teachers import Teaching
-from napari_kdunet.core.volumes import Volume, check_labels, open_volume
+from napari_kdunet.core.volumes.labels import class_index
+from napari_kdunet.core.volumes.volume import Volume, check_labels, open_volume
 
 __all__ = ["Validation", "held_out_slices", "hold_out", "is_labelled", "labelled_slices", "spaced", "split"]
 

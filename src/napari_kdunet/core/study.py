@@ -18,7 +18,7 @@ from napari_kdunet.core.runs import fingerprint, forget_partial, iter_once, reca
 from napari_kdunet.core.splits import Validation, hold_out, spaced
 from napari_kdunet.core.tables import Run
 from napari_kdunet.core.training import iter_distill, iter_train
-from napari_kdunet.core.volumes import Volume, check_labels, open_volume
+from napari_kdunet.core.volumes.volume import Volume, check_labels, open_volume
 
 __all__ = ["RunResult", "iter_study"]
 

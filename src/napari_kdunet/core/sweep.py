@@ -20,7 +20,7 @@ from napari_kdunet.core.prediction import predict
 from napari_kdunet.core.runs import fingerprint, iter_once, recall, remember
 from napari_kdunet.core.splits import hold_out
 from napari_kdunet.core.training import iter_distill
-from napari_kdunet.core.volumes import check_labels, open_volume
+from napari_kdunet.core.volumes.volume import check_labels, open_volume
 
 __all__ = ["Tradeoff", "iter_sweep", "measure", "smallest_within"]
 

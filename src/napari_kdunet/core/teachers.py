@@ -16,9 +16,9 @@ from napari_kdunet.core.checkpoint import Model, bundled_models, load_model
 from napari_kdunet.core.config import DistillConfig
 from napari_kdunet.core.errors import ModelError, VolumeError
 from napari_kdunet.core.prediction import FOREIGN_MULTIPLE, Tiler
-from napari_kdunet.core.sources import one_line
 from napari_kdunet.core.unet import KUNet
-from napari_kdunet.core.volumes import Volume, open_volume
+from napari_kdunet.core.volumes.sources import one_line
+from napari_kdunet.core.volumes.volume import Volume, open_volume
 
 __all__ = ["Teaching", "as_teacher", "read_probability"]
 

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from napari_kdunet.core import Confusion, LabelsError, OutputError, Volume
-from napari_kdunet.core.labels import class_index
+from napari_kdunet.core.volumes.labels import class_index
 
 __all__ = ["SCORES", "Comparison", "write_csv"]
 

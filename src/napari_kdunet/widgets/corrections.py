@@ -13,8 +13,8 @@ from napari.layers import Labels
 from numpy.typing import NDArray
 
 from napari_kdunet import core
-from napari_kdunet.core.labels import class_index
-from napari_kdunet.core.volumes import check_labels
+from napari_kdunet.core.volumes.labels import class_index
+from napari_kdunet.core.volumes.volume import check_labels
 from napari_kdunet.widgets.apart import apart
 from napari_kdunet.widgets.layers import RESULT
 

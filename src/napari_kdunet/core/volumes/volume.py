@@ -14,8 +14,8 @@ import dask.array as da
 import numpy as np
 
 from napari_kdunet.core.errors import LabelsError, VolumeError
-from napari_kdunet.core.readers import name_of, open_source
-from napari_kdunet.core.sources import Axes, Key, Source, VoxelSize, one_line
+from napari_kdunet.core.volumes.readers import name_of, open_source
+from napari_kdunet.core.volumes.sources import Axes, Key, Source, VoxelSize, one_line
 
 __all__ = ["Volume", "VoxelSize", "check_labels", "open_volume"]
 

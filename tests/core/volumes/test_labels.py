@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from napari_kdunet import core
-from napari_kdunet.core.labels import class_index, class_shares
+from napari_kdunet.core.volumes.labels import class_index, class_shares
 
 
 @pytest.mark.parametrize("dtype", ["bool", "uint8", "uint16", "int32", "uint32", "int64"])

@@ -13,7 +13,7 @@ from PIL import Image, PngImagePlugin
 from zarr.storage import LocalStore
 
 from napari_kdunet.core.errors import VolumeError
-from napari_kdunet.core.sources import (
+from napari_kdunet.core.volumes.sources import (
     Axes,
     Lazy,
     Opened,
@@ -23,7 +23,7 @@ from napari_kdunet.core.sources import (
     nanometres,
     one_line,
 )
-from napari_kdunet.core.tiff import TIFF_SUFFIXES, open_tiff
+from napari_kdunet.core.volumes.tiff import TIFF_SUFFIXES, open_tiff
 
 __all__ = ["is_zarr", "name_of", "open_source"]
 

@@ -18,7 +18,7 @@ import numpy as np
 import tifffile
 
 from napari_kdunet.core.errors import VolumeError
-from napari_kdunet.core.sources import (
+from napari_kdunet.core.volumes.sources import (
     Axes,
     Lazy,
     Opened,

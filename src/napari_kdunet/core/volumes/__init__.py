@@ -1,0 +1,1 @@
+"""Image and label volumes: open, read lazily, resample."""
