@@ -21,7 +21,7 @@ from napari_kdunet import core
 from napari_kdunet.core import planes
 from napari_kdunet.core.planes import OrthoPlanes
 from napari_kdunet.core.prediction import Tiler
-from napari_kdunet.core.writing import iter_write, write_volume
+from napari_kdunet.core.writing.writer import iter_write, write_volume
 
 ORDERS = [(0, 1, 2), (1, 0, 2), (2, 0, 1)]
 

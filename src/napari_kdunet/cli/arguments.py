@@ -53,7 +53,7 @@ class Command(TyperCommand):
 
 def check_out(out: Path, *inputs: str, suffixes: tuple[str, ...] = (".safetensors",)) -> Path:
     """Check, before hours of work, that `out` can be written, and not over what is still to be read."""
-    from napari_kdunet.core.writing import check_target
+    from napari_kdunet.core.writing.writer import check_target
 
     for given in inputs:
         path = Path(given).resolve()

@@ -51,8 +51,8 @@ def predict(
 ) -> None:
     """Segment a volume. The same command goes on with a Zarr where a killed one was."""
     from napari_kdunet import core
-    from napari_kdunet.core.cluster import connected
     from napari_kdunet.core.prediction import fingerprint
+    from napari_kdunet.core.writing.dask_cluster import connected
 
     _share_memory()
     check_out(out, raw, suffixes=(".tif", ".tiff", ".zarr"))
@@ -85,7 +85,7 @@ def _share_memory() -> None:
 
 
 def _write(result: Any, target: dict[str, Any], skipping: bool) -> None:
-    from napari_kdunet.core.writing import iter_write
+    from napari_kdunet.core.writing.writer import iter_write
 
     skipped: list[Exception] = []
 

@@ -19,7 +19,7 @@ from napari_kdunet.core.errors import CollapsedError, DivergedError, KDUNetError
 from napari_kdunet.core.events import Done, Event, Started, Stepped, Validated
 
 if TYPE_CHECKING:
-    from napari_kdunet.core.writing import Written
+    from napari_kdunet.core.writing.writer import Written
 
 __all__ = [
     "Interrupted",

@@ -23,7 +23,7 @@ from .tables import Run, study_runs
 from .training import distill, iter_distill, iter_train, train
 from .unet import KUNet
 from .volumes.volume import Volume, open_volume
-from .writing import write_volume
+from .writing.writer import write_volume
 
 __all__ = [
     "CollapsedError",

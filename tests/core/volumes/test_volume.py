@@ -17,7 +17,7 @@ from PIL import Image
 
 from napari_kdunet.core.errors import LabelsError, VolumeError
 from napari_kdunet.core.volumes.volume import check_labels, open_volume
-from napari_kdunet.core.writing import write_volume
+from napari_kdunet.core.writing.writer import write_volume
 
 DTYPES = ["uint8", "uint16", "uint32", "int32", "int64", "float32", "float64", "bool"]
 

@@ -14,14 +14,14 @@ from typing import Any, NamedTuple, TypeAlias
 import dask.array as da
 import numpy as np
 
-from napari_kdunet.core.cluster import Lost, Outcome, active_client, written
 from napari_kdunet.core.errors import OutputError, VolumeError
 from napari_kdunet.core.files import is_zarr_name, replacing
-from napari_kdunet.core.partial import Record
-from napari_kdunet.core.sinks import ARRAY, Layout, Write, tiff_sink, zarr_sink
-from napari_kdunet.core.slices import Slice, computed
 from napari_kdunet.core.volumes.readers import is_zarr
 from napari_kdunet.core.volumes.sources import one_line
+from napari_kdunet.core.writing.dask_cluster import Lost, Outcome, active_client, written
+from napari_kdunet.core.writing.formats import ARRAY, Layout, Write, tiff_sink, zarr_sink
+from napari_kdunet.core.writing.progress_record import Record
+from napari_kdunet.core.writing.slices import Slice, computed
 
 __all__ = ["Written", "check_target", "iter_write", "write_volume"]
 

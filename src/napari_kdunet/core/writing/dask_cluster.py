@@ -19,8 +19,8 @@ import numpy as np
 import zarr
 
 from napari_kdunet.core.errors import ConfigError, OutputError, VolumeError
-from napari_kdunet.core.slabs import slabs
-from napari_kdunet.core.slices import compute
+from napari_kdunet.core.writing.slabs import slabs
+from napari_kdunet.core.writing.slices import compute
 
 if TYPE_CHECKING:
     from distributed import Client

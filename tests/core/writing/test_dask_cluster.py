@@ -16,10 +16,10 @@ import zarr
 
 from napari_kdunet import core
 from napari_kdunet.core.blocks import Blocks
-from napari_kdunet.core.cluster import Lost, connected
 from napari_kdunet.core.devices import cores
 from napari_kdunet.core.prediction import Tiler
-from napari_kdunet.core.writing import iter_write
+from napari_kdunet.core.writing.dask_cluster import Lost, connected
+from napari_kdunet.core.writing.writer import iter_write
 
 distributed = pytest.importorskip("distributed")
 
@@ -146,7 +146,7 @@ def test_a_folder_that_workers_do_not_see(cluster, raw, model, one_line, monkeyp
 
 
 def test_no_scheduler(monkeypatch, one_line, tmp_path):
-    monkeypatch.setattr("napari_kdunet.core.cluster._PATIENCE", 0.3)
+    monkeypatch.setattr("napari_kdunet.core.writing.dask_cluster._PATIENCE", 0.3)
     wrong = tmp_path / "scheduler.json"
     wrong.write_text(json.dumps({"address": "tcp://127.0.0.1:1"}))
     for scheduler in ("tcp://127.0.0.1:1", "127.0.0.1:1", "nonsense", "carrier://pigeon", str(wrong)):

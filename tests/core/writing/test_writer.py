@@ -16,7 +16,7 @@ import zarr
 
 from napari_kdunet.core.errors import OutputError, VolumeError
 from napari_kdunet.core.volumes.volume import open_volume
-from napari_kdunet.core.writing import check_target, iter_write, write_volume
+from napari_kdunet.core.writing.writer import check_target, iter_write, write_volume
 
 SUFFIXES = [".tif", ".tiff", ".zarr"]
 
@@ -165,7 +165,7 @@ def test_what_was_skipped_before_a_kill_is_tried_again(pixels, tmp_path):
 WRITER = """
 import sys
 import dask.array as da, numpy as np
-from napari_kdunet.core.writing import iter_write
+from napari_kdunet.core.writing.writer import iter_write
 lazy = da.from_array(np.load(sys.argv[1]), chunks=(1, 37, 53))
 for z, _ in iter_write(lazy, sys.argv[2], metadata={"a": 1}, resume_key="this"):
     print(z, flush=True)

@@ -12,7 +12,7 @@ import dask.array as da
 import numpy as np
 
 from napari_kdunet.core.errors import VolumeError
-from napari_kdunet.core.slabs import by_blocks, is_thick, slabs
+from napari_kdunet.core.writing.slabs import by_blocks, is_thick, slabs
 
 __all__ = ["Slice", "compute", "computed"]
 
