@@ -35,7 +35,7 @@ def bundle(monkeypatch):
     def make(*paths):
         found = {path.stem: path for path in paths}
         monkeypatch.setattr(core, "bundled_models", lambda: found)
-        monkeypatch.setattr("napari_kdunet.core.checkpoint.bundled_models", lambda: found)
+        monkeypatch.setattr("napari_kdunet.core.networks.model.bundled_models", lambda: found)
 
     make()
     return make

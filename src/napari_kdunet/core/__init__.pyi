@@ -1,4 +1,3 @@
-from .checkpoint import Model, bundled_models, load_model
 from .config import DistillConfig, TrainConfig
 from .errors import (
     CollapsedError,
@@ -16,12 +15,13 @@ from .errors import (
 from .events import Done, Event, Saved, Started, Stepped, Validated
 from .losses import Losses, dice_loss, distillation_loss, hard_loss, soft_loss
 from .metrics import Confusion, Scores, evaluate
+from .networks.model import Model, bundled_models, load_model
+from .networks.unet import KUNet
 from .prediction import predict
 from .study import RunResult, iter_study
 from .sweep import Tradeoff, iter_sweep, smallest_within
 from .tables import Run, study_runs
 from .training import distill, iter_distill, iter_train, train
-from .unet import KUNet
 from .volumes.volume import Volume, open_volume
 from .writing.writer import write_volume
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from napari_kdunet.core.kernels.inference import run
 from napari_kdunet.core.kernels.layout import Layout, Weights, lay_out
-from napari_kdunet.core.unet import KUNet
+from napari_kdunet.core.networks.unet import KUNet
 
 __all__ = ["CompiledUNet"]
 

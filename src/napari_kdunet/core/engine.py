@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from napari_kdunet.core.folding import folded, with_log_odds
-from napari_kdunet.core.unet import KUNet
+from napari_kdunet.core.networks.unet import KUNet
 
 __all__ = ["Forward", "engine_for"]
 

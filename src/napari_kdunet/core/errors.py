@@ -23,7 +23,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from napari_kdunet.core.checkpoint import Model
+    from napari_kdunet.core.networks.model import Model
 
 __all__ = [
     "CollapsedError",

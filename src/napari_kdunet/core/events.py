@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
 if TYPE_CHECKING:
-    from napari_kdunet.core.checkpoint import Model
+    from napari_kdunet.core.networks.model import Model
 
 __all__ = ["Done", "Event", "Saved", "Started", "Stepped", "Validated"]
 

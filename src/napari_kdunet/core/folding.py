@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from torch.nn.utils import fuse_conv_bn_weights
 
-from napari_kdunet.core.unet import KUNet
+from napari_kdunet.core.networks.unet import KUNet
 
 __all__ = ["folded", "with_log_odds"]
 

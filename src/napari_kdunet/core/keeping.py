@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from torch.optim.swa_utils import AveragedModel
 
-from napari_kdunet.core.checkpoint import Model
 from napari_kdunet.core.config import TrainConfig
 from napari_kdunet.core.errors import ConfigError
+from napari_kdunet.core.networks.model import Model
+from napari_kdunet.core.networks.unet import KUNet
 from napari_kdunet.core.processes import Team
 from napari_kdunet.core.resume import State, optimizer_tensors, restore_optimizer, resume_path
-from napari_kdunet.core.unet import KUNet
 
 __all__ = ["Keeper", "model_of"]
 

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from napari_kdunet.core.checkpoint import Model
 from napari_kdunet.core.errors import ConfigError
+from napari_kdunet.core.networks.model import Model
 from napari_kdunet.core.volumes.resampling import Grid
 from napari_kdunet.core.volumes.sources import Key
 from napari_kdunet.core.volumes.volume import Volume

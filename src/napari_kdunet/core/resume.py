@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from napari_kdunet.core.checkpoint import load_tensors, save_tensors
 from napari_kdunet.core.errors import ConfigError, ModelError
+from napari_kdunet.core.networks.model import load_tensors, save_tensors
 
 __all__ = ["State", "other_settings", "resume_path"]
 

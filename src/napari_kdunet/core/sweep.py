@@ -10,12 +10,12 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from napari_kdunet.core.checkpoint import Model, load_model
 from napari_kdunet.core.config import DistillConfig
 from napari_kdunet.core.errors import ConfigError
 from napari_kdunet.core.events import Event
 from napari_kdunet.core.files import make_folder
 from napari_kdunet.core.metrics import evaluate
+from napari_kdunet.core.networks.model import Model, load_model
 from napari_kdunet.core.prediction import predict
 from napari_kdunet.core.runs import fingerprint, iter_once, recall, remember
 from napari_kdunet.core.splits import hold_out

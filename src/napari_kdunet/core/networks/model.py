@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from napari_kdunet import __version__
 from napari_kdunet.core.errors import InputError, ModelError
 from napari_kdunet.core.files import write_bytes
-from napari_kdunet.core.unet import KUNet
+from napari_kdunet.core.networks.unet import KUNet
 
 __all__ = ["Model", "bundled_models", "load_model"]
 

@@ -1,0 +1,1 @@
+"""The k-Unet and the model file."""
