@@ -40,9 +40,9 @@ from machine import cpu_name, peak_on, versions
 
 from napari_kdunet import core
 from napari_kdunet.core.devices import cores, using_threads
-from napari_kdunet.core.engine import engine_for
-from napari_kdunet.core.folding import folded
-from napari_kdunet.core.prediction import Tiler
+from napari_kdunet.core.prediction.engine import engine_for
+from napari_kdunet.core.prediction.folding import folded
+from napari_kdunet.core.prediction.predict import Tiler
 from napari_kdunet.sample import synthetic_em
 
 SIZE = (768, 1024)
@@ -120,7 +120,7 @@ def openvino(net: Any, image: torch.Tensor, threads: int, precision: str) -> Eng
 
 
 def compiled(net: core.KUNet, threads: int) -> Engine:
-    from napari_kdunet.core.compiled import CompiledUNet
+    from napari_kdunet.core.prediction.compiled import CompiledUNet
 
     return CompiledUNet(folded(net), threads)
 

@@ -27,9 +27,9 @@ print("imported:", sorted(heavy))
 
 viewer.window.add_plugin_dock_widget("napari-kdunet", "Train teacher")
 end = time.monotonic() + 60
-while "napari_kdunet.core.prediction" not in sys.modules and time.monotonic() < end:
+while "napari_kdunet.core.prediction.predict" not in sys.modules and time.monotonic() < end:
     QApplication.processEvents()
-print("with the widget:", "napari_kdunet.core.prediction" in sys.modules)
+print("with the widget:", "napari_kdunet.core.prediction.predict" in sys.modules)
 viewer.close()
 """
 

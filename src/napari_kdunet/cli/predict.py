@@ -51,7 +51,7 @@ def predict(
 ) -> None:
     """Segment a volume. The same command goes on with a Zarr where a killed one was."""
     from napari_kdunet import core
-    from napari_kdunet.core.prediction import fingerprint
+    from napari_kdunet.core.prediction.predict import fingerprint
     from napari_kdunet.core.writing.dask_cluster import connected
 
     _share_memory()

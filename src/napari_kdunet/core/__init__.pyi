@@ -17,7 +17,7 @@ from .losses import Losses, dice_loss, distillation_loss, hard_loss, soft_loss
 from .metrics import Confusion, Scores, evaluate
 from .networks.model import Model, bundled_models, load_model
 from .networks.unet import KUNet
-from .prediction import predict
+from .prediction.predict import predict
 from .study import RunResult, iter_study
 from .sweep import Tradeoff, iter_sweep, smallest_within
 from .tables import Run, study_runs

@@ -16,7 +16,7 @@ from napari_kdunet.core.events import Event
 from napari_kdunet.core.files import make_folder
 from napari_kdunet.core.metrics import evaluate
 from napari_kdunet.core.networks.model import Model, load_model
-from napari_kdunet.core.prediction import predict
+from napari_kdunet.core.prediction.predict import predict
 from napari_kdunet.core.runs import fingerprint, iter_once, recall, remember
 from napari_kdunet.core.splits import hold_out
 from napari_kdunet.core.training import iter_distill

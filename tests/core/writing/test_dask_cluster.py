@@ -15,9 +15,9 @@ import pytest
 import zarr
 
 from napari_kdunet import core
-from napari_kdunet.core.blocks import Blocks
 from napari_kdunet.core.devices import cores
-from napari_kdunet.core.prediction import Tiler
+from napari_kdunet.core.prediction.blocks import Blocks
+from napari_kdunet.core.prediction.predict import Tiler
 from napari_kdunet.core.writing.dask_cluster import Lost, connected
 from napari_kdunet.core.writing.writer import iter_write
 

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from napari_kdunet.core.config import VIEWS
-from napari_kdunet.core.engine import Forward
 from napari_kdunet.core.errors import ConfigError
+from napari_kdunet.core.prediction.engine import Forward
 
 __all__ = ["averaged"]
 

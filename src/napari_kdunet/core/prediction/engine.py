@@ -9,8 +9,8 @@ from typing import TypeAlias
 import torch
 from torch import Tensor, nn
 
-from napari_kdunet.core.folding import folded, with_log_odds
 from napari_kdunet.core.networks.unet import KUNet
+from napari_kdunet.core.prediction.folding import folded, with_log_odds
 
 __all__ = ["Forward", "engine_for"]
 
@@ -36,7 +36,7 @@ def engine_for(net: nn.Module, device: torch.device, threads: int) -> Forward:
     plain = with_log_odds(folded(net))
     if device.type == "cpu" and net.k <= _COMPILED_UP_TO and not _elsewhere(net, device):
         try:
-            from napari_kdunet.core.compiled import CompiledUNet
+            from napari_kdunet.core.prediction.compiled import CompiledUNet
         except ImportError:  # there is no Numba, or none that works with the NumPy that is here
             pass
         else:

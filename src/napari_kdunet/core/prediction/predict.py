@@ -20,13 +20,13 @@ from dask import delayed
 from numpy.typing import NDArray
 
 from napari_kdunet import __version__
-from napari_kdunet.core.blocks import Blocks, Computation, one_block
 from napari_kdunet.core.devices import cores, pick_device, using_threads
-from napari_kdunet.core.engine import Forward, engine_for
 from napari_kdunet.core.errors import ConfigError
 from napari_kdunet.core.networks.model import Model
-from napari_kdunet.core.planes import OrthoPlanes, Span, labels, probability
-from napari_kdunet.core.views import averaged
+from napari_kdunet.core.prediction.blocks import Blocks, Computation, one_block
+from napari_kdunet.core.prediction.engine import Forward, engine_for
+from napari_kdunet.core.prediction.orthoplanes import OrthoPlanes, Span, labels, probability
+from napari_kdunet.core.prediction.tta import averaged
 from napari_kdunet.core.volumes.resampling import Grid
 from napari_kdunet.core.volumes.volume import Volume, open_volume
 

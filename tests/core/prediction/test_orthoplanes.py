@@ -18,9 +18,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from napari_kdunet import core
-from napari_kdunet.core import planes
-from napari_kdunet.core.planes import OrthoPlanes
-from napari_kdunet.core.prediction import Tiler
+from napari_kdunet.core.prediction import orthoplanes
+from napari_kdunet.core.prediction.orthoplanes import OrthoPlanes
+from napari_kdunet.core.prediction.predict import Tiler
 from napari_kdunet.core.writing.writer import iter_write, write_volume
 
 ORDERS = [(0, 1, 2), (1, 0, 2), (2, 0, 1)]
@@ -191,9 +191,9 @@ def test_blocks_are_as_large_as_memory_allows(model):
         for dtype, result in itertools.product((np.uint8, np.float32), repeat=2):
             block = sides(shape, dtype, result)
             assert all(side == n or side % 32 == 0 for side, n in zip(block, shape, strict=True))
-            assert np.prod(block) * (4 + np.dtype(dtype).itemsize) <= planes._MEMORY
+            assert np.prod(block) * (4 + np.dtype(dtype).itemsize) <= orthoplanes._MEMORY
             slab = block[0] * shape[1] * shape[2] * np.dtype(result).itemsize
-            assert slab <= planes._MEMORY or block[0] < shape[0] / 50 + 32
+            assert slab <= orthoplanes._MEMORY or block[0] < shape[0] / 50 + 32
     assert sides((2000, 2000, 2000), result=np.uint8)[0] >= 128
 
 
@@ -212,7 +212,7 @@ def test_memory_does_not_grow_with_the_volume(model, monkeypatch, shape, output)
             return (block if isinstance(key[0], slice) else block[0]).astype(np.uint16)
 
     limit = 2**21
-    monkeypatch.setattr(planes, "_MEMORY", limit)
+    monkeypatch.setattr(orthoplanes, "_MEMORY", limit)
     lazy = core.predict(model(1, depth=1), Made(), planes="zyx", output=output)
     assert lazy.npartitions > 2
     lazy.blocks[0, 0, 0].compute()  # with what is imported on the way

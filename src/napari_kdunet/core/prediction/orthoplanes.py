@@ -24,7 +24,7 @@ from napari_kdunet.core.volumes.sources import Key
 from napari_kdunet.core.volumes.volume import Volume
 
 if TYPE_CHECKING:
-    from napari_kdunet.core.prediction import Tiler
+    from napari_kdunet.core.prediction.predict import Tiler
 
 __all__ = ["OrthoPlanes", "labels", "probability"]
 

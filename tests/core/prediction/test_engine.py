@@ -14,11 +14,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from napari_kdunet import core
-from napari_kdunet.core.engine import engine_for
-from napari_kdunet.core.folding import folded
+from napari_kdunet.core.prediction.engine import engine_for
+from napari_kdunet.core.prediction.folding import folded
 
 CPU = torch.device("cpu")
-COMPILED = ("compiled", "kernels.inference", "kernels.layout", "kernels.simd")
+COMPILED = ("prediction.compiled", "kernels.inference", "kernels.layout", "kernels.simd")
 
 
 def plain(net: core.KUNet, image: torch.Tensor) -> torch.Tensor:
