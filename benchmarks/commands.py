@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 
 from napari_kdunet import core
+from napari_kdunet.core.data.splits import hold_out
 from napari_kdunet.core.resume import resume_path
-from napari_kdunet.core.splits import hold_out
 
 Row = dict[str, Any]
 

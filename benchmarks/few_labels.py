@@ -25,7 +25,7 @@ from statistics import mean
 from commands import Row, add_shared, once, score, train, write_csv
 
 from napari_kdunet import core
-from napari_kdunet.core.splits import spaced
+from napari_kdunet.core.data.splits import spaced
 from napari_kdunet.core.typed import format_slices
 
 #: How the student learns; `untaught` from the labels alone.

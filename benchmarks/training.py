@@ -35,9 +35,9 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader, Dataset
 
 from napari_kdunet import core
-from napari_kdunet.core.dataset import prepare
+from napari_kdunet.core.data.dataset import prepare
+from napari_kdunet.core.data.patches import Pool
 from napari_kdunet.core.devices import cores, using_threads
-from napari_kdunet.core.patches import Pool
 from napari_kdunet.sample import VOXEL_SIZE, synthetic_em
 
 ENDLESS = {"steps": 10**8, "validations": 1}  # neither end nor validate while we measure

@@ -11,9 +11,9 @@ import torch
 from torch import nn
 
 from napari_kdunet import core
-from napari_kdunet.core import patches
+from napari_kdunet.core.data import patches
+from napari_kdunet.core.data.teachers import as_teacher
 from napari_kdunet.core.prediction import predict
-from napari_kdunet.core.teachers import as_teacher
 
 
 def steps(events) -> list[core.Stepped]:

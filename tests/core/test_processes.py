@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from napari_kdunet import core
-from napari_kdunet.core.dataset import prepare
+from napari_kdunet.core.data.dataset import prepare
 
 SCRIPT = Path(__file__).with_name("two_processes.py")
 spec = importlib.util.spec_from_file_location("two_processes", SCRIPT)

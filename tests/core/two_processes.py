@@ -22,7 +22,7 @@ import numpy as np
 import torch
 
 from napari_kdunet import core
-from napari_kdunet.core.patches import Batch, Pool
+from napari_kdunet.core.data.patches import Batch, Pool
 from napari_kdunet.core.processes import launched
 
 #: Of one process on the whole batch; two have half of it each.

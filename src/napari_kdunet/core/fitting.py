@@ -14,9 +14,10 @@ from typing import Any
 import torch
 from lightning_fabric import Fabric
 
-from napari_kdunet.core.batches import BatchMaker
 from napari_kdunet.core.config import DistillConfig, TrainConfig
-from napari_kdunet.core.dataset import Dataset
+from napari_kdunet.core.data.dataset import Dataset
+from napari_kdunet.core.data.patches import Batch
+from napari_kdunet.core.data.prefetch import BatchMaker
 from napari_kdunet.core.devices import TINY, precision_notes, training_threads, using_threads
 from napari_kdunet.core.errors import DivergedError
 from napari_kdunet.core.events import Done, Started, Stepped, Validated
@@ -25,7 +26,6 @@ from napari_kdunet.core.kernels import autograd
 from napari_kdunet.core.losses import distillation_loss
 from napari_kdunet.core.networks.model import Model
 from napari_kdunet.core.networks.unet import KUNet
-from napari_kdunet.core.patches import Batch
 from napari_kdunet.core.processes import Team
 from napari_kdunet.core.starting import class_weights, running_average, starting_network
 from napari_kdunet.core.volumes.volume import Volume

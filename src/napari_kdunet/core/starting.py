@@ -10,10 +10,10 @@ from torch import Tensor
 from torch.optim.swa_utils import AveragedModel
 
 from napari_kdunet.core.config import TrainConfig
+from napari_kdunet.core.data.patches import Pool
 from napari_kdunet.core.errors import ConfigError, ModelError
 from napari_kdunet.core.networks.model import Model
 from napari_kdunet.core.networks.unet import KUNet
-from napari_kdunet.core.patches import Pool
 
 __all__ = ["class_weights", "running_average", "starting_network"]
 

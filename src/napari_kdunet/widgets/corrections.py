@@ -97,7 +97,7 @@ def _earlier_slices(
     raw: Volume, earlier: Volume | None, config: TrainConfig, corrected: dict[int, Any]
 ) -> tuple[set[int], set[int]]:
     """Slices with earlier labels, and those of them to validate on."""
-    from napari_kdunet.core.splits import held_out_slices, is_labelled, labelled_slices  # they import torch
+    from napari_kdunet.core.data.splits import held_out_slices, is_labelled, labelled_slices  # they import torch
 
     known: tuple[int, ...] = ()
     if earlier is not None:

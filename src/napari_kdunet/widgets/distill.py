@@ -144,7 +144,7 @@ def _score(
     teacher: Model | Volume, raw: Volume, labels: Volume | None, started: core.Started, config: DistillConfig
 ) -> Iterator[Any]:
     """Tell the teacher's size, then its IoU, which settles as more of the validation slices are scored."""
-    from napari_kdunet.core.scoring import iter_score
+    from napari_kdunet.core.data.validation import iter_score
 
     parameters = None if isinstance(teacher, core.Volume) else teacher.parameter_count
     yield TeacherScored(parameters, None)

@@ -9,12 +9,12 @@ from typing import Any
 import torch
 
 from napari_kdunet.core.config import DistillConfig, TrainConfig
+from napari_kdunet.core.data.patches import Pool, Source, load_blocks
+from napari_kdunet.core.data.splits import Validation, is_labelled, labelled_slices, spaced, split
+from napari_kdunet.core.data.teachers import Teaching
 from napari_kdunet.core.devices import training_threads
 from napari_kdunet.core.errors import UnlabelledError, VolumeError
 from napari_kdunet.core.networks.model import Model
-from napari_kdunet.core.patches import Pool, Source, load_blocks
-from napari_kdunet.core.splits import Validation, is_labelled, labelled_slices, spaced, split
-from napari_kdunet.core.teachers import Teaching
 from napari_kdunet.core.volumes.volume import Volume, check_labels, open_volume
 
 __all__ = ["Dataset", "prepare"]

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from napari_kdunet.core.config import TrainConfig
-from napari_kdunet.core.teachers import Teaching
+from napari_kdunet.core.data.teachers import Teaching
 from napari_kdunet.core.volumes.labels import class_shares
 from napari_kdunet.core.volumes.resampling import Grid
 from napari_kdunet.core.volumes.volume import Volume

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from napari_kdunet import core
-from napari_kdunet.core.dataset import prepare
+from napari_kdunet.core.data.dataset import prepare
 
 
 def start(raw, labels, config, **more) -> core.Started:

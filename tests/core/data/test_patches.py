@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from napari_kdunet import core
-from napari_kdunet.core.patches import Pool, Source, load_blocks
-from napari_kdunet.core.teachers import Teaching
+from napari_kdunet.core.data.patches import Pool, Source, load_blocks
+from napari_kdunet.core.data.teachers import Teaching
 
 CPU = torch.device("cpu")
 NO_WARP = {"rotation": 0.0, "scale": 0.0, "elastic": 0.0, "flips": False, "intensity": 0.0}

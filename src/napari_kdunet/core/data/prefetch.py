@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 
+from napari_kdunet.core.data.patches import Batch
 from napari_kdunet.core.devices import using_threads
-from napari_kdunet.core.patches import Batch
 
 __all__ = ["BatchMaker"]
 

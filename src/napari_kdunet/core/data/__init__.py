@@ -1,0 +1,1 @@
+"""What a training sees: slices, patches, augmentation, teachers, validation."""
