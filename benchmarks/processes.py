@@ -19,7 +19,7 @@ import torch
 from machine import cpu_name, versions
 
 from napari_kdunet import core
-from napari_kdunet.core.processes import launched
+from napari_kdunet.core.training.distributed import launched
 from napari_kdunet.sample import synthetic_em
 
 

@@ -26,7 +26,7 @@ from scipy import ndimage
 from napari_kdunet import __version__, core
 from napari_kdunet.cli import main
 from napari_kdunet.core.config import PAPER
-from napari_kdunet.core.fitting import Fit
+from napari_kdunet.core.training.trainer import Fit
 from napari_kdunet.core.typed import parse_slices
 
 SHAPE, VOXEL = (8, 70, 60), (30.0, 10.0, 10.0)

@@ -15,7 +15,7 @@ from napari_kdunet import core
 from napari_kdunet.cli import demo
 from napari_kdunet.cli.progress import Interrupted
 from napari_kdunet.core.errors import OutputError
-from napari_kdunet.core.fitting import Fit
+from napari_kdunet.core.training.trainer import Fit
 
 SHAPE = (6, 64, 80)
 REAL = demo._TEACHER, demo._STUDENT

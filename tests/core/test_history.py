@@ -6,8 +6,8 @@ import math
 
 import pytest
 
-from napari_kdunet.core.events import Stepped
 from napari_kdunet.core.history import History, lowest_mean
+from napari_kdunet.core.training.events import Stepped
 
 
 @pytest.mark.parametrize(

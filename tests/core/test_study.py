@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from napari_kdunet import core
-from napari_kdunet.core.fitting import Fit
+from napari_kdunet.core.training.trainer import Fit
 
 SEED = 3
 

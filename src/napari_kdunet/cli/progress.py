@@ -16,7 +16,7 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TaskProgressColumn
 
 from napari_kdunet.core.config import TrainConfig
 from napari_kdunet.core.errors import CollapsedError, DivergedError, KDUNetError, TrainingError
-from napari_kdunet.core.events import Done, Event, Started, Stepped, Validated
+from napari_kdunet.core.training.events import Done, Event, Started, Stepped, Validated
 
 if TYPE_CHECKING:
     from napari_kdunet.core.writing.writer import Written
@@ -48,7 +48,7 @@ def together(config: TrainConfig, devices: int, nodes: int) -> Iterator[Any]:
 
     What is wrong with the input all meet on one machine, but not on several.
     """
-    from napari_kdunet.core.processes import launched  # not at the top: it imports torch
+    from napari_kdunet.core.training.distributed import launched  # not at the top: it imports torch
 
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
     with launched(config, devices, nodes) as fabric:
@@ -119,7 +119,7 @@ def follow_training(title: str, events: Iterator[Event]) -> Done:
     CollapsedError
         If the network collapsed.
     """
-    from napari_kdunet.core.training import collapsed_message  # not at the top: it imports torch
+    from napari_kdunet.core.training.train import collapsed_message  # not at the top: it imports torch
 
     with interruptible(events) as watched, _bar("{task.fields[told]}") as bar:
         task = bar.add_task(title, total=1.0, told="")
@@ -151,7 +151,7 @@ def follow_to_file(title: str, events: Iterator[Event], out: Path, *, resumed: b
     CollapsedError
         If the network collapsed.
     """
-    from napari_kdunet.core.resume import resume_path  # not at the top: it imports torch
+    from napari_kdunet.core.training.resume import resume_path  # not at the top: it imports torch
 
     state, before = resume_path(out), _stamp(out)
     if state.exists() and not resumed:

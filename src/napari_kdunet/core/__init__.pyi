@@ -12,8 +12,6 @@ from .errors import (
     UnlabelledError,
     VolumeError,
 )
-from .events import Done, Event, Saved, Started, Stepped, Validated
-from .losses import Losses, dice_loss, distillation_loss, hard_loss, soft_loss
 from .metrics import Confusion, Scores, evaluate
 from .networks.model import Model, bundled_models, load_model
 from .networks.unet import KUNet
@@ -21,7 +19,9 @@ from .prediction.predict import predict
 from .study import RunResult, iter_study
 from .sweep import Tradeoff, iter_sweep, smallest_within
 from .tables import Run, study_runs
-from .training import distill, iter_distill, iter_train, train
+from .training.events import Done, Event, Saved, Started, Stepped, Validated
+from .training.losses import Losses, dice_loss, distillation_loss, hard_loss, soft_loss
+from .training.train import distill, iter_distill, iter_train, train
 from .volumes.volume import Volume, open_volume
 from .writing.writer import write_volume
 

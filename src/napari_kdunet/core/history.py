@@ -10,8 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
-from napari_kdunet.core.events import Stepped
 from napari_kdunet.core.files import write_bytes
+from napari_kdunet.core.training.events import Stepped
 
 __all__ = ["History", "lowest_mean"]
 

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from napari_kdunet.core.errors import ConfigError, ModelError
-from napari_kdunet.core.events import Done, Event, Started
 from napari_kdunet.core.files import write_bytes
-from napari_kdunet.core.resume import other_settings, resume_path
+from napari_kdunet.core.training.events import Done, Event, Started
+from napari_kdunet.core.training.resume import other_settings, resume_path
 from napari_kdunet.core.volumes.volume import Volume
 
 __all__ = ["fingerprint", "forget_partial", "iter_once", "recall", "remember"]

@@ -167,7 +167,7 @@ class TrainingPanel(QWidget):
         why = "no more progress" if event.reason == "patience" else "finished"
         self._end = f"Done, {why}: IoU {event.iou:.3f}."
         if event.collapsed:
-            from napari_kdunet.core.training import collapsed_message
+            from napari_kdunet.core.training.train import collapsed_message
 
             show_warning(collapsed_message(event))
 

@@ -16,10 +16,10 @@ from napari_kdunet.core.config import DistillConfig, TrainConfig
 from napari_kdunet.core.data.dataset import prepare
 from napari_kdunet.core.data.teachers import as_teacher
 from napari_kdunet.core.errors import CollapsedError, LabelsError
-from napari_kdunet.core.events import Done, Event, Saved
-from napari_kdunet.core.fitting import Fit
 from napari_kdunet.core.networks.model import Model
-from napari_kdunet.core.processes import alone
+from napari_kdunet.core.training.distributed import alone
+from napari_kdunet.core.training.events import Done, Event, Saved
+from napari_kdunet.core.training.trainer import Fit
 
 __all__ = ["distill", "iter_distill", "iter_train", "train"]
 

@@ -23,7 +23,7 @@ import torch
 
 from napari_kdunet import core
 from napari_kdunet.core.data.patches import Batch, Pool
-from napari_kdunet.core.processes import launched
+from napari_kdunet.core.training.distributed import launched
 
 #: Of one process on the whole batch; two have half of it each.
 PLAIN = core.TrainConfig(

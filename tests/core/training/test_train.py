@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from napari_kdunet import core
-from napari_kdunet.core.fitting import Fit
+from napari_kdunet.core.training.trainer import Fit
 
 
 def same(a: core.Model, b: core.Model) -> bool:

@@ -13,8 +13,8 @@ from napari_kdunet.core.config import TrainConfig
 from napari_kdunet.core.errors import ConfigError
 from napari_kdunet.core.networks.model import Model
 from napari_kdunet.core.networks.unet import KUNet
-from napari_kdunet.core.processes import Team
-from napari_kdunet.core.resume import State, optimizer_tensors, restore_optimizer, resume_path
+from napari_kdunet.core.training.distributed import Team
+from napari_kdunet.core.training.resume import State, optimizer_tensors, restore_optimizer, resume_path
 
 __all__ = ["Keeper", "model_of"]
 

@@ -20,14 +20,14 @@ from napari_kdunet.core.data.patches import Batch
 from napari_kdunet.core.data.prefetch import BatchMaker
 from napari_kdunet.core.devices import TINY, precision_notes, training_threads, using_threads
 from napari_kdunet.core.errors import DivergedError
-from napari_kdunet.core.events import Done, Started, Stepped, Validated
-from napari_kdunet.core.keeping import Keeper, model_of
 from napari_kdunet.core.kernels import autograd
-from napari_kdunet.core.losses import distillation_loss
 from napari_kdunet.core.networks.model import Model
 from napari_kdunet.core.networks.unet import KUNet
-from napari_kdunet.core.processes import Team
-from napari_kdunet.core.starting import class_weights, running_average, starting_network
+from napari_kdunet.core.training.checkpoint import Keeper, model_of
+from napari_kdunet.core.training.distributed import Team
+from napari_kdunet.core.training.events import Done, Started, Stepped, Validated
+from napari_kdunet.core.training.initialisation import class_weights, running_average, starting_network
+from napari_kdunet.core.training.losses import distillation_loss
 from napari_kdunet.core.volumes.volume import Volume
 
 __all__ = ["Fit"]
