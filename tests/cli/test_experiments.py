@@ -19,8 +19,8 @@ from scipy import ndimage
 
 from napari_kdunet import core
 from napari_kdunet.cli import experiments, main
-from napari_kdunet.core.findings import finding
-from napari_kdunet.core.paper import REPORTED
+from napari_kdunet.core.experiments.paper import REPORTED
+from napari_kdunet.core.experiments.summary import finding
 from napari_kdunet.core.training.trainer import Fit
 
 TINY = ("--budget", "0.008", "--batch", "1", "--patch", "32", "--threads", "1", "--seeds", "1")

@@ -18,12 +18,12 @@ from napari_kdunet.cli.options import with_settings
 from napari_kdunet.cli.progress import Interrupted, console, follow_runs
 from napari_kdunet.core.config import DistillConfig
 from napari_kdunet.core.errors import ConfigError
+from napari_kdunet.core.experiments.studies import SETTINGS, STUDIES, Run, study_runs
 from napari_kdunet.core.files import write_bytes
-from napari_kdunet.core.tables import SETTINGS, STUDIES, Run, study_runs
 
 if TYPE_CHECKING:
-    from napari_kdunet.core.study import RunResult
-    from napari_kdunet.core.sweep import Tradeoff
+    from napari_kdunet.core.experiments.study import RunResult
+    from napari_kdunet.core.experiments.sweep import Tradeoff
 
 __all__ = ["study", "sweep"]
 
@@ -94,7 +94,7 @@ def _given(
 
 def _follow(name: str, out: Path, runs: list[Run], train: Pair, val: Pair | None) -> list[RunResult]:
     """Do the runs; the CSV has all that are done at any time."""
-    from napari_kdunet.core.study import iter_study
+    from napari_kdunet.core.experiments.study import iter_study
 
     results: list[RunResult] = []
 
@@ -113,8 +113,8 @@ def _follow(name: str, out: Path, runs: list[Run], train: Pair, val: Pair | None
 
 def _conclude(name: str, out: Path, results: list[RunResult]) -> None:
     from napari_kdunet.cli.figures import draw_study
-    from napari_kdunet.core.findings import finding
-    from napari_kdunet.core.paper import REPORTED
+    from napari_kdunet.core.experiments.paper import REPORTED
+    from napari_kdunet.core.experiments.summary import finding
 
     _write_csv(out / f"{name}-paper.csv", map(asdict, REPORTED[name]))
     draw_study(out / f"{name}.png", STUDIES[name], results, REPORTED[name])

@@ -6,14 +6,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from napari_kdunet.core.experiments.paper import PRIOR
 from napari_kdunet.core.files import replacing
-from napari_kdunet.core.paper import PRIOR
 
 if TYPE_CHECKING:
-    from napari_kdunet.core.paper import Reported
-    from napari_kdunet.core.study import RunResult
-    from napari_kdunet.core.sweep import Tradeoff
-    from napari_kdunet.core.tables import Study
+    from napari_kdunet.core.experiments.paper import Reported
+    from napari_kdunet.core.experiments.studies import Study
+    from napari_kdunet.core.experiments.study import RunResult
+    from napari_kdunet.core.experiments.sweep import Tradeoff
 
 __all__ = ["draw_study", "draw_sweep"]
 

@@ -12,13 +12,13 @@ from .errors import (
     UnlabelledError,
     VolumeError,
 )
+from .experiments.studies import Run, study_runs
+from .experiments.study import RunResult, iter_study
+from .experiments.sweep import Tradeoff, iter_sweep, smallest_within
 from .metrics import Confusion, Scores, evaluate
 from .networks.model import Model, bundled_models, load_model
 from .networks.unet import KUNet
 from .prediction.predict import predict
-from .study import RunResult, iter_study
-from .sweep import Tradeoff, iter_sweep, smallest_within
-from .tables import Run, study_runs
 from .training.events import Done, Event, Saved, Started, Stepped, Validated
 from .training.losses import Losses, dice_loss, distillation_loss, hard_loss, soft_loss
 from .training.train import distill, iter_distill, iter_train, train

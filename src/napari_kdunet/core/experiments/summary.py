@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from statistics import fmean
 from types import MappingProxyType
 
-from napari_kdunet.core.study import RunResult
-from napari_kdunet.core.tables import SETTINGS, STUDIES
+from napari_kdunet.core.experiments.studies import SETTINGS, STUDIES
+from napari_kdunet.core.experiments.study import RunResult
 
 __all__ = ["finding"]
 

@@ -13,11 +13,11 @@ from typing import Any
 from napari_kdunet.core.config import DistillConfig
 from napari_kdunet.core.data.splits import hold_out
 from napari_kdunet.core.errors import ConfigError
+from napari_kdunet.core.experiments.run_store import fingerprint, iter_once, recall, remember
 from napari_kdunet.core.files import make_folder
 from napari_kdunet.core.metrics import evaluate
 from napari_kdunet.core.networks.model import Model, load_model
 from napari_kdunet.core.prediction.predict import predict
-from napari_kdunet.core.runs import fingerprint, iter_once, recall, remember
 from napari_kdunet.core.training.events import Event
 from napari_kdunet.core.training.train import iter_distill
 from napari_kdunet.core.volumes.volume import check_labels, open_volume

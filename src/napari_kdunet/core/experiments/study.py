@@ -11,11 +11,11 @@ from typing import Any
 from napari_kdunet.core.config import DistillConfig, TrainConfig
 from napari_kdunet.core.data.splits import Validation, hold_out, spaced
 from napari_kdunet.core.errors import DivergedError, TrainingError
+from napari_kdunet.core.experiments.history import History, lowest_mean
+from napari_kdunet.core.experiments.run_store import fingerprint, forget_partial, iter_once, recall, remember
+from napari_kdunet.core.experiments.studies import Run
 from napari_kdunet.core.files import make_folder
-from napari_kdunet.core.history import History, lowest_mean
 from napari_kdunet.core.networks.model import Model, load_model
-from napari_kdunet.core.runs import fingerprint, forget_partial, iter_once, recall, remember
-from napari_kdunet.core.tables import Run
 from napari_kdunet.core.training.events import Event, Started, Stepped, Validated
 from napari_kdunet.core.training.train import iter_distill, iter_train
 from napari_kdunet.core.volumes.volume import Volume, check_labels, open_volume

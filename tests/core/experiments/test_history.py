@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from napari_kdunet.core.history import History, lowest_mean
+from napari_kdunet.core.experiments.history import History, lowest_mean
 from napari_kdunet.core.training.events import Stepped
 
 

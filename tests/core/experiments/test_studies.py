@@ -8,8 +8,8 @@ import pytest
 
 from napari_kdunet import core
 from napari_kdunet.core.config import PAPER
-from napari_kdunet.core.paper import REPORTED
-from napari_kdunet.core.tables import STUDIES
+from napari_kdunet.core.experiments.paper import REPORTED
+from napari_kdunet.core.experiments.studies import STUDIES
 
 ENTRIES = {"depth": 8, "temperature": 12, "trials": 21, "reruns": 20, "mixed": 5, "sequential": 5, "final": 3}
 #: In one setting, teachers included.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from napari_kdunet import core
-from napari_kdunet.core.findings import finding
+from napari_kdunet.core.experiments.summary import finding
 
 
 def row(label: str, iou: float | None, outcome: str = "trained", **more) -> core.RunResult:

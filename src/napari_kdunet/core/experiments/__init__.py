@@ -1,0 +1,1 @@
+"""Many trainings: the paper's studies and sweeps over k."""
