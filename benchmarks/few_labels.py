@@ -26,7 +26,7 @@ from commands import Row, add_shared, once, score, train, write_csv
 
 from napari_kdunet import core
 from napari_kdunet.core.data.splits import spaced
-from napari_kdunet.core.typed import format_slices
+from napari_kdunet.core.parsing import format_slices
 
 #: How the student learns; `untaught` from the labels alone.
 ARMS = {

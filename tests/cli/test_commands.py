@@ -26,8 +26,8 @@ from scipy import ndimage
 from napari_kdunet import __version__, core
 from napari_kdunet.cli import main
 from napari_kdunet.core.config import PAPER
+from napari_kdunet.core.parsing import parse_slices
 from napari_kdunet.core.training.trainer import Fit
-from napari_kdunet.core.typed import parse_slices
 
 SHAPE, VOXEL = (8, 70, 60), (30.0, 10.0, 10.0)
 SMALL = ("--depth", "2", "--patch", "32", "--batch", "4", "--validations", "2", "--threads", "1")

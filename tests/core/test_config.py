@@ -11,7 +11,7 @@ import pytest
 
 from napari_kdunet import core
 from napari_kdunet.core.config import PAPER
-from napari_kdunet.core.typed import format_slices, parse_class_weights, parse_slices
+from napari_kdunet.core.parsing import format_slices, parse_class_weights, parse_slices
 
 BOTH = [core.TrainConfig, core.DistillConfig]
 FIELDS = [pytest.param(cls, spec, id=f"{cls.__name__}-{spec.name}") for cls in BOTH for spec in fields(cls)]

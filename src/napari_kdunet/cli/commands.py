@@ -35,7 +35,7 @@ from napari_kdunet.cli.predict import predict
 from napari_kdunet.cli.progress import Interrupted, console, follow_to_file, together
 from napari_kdunet.core.config import DistillConfig, TrainConfig
 from napari_kdunet.core.errors import KDUNetError, TrainingError, is_out_of_memory
-from napari_kdunet.core.typed import format_slices
+from napari_kdunet.core.parsing import format_slices
 
 __all__ = ["app", "main"]
 

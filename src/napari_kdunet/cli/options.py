@@ -13,7 +13,7 @@ from typing import Any
 import typer
 
 from napari_kdunet.core.config import TrainConfig
-from napari_kdunet.core.typed import parse_class_weights, parse_slices
+from napari_kdunet.core.parsing import parse_class_weights, parse_slices
 
 __all__ = ["with_settings"]
 

@@ -9,7 +9,7 @@ from typing import Any
 from qtpy.QtCore import QEvent, QObject, Qt, Signal
 from qtpy.QtWidgets import QAbstractSpinBox, QCheckBox, QComboBox, QDoubleSpinBox, QHBoxLayout, QSpinBox, QWidget
 
-from napari_kdunet.core.typed import parse_class_weights, parse_slices
+from napari_kdunet.core.parsing import parse_class_weights, parse_slices
 
 __all__ = ["Budget", "Control", "control_for", "tooltip"]
 
