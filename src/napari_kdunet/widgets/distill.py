@@ -11,11 +11,11 @@ from qtpy.QtWidgets import QLabel, QPushButton
 
 from napari_kdunet import core
 from napari_kdunet.widgets.apart import apart
-from napari_kdunet.widgets.form import SettingsForm
-from napari_kdunet.widgets.inputs import Inputs
 from napari_kdunet.widgets.layers import LayerChooser, volume_of
 from napari_kdunet.widgets.models import ModelChooser
-from napari_kdunet.widgets.training_panel import Job, TrainingPanel
+from napari_kdunet.widgets.training.form import SettingsForm
+from napari_kdunet.widgets.training.inputs import Inputs
+from napari_kdunet.widgets.training.panel import Job, TrainingPanel
 
 if TYPE_CHECKING:
     import napari.viewer

@@ -10,13 +10,13 @@ from qtpy.QtWidgets import QCheckBox, QPushButton
 
 from napari_kdunet import core
 from napari_kdunet.widgets.apart import apart
-from napari_kdunet.widgets.corrections import corrected_mask, iter_corrections
-from napari_kdunet.widgets.edits import Edits
-from napari_kdunet.widgets.form import SettingsForm
-from napari_kdunet.widgets.inputs import Inputs, beside
-from napari_kdunet.widgets.live import Waiting, iter_live
 from napari_kdunet.widgets.models import ModelChooser
-from napari_kdunet.widgets.training_panel import Job, TrainingPanel
+from napari_kdunet.widgets.training.corrections import corrected_mask, iter_corrections
+from napari_kdunet.widgets.training.edits import Edits
+from napari_kdunet.widgets.training.form import SettingsForm
+from napari_kdunet.widgets.training.inputs import Inputs, beside
+from napari_kdunet.widgets.training.live import Waiting, iter_live
+from napari_kdunet.widgets.training.panel import Job, TrainingPanel
 
 if TYPE_CHECKING:
     import napari.viewer

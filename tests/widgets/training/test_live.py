@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from napari_kdunet import core
-from napari_kdunet.widgets.edits import Edits
-from napari_kdunet.widgets.live import Waiting
 from napari_kdunet.widgets.models import models
+from napari_kdunet.widgets.training.edits import Edits
+from napari_kdunet.widgets.training.live import Waiting
 
 BACKGROUND, MITOCHONDRION, ERASED = 1, 2, 0
 

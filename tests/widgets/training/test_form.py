@@ -8,7 +8,7 @@ import pytest
 from qtpy.QtWidgets import QCheckBox, QComboBox
 
 from napari_kdunet.core import ConfigError, DistillConfig, TrainConfig
-from napari_kdunet.widgets.form import SettingsForm, stored_settings
+from napari_kdunet.widgets.training.form import SettingsForm, stored_settings
 
 
 @pytest.fixture
@@ -155,5 +155,5 @@ def test_scrolling_over_the_form_changes_nothing(make_form):
 
 
 def test_the_form_does_not_need_torch():
-    code = "import sys, napari_kdunet.widgets.form; sys.exit('torch' in sys.modules)"
+    code = "import sys, napari_kdunet.widgets.training.form; sys.exit('torch' in sys.modules)"
     assert run([sys.executable, "-c", code], check=False).returncode == 0

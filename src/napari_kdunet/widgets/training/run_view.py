@@ -18,7 +18,7 @@ from qtpy.QtWidgets import (
     QWidget,
 )
 
-from napari_kdunet.widgets.curves import Curves
+from napari_kdunet.widgets.training.curves import Curves
 
 if TYPE_CHECKING:
     import napari.viewer

@@ -14,7 +14,7 @@ from superqt import QCollapsible
 
 from napari_kdunet.core.config import TrainConfig
 from napari_kdunet.core.errors import ConfigError
-from napari_kdunet.widgets.controls import Budget, Control, control_for
+from napari_kdunet.widgets.training.controls import Budget, Control, control_for
 
 __all__ = ["SettingsForm", "stored_settings"]
 

@@ -1,0 +1,1 @@
+"""What the Train and Distil panels are made of."""
