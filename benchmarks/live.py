@@ -27,7 +27,7 @@ from qtpy.QtCore import QEventLoop, Qt, QTimer
 from scipy import ndimage
 
 from napari_kdunet import core
-from napari_kdunet.widgets.models import models
+from napari_kdunet.widgets.shared.models import models
 from napari_kdunet.widgets.training.edits import Edits
 
 VNC_NM = (50.0, 4.6, 4.6)

@@ -22,7 +22,7 @@ from qtpy.QtCore import QEventLoop, QSettings, QTimer
 from scipy import ndimage
 
 from napari_kdunet import core
-from napari_kdunet.widgets.models import models
+from napari_kdunet.widgets.shared.models import models
 
 SIZE, COLOURS = (1400, 1000), 256
 BRUSH = 8  # pixels

@@ -12,8 +12,8 @@ from superqt.utils._qthreading import WorkerBase
 
 from napari_kdunet import core
 from napari_kdunet.sample import synthetic_em
-from napari_kdunet.widgets import apart
-from napari_kdunet.widgets.models import models
+from napari_kdunet.widgets.shared import process_worker
+from napari_kdunet.widgets.shared.models import models
 
 
 @pytest.fixture(autouse=True)
@@ -44,12 +44,12 @@ def bundle(monkeypatch):
 @pytest.fixture(autouse=True)
 def in_this_process(monkeypatch):
     """Trainings start at once, and the tests can put faults in their way; those of `own_process` do as for users."""
-    monkeypatch.setattr(apart, "OWN_PROCESS", False)
+    monkeypatch.setattr(process_worker, "OWN_PROCESS", False)
 
 
 @pytest.fixture
 def own_process(in_this_process, monkeypatch):
-    monkeypatch.setattr(apart, "OWN_PROCESS", True)
+    monkeypatch.setattr(process_worker, "OWN_PROCESS", True)
 
 
 @pytest.fixture(autouse=True)

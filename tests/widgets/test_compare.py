@@ -11,8 +11,8 @@ from qtpy.QtCore import QPointF, Qt
 from qtpy.QtGui import QGuiApplication
 
 from napari_kdunet import core
-from napari_kdunet.widgets import comparison as comparison_module
-from napari_kdunet.widgets.overlay import COLOURS
+from napari_kdunet.widgets.comparison import comparison as comparison_module
+from napari_kdunet.widgets.comparison.overlay import COLOURS
 
 GRID = {"scale": (50, 20, 20), "units": ("nm",) * 3, "translate": (100, 0, 0), "axis_labels": ("z", "y", "x")}
 NAME = "Compare with ground truth"

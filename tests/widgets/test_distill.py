@@ -6,7 +6,7 @@ import pytest
 from napari_kdunet import core
 from napari_kdunet.core.metrics import Curve
 from napari_kdunet.core.volumes.labels import class_index
-from napari_kdunet.widgets.models import models
+from napari_kdunet.widgets.shared.models import models
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import pytest
 from qtpy.QtWidgets import QFileDialog
 
 from napari_kdunet import core
-from napari_kdunet.widgets.models import models
+from napari_kdunet.widgets.shared.models import models
 
 ENDLESS = {"budget": {"minutes": 60}, "validations": 10_000}
 

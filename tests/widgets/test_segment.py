@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from napari_kdunet import core
-from napari_kdunet.widgets import results
-from napari_kdunet.widgets.models import models
+from napari_kdunet.widgets.segmentation import result
+from napari_kdunet.widgets.shared.models import models
 
 GRID = {
     "scale": (50, 20, 20),
@@ -78,7 +78,7 @@ def gate(monkeypatch):
             self.open.set()
             self.let(1)
 
-    gate, put = Gate(), results.Result.put
+    gate, put = Gate(), result.Result.put
 
     def held(self, z, *args):
         while not gate.open.is_set() and not gate.may.acquire(timeout=0.05):
@@ -86,7 +86,7 @@ def gate(monkeypatch):
         gate.slices.append(z)
         put(self, z, *args)
 
-    monkeypatch.setattr(results.Result, "put", held)
+    monkeypatch.setattr(result.Result, "put", held)
     yield gate
     gate.release()
 
@@ -274,7 +274,7 @@ def test_lazy_image_is_read_slice_by_slice(open_widget, em, tiny_model, qtbot):
 
 def test_beyond_memory_it_goes_to_a_temporary_zarr(segment, em, tiny_model, qtbot, monkeypatch):
     viewer, widget = segment
-    monkeypatch.setattr(results.psutil, "virtual_memory", lambda: type("M", (), {"available": 1000})())
+    monkeypatch.setattr(result.psutil, "virtual_memory", lambda: type("M", (), {"available": 1000})())
     widget.show_probability.setChecked(True)
     widget.start_button.click()
     finished(qtbot, widget)
@@ -296,8 +296,8 @@ def test_beyond_memory_it_goes_to_a_temporary_zarr(segment, em, tiny_model, qtbo
 
 def test_no_room_on_disk_is_told(segment, qtbot, monkeypatch, notified):
     viewer, widget = segment
-    monkeypatch.setattr(results.psutil, "virtual_memory", lambda: type("M", (), {"available": 1000})())
-    monkeypatch.setattr(results.shutil, "disk_usage", lambda _: type("D", (), {"free": 1000})())
+    monkeypatch.setattr(result.psutil, "virtual_memory", lambda: type("M", (), {"available": 1000})())
+    monkeypatch.setattr(result.shutil, "disk_usage", lambda _: type("D", (), {"free": 1000})())
     widget.start_button.click()
     assert "make room" in notified[0]
     assert widget.start_button.isEnabled()
@@ -393,7 +393,7 @@ def test_an_error_in_the_work_leaves_the_buttons_usable(segment, qtbot, monkeypa
     def fail(*_, **__):
         raise RuntimeError("CUDA out of memory. Tried to allocate 2 GiB")
 
-    monkeypatch.setattr(results.core, "predict", fail)
+    monkeypatch.setattr(result.core, "predict", fail)
     widget.start_button.click()
     finished(qtbot, widget)
     assert "Out of memory" in notified[0]

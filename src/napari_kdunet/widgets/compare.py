@@ -9,13 +9,13 @@ from qtpy.QtCore import QTimer
 from qtpy.QtWidgets import QCheckBox, QFileDialog, QFormLayout, QHBoxLayout, QLabel, QPushButton, QWidget
 from superqt import QLabeledDoubleSlider
 
-from napari_kdunet.widgets.comparing import Comparing
-from napari_kdunet.widgets.comparison import write_csv
-from napari_kdunet.widgets.notify import reporting
-from napari_kdunet.widgets.overlay import LEGEND, Overlay
-from napari_kdunet.widgets.pair import Pair
-from napari_kdunet.widgets.profile import Profile
-from napari_kdunet.widgets.score_table import ScoreTable
+from napari_kdunet.widgets.comparison.comparison import write_csv
+from napari_kdunet.widgets.comparison.iou_profile import Profile
+from napari_kdunet.widgets.comparison.layer_pair import Pair
+from napari_kdunet.widgets.comparison.live_comparison import Comparing
+from napari_kdunet.widgets.comparison.overlay import LEGEND, Overlay
+from napari_kdunet.widgets.comparison.score_table import ScoreTable
+from napari_kdunet.widgets.shared.notify import reporting
 
 if TYPE_CHECKING:
     import napari.viewer

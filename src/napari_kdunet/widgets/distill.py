@@ -10,9 +10,9 @@ from napari.layers import Image, Layer
 from qtpy.QtWidgets import QLabel, QPushButton
 
 from napari_kdunet import core
-from napari_kdunet.widgets.apart import apart
-from napari_kdunet.widgets.layers import LayerChooser, volume_of
-from napari_kdunet.widgets.models import ModelChooser
+from napari_kdunet.widgets.shared.layers import LayerChooser, volume_of
+from napari_kdunet.widgets.shared.models import ModelChooser
+from napari_kdunet.widgets.shared.process_worker import apart
 from napari_kdunet.widgets.training.form import SettingsForm
 from napari_kdunet.widgets.training.inputs import Inputs
 from napari_kdunet.widgets.training.panel import Job, TrainingPanel

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 from qtpy.QtWidgets import QCheckBox, QFormLayout, QHBoxLayout, QLabel, QProgressBar, QPushButton, QWidget
 from superqt import QLabeledDoubleSlider
 
-from napari_kdunet.widgets.filling import Filling
-from napari_kdunet.widgets.layers import LayerChooser, voxel_size_of
-from napari_kdunet.widgets.models import ModelChooser, models
-from napari_kdunet.widgets.notify import reporting
-from napari_kdunet.widgets.preview import Preview
-from napari_kdunet.widgets.worker import run
+from napari_kdunet.widgets.segmentation.volume_segmentation import Filling
+from napari_kdunet.widgets.shared.layers import LayerChooser, voxel_size_of
+from napari_kdunet.widgets.shared.models import ModelChooser, models
+from napari_kdunet.widgets.shared.notify import reporting
+from napari_kdunet.widgets.shared.preview import Preview
+from napari_kdunet.widgets.shared.thread_worker import run
 
 if TYPE_CHECKING:
     import napari.viewer

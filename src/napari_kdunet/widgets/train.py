@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 from qtpy.QtWidgets import QCheckBox, QPushButton
 
 from napari_kdunet import core
-from napari_kdunet.widgets.apart import apart
-from napari_kdunet.widgets.models import ModelChooser
+from napari_kdunet.widgets.shared.models import ModelChooser
+from napari_kdunet.widgets.shared.process_worker import apart
 from napari_kdunet.widgets.training.corrections import corrected_mask, iter_corrections
 from napari_kdunet.widgets.training.edits import Edits
 from napari_kdunet.widgets.training.form import SettingsForm

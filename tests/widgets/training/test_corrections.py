@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from napari_kdunet import core
-from napari_kdunet.widgets.models import models
-from napari_kdunet.widgets.results import Result
+from napari_kdunet.widgets.segmentation.result import Result
+from napari_kdunet.widgets.shared.models import models
 
 WORLD = {"scale": (10.0, 10.0, 10.0), "units": ("nm",) * 3}
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from napari_kdunet import core
-from napari_kdunet.widgets.models import models
+from napari_kdunet.widgets.shared.models import models
 from napari_kdunet.widgets.training.edits import Edits
 from napari_kdunet.widgets.training.live import Waiting
 

@@ -15,14 +15,14 @@ from numpy.typing import NDArray
 from napari_kdunet import core
 from napari_kdunet.core.volumes.labels import class_index
 from napari_kdunet.core.volumes.volume import check_labels
-from napari_kdunet.widgets.apart import apart
-from napari_kdunet.widgets.layers import RESULT
+from napari_kdunet.widgets.shared.layers import RESULT
+from napari_kdunet.widgets.shared.process_worker import apart
 
 if TYPE_CHECKING:
     import napari.viewer
 
     from napari_kdunet.core import Model, TrainConfig, Volume
-    from napari_kdunet.widgets.results import Result
+    from napari_kdunet.widgets.segmentation.result import Result
 
 __all__ = ["corrected_mask", "iter_corrections"]
 

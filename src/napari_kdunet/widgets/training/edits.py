@@ -11,7 +11,7 @@ import numpy as np
 from napari.layers import Labels
 from qtpy.QtCore import QTimer
 
-from napari_kdunet.widgets.layers import current_slice, volume_of
+from napari_kdunet.widgets.shared.layers import current_slice, volume_of
 
 if TYPE_CHECKING:
     import napari.viewer

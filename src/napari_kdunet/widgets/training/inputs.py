@@ -9,8 +9,8 @@ from napari.layers import Image, Labels
 from napari.utils.colormaps import CyclicLabelColormap
 from qtpy.QtWidgets import QCheckBox, QHBoxLayout, QPushButton, QWidget
 
-from napari_kdunet.widgets.layers import LayerChooser, grid_of, volume_of
-from napari_kdunet.widgets.notify import reporting
+from napari_kdunet.widgets.shared.layers import LayerChooser, grid_of, volume_of
+from napari_kdunet.widgets.shared.notify import reporting
 
 if TYPE_CHECKING:
     import napari.viewer

@@ -12,13 +12,13 @@ from qtpy.QtCore import QEvent
 from qtpy.QtWidgets import QPushButton, QVBoxLayout, QWidget
 
 from napari_kdunet import core
-from napari_kdunet.widgets.models import ask_and_save, models
-from napari_kdunet.widgets.notify import reporting
-from napari_kdunet.widgets.preview import Preview, warm_up
+from napari_kdunet.widgets.shared.models import ask_and_save, models
+from napari_kdunet.widgets.shared.notify import reporting
+from napari_kdunet.widgets.shared.preview import Preview, warm_up
+from napari_kdunet.widgets.shared.thread_worker import EventWorker, run
 from napari_kdunet.widgets.training.form import SettingsForm
 from napari_kdunet.widgets.training.inputs import Inputs
 from napari_kdunet.widgets.training.run_view import RunView, UpDownScroll
-from napari_kdunet.widgets.worker import EventWorker, run
 
 if TYPE_CHECKING:
     import napari.viewer

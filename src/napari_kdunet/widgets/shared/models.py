@@ -10,8 +10,8 @@ from qtpy.QtCore import Signal
 from qtpy.QtWidgets import QComboBox, QFileDialog, QHBoxLayout, QPushButton, QWidget
 
 from napari_kdunet import core
-from napari_kdunet.widgets.notify import reporting
-from napari_kdunet.widgets.worker import run
+from napari_kdunet.widgets.shared.notify import reporting
+from napari_kdunet.widgets.shared.thread_worker import run
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

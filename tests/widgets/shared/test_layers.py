@@ -7,7 +7,7 @@ from napari.components import ViewerModel
 from napari.layers import Image, Labels
 
 from napari_kdunet.core import VolumeError
-from napari_kdunet.widgets.layers import PREVIEW, LayerChooser, current_slice, volume_of, voxel_size_of
+from napari_kdunet.widgets.shared.layers import PREVIEW, LayerChooser, current_slice, volume_of, voxel_size_of
 
 SHAPE = (4, 32, 48)
 

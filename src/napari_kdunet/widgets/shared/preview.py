@@ -14,8 +14,8 @@ from qtpy.QtCore import QTimer
 from qtpy.QtWidgets import QWidget
 
 from napari_kdunet import core
-from napari_kdunet.widgets.layers import PREVIEW, current_slice, data_of, grid_of, volume_of
-from napari_kdunet.widgets.worker import EventWorker, run
+from napari_kdunet.widgets.shared.layers import PREVIEW, current_slice, data_of, grid_of, volume_of
+from napari_kdunet.widgets.shared.thread_worker import EventWorker, run
 
 if TYPE_CHECKING:
     import napari.viewer

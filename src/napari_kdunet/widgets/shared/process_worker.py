@@ -90,7 +90,7 @@ class _Process:
     """The other process, from the side of the window."""
 
     def __init__(self, parcel: bytes) -> None:
-        line = [sys.executable, "-m", "napari_kdunet.widgets.process"]
+        line = [sys.executable, "-m", "napari_kdunet.widgets.shared.process_main"]
         path = os.pathsep.join(each for each in sys.path if each)
         self._process = subprocess.Popen(
             line,

@@ -7,7 +7,7 @@ from qtpy.QtGui import QGuiApplication, QKeyEvent, QKeySequence
 from qtpy.QtWidgets import QAbstractItemView, QHeaderView, QTableWidget, QTableWidgetItem
 
 from napari_kdunet.core import Confusion
-from napari_kdunet.widgets.comparison import SCORES
+from napari_kdunet.widgets.comparison.comparison import SCORES
 
 __all__ = ["ScoreTable"]
 

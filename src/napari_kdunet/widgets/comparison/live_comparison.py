@@ -10,9 +10,9 @@ from qtpy.QtCore import QObject, QTimer, Signal
 from qtpy.QtWidgets import QWidget
 
 from napari_kdunet.core import Confusion, VolumeError
-from napari_kdunet.widgets.comparison import Comparison
-from napari_kdunet.widgets.layers import current_slice, volume_of
-from napari_kdunet.widgets.worker import EventWorker, run
+from napari_kdunet.widgets.comparison.comparison import Comparison
+from napari_kdunet.widgets.shared.layers import current_slice, volume_of
+from napari_kdunet.widgets.shared.thread_worker import EventWorker, run
 
 if TYPE_CHECKING:
     import napari.viewer

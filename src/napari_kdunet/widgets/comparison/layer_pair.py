@@ -8,7 +8,7 @@ from napari.layers import Image, Labels, Layer
 from qtpy.QtCore import QObject, Signal
 from qtpy.QtWidgets import QWidget
 
-from napari_kdunet.widgets.layers import LayerChooser
+from napari_kdunet.widgets.shared.layers import LayerChooser
 
 if TYPE_CHECKING:
     import napari.viewer

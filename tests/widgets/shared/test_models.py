@@ -7,7 +7,7 @@ import pytest
 from qtpy.QtWidgets import QFileDialog
 
 from napari_kdunet import core
-from napari_kdunet.widgets.models import ModelChooser, ModelStore
+from napari_kdunet.widgets.shared.models import ModelChooser, ModelStore
 
 
 @pytest.fixture

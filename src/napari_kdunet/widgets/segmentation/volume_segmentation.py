@@ -10,9 +10,9 @@ from napari.utils import Colormap
 from qtpy.QtCore import QObject, Signal
 from qtpy.QtWidgets import QWidget
 
-from napari_kdunet.widgets.layers import RESULT, current_slice, data_of, grid_of, volume_of
-from napari_kdunet.widgets.results import Focus, Result, segment
-from napari_kdunet.widgets.worker import EventWorker, run
+from napari_kdunet.widgets.segmentation.result import Focus, Result, segment
+from napari_kdunet.widgets.shared.layers import RESULT, current_slice, data_of, grid_of, volume_of
+from napari_kdunet.widgets.shared.thread_worker import EventWorker, run
 
 if TYPE_CHECKING:
     import napari.viewer

@@ -9,9 +9,9 @@ import psutil
 import pytest
 
 from napari_kdunet import core
-from napari_kdunet.widgets import apart as module
-from napari_kdunet.widgets.apart import Quiet, apart
-from napari_kdunet.widgets.models import models
+from napari_kdunet.widgets.shared import process_worker as module
+from napari_kdunet.widgets.shared.models import models
+from napari_kdunet.widgets.shared.process_worker import Quiet, apart
 
 pytestmark = pytest.mark.usefixtures("own_process")
 
@@ -24,7 +24,7 @@ def started_here():
     found = []
     for each in psutil.Process().children():
         with suppress(psutil.Error):  # it has just ended
-            if "napari_kdunet.widgets.process" in each.cmdline():
+            if "napari_kdunet.widgets.shared.process_main" in each.cmdline():
                 found.append(each)
     return found
 

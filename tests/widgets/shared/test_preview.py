@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from napari_kdunet import core
-from napari_kdunet.widgets.preview import Preview
+from napari_kdunet.widgets.shared.preview import Preview
 
 WORLD = {"scale": (20.0, 10.0, 10.0), "translate": (100.0, 200.0, 300.0), "units": ("nm",) * 3}
 

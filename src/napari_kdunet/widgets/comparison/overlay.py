@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 from napari.utils import DirectLabelColormap
 
-from napari_kdunet.widgets.layers import PREVIEW, grid_of
+from napari_kdunet.widgets.shared.layers import PREVIEW, grid_of
 
 if TYPE_CHECKING:
     import napari.viewer
     from napari.layers import Layer
 
-    from napari_kdunet.widgets.comparison import Comparison
+    from napari_kdunet.widgets.comparison.comparison import Comparison
 
 __all__ = ["COLOURS", "LEGEND", "Overlay"]
 

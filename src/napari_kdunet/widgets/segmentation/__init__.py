@@ -1,0 +1,1 @@
+"""What the Segment panel is made of."""
