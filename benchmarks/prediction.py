@@ -40,9 +40,8 @@ from machine import cpu_name, peak_on, versions
 
 from napari_kdunet import core
 from napari_kdunet.core.devices import cores, using_threads
-from napari_kdunet.core.prediction.engine import engine_for
-from napari_kdunet.core.prediction.folding import folded
-from napari_kdunet.core.prediction.predict import Tiler
+from napari_kdunet.core.prediction.engine import engine_for, folded
+from napari_kdunet.core.prediction.tiler import Tiler
 from napari_kdunet.sample import synthetic_em
 
 SIZE = (768, 1024)

@@ -51,7 +51,7 @@ def predict(
 ) -> None:
     """Segment a volume. The same command goes on with a Zarr where a killed one was."""
     from napari_kdunet import core
-    from napari_kdunet.core.prediction.predict import fingerprint
+    from napari_kdunet.core.prediction.predict import prediction_key
     from napari_kdunet.core.writing.dask_cluster import connected
 
     _share_memory()
@@ -71,7 +71,7 @@ def predict(
         "planes": planes,
     }
     result = core.predict(loaded, volume, device=device, threads=threads, **how)
-    about, key = {"model": model, **how}, fingerprint(loaded, volume, **how)
+    about, key = {"model": model, **how}, prediction_key(loaded, volume, **how)
     target = {"path": out, "voxel_size": volume.voxel_size, "metadata": about, "resume_key": key}
     with connected(scheduler) if scheduler else nullcontext():
         _write(result, target, skipping=on_error == "skip")

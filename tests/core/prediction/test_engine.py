@@ -14,8 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from napari_kdunet import core
-from napari_kdunet.core.prediction.engine import engine_for
-from napari_kdunet.core.prediction.folding import folded
+from napari_kdunet.core.prediction.engine import engine_for, folded
 
 CPU = torch.device("cpu")
 COMPILED = ("prediction.compiled", "kernels.inference", "kernels.layout", "kernels.simd")

@@ -7,6 +7,7 @@ import pickle
 import shutil
 import tracemalloc
 from contextlib import closing
+from functools import partial
 
 import cloudpickle
 import dask
@@ -19,8 +20,8 @@ from hypothesis import strategies as st
 
 from napari_kdunet import core
 from napari_kdunet.core.prediction import orthoplanes
-from napari_kdunet.core.prediction.orthoplanes import OrthoPlanes
-from napari_kdunet.core.prediction.predict import Tiler
+from napari_kdunet.core.prediction.orthoplanes import MEMORY, OrthoPlanes
+from napari_kdunet.core.prediction.tiler import Tiler
 from napari_kdunet.core.writing.writer import iter_write, write_volume
 
 ORDERS = [(0, 1, 2), (1, 0, 2), (2, 0, 1)]
@@ -191,15 +192,15 @@ def test_blocks_are_as_large_as_memory_allows(model):
         for dtype, result in itertools.product((np.uint8, np.float32), repeat=2):
             block = sides(shape, dtype, result)
             assert all(side == n or side % 32 == 0 for side, n in zip(block, shape, strict=True))
-            assert np.prod(block) * (4 + np.dtype(dtype).itemsize) <= orthoplanes._MEMORY
+            assert np.prod(block) * (4 + np.dtype(dtype).itemsize) <= MEMORY
             slab = block[0] * shape[1] * shape[2] * np.dtype(result).itemsize
-            assert slab <= orthoplanes._MEMORY or block[0] < shape[0] / 50 + 32
+            assert slab <= MEMORY or block[0] < shape[0] / 50 + 32
     assert sides((2000, 2000, 2000), result=np.uint8)[0] >= 128
 
 
 @pytest.mark.parametrize("output", ["probability", "labels"])
 @pytest.mark.parametrize("shape", [(150, 150, 150), (300, 150, 150), (40, 300, 300)])
-def test_memory_does_not_grow_with_the_volume(model, monkeypatch, shape, output):
+def test_memory_does_not_grow_with_the_volume(model, shape, output):
     class Made:
         """Pixels that nobody holds."""
 
@@ -212,13 +213,24 @@ def test_memory_does_not_grow_with_the_volume(model, monkeypatch, shape, output)
             return (block if isinstance(key[0], slice) else block[0]).astype(np.uint16)
 
     limit = 2**21
-    monkeypatch.setattr(orthoplanes, "_MEMORY", limit)
-    lazy = core.predict(model(1, depth=1), Made(), planes="zyx", output=output)
-    assert lazy.npartitions > 2
-    lazy.blocks[0, 0, 0].compute()  # with what is imported on the way
+    made, seen = model(1, depth=1), core.open_volume(Made())
+    ortho = OrthoPlanes.of(made, seen, Tiler.of(made, seen), memory=limit)
+    finish, dtype = orthoplanes.foreground, np.float32
+    if output == "labels":
+        finish, dtype = partial(orthoplanes.labels, threshold=0.5), np.uint8
+    sides = ortho.block_size(dtype)
+    starts = [range(0, n, side) for n, side in zip(shape, sides, strict=True)]
+    blocks = list(itertools.product(*starts))
+    assert len(blocks) > 2
+
+    def compute(*start):
+        stops = (min(a + side, n) for a, side, n in zip(start, sides, shape, strict=True))
+        ortho.compute(finish, *zip(start, stops, strict=True))
+
+    compute(*blocks[0])  # with what is imported on the way
     tracemalloc.start()
-    lazy.blocks[-1, 0, 0].compute()
-    lazy.blocks[0, -1, 0].compute()
+    compute(starts[0][-1], 0, 0)
+    compute(0, starts[1][-1], 0)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < 1.5 * limit

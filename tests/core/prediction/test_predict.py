@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from napari_kdunet import core
-from napari_kdunet.core.prediction.predict import Tiler
+from napari_kdunet.core.prediction.tiler import Tiler
 
 SIZES = [0.0, 4.6, 8.0, 10.0, 20.0, 55.0]  # nm of the image, for a model that works at 10 nm; 0 is unknown
 

@@ -13,7 +13,7 @@ from torch import nn
 from napari_kdunet import core
 from napari_kdunet.core.data import patches
 from napari_kdunet.core.data.teachers import as_teacher
-from napari_kdunet.core.prediction import predict
+from napari_kdunet.core.prediction import tiler
 
 
 def steps(events) -> list[core.Stepped]:
@@ -179,7 +179,7 @@ def test_large_slices_are_taught_tile_by_tile(blobs, quick, model, monkeypatch):
     raw, labels = blobs((1, 90, 130))
     teacher = model(1, depth=2)
     monkeypatch.setattr(patches, "_SIDE", 50)
-    monkeypatch.setattr(predict, "_TILE_BYTES", 4 * 24**2)
+    monkeypatch.setattr(tiler, "_TILE_BYTES", 4 * 24**2)
     config = quick(mode="mixed", tau=1.0, steps=3, batch=4)
     soft = [[e.soft for e in steps(run(kind, raw, labels, config))] for kind in (teacher, core.predict(teacher, raw))]
     assert soft[0] == pytest.approx(soft[1], rel=1e-3)

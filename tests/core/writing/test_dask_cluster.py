@@ -16,8 +16,8 @@ import zarr
 
 from napari_kdunet import core
 from napari_kdunet.core.devices import cores
-from napari_kdunet.core.prediction.blocks import Blocks
-from napari_kdunet.core.prediction.predict import Tiler
+from napari_kdunet.core.prediction.predict import Blocks
+from napari_kdunet.core.prediction.tiler import Tiler
 from napari_kdunet.core.writing.dask_cluster import Lost, connected
 from napari_kdunet.core.writing.writer import iter_write
 

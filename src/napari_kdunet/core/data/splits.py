@@ -15,7 +15,7 @@ from napari_kdunet.core.data.teachers import Teaching
 from napari_kdunet.core.errors import ConfigError, LabelsError, UnlabelledError, VolumeError
 from napari_kdunet.core.metrics import Curve
 from napari_kdunet.core.networks.model import Model
-from napari_kdunet.core.prediction.predict import Tiler, foreground
+from napari_kdunet.core.prediction.tiler import Tiler, foreground
 from napari_kdunet.core.volumes.labels import class_index
 from napari_kdunet.core.volumes.volume import Volume, check_labels, open_volume
 

@@ -16,7 +16,7 @@ from napari_kdunet.core.config import DistillConfig
 from napari_kdunet.core.errors import ModelError, VolumeError
 from napari_kdunet.core.networks.model import Model, bundled_models, load_model
 from napari_kdunet.core.networks.unet import KUNet
-from napari_kdunet.core.prediction.predict import FOREIGN_MULTIPLE, Tiler
+from napari_kdunet.core.prediction.tiler import FOREIGN_MULTIPLE, Tiler
 from napari_kdunet.core.volumes.sources import one_line
 from napari_kdunet.core.volumes.volume import Volume, open_volume
 

@@ -9,7 +9,7 @@ from napari_kdunet.core.data.teachers import read_probability
 from napari_kdunet.core.devices import pick_device
 from napari_kdunet.core.metrics import Curve
 from napari_kdunet.core.networks.model import Model
-from napari_kdunet.core.prediction.predict import Tiler, foreground
+from napari_kdunet.core.prediction.tiler import Tiler, foreground
 from napari_kdunet.core.volumes.labels import class_index
 from napari_kdunet.core.volumes.volume import Volume
 

@@ -29,7 +29,7 @@ class CompiledUNet:
     Parameters
     ----------
     net : KUNet
-        On the CPU, without batch normalisation: see `folding`.
+        On the CPU, without batch normalisation: see `engine.folded`.
     threads : int
         How many to compute with, the caller's included.
     """

@@ -1,4 +1,4 @@
-"""What computes a network's logits: the fastest engine that is here. All agree to float32 rounding."""
+"""Engines: ways to compute a network's logits, of which the fastest here is taken. All agree to float32 rounding."""
 
 from __future__ import annotations
 
@@ -8,32 +8,32 @@ from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import fuse_conv_bn_weights
 
 from napari_kdunet.core.networks.unet import KUNet
-from napari_kdunet.core.prediction.folding import folded, with_log_odds
 
-__all__ = ["Forward", "engine_for"]
+__all__ = ["Forward", "engine_for", "folded"]
 
 Forward: TypeAlias = Callable[[Tensor], Tensor]
 """From an image (1, 1, Y, X) on the engine's device to float32 logits (1, C, Y, X), valid until the next call.
 
-Of two classes there is one plane, the difference of their logits: the log odds of the foreground.
+For two classes it is one plane, the log odds of the foreground: the difference of the two logits.
 """
 
 _COMPILED_UP_TO = 16  # channels at the top; beyond, little is gained for memory that is kept between two calls
-_CHANNELS_LAST_FROM = 2
+_CHANNELS_LAST_FROM = 2  # channels at the top
 
 
 def engine_for(net: nn.Module, device: torch.device, threads: int) -> Forward:
     """The fastest way to apply `net` on `device`; what happens to `net` later does not matter.
 
     On the CPU a tiny `KUNet` is compiled if Numba is installed (the extra ``fast``), and uses `threads` threads of its
-    own; all else is computed by torch, with batch normalisation folded into the convolutions. One call at a time.
+    own; all else is computed by torch, with fused batch normalisation. One call at a time.
     """
     if not isinstance(net, KUNet):
         with torch.no_grad():  # the copy of a TorchScript module would else hang on the original's graph
             return _Torch(copy.deepcopy(net).to(device) if _elsewhere(net, device) else net)
-    plain = with_log_odds(folded(net))
+    plain = _with_log_odds(folded(net))
     if device.type == "cpu" and net.k <= _COMPILED_UP_TO and not _elsewhere(net, device):
         try:
             from napari_kdunet.core.prediction.compiled import CompiledUNet
@@ -52,7 +52,7 @@ def _elsewhere(net: nn.Module, device: torch.device) -> bool:
 
 
 class _Torch:
-    """A network as it is."""
+    """Computed by torch."""
 
     def __init__(self, net: nn.Module) -> None:
         self.net = net
@@ -60,3 +60,46 @@ class _Torch:
     def __call__(self, batch: Tensor) -> Tensor:
         logits: Tensor = self.net(batch).float()
         return logits[:, 1:] - logits[:, :1] if logits.shape[1] == 2 else logits
+
+
+@torch.no_grad()
+def folded(net: KUNet) -> KUNet:
+    """A copy of `net` with batch normalisation fused into the convolutions, in ``eval`` mode.
+
+    The logits are the same to float32 rounding.
+    """
+    with torch.device("meta"):  # no initial weights, and so none of the caller's random numbers
+        plain = KUNet(net.k, False, classes=net.classes, depth=net.depth, activation=net.activation)
+    plain.to_empty(device=next(net.parameters()).device)
+    for target, source in zip((*plain.down, *plain.merge), (*net.down, *net.merge), strict=True):
+        norms: list[nn.BatchNorm2d | None] = [layer for layer in source if isinstance(layer, nn.BatchNorm2d)]
+        convolutions = [[layer for layer in stage if isinstance(layer, nn.Conv2d)] for stage in (target, source)]
+        for goal, convolution, norm in zip(*convolutions, norms or [None, None], strict=True):
+            if norm is None:
+                goal.load_state_dict(convolution.state_dict())
+                continue
+            mean, variance, scale, shift = (
+                getattr(norm, name).double() for name in ("running_mean", "running_var", "weight", "bias")
+            )
+            exact = (convolution.weight.double(), convolution.bias.double())
+            goal.weight, goal.bias = (
+                nn.Parameter(value.float(), requires_grad=False)
+                for value in fuse_conv_bn_weights(*exact, mean, variance, norm.eps, scale, shift)
+            )
+    plain.up.load_state_dict(net.up.state_dict())
+    plain.head.load_state_dict(net.head.state_dict())
+    return plain.eval()
+
+
+@torch.no_grad()
+def _with_log_odds(net: KUNet) -> KUNet:
+    """Give a `net` of two classes, in place, a head for the difference of their logits; others stay as they are."""
+    if net.classes == 2:
+        weight, bias = net.head.weight, net.head.bias
+        assert bias is not None
+        net.head = nn.Conv2d(net.k, 1, 1, device="meta")  # as above
+        net.head.weight, net.head.bias = (
+            nn.Parameter((value[1:].double() - value[:1].double()).float(), requires_grad=False)
+            for value in (weight, bias)
+        )
+    return net

@@ -1,7 +1,7 @@
-"""Ortho-plane prediction: what a 2-D network says of the slices along z, y and x of an isotropic volume, averaged.
+"""Ortho-plane prediction: a 2-D network on the slices along z, y and x of an isotropic volume, and their mean.
 
-It is done in blocks, as long on all sides as memory allows. What the network must see around a block is computed with
-it, and again with the next one, so that few large blocks cost less than many small ones.
+It is done in blocks, as long on all sides as memory allows. The halo of a block is computed with it, and again with
+the next one, so that few large blocks cost less than many small ones.
 """
 
 from __future__ import annotations
@@ -12,27 +12,23 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from napari_kdunet.core.errors import ConfigError
 from napari_kdunet.core.networks.model import Model
+from napari_kdunet.core.prediction.tiler import Span, Tiler
 from napari_kdunet.core.volumes.resampling import Grid
 from napari_kdunet.core.volumes.sources import Key
 from napari_kdunet.core.volumes.volume import Volume
 
-if TYPE_CHECKING:
-    from napari_kdunet.core.prediction.predict import Tiler
-
-__all__ = ["OrthoPlanes", "labels", "probability"]
-
-Span: TypeAlias = tuple[int, int]
+__all__ = ["OrthoPlanes", "foreground", "labels"]
 
 _ORDERS = ((0, 1, 2), (1, 0, 2), (2, 0, 1))  # slices along z are YX, along y ZX, along x ZY
 _ISOTROPIC = 1.05  # largest ratio of the sides of a voxel: less than the scale that training varies
-_MEMORY = 9 * 10**8  # bytes, of a block and of the results of those beside it, which a writer holds
+MEMORY = 9 * 10**8  # bytes, of a block and of the results of those beside it, which a writer holds
 _MOST_BLOCKS = 64  # along an axis; of a volume that needs more, blocks are as small as that
 _STRIP = 2**22  # pixels, in float64
 
@@ -50,16 +46,19 @@ class OrthoPlanes:
     tilers : tuple of Tiler
         Of the slices along z, y and x.
     classes : int
-        How many classes to expect, to reckon memory with.
+        Of the network, to estimate memory with.
+    memory : int
+        Bytes that a block, with the results of those beside it, may take.
     """
 
     volume: Volume
     tilers: tuple[Tiler, ...]
     classes: int
+    memory: int = MEMORY
 
     @classmethod
-    def of(cls, model: Model, volume: Volume, tiler: Tiler) -> OrthoPlanes:
-        """Let the network of `tiler`, which is of the slices along z, see the other slices too.
+    def of(cls, model: Model, volume: Volume, tiler: Tiler, memory: int = MEMORY) -> OrthoPlanes:
+        """Make the tilers of the slices along y and x from `tiler`, that of the slices along z.
 
         Raises
         ------
@@ -70,28 +69,28 @@ class OrthoPlanes:
             raise ConfigError(f"{volume.name} is a single slice: planes zyx need a volume, take planes z.")
         size = volume.voxel_size
         if size is not None and max(size) > _ISOTROPIC * min(size):
-            told = " x ".join(f"{length:g}" for length in size)
+            sides = " x ".join(f"{length:g}" for length in size)
             raise ConfigError(
-                f"voxels of {volume.name} are {told} nm (Z, Y, X): planes zyx need isotropic ones, take planes z."
+                f"voxels of {volume.name} are {sides} nm (Z, Y, X): planes zyx need isotropic ones, take planes z."
             )
         grids = [Grid.between(size and (size[y], size[x]), model.pixel_size) for _, y, x in _ORDERS]
         tilers = tuple(replace(tiler, grid=grid) for grid in grids)
-        return cls(volume, tilers, getattr(model.net, "classes", 2))
+        return cls(volume, tilers, getattr(model.net, "classes", 2), memory)
 
     @property
     def unit(self) -> tuple[int, int, int]:
-        """Blocks start at multiples of this (Z, Y, X), so that windows in all planes start at whole units."""
+        """Blocks start at multiples of this (Z, Y, X), so that tiles in all planes start at whole units."""
         return (self.tilers[1].unit[0], *self.tilers[0].unit)
 
     @property
     def halo(self) -> tuple[int, int, int]:
-        """How far the slices of a block see beyond it (Z, Y, X)."""
+        """Halo of a block (Z, Y, X)."""
         return (self.tilers[1].halo[0], *self.tilers[0].halo)
 
     def block_size(self, result: Any, working: int | None = None) -> tuple[int, int, int]:
-        """Sides of a block (Z, Y, X): about `working` working pixels, or what is least work within memory if None.
+        """Sides of a block (Z, Y, X): about `working` working pixels, or those of the least work within `memory`.
 
-        Memory is that of a block, and that of a writer which takes whole slices of the dtype `result`.
+        Memory counts the block and a writer that takes whole slices of the dtype `result`.
         """
         if working is not None:
             ratio = (self.tilers[1].grid.ratio[0], *self.tilers[0].grid.ratio)
@@ -102,14 +101,14 @@ class OrthoPlanes:
         sides = [np.unique(-(-n // (parts * unit)) * unit) for n, unit in zip(shape, self.unit, strict=True)]
         block = np.meshgrid(*(np.minimum(each, n) for each, n in zip(sides, shape, strict=True)), indexing="ij")
         around = [np.minimum(b + 2 * halo, n) for b, halo, n in zip(block, self.halo, shape, strict=True)]
-        seen = [block[z] * around[y] * around[x] for z, y, x in _ORDERS]
+        read = [block[z] * around[y] * around[x] for z, y, x in _ORDERS]
         voxels = math.prod(block)
-        held = 4 * (self.classes - 1) * voxels + self.volume.dtype.itemsize * np.max(seen, axis=0)
+        held = 4 * (self.classes - 1) * voxels + self.volume.dtype.itemsize * np.max(read, axis=0)
         slab = np.dtype(result).itemsize * block[0] * shape[1] * shape[2]  # one block's takes the place of its sums
-        fits = held + np.where(voxels < block[0] * shape[1] * shape[2], slab, 0) <= _MEMORY
+        fits = held + np.where(voxels < block[0] * shape[1] * shape[2], slab, 0) <= self.memory
         if not fits.any():  # of so large slices a writer cannot hold fewer
-            fits = (held <= _MEMORY) & (block[0] == block[0].min())
-        best = np.unravel_index(np.argmin(np.where(fits, np.sum(seen, axis=0) / voxels, np.inf)), fits.shape)
+            fits = (held <= self.memory) & (block[0] == block[0].min())
+        best = np.unravel_index(np.argmin(np.where(fits, np.sum(read, axis=0) / voxels, np.inf)), fits.shape)
         return self._within([int(each[best]) for each in block])
 
     def _within(self, sides: list[int]) -> tuple[int, int, int]:
@@ -125,28 +124,28 @@ class OrthoPlanes:
                 if window is None or window.region != region:
                     window = None  # its memory first
                     window = self._read(region)
-                seen = _Seen(self.volume.name, window.turned(order), moments=self._moments[axis])
+                turned = _Turned(self.volume.name, window.transposed(order), moments=self._moments[axis])
                 (first, last), rows, columns = (spans[each] for each in order)
                 for i in range(first, last):
-                    logits = tiler.window(seen, i, rows, columns)
-                    found = (logits.sigmoid() if len(logits) == 1 else logits.softmax(dim=0)[1:]).numpy()
+                    logits = tiler.window(turned, i, rows, columns)
+                    probability = (logits.sigmoid() if len(logits) == 1 else logits.softmax(dim=0)[1:]).numpy()
                     if total is None:
-                        total = np.zeros((len(found), *(stop - start for start, stop in spans)), np.float32)
-                    total.transpose(0, *(1 + each for each in order))[:, i - first] += found
-                del seen
+                        total = np.zeros((len(probability), *(stop - start for start, stop in spans)), np.float32)
+                    total.transpose(0, *(1 + each for each in order))[:, i - first] += probability
+                del turned
             assert total is not None
             del window
             total /= len(_ORDERS)
             return finish(total)
 
     def _region(self, spans: tuple[Span, ...], axis: int) -> tuple[Span, ...]:
-        """What the slices of a block along an axis see of the volume."""
-        found = [
+        """What is read for the slices of a block along an axis: with its halo in their plane."""
+        region = [
             (max(start - halo, 0), min(-(-stop // unit) * unit + halo, size))
             for (start, stop), unit, halo, size in zip(spans, self.unit, self.halo, self.volume.shape, strict=True)
         ]
-        found[axis] = spans[axis]
-        return tuple(found)
+        region[axis] = spans[axis]
+        return tuple(region)
 
     def _read(self, region: tuple[Span, ...]) -> _Window:
         (first, last), y, x = region
@@ -173,39 +172,42 @@ class OrthoPlanes:
                 sums[0][power, z] += values.sum()
                 sums[1][power, top : top + rows] += values.sum(axis=1)
                 sums[2][power] += values.sum(axis=0)
-        found = []
+        moments = []
         for total in sums:
             mean, square = total * total.shape[1] / (depth * height * width)
-            found.append(np.stack([mean + offset, np.sqrt(np.maximum(square - mean**2, 0))], axis=1))
-        return found
+            moments.append(np.stack([mean + offset, np.sqrt(np.maximum(square - mean**2, 0))], axis=1))
+        return moments
 
 
-def probability(found: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Probability (Z, Y, X) of not being background, from those of the other classes, which it overwrites."""
-    total: NDArray[np.float32] = found[0]
-    for other in found[1:]:
+def foreground(mean: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Probability (Z, Y, X) of the foreground from the mean probabilities (C - 1, Z, Y, X), which it overwrites."""
+    total: NDArray[np.float32] = mean[0]
+    for other in mean[1:]:
         total += other
     return total.clip(0, 1, out=total)
 
 
-def labels(found: NDArray[np.float32], threshold: float) -> NDArray[np.uint8]:
-    """As `prediction.predict` gives them, from the probabilities of the classes but the background."""
-    result = np.zeros(found.shape[1:], np.uint8)
+def labels(mean: NDArray[np.float32], threshold: float) -> NDArray[np.uint8]:
+    """Labels (Z, Y, X) from the mean probabilities (C - 1, Z, Y, X) of the classes but the background.
+
+    The most probable foreground class where the foreground's probability is above the threshold, else 0.
+    """
+    result = np.zeros(mean.shape[1:], np.uint8)
     for z in range(len(result)):  # one by one: an argmax is of 8 bytes a voxel
-        seen = found[:, z]
-        np.copyto(result[z], seen.argmax(axis=0) + 1, casting="unsafe", where=seen.sum(axis=0) > threshold)
+        shares = mean[:, z]
+        np.copyto(result[z], shares.argmax(axis=0) + 1, casting="unsafe", where=shares.sum(axis=0) > threshold)
     return result
 
 
 class _Window:
-    """A part of a volume, read from as if it was the whole; a source of a `Volume`."""
+    """A region of a volume in memory, indexed as the whole volume is; a source of a `Volume`."""
 
     def __init__(self, pixels: NDArray[Any], region: tuple[Span, ...], shape: tuple[int, ...]) -> None:
         self.pixels, self.region, self.dtype = pixels, region, pixels.dtype
         self.shape: tuple[int, int, int] = (shape[0], shape[1], shape[2])
         self.chunks: tuple[int, int, int] = (1, *self.shape[1:])
 
-    def turned(self, order: tuple[int, int, int]) -> _Window:
+    def transposed(self, order: tuple[int, int, int]) -> _Window:
         """The same with its axes in another order."""
         region, shape = tuple(self.region[axis] for axis in order), tuple(self.shape[axis] for axis in order)
         return _Window(self.pixels.transpose(order), region, shape)
@@ -219,8 +221,8 @@ class _Window:
 
 
 @dataclass(frozen=True, eq=False)
-class _Seen(Volume):
-    """A window of a volume whose slices' mean and standard deviation (N, 2) are known."""
+class _Turned(Volume):
+    """A window with its axes in another order, of whose slices the mean and standard deviation (N, 2) are known."""
 
     moments: NDArray[np.float64] = field(default_factory=lambda: np.zeros((0, 2)), repr=False)
 

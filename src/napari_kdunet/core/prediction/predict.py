@@ -1,17 +1,14 @@
-"""The only tiler: from a model and a volume to lazy probabilities, at the image's own resolution."""
+"""From a model and a volume to lazy probabilities or labels, at the image's own resolution."""
 
 from __future__ import annotations
 
 import hashlib
-import itertools
-import math
 import threading
 import uuid
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeAlias
 
 import dask.array as da
 import numpy as np
@@ -20,27 +17,19 @@ from dask import delayed
 from numpy.typing import NDArray
 
 from napari_kdunet import __version__
-from napari_kdunet.core.devices import cores, pick_device, using_threads
 from napari_kdunet.core.errors import ConfigError
 from napari_kdunet.core.networks.model import Model
-from napari_kdunet.core.prediction.blocks import Blocks, Computation, one_block
-from napari_kdunet.core.prediction.engine import Forward, engine_for
-from napari_kdunet.core.prediction.orthoplanes import OrthoPlanes, Span, labels, probability
-from napari_kdunet.core.prediction.tta import averaged
-from napari_kdunet.core.volumes.resampling import Grid
+from napari_kdunet.core.prediction import orthoplanes
+from napari_kdunet.core.prediction.orthoplanes import OrthoPlanes
+from napari_kdunet.core.prediction.tiler import Span, Tiler, foreground, labels
 from napari_kdunet.core.volumes.volume import Volume, open_volume
 
-T = TypeVar("T")
+__all__ = ["Blocks", "predict", "prediction_key"]
 
-__all__ = ["FOREIGN_MULTIPLE", "Tiler", "fingerprint", "foreground", "predict"]
+_Computation: TypeAlias = tuple[tuple[int, int, int], Callable[..., NDArray[Any]]]
+"""Sides of a block (Z, Y, X), and what computes one from its spans in Z, Y and X."""
 
-FOREIGN_MULTIPLE, _FOREIGN_REACH = 32, 128  # of a network that does not say: enough for the usual U-Nets
-_TILE_BYTES = 2**28  # of activations at the top of the network, about a quarter of its peak
-_TILE_SIDE = 2048  # image pixels: of a shrunk image the pixels themselves take more than the activations
-
-_AT_ONCE = 2  # tiles in memory, whatever the number of dask's threads: one is read, the other computed
-
-_forward_lock = threading.Lock()  # one forward at a time: each already uses all its threads, or the whole GPU
+_make_lock = threading.Lock()  # one computation is made at a time in a process
 
 
 def predict(
@@ -71,12 +60,12 @@ def predict(
         Side of a tile in working pixels, rounded to what the network needs; by default as large as memory allows
         comfortably. The result does not depend on it, to float rounding.
     views : {1, 2, 4, 8}
-        Over how many views of a slice the logits are averaged: as it is, with its mirror image, with all four
-        mirrorings, with their quarter turns too. The time grows alike.
+        Test-time augmentation: over how many flips and quarter turns of a slice the logits are averaged. 1 is the
+        slice as it is, 2 adds its flip along X, 4 those along Y, 8 their quarter turns. The time grows alike.
     planes : {"z", "zyx"}
-        See the slices along z, or those along y and x of an isotropic volume too: the mean of three probabilities,
-        each of a slice standardised by itself. It is computed in blocks of many slices, in at least three times the
-        time, and the volume is read through once before the first.
+        Predict the slices along z, or those along y and x of an isotropic volume too (ortho-plane prediction): the
+        mean of three probabilities, each of a slice standardised by itself. It is computed in blocks of many slices,
+        in at least three times the time, and the volume is read through once before the first.
     device : str
         ``auto``, ``cpu``, ``cuda`` or ``mps``.
     threads : int, optional
@@ -108,7 +97,7 @@ def predict(
     name = f"kdunet-{uuid.uuid4().hex}"  # else dask hashes model and volume, and copies them to do so
     shared = delayed(blocks, name=f"{name}-blocks", traverse=False)  # one node of the graph: sent to a worker once
     meta = np.empty((0, 0, 0), dtype)
-    lazy: da.Array = da.map_blocks(one_block, blocks=shared, name=name, chunks=chunks, dtype=dtype, meta=meta)
+    lazy: da.Array = da.map_blocks(_one_block, blocks=shared, name=name, chunks=chunks, dtype=dtype, meta=meta)
     return lazy
 
 
@@ -122,13 +111,13 @@ def _computation(
     views: int,
     device: str,
     threads: int | None,
-) -> Computation:
+) -> _Computation:
     tiler = Tiler.of(model, volume, device, threads, views)
     if planes == "zyx":
         ortho = OrthoPlanes.of(model, volume, tiler)
-        found = probability if dtype is np.float32 else partial(labels, threshold=level)
-        return ortho.block_size(dtype, tile), partial(ortho.compute, found)
-    finish = foreground if dtype is np.float32 else partial(_labels, threshold=level)
+        of_mean = orthoplanes.foreground if dtype is np.float32 else partial(orthoplanes.labels, threshold=level)
+        return ortho.block_size(dtype, tile), partial(ortho.compute, of_mean)
+    finish = foreground if dtype is np.float32 else partial(labels, threshold=level)
     return (1, *tiler.tile(tile)), partial(_slice, tiler, volume, finish)
 
 
@@ -138,16 +127,19 @@ def _slice(
     return tiler.compute(finish, volume, z[0], y, x)[None]
 
 
-def fingerprint(model: Model, volume: Volume, **settings: Any) -> str:
-    """What tells one prediction from another: a digest of the weights, the volume's name and date, and `settings`."""
+def prediction_key(model: Model, volume: Volume, **settings: Any) -> str:
+    """SHA-256 of what a prediction depends on: version, weights, the volume's name and date, and `settings`.
+
+    Predictions of the same key are the same, so that one which was interrupted can be gone on with.
+    """
     digest = hashlib.sha256()
     for name, value in model.net.state_dict().items():
         digest.update(name.encode())
         digest.update(value.cpu().contiguous().numpy().tobytes())
     path = Path(volume.name)
     date = path.stat().st_mtime_ns if path.exists() else 0
-    about = (__version__, model.pixel_size, volume.name, date, volume.shape, str(volume.dtype), volume.voxel_size)
-    digest.update(repr((about, sorted(settings.items()))).encode())
+    metadata = (__version__, model.pixel_size, volume.name, date, volume.shape, str(volume.dtype), volume.voxel_size)
+    digest.update(repr((metadata, sorted(settings.items()))).encode())
     return digest.hexdigest()
 
 
@@ -155,128 +147,37 @@ def _pieces(size: int, step: int) -> tuple[int, ...]:
     return tuple(min(step, size - start) for start in range(0, size, step))
 
 
-def foreground(logits: torch.Tensor) -> NDArray[np.float32]:
-    """Probability of not being background, from what `Tiler.logits` gives."""
-    if logits.shape[0] == 1:
-        return torch.sigmoid(logits[0]).numpy()
-    return (1 - logits.softmax(dim=0)[0]).clamp(0, 1).numpy()
+class Blocks:
+    """The blocks of a lazy ZYX array: one node of its graph.
 
+    It is pickled without its engine: each process makes its own when it computes its first block, for the device,
+    the threads and the compiled kernels that it has.
 
-def _labels(logits: torch.Tensor, threshold: float) -> NDArray[np.uint8]:
-    """Most probable foreground class where the foreground's probability is above the threshold, else 0."""
-    if logits.shape[0] == 1:
-        level = math.log(threshold / (1 - threshold)) if threshold else -math.inf
-        return (logits[0] > level).numpy().view(np.uint8)
-    found = foreground(logits) > threshold
-    return np.where(found, logits[1:].argmax(dim=0).numpy() + 1, 0).astype(np.uint8)
-
-
-@dataclass(frozen=True)
-class Tiler:
-    """Logits of any window of a slice, equal to float rounding to the window cut from the whole slice's logits.
-
-    The image is mirrored at its borders by one unit of the grid. A window is read with a halo that covers the
-    network's reach, and starts and ends at whole units, so that poolings fall on the same pixels in each window and
-    in its mirror images.
+    Parameters
+    ----------
+    make : callable
+        Gives the sides of a block and the function that computes one; that holds what cannot be pickled, such as
+        engines and locks. Called at once, as the model may change later, and again in each process.
+    shape : tuple of int
+        Of the array (Z, Y, X).
     """
 
-    forward: Forward
-    grid: Grid
-    device: torch.device
-    threads: int
-    multiple: int
-    reach: int
-    k: int
-    _slots: threading.Semaphore = field(
-        default_factory=lambda: threading.BoundedSemaphore(_AT_ONCE), init=False, compare=False, repr=False
-    )
+    def __init__(self, make: Callable[[], _Computation], shape: tuple[int, int, int]) -> None:
+        self.make, self.shape = make, shape
+        self.sides, computation = make()
+        self._compute: Callable[..., NDArray[Any]] | None = computation
 
-    @classmethod
-    def of(
-        cls, model: Model, volume: Volume, device: str = "auto", threads: int | None = None, views: int = 1
-    ) -> Tiler:
-        """The tiler that applies `model`, averaged over so many `views`, to `volume`."""
-        net, where, threads = model.net, pick_device(device), threads or cores()
-        return cls(
-            averaged(engine_for(net, where, threads), views),
-            Grid.between(volume.voxel_size[1:] if volume.voxel_size else None, model.pixel_size),
-            where,
-            threads,
-            getattr(net, "multiple", FOREIGN_MULTIPLE),
-            getattr(net, "reach", _FOREIGN_REACH),
-            getattr(net, "k", 64),
-        )
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_compute": None}
 
-    @property
-    def unit(self) -> tuple[int, int]:
-        """Windows start at multiples of this, in image pixels (Y, X)."""
-        return self.grid.unit(self.multiple)
+    def __call__(self, block_id: tuple[int, int, int]) -> NDArray[Any]:
+        """Compute one, by its indices."""
+        with _make_lock:
+            compute = self._compute = self._compute or self.make()[1]
+        starts = (i * side for i, side in zip(block_id, self.sides, strict=True))
+        return compute(*((a, min(a + side, n)) for a, side, n in zip(starts, self.sides, self.shape, strict=True)))
 
-    @property
-    def halo(self) -> tuple[int, int]:
-        """How far beyond its whole units a window is read, in image pixels (Y, X): multiples of `unit`."""
-        reaches = (math.ceil(self.reach / r) + (r > 1) for r in self.grid.ratio)  # enlarging looks at the next pixel
-        y, x = (-(-reach // unit) * unit for reach, unit in zip(reaches, self.unit, strict=True))
-        return y, x
 
-    def tile(self, working: int | None = None) -> tuple[int, int]:
-        """Sides of a tile in image pixels: about `working` working pixels, or what memory allows if None."""
-        most = int(min(1536, (_TILE_BYTES / (4 * self.k)) ** 0.5))
-        sides = (int(working / r) if working else min(int(most / r), _TILE_SIDE) for r in self.grid.ratio)
-        ty, tx = (max(1, side // u) * u for side, u in zip(sides, self.unit, strict=True))
-        return ty, tx
-
-    def windows(self, shape: tuple[int, ...]) -> Iterator[tuple[tuple[int, int], tuple[int, int]]]:
-        """(Y, X) windows, each a start and a stop, that tile the slices of a volume of this ZYX shape."""
-        starts = ([(a, min(a + s, n)) for a in range(0, n, s)] for n, s in zip(shape[1:], self.tile(), strict=True))
-        return ((y, x) for y, x in itertools.product(*starts))
-
-    def window(self, volume: Volume, z: int, y: tuple[int, int], x: tuple[int, int]) -> torch.Tensor:
-        """As `logits`, of any window: tile by tile, and with no need to begin at a multiple of `unit`."""
-        first_y, first_x = (start // unit * unit for start, unit in zip((y[0], x[0]), self.unit, strict=True))
-        step_y, step_x = self.tile()
-        rows = []
-        for top in range(first_y, y[1], step_y):
-            row = [
-                self.logits(volume, z, (top, min(top + step_y, y[1])), (left, min(left + step_x, x[1])))
-                for left in range(first_x, x[1], step_x)
-            ]
-            rows.append(torch.cat(row, dim=-1))
-        return torch.cat(rows, dim=-2)[:, y[0] - first_y :, x[0] - first_x :]
-
-    def logits(self, volume: Volume, z: int, y: tuple[int, int], x: tuple[int, int]) -> torch.Tensor:
-        """(C, y1 - y0, x1 - x0) float32 logits on the CPU of a window of slice `z`; y0 and x0 multiples of `unit`.
-
-        Of two classes (1, ...) log odds of the foreground: the difference of the two logits.
-        """
-        return self.compute(torch.clone, volume, z, y, x)
-
-    def compute(
-        self, finish: Callable[[torch.Tensor], T], volume: Volume, z: int, y: tuple[int, int], x: tuple[int, int]
-    ) -> T:
-        """What `finish` makes of the `logits`, which stay valid only while it runs."""
-        with self._slots, torch.inference_mode():
-            image, inner = self._read(volume, z, (y, x))
-            working = self.grid.to_working(torch.from_numpy(image)[None, None].to(self.device))
-            del image  # it is larger
-            with _forward_lock, using_threads(self.threads):
-                out = self.grid.to_image(self.forward(working))
-                return finish(out[0][(slice(None), *inner)].cpu())
-
-    def _read(
-        self, volume: Volume, z: int, window: tuple[tuple[int, int], ...]
-    ) -> tuple[NDArray[np.float32], tuple[slice, ...]]:
-        """Read a window with its halo and mirrored borders, standardised; where in that the window itself lies."""
-        inside, pads, inner = [], [], []
-        for (start, stop), size, unit, halo in zip(window, volume.shape[1:], self.unit, self.halo, strict=True):
-            first = max(start - halo, -unit)
-            last = min(-(-stop // unit) * unit + halo, -(-(size + unit) // unit) * unit)
-            inside.append(slice(max(first, 0), min(last, size)))
-            pads.append((max(-first, 0), max(last - size, 0)))
-            inner.append(slice(start - first, stop - first))
-        stored = volume.read(z, *inside)
-        mean, std = volume.statistics(z, stored if stored.shape == volume.shape[1:] else None)
-        image = np.pad(stored, pads, mode="reflect").astype(np.float32)
-        image -= np.float32(mean)
-        image /= np.float32(std or 1.0)
-        return image, tuple(inner)
+def _one_block(blocks: Blocks, block_id: tuple[int, int, int] = (0, 0, 0)) -> NDArray[Any]:
+    """For `dask.array.map_blocks`."""
+    return blocks(block_id)

@@ -1,4 +1,4 @@
-"""A network averaged over mirror images and quarter turns of what it sees: what it is sure of whichever way up."""
+"""Test-time augmentation: the mean of a network's logits over flips and quarter turns of the image."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ def averaged(forward: Forward, views: int) -> Forward:
     Parameters
     ----------
     forward : Forward
-        An engine for images whose sides are multiples of what its poolings need. So they fall on the same pixels in
-        each view, and a window has the logits that it has within the whole image.
+        An engine, for images whose sides are multiples of the network's `multiple`: so poolings fall on the same
+        pixels in each view, and tiled prediction stays equal to untiled.
     views : int
-        1 is the image as it is; 2 adds its mirror image along X; 4 those along Y; 8 all of these with Y and X
-        exchanged, which are the quarter turns and their mirror images.
+        1 is the image as it is; 2 adds its flip along X; 4 those along Y; 8 all of these with Y and X exchanged,
+        which are the quarter turns and their flips.
 
     Raises
     ------
@@ -46,12 +46,12 @@ class _Averaged:
     def __call__(self, batch: Tensor) -> Tensor:
         """Mean logits (1, C, Y, X) of one image (1, 1, Y, X)."""
         views = islice(product((False, True), repeat=3), self.views)
-        total: Tensor = reduce(torch.add, (self._seen(batch, *view) for view in views))
+        total: Tensor = reduce(torch.add, (self._view(batch, *view) for view in views))
         return total / self.views
 
-    def _seen(self, batch: Tensor, turned: bool, upside: bool, mirrored: bool) -> Tensor:
-        """Logits of one view, turned back: new, as the engine's are valid until its next call only."""
-        axes = [axis for axis, wanted in ((-2, upside), (-1, mirrored)) if wanted]
-        view = batch.transpose(-2, -1) if turned else batch
+    def _view(self, batch: Tensor, transpose: bool, flip_y: bool, flip_x: bool) -> Tensor:
+        """Logits of one view, turned back: a copy, as the engine's are valid until its next call only."""
+        axes = [axis for axis, wanted in ((-2, flip_y), (-1, flip_x)) if wanted]
+        view = batch.transpose(-2, -1) if transpose else batch
         logits = self.forward(view.flip(axes).contiguous()).flip(axes)
-        return logits.transpose(-2, -1) if turned else logits
+        return logits.transpose(-2, -1) if transpose else logits

@@ -1,0 +1,178 @@
+"""Tiled prediction: logits of any window of a slice, at the image's own resolution."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import TypeAlias, TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from napari_kdunet.core.devices import cores, pick_device, using_threads
+from napari_kdunet.core.networks.model import Model
+from napari_kdunet.core.prediction.engine import Forward, engine_for
+from napari_kdunet.core.prediction.tta import averaged
+from napari_kdunet.core.volumes.resampling import Grid
+from napari_kdunet.core.volumes.volume import Volume
+
+__all__ = ["FOREIGN_MULTIPLE", "Span", "Tiler", "foreground", "labels"]
+
+T = TypeVar("T")
+
+Span: TypeAlias = tuple[int, int]
+"""A start and a stop, in pixels."""
+
+FOREIGN_MULTIPLE, _FOREIGN_REACH = 32, 128  # of a network that does not say: enough for the usual U-Nets
+_TILE_BYTES = 2**28  # of activations at the top of the network, about a quarter of its peak
+_TILE_SIDE = 2048  # image pixels: of a shrunk image the pixels themselves take more than the activations
+_AT_ONCE = 2  # tiles in memory, whatever the number of dask's threads: one is read, the other computed
+
+_forward_lock = threading.Lock()  # one forward at a time: each already uses all its threads, or the whole GPU
+
+
+@dataclass(frozen=True)
+class Tiler:
+    """Logits of any window of a slice, equal to float rounding to the window cut from the whole slice's logits.
+
+    The image is mirrored at its borders by one unit of the grid. A window is read with a halo that covers the
+    receptive field, and starts and ends at whole units, so that poolings fall on the same pixels in each window and
+    in its flips.
+
+    Attributes
+    ----------
+    forward : Forward
+        The engine, with test-time augmentation where it is wanted.
+    grid : Grid
+        From image pixels to working pixels.
+    device : torch.device
+        Of the engine.
+    threads : int
+        CPU threads.
+    multiple, reach, k : int
+        As the network says them, see `Network`; `k` estimates the memory of a tile.
+    """
+
+    forward: Forward
+    grid: Grid
+    device: torch.device
+    threads: int
+    multiple: int
+    reach: int
+    k: int
+    _slots: threading.Semaphore = field(
+        default_factory=lambda: threading.BoundedSemaphore(_AT_ONCE), init=False, compare=False, repr=False
+    )
+
+    @classmethod
+    def of(
+        cls, model: Model, volume: Volume, device: str = "auto", threads: int | None = None, views: int = 1
+    ) -> Tiler:
+        """The tiler that applies `model` to `volume`, with test-time augmentation by so many `views`."""
+        net, where, threads = model.net, pick_device(device), threads or cores()
+        return cls(
+            averaged(engine_for(net, where, threads), views),
+            Grid.between(volume.voxel_size[1:] if volume.voxel_size else None, model.pixel_size),
+            where,
+            threads,
+            getattr(net, "multiple", FOREIGN_MULTIPLE),
+            getattr(net, "reach", _FOREIGN_REACH),
+            getattr(net, "k", 64),
+        )
+
+    @property
+    def unit(self) -> tuple[int, int]:
+        """Windows start at multiples of this, in image pixels (Y, X)."""
+        return self.grid.unit(self.multiple)
+
+    @property
+    def halo(self) -> tuple[int, int]:
+        """Width of the halo around the whole units of a window, in image pixels (Y, X): multiples of `unit`."""
+        reaches = (math.ceil(self.reach / r) + (r > 1) for r in self.grid.ratio)  # enlarging looks at the next pixel
+        y, x = (-(-reach // unit) * unit for reach, unit in zip(reaches, self.unit, strict=True))
+        return y, x
+
+    def tile(self, working: int | None = None) -> tuple[int, int]:
+        """Sides of a tile in image pixels: about `working` working pixels, or what memory allows if None."""
+        most = int(min(1536, (_TILE_BYTES / (4 * self.k)) ** 0.5))
+        sides = (int(working / r) if working else min(int(most / r), _TILE_SIDE) for r in self.grid.ratio)
+        ty, tx = (max(1, side // u) * u for side, u in zip(sides, self.unit, strict=True))
+        return ty, tx
+
+    def windows(self, shape: tuple[int, ...]) -> Iterator[tuple[tuple[int, int], tuple[int, int]]]:
+        """(Y, X) windows, each a start and a stop, that tile the slices of a volume of this ZYX shape."""
+        starts = ([(a, min(a + s, n)) for a in range(0, n, s)] for n, s in zip(shape[1:], self.tile(), strict=True))
+        return ((y, x) for y, x in itertools.product(*starts))
+
+    def window(self, volume: Volume, z: int, y: tuple[int, int], x: tuple[int, int]) -> torch.Tensor:
+        """As `logits`, of a window of any size that begins anywhere: computed tile by tile."""
+        first_y, first_x = (start // unit * unit for start, unit in zip((y[0], x[0]), self.unit, strict=True))
+        step_y, step_x = self.tile()
+        rows = []
+        for top in range(first_y, y[1], step_y):
+            row = [
+                self.logits(volume, z, (top, min(top + step_y, y[1])), (left, min(left + step_x, x[1])))
+                for left in range(first_x, x[1], step_x)
+            ]
+            rows.append(torch.cat(row, dim=-1))
+        return torch.cat(rows, dim=-2)[:, y[0] - first_y :, x[0] - first_x :]
+
+    def logits(self, volume: Volume, z: int, y: tuple[int, int], x: tuple[int, int]) -> torch.Tensor:
+        """(C, y1 - y0, x1 - x0) float32 logits on the CPU of a window of slice `z`; y0 and x0 multiples of `unit`.
+
+        Of two classes (1, ...) log odds of the foreground: the difference of the two logits.
+        """
+        return self.compute(torch.clone, volume, z, y, x)
+
+    def compute(
+        self, finish: Callable[[torch.Tensor], T], volume: Volume, z: int, y: tuple[int, int], x: tuple[int, int]
+    ) -> T:
+        """Apply `finish` to the `logits`, which stay valid only while it runs."""
+        with self._slots, torch.inference_mode():
+            image, inner = self._read(volume, z, (y, x))
+            working = self.grid.to_working(torch.from_numpy(image)[None, None].to(self.device))
+            del image  # it is larger
+            with _forward_lock, using_threads(self.threads):
+                out = self.grid.to_image(self.forward(working))
+                return finish(out[0][(slice(None), *inner)].cpu())
+
+    def _read(
+        self, volume: Volume, z: int, window: tuple[tuple[int, int], ...]
+    ) -> tuple[NDArray[np.float32], tuple[slice, ...]]:
+        """Read a window with its halo and mirrored borders, standardised; and where in it the window itself is."""
+        inside, pads, inner = [], [], []
+        for (start, stop), size, unit, halo in zip(window, volume.shape[1:], self.unit, self.halo, strict=True):
+            first = max(start - halo, -unit)
+            last = min(-(-stop // unit) * unit + halo, -(-(size + unit) // unit) * unit)
+            inside.append(slice(max(first, 0), min(last, size)))
+            pads.append((max(-first, 0), max(last - size, 0)))
+            inner.append(slice(start - first, stop - first))
+        stored = volume.read(z, *inside)
+        mean, std = volume.statistics(z, stored if stored.shape == volume.shape[1:] else None)
+        image = np.pad(stored, pads, mode="reflect").astype(np.float32)
+        image -= np.float32(mean)
+        image /= np.float32(std or 1.0)
+        return image, tuple(inner)
+
+
+def foreground(logits: torch.Tensor) -> NDArray[np.float32]:
+    """Probability (Y, X) of the foreground, all classes but the background, from `Tiler.logits`."""
+    if logits.shape[0] == 1:
+        return torch.sigmoid(logits[0]).numpy()
+    return (1 - logits.softmax(dim=0)[0]).clamp(0, 1).numpy()
+
+
+def labels(logits: torch.Tensor, threshold: float) -> NDArray[np.uint8]:
+    """Labels (Y, X) from `Tiler.logits`: the most probable foreground class, 0 where that is not above the threshold.
+
+    It is the probability of the foreground, of all its classes together, that is held against the threshold.
+    """
+    if logits.shape[0] == 1:
+        level = math.log(threshold / (1 - threshold)) if threshold else -math.inf
+        return (logits[0] > level).numpy().view(np.uint8)
+    is_foreground = foreground(logits) > threshold
+    return np.where(is_foreground, logits[1:].argmax(dim=0).numpy() + 1, 0).astype(np.uint8)
