@@ -12,6 +12,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from napari_kdunet import __version__, core
+from napari_kdunet.core.networks import model as model_file
 
 
 def metadata(path) -> dict:
@@ -138,7 +139,7 @@ def test_foreign_files(tmp_path, one_line):
 def test_damaged_metadata(model, tmp_path, change, one_line):
     made = model(1)
     path = tmp_path / "m.safetensors"
-    model.save_tensors(path, made.net.state_dict(), made.describe() | change)
+    model_file.save_tensors(path, made.net.state_dict(), made.describe() | change)
     if change == {"format": "one"}:
         assert core.load_model(path).net.k == 1
         return
@@ -148,7 +149,7 @@ def test_damaged_metadata(model, tmp_path, change, one_line):
 
 def test_newer_format(model, tmp_path, one_line):
     made, path = model(1), tmp_path / "m.safetensors"
-    model.save_tensors(path, made.net.state_dict(), made.describe() | {"format": 2, "version": "9.1"})
+    model_file.save_tensors(path, made.net.state_dict(), made.describe() | {"format": 2, "version": "9.1"})
     with one_line(core.ModelError, "9.1", "update"):
         core.load_model(path)
 
@@ -157,7 +158,7 @@ def test_bundled_models(model, tmp_path, monkeypatch, one_line):
     for name, path in core.bundled_models().items():
         assert core.load_model(name).describe() == core.load_model(path).describe()
     path = model(2).save(tmp_path / "tiny.safetensors")
-    monkeypatch.setattr(model, "bundled_models", lambda: {"tiny": path})
+    monkeypatch.setattr(model_file, "bundled_models", lambda: {"tiny": path})
     assert core.load_model("tiny").net.k == 2
     with one_line(core.ModelError, "nosuch", "tiny"):
         core.load_model("nosuch")
