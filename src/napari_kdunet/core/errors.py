@@ -20,10 +20,7 @@ it is and exits with 2 for an `InputError` or an `OutputError`, and with 1 for a
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from napari_kdunet.core.networks.model import Model
+from typing import Any
 
 __all__ = [
     "CollapsedError",
@@ -82,7 +79,7 @@ class TrainingError(KDUNetError):
         The last good model, where there is one.
     """
 
-    def __init__(self, message: str, model: Model | None = None) -> None:
+    def __init__(self, message: str, model: Any = None) -> None:
         super().__init__(message)
         self.model = model
 

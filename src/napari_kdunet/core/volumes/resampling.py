@@ -48,11 +48,6 @@ class Grid:
             ratios.append(1 / _simple(working / size) if size < working else _simple(size / working))
         return cls((ratios[0], ratios[1]))
 
-    @property
-    def is_identity(self) -> bool:
-        """Whether working pixels are the image's own."""
-        return all(r == 1 for r in self.ratio)
-
     def unit(self, multiple: int) -> tuple[int, int]:
         """Smallest steps (Y, X) in the image's pixels that are whole multiples of `multiple` working pixels."""
         ry, rx = (math.lcm(r.numerator, multiple) // r.numerator * r.denominator for r in self.ratio)
