@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,7 +14,6 @@ from torch import nn
 from napari_kdunet import core
 from napari_kdunet.core.data import patches
 from napari_kdunet.core.data.teachers import as_teacher
-from napari_kdunet.core.prediction import tiler
 
 
 def steps(events) -> list[core.Stepped]:
@@ -174,15 +174,30 @@ def test_an_averaged_teacher_teaches_what_it_predicts_so(blobs, quick, model):
     assert sum(bool(image.any()) for image in asked) == 2 * (3 + 2)
 
 
+class Wide(nn.Module):
+    """Somebody's network that says of itself that it has many channels, so that a tile is 24 pixels wide."""
+
+    channels, classes, k = 1, 2, 2**26 // 24**2
+
+    def __init__(self, net: core.KUNet) -> None:
+        super().__init__()
+        self.net, self.multiple, self.reach, self.widest = net, net.multiple, net.reach, 0
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.widest = max(self.widest, *x.shape[-2:])
+        return self.net(x)
+
+
 def test_large_slices_are_taught_tile_by_tile(blobs, quick, model, monkeypatch):
     """Blocks that begin anywhere, tiles smaller than a block: still what the model predicts."""
     raw, labels = blobs((1, 90, 130))
     teacher = model(1, depth=2)
     monkeypatch.setattr(patches, "_SIDE", 50)
-    monkeypatch.setattr(tiler, "_TILE_BYTES", 4 * 24**2)
+    wide = replace(teacher, net=Wide(teacher.net))
     config = quick(mode="mixed", tau=1.0, steps=3, batch=4)
-    soft = [[e.soft for e in steps(run(kind, raw, labels, config))] for kind in (teacher, core.predict(teacher, raw))]
+    soft = [[e.soft for e in steps(run(kind, raw, labels, config))] for kind in (wide, core.predict(teacher, raw))]
     assert soft[0] == pytest.approx(soft[1], rel=1e-3)
+    assert 24 <= wide.net.widest <= 24 + 2 * teacher.net.reach
 
 
 def test_the_teacher_stays_as_it_is(blobs, quick, model):

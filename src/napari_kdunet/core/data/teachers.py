@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from napari_kdunet.core.config import DistillConfig
 from napari_kdunet.core.errors import ModelError, VolumeError
 from napari_kdunet.core.networks.model import Model, bundled_models, load_model
+from napari_kdunet.core.networks.protocol import UsualUNet
 from napari_kdunet.core.networks.unet import KUNet
-from napari_kdunet.core.prediction.tiler import FOREIGN_MULTIPLE, Tiler
+from napari_kdunet.core.prediction.tiler import Tiler
 from napari_kdunet.core.volumes.sources import one_line
 from napari_kdunet.core.volumes.volume import Volume, open_volume
 
@@ -25,7 +26,7 @@ __all__ = ["Teaching", "as_teacher", "read_probability"]
 _LEAST = 1e-4  # a mask teaches too: probabilities are kept so far off 0 and 1
 
 
-class _Foreign(nn.Module):
+class _Foreign(UsualUNet, nn.Module):
     """Somebody else's network: one logit a pixel becomes two classes, an output of another size is resampled."""
 
     def __init__(self, net: nn.Module, name: str, classes: int) -> None:
@@ -91,10 +92,11 @@ def _foreign(net: nn.Module, name: str, config: DistillConfig) -> Model:
     """Somebody else's network as a model, once it has shown on an empty patch that it can teach."""
     model = Model(_Foreign(net, name, config.classes), config.pixel_size)
     where = next((p.device for p in net.parameters()), torch.device("cpu"))
-    side = -(-config.patch // FOREIGN_MULTIPLE) * FOREIGN_MULTIPLE
+    channels, multiple = model.traits.channels, model.traits.multiple
+    side = -(-config.patch // multiple) * multiple
     try:
         with torch.no_grad():
-            model.net(torch.zeros(1, 1, side, side, device=where))
+            model.net(torch.zeros(1, channels, side, side, device=where))
     except ModelError:
         raise
     except Exception as error:

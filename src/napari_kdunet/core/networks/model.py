@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from napari_kdunet import __version__
 from napari_kdunet.core.errors import InputError, ModelError
 from napari_kdunet.core.files import write_bytes
+from napari_kdunet.core.networks.protocol import Network, UsualUNet
 from napari_kdunet.core.networks.unet import KUNet
 
 __all__ = ["Model", "bundled_models", "load_model"]
@@ -31,8 +32,8 @@ class Model:
     Attributes
     ----------
     net : nn.Module
-        (N, 1, Y, X) float, standardised slice by slice, to (N, classes, Y, X) logits. A `KUNet`, or a teacher's
-        own module, which can be applied but not saved.
+        (N, channels, Y, X) float, standardised slice by slice, to (N, classes, Y, X) logits. A `KUNet`, or a
+        teacher's own module, which can be applied but not saved.
     pixel_size : float
         Pixel size in nm that the network works at; 0 is the image's own.
     threshold : float
@@ -51,6 +52,14 @@ class Model:
 
     def __post_init__(self) -> None:
         self.net.eval()
+
+    @property
+    def traits(self) -> Network:
+        """What the network says of itself: channels, classes, `multiple`, `reach` and `k`.
+
+        Of a module that does not say, what suits the usual U-Nets.
+        """
+        return self.net if isinstance(self.net, Network) else UsualUNet()
 
     @property
     def parameter_count(self) -> int:

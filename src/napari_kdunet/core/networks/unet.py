@@ -8,42 +8,12 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from napari_kdunet.core.devices import TINY
 from napari_kdunet.core.errors import ConfigError
-from napari_kdunet.core.kernels import autograd
+from napari_kdunet.core.networks.layers import DoubleConv, MaxPool, UpConv, trains_by_planes
 
 __all__ = ["KUNet"]
 
 _SLOPE = 0.1  # of LeakyReLU: enough to keep a one-channel stage alive
-
-
-def _by_planes(module: _Stage | KUNet, x: Tensor, layer: nn.Module) -> bool:
-    """Whether `autograd` computes this layer of a network in training."""
-    return module.tiny and module.training and autograd.serves(x, layer)
-
-
-class _Stage(nn.Sequential):
-    """Two padded 3x3 convolutions with bias, each followed by BN (optional) and the activation."""
-
-    def __init__(self, inputs: int, outputs: int, bn: bool, slope: float, tiny: bool) -> None:
-        layers: list[nn.Module] = []
-        for a, b in pairwise((inputs, outputs, outputs)):
-            norm = [nn.BatchNorm2d(b)] if bn else []
-            act = nn.LeakyReLU(slope, inplace=True) if slope else nn.ReLU(inplace=True)
-            layers += [nn.Conv2d(a, b, 3, padding=1), *norm, act]
-        super().__init__(*layers)
-        self.slope, self.tiny = slope, tiny
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(N, inputs, Y, X) to (N, outputs, Y, X)."""
-        layers = list(self)
-        for unit in (layers[: len(layers) // 2], layers[len(layers) // 2 :]):
-            if _by_planes(self, x, unit[0]):
-                x = autograd.run(x, unit, self.slope)
-            else:
-                for layer in unit:
-                    x = layer(x)
-        return x
 
 
 class KUNet(nn.Module):
@@ -75,6 +45,8 @@ class KUNet(nn.Module):
         If an argument is out of bounds.
     """
 
+    channels = 1  # of the input: the slice itself
+
     def __init__(
         self,
         k: int = 2,
@@ -93,12 +65,12 @@ class KUNet(nn.Module):
         if activation not in ("leaky_relu", "relu") or init not in ("he", "torch"):
             raise ConfigError(f"unknown activation {activation!r} or init {init!r}.")
         self.k, self.bn, self.classes, self.depth, self.activation = k, bn, classes, depth, activation
-        self.tiny = k < TINY
+        slope, by_planes = self.slope, trains_by_planes(k)
         widths = [k * 2**level for level in range(depth + 1)]
-        self.down = nn.ModuleList(_Stage(a, b, bn, self.slope, self.tiny) for a, b in pairwise([1, *widths]))
-        self.pool = nn.MaxPool2d(2)
-        self.up = nn.ModuleList(nn.ConvTranspose2d(b, a, 2, stride=2) for a, b in reversed(list(pairwise(widths))))
-        self.merge = nn.ModuleList(_Stage(2 * a, a, bn, self.slope, self.tiny) for a in reversed(widths[:-1]))
+        self.down = nn.ModuleList(DoubleConv(a, b, bn, slope, by_planes) for a, b in pairwise([self.channels, *widths]))
+        self.pool = MaxPool(by_planes)
+        self.up = nn.ModuleList(UpConv(b, a, by_planes) for a, b in reversed(list(pairwise(widths))))
+        self.merge = nn.ModuleList(DoubleConv(2 * a, a, bn, slope, by_planes) for a in reversed(widths[:-1]))
         self.head = nn.Conv2d(k, classes, 1)
         if init == "he":
             self._init_he()
@@ -130,15 +102,12 @@ class KUNet(nn.Module):
         """
         skips = []
         for level, stage in enumerate(self.down):
-            x = stage(self._resized(self.pool, x) if level else x)
+            x = stage(self.pool(x) if level else x)
             skips.append(x)
         skips.pop()
         for up, merge in zip(self.up, self.merge, strict=True):
-            x = merge(torch.cat((skips.pop(), self._resized(up, x)), dim=1))
+            x = merge(torch.cat((skips.pop(), up(x)), dim=1))
         return self.head(x)  # type: ignore[no-any-return]
-
-    def _resized(self, layer: nn.Module, x: Tensor) -> Tensor:
-        return autograd.resize(x, layer) if _by_planes(self, x, layer) else layer(x)
 
     @property
     def slope(self) -> float:
@@ -152,7 +121,7 @@ class KUNet(nn.Module):
 
     @property
     def reach(self) -> int:
-        """How far an output pixel sees at most, in pixels, rounded up to a multiple of `multiple`."""
+        """Radius of the receptive field in pixels, rounded up to a multiple of `multiple`."""
         convolutions = 2 * sum(2**level for level in range(self.depth)) * 2 + 2 * 2**self.depth
         return int(-(-(convolutions + self.multiple - 1) // self.multiple) * self.multiple)
 

@@ -75,7 +75,7 @@ class OrthoPlanes:
             )
         grids = [Grid.between(size and (size[y], size[x]), model.pixel_size) for _, y, x in _ORDERS]
         tilers = tuple(replace(tiler, grid=grid) for grid in grids)
-        return cls(volume, tilers, getattr(model.net, "classes", 2), memory)
+        return cls(volume, tilers, model.traits.classes, memory)
 
     @property
     def unit(self) -> tuple[int, int, int]:

@@ -20,14 +20,13 @@ from napari_kdunet.core.prediction.tta import averaged
 from napari_kdunet.core.volumes.resampling import Grid
 from napari_kdunet.core.volumes.volume import Volume
 
-__all__ = ["FOREIGN_MULTIPLE", "Span", "Tiler", "foreground", "labels"]
+__all__ = ["Span", "Tiler", "foreground", "labels"]
 
 T = TypeVar("T")
 
 Span: TypeAlias = tuple[int, int]
 """A start and a stop, in pixels."""
 
-FOREIGN_MULTIPLE, _FOREIGN_REACH = 32, 128  # of a network that does not say: enough for the usual U-Nets
 _TILE_BYTES = 2**28  # of activations at the top of the network, about a quarter of its peak
 _TILE_SIDE = 2048  # image pixels: of a shrunk image the pixels themselves take more than the activations
 _AT_ONCE = 2  # tiles in memory, whatever the number of dask's threads: one is read, the other computed
@@ -73,15 +72,15 @@ class Tiler:
         cls, model: Model, volume: Volume, device: str = "auto", threads: int | None = None, views: int = 1
     ) -> Tiler:
         """The tiler that applies `model` to `volume`, with test-time augmentation by so many `views`."""
-        net, where, threads = model.net, pick_device(device), threads or cores()
+        net, where, threads = model.traits, pick_device(device), threads or cores()
         return cls(
-            averaged(engine_for(net, where, threads), views),
+            averaged(engine_for(model.net, where, threads), views),
             Grid.between(volume.voxel_size[1:] if volume.voxel_size else None, model.pixel_size),
             where,
             threads,
-            getattr(net, "multiple", FOREIGN_MULTIPLE),
-            getattr(net, "reach", _FOREIGN_REACH),
-            getattr(net, "k", 64),
+            net.multiple,
+            net.reach,
+            net.k,
         )
 
     @property

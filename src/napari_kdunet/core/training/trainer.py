@@ -18,9 +18,9 @@ from napari_kdunet.core.config import DistillConfig, TrainConfig
 from napari_kdunet.core.data.dataset import Dataset
 from napari_kdunet.core.data.patches import Batch
 from napari_kdunet.core.data.prefetch import BatchMaker
-from napari_kdunet.core.devices import TINY, precision_notes, training_threads, using_threads
+from napari_kdunet.core.devices import precision_notes, training_threads, using_threads
 from napari_kdunet.core.errors import DivergedError
-from napari_kdunet.core.kernels import autograd
+from napari_kdunet.core.networks.layers import training_format
 from napari_kdunet.core.networks.model import Model
 from napari_kdunet.core.networks.unet import KUNet
 from napari_kdunet.core.training.checkpoint import Keeper, model_of
@@ -68,8 +68,7 @@ class Fit:
         self.fabric, self.team = fabric, Team(fabric)
         self.threads, helper_threads = training_threads(config.k, config.threads)
         self.batches = BatchMaker(self._make_batch, helper_threads)
-        by_planes = config.k < TINY and self.device.type == "cpu" and autograd.is_available()
-        self.memory_format = torch.contiguous_format if by_planes else torch.channels_last
+        self.memory_format = training_format(config.k, self.device)
         net: Any = starting_network(config, data.pool, start)
         self.raw_net: KUNet = net.to(self.device, memory_format=self.memory_format)
         self.class_weights = class_weights(config, data.pool)
