@@ -1,9 +1,8 @@
-"""Training of tiny convolutions on the CPU, plane by plane, in Numba.
+"""Autograd functions for the training of layers with few channels on the CPU, compiled by Numba.
 
-With fewer than about eight channels PyTorch's layers leave most of a core's arithmetic unused: they work along the
-channels. Here each plane is worked on along its rows, the padded rows of a plane being one long line, and convolution,
-normalisation and activation are one unit with one backward. Without Numba installed (the extra ``fast``) training does
-the same in plain PyTorch.
+With fewer than about eight channels PyTorch's layers leave most of a core's arithmetic unused, as they vectorise along
+the channels. These vectorise along the rows of each plane, and convolution, batch normalisation and activation are
+fused, with one backward. Without Numba (the extra ``fast``) training does the same in plain PyTorch.
 """
 
 from __future__ import annotations
@@ -170,9 +169,9 @@ class _Enlarge(torch.autograd.Function):
         from napari_kdunet.core.kernels import training as kernels
 
         x, weight = ctx.saved_tensors
-        found = torch.empty_like(x), torch.empty_like(weight), weight.new_empty(weight.shape[1])
-        kernels.backward_enlarge(grad.contiguous().numpy(), x.numpy(), weight.numpy(), *(t.numpy() for t in found))
-        return found
+        grads = torch.empty_like(x), torch.empty_like(weight), weight.new_empty(weight.shape[1])
+        kernels.backward_enlarge(grad.contiguous().numpy(), x.numpy(), weight.numpy(), *(t.numpy() for t in grads))
+        return grads
 
 
 def _statistics(z: Tensor, norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:

@@ -1,9 +1,9 @@
-"""The stages of a k-Unet as functions that Numba compiles; `compiled` lays the network out for them.
+"""Inference of a k-Unet, compiled by Numba; `layout` plans its memory, `prediction.compiled` calls it.
 
-The two convolutions of a stage, and the pooling, the up-convolution or the head after them, run over a few rows at
-a time, so that what lies between stays in the cache. Stages are cut into bands of rows: tasks that the threads take
-in turn, each begun as soon as the bands that it reads are done. The threads are ours and not Numba's, of whose
-threading layers the one that is always there ends the process when two of its users meet.
+The two convolutions of a stage are fused with the pooling, the up-convolution or the head after them: they run over a
+few rows at a time, so that intermediate results stay in the cache. Stages are cut into bands of rows: tasks that the
+threads take in turn, each begun as soon as the bands that it reads are done. The threads are ours and not Numba's:
+its workqueue layer, the only one that is always there, ends the process when two threads use it at once.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from napari_kdunet.core.kernels.simd import LANES, VECTORS, atomic_add, convolve
 
 __all__ = ["BAND", "DOWN", "HEAD", "STAGE", "STEP", "UP", "run"]
 
-STEP = 16  # rows at a time: what lies between two convolutions of a stage then fits the second-level cache
-_PATIENCE = 20_000  # looks at a band that is not done, some 0.1 ms, before the thread gives its core away
+STEP = 16  # rows at a time: what the first convolution of a stage gives the second then fits the second-level cache
+_SPINS_BEFORE_YIELD = 20_000  # some 0.1 ms of waiting for a band, before the thread gives its core away
 
 _SIMD = zlib.crc32(Path(simd.__file__).read_bytes())
 
 DOWN, UP, HEAD = 0, 1, 2
 
-#: Two 3x3 convolutions and what follows: a pooling, an up-convolution or the head. Planes and weights are named by
-#: where their first pixel and first number stand in the memory and in the weights.
+#: Two 3x3 convolutions and what follows: a pooling, an up-convolution or the head. Planes and weights are given by
+#: the offsets of their first pixel in the memory and of their first number in the weights.
 STAGE = np.dtype(
     [
         (name, np.int64)
@@ -70,7 +70,7 @@ def _block(channels, rows, taps):
 
 
 def _convolution(taps):
-    """Convolution with `taps` x `taps` weights of rows `top` to `bottom`; source and target name where row 0 stands."""
+    """Convolution with `taps` x `taps` weights of rows `top` to `bottom`; source, target: offsets of row 0."""
     four, two, one = (_block(channels, rows, taps) for channels, rows in ((4, 1), (2, 2), (1, 4)))
 
     @njit(nogil=True)
@@ -98,7 +98,7 @@ _convolve3, _convolve1 = _convolution(3), _convolution(1)
 
 @njit(nogil=True)
 def _pad(memory, start, plane, row, channels, top, bottom, width):
-    """Put the zeros to the left and right of rows, where tiles and former uses of the memory leave other values."""
+    """Zero padding to the left and right of rows, where tiles and former uses of the memory leave other values."""
     for c in range(channels):
         for y in range(top, bottom):
             at = start + c * plane + y * row
@@ -156,7 +156,7 @@ def _head(memory, weights, stage, source, top, bottom):
 
 @njit(nogil=True)
 def _between(memory, weights, stage, slope, mid, plane, top, begin, end):
-    """Rows `begin` to `end` of the first convolution, zeros beyond the image; row `top` - 1 stands at `mid`."""
+    """Rows `begin` to `end` of the first convolution, zeros outside the image; row `top` - 1 has the offset `mid`."""
     source = (stage.source, stage.source_plane, stage.row, stage.inputs)
     first, last = max(begin, 0), min(end, stage.height)
     target = (mid - (top - 1) * stage.row, plane, stage.row)
@@ -171,7 +171,7 @@ def _between(memory, weights, stage, slope, mid, plane, top, begin, end):
 
 @njit(nogil=True)
 def _work(memory, weights, stage, slope, scratch, band):
-    """One band, a few rows at a time; `scratch` is where this thread keeps what lies between."""
+    """One band, a few rows at a time; `scratch` is the offset of this thread's intermediate results."""
     plane = (STEP + 2) * stage.row
     mid = scratch + LANES
     out, out_plane = scratch + LANES + (stage.channels + 1) * plane, STEP * stage.row
@@ -196,10 +196,10 @@ def _work(memory, weights, stage, slope, scratch, band):
 
 
 def _compile(version, *, cache):
-    """`run`, which Numba keeps from one process to the next in a `cache`: beside this file, or else with the user's.
+    """Compile `run`, with Numba's `cache` on disk: beside this file, or else in the user's folder.
 
-    It tells by the date of this file alone whether what it kept is stale, and by what a function closes over: `version`
-    stands for the tiles.
+    Numba takes a cached function as stale by the date of this file and by the variables that it closes over alone:
+    `version`, a checksum of `simd`, makes it compile again when that has changed.
     """
 
     @njit(nogil=True, cache=cache)
@@ -211,13 +211,13 @@ def _compile(version, *, cache):
         memory, weights : ndarray of float32
             All planes and all parameters.
         stages, bands : ndarray of STAGE, of BAND
-            What there is to do; a band needs earlier ones only.
+            The tasks; a band needs earlier ones only.
         progress : ndarray of int64
             Zeros to begin with, and shared by the threads: bands taken, then of each whether it is done.
         slope : float32
             Of the activation.
         scratch : int
-            Where this thread's own part of the memory begins.
+            Offset of this thread's part of the memory.
         band : int
             A band that was taken and could not be begun, or -1.
 
@@ -232,10 +232,10 @@ def _compile(version, *, cache):
             if band >= len(bands):
                 break
             for needed in range(bands[band].needs, bands[band].until):
-                looks = 0
+                spins = 0
                 while atomic_add(progress, 1 + needed, 0) == 0:
-                    looks += 1
-                    if looks > _PATIENCE:
+                    spins += 1
+                    if spins > _SPINS_BEFORE_YIELD:
                         return band
             _work(memory, weights, stages[bands[band].stage], slope, scratch, bands[band])
             atomic_add(progress, 1 + band, 1)

@@ -1,10 +1,10 @@
-"""Where the planes of a k-Unet stand in one memory, and its work as stages and bands, for the compiled kernels."""
+"""The plan of one flat memory for all planes of a k-Unet, and its work as stages and bands, for `inference`."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,17 +12,17 @@ from numpy.typing import NDArray
 from napari_kdunet.core.kernels.inference import BAND, DOWN, HEAD, STAGE, STEP, UP
 from napari_kdunet.core.kernels.simd import LANES
 
-__all__ = ["Layout", "Weights", "lay_out"]
+__all__ = ["MemoryPlan", "WeightOffsets", "plan_memory"]
 
-_BANDS = 4  # a thread and stage, where there are rows enough: few have to be begun anew, and no thread waits long
+_BANDS = 4  # a thread and stage, where there are rows enough: little is computed twice, and no thread waits long
 
-Weights = list[tuple[int, int, int]]
-"""Where the weights of each stage begin: two convolutions and what follows."""
+WeightOffsets: TypeAlias = list[tuple[int, int, int]]
+"""Offsets of the weights of each stage: two convolutions and what follows."""
 
 
 @dataclass(frozen=True)
-class Layout:
-    """What the kernels need besides the weights; see `kernels.run`.
+class MemoryPlan:
+    """What the kernels need besides the weights; see `inference.run`.
 
     Attributes
     ----------
@@ -31,11 +31,11 @@ class Layout:
     image : ndarray, shape (Y, X)
         A view of the memory, to write the input to.
     logits : ndarray, shape (C, Y, X)
-        A view of the memory, where the output stands.
+        A view of the memory, to read the output from.
     stages, bands, progress : ndarray
-        As in `kernels.run`.
+        As in `inference.run`.
     scratch : tuple of int
-        Where each thread's own part of the memory begins.
+        Offset of each thread's part of the memory.
     """
 
     memory: NDArray[np.float32]
@@ -62,12 +62,14 @@ class _Level:
 
     @property
     def origin(self) -> int:
-        """Where the first pixel of a plane stands."""
+        """Offset of the first pixel of a plane."""
         return self.row + LANES
 
 
-def lay_out(k: int, depth: int, outputs: int, weights: Weights, size: tuple[int, int], threads: int) -> Layout:
-    """Lay out a network for images of one size (Y, X), multiples of ``2**depth``."""
+def plan_memory(
+    k: int, depth: int, outputs: int, weights: WeightOffsets, size: tuple[int, int], threads: int
+) -> MemoryPlan:
+    """Plan the memory of a network for images of one size (Y, X), multiples of ``2**depth``."""
     lanes = -(-(size[1] >> depth) // LANES) * LANES  # tiles write whole vectors, on all levels beside each other
     levels = [_Level(k << i, size[0] >> i, size[1] >> i, (lanes << (depth - i)) + LANES) for i in range(depth + 1)]
     used = 0
@@ -95,11 +97,11 @@ def lay_out(k: int, depth: int, outputs: int, weights: Weights, size: tuple[int,
         return np.lib.stride_tricks.as_strided(memory[at:], (channels, *size), strides)
 
     progress = np.zeros(1 + len(bands), np.int64)
-    return Layout(memory, planes(inputs[0], 1)[0], planes(output, outputs), stages, bands, progress, scratch)
+    return MemoryPlan(memory, planes(inputs[0], 1)[0], planes(output, outputs), stages, bands, progress, scratch)
 
 
 def _level(stage: int, depth: int) -> int:
-    """Down to `depth`, and up again to 0."""
+    """Level of a stage: down from 0 to `depth`, and up again."""
     return depth - abs(depth - stage)
 
 
@@ -130,7 +132,7 @@ def _describe(
 
 
 def _bands(heights: list[int], threads: int) -> Iterator[tuple[int, int, int, int, int]]:
-    """Bands of each stage's rows, given the stages' heights. Two convolutions see two rows further."""
+    """Bands of each stage's rows, given the stages' heights; two convolutions need two rows beyond a band."""
     first, rows, count = 0, 0, 0  # of the bands of the stage before
     for stage, height in enumerate(heights):
         size = max(STEP, height // (threads * _BANDS) // STEP * STEP)
@@ -145,7 +147,7 @@ def _bands(heights: list[int], threads: int) -> Iterator[tuple[int, int, int, in
 
 
 def _aligned(size: int) -> NDArray[np.float32]:
-    """Zeros that begin at a multiple of the vectors' length."""
+    """Zeros, aligned to the length of a vector."""
     memory = np.zeros(size + LANES, np.float32)
     start = -(memory.ctypes.data // memory.itemsize) % LANES
     return memory[start : start + size]

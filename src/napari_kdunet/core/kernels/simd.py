@@ -1,8 +1,8 @@
-"""Register tiles: the innermost arithmetic of the compiled network, as LLVM vector code for this machine.
+"""Register blocking: the innermost loops of the compiled network, as LLVM vector code for this machine.
 
-A tile is a block of output pixels, some channels by some rows by some vectors along x, that stays in registers while
-the input channels go by. Numba's own loops leave the choice of what stays there to LLVM, which takes a third as long
-again; these intrinsics say it. All planes lie in one flat float32 array and are named by where they begin.
+A register tile is a block of output pixels, some channels by some rows by some vectors along x, that stays in
+registers while the loop runs over the input channels. In Numba's own loops LLVM chooses what stays there, and they
+take a third as long again. All planes lie in one flat float32 array and are addressed by their offsets in it.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ __all__ = ["LANES", "VECTORS", "atomic_add", "convolve", "enlarge", "shrink"]
 
 
 def _host() -> tuple[int, int]:
-    """Lanes of a float32 vector of this machine, and how many vectors wide a tile is that fits its registers."""
+    """Lanes of a float32 vector of this machine, and the width in vectors of a tile that fits its registers."""
     has = llvm.get_host_cpu_features()
     if has.get("avx512f"):
         return 16, 4
@@ -30,12 +30,12 @@ LANES, VECTORS = _host()
 
 _FLOAT, _INT, _INDEX = ir.FloatType(), ir.IntType(64), ir.IntType(32)
 _VECTOR = ir.VectorType(_FLOAT, LANES)
-_AHEAD = 2  # tiles, downwards
+_PREFETCH_TILES = 2  # how far below the current one
 _FUSED = ("contract",)  # a multiplication and an addition may be one instruction
 
 
 class _Code:
-    """The few vector operations that the tiles are made of."""
+    """Emits the few vector operations that the tiles need."""
 
     def __init__(self, builder: Any) -> None:
         self.b = builder
@@ -108,11 +108,9 @@ def _sums(
     start = dict(sums)
     image = code.at(source, builder.mul(index, plane))
     kernel = code.at(weights, channels, code.times(index, taps * taps * channels))
-    for dy in range(
-        rows if taps > 1 else 0
-    ):  # the hardware sees no further than a row: every row is a stream of its own
+    for dy in range(rows if taps > 1 else 0):  # the hardware prefetches along a row, not from row to row
         for v in range(vectors):
-            code.prefetch(code.at(image, code.times(row, _AHEAD * rows + dy + reach), v * LANES))
+            code.prefetch(code.at(image, code.times(row, _PREFETCH_TILES * rows + dy + reach), v * LANES))
     for dy in range(rows + taps - 1):  # by rows of the input: each is loaded once for all rows that it adds to
         line = code.at(image, code.times(row, dy - reach))
         for dx in range(taps):
@@ -209,7 +207,7 @@ def shrink(typing: Any, memory: Any, source: Any, row: Any, target: Any) -> tupl
 
 @intrinsic  # type: ignore[untyped-decorator,unused-ignore]
 def atomic_add(typing: Any, counters: Any, index: Any, amount: Any) -> tuple[Any, Callable[..., Any]]:
-    """Add to an int64 counter that several threads use, and give what it was; what was written before is seen after."""
+    """Fetch and add on an int64 counter that threads share, sequentially consistent: the value before."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         pointer = _Code(builder).at(_data(context, builder, signature.args[0], arguments[0]), arguments[1])

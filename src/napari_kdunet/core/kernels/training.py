@@ -1,8 +1,8 @@
-"""The kernels of `planar`. Each works on one thread and lets go of Python's lock.
+"""The kernels of `autograd`. Each works on one thread and releases Python's global lock.
 
-A plane with a border of zeros is one line of rows ``width = X + 2`` long. The outputs of the 3x3 convolution at
-consecutive places of that line need nine shifted stretches of it, so that the innermost loop is as long as we like,
-however narrow the plane; the two outputs between rows mean nothing and are left out when copied.
+A zero-padded plane is one line of rows ``width = X + 2`` long. The outputs of the 3x3 convolution at consecutive
+places of that line need nine shifted slices of it, so that the innermost loop is as long as we like, however narrow
+the plane; the two outputs between rows mean nothing and are left out when copied.
 """
 # mypy: ignore-errors
 
