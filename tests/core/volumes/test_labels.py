@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from napari_kdunet import core
-from napari_kdunet.core.volumes.labels import class_index, class_shares
+from napari_kdunet.core.volumes.labels import class_index, target_probabilities
 
 
 @pytest.mark.parametrize("dtype", ["bool", "uint8", "uint16", "int32", "uint32", "int64"])
@@ -50,7 +50,7 @@ def test_errors(one_line):
 
 
 def test_shares():
-    shares = class_shares(np.array([[0, 1], [2, 255]], np.uint8), classes=3, ignore=255)
+    shares = target_probabilities(np.array([[0, 1], [2, 255]], np.uint8), classes=3, ignore=255)
     assert shares.dtype == np.float32
     assert shares.shape == (3, 2, 2)
     assert shares.transpose(1, 2, 0).tolist() == [[[1, 0, 0], [0, 1, 0]], [[0, 0, 1], [0, 0, 0]]]

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from napari_kdunet.core.config import TrainConfig
 from napari_kdunet.core.data.teachers import Teaching
-from napari_kdunet.core.volumes.labels import class_shares
+from napari_kdunet.core.volumes.labels import target_probabilities
 from napari_kdunet.core.volumes.resampling import Grid
 from napari_kdunet.core.volumes.volume import Volume
 
@@ -99,7 +99,7 @@ def _read_block(source: Source, grid: Grid, config: TrainConfig, z: int, y: slic
     image = (source.raw.read(z, y, x).astype(np.float32) - mean) / (std or 1.0)
     shares = sites = None
     if source.labels is not None:
-        known = class_shares(source.labels.read(z, y, x), config.classes, config.ignore)
+        known = target_probabilities(source.labels.read(z, y, x), config.classes, config.ignore)
         shares = (working(known) * 255).round().to(torch.uint8)
         sites = _sites(shares)
     return Block(source, grid, z, y, x, working(image[None]).half(), shares, sites)

@@ -1,4 +1,4 @@
-"""What the values of a labels volume mean."""
+"""From label values to class indices and target probabilities."""
 
 from __future__ import annotations
 
@@ -9,23 +9,28 @@ from numpy.typing import NDArray
 
 from napari_kdunet.core.errors import LabelsError
 
-__all__ = ["class_index", "class_shares"]
+__all__ = ["class_index", "target_probabilities"]
 
 
 def class_index(labels: NDArray[Any], classes: int = 2, ignore: int | None = None) -> NDArray[np.int16]:
-    """Class of each pixel, -1 where nobody has looked.
+    """Class index of each pixel, -1 where it is unlabelled.
 
     With two classes any non-zero label is foreground, so instance ids will do. Where `ignore` is 0 (sparse scribbles:
-    unpainted means not looked at), labels start at 1 for the background, 2 for the first class.
+    what is not painted is unlabelled), 1 is the background and 2 the first class.
 
     Parameters
     ----------
     labels : ndarray
         Integers or bool, any shape.
     classes : int
-        Classes, background included.
+        Number of classes, background included.
     ignore : int, optional
-        Label value of pixels that nobody has looked at.
+        Label value of unlabelled pixels.
+
+    Returns
+    -------
+    ndarray of int16
+        0 is background; the shape of `labels`.
 
     Raises
     ------
@@ -47,8 +52,8 @@ def class_index(labels: NDArray[Any], classes: int = 2, ignore: int | None = Non
     return values.astype(np.int16)
 
 
-def class_shares(labels: NDArray[Any], classes: int = 2, ignore: int | None = None) -> NDArray[np.float32]:
-    """Class shares of a YX labels slice: (C, Y, X) float32, one-hot, and 0 throughout where nobody has looked."""
+def target_probabilities(labels: NDArray[Any], classes: int = 2, ignore: int | None = None) -> NDArray[np.float32]:
+    """One-hot target probabilities (C, Y, X), float32, of a labels slice (Y, X); all 0 where it is unlabelled."""
     index = class_index(labels, classes, ignore)
-    shares: NDArray[np.float32] = (index == np.arange(classes).reshape(-1, 1, 1)).astype(np.float32)
-    return shares
+    targets: NDArray[np.float32] = (index == np.arange(classes).reshape(-1, 1, 1)).astype(np.float32)
+    return targets

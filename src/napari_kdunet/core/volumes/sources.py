@@ -1,6 +1,6 @@
-"""What a `Volume` reads from: pixels as ``source[z, y, x]``, and a voxel size in nm in the order Z, Y, X.
+"""Array-likes that a `Volume` reads from, with axes ZYX, and voxel sizes in nm in the same order.
 
-The readers in `readers` and `tiff` wrap whatever they open in one of these.
+The readers of `formats` wrap whatever they open in one of these.
 """
 
 from __future__ import annotations
@@ -16,17 +16,18 @@ import numpy as np
 from napari_kdunet.core.errors import VolumeError
 
 __all__ = [
-    "Axes",
+    "AxesView",
     "Key",
-    "Lazy",
+    "LazyArray",
     "Opened",
-    "Pages",
+    "SliceStack",
     "Source",
     "VoxelSize",
     "check_level",
     "complete_voxel_size",
     "nanometres",
     "one_line",
+    "open_array",
 ]
 
 VoxelSize: TypeAlias = tuple[float, float, float]
@@ -45,9 +46,9 @@ _NM = {name: factor for factor, names in _UNITS.items() for name in names.split(
 
 
 class Source(Protocol):
-    """What a `Volume` reads from: ``source[z, y, x]`` with z an int or a slice, y and x slices.
+    """A read-only array-like with axes ZYX: ``source[z, y, x]`` with z an int or a slice, y and x slices.
 
-    `dtype` is in native byte order; what is read may be in another.
+    `dtype` is in native byte order; blocks may come in another.
     """
 
     shape: tuple[int, int, int]
@@ -57,8 +58,8 @@ class Source(Protocol):
     def __getitem__(self, key: Key, /) -> np.ndarray[Any, Any]: ...
 
 
-class Lazy:
-    """An array that `opener` opens when it is needed; pickled as the opener alone."""
+class LazyArray:
+    """An array that `opener` opens on first use in each process; pickled as the opener alone."""
 
     def __init__(self, opener: Callable[[], Any]) -> None:
         self.opener = opener
@@ -75,8 +76,8 @@ class Lazy:
         return self._array[key]
 
 
-class Axes:
-    """An array-like with one-letter axes, seen as ZYX; the axes other than z, y and x have length 1."""
+class AxesView:
+    """A ZYX view of an array-like with one-letter axes; the axes other than z, y and x have length 1."""
 
     def __init__(self, array: Any, axes: str) -> None:
         self.array, self.axes, self.dtype = array, axes, np.dtype(array.dtype).newbyteorder("=")
@@ -89,62 +90,79 @@ class Axes:
         by_axis = dict(zip(self.axes, lengths, strict=True))
         return (int(by_axis.get("z", 1)), int(by_axis["y"]), int(by_axis["x"]))
 
-    def lazy(self, key: Key) -> Any:
-        """What `key` selects, in the array's own kind: a dask array stays one."""
+    def select(self, key: Key) -> Any:
+        """Index with (z, y, x) without computing: the result is of the array's own type, dask stays dask."""
         z, y, x = key
         block = self.array[tuple({"z": z, "y": y, "x": x}.get(axis, 0) for axis in self.axes)]
         return block if "z" in self.axes else block[None][z]
 
     def __getitem__(self, key: Key) -> np.ndarray[Any, Any]:
-        block = self.lazy(key)
+        block = self.select(key)
         # on a dask worker the default scheduler would be the cluster itself, and could wait for ever
         return np.asarray(block.compute(scheduler="synchronous") if isinstance(block, da.Array) else block)
 
 
-class Pages:
-    """Images that `load` reads whole, by index. The latest is kept: the tiles of a slice come one by one."""
+class SliceStack:
+    """A stack of slices that `load` decodes whole, by index; the last one is cached for its other tiles."""
 
     def __init__(self, load: Callable[[int], Any], shape: tuple[int, int, int], dtype: Any) -> None:
         self.load, self.shape, self.dtype = load, shape, np.dtype(dtype).newbyteorder("=")
         self.chunks = (1, *shape[1:])
-        self._latest: tuple[int, np.ndarray[Any, Any]] | None = None
+        self._cached: tuple[int, np.ndarray[Any, Any]] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_latest": None}
+        return self.__dict__ | {"_cached": None}
 
     def __getitem__(self, key: Key) -> np.ndarray[Any, Any]:
         z, y, x = key
         if isinstance(z, slice):
             return np.stack([self[i, y, x] for i in range(self.shape[0])[z]])
-        latest = self._latest
-        if latest is None or latest[0] != z:
-            latest = self._latest = (z, np.asarray(self.load(z)).reshape(self.shape[1:]))
-        return latest[1][y, x]
+        cached = self._cached
+        if cached is None or cached[0] != z:
+            cached = self._cached = (z, np.asarray(self.load(z)).reshape(self.shape[1:]))
+        return cached[1][y, x]
 
 
 class Opened(NamedTuple):
-    """What a reader returns: where the pixels come from, and the voxel size where it is stated."""
+    """What a reader returns: the array, and the voxel size (nm, ZYX) where the file states it."""
 
     source: Source
     voxel_size: VoxelSize | None = None
 
 
 def complete_voxel_size(z: float | None, y: float | None, x: float | None) -> VoxelSize | None:
-    """Fill in what is not stated: one in-plane size from the other, and z from the plane."""
+    """Fill in sizes that are not stated: y and x from each other, z from the plane."""
     y, x = y or x, x or y
     return (z or x, y, x) if x and y else None
 
 
 def nanometres(size: Any, unit: Any) -> float | None:
-    """Size in nm, or None where the size or its unit means nothing."""
+    """Convert a size to nm; None where it is not a positive number or its unit is not one of length."""
     text = unicodedata.normalize("NFKC", str(unit).replace("\\u00B5", "µ")).strip().lower()
     factor = _NM.get(text, _NM.get(text.removesuffix("s")))
     size = float(size or 0)
     return size * factor if factor and 0 < size < math.inf else None
 
 
+def open_array(array: Any, level: int, name: str) -> Opened:
+    """Open an array-like with axes ZYX or YX.
+
+    Raises
+    ------
+    VolumeError
+        It has another number of axes, or a dtype that NumPy does not know.
+    """
+    check_level(level, 1, name)
+    if len(array.shape) not in (2, 3):
+        raise VolumeError(f"{name} has {len(array.shape)} axes, shape {tuple(array.shape)}: give ZYX or YX")
+    try:
+        return Opened(AxesView(array, "zyx"[-len(array.shape) :]))
+    except TypeError:
+        raise VolumeError(f"{name} has dtype {array.dtype}: convert it to a NumPy array") from None
+
+
 def check_level(level: int, levels: int, name: str) -> None:
-    """Raise `VolumeError` where a pyramid has no such level."""
+    """Check that a pyramid has this scale level; `VolumeError` if not."""
     if not 0 <= level < levels:
         raise VolumeError(f"{name} has scale levels 0 to {levels - 1}: there is no level {level}")
 

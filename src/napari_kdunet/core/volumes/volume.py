@@ -15,7 +15,7 @@ import numpy as np
 
 from napari_kdunet.core.errors import LabelsError, VolumeError
 from napari_kdunet.core.volumes.readers import name_of, open_source
-from napari_kdunet.core.volumes.sources import Axes, Key, Source, VoxelSize, one_line
+from napari_kdunet.core.volumes.sources import AxesView, Key, Source, VoxelSize, one_line
 
 __all__ = ["Volume", "VoxelSize", "check_labels", "open_volume"]
 
@@ -59,8 +59,8 @@ class Volume:
     def data(self) -> da.Array:
         """The volume as a lazy dask array, ZYX, in the chunks in which it is stored."""
         data: da.Array
-        if isinstance(self.source, Axes) and isinstance(self.source.array, da.Array):
-            data = self.source.lazy((slice(None),) * 3)
+        if isinstance(self.source, AxesView) and isinstance(self.source.array, da.Array):
+            data = self.source.select((slice(None),) * 3)
         else:
             meta = np.empty((0, 0, 0), self.dtype)
             data = da.from_array(self, chunks=self.source.chunks, name=False, meta=meta)

@@ -16,7 +16,7 @@ import numpy as np
 
 from napari_kdunet.core.errors import OutputError, VolumeError
 from napari_kdunet.core.files import is_zarr_name, replacing
-from napari_kdunet.core.volumes.readers import is_zarr
+from napari_kdunet.core.volumes.formats.zarr_image import is_zarr
 from napari_kdunet.core.volumes.sources import one_line
 from napari_kdunet.core.writing.dask_cluster import Lost, Outcome, active_client, written
 from napari_kdunet.core.writing.formats import ARRAY, Layout, Write, tiff_sink, zarr_sink

@@ -19,26 +19,26 @@ import tifffile
 
 from napari_kdunet.core.errors import VolumeError
 from napari_kdunet.core.volumes.sources import (
-    Axes,
-    Lazy,
+    AxesView,
+    LazyArray,
     Opened,
-    Pages,
+    SliceStack,
     VoxelSize,
     check_level,
     complete_voxel_size,
     nanometres,
 )
 
-__all__ = ["TIFF_SUFFIXES", "open_tiff"]
+__all__ = ["TIFF_ENDINGS", "open_tiff"]
 
-TIFF_SUFFIXES = (".tif", ".tiff", ".btf")
+TIFF_ENDINGS = (".tif", ".tiff", ".btf")
 _MAX_PIXEL = 1e4  # nm: a resolution tag beyond is for printing (2540 dpi), not for microscopy
 _MAX_CHANNELS = 4  # beyond, the "channels" of a TIFF are slices: tifffile calls them so unless told otherwise
 
 
 @contextmanager
 def _hold_log() -> Iterator[None]:
-    """Drop what tifffile logs about a damaged file if an exception says it too; else let it be logged at the end.
+    """Hold back what tifffile logs: dropped where an exception says the same, else logged at the end.
 
     A filter, as the level of a logger is everybody's; and of this thread alone, as others may use tifffile meanwhile.
     """
@@ -122,14 +122,14 @@ def open_tiff(path: Path, level: int, name: str) -> Opened:
             y, x = full.imagelength / page.imagelength, full.imagewidth / page.imagewidth
             voxel_size = (voxel_size[0], voxel_size[1] * y, voxel_size[2] * x)
         if series.dataoffset is None:
-            return Opened(Pages(_TiffPages(path, level), shape, series.dtype), voxel_size)
+            return Opened(SliceStack(_TiffPages(path, level), shape, series.dtype), voxel_size)
         stored = series.dtype.newbyteorder(tif.byteorder)
         opener = partial(np.memmap, path, stored, "r", series.dataoffset, shape)
-        return Opened(Axes(Lazy(opener), "zyx"), voxel_size)
+        return Opened(AxesView(LazyArray(opener), "zyx"), voxel_size)
 
 
 def _is_complete(tif: tifffile.TiffFile, series: tifffile.TiffPageSeries, depth: int) -> bool:
-    """Tell whether a TIFF has all its slices: by its chain of pages, its metadata and where its pages end."""
+    """Whether all slices are in the file, by its chain of pages, its metadata and the end of each page."""
     tif.filehandle.seek(tif.pages.next_page_offset or 0)
     if tif.filehandle.read(tif.tiff.offsetsize) != bytes(tif.tiff.offsetsize):
         return False  # the last page that can be found points to another
