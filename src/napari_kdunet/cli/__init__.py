@@ -1,4 +1,4 @@
-"""The command line: events of the core become progress bars, tables, figures and files."""
+"""The command line: shows the events of the core as progress bars, tables and figures, and writes files."""
 
 from napari_kdunet.cli.commands import app, main
 

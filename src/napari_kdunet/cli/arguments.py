@@ -1,4 +1,4 @@
-"""What several commands take: arguments and options, and how the text typed becomes volumes and targets."""
+"""Arguments and options shared by several commands, and how their text becomes volumes and checked outputs."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ ModelName = Annotated[str, typer.Argument(help="A .safetensors file or the name 
 
 
 class Command(TyperCommand):
-    """A command whose usage names its arguments plainly."""
+    """A command whose usage line shows its arguments without braces."""
 
     def collect_usage_pieces(self, ctx: Any) -> list[str]:
         """RAW, not {RAW}."""
@@ -52,7 +52,7 @@ class Command(TyperCommand):
 
 
 def check_out(out: Path, *inputs: str, suffixes: tuple[str, ...] = (".safetensors",)) -> Path:
-    """Check, before hours of work, that `out` can be written, and not over what is still to be read."""
+    """Check, before any work, that `out` can be written and does not replace an input."""
     from napari_kdunet.core.writing.writer import check_target
 
     for given in inputs:
@@ -63,7 +63,7 @@ def check_out(out: Path, *inputs: str, suffixes: tuple[str, ...] = (".safetensor
 
 
 def given_volume(source: str, voxel_size: str | None) -> Any:
-    """The volume that was typed, with the voxel size that was."""
+    """Open the volume given on the command line, with the voxel size given there."""
     from napari_kdunet import core
 
     if voxel_size is None:
@@ -79,7 +79,7 @@ def given_volume(source: str, voxel_size: str | None) -> Any:
 
 
 def given_pair(raw: str | None, labels: str | None, voxel_size: str | None) -> tuple[Any, Any] | None:
-    """The volumes to validate on, where they were typed: both or neither."""
+    """The image and labels to validate on, if given: both or neither."""
     if (raw is None) != (labels is None):
         raise ConfigError("--val-raw and --val-labels go together: give both or neither.")
     return None if raw is None else (given_volume(raw, voxel_size), labels)

@@ -1,4 +1,4 @@
-"""The command line: events to progress bars, tables and files."""
+"""The commands, and how their errors become one line and an exit code."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from napari_kdunet.cli.arguments import (
 from napari_kdunet.cli.experiments import study, sweep
 from napari_kdunet.cli.options import with_settings
 from napari_kdunet.cli.predict import predict
-from napari_kdunet.cli.progress import Interrupted, console, follow_to_file, together
+from napari_kdunet.cli.progress import Interrupted, console, follow_to_file, launch
 from napari_kdunet.core.config import DistillConfig, TrainConfig
 from napari_kdunet.core.errors import KDUNetError, TrainingError, is_out_of_memory
 from napari_kdunet.core.parsing import format_slices
@@ -46,7 +46,7 @@ app = typer.Typer(
     help="Train a U-Net on electron-microscopy volumes and distil it into a tiny k-Unet.",
 )
 
-#: What typer raises for a wrong command line; click's in older versions, its own copy of that in newer ones.
+#: Raised for a wrong command line: click's class in older versions of typer, a copy of it in newer ones.
 _UsageError: Any = typer.BadParameter.__mro__[1]
 
 
@@ -57,8 +57,8 @@ def main() -> None:
     """
     try:
         code = app(prog_name="napari-kdunet", standalone_mode=False)
-    except (Interrupted, KeyboardInterrupt, typer.Abort) as told:
-        console.print(str(told) or "stopped.")
+    except (Interrupted, KeyboardInterrupt, typer.Abort) as stopped:
+        console.print(str(stopped) or "stopped.")
         sys.exit(130)
     except KDUNetError as error:
         _fail(str(error), 1 if isinstance(error, TrainingError) else 2)
@@ -71,7 +71,7 @@ def main() -> None:
         if not is_out_of_memory(error):
             raise
         _fail("out of memory: lower --batch, --patch or --memory of a training, or free memory elsewhere.", 1)
-    if code == 130:  # how typer hands on a Ctrl-C that found nothing to close
+    if code == 130:  # as typer returns a Ctrl-C that nothing caught
         console.print("stopped.")
     sys.exit(code)
 
@@ -124,7 +124,7 @@ def train(
     """Train a k-Unet from labels."""
     from napari_kdunet.core import iter_train, load_model
 
-    with together(config, devices, nodes) as fabric:
+    with launch(config, devices, nodes) as fabric:
         events = iter_train(
             given_volume(raw, voxel_size),
             labels,
@@ -164,7 +164,7 @@ def distill(
     """Distil a teacher into a tiny k-Unet."""
     from napari_kdunet.core import iter_distill, load_model
 
-    with together(config, devices, nodes) as fabric:
+    with launch(config, devices, nodes) as fabric:
         events = iter_distill(
             teacher,
             given_volume(raw, voxel_size),
@@ -208,16 +208,16 @@ def evaluate(
 
 @app.command(cls=Command)
 def info(model: ModelName, as_json: Json = False) -> None:
-    """Tell what a model is and how it was trained."""
+    """Show what a model is and how it was trained."""
     from napari_kdunet import core
 
-    about = core.load_model(model).describe()
+    description = core.load_model(model).describe()
     if as_json:
-        typer.echo(json.dumps(about))
+        typer.echo(json.dumps(description))
         return
-    summary = about.pop("summary")
+    summary = description.pop("summary")
     groups = {name: values for name, values in summary.items() if isinstance(values, dict)}
-    flat = about | {name: value for name, value in summary.items() if name not in groups}
+    flat = description | {name: value for name, value in summary.items() if name not in groups}
     for group in ("data", "validation", "teacher", "settings"):
         flat |= {f"{group}: {name}": value for name, value in groups.get(group, {}).items()}
     for name in ("labelled_slices", "validation: slices"):
@@ -234,12 +234,12 @@ def _print_table(rows: dict[str, Any]) -> None:
     width = max(map(len, rows))
     for name, value in rows.items():
         shown = "not defined" if value is None and name in ("iou", "dice", "precision", "recall") else value
-        told = f"{shown:.5g}" if isinstance(shown, float) else str(shown)
-        typer.echo(f"{name.replace('_', ' '):<{width}}  {told}")
+        text = f"{shown:.5g}" if isinstance(shown, float) else str(shown)
+        typer.echo(f"{name.replace('_', ' '):<{width}}  {text}")
 
 
 def _follow(title: str, events: Any, out: Path, resumed: bool, fabric: Any) -> None:
-    if fabric is not None and not fabric.is_global_zero:  # the first process tells of all
+    if fabric is not None and not fabric.is_global_zero:  # only rank 0 prints
         for _ in events:
             pass
         return

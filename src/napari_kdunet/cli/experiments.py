@@ -74,14 +74,14 @@ def study(
         device=device,
         threads=threads,
     )
-    train, val = _given(raw, labels, val_raw, val_labels, voxel_size)
+    train, val = _open_pairs(raw, labels, val_raw, val_labels, voxel_size)
     _conclude(name, out, _follow(name, out, runs, train, val))
 
 
-def _given(
+def _open_pairs(
     raw: str | None, labels: str | None, val_raw: str | None, val_labels: str | None, voxel_size: str | None
 ) -> tuple[Pair, Pair | None]:
-    """What was typed to train on and to score on, or the embedded volumes."""
+    """Open the volumes given to train on and to score on, or make the embedded ones."""
     if (raw is None) != (labels is None):
         raise ConfigError("RAW and LABELS go together: give both or neither.")
     val = given_pair(val_raw, val_labels, voxel_size)
@@ -93,19 +93,19 @@ def _given(
 
 
 def _follow(name: str, out: Path, runs: list[Run], train: Pair, val: Pair | None) -> list[RunResult]:
-    """Do the runs; the CSV has all that are done at any time."""
+    """Execute the runs; after each the CSV is rewritten with all results so far."""
     from napari_kdunet.core.experiments.study import iter_study
 
     results: list[RunResult] = []
 
-    def take(result: RunResult) -> None:
+    def add_result(result: RunResult) -> None:
         results.append(result)
         _write_csv(out / f"{name}.csv", map(asdict, results))
-        console.print(f"{len(results):>3}/{len(runs)}  {_told(result)}")
+        console.print(f"{len(results):>3}/{len(runs)}  {_format_result(result)}")
 
     items = iter_study(runs, *train, val=val, folder=out / "runs")
     try:
-        follow_runs([f"{name} {i}/{len(runs)}: {run.name}" for i, run in enumerate(runs, 1)], items, take)
+        follow_runs([f"{name} {i}/{len(runs)}: {run.name}" for i, run in enumerate(runs, 1)], items, add_result)
     except (Interrupted, KeyboardInterrupt):
         raise Interrupted(f"stopped: {len(results)} of {len(runs)} runs are done; the same command goes on.") from None
     return results
@@ -123,7 +123,7 @@ def _conclude(name: str, out: Path, results: list[RunResult]) -> None:
 
 
 def _embedded() -> tuple[Pair, Pair]:
-    """Raw and labels to train on, and to score on."""
+    """Make the synthetic volumes, with their labels, to train on and to score on."""
     from napari_kdunet.core.volumes.volume import open_volume
     from napari_kdunet.sample import VOXEL_SIZE, synthetic_em
 
@@ -136,8 +136,8 @@ def _embedded() -> tuple[Pair, Pair]:
     return pairs[0], pairs[1]
 
 
-def _told(result: RunResult) -> str:
-    """One line of a run."""
+def _format_result(result: RunResult) -> str:
+    """Format the result of a run as one line."""
     loss = "" if result.paper_test_loss is None else f"  paper test loss {result.paper_test_loss:.4f}"
     iou = "" if result.iou is None else f"  IoU {result.iou:.3f}"
     return f"{result.run}  {result.steps} steps  {result.seconds:.0f} s{loss}{iou}  {result.outcome}"
@@ -168,22 +168,22 @@ def sweep(
     from napari_kdunet.core import iter_sweep, load_model
 
     wanted = _whole_numbers(ks)
-    found: list[Tradeoff] = []
+    results: list[Tradeoff] = []
 
-    def take(one: Tradeoff) -> None:
-        found.append(one)
-        _write_csv(out / "sweep.csv", map(asdict, found))
+    def add_result(one: Tradeoff) -> None:
+        results.append(one)
+        _write_csv(out / "sweep.csv", map(asdict, results))
         console.print(f"{one.name}  IoU {one.iou:.3f}  {one.parameters:,} parameters")
 
     pair = given_pair(val_raw, val_labels, voxel_size)
     model, volume = load_model(teacher), given_volume(raw, voxel_size)
     items = iter_sweep(model, volume, labels, wanted, config, val=pair, folder=out)
     try:
-        follow_runs(["scoring the teacher", *(f"distilling a {k}-Unet" for k in wanted)], items, take)
+        follow_runs(["scoring the teacher", *(f"distilling a {k}-Unet" for k in wanted)], items, add_result)
     except (Interrupted, KeyboardInterrupt):
-        told = f"{len(found)} of {len(wanted) + 1} networks are done"
-        raise Interrupted(f"stopped: {told}; the same command goes on.") from None
-    _compare(out, found[0], found[1:])
+        done = f"{len(results)} of {len(wanted) + 1} networks are done"
+        raise Interrupted(f"stopped: {done}; the same command goes on.") from None
+    _compare(out, results[0], results[1:])
 
 
 def _whole_numbers(text: str) -> list[int]:

@@ -24,10 +24,10 @@ _EXAMPLES = {"slices": "e.g. 3,8,20:30", "class_weights": "e.g. 1,4"}
 def with_settings(
     kind: type[TrainConfig], *, without: tuple[str, ...] = ()
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Give a command one option for each field of `kind`, but for `without`; it gets them as its argument `config`.
+    """Decorate a command with an option for each field of `kind` except `without`; it is called with a `config`.
 
-    Only what the user typed is passed on, so that defaults live in `kind` alone; ``--paper`` starts from the paper's,
-    and a command's own ``--start`` from what the model there is.
+    Only options that are given are passed on, so that defaults are those of `kind`; with ``--paper`` they are the
+    paper's, and with a command's ``--start`` the form and pixel size are those of that model.
     """
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
@@ -79,15 +79,15 @@ def _option(spec: Any, hint: Any) -> inspect.Parameter:
 
 
 def _help(spec: Any) -> str:
-    """The help of a field with its words, bounds, unit and default; no square brackets, which would be markup."""
+    """Help text of a field with unit, bounds and default; without square brackets, which would be markup."""
     meta = spec.metadata
     facts = [_EXAMPLES[spec.name]] if spec.name in _EXAMPLES else [" | ".join(map(str, meta["choices"]))]
     signs = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}
     facts += [f"{sign} {_number(meta[name])}" for name, sign in signs.items() if name in meta]
     if spec.default is not None:
         facts.append(f"default {_number(spec.default)}")
-    told = ", ".join(fact for fact in [meta["unit"], *facts] if fact)
-    return f"{meta['help'].rstrip('.')} ({told})." if told else meta["help"]
+    details = ", ".join(fact for fact in [meta["unit"], *facts] if fact)
+    return f"{meta['help'].rstrip('.')} ({details})." if details else meta["help"]
 
 
 def _number(value: Any) -> str:

@@ -1,4 +1,4 @@
-"""The command that segments a volume."""
+"""The command `predict`: segment a volume and write the mask or the probabilities."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from napari_kdunet.core.files import is_zarr_name
 
 __all__ = ["predict"]
 
-_M_ARENA_MAX = -8  # of glibc's malloc.h
+_M_ARENA_MAX = -8  # from glibc's malloc.h
 
 
 def predict(
@@ -52,9 +52,9 @@ def predict(
     """Segment a volume. The same command goes on with a Zarr where a killed one was."""
     from napari_kdunet import core
     from napari_kdunet.core.prediction.predict import prediction_key
-    from napari_kdunet.core.writing.dask_cluster import connected
+    from napari_kdunet.core.writing.dask_cluster import connect
 
-    _share_memory()
+    _use_one_heap()
     check_out(out, raw, suffixes=(".tif", ".tiff", ".zarr"))
     if scheduler and not is_zarr_name(out):
         raise ConfigError(f"--scheduler with {out}: workers cannot write one TIFF together, give a .zarr.")
@@ -71,16 +71,16 @@ def predict(
         "planes": planes,
     }
     result = core.predict(loaded, volume, device=device, threads=threads, **how)
-    about, key = {"model": model, **how}, prediction_key(loaded, volume, **how)
-    target = {"path": out, "voxel_size": volume.voxel_size, "metadata": about, "resume_key": key}
-    with connected(scheduler) if scheduler else nullcontext():
+    metadata, key = {"model": model, **how}, prediction_key(loaded, volume, **how)
+    target = {"path": out, "voxel_size": volume.voxel_size, "metadata": metadata, "resume_key": key}
+    with connect(scheduler) if scheduler else nullcontext():
         _write(result, target, skipping=on_error == "skip")
     typer.echo(str(out))
 
 
-def _share_memory() -> None:
-    """Let what one thread has freed be another's: glibc keeps it apart for each, several 100 MB in all."""
-    with suppress(AttributeError, OSError, TypeError):  # of another C library
+def _use_one_heap() -> None:
+    """Make all threads allocate from one heap: glibc's heaps, one a thread, hold several 100 MB of freed memory."""
+    with suppress(AttributeError, OSError, TypeError):  # another C library
         ctypes.CDLL(None).mallopt(_M_ARENA_MAX, 1)
 
 

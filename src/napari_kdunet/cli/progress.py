@@ -1,4 +1,4 @@
-"""A training or a writing on the terminal: a bar, a line a validation, and Ctrl-C between two events."""
+"""Show events on the terminal (a progress bar, a line for each validation), and stop between two on Ctrl-C."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TaskProgressColumn
 
 from napari_kdunet.core.config import TrainConfig
 from napari_kdunet.core.errors import CollapsedError, DivergedError, KDUNetError, TrainingError
+from napari_kdunet.core.parsing import format_slices
 from napari_kdunet.core.training.events import Done, Event, Started, Stepped, Validated
 
 if TYPE_CHECKING:
@@ -29,24 +30,24 @@ __all__ = [
     "follow_to_file",
     "follow_training",
     "interruptible",
-    "together",
+    "launch",
 ]
 
-#: Everything but results goes here. What it prints is never markup: a path may hold square brackets.
+#: For everything but results. Nothing that it prints is taken as markup: a path may hold square brackets.
 console = Console(stderr=True, highlight=False, soft_wrap=True, markup=False, emoji=False)
 
 T = TypeVar("T")
 
 
 class Interrupted(Exception):
-    """Ctrl-C was pressed, and what was under way has been closed."""
+    """The user pressed Ctrl-C, and the running operation has been closed."""
 
 
 @contextmanager
-def together(config: TrainConfig, devices: int, nodes: int) -> Iterator[Any]:
-    """As `core.processes.launched`; all but the first process leave Ctrl-C, and what all of them meet, to that.
+def launch(config: TrainConfig, devices: int, nodes: int) -> Iterator[Any]:
+    """Launch the processes of a training, see `core.training.distributed`; only rank 0 handles Ctrl-C and errors.
 
-    What is wrong with the input all meet on one machine, but not on several.
+    On one machine all processes raise the same error about wrong input, on several machines they may not.
     """
     from napari_kdunet.core.training.distributed import launched  # not at the top: it imports torch
 
@@ -65,29 +66,30 @@ def together(config: TrainConfig, devices: int, nodes: int) -> Iterator[Any]:
 def interruptible(
     events: Iterator[T], numbers: tuple[int, ...] = (signal.SIGINT, signal.SIGTERM)
 ) -> Iterator[Iterator[T]]:
-    """Iterate so that Ctrl-C takes effect between two events, closes `events` and raises `Interrupted`.
+    """Iterate over `events`; on Ctrl-C finish the current one, close `events` and raise `Interrupted`.
 
-    So does the SIGTERM of a cluster's scheduler, unless `numbers` leaves it out. A second Ctrl-C stops at once.
+    The SIGTERM of a cluster's scheduler does the same, unless `numbers` leaves it out. A second signal raises
+    `KeyboardInterrupt` at once.
     """
-    pressed = False
+    stopping = False
 
-    def press(number: int, frame: FrameType | None) -> None:
-        nonlocal pressed
-        if pressed:
+    def request_stop(number: int, frame: FrameType | None) -> None:
+        nonlocal stopping
+        if stopping:
             raise KeyboardInterrupt
-        pressed = True
-        with suppress(OSError):  # straight to stderr: what is interrupted may be a print, and rich would repeat it
+        stopping = True
+        with suppress(OSError):  # not through rich: the signal may interrupt a print, which rich would repeat
             os.write(2, b"\nstopping after this step; press Ctrl-C again to stop at once\n")
 
-    def watched() -> Iterator[T]:
+    def until_stopped() -> Iterator[T]:
         for event in events:
             yield event
-            if pressed:
+            if stopping:
                 raise Interrupted
 
-    before = {number: signal.signal(number, press) for number in numbers}
+    before = {number: signal.signal(number, request_stop) for number in numbers}
     try:
-        yield watched()
+        yield until_stopped()
     finally:
         if isinstance(events, Generator):
             events.close()
@@ -95,8 +97,8 @@ def interruptible(
             signal.signal(number, handler)
 
 
-def _bar(*extra: str) -> Progress:
-    """A progress bar; on anything but a terminal there is none, so that a log holds lines alone."""
+def _progress_bar(*extra: str) -> Progress:
+    """A progress bar on a terminal; elsewhere none, so that a log file holds lines only."""
     return Progress(
         SpinnerColumn(),
         TextColumn("{task.description}"),
@@ -110,24 +112,24 @@ def _bar(*extra: str) -> Progress:
 
 
 def follow_training(title: str, events: Iterator[Event]) -> Done:
-    """Draw a training until it is done.
+    """Show the progress of a training until it ends.
 
     Raises
     ------
     Interrupted
-        After Ctrl-C, when the best model and the state to resume from are written.
+        After Ctrl-C; the best model and the state to resume from have been written.
     CollapsedError
         If the network collapsed.
     """
     from napari_kdunet.core.training.train import collapsed_message  # not at the top: it imports torch
 
-    with interruptible(events) as watched, _bar("{task.fields[told]}") as bar:
-        task = bar.add_task(title, total=1.0, told="")
+    with interruptible(events) as watched, _progress_bar("{task.fields[status]}") as bar:
+        task = bar.add_task(title, total=1.0, status="")
         for event in watched:
             if isinstance(event, Started):
-                _tell_start(event)
+                _print_start(event)
             elif isinstance(event, Stepped):
-                bar.update(task, completed=event.fraction, told=f"step {event.step}  loss {event.loss:.3f}")
+                bar.update(task, completed=event.fraction, status=f"step {event.step}  loss {event.loss:.3f}")
             elif isinstance(event, Validated):
                 mark = "  best so far" if event.best else ""
                 console.print(
@@ -138,102 +140,91 @@ def follow_training(title: str, events: Iterator[Event]) -> Done:
                 if event.collapsed:
                     raise CollapsedError(collapsed_message(event), event.model)
                 return event
-    raise AssertionError("a training that ends without Done or an error")
+    raise AssertionError("the training ended without Done or an error")
 
 
 def follow_to_file(title: str, events: Iterator[Event], out: Path, *, resumed: bool = False) -> Done:
-    """Draw a training that writes `out` until it is done.
+    """Show the progress of a training that writes `out` until it ends.
 
     Raises
     ------
     Interrupted, DivergedError
-        Their messages say whether this training has left a model at `out`, and what there is to go on with.
+        The message says whether this training has written a model to `out`, and what it can be resumed from.
     CollapsedError
         If the network collapsed.
     """
     from napari_kdunet.core.training.resume import resume_path  # not at the top: it imports torch
 
-    state, before = resume_path(out), _stamp(out)
+    state, before = resume_path(out), _file_identity(out)
     if state.exists() and not resumed:
         console.print(f"note: starting anew, {state} of a training that was stopped will be replaced (see --resume)")
     try:
         return follow_training(title, events)
     except (Interrupted, KeyboardInterrupt):
-        found = _stamp(out) != before
-        best = f"the best model so far is {out}" if found else "no model was good enough to be saved yet"
+        saved = _file_identity(out) != before
+        best = f"the best model so far is {out}" if saved else "no model was good enough to be saved yet"
         more = f"; go on with --resume (from {state.name})" if state.exists() else ""
         raise Interrupted(f"stopped: {best}{more}.") from None
     except DivergedError as error:
-        kept = f" The best model so far is {out}." if _stamp(out) != before else ""
+        kept = f" The best model so far is {out}." if _file_identity(out) != before else ""
         raise DivergedError(f"{error}{kept}", error.model) from error
 
 
 def follow_runs(titles: Sequence[str], items: Iterator[Any], on_result: Callable[[Any], None]) -> None:
-    """Draw trainings that come one after the other, each with a result at its end, which is told to `on_result`.
+    """Show the progress of several trainings in turn; `on_result` is called with the result of each.
 
     Raises
     ------
     Interrupted
-        After Ctrl-C, when what is under way can be gone on with.
+        After Ctrl-C; the running training can be resumed.
     """
-    done, noted = 0, set()
-    with interruptible(items) as watched, _bar("{task.fields[told]}") as bar:
-        task = bar.add_task(titles[0], total=1.0, told="")
+    done, printed = 0, set()
+    with interruptible(items) as watched, _progress_bar("{task.fields[status]}") as bar:
+        task = bar.add_task(titles[0], total=1.0, status="")
         for item in watched:
             if isinstance(item, Started):
                 for note in item.notes:
-                    if note not in noted:
+                    if note not in printed:
                         console.print(f"note: {note}")
-                        noted.add(note)
+                        printed.add(note)
             elif isinstance(item, Stepped):
-                bar.update(task, completed=item.fraction, told=f"step {item.step}  loss {item.loss:.3f}")
+                bar.update(task, completed=item.fraction, status=f"step {item.step}  loss {item.loss:.3f}")
             elif not isinstance(item, Event):
                 on_result(item)
                 done += 1
-                bar.reset(task, description=titles[min(done, len(titles) - 1)], told="")
+                bar.reset(task, description=titles[min(done, len(titles) - 1)], status="")
 
 
-def _stamp(path: Path) -> tuple[int, int] | None:
-    """What tells a file from another written in its place; None if there is none."""
+def _file_identity(path: Path) -> tuple[int, int] | None:
+    """Inode and time of a file, which change when it is replaced; None if there is none."""
     try:
-        about = path.stat()
+        status = path.stat()
     except OSError:
         return None
-    return about.st_ino, about.st_mtime_ns
+    return status.st_ino, status.st_mtime_ns
 
 
-def _tell_start(event: Started) -> None:
+def _print_start(event: Started) -> None:
     taught = f" and {event.unlabelled_slices} taught" if event.unlabelled_slices else ""
     resumed = f"resumed after step {event.step}; " if event.step else ""
     console.print(
         f"{resumed}{event.parameters:,} parameters on {event.device}; "
         f"{len(event.labelled_slices)} labelled{taught} slices; "
-        f"validated on {event.validated_on}, z = {_ranges(event.val_slices)}; prior CE {event.prior_ce:.4f}"
+        f"validated on {event.validated_on}, z = {format_slices(event.val_slices)}; prior CE {event.prior_ce:.4f}"
     )
     for note in event.notes:
         console.print(f"note: {note}")
 
 
-def _ranges(numbers: tuple[int, ...]) -> str:
-    """``0-3, 7`` for (0, 1, 2, 3, 7)."""
-    runs: list[list[int]] = []
-    for n in numbers:
-        if runs and n == runs[-1][-1] + 1:
-            runs[-1].append(n)
-        else:
-            runs.append([n])
-    return ", ".join(str(r[0]) if len(r) == 1 else f"{r[0]}-{r[-1]}" for r in runs)
-
-
 def follow_slices(title: str, slices: Iterator[Written], count: int, *, resumable: bool) -> None:
-    """Draw the writing of `count` slices until the last; `Interrupted` after Ctrl-C, when nothing is left behind.
+    """Show the progress of writing `count` slices; raise `Interrupted` after Ctrl-C, when nothing is left behind.
 
-    What is `resumable` is left behind by the SIGTERM that ends a cluster's job: that kills the process, as it is.
+    A `resumable` writing is killed by the SIGTERM that ends a cluster's job, so that the slices written are kept.
     """
     numbers = (signal.SIGINT,) if resumable else (signal.SIGINT, signal.SIGTERM)
-    with interruptible(slices, numbers) as watched, _bar("slice {task.completed}/{task.total}") as bar:
+    with interruptible(slices, numbers) as watched, _progress_bar("slice {task.completed}/{task.total}") as bar:
         task = bar.add_task(title, total=count)
-        for turn, (_, done) in enumerate(watched):
-            if done > 1 and not turn:
+        for i, (_, done) in enumerate(watched):
+            if done > 1 and i == 0:
                 console.print(f"note: going on after {done - 1} slices that a killed run had written")
             bar.update(task, completed=done)

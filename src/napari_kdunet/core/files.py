@@ -1,4 +1,4 @@
-"""Files and folders appear under their name whole or not at all."""
+"""Write files and folders atomically: they appear under their final name complete, or not at all."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ __all__ = ["is_zarr_name", "make_folder", "replacing", "write_bytes"]
 
 
 def is_zarr_name(path: Path) -> bool:
-    """Whether what is written under this name is a Zarr."""
+    """Whether an output of this name is a Zarr: by its ending."""
     return path.suffix.lower() == ".zarr"
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Give a temporary name beside `path` to write a file or folder at; at the end it takes the place of `path`.
+    """Write a file or folder under a temporary name beside `path`; at the end of the block it replaces `path`.
 
-    If the block fails or is given up, the temporary is removed and what was at `path` stays as it was. A folder takes
-    the place of a folder only, and a file that of a file.
+    If the block raises, the temporary is removed and what was at `path` stays as it was. A folder replaces a folder
+    only, and a file a file.
 
     Parameters
     ----------
@@ -33,7 +33,7 @@ def replacing(path: Path) -> Iterator[Path]:
     Yields
     ------
     Path
-        The temporary name, hidden and with the ending of `path`, for libraries that go by it.
+        The temporary name, hidden and with the suffix of `path`, from which libraries choose a format.
 
     Raises
     ------
@@ -56,7 +56,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def make_folder(path: Path) -> None:
-    """Make a folder, and those above it, where there is none; `OutputError` where that cannot be."""
+    """Make a folder and its parents if it does not exist; raise `OutputError` if that fails."""
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -64,7 +64,7 @@ def make_folder(path: Path) -> None:
 
 
 def write_bytes(path: Path, data: bytes) -> None:
-    """Write `data` to `path`, whole or not at all; errors as in `replacing`."""
+    """Write `data` to `path` atomically; errors as in `replacing`."""
     with replacing(path) as temporary, temporary.open("wb") as file:
         file.write(data)
         file.flush()
@@ -72,7 +72,7 @@ def write_bytes(path: Path, data: bytes) -> None:
 
 
 def _swap(new: Path, path: Path) -> None:
-    """Put the folder `new` in the place of the folder `path`, which no system does in one step."""
+    """Replace the folder `path` by the folder `new`, which takes two renames."""
     old = path.with_name(f".{path.name}.old-{os.getpid()}")
     try:
         path.rename(old)
@@ -85,7 +85,7 @@ def _swap(new: Path, path: Path) -> None:
 
 
 def _remove(path: Path) -> None:
-    """Remove a file, a folder or nothing; what cannot be removed stays, and is no error."""
+    """Remove a file or folder if it exists; one that cannot be removed stays, without an error."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
     else:

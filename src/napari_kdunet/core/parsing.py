@@ -1,4 +1,4 @@
-"""Settings as a user types them, on a command line or into a form."""
+"""Parse and format settings that users type, on the command line or in a form."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def parse_slices(text: str) -> str | tuple[int, ...]:
 
 
 def format_slices(slices: Iterable[int]) -> str:
-    """The inverse of `parse_slices`, as short as can be: ``3,8,20:30``."""
+    """Format slice numbers as `parse_slices` reads them, with half-open ranges: ``3,8,20:30``."""
     spans: list[list[int]] = []
     for z in sorted(slices):
         if spans and z == spans[-1][1]:

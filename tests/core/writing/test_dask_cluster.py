@@ -18,7 +18,7 @@ from napari_kdunet import core
 from napari_kdunet.core.devices import cores
 from napari_kdunet.core.prediction.predict import Blocks
 from napari_kdunet.core.prediction.tiler import Tiler
-from napari_kdunet.core.writing.dask_cluster import Lost, connected
+from napari_kdunet.core.writing.dask_cluster import ClusterLostError, connect
 from napari_kdunet.core.writing.writer import iter_write
 
 distributed = pytest.importorskip("distributed")
@@ -111,7 +111,7 @@ def test_a_slice_that_cannot_be_read(cluster, raw, model, one_line, idle):
     told: list[core.VolumeError] = []
     core.write_volume(lazy, "here/out.zarr", metadata={"a": 1}, on_error=told.append)
     idle()
-    with connected(cluster.scheduler_address):
+    with connect(cluster.scheduler_address):
         with one_line(core.VolumeError, "z=7", raw):
             core.write_volume(lazy, "there/out.zarr")
         assert tree("there") == {}
@@ -129,7 +129,7 @@ def test_a_cluster_that_is_gone_can_be_gone_on_without(raw, model, one_line):
         written = iter_write(lazy, "there/out.zarr", resume_key="this")
         next(written)
         cluster.close()
-        with one_line(Lost, "the same command"):
+        with one_line(ClusterLostError, "the same command"):
             list(written)
     assert not Path("there/out.zarr").exists()
     going_on = list(iter_write(lazy, "there/out.zarr", resume_key="this"))
@@ -141,21 +141,20 @@ def test_a_cluster_that_is_gone_can_be_gone_on_without(raw, model, one_line):
 def test_a_folder_that_workers_do_not_see(cluster, raw, model, one_line, monkeypatch):
     lazy = core.predict(model(pixel_size=10.0), raw)
     monkeypatch.setattr(Path, "absolute", lambda path: Path("/nowhere") / path)
-    with connected(cluster.scheduler_address), one_line(core.OutputError, "/nowhere/there/"):
+    with connect(cluster.scheduler_address), one_line(core.OutputError, "/nowhere/there/"):
         core.write_volume(lazy, "there/out.zarr")
 
 
-def test_no_scheduler(monkeypatch, one_line, tmp_path):
-    monkeypatch.setattr("napari_kdunet.core.writing.dask_cluster._PATIENCE", 0.3)
+def test_no_scheduler(one_line, tmp_path):
     wrong = tmp_path / "scheduler.json"
     wrong.write_text(json.dumps({"address": "tcp://127.0.0.1:1"}))
     for scheduler in ("tcp://127.0.0.1:1", "127.0.0.1:1", "nonsense", "carrier://pigeon", str(wrong)):
-        with one_line(core.ConfigError, scheduler), connected(scheduler):
+        with one_line(core.ConfigError, scheduler), connect(scheduler, timeout=0.3):
             pass
         assert da.ones(3).sum().compute() == 3  # here, as before
 
 
 def test_distributed_is_not_installed(monkeypatch, one_line):
     monkeypatch.setitem(sys.modules, "distributed", None)
-    with one_line(core.ConfigError, "napari-kdunet[cluster]"), connected("tcp://127.0.0.1:1"):
+    with one_line(core.ConfigError, "napari-kdunet[cluster]"), connect("tcp://127.0.0.1:1"):
         pass

@@ -1,1 +1,1 @@
-"""Results to disk: slices computed ahead, written whole or not at all, resumable."""
+"""Write volumes to TIFF or OME-Zarr: slices prefetched, the result complete or not there at all, resumable."""

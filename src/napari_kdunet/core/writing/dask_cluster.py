@@ -1,4 +1,4 @@
-"""Work for the machines of a dask cluster; `distributed` (the extra ``cluster``) is imported when there is one."""
+"""Compute and write slices on the workers of a dask cluster; `distributed` (the extra ``cluster``) is imported late."""
 
 from __future__ import annotations
 
@@ -19,35 +19,35 @@ import numpy as np
 import zarr
 
 from napari_kdunet.core.errors import ConfigError, OutputError, VolumeError
-from napari_kdunet.core.writing.slabs import slabs
-from napari_kdunet.core.writing.slices import compute
+from napari_kdunet.core.writing.slices import compute_slices, iter_slabs
 
 if TYPE_CHECKING:
     from distributed import Client
 
-__all__ = ["Lost", "Outcome", "active_client", "connected", "written"]
+__all__ = ["ClusterLostError", "Outcome", "active_client", "connect", "iter_write_on_cluster"]
 
 Outcome: TypeAlias = tuple[int, "OSError | VolumeError | None"]
-"""Index of a slice that has been written, or was to be, and why it could not be read."""
+"""Index of a slice, and None once it is written, or the error with which reading it failed."""
 
-_PATIENCE = 10.0  # s for a scheduler to answer
+# Of a worker process
+_write_lock = threading.Lock()
+_cancelled_jobs: set[str] = set()
 
-_writing = threading.Lock()
-_given_up: set[str] = set()
 
-
-class Lost(OutputError):
-    """A cluster does not answer any more, while what it has done is still there."""
+class ClusterLostError(OutputError):
+    """The cluster no longer answers; the slices that it has written are kept."""
 
 
 @contextmanager
-def connected(scheduler: str) -> Iterator[Client]:
-    """Have a dask cluster compute what is computed inside.
+def connect(scheduler: str, timeout: float = 10.0) -> Iterator[Client]:
+    """Connect to a dask cluster, which computes dask arrays inside the context.
 
     Parameters
     ----------
     scheduler : str
-        Its scheduler's address (``tcp://host:8786``), or the file that ``dask scheduler --scheduler-file`` wrote.
+        Address of the scheduler (``tcp://host:8786``), or the file that ``dask scheduler --scheduler-file`` wrote.
+    timeout : float
+        Seconds that the scheduler may take to answer.
 
     Raises
     ------
@@ -59,9 +59,9 @@ def connected(scheduler: str) -> Iterator[Client]:
     except ImportError:
         raise ConfigError("a scheduler needs dask.distributed: pip install 'napari-kdunet[cluster]'.") from None
     where = {"scheduler_file" if Path(scheduler).is_file() else "address": scheduler}
-    with _without_log():
+    with _client_log_muted():
         try:
-            client = Client(timeout=_PATIENCE, set_as_default=False, **where)  # a default that fails would stay it
+            client = Client(timeout=timeout, set_as_default=False, **where)  # a default that fails would stay it
         except (OSError, ValueError, TypeError) as error:
             raise ConfigError(f"no dask scheduler answers at {scheduler}: give the address that it shows.") from error
         with client, client.as_current():
@@ -69,8 +69,8 @@ def connected(scheduler: str) -> Iterator[Client]:
 
 
 @contextmanager
-def _without_log() -> Iterator[None]:
-    """Drop what `distributed` logs at length of what becomes our error."""
+def _client_log_muted() -> Iterator[None]:
+    """Drop the log messages of `distributed` about a connection that fails: it becomes an error of ours."""
 
     def drop(record: logging.LogRecord) -> bool:
         return False
@@ -84,7 +84,7 @@ def _without_log() -> Iterator[None]:
 
 
 def active_client() -> Client | None:
-    """The client through which dask computes by default, where there is one."""
+    """The `distributed.Client` through which dask computes by default, or None."""
     if dask.config.get("scheduler", None) not in ("dask.distributed", "distributed"):
         return None
     from distributed import Client
@@ -96,26 +96,26 @@ def active_client() -> Client | None:
     return client
 
 
-def written(
-    client: Client, volume: da.Array, path: Path, dtype: np.dtype[Any], todo: Sequence[int]
+def iter_write_on_cluster(
+    client: Client, volume: da.Array, path: Path, dtype: np.dtype[Any], indices: Sequence[int]
 ) -> Generator[Outcome, None, None]:
-    """Let the workers compute slices and write them.
+    """Let the workers of a cluster compute slices and write them to a Zarr array.
 
-    What is done is a matter of the cluster: where a worker dies, another takes its slices. Only a slice's index comes
-    back. The workers hold the volume, and with it the model, once each.
+    If a worker dies, another takes over its slices. Pixels do not pass through this process. Each worker receives the
+    volume, and with it the model, once.
 
     Parameters
     ----------
-    client : Client
-        Of the cluster.
+    client : distributed.Client
+        Connected to the cluster.
     volume : dask.array.Array
         ZYX. A chunk along z is one task.
     path : Path
-        A Zarr array of the same shape, whose chunks are as thin as one slice; the workers see it under the same name.
+        A Zarr array of the same shape, whose chunks are one slice thick, on a file system shared with the workers.
     dtype : dtype
-        Of that array.
-    todo : sequence of int
-        The slices to write, in order.
+        Type of that array.
+    indices : sequence of int
+        Slices to write, ascending.
 
     Yields
     ------
@@ -124,8 +124,8 @@ def written(
 
     Raises
     ------
-    Lost
-        The cluster is gone, or its workers die of one slice after the other.
+    ClusterLostError
+        The connection is lost, or a slice's task has killed several workers.
     OutputError, OSError
         A worker cannot write.
     """
@@ -133,59 +133,63 @@ def written(
 
     name = uuid.uuid4().hex
     with dask.config.set({"distributed.admin.large-graph-warning-threshold": "1 TB"}):  # large, but sent once
-        job = client.submit(_same, _Job(name, volume, path.absolute(), dtype), pure=False)
-    pending = set(client.map(_write, list(slabs(volume, todo)), job=job, pure=False))
+        job = client.submit(_identity, _Job(name, volume, path.absolute(), dtype), pure=False)
+    pending = set(client.map(_write_slab, list(iter_slabs(volume, indices)), job=job, pure=False))
     try:
         for future in as_completed(list(pending)):
             slices = future.result()
-            pending.remove(future)  # one that is held is done again if the worker that did it dies
+            pending.remove(future)  # a future that is held is computed again if its worker dies
             del future
             yield from slices
     except (CancelledError, KilledWorker) as error:
         what = "its workers die" if isinstance(error, KilledWorker) else "the connection to it is lost"
-        raise Lost(f"the cluster did not finish, {what}: see its logs, and give the same command again") from error
+        raise ClusterLostError(
+            f"the cluster did not finish, {what}: see its logs, and give the same command again"
+        ) from error
     finally:
         if client.status == "running":
             client.cancel([job, *pending])
             if pending:
-                client.run(_give_up, name, on_error="ignore")
+                client.run(_cancel_job, name, on_error="ignore")
 
 
 @dataclass(frozen=True)
 class _Job:
+    """What the slices of one volume have in common."""
+
     name: str
     volume: da.Array
     path: Path
     dtype: np.dtype[Any]
 
 
-def _same(job: _Job) -> _Job:
-    """A task, unlike data that a client has scattered, is done again if the only worker that has it dies."""
+def _identity(job: _Job) -> _Job:
+    """The result of a task is made again if the only worker that holds it dies; scattered data would be lost."""
     return job
 
 
-def _write(slab: list[int], job: _Job) -> list[Outcome]:
+def _write_slab(slab: list[int], job: _Job) -> list[Outcome]:
     done: list[Outcome] = []
-    for z, pixels in compute(job.volume, slab, "synchronous"):
+    for z, pixels in compute_slices(job.volume, slab, "synchronous"):
         if isinstance(pixels, np.ndarray):
-            with _writing:
-                if job.name not in _given_up:
-                    _put(job, z, pixels)
+            with _write_lock:
+                if job.name not in _cancelled_jobs:
+                    _write_slice(job, z, pixels)
             done.append((z, None))
         else:
             done.append((z, pixels))
     return done
 
 
-def _put(job: _Job, z: int, pixels: np.ndarray[Any, Any]) -> None:
+def _write_slice(job: _Job, z: int, pixels: np.ndarray[Any, Any]) -> None:
     if not job.path.is_dir():
         raise OutputError(f"a worker on {gethostname()} does not see {job.path}: give a folder that all share")
     array: Any = zarr.open_array(job.path, mode="r+")
     array[z] = pixels.astype(job.dtype, copy=False)
 
 
-def _give_up(name: str) -> None:
-    """Have this worker write no more for a job, whose folder is about to be removed."""
-    _given_up.add(name)
-    with _writing:
+def _cancel_job(name: str) -> None:
+    """Make this worker write nothing more for a job, as its folder is about to be removed."""
+    _cancelled_jobs.add(name)
+    with _write_lock:
         pass

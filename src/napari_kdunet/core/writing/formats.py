@@ -1,4 +1,4 @@
-"""Where slices are written to: pages of a TIFF, or an OME-Zarr."""
+"""Output formats: ImageJ TIFF and OME-Zarr, written slice by slice."""
 
 from __future__ import annotations
 
@@ -14,21 +14,37 @@ import numpy as np
 import tifffile
 import zarr
 
-__all__ = ["ARRAY", "Layout", "Write", "tiff_sink", "zarr_sink"]
+__all__ = ["ARRAY", "OutputSpec", "WriteSlice", "tiff_writer", "zarr_writer"]
 
 ARRAY = "0"
-"""Where in an OME-Zarr its pixels are."""
+"""Path of the full-resolution array in an OME-Zarr group."""
 
-Write: TypeAlias = Callable[[int, np.ndarray[Any, Any] | None], None]
-"""Writes slice z, or leaves it 0 where there is None."""
+WriteSlice: TypeAlias = Callable[[int, np.ndarray[Any, Any] | None], None]
+"""Writes a slice (Y, X) at index z; None leaves it 0."""
 
-_BIG = 2**31
-_TILE = 1024
+_BIGTIFF_BYTES = 2**31
+_CHUNK_SIDE = 1024
 
 
 @dataclass(frozen=True)
-class Layout:
-    """What is written, and what is told about it; `skipped` is still filled while it is written."""
+class OutputSpec:
+    """What is to be written.
+
+    Attributes
+    ----------
+    name : str
+        Of the image, for its metadata.
+    shape : tuple of int
+        (Z, Y, X).
+    dtype : dtype
+        Of a pixel.
+    voxel_size : tuple of float or None
+        nm (Z, Y, X).
+    metadata : mapping or None
+        Anything that JSON can hold.
+    skipped : list of int or None
+        Slices that could not be read and are 0, filled while writing; None where such a slice is an error.
+    """
 
     name: str
     shape: tuple[int, ...]
@@ -38,46 +54,46 @@ class Layout:
     skipped: list[int] | None
 
     @property
-    def about(self) -> dict[str, Any] | None:
-        """The metadata, with the slices skipped where they may be."""
-        told = {} if self.skipped is None else {"skipped": sorted(self.skipped)}
-        return None if self.metadata is None and not told else {**(self.metadata or {}), **told}
+    def full_metadata(self) -> dict[str, Any] | None:
+        """The metadata with the list of skipped slices; None where there is neither."""
+        skipped = {} if self.skipped is None else {"skipped": sorted(self.skipped)}
+        return None if self.metadata is None and not skipped else {**(self.metadata or {}), **skipped}
 
 
 @contextmanager
-def tiff_sink(path: Path, layout: Layout) -> Iterator[Write]:
-    """Write pages, in order, with the metadata of ImageJ, which Fiji, napari and tifffile know."""
-    dtype = np.dtype(np.uint8) if layout.dtype == bool else layout.dtype
+def tiff_writer(path: Path, spec: OutputSpec) -> Iterator[WriteSlice]:
+    """Write a TIFF page by page, in order, with ImageJ's metadata, which Fiji, napari and tifffile read."""
+    dtype = np.dtype(np.uint8) if spec.dtype == bool else spec.dtype
     options: dict[str, Any] = {"compression": "zlib", "photometric": "minisblack", "metadata": None}
-    if layout.voxel_size is not None:
-        _, y, x = layout.voxel_size
+    if spec.voxel_size is not None:
+        _, y, x = spec.voxel_size
         options |= {"resolution": (1 / x, 1 / y), "resolutionunit": "NONE"}
-    nbytes = math.prod(layout.shape) * dtype.itemsize
-    with tifffile.TiffWriter(path, bigtiff=nbytes > _BIG) as tif:
+    nbytes = math.prod(spec.shape) * dtype.itemsize
+    with tifffile.TiffWriter(path, bigtiff=nbytes > _BIGTIFF_BYTES) as tif:
 
         def write(z: int, block: np.ndarray[Any, Any] | None) -> None:
-            page = np.zeros(layout.shape[1:], dtype) if block is None else block.astype(dtype, copy=False)
-            tif.write(page, description=None if z else _description(layout), **options)
+            page = np.zeros(spec.shape[1:], dtype) if block is None else block.astype(dtype, copy=False)
+            tif.write(page, description=None if z else _description(spec), **options)
 
         yield write
-    if layout.skipped:  # which the first page could not know
-        tifffile.tiffcomment(path, _description(layout).encode())
+    if spec.skipped:  # not known yet when the first page was written
+        tifffile.tiffcomment(path, _description(spec).encode())
 
 
-def _description(layout: Layout) -> str:
-    depth = layout.shape[0]
+def _description(spec: OutputSpec) -> str:
+    depth = spec.shape[0]
     lines = ["ImageJ=1.54f", f"images={depth}", f"slices={depth}", "loop=false"]
-    if layout.voxel_size is not None:
-        lines += ["unit=nm", f"spacing={layout.voxel_size[0]!r}"]
-    if layout.about is not None:
-        lines.append(f"napari_kdunet={json.dumps(layout.about)}")
+    if spec.voxel_size is not None:
+        lines += ["unit=nm", f"spacing={spec.voxel_size[0]!r}"]
+    if spec.full_metadata is not None:
+        lines.append(f"napari_kdunet={json.dumps(spec.full_metadata)}")
     return "\n".join([*lines, ""])
 
 
 @contextmanager
-def zarr_sink(path: Path, layout: Layout, going_on: bool) -> Iterator[Write]:
-    """Write OME-Zarr 0.5 with one scale level, https://ngff.openmicroscopy.org/0.5/, or go on with the one there is."""
-    group = zarr.open_group(path, mode="r+") if going_on else _create_zarr(path, layout)
+def zarr_writer(path: Path, spec: OutputSpec, resumed: bool) -> Iterator[WriteSlice]:
+    """Write OME-Zarr 0.5 (https://ngff.openmicroscopy.org/0.5/) with one scale level, or into the `resumed` one."""
+    group = zarr.open_group(path, mode="r+") if resumed else _create_zarr(path, spec)
     array: Any = group[ARRAY]
 
     def write(z: int, block: np.ndarray[Any, Any] | None) -> None:
@@ -85,20 +101,20 @@ def zarr_sink(path: Path, layout: Layout, going_on: bool) -> Iterator[Write]:
             array[z] = block
 
     yield write
-    if layout.about is not None:
-        group.attrs["napari_kdunet"] = layout.about
+    if spec.full_metadata is not None:
+        group.attrs["napari_kdunet"] = spec.full_metadata
 
 
-def _create_zarr(path: Path, layout: Layout) -> zarr.Group:
-    unit = {} if layout.voxel_size is None else {"unit": "nanometer"}
-    scale = [float(size) for size in layout.voxel_size or (1, 1, 1)]
+def _create_zarr(path: Path, spec: OutputSpec) -> zarr.Group:
+    unit = {} if spec.voxel_size is None else {"unit": "nanometer"}
+    scale = [float(size) for size in spec.voxel_size or (1, 1, 1)]
     image: dict[str, Any] = {
-        "name": layout.name,
+        "name": spec.name,
         "axes": [{"name": axis, "type": "space", **unit} for axis in "zyx"],
         "datasets": [{"path": ARRAY, "coordinateTransformations": [{"type": "scale", "scale": scale}]}],
     }
     group = zarr.open_group(path, mode="w", zarr_format=3)
     group.attrs["ome"] = {"version": "0.5", "multiscales": [image]}
-    chunks = (1, min(layout.shape[1], _TILE), min(layout.shape[2], _TILE))
-    group.create_array(ARRAY, shape=layout.shape, dtype=layout.dtype, chunks=chunks, dimension_names=list("zyx"))
+    chunks = (1, min(spec.shape[1], _CHUNK_SIDE), min(spec.shape[2], _CHUNK_SIDE))
+    group.create_array(ARRAY, shape=spec.shape, dtype=spec.dtype, chunks=chunks, dimension_names=list("zyx"))
     return group

@@ -1,50 +1,116 @@
-"""The slices of a volume, ready to be written: of a lazy one computed ahead of whoever takes them."""
+"""Read or compute the slices of a volume in the order in which they are written, the next ones ahead of time."""
 
 from __future__ import annotations
 
 import math
 import time
+from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import accumulate, groupby
 from typing import Any, TypeAlias
 
 import dask.array as da
 import numpy as np
+from numpy.typing import NDArray
 
 from napari_kdunet.core.errors import VolumeError
-from napari_kdunet.core.writing.slabs import by_blocks, is_thick, slabs
 
-__all__ = ["Slice", "compute", "computed"]
+__all__ = ["Slice", "compute_slices", "iter_slabs", "iter_slices"]
 
-Slice: TypeAlias = tuple[int, "np.ndarray[Any, Any] | OSError | VolumeError"]
-"""Its index, and its pixels or why they cannot be read."""
+Slice: TypeAlias = tuple[int, "NDArray[Any] | OSError | VolumeError"]
+"""Index of a slice along z, and its pixels (Y, X) or the error with which reading them failed."""
 
-_AHEAD = 2**25  # bytes of slices that are computed while others are written
-_TOGETHER = 0.5  # seconds
+_PREFETCH_BYTES = 2**25  # of slices that are computed while others are written
+_BATCH_SECONDS = 0.5  # that slices computed together may take, so that the consumer can stop between two batches
+_SLAB_BYTES = 2**30
 
 
-def computed(volume: Any, todo: Sequence[int]) -> Iterator[Slice]:
-    """The slices `todo` of an array, in that order, or all that an iterable has.
+def iter_slices(volume: Any, indices: Sequence[int]) -> Iterator[Slice]:
+    """Read or compute slices of a volume, in the order of `indices`.
 
-    Of a dask array the next are computed while one is being taken.
+    Parameters
+    ----------
+    volume : array-like or iterable
+        ZYX. Of a dask array the next slices are computed in the background while one is being used. Of an iterable,
+        which has no index, all slices are taken.
+    indices : sequence of int
+        Slices to read, ascending.
+
+    Yields
+    ------
+    Slice
+        A slice that cannot be read does not end the iteration.
     """
     if not hasattr(volume, "__getitem__"):
-        return _numbered(volume)
+        return _enumerate_slices(volume)
     if not isinstance(volume, da.Array):
-        return (_tried(z, lambda z=z: np.asarray(volume[z])) for z in todo)  # type: ignore[misc]
-    if is_thick(volume):
-        return (slice_ for slab in slabs(volume, todo) for slice_ in map(_own, compute(volume, slab)))
-    most = _most(volume)
-    return _ahead(volume, todo, most) if most else (slice_ for z in todo for slice_ in compute(volume, [z]))
+        return (_read_slice(z, lambda z=z: np.asarray(volume[z])) for z in indices)  # type: ignore[misc]
+    if _is_thick(volume):
+        slabs = iter_slabs(volume, indices)
+        # map, as a loop variable would hold the last slab while the next is computed
+        return (slice_ for slab in slabs for slice_ in map(_detached, compute_slices(volume, slab)))
+    most = _prefetch_count(volume)
+    if most == 0:
+        return (slice_ for z in indices for slice_ in compute_slices(volume, [z]))
+    return _prefetch(volume, indices, most)
 
 
-def _own(slice_: Slice) -> Slice:
-    """Whoever has the last slice of a slab does not hold all of it."""
-    z, pixels = slice_
-    return z, pixels.copy() if isinstance(pixels, np.ndarray) else pixels
+def iter_slabs(volume: da.Array, indices: Sequence[int]) -> Iterator[list[int]]:
+    """Group slices by the chunk along z that holds them, up to 1 GiB a group, so that each chunk is computed once."""
+    most = max(1, _SLAB_BYTES // _slice_bytes(volume))
+    stops = list(accumulate(volume.chunks[0]))
+    for _, group in groupby(indices, lambda z: bisect_right(stops, z)):
+        slab = list(group)
+        yield from (slab[i : i + most] for i in range(0, len(slab), most))
 
 
-def _numbered(slices: Iterable[Any]) -> Iterator[Slice]:
+def compute_slices(volume: da.Array, indices: Sequence[int], scheduler: str | None = None) -> list[Slice]:
+    """Compute neighbouring slices of a dask array.
+
+    They are computed together, but one by one where any of them cannot be read, and by rows of chunks where they are
+    large. Slices that share a chunk can be read all or not at all.
+
+    Parameters
+    ----------
+    volume : dask.array.Array
+        ZYX.
+    indices : sequence of int
+        Slices to compute, ascending and without gaps unless they share a chunk.
+    scheduler : str, optional
+        Dask's scheduler, by default the current one.
+    """
+    if _is_thick(volume):
+        try:
+            slab = _compute_by_blocks(volume[indices[0] : indices[-1] + 1], scheduler)
+        except (OSError, VolumeError) as error:
+            return [(z, error) for z in indices]
+        return [(z, slab[z - indices[0]]) for z in indices]
+    if len(indices) > 1 and _prefetch_count(volume):
+        try:
+            block = volume[indices[0] : indices[-1] + 1].compute(scheduler=scheduler)
+            return [(z, block[z - indices[0]]) for z in indices]
+        except (OSError, VolumeError):
+            pass
+    compute = _compute_whole if _prefetch_count(volume) else _compute_by_rows
+    return [_read_slice(z, lambda z=z: compute(volume, z, scheduler)) for z in indices]  # type: ignore[misc]
+
+
+def _is_thick(volume: da.Array) -> bool:
+    """Whether any chunk holds more than one slice."""
+    return bool(max(volume.chunks[0]) > 1)
+
+
+def _slice_bytes(volume: da.Array) -> int:
+    return math.prod((*volume.shape[1:], volume.dtype.itemsize))
+
+
+def _prefetch_count(volume: da.Array) -> int:
+    """How many slices may be in memory beside the one being written."""
+    return _PREFETCH_BYTES // _slice_bytes(volume)
+
+
+def _enumerate_slices(slices: Iterable[Any]) -> Iterator[Slice]:
     z = 0
     try:
         for slice_ in slices:
@@ -54,46 +120,26 @@ def _numbered(slices: Iterable[Any]) -> Iterator[Slice]:
         yield z, error
 
 
-def compute(volume: da.Array, wanted: Sequence[int], scheduler: str | None = None) -> list[Slice]:
-    """Slices of a lazy array near each other, together; one by one where any cannot be read or they are large.
-
-    Those of a thick chunk can be read all or not at all.
-    """
-    if is_thick(volume):
-        try:
-            slab = by_blocks(volume[wanted[0] : wanted[-1] + 1], scheduler)
-        except (OSError, VolumeError) as error:
-            return [(z, error) for z in wanted]
-        return [(z, slab[z - wanted[0]]) for z in wanted]
-    if len(wanted) > 1 and _most(volume):
-        try:
-            block = volume[wanted[0] : wanted[-1] + 1].compute(scheduler=scheduler)
-            return [(z, block[z - wanted[0]]) for z in wanted]
-        except (OSError, VolumeError):
-            pass
-    take = _whole if _most(volume) else _by_rows
-    return [_tried(z, lambda z=z: take(volume, z, scheduler)) for z in wanted]  # type: ignore[misc]
-
-
-def _most(volume: da.Array) -> int:
-    """How many slices may be in memory at once, beside the one that is."""
-    return int(_AHEAD // math.prod((*volume.shape[1:], volume.dtype.itemsize)))
-
-
-def _tried(z: int, read: Callable[[], np.ndarray[Any, Any]]) -> Slice:
+def _read_slice(z: int, read: Callable[[], NDArray[Any]]) -> Slice:
     try:
         return z, read()
     except (OSError, VolumeError) as error:
         return z, error
 
 
-def _whole(volume: da.Array, z: int, scheduler: str | None) -> np.ndarray[Any, Any]:
-    slice_: np.ndarray[Any, Any] = volume[z].compute(scheduler=scheduler)
+def _detached(slice_: Slice) -> Slice:
+    """Copy a slice out of its slab, so that holding the one does not keep the other in memory."""
+    z, pixels = slice_
+    return z, pixels.copy() if isinstance(pixels, np.ndarray) else pixels
+
+
+def _compute_whole(volume: da.Array, z: int, scheduler: str | None) -> NDArray[Any]:
+    slice_: NDArray[Any] = volume[z].compute(scheduler=scheduler)
     return slice_
 
 
-def _by_rows(volume: da.Array, z: int, scheduler: str | None) -> np.ndarray[Any, Any]:
-    """A large slice, by rows of chunks: computed at once it would be in memory twice."""
+def _compute_by_rows(volume: da.Array, z: int, scheduler: str | None) -> NDArray[Any]:
+    """Compute a large slice by rows of chunks: computed at once it would be in memory twice."""
     slice_ = np.empty(volume.shape[1:], volume.dtype)
     bottom = 0
     for rows in volume.chunks[1]:
@@ -102,32 +148,46 @@ def _by_rows(volume: da.Array, z: int, scheduler: str | None) -> np.ndarray[Any,
     return slice_
 
 
-def _ahead(volume: da.Array, todo: Sequence[int], most: int) -> Iterator[Slice]:
-    """As `computed`; up to `most` slices are computed together while those before are written.
+def _compute_by_blocks(slab: da.Array, scheduler: str | None) -> NDArray[Any]:
+    """Compute a slab block by block: computed at once each block, and then the slab, would be in memory twice."""
+    blocks = slab.to_delayed()
+    if blocks.size == 1:
+        whole: NDArray[Any] = blocks.item().compute(scheduler=scheduler)
+        return whole
+    whole = np.empty(slab.shape, slab.dtype)
+    for index, block in np.ndenumerate(blocks):
+        starts = (sum(sizes[:i]) for sizes, i in zip(slab.chunks, index, strict=True))
+        where = (slice(a, a + sizes[i]) for a, sizes, i in zip(starts, slab.chunks, index, strict=True))
+        whole[tuple(where)] = block.compute(scheduler=scheduler)
+    return whole
 
-    Together, as a scheduler may take as long to begin as a tiny network for a slice; but not for long, so that the
-    consumer can stop.
+
+def _prefetch(volume: da.Array, indices: Sequence[int], most: int) -> Iterator[Slice]:
+    """Compute slices in a background thread, up to `most` at once, while those before are being written.
+
+    A dask scheduler may take as long to start as a tiny network for a slice, so slices are computed in batches, which
+    grow as long as a batch takes less than `_BATCH_SECONDS`.
     """
 
-    def timed(wanted: Sequence[int]) -> tuple[list[Slice], float]:
-        clock = time.perf_counter()
-        return compute(volume, wanted), time.perf_counter() - clock
+    def timed(batch: Sequence[int]) -> tuple[list[Slice], float]:
+        start = time.perf_counter()
+        return compute_slices(volume, batch), time.perf_counter() - start
 
-    count, wanted = 1, todo[:1]
-    with ThreadPoolExecutor(1, "kdunet-ahead") as pool:
-        running = pool.submit(timed, wanted)
-        while wanted:
+    count, batch = 1, indices[:1]
+    with ThreadPoolExecutor(1, "kdunet-prefetch") as pool:
+        running = pool.submit(timed, batch)
+        while batch:
             slices, seconds = running.result()
-            todo = todo[len(wanted) :]
-            count = min(2 * count, most) if seconds < _TOGETHER / 2 else count if seconds < _TOGETHER else 1
-            wanted = _neighbours(todo, count)
-            running = pool.submit(timed, wanted)
+            indices = indices[len(batch) :]
+            count = min(2 * count, most) if seconds < _BATCH_SECONDS / 2 else count if seconds < _BATCH_SECONDS else 1
+            batch = _leading_run(indices, count)
+            running = pool.submit(timed, batch)
             yield from slices
 
 
-def _neighbours(todo: Sequence[int], most: int) -> Sequence[int]:
-    """The first slices of `todo`, as long as each is the next of the one before."""
+def _leading_run(indices: Sequence[int], most: int) -> Sequence[int]:
+    """The first `indices`, up to `most`, as long as they have no gap."""
     count = 0
-    while count < min(most, len(todo)) and todo[count] == todo[0] + count:
+    while count < min(most, len(indices)) and indices[count] == indices[0] + count:
         count += 1
-    return todo[:count]
+    return indices[:count]

@@ -1,6 +1,6 @@
 """Write a ZYX volume slice by slice, to TIFF or OME-Zarr.
 
-What stands under the final name is complete, and whatever stood there before is untouched until then: see `files`.
+The result appears under its final name when it is complete; what was there before stays untouched until then.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from napari_kdunet.core.errors import OutputError, VolumeError
 from napari_kdunet.core.files import is_zarr_name, replacing
 from napari_kdunet.core.volumes.formats.zarr_image import is_zarr
 from napari_kdunet.core.volumes.sources import one_line
-from napari_kdunet.core.writing.dask_cluster import Lost, Outcome, active_client, written
-from napari_kdunet.core.writing.formats import ARRAY, Layout, Write, tiff_sink, zarr_sink
-from napari_kdunet.core.writing.progress_record import Record
-from napari_kdunet.core.writing.slices import Slice, computed
+from napari_kdunet.core.writing.dask_cluster import ClusterLostError, Outcome, active_client, iter_write_on_cluster
+from napari_kdunet.core.writing.formats import ARRAY, OutputSpec, WriteSlice, tiff_writer, zarr_writer
+from napari_kdunet.core.writing.progress_record import ProgressRecord
+from napari_kdunet.core.writing.slices import Slice, iter_slices
 
 __all__ = ["Written", "check_target", "iter_write", "write_volume"]
 
@@ -31,7 +31,7 @@ _SUFFIXES = (".tif", ".tiff", ".zarr")
 
 
 class Written(NamedTuple):
-    """A slice that has been written: its index, and how many are done, of this process and of one before it."""
+    """A slice that has been written: its index, and how many are complete, those of an earlier run included."""
 
     z: int
     done: int
@@ -83,9 +83,9 @@ def iter_write(
     resume_key: str | None = None,
     on_error: OnError | None = None,
 ) -> Generator[Written, None, None]:
-    """Write a volume slice by slice; the consumer drives, and `close` of the generator gives it up.
+    """Write a volume slice by slice, as an iterator; closing it stops the writing and removes what was written.
 
-    Where dask has a cluster (an active `distributed.Client`), its workers compute a dask array and write it to a Zarr.
+    Where a `distributed.Client` is active, the workers of its cluster compute a dask array and write it to a Zarr.
 
     TIFF is compressed (zlib), with ImageJ's metadata, and a BigTIFF from 2 GiB on; boolean becomes uint8. Zarr is
     OME-Zarr 0.5 with one scale level. `open_volume` reads both back, with the voxel size.
@@ -94,10 +94,10 @@ def iter_write(
     ----------
     volume : array-like or iterable
         An array (NumPy, dask, `Volume`, ...) whose ``volume[z]`` is one slice, or an iterable of slices (Y, X), from
-        the first to the last. One slice is held in memory at a time; of a dask array the next ones, up to 32 MiB, are
-        computed meanwhile.
+        the first to the last. One slice is in memory at a time; of a dask array up to 32 MiB of the next ones are
+        computed in the background.
     path : str or Path
-        A name ending in ``.tif``, ``.tiff`` or ``.zarr``. What stands there is replaced at the end.
+        A name ending in ``.tif``, ``.tiff`` or ``.zarr``. What is there is replaced at the end.
     shape : tuple of int, optional
         (Z, Y, X), needed for an iterable only.
     dtype : dtype, optional
@@ -107,17 +107,17 @@ def iter_write(
     metadata : mapping, optional
         Anything that JSON can hold; stored under the name ``napari_kdunet``.
     resume_key : str, optional
-        Names this very result, where it is to outlive its process. If a process was killed while it wrote an array
-        to this Zarr under the same key, its slices are kept and only those missing are written.
+        Identifies the result, so that it can be resumed. If a process was killed while it wrote an array to this
+        Zarr with the same key, the slices that it completed are kept and only the missing ones are written.
     on_error : callable, optional
-        Called with the `VolumeError` of a slice of an array that cannot be read; the slice is left 0, its index
-        stands in the list ``skipped`` of the metadata, and writing goes on. By default it is raised.
+        Called with the `VolumeError` of each slice that cannot be read; the slice is left 0, its index is put into
+        the list ``skipped`` of the metadata, and writing continues. By default the error is raised.
 
     Yields
     ------
     Written
-        A slice just written or skipped. The file takes its final name after the last one, when the
-        generator is exhausted.
+        A slice just written or skipped. The result takes its final name after the last one, when the iterator is
+        exhausted.
 
     Raises
     ------
@@ -133,8 +133,8 @@ def iter_write(
         raise OutputError(f"cannot write {target}: shape {size} and dtype {kind}, give numbers with axes Z, Y, X")
     voxel_size = voxel_size or getattr(volume, "voxel_size", None)
     key = resume_key if is_zarr_name(target) and hasattr(volume, "__getitem__") else None
-    layout = Layout(target.stem, size, kind, voxel_size, metadata, None if on_error is None else [])
-    return _write_slices(volume, target, layout, key, on_error)
+    spec = OutputSpec(target.stem, size, kind, voxel_size, metadata, None if on_error is None else [])
+    return _write_slices(volume, target, spec, key, on_error)
 
 
 def write_volume(
@@ -149,14 +149,14 @@ def write_volume(
     on_error: OnError | None = None,
     progress: Callable[[int], object] | None = None,
 ) -> None:
-    """Write a volume and wait for it; the parameters and errors are those of `iter_write`.
+    """Write a volume and return when it is complete; parameters and errors are those of `iter_write`.
 
     Parameters
     ----------
     volume, path, shape, dtype, voxel_size, metadata, resume_key, on_error
         See `iter_write`.
     progress : callable, optional
-        Called with the index of each slice written. What it raises gives the writing up.
+        Called with the index of each slice written. An exception that it raises stops the writing.
     """
     how: dict[str, Any] = {
         "voxel_size": voxel_size,
@@ -171,66 +171,70 @@ def write_volume(
 
 
 def _write_slices(
-    volume: Any, target: Path, layout: Layout, key: str | None, on_error: OnError | None
+    volume: Any, target: Path, spec: OutputSpec, key: str | None, on_error: OnError | None
 ) -> Generator[Written, None, None]:
-    depth, skipped = layout.shape[0], [] if layout.skipped is None else layout.skipped
+    depth, skipped = spec.shape[0], [] if spec.skipped is None else spec.skipped
     with replacing(target) as temporary:
-        record = Record.adopt(target, temporary, key)
-        todo = record.missing(depth)
+        record = ProgressRecord.adopt(target, temporary, key)
+        missing = record.missing(depth)
         try:
             with (
-                _sink(temporary, layout, going_on=bool(record.runs)) as write,
-                closing(_outcomes(volume, layout, todo, temporary, write)) as outcomes,
+                _writer(temporary, spec, resumed=bool(record.runs)) as write,
+                closing(_outcomes(volume, spec, missing, temporary, write)) as outcomes,
             ):
                 for z, error in outcomes:
                     if error is None:
                         record.add(z)
                     else:
-                        told = _told(error, z, target)
+                        unreadable = _as_volume_error(error, z, target)
                         if on_error is None or len(skipped) == depth - 1:
-                            raise told
+                            raise unreadable
                         skipped.append(z)
-                        on_error(told)
+                        on_error(unreadable)
                     yield Written(z, len(record) + len(skipped))
-        except Lost:
-            record.leave()
+        except ClusterLostError:
+            record.keep()
             raise
         if is_zarr_name(target):
             record.finish()
 
 
-def _sink(path: Path, layout: Layout, going_on: bool) -> AbstractContextManager[Write]:
-    return zarr_sink(path, layout, going_on) if is_zarr_name(path) else tiff_sink(path, layout)
+def _writer(path: Path, spec: OutputSpec, resumed: bool) -> AbstractContextManager[WriteSlice]:
+    return zarr_writer(path, spec, resumed) if is_zarr_name(path) else tiff_writer(path, spec)
 
 
-def _outcomes(volume: Any, layout: Layout, todo: list[int], path: Path, write: Write) -> Generator[Outcome, None, None]:
-    """Write the slices `todo`, here or on a cluster; as each is done its index, and why it could not be read if so."""
+def _outcomes(
+    volume: Any, spec: OutputSpec, indices: list[int], path: Path, write: WriteSlice
+) -> Generator[Outcome, None, None]:
+    """Write slices, in this process or on a cluster, and yield the outcome of each."""
     client = active_client() if isinstance(volume, da.Array) and is_zarr_name(path) else None
     if client is not None:
-        return written(client, volume, path / ARRAY, layout.dtype, todo)
-    return _written_here(computed(volume, todo), layout, len(todo), write)
+        return iter_write_on_cluster(client, volume, path / ARRAY, spec.dtype, indices)
+    return _write_in_process(iter_slices(volume, indices), spec, len(indices), write)
 
 
-def _written_here(slices: Iterable[Slice], layout: Layout, count: int, write: Write) -> Generator[Outcome, None, None]:
-    came = 0
+def _write_in_process(
+    slices: Iterable[Slice], spec: OutputSpec, count: int, write: WriteSlice
+) -> Generator[Outcome, None, None]:
+    received = 0
     for z, pixels in slices:
         if isinstance(pixels, Exception):
             write(z, None)
             yield z, pixels
-        elif z >= layout.shape[0] or pixels.shape != layout.shape[1:]:
-            raise OutputError(f"cannot write {layout.name}: slice z={z}, {pixels.shape}, is not in {layout.shape}")
+        elif z >= spec.shape[0] or pixels.shape != spec.shape[1:]:
+            raise OutputError(f"cannot write {spec.name}: slice z={z}, {pixels.shape}, is not in {spec.shape}")
         else:
-            write(z, pixels.astype(layout.dtype, copy=False))
+            write(z, pixels.astype(spec.dtype, copy=False))
             yield z, None
-        came += 1
-    if came < count:
-        raise OutputError(f"cannot write {layout.name}: only {came} of {count} slices came")
+        received += 1
+    if received < count:
+        raise OutputError(f"cannot write {spec.name}: only {received} of {count} slices came")
 
 
-def _told(error: OSError | VolumeError, z: int, target: Path) -> VolumeError:
-    """`files.replacing` would take an `OSError` of reading for one of writing."""
+def _as_volume_error(error: OSError | VolumeError, z: int, target: Path) -> VolumeError:
+    """An error of reading: as an `OSError`, `files.replacing` would take it for one of writing."""
     if isinstance(error, VolumeError):
         return error
-    told = VolumeError(f"cannot read slice z={z} for {target}: {one_line(error)}")
-    told.__cause__ = error
-    return told
+    unreadable = VolumeError(f"cannot read slice z={z} for {target}: {one_line(error)}")
+    unreadable.__cause__ = error
+    return unreadable
