@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import csv
-import io
 import re
 import signal
-import sys
-from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
-from typing import NamedTuple
 from unittest import mock
 
 import numpy as np
@@ -17,33 +13,15 @@ import pytest
 from matplotlib.image import imread
 from scipy import ndimage
 
+from command_line import run
 from napari_kdunet import core
-from napari_kdunet.cli import experiments, main
+from napari_kdunet.cli import experiments
 from napari_kdunet.core.experiments.paper import REPORTED
 from napari_kdunet.core.experiments.summary import finding
 from napari_kdunet.core.training.trainer import Fit
 
 TINY = ("--budget", "0.008", "--batch", "1", "--patch", "32", "--threads", "1", "--seeds", "1")
 SMALL = ("--depth", "2", "--patch", "32", "--batch", "2", "--validations", "2", "--threads", "1", "--steps", "4")
-
-
-class Result(NamedTuple):
-    code: int
-    out: str
-    err: str
-
-
-def run(*argv) -> Result:
-    """The console entry in this process."""
-    out, err = io.StringIO(), io.StringIO()
-    with (
-        mock.patch.object(sys, "argv", ["napari-kdunet", *map(str, argv)]),
-        redirect_stdout(out),
-        redirect_stderr(err),
-        pytest.raises(SystemExit) as told,
-    ):
-        main()
-    return Result(int(told.value.code or 0), out.getvalue(), err.getvalue())
 
 
 @pytest.fixture(scope="module")

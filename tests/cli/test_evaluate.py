@@ -1,0 +1,36 @@
+"""The command `evaluate`: its table and its JSON are the scores of the core."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import numpy as np
+
+from command_line import SHAPE, blobs, run
+from napari_kdunet import core
+
+
+def test_evaluate(data, teacher, probability, tmp_path):
+    mask = tmp_path / "mask.tif"
+    run("predict", teacher, data / "raw.tif", "-o", mask)
+    _, labels = blobs()
+    expected = core.evaluate(np.asarray(core.open_volume(mask)), labels)
+    told = json.loads(run("evaluate", mask, data / "labels.tif", "--json").out)
+    assert told == expected.to_dict()
+    assert told["iou"] > 0.5
+    assert len(told["iou_per_slice"]) == SHAPE[0]
+    table = dict(re.split(r" {2,}", line) for line in run("evaluate", mask, data / "labels.tif").out.splitlines())
+    assert {name: table[name] for name in ("iou", "dice", "precision", "recall")} == {
+        name: f"{told[name]:.5g}" for name in ("iou", "dice", "precision", "recall")
+    }
+    worst = min(told["iou_per_slice"])
+    assert table["worst slice"] == f"{worst:.4f} at z = {told['iou_per_slice'].index(worst)}"
+
+    soft = json.loads(run("evaluate", probability, data / "labels.tif", "--json", "--threshold", 0.7).out)
+    assert soft == core.evaluate(np.asarray(core.open_volume(probability)), labels, threshold=0.7).to_dict()
+    assert soft["paper_ce"] == 2 * soft["ce"]
+    nothing = run("evaluate", data / "empty.tif", data / "empty.tif")
+    assert re.search(r"^iou +not defined$", nothing.out, re.MULTILINE)
+    ignoring = json.loads(run("evaluate", mask, data / "labels.tif", "--json", "--ignore", 1).out)
+    assert (ignoring["tp"], ignoring["fp"], ignoring["tn"]) == (0, told["fp"], told["tn"])

@@ -1,0 +1,145 @@
+"""The command `predict` from end to end: what it writes is what the core predicts."""
+
+from __future__ import annotations
+
+import json
+import platform
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tifffile
+
+from command_line import SHAPE, VOXEL, names, run
+from napari_kdunet import core
+
+
+@pytest.mark.parametrize("suffix", [".tif", ".zarr"])
+def test_predict_labels(suffix, data, teacher, tmp_path):
+    path = tmp_path / f"mask{suffix}"
+    assert run("predict", teacher, data / "raw.tif", "-o", path) == (0, f"{path}\n", "")
+    assert names(tmp_path) == [path.name]
+    mask = core.open_volume(path)
+    assert (mask.dtype, mask.shape, mask.voxel_size) == (np.uint8, SHAPE, VOXEL)
+    expected = core.predict(core.load_model(teacher), data / "raw.tif", output="labels")
+    np.testing.assert_array_equal(np.asarray(mask), expected.compute())
+
+
+def test_predict_threshold(data, teacher, probability, tmp_path):
+    path, found = tmp_path / "mask.tif", np.asarray(core.open_volume(probability))
+    for share in (0.2, 0.9):
+        threshold = round(float(np.quantile(found, share)), 4)
+        assert run("predict", teacher, data / "raw.tif", "-o", path, "--threshold", threshold).code == 0
+        expected = found > threshold
+        np.testing.assert_array_equal(np.asarray(core.open_volume(path)), expected)
+        assert 0 < expected.sum() < expected.size
+
+
+def test_predict_probabilities(data, teacher, probability):
+    written = core.open_volume(probability)
+    assert (written.dtype, written.shape, written.voxel_size) == (np.float32, SHAPE, VOXEL)
+    expected = core.predict(core.load_model(teacher), data / "raw.tif").compute()
+    np.testing.assert_allclose(np.asarray(written), expected, atol=1e-6)
+
+
+def test_predict_views(data, teacher, probability, tmp_path):
+    path = tmp_path / "p.zarr"
+    assert run("predict", teacher, data / "raw.tif", "-o", path, "--probabilities", "--views", 4).code == 0
+    written = np.asarray(core.open_volume(path))
+    expected = core.predict(core.load_model(teacher), data / "raw.tif", views=4).compute()
+    np.testing.assert_allclose(written, expected, atol=1e-6)
+    assert np.abs(written - np.asarray(core.open_volume(probability))).max() > 0.01
+
+
+@pytest.mark.parametrize("suffix", [".tif", ".zarr"])
+def test_predict_planes(suffix, data, teacher, tmp_path):
+    path = tmp_path / f"mask{suffix}"
+    argv = ["predict", teacher, data / "raw.tif", "-o", path, "--planes", "zyx"]
+    told = run(*argv)
+    assert told.code == 2
+    assert "30 x 10 x 10 nm" in told.err
+    assert names(tmp_path) == []
+    assert run(*argv, "--voxel-size", "10").code == 0
+    raw = core.open_volume(data / "raw.tif", voxel_size=(10, 10, 10))
+    expected = core.predict(core.load_model(teacher), raw, planes="zyx", output="labels").compute()
+    np.testing.assert_array_equal(np.asarray(core.open_volume(path)), expected)
+
+
+HEAPS = """
+import ctypes, sys
+from napari_kdunet.cli import main
+path = sys.argv.pop(1)
+try:
+    main()
+except SystemExit as told:
+    assert not told.code
+libc = ctypes.CDLL(None)
+libc.fopen.restype = ctypes.c_void_p
+file = ctypes.c_void_p(libc.fopen(path.encode(), b"w"))
+libc.malloc_info(0, file)
+libc.fclose(file)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library")
+def test_predict_keeps_what_it_frees_in_one_place(data, teacher, tmp_path):
+    """Kept by each thread apart, it comes to several 100 MB on large volumes."""
+    told = tmp_path / "heaps.xml"
+    argv = [told, "predict", teacher, data / "raw.tif", "-o", tmp_path / "out.zarr"]
+    subprocess.run([sys.executable, "-c", HEAPS, *map(str, argv)], check=True, capture_output=True, timeout=300)
+    assert told.read_text().count("<heap nr=") == 1
+
+
+def test_predict_says_that_the_pixel_size_is_unknown(data, teacher, tmp_path):
+    path = tmp_path / "mask.tif"
+    result = run("predict", teacher, data / "unknown.tif", "-o", path)
+    assert result.code == 0
+    assert result.lines == [
+        f"note: the pixel size of {data / 'unknown.tif'} is not known: "
+        "taken as the model's 10 nm; --voxel-size sets it."
+    ]
+    assert core.open_volume(path).voxel_size is None
+    assert run("predict", teacher, data / "unknown.tif", "-o", path, "--voxel-size", "30,10,10").err == ""
+    assert core.open_volume(path).voxel_size == VOXEL
+    run("predict", teacher, data / "unknown.tif", "-o", path, "--voxel-size", "20")
+    assert core.open_volume(path).voxel_size == (20, 20, 20)
+
+
+@pytest.mark.parametrize("suffix", [".tif", ".zarr"])
+def test_predict_past_what_cannot_be_read(suffix, data, teacher, tmp_path):
+    raw, mask = tmp_path / "raw.zarr", tmp_path / f"mask{suffix}"
+    core.write_volume(core.open_volume(data / "raw.tif"), raw)
+    expected = core.predict(core.load_model(teacher), raw, output="labels").compute()
+    assert expected[[2, 5]].any((1, 2)).all()
+    for z in (2, 5):
+        (raw / "0" / "c" / str(z) / "0" / "0").write_bytes(b"damaged")
+    stopped = run("predict", teacher, raw, "-o", mask)
+    assert stopped.code == 2
+    (line,) = stopped.lines
+    assert line.startswith(f"error: cannot read slice z=2 of {raw}: ")
+    assert names(tmp_path) == ["raw.zarr"]
+
+    result = run("predict", teacher, raw, "-o", mask, "--on-error", "skip")
+    assert result[:2] == (0, f"{mask}\n")
+    assert len(result.lines) == 3
+    assert result.lines[0].startswith(f"skipped: cannot read slice z=2 of {raw}: ")
+    assert result.lines[1].startswith(f"skipped: cannot read slice z=5 of {raw}: ")
+    assert result.lines[2:] == [f"note: skipped 2 of 8 slices, which are 0 in {mask}"]
+    expected[[2, 5]] = 0
+    np.testing.assert_array_equal(np.asarray(core.open_volume(mask)), expected)
+    assert about(mask)["skipped"] == [2, 5]
+
+    for path in raw.glob("0/c/*/0/0"):
+        path.write_bytes(b"damaged")
+    assert run("predict", teacher, raw, "-o", mask, "--on-error", "skip").code == 2
+    np.testing.assert_array_equal(np.asarray(core.open_volume(mask)), expected)  # what stood there before
+
+
+def about(path: Path) -> dict:
+    """What is told about a result in its own file."""
+    if path.suffix == ".zarr":
+        return json.loads((path / "zarr.json").read_text())["attributes"]["napari_kdunet"]
+    with tifffile.TiffFile(path) as tif:
+        return json.loads(tif.imagej_metadata["napari_kdunet"])

@@ -1,0 +1,54 @@
+"""The command `train` from end to end, on blobs that a few steps learn."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+import torch
+
+from command_line import SMALL, names, run
+from napari_kdunet import core
+
+
+def test_train_tells_what_it_does(data, teacher, tmp_path):
+    path = tmp_path / "again.safetensors"
+    result = run("train", data / "raw.tif", data / "labels.tif", "-o", path, "--k", 4, "--steps", 40, *SMALL)
+    assert result.code == 0
+    assert names(tmp_path) == ["again.safetensors"]
+    first, *validations = result.lines  # not a terminal: no bar, but each validation
+    count = core.KUNet(k=4, depth=2).parameter_count
+    assert f"{count:,} parameters on cpu; 7 labelled slices; validated on held-out slices, z = 3" in first
+    assert [line.split()[:2] for line in validations] == [["step", "20"], ["step", "40"]]
+    assert validations[0].endswith("best so far")
+    best = max(float(re.search(r"IoU (\S+)", line)[1]) for line in validations)
+    assert best > 0.5
+    assert re.fullmatch(rf"{re.escape(str(path))}  IoU {best:.3f} at threshold 0\.\d\d  \d+ s\n", result.out)
+    again, before = core.load_model(path), core.load_model(teacher)
+    assert all(map(torch.equal, again.net.state_dict().values(), before.net.state_dict().values()))
+
+
+def test_validation_on_given_volumes_and_a_start(data, teacher, tmp_path):
+    val = ["--val-raw", data / "raw.tif", "--val-labels", data / "labels.tif"]
+    path = tmp_path / "m.safetensors"
+    more = ["--steps", 2, "--lr", 1e-6, "--start", teacher]
+    result = run("train", data / "raw.tif", data / "labels.tif", "-o", path, *val, *more, *SMALL)
+    assert result.code == 0, result.err
+    assert "8 labelled slices; validated on given volume, z = 0-7" in result.lines[0]
+
+
+@pytest.mark.parametrize("command", [["train"], ["distill", "{teacher}"]])
+def test_a_start_has_its_form_and_pixel_size(command, data, teacher, tmp_path):
+    start, path = tmp_path / "start.safetensors", tmp_path / "m.safetensors"
+    volumes = [data / "raw.tif", data / "labels.tif", "--voxel-size", 8]
+    form = ["--k", 3, "--depth", 2, "--activation", "relu", "--pixel-size", 8]
+    assert run("train", *volumes, "-o", start, *form, "--steps", 40, *SMALL[2:]).code == 0
+    going_on = [word.format(teacher=teacher) for word in command]
+    going_on += [*volumes, "-o", path, "--start", start, "--steps", 2, "--lr", 1e-6, *SMALL[2:]]
+    result = run(*going_on)
+    assert result.code == 0, result.err
+    made, started = core.load_model(path), core.load_model(start)
+    assert (made.form, made.pixel_size) == (started.form, 8.0)
+    refused = run(*going_on, "--depth", 3)
+    assert refused.code == 2
+    assert "depth" in refused.err
