@@ -17,7 +17,7 @@ from napari_kdunet.core.errors import ConfigError
 __all__ = ["GOING_ON", "LIVE", "PAPER", "VIEWS", "DistillConfig", "TrainConfig"]
 
 VIEWS = (1, 2, 4, 8)
-"""Over how many mirror images and quarter turns a network's logits can be averaged; see `views.averaged`."""
+"""Over how many mirror images and quarter turns a network's logits can be averaged; see `core.prediction.tta`."""
 
 
 def setting(

@@ -52,7 +52,7 @@ def cores() -> int:
         with suppress(ValueError, AttributeError):  # this is no worker, or another thread is importing it just now
             return int(sys.modules["distributed"].get_worker().state.nthreads)
     found = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, found // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))  # torchrun and `processes.launched` set it
+    return max(1, found // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))  # torchrun and `training.distributed` set it
 
 
 def training_threads(k: int, wanted: int | None = None) -> tuple[int, int]:
