@@ -4,7 +4,7 @@ Python lets one thread run at a time. On a thread beside napari's a training of 
 short calls, falls to half its speed while somebody scrolls; in its own process it keeps it. Only what has to travels:
 the settings and models are sent, slices are asked for when they are read, and the events come back.
 
-The process runs `process_main` as a program; `multiprocessing` would run the user's script again.
+The process (`process`) is started as a program, not by `multiprocessing`, which would run the user's script again.
 """
 
 from __future__ import annotations
