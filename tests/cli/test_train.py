@@ -34,7 +34,7 @@ def test_validation_on_given_volumes_and_a_start(data, teacher, tmp_path):
     more = ["--steps", 2, "--lr", 1e-6, "--start", teacher]
     result = run("train", data / "raw.tif", data / "labels.tif", "-o", path, *val, *more, *SMALL)
     assert result.code == 0, result.err
-    assert "8 labelled slices; validated on given volume, z = 0-7" in result.lines[0]
+    assert "8 labelled slices; validated on given volume, z = 0:8" in result.lines[0]
 
 
 @pytest.mark.parametrize("command", [["train"], ["distill", "{teacher}"]])
