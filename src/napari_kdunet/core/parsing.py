@@ -1,4 +1,4 @@
-"""Parse and format settings that users type, on the command line or in a form."""
+"""Parse and format settings that users type, on the command line or in a form, and format numbers for reading."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from napari_kdunet.core.errors import ConfigError
 
-__all__ = ["format_slices", "parse_class_weights", "parse_slices"]
+__all__ = ["clock", "format_slices", "parse_class_weights", "parse_slices"]
 
 
 def parse_slices(text: str) -> str | tuple[int, ...]:
@@ -44,3 +44,10 @@ def parse_class_weights(text: str) -> str | tuple[float, ...]:
         return tuple(float(part) for part in text.split(","))
     except ValueError:
         raise ConfigError(f"class_weights is {text!r}: give none, balanced, or numbers such as 1,4.") from None
+
+
+def clock(seconds: float) -> str:
+    """Format a time in seconds as ``m:ss``, or ``h:mm:ss``."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from qtpy.QtWidgets import QCheckBox, QFormLayout, QHBoxLayout, QLabel, QProgressBar, QPushButton, QWidget
 from superqt import QLabeledDoubleSlider
 
+from napari_kdunet.core.parsing import clock
 from napari_kdunet.widgets.segmentation.volume_segmentation import Filling
 from napari_kdunet.widgets.shared.layers import LayerChooser, voxel_size_of
 from napari_kdunet.widgets.shared.models import ModelChooser, models
@@ -191,7 +192,7 @@ class SegmentWidget(QWidget):
         self.bar.setValue(done)
         text, left = f"{done} of {total} slices", filling.seconds_left
         if left is not None:
-            text += f", {left // 60:.0f}:{left % 60:02.0f} left"
+            text += f", {clock(left)} left"
         elif not filling.is_running and done < total:
             text += ". Stopped: Segment volume goes on from here"
         if result.folder is not None:

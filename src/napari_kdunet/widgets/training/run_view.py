@@ -18,6 +18,7 @@ from qtpy.QtWidgets import (
     QWidget,
 )
 
+from napari_kdunet.core.parsing import clock
 from napari_kdunet.widgets.training.curves import Curves
 
 if TYPE_CHECKING:
@@ -25,16 +26,9 @@ if TYPE_CHECKING:
 
     from napari_kdunet.core import Started, Stepped, Validated
 
-__all__ = ["RunView", "UpDownScroll", "clock"]
+__all__ = ["RunView", "UpDownScroll"]
 
 _PER_MILLE = 1000
-
-
-def clock(seconds: float) -> str:
-    """Seconds as ``m:ss``, or ``h:mm:ss``."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
 class UpDownScroll(QScrollArea):
