@@ -92,7 +92,7 @@ def test_wrong_input(one_line):
     with one_line(core.LabelsError, "ignore"):
         core.evaluate(PREDICTED, np.full_like(TRUTH, 7), ignore=7)
     for bad in (1.5, -0.1, math.nan):
-        with one_line(core.LabelsError, "[0, 1]", "z=1"):
+        with one_line(core.VolumeError, "[0, 1]", "z=1"):
             core.evaluate(np.where(PREDICTED == 5, bad, 0.5), TRUTH)
 
 

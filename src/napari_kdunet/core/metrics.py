@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from napari_kdunet.core.errors import LabelsError
+from napari_kdunet.core.errors import LabelsError, VolumeError
 from napari_kdunet.core.volumes.labels import class_index
-from napari_kdunet.core.volumes.volume import check_labels, open_volume
+from napari_kdunet.core.volumes.volume import Volume, open_pair
 
-__all__ = ["Confusion", "Curve", "Scores", "evaluate"]
+__all__ = ["Confusion", "Curve", "Scores", "evaluate", "read_probability"]
 
 _BINS = 512
 _ALIKE = 0.002  # of IoU: as good as the best
@@ -126,18 +126,15 @@ def evaluate(prediction: Any, labels: Any, *, threshold: float = 0.5, ignore: in
     LabelsError
         If the shapes differ, the labels are not integers, or no pixel counts.
     VolumeError
-        If one of them cannot be read.
+        If one of them cannot be read, or a probability is not in [0, 1].
     """
-    predicted, truth = open_volume(prediction), open_volume(labels)
-    check_labels(predicted, truth)
+    predicted, truth = open_pair(prediction, labels)
     soft = np.issubdtype(predicted.dtype, np.floating)
     slices, entropy = [], 0.0
     for z in range(truth.shape[0]):
         index = class_index(truth.read(z), 2, ignore)
-        counted, values = index >= 0, predicted.read(z)
+        counted, values = index >= 0, read_probability(predicted, z) if soft else predicted.read(z)
         if soft:
-            if not (values.min() >= 0 and values.max() <= 1):  # also False for nan
-                raise LabelsError(f"{predicted.name} is not a probability: slice z={z} leaves [0, 1].")
             entropy += float(cross_entropy(values[counted], index[counted] > 0).sum())
         slices.append(Confusion.of(values > threshold if soft else values != 0, index > 0, counted))
     total = sum(slices, Confusion())
@@ -145,6 +142,24 @@ def evaluate(prediction: Any, labels: Any, *, threshold: float = 0.5, ignore: in
     if not pixels:
         raise LabelsError(f"{truth.name} holds nothing but the ignore value: there is nothing to score.")
     return Scores(total, tuple(slices), entropy / pixels if soft else None)
+
+
+def read_probability(volume: Volume, z: int, y: slice = slice(None), x: slice = slice(None)) -> NDArray[np.float32]:
+    """Read a YX window of a probability volume as float32 in [0, 1]; integers count from 0 to 255.
+
+    Raises
+    ------
+    VolumeError
+        If a value is outside.
+    """
+    values = volume.read(z, y, x).astype(np.float32)
+    if np.issubdtype(volume.dtype, np.integer):
+        values /= 255
+    if not (values.min() >= 0 and values.max() <= 1):  # also False for nan
+        raise VolumeError(
+            f"{volume.name} is not a probability: slice z={z} leaves [0, 1]. Give foreground probabilities."
+        )
+    return values
 
 
 def cross_entropy(probability: NDArray[Any], truth: NDArray[np.bool_]) -> NDArray[np.float64]:

@@ -17,7 +17,7 @@ from napari_kdunet.core.errors import LabelsError, VolumeError
 from napari_kdunet.core.volumes.readers import name_of, open_source
 from napari_kdunet.core.volumes.sources import AxesView, Key, Source, VoxelSize, one_line
 
-__all__ = ["Volume", "VoxelSize", "check_labels", "open_volume"]
+__all__ = ["Volume", "VoxelSize", "check_labels", "open_pair", "open_volume"]
 
 _STRIP_ROWS = 1024
 _AT_ONCE = 2**15  # pixels that are float64 at a time: few enough for the cache
@@ -214,3 +214,10 @@ def check_labels(raw: Volume, labels: Volume) -> None:
             f"labels {labels.name} have shape {labels.shape}, but their image {raw.name} has shape {raw.shape}: "
             "give labels of the same shape (Z, Y, X)"
         )
+
+
+def open_pair(raw: Any, labels: Any) -> tuple[Volume, Volume]:
+    """Open an image and its labels, and check that they fit; errors as in `open_volume` and `check_labels`."""
+    image, truth = open_volume(raw), open_volume(labels)
+    check_labels(image, truth)
+    return image, truth

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from napari_kdunet.core import Confusion, LabelsError, OutputError, Volume
+from napari_kdunet.core.metrics import read_probability
 from napari_kdunet.core.volumes.labels import class_index
 
 __all__ = ["SCORES", "Comparison", "write_csv"]
@@ -89,12 +90,10 @@ class Comparison:
         return predicted, truth, counted
 
     def _mask(self, volume: Volume, z: int, ignore: int | None) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-        values = volume.read(z)
-        if values.dtype.kind != "f":
-            index = class_index(values, 2, ignore)
+        if volume.dtype.kind != "f":
+            index = class_index(volume.read(z), 2, ignore)
             return index > 0, index >= 0
-        if not (values.min() >= 0 and values.max() <= 1):  # also False for nan
-            raise LabelsError(f"{volume.name} is not a probability: slice z={z} leaves 0 to 1. Choose another layer.")
+        values = read_probability(volume, z)
         return values > self.threshold, np.ones(values.shape, bool)
 
 
