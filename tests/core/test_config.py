@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import FrozenInstanceError, fields
+from dataclasses import FrozenInstanceError, fields, replace
 
 import numpy as np
 import pytest
@@ -114,17 +114,27 @@ def test_budget():
 @pytest.mark.parametrize("cls", BOTH)
 def test_round_trip(cls):
     config = cls(k=3, slices=(2, 5), class_weights=(1.0, 2.5), ignore=-1, minutes=0.5, val_share=0)
-    again = cls.from_dict(json.loads(json.dumps(config.to_dict())))
-    assert again == config
-    assert type(again) is cls
-    assert cls.from_dict(cls().to_dict()) == cls()
+    assert cls(**json.loads(json.dumps(config.to_dict()))) == config
+    assert cls(**cls().to_dict()) == cls()
 
 
-def test_unknown_setting(one_line):
-    with one_line(core.ConfigError, "tau", "warp"):
-        core.TrainConfig.from_dict({"tau": 4.0, "warp": 9, "k": 1})
-    with one_line(core.ConfigError, "k is 0"):
-        core.TrainConfig.from_dict({"k": 0})
+def test_loss_weights():
+    """Of the labels and of the teacher, None where a part is left out, over the used share of the budget."""
+    plain, distil = core.TrainConfig(), core.DistillConfig(lam=0.7, tau=3.0)
+    assert (plain.loss_weights(0.5), plain.temperature, plain.labels_from) == ((1.0, None), 1.0, 0.0)
+    assert (distil.loss_weights(0.5), distil.temperature, distil.labels_from) == ((1.0, 0.7), 3.0, 0.0)
+    assert replace(distil, mode="soft").loss_weights(0.0) == (None, 1.0)
+    sequential = replace(distil, mode="sequential", soft_share=0.3)
+    assert [sequential.loss_weights(used) for used in (0, 0.29, 0.3, 1)] == [(None, 1.0)] * 2 + [(1.0, None)] * 2
+    assert sequential.labels_from == 0.3
+
+
+def test_unlabelled_patches():
+    """A share of its own beside labels; as they come where the teacher is alone; none without one."""
+    assert core.TrainConfig().unlabelled_patches(1, 3) == 0
+    assert core.DistillConfig(unlabelled_share=0.2).unlabelled_patches(1, 3) == 0.2
+    for mode in ("soft", "sequential"):
+        assert core.DistillConfig(mode=mode).unlabelled_patches(1, 3) == 0.75
 
 
 def test_paper():

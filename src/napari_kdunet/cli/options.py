@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import inspect
-import types
 import typing
 from collections.abc import Callable
 from dataclasses import fields
@@ -32,8 +31,7 @@ def with_settings(
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
         own = [p for p in inspect.signature(command, eval_str=True).parameters.values() if p.name != "config"]
-        pairs = zip(fields(kind), _hints(kind), strict=True)
-        options = [_option(spec, hint) for spec, hint in pairs if spec.name not in without]
+        options = [_option(spec) for spec in fields(kind) if spec.name not in without]
         names = {option.name for option in options}
 
         @functools.wraps(command)
@@ -58,17 +56,9 @@ def _same(value: Any) -> Any:
     return value
 
 
-def _hints(kind: type[TrainConfig]) -> list[Any]:
-    """The type of each field as a command line reads it: a number, a switch, or text."""
-    hints = typing.get_type_hints(kind)
-    simple = []
-    for spec in fields(kind):
-        members = typing.get_args(hints[spec.name]) if isinstance(hints[spec.name], types.UnionType) else ()
-        simple.append(members[0] if members else hints[spec.name])
-    return simple
-
-
-def _option(spec: Any, hint: Any) -> inspect.Parameter:
+def _option(spec: Any) -> inspect.Parameter:
+    """The option of a field, read as a number, a switch, or text."""
+    hint = spec.metadata["types"][0]
     flag = "--" + spec.name.replace("_", "-")
     option = typer.Option(
         f"{flag}/--no-{flag[2:]}" if hint is bool else flag,

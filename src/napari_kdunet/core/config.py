@@ -9,7 +9,7 @@ import math
 import operator
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import Field, asdict, dataclass, field, fields, replace
-from types import MappingProxyType
+from types import MappingProxyType, NoneType
 from typing import Any, Self
 
 from napari_kdunet.core.errors import ConfigError
@@ -30,9 +30,13 @@ def setting(
     le: float | None = None,
     lt: float | None = None,
     choices: tuple[str, ...] | tuple[int, ...] = (),
+    types: tuple[type, ...] = (),
     advanced: bool = False,
 ) -> Any:
-    """Declare one field: its default, help, unit, bounds (greater/less or equal) and allowed values."""
+    """Declare one field: default, help, unit, bounds (greater/less or equal), choices and allowed types.
+
+    The types are the default's own unless given; a float may be an int too.
+    """
     bounds = {"ge": ge, "gt": gt, "le": le, "lt": lt}
     return field(
         default=default,
@@ -40,6 +44,7 @@ def setting(
             "help": help,
             "unit": unit,
             "choices": choices,
+            "types": types or (type(default),),
             "advanced": advanced,
             **{name: bound for name, bound in bounds.items() if bound is not None},
         },
@@ -55,16 +60,16 @@ _BOUNDS: dict[str, tuple[str, Callable[[Any, Any], bool]]] = {
 
 
 def _check(spec: Field[Any], value: Any) -> None:
-    """Raise `ConfigError` where `value` is not what the field `spec` allows; None passes where the type admits it."""
-    meta = spec.metadata
-    if value is None and "None" in str(spec.type):
+    """Raise `ConfigError` where `value` is not what the field `spec` allows."""
+    meta, types = spec.metadata, spec.metadata["types"]
+    if value is None and NoneType in types:
         return
     if meta["choices"]:
-        other = isinstance(value, tuple) and value and "tuple" in str(spec.type)
-        if (value not in meta["choices"] or isinstance(value, bool)) and not other:
+        several = isinstance(value, tuple) and value and tuple in types
+        if (value not in meta["choices"] or isinstance(value, bool)) and not several:
             raise ConfigError(f"{spec.name} is {value!r}: choose one of {', '.join(map(str, meta['choices']))}.")
         return
-    if spec.type == "bool":
+    if bool in types:
         if not isinstance(value, bool):
             raise ConfigError(f"{spec.name} is {value!r}: give True or False.")
         return
@@ -73,7 +78,7 @@ def _check(spec: Field[Any], value: Any) -> None:
         return
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         raise ConfigError(f"{spec.name} is {value!r}: give a number.")
-    if str(spec.type).startswith("int") and not isinstance(value, int):
+    if float not in types and not isinstance(value, int):
         raise ConfigError(f"{spec.name} is {value!r}: give a whole number.")
     for name, bound in bounds.items():
         words, holds = _BOUNDS[name]
@@ -82,7 +87,7 @@ def _check(spec: Field[Any], value: Any) -> None:
 
 
 def _frozen(value: Any) -> Any:
-    """Several numbers as a tuple, whatever they came in: a list, a range, an array."""
+    """A list, range or array of numbers as a tuple."""
     value = value.tolist() if hasattr(value, "tolist") else value
     return tuple(value) if isinstance(value, Iterable) and not isinstance(value, str) else value
 
@@ -111,9 +116,15 @@ class TrainConfig:
     )
     prior_bias: bool = setting(True, "Start the head's bias at the classes' shares in the labels.", advanced=True)
 
-    steps: int | None = setting(None, "Training steps (batches); leave empty to give minutes.", ge=1)
+    steps: int | None = setting(
+        None, "Training steps (batches); leave empty to give minutes.", ge=1, types=(int, NoneType)
+    )
     minutes: float | None = setting(
-        None, "Training time; 5 where neither steps nor minutes are given.", unit="minutes", gt=0
+        None,
+        "Training time; 5 where neither steps nor minutes are given.",
+        unit="minutes",
+        gt=0,
+        types=(float, NoneType),
     )
     batch: int = setting(2, "Patches a step.", unit="patches", ge=1, le=1024, advanced=True)
     patch: int = setting(
@@ -140,6 +151,7 @@ class TrainConfig:
         "none",
         "Weight of each class in the cross entropy: none, balanced (by the labels), or one number a class.",
         choices=("none", "balanced"),
+        types=(str, tuple),
         advanced=True,
     )
 
@@ -152,9 +164,14 @@ class TrainConfig:
     )
 
     slices: str | tuple[int, ...] = setting(
-        "auto", "Labelled slices: auto (those that hold any label), all, or their z.", choices=("auto", "all")
+        "auto",
+        "Labelled slices: auto (those that hold any label), all, or their z.",
+        choices=("auto", "all"),
+        types=(str, tuple),
     )
-    ignore: int | None = setting(None, "Label value of pixels that nobody has looked at.", ge=-(2**31), le=2**31)
+    ignore: int | None = setting(
+        None, "Label value of pixels that nobody has looked at.", ge=-(2**31), le=2**31, types=(int, NoneType)
+    )
     val_share: float = setting(
         0.15,
         "Share of the labelled slices, those in the middle, held out for validation; none if less than one slice.",
@@ -163,11 +180,20 @@ class TrainConfig:
     )
     val_slices: int = setting(8, "Most slices to validate on, evenly spaced.", ge=1, le=10_000, advanced=True)
     threshold: float | None = setting(
-        None, "Foreground from this probability; empty chooses what is best on validation.", gt=0, lt=1, advanced=True
+        None,
+        "Foreground from this probability; empty chooses what is best on validation.",
+        gt=0,
+        lt=1,
+        types=(float, NoneType),
+        advanced=True,
     )
     validations: int = setting(10, "How often to validate over the budget.", ge=1, le=1_000_000, advanced=True)
     patience: int | None = setting(
-        None, "Stop after so many validations without a better IoU; empty never does.", ge=1, advanced=True
+        None,
+        "Stop after so many validations without a better IoU; empty never does.",
+        ge=1,
+        types=(int, NoneType),
+        advanced=True,
     )
 
     seed: int = setting(0, "Seed of all randomness.", ge=0, le=2**31 - 1)
@@ -180,6 +206,7 @@ class TrainConfig:
         "CPU threads; empty chooses by k: one for tiny networks, all cores for others.",
         ge=1,
         le=1024,
+        types=(int, NoneType),
         advanced=True,
     )
     memory: float = setting(
@@ -188,7 +215,7 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         for spec in fields(self):
-            if "tuple" in str(spec.type):
+            if tuple in spec.metadata["types"]:
                 object.__setattr__(self, spec.name, _frozen(getattr(self, spec.name)))
             _check(spec, getattr(self, spec.name))
         if self.steps is not None and self.minutes is not None:
@@ -210,13 +237,37 @@ class TrainConfig:
             return self.steps, None
         return None, 60.0 * (5.0 if self.minutes is None else self.minutes)
 
+    def loss_weights(self, used: float) -> tuple[float | None, float | None]:
+        """Weights of the labels' (hard) and the teacher's (soft) loss; None where that part is left out.
+
+        Parameters
+        ----------
+        used : float
+            Share of the budget that is used up, 0 to 1.
+        """
+        return 1.0, None
+
+    @property
+    def temperature(self) -> float:
+        """Temperature of the soft loss."""
+        return 1.0
+
+    @property
+    def labels_from(self) -> float:
+        """Share of the budget from which on the labels replace the teacher; 0 where the loss does not change."""
+        return 0.0
+
+    def unlabelled_patches(self, labelled: int, unlabelled: int) -> float:
+        """Share of patches from slices without labels, while the teacher counts, given the blocks of each kind."""
+        return 0.0
+
     @classmethod
     def paper(cls, **settings: Any) -> Self:
         """The paper's form: ReLU, PyTorch's initialisation, no BN, plain cross entropy, flips and elastic only."""
         return cls(**{**PAPER, **settings})
 
     def going_on(self) -> Self:
-        """These settings for a model that is good already: it is not to forget what it knows before it learns more."""
+        """These settings for fine-tuning: a model that is good already shall not forget what it knows."""
         return replace(self, **GOING_ON)
 
     def live(self) -> Self:
@@ -236,14 +287,6 @@ class TrainConfig:
     def to_dict(self) -> dict[str, Any]:
         """All settings as JSON-ready values."""
         return {name: list(v) if isinstance(v, tuple) else v for name, v in asdict(self).items()}
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> Self:
-        """The inverse of `to_dict`; unknown names are an error."""
-        unknown = set(values) - {spec.name for spec in fields(cls)}
-        if unknown:
-            raise ConfigError(f"unknown settings: {', '.join(sorted(unknown))}.")
-        return cls(**values)
 
 
 #: What the paper used where it says so (slides; report section 3), as settings.
@@ -308,3 +351,23 @@ class DistillConfig(TrainConfig):
         choices=VIEWS,
         advanced=True,
     )
+
+    def loss_weights(self, used: float) -> tuple[float | None, float | None]:
+        """As in `TrainConfig`, by `mode`: both, the teacher alone, or first the teacher and then the labels."""
+        if self.mode == "mixed":
+            return 1.0, self.lam
+        return (1.0, None) if self.mode == "sequential" and used >= self.labels_from else (None, 1.0)
+
+    @property
+    def temperature(self) -> float:
+        """Temperature of the soft loss."""
+        return self.tau
+
+    @property
+    def labels_from(self) -> float:
+        """As in `TrainConfig`."""
+        return self.soft_share if self.mode == "sequential" else 0.0
+
+    def unlabelled_patches(self, labelled: int, unlabelled: int) -> float:
+        """As in `TrainConfig`: `unlabelled_share` beside labels, in proportion to the blocks without them."""
+        return self.unlabelled_share if self.mode == "mixed" else unlabelled / (labelled + unlabelled)

@@ -152,7 +152,7 @@ def test_errors(blobs, settings, quick, tmp_path, one_line):
         with one_line(core.ConfigError, *change, "other settings"):
             core.iter_train(*blobs(), replace(settings, **change), out=out, resume=True)
     with one_line(core.ConfigError, "tau"):
-        distil = core.DistillConfig.from_dict(settings.to_dict())
+        distil = core.DistillConfig(**settings.to_dict())
         core.iter_distill(blobs()[1] > 0, *blobs(), distil, out=out, resume=True)
     for change in ({"threads": 2}, {"patience": None}):  # what may change
         core.iter_train(*blobs(), replace(settings, **change), out=out, resume=True).close()

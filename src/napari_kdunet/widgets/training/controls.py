@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import Field
+from types import NoneType
 from typing import Any
 
 from qtpy.QtCore import QEvent, QObject, Qt, Signal
@@ -125,14 +126,14 @@ def tooltip(spec: Field[Any]) -> str:
 
 def control_for(spec: Field[Any]) -> Control:
     """The control for one field of the settings, at its default, with its bounds, unit and tooltip."""
-    meta, kind, optional = spec.metadata, str(spec.type).split(" ")[0], "None" in str(spec.type)
+    meta, types = spec.metadata, spec.metadata["types"]
     if meta["choices"]:
         control = _choice(spec)
-    elif kind == "bool":
+    elif bool in types:
         box = QCheckBox()
         control = Control(box, box.isChecked, box.setChecked, box.toggled)
     else:
-        control = _number(spec, whole=kind == "int", optional=optional)
+        control = _number(spec, whole=int in types, optional=NoneType in types)
     control.set(spec.default)
     control.widget.setToolTip(tooltip(spec))
     control.widget.setObjectName(spec.name)
