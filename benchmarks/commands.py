@@ -17,7 +17,7 @@ import numpy as np
 
 from napari_kdunet import core
 from napari_kdunet.core.data.splits import hold_out
-from napari_kdunet.core.training.resume import resume_path
+from napari_kdunet.core.training.checkpoint import resume_path
 
 Row = dict[str, Any]
 

@@ -19,7 +19,7 @@ import torch
 from machine import cpu_name, versions
 
 from napari_kdunet import core
-from napari_kdunet.core.training.distributed import launched
+from napari_kdunet.core.training.distributed import launch
 from napari_kdunet.sample import synthetic_em
 
 
@@ -34,7 +34,7 @@ def main() -> None:
     )
     configs = [replace(config, bn=bn) for bn in (False, True)]
     raw, labels = synthetic_em((16, 128, 128))
-    with launched(config, given.devices) as fabric:
+    with launch(config, given.devices) as fabric:
         together = [list(steps(core.iter_train(raw, labels, each, fabric=fabric))) for each in configs]
         if not fabric.is_global_zero:
             return

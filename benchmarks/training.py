@@ -36,7 +36,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from napari_kdunet import core
 from napari_kdunet.core.data.dataset import prepare
-from napari_kdunet.core.data.patches import Pool
+from napari_kdunet.core.data.patches import PatchSampler
 from napari_kdunet.core.devices import cores, using_threads
 from napari_kdunet.sample import VOXEL_SIZE, synthetic_em
 
@@ -79,7 +79,7 @@ class Loop(NamedTuple):
 # Ours
 
 
-def our_loop(pool: Pool, events: Iterator[core.Event], threads: int, warm_up: int) -> Loop:
+def our_loop(pool: PatchSampler, events: Iterator[core.Event], threads: int, warm_up: int) -> Loop:
     next(events)  # Started
     for _ in range(warm_up):
         next(events)
@@ -158,7 +158,7 @@ def plain_loop(patches: Patches, teacher: torch.nn.Module | None, threads: int, 
     net = core.KUNet(config.k, config.bn).train()
     optimizer = torch.optim.AdamW(net.parameters(), lr=config.lr, weight_decay=config.weight_decay)
     average = AveragedModel(net, multi_avg_fn=get_ema_multi_avg_fn(config.ema))
-    tau, lam = getattr(config, "tau", 1.0), getattr(config, "lam", 1.0)
+    tau, lam = config.temperature, config.loss_weights(0.0)[1] or 1.0
 
     def step() -> float:
         begin = time.perf_counter()
@@ -191,13 +191,13 @@ def volumes(arguments: argparse.Namespace) -> tuple[core.Volume, core.Volume]:
     return image, core.open_volume(labels, voxel_size=VOXEL_SIZE)
 
 
-def plain_arrays(pool: Pool) -> tuple[np.ndarray, np.ndarray]:
+def plain_arrays(pool: PatchSampler) -> tuple[np.ndarray, np.ndarray]:
     """The very pixels that ours trains on, as two arrays."""
-    blocks = [block for block in pool.labelled if block.shares is not None]
+    blocks = [block for block in pool.labelled if block.target is not None]
     smallest = np.min([block.image.shape[-2:] for block in blocks], axis=0)
     y, x = (slice(n) for n in smallest)
     images = np.stack([block.image[0, y, x].float().numpy() for block in blocks])
-    return images, np.stack([block.shares[:, y, x].numpy().argmax(axis=0).astype(np.uint8) for block in blocks])
+    return images, np.stack([block.target[:, y, x].numpy().argmax(axis=0).astype(np.uint8) for block in blocks])
 
 
 def measure(kind: str, threads: int, arguments: argparse.Namespace, data: tuple[core.Volume, core.Volume]) -> None:
@@ -205,11 +205,11 @@ def measure(kind: str, threads: int, arguments: argparse.Namespace, data: tuple[
     shared = {"batch": arguments.batch, "patch": arguments.patch, "threads": threads, "device": "cpu", **ENDLESS}
     teacher = core.Model(core.KUNet(16)) if kind == "student" else None
     config = core.TrainConfig(k=16, **shared) if teacher is None else core.DistillConfig(k=2, **shared)
-    pool = prepare(*data, config, torch.device("cpu"), teacher=teacher).pool
+    pool = prepare(*data, config, torch.device("cpu"), teacher=teacher).sampler
     blocks = [*pool.labelled, *pool.unlabelled]
     if teacher is not None:
         begin = time.perf_counter()
-        assert all(block.taught is not None for block in blocks)
+        assert all(block.teacher_probability is not None for block in blocks)
         print(f"(the teacher was asked in {(time.perf_counter() - begin) / len(blocks):.2f} s a slice)", flush=True)
     events: Any = core.iter_distill(teacher, *data, config) if teacher else core.iter_train(*data, config)
     loops = {

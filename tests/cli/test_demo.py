@@ -15,7 +15,7 @@ from napari_kdunet import core
 from napari_kdunet.cli import demo
 from napari_kdunet.cli.progress import Interrupted
 from napari_kdunet.core.errors import OutputError
-from napari_kdunet.core.training.trainer import Fit
+from napari_kdunet.core.training.trainer import Trainer
 
 SHAPE = (6, 64, 80)
 REAL = demo._TEACHER, demo._STUDENT
@@ -77,14 +77,14 @@ def test_the_real_budget_is_as_promised():
 
 
 def test_stopped(tmp_path):
-    honest = Fit.step
+    honest = Trainer.step
 
-    def pressed(fit):
-        if fit.steps == 25:
+    def pressed(trainer):
+        if trainer.progress.step == 25:
             signal.raise_signal(signal.SIGINT)
-        return honest(fit)
+        return honest(trainer)
 
-    with mock.patch.object(Fit, "step", pressed), pytest.raises(Interrupted, match=re.escape(str(tmp_path))):
+    with mock.patch.object(Trainer, "step", pressed), pytest.raises(Interrupted, match=re.escape(str(tmp_path))):
         demo.run_demo(tmp_path)
     assert {path.name for path in tmp_path.iterdir()} >= {"teacher.safetensors", "teacher.resume.safetensors"}
 

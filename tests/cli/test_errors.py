@@ -17,7 +17,7 @@ import torch
 from command_line import MODULE, SHAPE, SMALL, VOXEL, names, run
 from napari_kdunet import core
 from napari_kdunet.cli import main
-from napari_kdunet.core.training.trainer import Fit
+from napari_kdunet.core.training.trainer import Trainer
 
 TRAIN = "train {data}/raw.tif {data}/labels.tif -o {out}/m.safetensors --steps 2 --depth 2 --patch 32"
 
@@ -177,14 +177,14 @@ def test_collapsed(data, tmp_path):
 
 
 def test_diverged_after_a_good_model(data, tmp_path, monkeypatch):
-    honest = Fit.step
+    honest = Trainer.step
 
     def step(fit):
         if fit.steps == 30:
             raise core.DivergedError("training diverged at step 31.", fit.best)
         return honest(fit)
 
-    monkeypatch.setattr(Fit, "step", step)
+    monkeypatch.setattr(Trainer, "step", step)
     model = tmp_path / "m.safetensors"
     result = run("train", data / "raw.tif", data / "labels.tif", "-o", model, "--k", 4, "--steps", 40, *SMALL)
     assert result.code == 1

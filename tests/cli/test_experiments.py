@@ -18,7 +18,7 @@ from napari_kdunet import core
 from napari_kdunet.cli import experiments
 from napari_kdunet.core.experiments.paper import REPORTED
 from napari_kdunet.core.experiments.summary import finding
-from napari_kdunet.core.training.trainer import Fit
+from napari_kdunet.core.training.trainer import Trainer
 
 TINY = ("--budget", "0.008", "--batch", "1", "--patch", "32", "--threads", "1", "--seeds", "1")
 SMALL = ("--depth", "2", "--patch", "32", "--batch", "2", "--validations", "2", "--threads", "1", "--steps", "4")
@@ -91,15 +91,15 @@ def test_study(name, volumes, tmp_path):
 
 def test_a_stopped_study_goes_on(volumes, tmp_path):
     argv = ["study", "reruns", *volumes, "--out", tmp_path / "a", *TINY]
-    honest, steps = Fit.step, []
+    honest, steps = Trainer.step, []
 
-    def pressed(fit):
-        steps.append(fit.steps)
+    def pressed(trainer):
+        steps.append(trainer.progress.step)
         if len(steps) == 7:
             signal.raise_signal(signal.SIGINT)
-        return honest(fit)
+        return honest(trainer)
 
-    with mock.patch.object(Fit, "step", pressed):
+    with mock.patch.object(Trainer, "step", pressed):
         stopped = run(*argv)
         assert stopped.code == 130
         assert stopped.err.splitlines()[-1] == "stopped: 1 of 4 runs are done; the same command goes on."

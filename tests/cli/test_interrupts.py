@@ -13,7 +13,7 @@ import pytest
 
 from command_line import MODULE, SMALL, names, run
 from napari_kdunet import core
-from napari_kdunet.core.training.trainer import Fit
+from napari_kdunet.core.training.trainer import Trainer
 
 LONG = ("--k", "1", "--steps", "200", *SMALL, "--validations", "20")
 
@@ -82,7 +82,7 @@ def test_two_processes_stopped_by_one_ctrl_c_go_on(data, tmp_path):
 
 def press_at(step: int, times: int, number=signal.SIGINT):
     """Ctrl-C, perhaps twice, while a step runs."""
-    honest = Fit.step
+    honest = Trainer.step
 
     def pressed(fit):
         if fit.steps == step:
@@ -90,7 +90,7 @@ def press_at(step: int, times: int, number=signal.SIGINT):
                 signal.raise_signal(number)
         return honest(fit)
 
-    return mock.patch.object(Fit, "step", pressed)
+    return mock.patch.object(Trainer, "step", pressed)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -32,7 +32,7 @@ from napari_kdunet.cli.arguments import (
 from napari_kdunet.cli.experiments import study, sweep
 from napari_kdunet.cli.options import with_settings
 from napari_kdunet.cli.predict import predict
-from napari_kdunet.cli.progress import Interrupted, console, follow_to_file, launch
+from napari_kdunet.cli.progress import Interrupted, console, follow_to_file, launch_processes
 from napari_kdunet.core.config import DistillConfig, TrainConfig
 from napari_kdunet.core.errors import KDUNetError, TrainingError, is_out_of_memory
 from napari_kdunet.core.parsing import format_slices
@@ -124,7 +124,7 @@ def train(
     """Train a k-Unet from labels."""
     from napari_kdunet.core import iter_train, load_model
 
-    with launch(config, devices, nodes) as fabric:
+    with launch_processes(config, devices, nodes) as fabric:
         events = iter_train(
             given_volume(raw, voxel_size),
             labels,
@@ -164,7 +164,7 @@ def distill(
     """Distil a teacher into a tiny k-Unet."""
     from napari_kdunet.core import iter_distill, load_model
 
-    with launch(config, devices, nodes) as fabric:
+    with launch_processes(config, devices, nodes) as fabric:
         events = iter_distill(
             teacher,
             given_volume(raw, voxel_size),

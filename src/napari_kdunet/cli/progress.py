@@ -30,7 +30,7 @@ __all__ = [
     "follow_to_file",
     "follow_training",
     "interruptible",
-    "launch",
+    "launch_processes",
 ]
 
 #: For everything but results. Nothing that it prints is taken as markup: a path may hold square brackets.
@@ -44,15 +44,15 @@ class Interrupted(Exception):
 
 
 @contextmanager
-def launch(config: TrainConfig, devices: int, nodes: int) -> Iterator[Any]:
+def launch_processes(config: TrainConfig, devices: int, nodes: int) -> Iterator[Any]:
     """Launch the processes of a training, see `core.training.distributed`; only rank 0 handles Ctrl-C and errors.
 
     On one machine all processes raise the same error about wrong input, on several machines they may not.
     """
-    from napari_kdunet.core.training.distributed import launched  # not at the top: it imports torch
+    from napari_kdunet.core.training.distributed import launch  # not at the top: it imports torch
 
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
-    with launched(config, devices, nodes) as fabric:
+    with launch(config, devices, nodes) as fabric:
         if fabric is None or fabric.is_global_zero:
             yield fabric
             return
@@ -153,7 +153,7 @@ def follow_to_file(title: str, events: Iterator[Event], out: Path, *, resumed: b
     CollapsedError
         If the network collapsed.
     """
-    from napari_kdunet.core.training.resume import resume_path  # not at the top: it imports torch
+    from napari_kdunet.core.training.checkpoint import resume_path  # not at the top: it imports torch
 
     state, before = resume_path(out), _file_identity(out)
     if state.exists() and not resumed:

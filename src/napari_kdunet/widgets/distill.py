@@ -144,11 +144,12 @@ def _score(
     teacher: Model | Volume, raw: Volume, labels: Volume | None, started: core.Started, config: DistillConfig
 ) -> Iterator[Any]:
     """Tell the teacher's size, then its IoU, which settles as more of the validation slices are scored."""
-    from napari_kdunet.core.data.validation import iter_score
+    from napari_kdunet.core.data.validation import Validation
 
     parameters = None if isinstance(teacher, core.Volume) else teacher.parameter_count
     yield TeacherScored(parameters, None)
     if labels is None:  # the student is validated against the teacher itself
         return
-    for curve in iter_score(teacher, raw, labels, started.val_slices, config):
+    validation = Validation.against(raw, labels, started.val_slices, config)
+    for curve in validation.iter_score(teacher, config.device, config.threads, config.teacher_views):
         yield TeacherScored(parameters, curve.iou(curve.best_threshold()))

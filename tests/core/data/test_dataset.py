@@ -32,7 +32,7 @@ def start(raw, labels, config, **more) -> core.Started:
 )
 def test_patches_are_no_larger_than_slices_and_a_step_sees_as_much(blobs, quick, size, count, side):
     config = quick(batch=2, patch=64, depth=2, pixel_size=0.0)
-    batch = prepare(*blobs((4, *size)), config, torch.device("cpu")).pool.batch(0)
+    batch = prepare(*blobs((4, *size)), config, torch.device("cpu")).sampler.batch(0)
     assert batch.image.shape == (count, 1, side, side)
     assert batch.target.shape == (count, 2, side, side)
 

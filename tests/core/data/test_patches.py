@@ -7,23 +7,23 @@ import pytest
 import torch
 
 from napari_kdunet import core
-from napari_kdunet.core.data.patches import Pool, Source, load_blocks
-from napari_kdunet.core.data.teachers import Teaching
+from napari_kdunet.core.data.patches import PatchSampler, TrainingVolume, load_blocks
+from napari_kdunet.core.data.teachers import TeacherOutput
 
 CPU = torch.device("cpu")
 NO_WARP = {"rotation": 0.0, "scale": 0.0, "elastic": 0.0, "flips": False, "intensity": 0.0}
 
 
-def pool(quick, raw, labels=None, teacher=None, unlabelled=None, voxel_size=None, **settings) -> Pool:
+def pool(quick, raw, labels=None, teacher=None, unlabelled=None, voxel_size=None, **settings) -> PatchSampler:
     config = quick(**settings)
 
     def blocks(*volumes):
         raw, labels, said = (None if v is None else core.open_volume(v, voxel_size=voxel_size) for v in volumes)
-        teaching = None if said is None else Teaching(said, raw, "cpu", 1)
-        return load_blocks(Source(raw, labels, teaching, tuple(range(raw.shape[0]))), config, 10**9)[0]
+        teaching = None if said is None else TeacherOutput(said, raw, "cpu", 1)
+        return load_blocks(TrainingVolume(raw, labels, teaching, tuple(range(raw.shape[0]))), config, 10**9)[0]
 
     others = [] if unlabelled is None else blocks(unlabelled, None, None)
-    return Pool(blocks(raw, labels, teacher) if labels is not None else [], others, config, CPU)
+    return PatchSampler(blocks(raw, labels, teacher) if labels is not None else [], others, config, CPU)
 
 
 @pytest.fixture(scope="module")
@@ -39,9 +39,9 @@ def test_image_labels_and_teacher_stay_aligned(quick, smooth, seed, form):
     """All three are functions of one another before, and so they must be after the warp."""
     raw = 1000 * smooth
     batch = pool(quick, raw, (smooth > 0.5).astype(np.uint8), smooth, batch=6, seed=seed, intensity=0.0, **form).batch(
-        3, taught=True
+        3, teacher=True
     )
-    taught = batch.taught.softmax(dim=1)[:, 1]
+    taught = batch.teacher_logits.softmax(dim=1)[:, 1]
     known = batch.target.sum(dim=1)
     torch.testing.assert_close(known, torch.ones_like(known), atol=0.01, rtol=0)
     for n in range(6):
@@ -57,14 +57,14 @@ def test_image_labels_and_teacher_stay_aligned(quick, smooth, seed, form):
 
 def test_logits_of_the_probability(quick, smooth):
     p = pool(quick, smooth, np.ones(smooth.shape, np.uint8), smooth, batch=2, **NO_WARP)
-    taught = p.batch(0, taught=True).taught.softmax(dim=1)
+    taught = p.batch(0, teacher=True).teacher_logits.softmax(dim=1)
     assert taught.shape == (2, 2, 32, 32)
     assert smooth.min() - 0.01 < taught[:, 1].min() < taught[:, 1].max() < smooth.max() + 0.01
     hard = pool(quick, smooth, np.ones(smooth.shape, np.uint8), (smooth > 0.5), batch=2, **NO_WARP).batch(
-        0, taught=True
+        0, teacher=True
     )
-    assert hard.taught.isfinite().all()  # a mask teaches too
-    assert p.batch(0).taught is None  # not asked for, not computed
+    assert hard.teacher_logits.isfinite().all()  # a mask teaches too
+    assert p.batch(0).teacher_logits is None  # not asked for, not computed
 
 
 @pytest.mark.parametrize("flips", [False, True])
@@ -228,7 +228,7 @@ def test_working_pixel_size(quick):
 def test_large_slices_become_blocks_within_the_memory(quick):
     raw = np.zeros((2, 4100, 40), np.uint8)
     raw[:, ::2] = 1
-    source = Source(core.open_volume(raw), core.open_volume(raw), None, (0, 1))
+    source = TrainingVolume(core.open_volume(raw), core.open_volume(raw), None, (0, 1))
     whole, sampled = load_blocks(source, quick(), 10**9)
     assert not sampled
     assert [b.image.shape[1] for b in whole] == [2050, 2050] * 2

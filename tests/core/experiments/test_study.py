@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from napari_kdunet import core
-from napari_kdunet.core.training.trainer import Fit
+from napari_kdunet.core.training.trainer import Trainer
 
 SEED = 3
 
@@ -265,14 +265,14 @@ def test_a_collapsed_teacher_still_teaches(runs, volumes, tmp_path):
 
 
 def diverge_at(monkeypatch, step: int, k: int) -> None:
-    honest = Fit.step
+    honest = Trainer.step
 
-    def bad(fit):
-        if fit.config.k == k and fit.steps == step:
-            raise core.DivergedError("the loss is nan", fit.best)
-        return honest(fit)
+    def bad(trainer):
+        if trainer.config.k == k and trainer.progress.step == step:
+            raise core.DivergedError("the loss is nan", trainer.checkpoints.best)
+        return honest(trainer)
 
-    monkeypatch.setattr(Fit, "step", bad)
+    monkeypatch.setattr(Trainer, "step", bad)
 
 
 def test_a_diverged_student_is_a_result(done, runs, volumes, tmp_path, monkeypatch):

@@ -114,13 +114,13 @@ def test_the_parts_of_a_batch_are_the_batch(volumes, quick, share):
     pools = [
         prepare(
             raw, labels, quick(batch=12 // n, **settings), torch.device("cpu"), teacher=two.teacher(), processes=n
-        ).pool
+        ).sampler
         for n in (1, 3)
     ]
-    whole = pools[0].batch(5, share, taught=True)
+    whole = pools[0].batch(5, share, teacher=True)
     for rank in range(3):
-        part = pools[1].batch(5, share, taught=True, rank=rank)
-        for name in ("image", "target", "taught"):
+        part = pools[1].batch(5, share, teacher=True, rank=rank)
+        for name in ("image", "target", "teacher_logits"):
             assert torch.equal(getattr(part, name), getattr(whole, name)[rank::3])
 
 

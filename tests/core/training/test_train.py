@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from napari_kdunet import core
-from napari_kdunet.core.training.trainer import Fit
+from napari_kdunet.core.training.trainer import Trainer
 
 
 def same(a: core.Model, b: core.Model) -> bool:
@@ -249,12 +249,12 @@ def test_an_error_of_the_consumer_leaves_the_best_model(blobs, quick, tmp_path):
 
 def test_an_error_within_a_step_leaves_the_best_model(blobs, quick, tmp_path, monkeypatch):
     def step(self):
-        if self.steps == 35:
+        if self.progress.step == 35:
             raise KeyboardInterrupt
         return original(self)
 
-    original = Fit.step
-    monkeypatch.setattr(Fit, "step", step)
+    original = Trainer.step
+    monkeypatch.setattr(Trainer, "step", step)
     with pytest.raises(KeyboardInterrupt):
         core.train(*blobs(), quick(**learn()), out=tmp_path / "m.safetensors")
     names = sorted(p.name for p in tmp_path.iterdir())

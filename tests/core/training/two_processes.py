@@ -22,8 +22,8 @@ import numpy as np
 import torch
 
 from napari_kdunet import core
-from napari_kdunet.core.data.patches import Batch, Pool
-from napari_kdunet.core.training.distributed import launched
+from napari_kdunet.core.data.patches import Batch, PatchSampler
+from napari_kdunet.core.training.distributed import launch
 
 #: Of one process on the whole batch; two have half of it each.
 PLAIN = core.TrainConfig(
@@ -87,13 +87,13 @@ def stopped(events: Iterator[core.Event], after: int, rank: int) -> list[list[An
 @contextmanager
 def at_step(step: int, do: Callable[[Batch], Batch] | None) -> Iterator[None]:
     """Do something to the batch of a step of this process."""
-    honest = Pool.batch
+    honest = PatchSampler.batch
 
-    def batch(pool: Pool, at: int, *args: Any, **more: Any) -> Batch:
+    def batch(pool: PatchSampler, at: int, *args: Any, **more: Any) -> Batch:
         made = honest(pool, at, *args, **more)
         return do(made) if do and at == step else made
 
-    with mock.patch.object(Pool, "batch", batch):
+    with mock.patch.object(PatchSampler, "batch", batch):
         yield
 
 
@@ -111,7 +111,7 @@ def tell(folder: Path, rank: int, seen: dict[str, Any]) -> None:
 
 def main(folder: Path) -> None:
     raw, labels = np.load(folder / "raw.npy"), np.load(folder / "labels.npy")
-    with launched(PLAIN, devices=2) as fabric:
+    with launch(PLAIN, devices=2) as fabric:
         rank, more = fabric.global_rank, {"fabric": fabric}
         out = folder / "stopped.safetensors"
         seen = {

@@ -1,4 +1,4 @@
-"""What a training learns from and what it is judged by, opened, checked and loaded."""
+"""The data of a training: volumes and labels opened, checked, split into training and validation, and loaded."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ from typing import Any
 
 import torch
 
-from napari_kdunet.core.config import DistillConfig, TrainConfig
-from napari_kdunet.core.data.patches import Pool, Source, load_blocks
-from napari_kdunet.core.data.splits import Validation, is_labelled, labelled_slices, spaced, split
-from napari_kdunet.core.data.teachers import Teaching
+from napari_kdunet.core.config import TrainConfig
+from napari_kdunet.core.data.patches import PatchSampler, TrainingVolume, load_blocks
+from napari_kdunet.core.data.splits import is_labelled, labelled_slices, spaced
+from napari_kdunet.core.data.teachers import TeacherOutput
+from napari_kdunet.core.data.validation import Validation, split
 from napari_kdunet.core.devices import training_threads
 from napari_kdunet.core.errors import UnlabelledError, VolumeError
 from napari_kdunet.core.networks.model import Model
@@ -22,9 +23,9 @@ __all__ = ["Dataset", "prepare"]
 
 @dataclass
 class Dataset:
-    """All that a training reads."""
+    """Training patches and validation slices."""
 
-    pool: Pool
+    sampler: PatchSampler
     validation: Validation
     labelled_slices: tuple[int, ...]
     unlabelled_slices: int
@@ -36,15 +37,15 @@ class Dataset:
     notes: tuple[str, ...] = field(default=())
 
     def read_again(self, z: int) -> None:
-        """Take slice `z` as it is labelled by now; one that is held out is judged by it, not learnt from."""
-        config = self.pool.config
+        """Read the labels of slice `z` again; a held-out slice is validated on, never trained on."""
+        config = self.sampler.config
         if self.labels is None or z in self.held_out or not 0 <= z < self.labels.shape[0]:
             return
         counts, _ = is_labelled(self.labels, z, config)
-        source = Source(self.image, self.labels, slices=(z,) if counts else ())
-        self.pool.replace(z, load_blocks(source, config, int(config.memory * 1e9))[0])
+        volume = TrainingVolume(self.image, self.labels, slices=(z,) if counts else ())
+        self.sampler.replace(z, load_blocks(volume, config, int(config.memory * 1e9))[0])
         if self.validation.kind == "training slices":
-            slices = tuple(sorted({block.z for block in self.pool.labelled}))
+            slices = tuple(sorted({block.z for block in self.sampler.labelled}))
             self.validation = replace(self.validation, slices=spaced(slices, config.val_slices))
 
 
@@ -56,6 +57,7 @@ def prepare(
     *,
     val: tuple[Any, Any] | None = None,
     teacher: Model | Volume | None = None,
+    teacher_views: int = 1,
     unlabelled: Sequence[Any] = (),
     processes: int = 1,
 ) -> Dataset:
@@ -73,8 +75,10 @@ def prepare(
         Raw and labels to validate on instead of a held-out share.
     teacher : Model or Volume, optional
         With a teacher the slices that are not labelled are learnt from too; a Volume is its probability of `raw`.
+    teacher_views : int
+        Over how many mirror images and quarter turns of a slice a network that teaches is averaged.
     unlabelled : sequence of volumes
-        More raw volumes that only the teacher speaks of.
+        More raw volumes without labels, which are learnt from through the teacher alone.
     processes : int
         How many share each step's batch.
 
@@ -90,34 +94,39 @@ def prepare(
     if isinstance(teacher, Volume) and (teacher.shape != image.shape or unlabelled):
         why = "volumes without its probability were given" if unlabelled else f"its shape is {teacher.shape}"
         raise VolumeError(f"{teacher.name} cannot teach on {image.name}, shape {image.shape}: {why}.")
-    found = () if truth is None else labelled_slices(truth, config)
-    teaching = _teaching(teacher, image, config, device)
-    validation, held_out = split(image, truth, found, config, val, teaching)
+    labelled = () if truth is None else labelled_slices(truth, config)
+
+    def output(volume: Volume) -> TeacherOutput | None:
+        threads = training_threads(config.k, config.threads)[1]
+        return None if teacher is None else TeacherOutput(teacher, volume, device.type, threads, teacher_views)
+
+    of_image = output(image)
+    validation, held_out = split(image, truth, labelled, config, val, of_image)
     for z in validation.slices:
         validation.raw.statistics(z)  # a bad slice is found now rather than after the first part of the training
-    learnt = tuple(z for z in found if z not in held_out)
-    others = tuple(z for z in range(image.shape[0]) if z not in found and z not in held_out) if teacher else ()
-    labelled = [Source(image, truth, teaching, learnt)] if learnt else []
-    taught = [Source(image, None, teaching, others)] if others else []
+    trained = tuple(z for z in labelled if z not in held_out)
+    others = tuple(z for z in range(image.shape[0]) if z not in labelled and z not in held_out) if teacher else ()
+    with_labels = [TrainingVolume(image, truth, of_image, trained)] if trained else []
+    without = [TrainingVolume(image, None, of_image, others)] if others else []
     for more in map(open_volume, unlabelled):
-        taught.append(Source(more, None, _teaching(teacher, more, config, device), tuple(range(more.shape[0]))))
-    used = dict.fromkeys((image, validation.raw, *(source.raw for source in taught)))
+        without.append(TrainingVolume(more, None, output(more), tuple(range(more.shape[0]))))
+    used = dict.fromkeys((image, validation.raw, *(volume.raw for volume in without)))
     notes = [note for volume in used for note in _pixel_size_notes(volume, config)]
-    pool, sampled = _load(labelled, taught, config, device, processes)
+    sampler, sampled = _load(with_labels, without, config, device, processes)
     if sampled:
         notes.append(f"the slices need more than {config.memory:g} GB: an even sample of them is trained on.")
     if isinstance(teacher, Volume):
-        _check_probability(teacher, pool)
+        _check_probability(teacher, sampler)
     if truth is not None:
-        _check_both(truth, pool)
-    own = image.voxel_size[-1] if image.voxel_size else 0.0
-    unlabelled_slices = sum(len(source.slices) for source in taught)
-    return Dataset(pool, validation, learnt, unlabelled_slices, own, image, truth, held_out, tuple(notes))
+        _check_both(truth, sampler)
+    pixel_size = image.voxel_size[-1] if image.voxel_size else 0.0
+    unlabelled_slices = sum(len(volume.slices) for volume in without)
+    return Dataset(sampler, validation, trained, unlabelled_slices, pixel_size, image, truth, held_out, tuple(notes))
 
 
-def _check_both(labels: Volume, pool: Pool) -> None:
+def _check_both(labels: Volume, sampler: PatchSampler) -> None:
     """Check that there is foreground and background to learn from."""
-    background, *others = pool.class_pixels().tolist()
+    background, *others = sampler.class_pixels().tolist()
     for name, pixels in (("foreground", sum(others)), ("background", background)):
         if not pixels:
             where = "in the slices to train on"
@@ -130,29 +139,25 @@ def _pixel_size_notes(image: Volume, config: TrainConfig) -> list[str]:
     return []
 
 
-def _check_probability(probability: Volume, pool: Pool) -> None:
-    """Look at all values now, rather than when they are first needed."""
-    most = max(block.taught.max().item() for block in (*pool.labelled, *pool.unlabelled) if block.taught is not None)
+def _check_probability(probability: Volume, sampler: PatchSampler) -> None:
+    """Read all values now, rather than when they are first needed."""
+    outputs = (block.teacher_probability for block in (*sampler.labelled, *sampler.unlabelled))
+    most = max(output.max().item() for output in outputs if output is not None)
     if probability.dtype == "uint8" and most < 1.5 / 255:
         raise VolumeError(f"{probability.name} is uint8, but holds only 0 and 1: give a mask as bool, or times 255.")
 
 
-def _teaching(
-    teacher: Model | Volume | None, raw: Volume, config: TrainConfig, device: torch.device
-) -> Teaching | None:
-    if teacher is None:
-        return None
-    views = config.teacher_views if isinstance(config, DistillConfig) else 1
-    return Teaching(teacher, raw, device.type, training_threads(config.k, config.threads)[1], views)
-
-
 def _load(
-    labelled: list[Source], taught: list[Source], config: TrainConfig, device: torch.device, processes: int
-) -> tuple[Pool, bool]:
-    """Load both kinds of sources, each within its share of the memory."""
-    limit = int(config.memory * 1e9 / max(1, len(labelled) + len(taught)))
-    loaded = [[load_blocks(source, config, limit) for source in kind] for kind in (labelled, taught)]
-    blocks = [[block for found, _ in kind for block in found] for kind in loaded]
+    labelled: list[TrainingVolume],
+    unlabelled: list[TrainingVolume],
+    config: TrainConfig,
+    device: torch.device,
+    processes: int,
+) -> tuple[PatchSampler, bool]:
+    """Load the blocks of both kinds of volumes, each within its share of the memory; whether they are a sample."""
+    limit = int(config.memory * 1e9 / max(1, len(labelled) + len(unlabelled)))
+    loaded = [[load_blocks(volume, config, limit) for volume in kind] for kind in (labelled, unlabelled)]
+    blocks = [[block for part, _ in kind for block in part] for kind in loaded]
     sampled = any(cut for kind in loaded for _, cut in kind)
     side = max((min(block.image.shape[-2:]) for kind in blocks for block in kind), default=config.patch)
-    return Pool(blocks[0], blocks[1], config.within(side), device, processes=processes), sampled
+    return PatchSampler(blocks[0], blocks[1], config.within(side), device, processes=processes), sampled

@@ -1,4 +1,4 @@
-"""Batches made ahead: that of the next step is made while this one runs."""
+"""Prefetching: the next batch is made on a helper thread while this step runs."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from napari_kdunet.core.data.patches import Batch
 from napari_kdunet.core.devices import using_threads
 
-__all__ = ["BatchMaker"]
+__all__ = ["Prefetcher"]
 
 
-class BatchMaker:
-    """A helper thread that makes the batch of the step after the one asked for.
+class Prefetcher:
+    """Makes the batch of the next step on a helper thread.
 
-    A batch depends on nothing but the step, so it does not matter when it is made.
+    A batch is a function of its step alone, so it does not matter when it is made.
 
     Parameters
     ----------
     make : callable
-        From a step, and whether the teacher is to be heard, to the batch.
+        From a step, and whether the teacher's logits are needed, to the batch.
     threads : int
         CPU threads to make it with.
     """
@@ -27,23 +27,23 @@ class BatchMaker:
     def __init__(self, make: Callable[[int, bool], Batch], threads: int) -> None:
         self._make, self._threads = make, threads
         self._helper = ThreadPoolExecutor(1, "kdunet-batches")
-        self._ahead: tuple[tuple[int, bool], Future[Batch]] | None = None
+        self._next: tuple[tuple[int, bool], Future[Batch]] | None = None
 
-    def batch(self, step: int, soft: bool) -> Batch:
-        """The batch of this step, made while the step before was running."""
-        if self._ahead is None or self._ahead[0] != (step, soft):
-            self._ahead = self._start(step, soft)
-        made = self._ahead[1].result()
-        self._ahead = self._start(step + 1, soft)
-        return made
+    def batch(self, step: int, teacher: bool) -> Batch:
+        """The batch of this step, prefetched during the step before."""
+        if self._next is None or self._next[0] != (step, teacher):
+            self._next = self._submit(step, teacher)
+        batch = self._next[1].result()
+        self._next = self._submit(step + 1, teacher)
+        return batch
 
     def close(self) -> None:
-        """Let the helper thread go."""
+        """End the helper thread."""
         self._helper.shutdown(cancel_futures=True)
 
-    def _start(self, step: int, soft: bool) -> tuple[tuple[int, bool], Future[Batch]]:
+    def _submit(self, step: int, teacher: bool) -> tuple[tuple[int, bool], Future[Batch]]:
         def make() -> Batch:
             with using_threads(self._threads):
-                return self._make(step, soft)
+                return self._make(step, teacher)
 
-        return (step, soft), self._helper.submit(make)
+        return (step, teacher), self._helper.submit(make)

@@ -1,4 +1,4 @@
-"""What can teach: a model of ours, any module or TorchScript file that gives logits, or a probability volume."""
+"""Teachers: a model of ours, any module or TorchScript file that gives logits, or a probability volume."""
 
 from __future__ import annotations
 
@@ -6,14 +6,13 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from napari_kdunet.core.config import DistillConfig
 from napari_kdunet.core.errors import ModelError, VolumeError
+from napari_kdunet.core.metrics import read_probability
 from napari_kdunet.core.networks.model import Model, bundled_models, load_model
 from napari_kdunet.core.networks.protocol import UsualUNet
 from napari_kdunet.core.networks.unet import KUNet
@@ -21,7 +20,7 @@ from napari_kdunet.core.prediction.tiler import Tiler
 from napari_kdunet.core.volumes.sources import one_line
 from napari_kdunet.core.volumes.volume import Volume, open_volume
 
-__all__ = ["Teaching", "as_teacher", "read_probability"]
+__all__ = ["TeacherOutput", "as_teacher"]
 
 _LEAST = 1e-4  # a mask teaches too: probabilities are kept so far off 0 and 1
 
@@ -47,7 +46,7 @@ class _Foreign(UsualUNet, nn.Module):
 
 
 def as_teacher(source: Any, config: DistillConfig) -> Model | Volume:
-    """Take anything that can teach.
+    """Open and check a teacher.
 
     Parameters
     ----------
@@ -117,11 +116,11 @@ def _load_torchscript(path: Path) -> nn.Module:
         ) from error
 
 
-class Teaching:
-    """What a teacher says of a volume.
+class TeacherOutput:
+    """A teacher's output for a volume.
 
-    A network sees whole slices at its own working pixel size, as in prediction, and not the student's augmented
-    patches: so each slice is asked about once, however long the student learns from it.
+    A network predicts whole slices at its own working pixel size, as in prediction, and not the student's augmented
+    patches: so each slice is predicted once, however long the student learns from it.
 
     Parameters
     ----------
@@ -143,11 +142,11 @@ class Teaching:
 
     @property
     def threshold(self) -> float:
-        """Foreground probability above which the teacher means foreground."""
+        """Probability above which the teacher's output is foreground."""
         return self.teacher.threshold if isinstance(self.teacher, Model) else 0.5
 
     def probabilities(self, z: int, y: slice, x: slice) -> Tensor:
-        """(C - 1, Y, X) float32 probabilities of the classes but the background, of a window of slice `z`.
+        """(C - 1, Y, X) float32 probabilities of the classes without the background, of a window of slice `z`.
 
         Raises
         ------
@@ -155,23 +154,7 @@ class Teaching:
             If a probability of the volume is not in [0, 1].
         """
         if self._tiler is not None:
-            found = self._tiler.window(self.raw, z, (y.start, y.stop), (x.start, x.stop))
-            return found.sigmoid() if len(found) == 1 else found.softmax(dim=0)[1:]
+            logits = self._tiler.window(self.raw, z, (y.start, y.stop), (x.start, x.stop))
+            return logits.sigmoid() if len(logits) == 1 else logits.softmax(dim=0)[1:]
         assert isinstance(self.teacher, Volume)
         return torch.from_numpy(read_probability(self.teacher, z, y, x)).clamp(_LEAST, 1 - _LEAST)[None]
-
-
-def read_probability(volume: Volume, z: int, y: slice = slice(None), x: slice = slice(None)) -> NDArray[np.float32]:
-    """A YX window of a probability volume, float32 in [0, 1]; integers count from 0 to 255.
-
-    Raises
-    ------
-    VolumeError
-        If a value is outside.
-    """
-    values = volume.read(z, y, x).astype(np.float32)
-    if np.issubdtype(volume.dtype, np.integer):
-        values /= 255
-    if not (values.min() >= 0 and values.max() <= 1):  # also False for nan
-        raise VolumeError(f"{volume.name} leaves [0, 1] in slice z={z}: give foreground probabilities.")
-    return values

@@ -9,16 +9,23 @@ from pathlib import Path
 from typing import Any
 
 from napari_kdunet.core.config import DistillConfig, TrainConfig
-from napari_kdunet.core.data.splits import Validation, hold_out, spaced
+from napari_kdunet.core.data.splits import hold_out, spaced
+from napari_kdunet.core.data.validation import Validation
 from napari_kdunet.core.errors import DivergedError, TrainingError
 from napari_kdunet.core.experiments.history import History, lowest_mean
-from napari_kdunet.core.experiments.run_store import fingerprint, forget_partial, iter_once, recall, remember
+from napari_kdunet.core.experiments.run_store import (
+    data_fingerprint,
+    forget_partial,
+    iter_once,
+    load_record,
+    save_record,
+)
 from napari_kdunet.core.experiments.studies import Run
 from napari_kdunet.core.files import make_folder
 from napari_kdunet.core.networks.model import Model, load_model
 from napari_kdunet.core.training.events import Event, Started, Stepped, Validated
 from napari_kdunet.core.training.train import iter_distill, iter_train
-from napari_kdunet.core.volumes.volume import Volume, check_labels, open_volume
+from napari_kdunet.core.volumes.volume import Volume, open_pair
 
 __all__ = ["RunResult", "iter_study"]
 
@@ -106,18 +113,12 @@ class _Data:
     @classmethod
     def of(cls, raw: Any, labels: Any, val: tuple[Any, Any] | None, test_slices: int) -> _Data:
         """Open and check."""
-        train, test = hold_out(raw, labels) if val is None else (_opened(raw, labels), _opened(*val))
+        train, test = hold_out(raw, labels) if val is None else (open_pair(raw, labels), open_pair(*val))
         return cls(*train, *test, spaced(range(len(test[0])), test_slices))
 
     def scored(self, slices: Sequence[int], config: TrainConfig) -> Validation:
         """Slices of the volume to score on."""
         return Validation.against(self.test, self.test_labels, slices, config)
-
-
-def _opened(raw: Any, labels: Any) -> tuple[Volume, Volume]:
-    pair = open_volume(raw), open_volume(labels)
-    check_labels(*pair)
-    return pair
 
 
 def iter_study(
@@ -167,20 +168,20 @@ def iter_study(
     data = _Data.of(raw, labels, val, test_slices)
     folder = Path(folder)
     shared = {
-        "data": fingerprint(data.raw, data.labels, data.test, data.test_labels),
+        "data": data_fingerprint(data.raw, data.labels, data.test, data.test_labels),
         "test_slices": len(data.test_slices),
     }
     make_folder(folder)
     for run in runs:
-        about = shared | {"settings": run.config.to_dict(), "teacher": run.teacher}
+        metadata = shared | {"settings": run.config.to_dict(), "teacher": run.teacher}
         path = _model_path(folder, run.name)
-        found = recall(path, about)
-        if found is None:
+        result = load_record(path, metadata)
+        if result is None:
             history = History.load(_history_path(path))
-            yield from _iter_run(run, data, path, about, history)
-            found = _measure(run, data, path, history)
-            remember(path, about, found)
-        yield RunResult(run=run.name, label=run.label, setting=run.setting, teacher=run.teacher, **found)
+            yield from _iter_run(run, data, path, metadata, history)
+            result = _measure(run, data, path, history)
+            save_record(path, metadata, result)
+        yield RunResult(run=run.name, label=run.label, setting=run.setting, teacher=run.teacher, **result)
 
 
 def _history_path(path: Path) -> Path:
@@ -191,11 +192,11 @@ def _model_path(folder: Path, name: str) -> Path:
     return folder / f"{name}.safetensors"
 
 
-def _iter_run(run: Run, data: _Data, path: Path, about: dict[str, Any], history: History) -> Iterator[Event]:
-    """Train, and write down the losses; the model and `history` are whole at the end, or can be gone on with."""
+def _iter_run(run: Run, data: _Data, path: Path, metadata: dict[str, Any], history: History) -> Iterator[Event]:
+    """Train, and record the losses; model and `history` are complete at the end, or can be resumed."""
     kept = _history_path(path)
     tests = data.scored(data.test_slices, run.config)
-    with closing(iter_once(path, about, _training(run, data, path.parent))) as events:  # type: ignore[type-var]
+    with closing(iter_once(path, metadata, _training(run, data, path.parent))) as events:  # type: ignore[type-var]
         try:
             for event in events:
                 if isinstance(event, Started):
@@ -219,7 +220,7 @@ def _iter_run(run: Run, data: _Data, path: Path, about: dict[str, Any], history:
 
 
 def _training(run: Run, data: _Data, folder: Path) -> Any:
-    """How the run is trained, for `iter_once`."""
+    """The training of a run, for `iter_once`."""
 
     def train(out: Path, resume: bool) -> Iterator[Event]:
         if not run.teacher:
@@ -236,14 +237,13 @@ def _training(run: Run, data: _Data, folder: Path) -> Any:
 
 def _measure(run: Run, data: _Data, path: Path, history: History) -> dict[str, Any]:
     """The fields of `RunResult` that `iter_study` does not know."""
-    config = run.config
-    taught = config if isinstance(config, DistillConfig) else None
+    config, settings = run.config, run.config.to_dict()
     model = None if history.diverged else load_model(path)
     return {
         "k": config.k,
         "bn": config.bn,
-        "mode": taught.mode if taught else "labels",
-        "tau": taught.tau if taught else None,
+        "mode": settings.get("mode", "labels"),
+        "tau": settings.get("tau"),
         "seed": config.seed,
         "parameters": history.parameters,
         "batch": config.batch,
@@ -260,9 +260,9 @@ def _measure(run: Run, data: _Data, path: Path, history: History) -> dict[str, A
 def _losses(config: TrainConfig, history: History) -> dict[str, Any]:
     """The paper's minima; those of a sequential distillation are split where the labels take over (table 6)."""
     steps = config.steps or 0
-    soft = config.soft_share if isinstance(config, DistillConfig) and config.mode == "sequential" else 0.0
-    before = [ce for step, ce in history.tests if step <= round(steps * soft)]
-    after = [(step, ce) for step, ce in history.tests if step > round(steps * soft)]
+    switch = round(steps * config.labels_from)
+    before = [ce for step, ce in history.tests if step <= switch]
+    after = [(step, ce) for step, ce in history.tests if step > switch]
     test_loss, at = lowest_mean([ce for _, ce in after], _TEST_WINDOW)
     window = max(1, round(steps * _TRAIN_WINDOW))
     return {

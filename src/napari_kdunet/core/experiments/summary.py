@@ -1,4 +1,4 @@
-"""What a study shows, in words made from its results."""
+"""One-line summaries of a study's results."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ _NAMES = {"paper": "Paper's setting", "ours": "Our defaults"}
 
 
 def finding(name: str, results: Sequence[RunResult]) -> str:
-    """Say in one line what the results of the study `name` show, setting by setting.
+    """Summarise the results of the study `name` in one line, setting by setting.
 
-    Losses are told in the paper's convention (twice the mean over pixels).
+    Losses are given in the paper's convention (twice the mean over pixels).
     """
-    told = []
+    sentences = []
     for setting in SETTINGS:
         rows = [row for row in results if row.setting == setting]
         students = [row for row in rows if row.label != "teacher"]
         if students:
             place = STUDIES[name].place
             parts = [_reliability(students, place), _best(students, place), *_MORE[name](rows, place)]
-            told.append(f"{_NAMES[setting]}: {'; '.join(part for part in parts if part)}.")
-    return " ".join(told)
+            sentences.append(f"{_NAMES[setting]}: {'; '.join(part for part in parts if part)}.")
+    return " ".join(sentences)
 
 
 def _reliability(rows: Sequence[RunResult], place: str) -> str:
@@ -59,7 +59,7 @@ def _by_label(rows: Sequence[RunResult]) -> dict[str, list[RunResult]]:
 
 
 def _ious(rows: Sequence[RunResult]) -> list[float]:
-    """What was scored; a run that diverged counts as 0."""
+    """The IoU of each run; one that diverged counts as 0."""
     return [row.iou or 0.0 for row in rows]
 
 
@@ -74,15 +74,15 @@ def _over_labels(rows: Sequence[RunResult], place: str) -> list[str]:
     groups = {label: _ious(group) for label, group in _by_label(rows).items() if label != "teacher"}
     means = {label: fmean(ious) for label, ious in groups.items()}
     low, high = min(means, key=means.__getitem__), max(means, key=means.__getitem__)
-    told = []
+    parts = []
     if f"{means[low]:.3f}" != f"{means[high]:.3f}":
-        told.append(
+        parts.append(
             f"mean IoU from {means[low]:.3f} at {place.format(low)} to {means[high]:.3f} at {place.format(high)}"
         )
     spread = max(max(ious) - min(ious) for ious in groups.values())
     if any(len(ious) > 1 for ious in groups.values()):
-        told.append(f"seeds of one place up to {spread:.3f} apart")
-    return told
+        parts.append(f"seeds of one place up to {spread:.3f} apart")
+    return parts
 
 
 def _after_soft(rows: Sequence[RunResult], place: str) -> list[str]:
@@ -97,8 +97,8 @@ def _kept(rows: Sequence[RunResult], place: str) -> list[str]:
     means = {label: fmean(_ious(group)) for label, group in groups.items()}
     teacher, student = groups["teacher"][0], groups["soft"][0]
     ratio = teacher.parameters / student.parameters
-    told = [f"{label} {iou:.3f}" for label, iou in means.items()]
-    return [f"mean IoU: {', '.join(told)}; the student has 1/{ratio:,.0f} of the teacher's parameters"]
+    scores = [f"{label} {iou:.3f}" for label, iou in means.items()]
+    return [f"mean IoU: {', '.join(scores)}; the student has 1/{ratio:,.0f} of the teacher's parameters"]
 
 
 _MORE: Mapping[str, Callable[[Sequence[RunResult], str], list[str]]] = MappingProxyType(

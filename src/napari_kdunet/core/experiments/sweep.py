@@ -13,14 +13,14 @@ from typing import Any
 from napari_kdunet.core.config import DistillConfig
 from napari_kdunet.core.data.splits import hold_out
 from napari_kdunet.core.errors import ConfigError
-from napari_kdunet.core.experiments.run_store import fingerprint, iter_once, recall, remember
+from napari_kdunet.core.experiments.run_store import data_fingerprint, iter_once, load_record, save_record
 from napari_kdunet.core.files import make_folder
 from napari_kdunet.core.metrics import evaluate
 from napari_kdunet.core.networks.model import Model, load_model
 from napari_kdunet.core.prediction.predict import predict
 from napari_kdunet.core.training.events import Event
 from napari_kdunet.core.training.train import iter_distill
-from napari_kdunet.core.volumes.volume import check_labels, open_volume
+from napari_kdunet.core.volumes.volume import open_pair, open_volume
 
 __all__ = ["Tradeoff", "iter_sweep", "measure", "smallest_within"]
 
@@ -62,11 +62,11 @@ def measure(
         seconds.append(time.perf_counter() - begin)
     scores = evaluate(lazy, labels, threshold=model.threshold)
     megapixels = volume.shape[1] * volume.shape[2] / 1e6
-    about = model.describe()
+    description = model.describe()
     return Tradeoff(
         name,
-        about["k"],
-        about["parameters"],
+        description["k"],
+        description["parameters"],
         path.stat().st_size,
         scores.iou,
         scores.ce or 0.0,
@@ -118,27 +118,24 @@ def iter_sweep(
     if not ks or len(set(ks)) < len(ks):
         raise ConfigError(f"ks is {list(ks)}: give at least one k, and each once.")
     students = [replace(config or DistillConfig(), k=k) for k in ks]
-    (raw, labels), val = hold_out(raw, labels) if val is None else ((open_volume(raw), open_volume(labels)), val)
-    test = open_volume(val[0]), open_volume(val[1])
-    check_labels(raw, labels)
-    check_labels(*test)
+    (raw, labels), test = hold_out(raw, labels) if val is None else (open_pair(raw, labels), open_pair(*val))
     folder = Path(folder)
     make_folder(folder)
-    shared = {"data": fingerprint(raw, labels, *test), "teacher": _checksum(teacher)}
+    shared = {"data": data_fingerprint(raw, labels, *test), "teacher": _checksum(teacher)}
     for student in (None, *students):
         name = "teacher" if student is None else f"{student.k}-unet"
         path = folder / f"{name}.safetensors"
-        about = shared | ({} if student is None else {"settings": student.to_dict()})
-        found = recall(path, about)
-        if found is None:
+        metadata = shared | ({} if student is None else {"settings": student.to_dict()})
+        result = load_record(path, metadata)
+        if result is None:
             if student is None:
                 teacher.save(path)
             else:
-                yield from iter_once(path, about, _distilling(teacher, raw, labels, student, unlabelled))
+                yield from iter_once(path, metadata, _distilling(teacher, raw, labels, student, unlabelled))
             settings = students[0]
-            found = asdict(measure(name, path, *test, device=settings.device, threads=settings.threads))
-            remember(path, about, found)
-        yield Tradeoff(**found)
+            result = asdict(measure(name, path, *test, device=settings.device, threads=settings.threads))
+            save_record(path, metadata, result)
+        yield Tradeoff(**result)
 
 
 def _distilling(teacher: Model, raw: Any, labels: Any, config: DistillConfig, unlabelled: Sequence[Any]) -> Any:

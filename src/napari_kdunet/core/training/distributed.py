@@ -1,7 +1,7 @@
-"""Several processes that train one network together, started and connected by Lightning Fabric.
+"""Distributed data-parallel training (DDP), launched and connected by Lightning Fabric.
 
-Each process runs the same loop on its own part of each step's batch. What must be the same in all of them is added up,
-averaged, or found by the first and told to the others; so all take the same decisions, and only the first writes.
+Each process runs the same loop on its own part of each step's batch. What must be equal in all of them is summed,
+averaged, or computed on rank 0 and broadcast; so all take the same decisions, and only rank 0 writes files.
 """
 
 from __future__ import annotations
@@ -24,24 +24,24 @@ from napari_kdunet.core.devices import pick_device
 from napari_kdunet.core.errors import ConfigError, TrainingError
 from napari_kdunet.core.volumes.sources import one_line
 
-__all__ = ["Team", "alone", "launched"]
+__all__ = ["ProcessGroup", "launch", "single_process"]
 
 T = TypeVar("T")
 
-#: How long a process waits for the others, which do nothing while the first validates. One that dies does not make
-#: them wait: its connections break, or the launcher ends them.
-_PATIENCE = timedelta(days=1)
+#: Timeout of a collective operation. Long, because the other ranks wait in one while rank 0 validates; a process that
+#: dies ends the wait at once, by its broken connections or by the launcher.
+_COLLECTIVE_TIMEOUT = timedelta(days=1)
 
 
-def alone(config: TrainConfig) -> Fabric:
-    """The Fabric of a training in this process only."""
+def single_process(config: TrainConfig) -> Fabric:
+    """A Fabric for training in this process only."""
     precision: Any = config.precision
     return Fabric(accelerator=pick_device(config.device).type, devices=1, precision=precision)
 
 
 @contextmanager
-def launched(config: TrainConfig, devices: int = 1, nodes: int = 1) -> Iterator[Fabric | None]:
-    """Start the processes of a training and connect them; inside, the same goes on in each of them.
+def launch(config: TrainConfig, devices: int = 1, nodes: int = 1) -> Iterator[Fabric | None]:
+    """Launch the processes of a training and connect them; each of them runs the body of the block.
 
     Under torchrun or SLURM's srun the processes are there already. Else this program is started again with the same
     command line, once for each further device; if the first process leaves the block with an error, it ends those.
@@ -75,7 +75,7 @@ def launched(config: TrainConfig, devices: int = 1, nodes: int = 1) -> Iterator[
     device, precision = pick_device(config.device), config.precision
     if device.type == "mps":
         raise ConfigError("several processes train on the CPU or on CUDA GPUs, not on mps: choose the device cpu.")
-    strategy = DDPStrategy(timeout=_PATIENCE)
+    strategy = DDPStrategy(timeout=_COLLECTIVE_TIMEOUT)
     try:
         fabric = Fabric(
             accelerator=device.type,
@@ -105,8 +105,8 @@ def launched(config: TrainConfig, devices: int = 1, nodes: int = 1) -> Iterator[
         torch.distributed.destroy_process_group()  # or its threads may abort us at the exit
 
 
-class Team:
-    """The processes of one training as one of them sees them; with a single process nothing here does anything.
+class ProcessGroup:
+    """The processes of one training; with a single one each method is the identity or does nothing.
 
     Parameters
     ----------
@@ -120,50 +120,50 @@ class Team:
         self.rank: int = fabric.global_rank
 
     def total(self, part: Tensor) -> Tensor:
-        """The sum over all processes of what each has of a batch; gradients flow."""
+        """Sum a tensor over all processes (all-reduce); gradients flow."""
         return part if self.size == 1 else _Total.apply(part)  # type: ignore[no-untyped-call]
 
     def average(self, tensors: Iterable[Tensor]) -> None:
-        """Replace each floating-point tensor, one alike in all processes, by its mean over the processes."""
-        found = [tensor for tensor in tensors if tensor.is_floating_point()]
-        if self.size == 1 or not found:
+        """Replace each floating-point tensor by its mean over the processes, in place."""
+        floats = [tensor for tensor in tensors if tensor.is_floating_point()]
+        if self.size == 1 or not floats:
             return
-        flat = torch.cat([tensor.ravel() for tensor in found])
+        flat = torch.cat([tensor.ravel() for tensor in floats])
         torch.distributed.all_reduce(flat)
-        for tensor, mean in zip(found, (flat / self.size).split([t.numel() for t in found]), strict=True):
+        for tensor, mean in zip(floats, (flat / self.size).split([t.numel() for t in floats]), strict=True):
             tensor.copy_(mean.view_as(tensor))
 
-    def first(self, find: Callable[[], T]) -> T:
-        """What the first process finds, in all of them.
+    def on_rank_zero(self, compute: Callable[[], T]) -> T:
+        """Call `compute` on rank 0 and broadcast its result to all processes.
 
         Raises
         ------
         TrainingError
-            In the others, if the first one has stopped or failed to find it.
+            On the other ranks, if rank 0 has stopped or `compute` failed there.
         """
         if self.size == 1:
-            return find()
+            return compute()
         if self.rank:
             message: tuple[bool, Any] = self._fabric.broadcast((True, None))
             if message[0]:
                 raise TrainingError("the first process of this training has stopped: see what it says.")
             return message[1]  # type: ignore[no-any-return]
         try:
-            found = find()
+            result = compute()
         except BaseException:
             self.stop()
             raise
-        self._fabric.broadcast((False, found))
-        return found
+        self._fabric.broadcast((False, result))
+        return result
 
     def stop(self) -> None:
-        """Tell the others, which are at their next `first` or on the way to it, that the first process has stopped."""
+        """Tell the others, which wait in their next `on_rank_zero` or will, that rank 0 has stopped."""
         if self.size > 1 and not self.rank:
             self._fabric.broadcast((True, None))
 
     @contextmanager
     def connected(self) -> Iterator[None]:
-        """Say in our words that another process is gone: a `TrainingError`."""
+        """Raise a `TrainingError` where a collective operation fails because another process has ended."""
         try:
             yield
         except RuntimeError as error:

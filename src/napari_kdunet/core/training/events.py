@@ -1,4 +1,4 @@
-"""What a training tells its consumer, in the order in which it happens.
+"""The events that a training yields to its consumer, in their order.
 
 ``Started``, then for each step ``Stepped`` and now and then ``Validated`` followed by ``Saved``, at last ``Done``.
 """
@@ -28,13 +28,13 @@ class Started:
     labelled_slices: tuple[int, ...]
     """z of the slices whose labels are learnt from."""
     unlabelled_slices: int
-    """Number of slices that only the teacher speaks of."""
+    """Number of slices without labels, which are learnt from through the teacher alone."""
     val_slices: tuple[int, ...]
     """z of the validation slices."""
     validated_on: str
     """``held-out slices``, ``given volume``, ``training slices`` or ``teacher`` (agreement with it)."""
     prior_ce: float
-    """Cross entropy of the class prior on the validation slices, nats a pixel: where a collapsed network sits."""
+    """Cross entropy of the class prior on the validation slices, nats a pixel: that of a collapsed network."""
     notes: tuple[str, ...] = ()
     """What was assumed, one sentence each (unknown pixel size, a sample of a large volume, ...)."""
 

@@ -1,4 +1,4 @@
-"""What a training starts from: its network, the average of its weights, and the weights of the classes."""
+"""Initialisation of a training: the network, the running average of its weights, and the class weights."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.optim.swa_utils import AveragedModel
 
 from napari_kdunet.core.config import TrainConfig
-from napari_kdunet.core.data.patches import Pool
+from napari_kdunet.core.data.patches import PatchSampler
 from napari_kdunet.core.errors import ConfigError, ModelError
 from napari_kdunet.core.networks.model import Model
 from napari_kdunet.core.networks.unet import KUNet
@@ -18,7 +18,7 @@ from napari_kdunet.core.networks.unet import KUNet
 __all__ = ["class_weights", "running_average", "starting_network"]
 
 
-def starting_network(config: TrainConfig, pool: Pool, start: Model | None) -> KUNet:
+def starting_network(config: TrainConfig, sampler: PatchSampler, start: Model | None) -> KUNet:
     """A copy of the model to start from, or a fresh network by the settings' seed.
 
     Raises
@@ -38,20 +38,20 @@ def starting_network(config: TrainConfig, pool: Pool, start: Model | None) -> KU
     with torch.random.fork_rng(devices=[]):  # the caller's random numbers stay as they were
         torch.manual_seed(c.seed)
         return KUNet(
-            c.k, c.bn, classes=c.classes, depth=c.depth, activation=c.activation, init=c.init, prior=_prior(c, pool)
+            c.k, c.bn, classes=c.classes, depth=c.depth, activation=c.activation, init=c.init, prior=_prior(c, sampler)
         )
 
 
-def _prior(config: TrainConfig, pool: Pool) -> list[float] | None:
-    """Share of each class: of the labels, or else of the teacher's opinion of the first batch."""
+def _prior(config: TrainConfig, sampler: PatchSampler) -> list[float] | None:
+    """Prior probability of each class: from the labels, or else from the teacher's output for the first batch."""
     if not config.prior_bias:
         return None
-    pixels = pool.class_pixels()
+    pixels = sampler.class_pixels()
     if not pixels.sum():
-        for rank in range(pool.processes):  # the parts of all, so that they start alike
-            taught = pool.batch(0, taught=True, rank=rank).taught
-            assert taught is not None
-            pixels += taught.softmax(dim=1).mean(dim=(0, 2, 3)).double().cpu()
+        for rank in range(sampler.processes):  # the parts of all, so that they start alike
+            logits = sampler.batch(0, teacher=True, rank=rank).teacher_logits
+            assert logits is not None
+            pixels += logits.softmax(dim=1).mean(dim=(0, 2, 3)).double().cpu()
     return (pixels / pixels.sum()).tolist()
 
 
@@ -70,8 +70,8 @@ def running_average(net: KUNet, decay: float) -> AveragedModel:
     return AveragedModel(net, multi_avg_fn=update_all, use_buffers=True)
 
 
-def class_weights(config: TrainConfig, pool: Pool) -> Tensor | None:
-    """(C,) float32 weights of the classes in the cross entropy, on the pool's device; None where all count alike.
+def class_weights(config: TrainConfig, sampler: PatchSampler) -> Tensor | None:
+    """(C,) float32 weights of the classes in the cross entropy, on the sampler's device; None where all count alike.
 
     Raises
     ------
@@ -81,8 +81,8 @@ def class_weights(config: TrainConfig, pool: Pool) -> Tensor | None:
     if config.class_weights == "none":
         return None
     if config.class_weights == "balanced":
-        pixels = pool.class_pixels()
+        pixels = sampler.class_pixels()
         if not pixels.all():
             raise ConfigError("class_weights is balanced, but a class has no labelled pixel: give numbers or none.")
-        return (pixels.sum() / (len(pixels) * pixels)).float().to(pool.device)
-    return torch.tensor(config.class_weights, dtype=torch.float32, device=pool.device)
+        return (pixels.sum() / (len(pixels) * pixels)).float().to(sampler.device)
+    return torch.tensor(config.class_weights, dtype=torch.float32, device=sampler.device)

@@ -1,7 +1,7 @@
 """Hard, soft and mixed losses (paper, "The Distillation Procedure").
 
-Targets are *class shares*: (N, C, Y, X) float, the share of each class in a pixel. A labelled pixel sums to 1, a
-pixel that nobody has looked at is 0 in all classes and so carries no weight.
+Targets are *target probabilities*: (N, C, Y, X) float, the share of each class in a pixel. A labelled pixel sums to 1,
+an unlabelled one is 0 in all classes and so carries no weight.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ __all__ = ["Losses", "dice_loss", "distillation_loss", "hard_loss", "soft_loss"]
 Total = Callable[[Tensor], Tensor]
 
 
-def _alone(part: Tensor) -> Tensor:
+def _identity(part: Tensor) -> Tensor:
     return part
 
 
@@ -28,7 +28,7 @@ def hard_loss(
     class_weights: Sequence[float] | Tensor | None = None,
     dice: float = 0.0,
     *,
-    total: Total = _alone,
+    total: Total = _identity,
 ) -> Tensor:
     """Weighted mean cross entropy of the labelled pixels, in nats, plus `dice` times the soft Dice loss.
 
@@ -37,14 +37,14 @@ def hard_loss(
     logits : Tensor
         (N, C, Y, X).
     target : Tensor
-        (N, C, Y, X) class shares; all-zero pixels are ignored.
+        (N, C, Y, X) target probabilities; all-zero pixels are ignored.
     class_weights : sequence of C floats, optional
         Weight of each class; the mean is weighted alike, as `torch.nn.functional.cross_entropy` has it.
     dice : float
         Weight of `dice_loss`.
     total : callable
-        From what this process has of a sum over the batch to the whole, where several processes share a batch; each
-        then has the loss of the whole batch.
+        Sums a tensor over the processes that share a batch (all-reduce), so that each has the loss of the whole batch;
+        the identity for a single one.
 
     Returns
     -------
@@ -59,7 +59,7 @@ def hard_loss(
     return loss + dice * dice_loss(logits, target, total=total) if dice else loss
 
 
-def dice_loss(logits: Tensor, target: Tensor, *, total: Total = _alone) -> Tensor:
+def dice_loss(logits: Tensor, target: Tensor, *, total: Total = _identity) -> Tensor:
     """One minus the soft Dice coefficient of the labelled pixels of the batch, averaged over the foreground classes.
 
     Arguments as in `hard_loss`. A batch without foreground counts as a coefficient near 1 if none is predicted.
@@ -73,7 +73,7 @@ def dice_loss(logits: Tensor, target: Tensor, *, total: Total = _alone) -> Tenso
 
 
 def soft_loss(
-    logits: Tensor, teacher_logits: Tensor, tau: float, dice: float = 0.0, *, total: Total = _alone
+    logits: Tensor, teacher_logits: Tensor, tau: float, dice: float = 0.0, *, total: Total = _identity
 ) -> Tensor:
     """Cross entropy of the softened student against the softened teacher, times tau squared.
 
@@ -116,7 +116,7 @@ def distillation_loss(
     lam: float = 1.0,
     class_weights: Sequence[float] | Tensor | None = None,
     dice: float = 0.0,
-    total: Total = _alone,
+    total: Total = _identity,
 ) -> Losses:
     """The loss ``hard + lam * soft`` (paper, "The Distillation Procedure", L_KD).
 

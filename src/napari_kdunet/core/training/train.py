@@ -6,7 +6,7 @@ writes the best model and the state to resume from. `train` and `distill` are th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +17,13 @@ from napari_kdunet.core.data.dataset import prepare
 from napari_kdunet.core.data.teachers import as_teacher
 from napari_kdunet.core.errors import CollapsedError, LabelsError
 from napari_kdunet.core.networks.model import Model
-from napari_kdunet.core.training.distributed import alone
-from napari_kdunet.core.training.events import Done, Event, Saved
-from napari_kdunet.core.training.trainer import Fit
+from napari_kdunet.core.training.distributed import single_process
+from napari_kdunet.core.training.events import Done, Event
+from napari_kdunet.core.training.trainer import Edited, Trainer
 
 __all__ = ["distill", "iter_distill", "iter_train", "train"]
 
 Pair = tuple[Any, Any]
-Edited = Callable[[], Iterable[int]]
 
 
 def iter_train(
@@ -56,7 +55,7 @@ def iter_train(
     resume : bool
         Go on from that state; the weights are those of never having stopped.
     start : Model, optional
-        Go on training this model rather than a fresh network (its form must be that of `config`).
+        Initial weights instead of a fresh network (its form must be that of `config`).
     edited : callable, optional
         Asked before each step for the z of the slices whose labels have changed since: they are read again, so that
         training can go on while somebody paints; in one process.
@@ -80,9 +79,9 @@ def iter_train(
         If another of several processes has ended; in all but the first, if that was stopped.
     """
     config = config or TrainConfig()
-    fabric = fabric or alone(config)
+    fabric = fabric or single_process(config)
     data = prepare(raw, labels, config, fabric.device, val=val, processes=fabric.world_size)
-    return _run(Fit(config, data, None, _as_path(out), start, fabric), resume, edited)
+    return Trainer(config, data, None, _as_path(out), start, fabric, resume).run(edited)
 
 
 def iter_distill(
@@ -100,9 +99,9 @@ def iter_distill(
 ) -> Iterator[Event]:
     """Distil a teacher into a k-Unet, event by event (paper, "The Distillation Procedure").
 
-    The teacher is asked once a slice, and what it says is warped with the student's patches. Slices without labels,
-    and `unlabelled` volumes, are learnt from through the teacher alone. Without labels the student learns softly and
-    is validated against the teacher.
+    The teacher predicts each slice once, and its output is augmented together with the student's patches. Slices
+    without labels, and `unlabelled` volumes, have the soft loss alone. Without any labels so has the whole training,
+    and it is validated against the teacher.
 
     Parameters
     ----------
@@ -111,7 +110,7 @@ def iter_distill(
     raw, labels, config, val, out, resume, start, fabric
         As in `iter_train`; labels may be None.
     unlabelled : sequence of volumes
-        More raw volumes.
+        More raw volumes to learn from through the teacher.
 
     Yields
     ------
@@ -126,11 +125,20 @@ def iter_distill(
     config = config or DistillConfig()
     if labels is None and config.mode == "sequential":
         raise LabelsError("a sequential distillation ends on labels, but none were given: give labels or choose soft.")
-    guide = as_teacher(teacher, config)
-    fabric = fabric or alone(config)
-    more: dict[str, Any] = {"teacher": guide, "unlabelled": unlabelled, "processes": fabric.world_size}
-    data = prepare(raw, labels, config, fabric.device, val=val, **more)
-    return _run(Fit(config, data, guide, _as_path(out), start, fabric), resume)
+    checked = as_teacher(teacher, config)
+    fabric = fabric or single_process(config)
+    data = prepare(
+        raw,
+        labels,
+        config,
+        fabric.device,
+        val=val,
+        teacher=checked,
+        teacher_views=config.teacher_views,
+        unlabelled=unlabelled,
+        processes=fabric.world_size,
+    )
+    return Trainer(config, data, checked, _as_path(out), start, fabric, resume).run()
 
 
 def train(
@@ -141,7 +149,7 @@ def train(
     on_event: Callable[[Event], Any] | None = None,
     **more: Any,
 ) -> Model:
-    """Train a k-Unet and return the best model; arguments as in `iter_train`, each event is told to `on_event`.
+    """Train a k-Unet and return the best model; arguments as in `iter_train`, `on_event` is called with each event.
 
     Raises
     ------
@@ -164,38 +172,6 @@ def distill(
 ) -> Model:
     """Distil a teacher and return the best student; arguments as in `iter_distill`, errors as in `train`."""
     return _last(iter_distill(teacher, raw, labels, config, **more), on_event)
-
-
-def _run(fit: Fit, resume: bool, edited: Edited | None = None) -> Iterator[Event]:
-    """The loop of all training."""
-    if resume:
-        fit.restore()
-    return _events(fit, edited)
-
-
-def _events(fit: Fit, edited: Edited | None) -> Iterator[Event]:
-    try:
-        yield fit.started()
-        while fit.goes_on():
-            fit.read_again(edited() if edited is not None else ())
-            if not fit.validation_is_due:
-                yield fit.step()
-                continue
-            yield fit.validate()
-            if fit.kept.out is not None:
-                fit.team.first(fit.save_state)
-                yield Saved(fit.steps, fit.kept.state_path)
-    except GeneratorExit:  # between two steps, so that resuming is exact
-        fit.team.stop()
-        fit.save_state()
-        fit.kept.save_best()
-        raise
-    except BaseException:  # perhaps within a step: the state of the last validation stands
-        fit.kept.save_best()
-        raise
-    finally:
-        fit.batches.close()
-    yield fit.finish()
 
 
 def _last(events: Iterator[Event], on_event: Callable[[Event], Any] | None) -> Model:
