@@ -179,10 +179,10 @@ def test_collapsed(data, tmp_path):
 def test_diverged_after_a_good_model(data, tmp_path, monkeypatch):
     honest = Trainer.step
 
-    def step(fit):
-        if fit.steps == 30:
-            raise core.DivergedError("training diverged at step 31.", fit.best)
-        return honest(fit)
+    def step(trainer):
+        if trainer.progress.step == 30:
+            raise core.DivergedError("training diverged at step 31.", trainer.checkpoints.best)
+        return honest(trainer)
 
     monkeypatch.setattr(Trainer, "step", step)
     model = tmp_path / "m.safetensors"

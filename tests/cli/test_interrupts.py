@@ -84,11 +84,11 @@ def press_at(step: int, times: int, number=signal.SIGINT):
     """Ctrl-C, perhaps twice, while a step runs."""
     honest = Trainer.step
 
-    def pressed(fit):
-        if fit.steps == step:
+    def pressed(trainer):
+        if trainer.progress.step == step:
             for _ in range(times):
                 signal.raise_signal(number)
-        return honest(fit)
+        return honest(trainer)
 
     return mock.patch.object(Trainer, "step", pressed)
 
