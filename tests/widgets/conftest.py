@@ -1,5 +1,7 @@
 """What each widget test starts from: no settings, no models of this session, no notifications."""
 
+import subprocess
+
 import numpy as np
 import pytest
 
@@ -48,14 +50,28 @@ def in_this_process(monkeypatch):
 
 
 @pytest.fixture
-def own_process(in_this_process, monkeypatch):
+def own_process(in_this_process, monkeypatch, tmp_path):
+    """Trainings run in processes of their own; gives these. Each has to end with exit code 0 and no word."""
+    processes = []
+
+    class Recorded(subprocess.Popen):
+        def __init__(self, *args, **options):
+            self.log = tmp_path / f"stderr-{len(processes)}"
+            with self.log.open("wb") as log:
+                super().__init__(*args, stderr=log, **options)
+            processes.append(self)
+
+    monkeypatch.setattr(process_worker, "Popen", Recorded)
     monkeypatch.setattr(process_worker, "OWN_PROCESS", True)
+    yield processes
+    for process in processes:
+        assert (process.wait(60), process.log.read_text()) == (0, "")
 
 
 @pytest.fixture(autouse=True)
 def no_threads_left(qtbot):
     yield
-    qtbot.waitUntil(lambda: not WorkerBase._worker_set, timeout=20_000)
+    qtbot.waitUntil(lambda: not WorkerBase._worker_set, timeout=60_000)
 
 
 @pytest.fixture
@@ -129,7 +145,7 @@ class Bench:
         return widget
 
     def wait(self, condition):
-        self.qtbot.waitUntil(condition, timeout=30_000)
+        self.qtbot.waitUntil(condition, timeout=120_000)
 
     def wait_for(self, widget, run, *, steps=1, validations=1):
         def come():

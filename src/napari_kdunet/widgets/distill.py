@@ -12,7 +12,7 @@ from qtpy.QtWidgets import QLabel, QPushButton
 from napari_kdunet import core
 from napari_kdunet.widgets.shared.layers import LayerChooser, volume_of
 from napari_kdunet.widgets.shared.models import ModelChooser
-from napari_kdunet.widgets.shared.process_worker import apart
+from napari_kdunet.widgets.shared.process_worker import run_in_process
 from napari_kdunet.widgets.training.form import SettingsForm
 from napari_kdunet.widgets.training.inputs import Inputs
 from napari_kdunet.widgets.training.panel import Job, TrainingPanel
@@ -86,7 +86,7 @@ class DistillWidget(TrainingPanel):
 
         def events() -> Iterator[Any]:
             teacher = get_teacher()
-            for event in apart(core.iter_distill, teacher, raw, labels, config):
+            for event in run_in_process(core.iter_distill, teacher, raw, labels, config):
                 yield event
                 if isinstance(event, core.Started):
                     yield from _score(teacher, raw, labels, event, config)
@@ -101,7 +101,7 @@ class DistillWidget(TrainingPanel):
         same = core.TrainConfig(**{spec.name: getattr(config, spec.name) for spec in fields(core.TrainConfig)})
 
         def events() -> Iterator[Any]:
-            yield from apart(core.iter_train, raw, labels, same)
+            yield from run_in_process(core.iter_train, raw, labels, same)
 
         return Job("control", f"{raw.name} k{config.k} control", self.inputs.image.wanted(), events)
 

@@ -10,7 +10,7 @@ from qtpy.QtWidgets import QCheckBox, QPushButton
 
 from napari_kdunet import core
 from napari_kdunet.widgets.shared.models import ModelChooser
-from napari_kdunet.widgets.shared.process_worker import apart
+from napari_kdunet.widgets.shared.process_worker import run_in_process
 from napari_kdunet.widgets.training.corrections import corrected_mask, iter_corrections
 from napari_kdunet.widgets.training.edits import Edits
 from napari_kdunet.widgets.training.form import SettingsForm
@@ -74,7 +74,7 @@ class TrainWidget(TrainingPanel):
 
         def events() -> Iterator[Any]:
             start = origin()
-            yield from apart(core.iter_train, raw, labels, _like(start, config), start=start)
+            yield from run_in_process(core.iter_train, raw, labels, _like(start, config), start=start)
 
         called = f"{raw.name} from {name}" if name else f"{raw.name} k{config.k}"
         return Job("training", called, self.inputs.image.wanted(), events)
@@ -86,7 +86,7 @@ class TrainWidget(TrainingPanel):
 
         def events() -> Iterator[Any]:
             start = origin()
-            yield from apart(iter_live, raw, edits.volume, edits, _like(start, config), start)
+            yield from run_in_process(iter_live, raw, edits.volume, edits, _like(start, config), start)
 
         return Job("live", f"{raw.name} live", self.inputs.image.wanted(), events, endless=True)
 

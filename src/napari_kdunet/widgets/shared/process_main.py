@@ -1,147 +1,198 @@
-"""What `apart` starts: a program that does one task, asks the window for what stayed there, and tells of events.
+"""The program that runs one task in a process of its own; `run_in_process` starts it.
 
-Messages are pickled, on the standard input and output. When its input ends, so does it.
+Parent and child exchange pickled tuples through the standard input and output of the child. In come the task, the
+answers to calls of objects that stayed in the parent, a credit for each event that was consumed, and at last a request
+to stop; out go the events, the calls, and at last how it ended. Where the input ends without such a request the parent
+has died: the task is closed after the step under way, so that it writes what it has to write.
 """
 
 from __future__ import annotations
 
+import io
 import os
 import pickle
 import queue
 import signal
-import sys
 import threading
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from typing import Any, BinaryIO
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO
 
-import numpy as np
+from napari_kdunet.core.errors import TrainingError  # nothing slow, so that it can be stopped at once: not `core`
 
-from napari_kdunet.core import TrainingError, Volume
+if TYPE_CHECKING:
+    import numpy as np
 
-_AHEAD = 2  # events that may be under way: a pause comes so many steps late, a busy window holds up none
+_PREFETCH_EVENTS = 2  # sent ahead of their consumer: a busy GUI holds up no step, and a pause comes so many steps late
+_EXIT_TIMEOUT = 2.0  # s that the step under way may take when asked to stop; what matters of it has been sent
+
+Task = tuple[Callable[..., Iterator[Any]], tuple[Any, ...], dict[str, Any]]
 
 
-class _Asking:
-    """What stands for an object that stayed: its methods ask."""
+class _RemoteObject:
+    """Stands for an object that stayed in the parent: its methods are called there."""
 
-    def __init__(self, methods: tuple[str, ...], ask: Callable[..., Any]) -> None:
+    def __init__(self, methods: tuple[str, ...], call: Callable[..., Any]) -> None:
         for name in methods:
-            setattr(self, name, lambda *args, name=name: ask(name, *args))
+            setattr(self, name, lambda *args, name=name: call(name, *args))
 
 
-class _Source:
-    """What stands for the pixels of a volume that stayed."""
+class _RemoteSource:
+    """Stands for the pixels of a volume that stayed in the parent: slices are read there."""
 
-    def __init__(self, shape: tuple[int, int, int], dtype: np.dtype[Any], chunks: Any, ask: Callable[..., Any]) -> None:
-        self.shape, self.dtype, self.chunks, self._ask = shape, dtype, chunks, ask
+    def __init__(
+        self, shape: tuple[int, int, int], dtype: np.dtype[Any], chunks: Any, call: Callable[..., Any]
+    ) -> None:
+        self.shape, self.dtype, self.chunks, self._call = shape, dtype, chunks, call
 
     def __getitem__(self, key: Any) -> Any:
-        return self._ask("read", key)
+        return self._call("read", key)
 
 
 class _Unpickler(pickle.Unpickler):
-    """Gives each object that stayed one stand-in."""
+    """Puts one stand-in in the place of each object that stayed in the parent."""
 
-    def __init__(self, file: BinaryIO, ask: Callable[..., Any]) -> None:
+    def __init__(self, file: BinaryIO, call: Callable[..., Any]) -> None:
         super().__init__(file)
-        self.ask = ask
-        self.made: dict[int, Any] = {}
+        self.call = call
+        self.stand_ins: dict[int, Any] = {}
 
     def persistent_load(self, pid: tuple[bool, int, tuple[Any, ...]]) -> Any:
-        is_volume, index, about = pid
-        if index not in self.made:
+        from napari_kdunet.core import Volume
 
-            def ask(method: str, *args: Any) -> Any:
-                return self.ask(index, method, args)
+        is_volume, index, metadata = pid
+        if index not in self.stand_ins:
+
+            def call(method: str, *args: Any) -> Any:
+                return self.call(index, method, args)
 
             if is_volume:
-                name, voxel_size, shape, dtype, chunks = about
-                self.made[index] = Volume(name, _Source(shape, dtype, chunks, ask), voxel_size)
+                name, voxel_size, shape, dtype, chunks = metadata
+                self.stand_ins[index] = Volume(name, _RemoteSource(shape, dtype, chunks, call), voxel_size)
             else:
-                self.made[index] = _Asking(about, ask)
-        return self.made[index]
+                self.stand_ins[index] = _RemoteObject(metadata, call)
+        return self.stand_ins[index]
 
 
-class _Window:
-    """The window's side, from within the other process."""
+class _Parent:
+    """The connection to the parent process.
+
+    A thread reads the input. It has to end before the interpreter does, which cannot shut down while a thread holds the
+    lock of a buffered file: so the parent closes the pipe at the end, and `close` waits for the thread.
+    """
 
     def __init__(self) -> None:
-        self._out = os.fdopen(os.dup(1), "wb")
+        self._input, self._output = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
+        with Path(os.devnull).open() as nothing:
+            os.dup2(nothing.fileno(), 0)  # nobody else reads the messages
         os.dup2(2, 1)  # what anything prints is no message
-        self._may_send = threading.Semaphore(_AHEAD)
-        self._answers: queue.SimpleQueue[tuple[Any, Any]] = queue.SimpleQueue()
-        self._asking, self._sending = threading.Lock(), threading.Lock()
-        self._gone = False
+        self._may_send = threading.Semaphore(_PREFETCH_EVENTS)
+        self._tasks: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
+        self._answers: queue.SimpleQueue[tuple[Any, Exception | None]] = queue.SimpleQueue()
+        self._calling, self._sending = threading.Lock(), threading.Lock()
+        self._closed, self._done = threading.Event(), threading.Event()
+        self._reader = threading.Thread(target=self._read, name="kdunet-input")
+        self._reader.start()
 
-    def task(self) -> tuple[Callable[..., Iterator[Any]], tuple[Any, ...], dict[str, Any]]:
-        """What is to be done; from then on the window is listened to."""
-        found: Any = _Unpickler(sys.stdin.buffer, self.ask).load()
-        threading.Thread(target=self._listen, daemon=True).start()
-        task, args, more = found
-        return task, args, more
+    def receive_task(self) -> Task | None:
+        """The task to run; None where the parent wants none any more."""
+        task = self._tasks.get()
+        if task is None:
+            return None
+        found: Task = _Unpickler(io.BytesIO(task), self.call).load()
+        return found
 
-    def tell(self, event: Any) -> bool:
-        """Send an event once there is room; whether the window is still there."""
+    def send_event(self, event: Any) -> bool:
+        """Send an event once there is room; whether the parent wants another one."""
         self._may_send.acquire()
-        if not self._gone:
+        if not self._closed.is_set():
             self._send(("event", event))
-        return not self._gone
+        return not self._closed.is_set()
 
-    def end(self, error: Exception | None) -> None:
-        """Send the last message."""
-        try:
-            self._send(("end", error))
-        except Exception:  # noqa: BLE001 - an error that cannot be sent, or nobody to hear of it
-            with suppress(OSError):
-                self._send(("end", TrainingError(f"{type(error).__name__}: {error}")))
-
-    def ask(self, index: int, method: str, args: tuple[Any, ...]) -> Any:
-        """What an object that stayed says."""
-        with self._asking:
-            self._send(("ask", index, method, args))
+    def call(self, index: int, method: str, args: tuple[Any, ...]) -> Any:
+        """Call a method of an object that stayed in the parent, and return or raise what it does."""
+        with self._calling:
+            if self._closed.is_set():
+                raise EOFError("the parent process is gone")
+            self._send(("call", index, method, args))
             answer, error = self._answers.get()
         if error is not None:
             raise error
         return answer
 
+    def close(self, error: Exception | None) -> None:
+        """Tell the parent how the task ended, and wait until it has closed the pipe."""
+        self._done.set()
+        with suppress(OSError):  # the parent is gone
+            try:
+                self._send(("end", error))
+            except OSError:
+                raise
+            except Exception:  # noqa: BLE001 - an error that cannot be pickled
+                self._send(("end", TrainingError(f"{type(error).__name__}: {error}")))
+        self._reader.join()
+        self._input.close()
+        with suppress(OSError):
+            self._output.close()
+
     def _send(self, message: tuple[Any, ...]) -> None:
-        parcel = pickle.dumps(message)
+        pickled = pickle.dumps(message)
         with self._sending:
-            self._out.write(parcel)
-            self._out.flush()
+            self._output.write(pickled)
+            self._output.flush()
 
-    def _listen(self) -> None:
-        with suppress(EOFError, OSError):
-            while True:
-                kind, *content = pickle.load(sys.stdin.buffer)
-                if kind == "more":
-                    self._may_send.release()
-                else:
-                    self._answers.put((content[0], content[1]))
-        self._gone = True
+    def _read(self) -> None:
+        stop = self._read_until_closed()
+        self._closed.set()
+        self._tasks.put(None)
         self._may_send.release()
-        self._answers.put((None, EOFError("the window is gone")))
+        self._answers.put((None, EOFError("the parent process is gone")))
+        if stop and not self._done.wait(_EXIT_TIMEOUT):
+            os._exit(0)
+
+    def _read_until_closed(self) -> bool:
+        """Pass messages on until there are no more; whether the parent has asked to stop, or else has died."""
+        with suppress(Exception):  # the pipe is closed, maybe amid a message, or an answer cannot be unpickled
+            while True:
+                match pickle.load(self._input):
+                    case ("task", task):
+                        self._tasks.put(task)
+                    case ("consumed",):
+                        self._may_send.release()
+                    case ("answer", answer, error):
+                        self._answers.put((answer, error))
+                    case ("stop",):
+                        return True
+        return False
 
 
-def _main() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the window gets it too, and decides
-    window, error = _Window(), None
+def _run(parent: _Parent) -> None:
+    request = parent.receive_task()
+    if request is None:
+        return
+    task, args, kwargs = request
+    events: Any = task(*args, **kwargs)
     try:
-        task, args, more = window.task()
-        events: Any = task(*args, **more)
-        try:
-            for event in events:
-                if not window.tell(event):
-                    break
-        finally:
-            events.close()
-    except Exception as raised:  # noqa: BLE001 - raised over there
+        for event in events:
+            if not parent.send_event(event):
+                break
+    finally:
+        events.close()
+
+
+def main() -> None:
+    """Run the task that the parent sends."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl+C reaches the parent too, which decides
+    parent, error = _Parent(), None
+    try:
+        _run(parent)
+    except Exception as raised:  # noqa: BLE001 - raised again in the parent
         raised.add_note(traceback.format_exc())
         error = raised
-    window.end(error)
+    parent.close(error)
 
 
 if __name__ == "__main__":
-    _main()
+    main()

@@ -1,10 +1,11 @@
-"""A training in a process of its own, so that it and the window do not wait for each other.
+"""Run a generator, such as a training, in a process of its own, so that it and napari's GUI do not wait for each other.
 
-Python lets one thread run at a time. On a thread beside napari's a training of a tiny network, whose steps are many
-short calls, falls to half its speed while somebody scrolls; in its own process it keeps it. Only what has to travels:
-the settings and models are sent, slices are asked for when they are read, and the events come back.
+Python runs one thread at a time. On a thread beside the GUI the training of a tiny network, whose steps are many short
+calls, falls to half its speed while somebody scrolls; in its own process it keeps it. The settings and models are sent
+there, slices are sent when they are read, and the events come back.
 
-The process (`process`) is started as a program, not by `multiprocessing`, which would run the user's script again.
+The process (`process_main`) is started as a program rather than by `multiprocessing`, which would run the user's script
+again.
 """
 
 from __future__ import annotations
@@ -19,43 +20,49 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from subprocess import PIPE, Popen, TimeoutExpired
 from typing import Any, BinaryIO
 
 import numpy as np
+from napari.utils.notifications import show_warning
 
 from napari_kdunet.core import TrainingError, Volume
 
-__all__ = ["Quiet", "apart"]
+__all__ = ["Idle", "run_in_process"]
 
-#: Whether there is another process at all; off, everything happens on the thread that iterates.
+#: Whether to use another process; if not, the task runs on the thread that iterates.
 OWN_PROCESS = True
 
-_QUIET = 0.2  # s without news after which there is a `Quiet`
-_PATIENCE = 2.0  # s that the process may take to end by itself
+_POLL_INTERVAL = 0.2  # s without an event after which there is an `Idle`
+_KILL_TIMEOUT = 10.0  # s that the process may take to end; it ends by itself some 2 s after it is asked to
+_NO_WINDOW = getattr(subprocess, "CREATE_NO_WINDOW", 0)  # on Windows alone
+_MAX_REASON = 150  # characters of an error that are shown
 
 
 @dataclass(frozen=True)
-class Quiet:
-    """Nothing has come for a moment; whoever iterates can stop."""
+class Idle:
+    """No event for a moment: the consumer may stop here."""
 
 
-def apart(task: Callable[..., Iterator[Any]], *args: Any, **more: Any) -> Iterator[Any]:
-    """The events of ``task(*args, **more)``, computed in another process; closing this ends it.
+def run_in_process(task: Callable[..., Iterator[Any]], *args: Any, **kwargs: Any) -> Iterator[Any]:
+    """Yield the events of ``task(*args, **kwargs)``, run in another process; closing the iterator ends that process.
 
-    What cannot be sent there (a network by another program, say) is computed here, on the thread that iterates.
+    A task that cannot be pickled (with a network that another program has defined, say) runs on the thread that
+    iterates, and the user is told.
 
     Parameters
     ----------
     task : callable
-        A generator function that can be imported.
-    *args, **more
-        What it takes. Each `Volume` stays here, and so does each object whose class has a tuple `served` of the names
-        of methods: the other process has a stand-in that asks, and is answered while this is iterated.
+        A generator function that can be imported by its name.
+    *args, **kwargs
+        Its arguments, which are pickled, but for two kinds of objects that stay in this process: each `Volume`, whose
+        slices are sent when they are read, and each object whose class has ``remote_methods``, a tuple of the names of
+        methods that can be called from the other process. They are called on the thread that iterates.
 
     Yields
     ------
-    Quiet or any
-        The events, and a `Quiet` now and then where there are none, as while the process starts.
+    Idle or any
+        The events, and `Idle` while there are none, as when the process starts.
 
     Raises
     ------
@@ -64,76 +71,78 @@ def apart(task: Callable[..., Iterator[Any]], *args: Any, **more: Any) -> Iterat
     """
     kept: list[Any] = []
     try:
-        parcel = _packed((task, args, more), kept) if OWN_PROCESS else None
-    except Exception:  # noqa: BLE001 - pickle raises anything
-        parcel = None
-    if parcel is None:
-        yield from task(*args, **more)
+        pickled = _pickle((task, args, kwargs), kept) if OWN_PROCESS else None
+    except (pickle.PickleError, TypeError, AttributeError) as error:
+        pickled = None
+        _warn_of_fallback(error)
+    if pickled is None:
+        yield from task(*args, **kwargs)
         return
-    with _Process(parcel) as process:
+    with _Process(pickled) as process:
         while True:
-            kind, *content = process.next_message()
-            if kind == "quiet":
-                yield Quiet()
-            elif kind == "event":
-                process.send(("more",))
-                yield content[0]
-            elif kind == "ask":
-                process.send(_answer(kept, *content))
-            elif content[0] is not None:
-                raise content[0]
-            else:
-                return
+            match process.next_message():
+                case ("idle",):
+                    yield Idle()
+                case ("event", event):
+                    process.send(("consumed",))
+                    yield event
+                case ("call", index, method, arguments):
+                    process.send(("answer", *_call(kept[index], method, arguments)))
+                case ("end", error):
+                    if error is not None:
+                        raise error
+                    return
 
 
 class _Process:
-    """The other process, from the side of the window."""
+    """The other process, as its parent sees it."""
 
-    def __init__(self, parcel: bytes) -> None:
-        line = [sys.executable, "-m", "napari_kdunet.widgets.shared.process_main"]
+    def __init__(self, task: bytes) -> None:
+        command = [sys.executable, "-m", "napari_kdunet.widgets.shared.process_main"]
         path = os.pathsep.join(each for each in sys.path if each)
-        self._process = subprocess.Popen(
-            line,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
+        self._process = Popen(
+            command,
+            stdin=PIPE,
+            stdout=PIPE,
             env=os.environ | {"PYTHONPATH": path},
-            creationflags=getattr(subprocess, "CREATE_NO_WINDOW", 0),
+            creationflags=_NO_WINDOW,
         )
         self._messages: queue.SimpleQueue[tuple[Any, ...]] = queue.SimpleQueue()
-        self._reader = threading.Thread(target=self._read, name="kdunet-apart", daemon=True)
+        self._reader = threading.Thread(target=self._read, name="kdunet-events", daemon=True)
         self._reader.start()
-        self._write(parcel)
+        self.send(("task", task))
 
     def __enter__(self) -> _Process:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Closing its input asks it to stop."""
+        """Ask the process to stop, and wait until it has ended."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
+        self.send(("stop",))
         with suppress(OSError):
             self._process.stdin.close()
         try:
-            self._process.wait(_PATIENCE)
-        except subprocess.TimeoutExpired:  # in a long step: what it found so far has been told
+            self._process.wait(_KILL_TIMEOUT)
+        except TimeoutExpired:
             self._process.kill()
             self._process.wait()
         self._reader.join()
         self._process.stdout.close()
 
     def next_message(self) -> tuple[Any, ...]:
+        """The next message of the process, or ``("idle",)`` if none comes for a moment."""
         try:
-            return self._messages.get(timeout=_QUIET)
+            return self._messages.get(timeout=_POLL_INTERVAL)
         except queue.Empty:
-            return ("quiet",)
+            return ("idle",)
 
     def send(self, message: tuple[Any, ...]) -> None:
-        self._write(pickle.dumps(message))
-
-    def _write(self, parcel: bytes) -> None:
+        """Send a message; nothing happens where the process has died, which `next_message` tells."""
+        pickled = pickle.dumps(message)
         assert self._process.stdin is not None
-        with suppress(OSError):  # it is gone, which the reader tells
-            self._process.stdin.write(parcel)
+        with suppress(OSError):
+            self._process.stdin.write(pickled)
             self._process.stdin.flush()
 
     def _read(self) -> None:
@@ -144,45 +153,51 @@ class _Process:
         except EOFError:
             code = self._process.wait()
             error = TrainingError(f"the training's process has ended (exit code {code}): is memory out?")
-        except Exception as broken:  # noqa: BLE001 - pickle raises anything
-            error = TrainingError(f"the training's process has told something that cannot be read: {broken}")
+        except Exception as unreadable:  # noqa: BLE001 - unpickling can raise anything
+            error = TrainingError(f"the training's process has sent what cannot be read: {unreadable}")
         self._messages.put(("end", error))
 
 
-def _answer(kept: list[Any], index: int, method: str, args: tuple[Any, ...]) -> tuple[Any, ...]:
-    try:
-        target = kept[index]
-        if isinstance(target, Volume):
-            return ("answer", np.asarray(target.source[args[0]]), None)
-        return ("answer", getattr(target, method)(*args), None)
-    except Exception as error:  # noqa: BLE001 - raised over there
-        return ("answer", None, error)
-
-
-def _packed(content: Any, kept: list[Any]) -> bytes:
-    """What the process begins with; what stays here is left in `kept`."""
-    parcel = io.BytesIO()
-    _Pickler(parcel, kept).dump(content)
-    return parcel.getvalue()
-
-
 class _Pickler(pickle.Pickler):
-    """Leaves in `kept` what stays here."""
+    """Pickles all but the objects that stay in this process, which it appends to `kept`."""
 
     def __init__(self, file: BinaryIO, kept: list[Any]) -> None:
         super().__init__(file, pickle.HIGHEST_PROTOCOL)
         self.kept = kept
 
     def persistent_id(self, obj: Any) -> Any:
-        about: tuple[Any, ...]
-        if isinstance(obj, Volume):
+        metadata: tuple[Any, ...]
+        is_volume = isinstance(obj, Volume)
+        if is_volume:
             source = obj.source
-            about = (obj.name, obj.voxel_size, source.shape, source.dtype, source.chunks)
-        elif hasattr(type(obj), "served"):
-            about = type(obj).served
+            metadata = (obj.name, obj.voxel_size, source.shape, source.dtype, source.chunks)
+        elif hasattr(type(obj), "remote_methods"):
+            metadata = type(obj).remote_methods
         else:
             return None
         index = next((i for i, each in enumerate(self.kept) if each is obj), len(self.kept))
         if index == len(self.kept):
             self.kept.append(obj)
-        return type(obj) is Volume, index, about
+        return is_volume, index, metadata
+
+
+def _pickle(content: Any, kept: list[Any]) -> bytes:
+    pickled = io.BytesIO()
+    _Pickler(pickled, kept).dump(content)
+    return pickled.getvalue()
+
+
+def _call(target: Any, method: str, args: tuple[Any, ...]) -> tuple[Any, Exception | None]:
+    """Call a method of an object that stayed here: what it returns, and what it raises."""
+    try:
+        if isinstance(target, Volume):
+            return np.asarray(target.source[args[0]]), None
+        return getattr(target, method)(*args), None
+    except Exception as error:  # noqa: BLE001 - raised again in the other process
+        return None, error
+
+
+def _warn_of_fallback(error: Exception) -> None:
+    reason = f"{type(error).__name__}: {error}"
+    reason = reason if len(reason) <= _MAX_REASON else f"{reason[:_MAX_REASON]}…"
+    show_warning(f"This runs within napari, which slows both down, as it cannot be sent to another process: {reason}")

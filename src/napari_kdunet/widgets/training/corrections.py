@@ -16,7 +16,7 @@ from napari_kdunet import core
 from napari_kdunet.core.volumes.labels import class_index
 from napari_kdunet.core.volumes.volume import check_labels
 from napari_kdunet.widgets.shared.layers import RESULT
-from napari_kdunet.widgets.shared.process_worker import apart
+from napari_kdunet.widgets.shared.process_worker import run_in_process
 
 if TYPE_CHECKING:
     import napari.viewer
@@ -85,7 +85,7 @@ def iter_corrections(
     learnt = _labels(shape, "corrected labels", index_of, (corrected.keys() | known) - held_out)
     val = (raw, _labels(shape, "earlier labels", index_of, held_out)) if held_out else None
     settings = replace(config, ignore=0, slices="auto", val_share=0.0)
-    for event in apart(core.iter_train, raw, learnt, settings, start=start, val=val):
+    for event in run_in_process(core.iter_train, raw, learnt, settings, start=start, val=val):
         if isinstance(event, core.Started):
             where = f"earlier labels, z = {', '.join(map(str, event.val_slices))}" if val else "slices learnt from"
             note = f"all {len(corrected)} that are corrected are learnt from, and the IoU is of {where}."

@@ -39,7 +39,7 @@ class Edits:
         The labels as they are whenever they are read.
     """
 
-    served = ("take", "wait")  # to a training in another process
+    remote_methods = ("take", "wait")  # to a training in another process
 
     def __init__(self, viewer: napari.viewer.Viewer, layer: Labels) -> None:
         self.viewer, self.layer = viewer, layer
