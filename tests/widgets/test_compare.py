@@ -38,12 +38,12 @@ def compare(open_widget, em, probability):
 
 
 def finished(qtbot, widget):
-    qtbot.waitUntil(lambda: not widget.comparing.is_running, timeout=20_000)
+    qtbot.waitUntil(lambda: not widget.live_comparison.is_running, timeout=20_000)
     drawn(qtbot, widget)
 
 
 def drawn(qtbot, widget):
-    qtbot.waitUntil(lambda: not widget._redraw.isActive() and not widget.comparing._timer.isActive())
+    qtbot.waitUntil(lambda: not widget._redraw.isActive() and not widget.live_comparison._timer.isActive())
 
 
 def shown(widget):
@@ -62,7 +62,7 @@ def test_layers_are_chosen_and_numbers_equal_the_cores(compare, em, probability,
     widget.start_button.click()
     finished(qtbot, widget)
     scores = core.evaluate(probability > 0.5, em[1])
-    assert tuple(widget.comparing.slices) == scores.slices
+    assert tuple(widget.live_comparison.slices) == scores.slices
     z = viewer.dims.current_step[0]
     for title, counts in (("Volume", scores.total), (f"Slice {z}", scores.slices[z])):
         for name, attribute in (("IoU", "iou"), ("Dice", "dice"), ("Precision", "precision"), ("Recall", "recall")):
@@ -83,10 +83,10 @@ def test_probabilities_and_their_threshold(compare, em, probability, qtbot):
     widget.start_button.click()
     finished(qtbot, widget)
     assert widget.threshold.isEnabled()
-    assert tuple(widget.comparing.slices) == core.evaluate(probability, em[1]).slices
+    assert tuple(widget.live_comparison.slices) == core.evaluate(probability, em[1]).slices
     widget.threshold.setValue(0.7)
     wanted = core.evaluate(probability, em[1], threshold=0.7).slices
-    qtbot.waitUntil(lambda: tuple(widget.comparing.slices) == wanted)  # by itself
+    qtbot.waitUntil(lambda: tuple(widget.live_comparison.slices) == wanted)  # by itself
 
 
 def test_sparse_reference_counts_what_was_looked_at(compare, em, probability, qtbot):
@@ -98,7 +98,7 @@ def test_sparse_reference_counts_what_was_looked_at(compare, em, probability, qt
     widget.sparse.setChecked(True)
     widget.start_button.click()
     finished(qtbot, widget)
-    assert tuple(widget.comparing.slices) == core.evaluate(probability > 0.5, sparse, ignore=0).slices
+    assert tuple(widget.live_comparison.slices) == core.evaluate(probability > 0.5, sparse, ignore=0).slices
     assert not viewer.layers["comparison"].data[:, ::2].any()
 
 
@@ -110,8 +110,8 @@ def test_two_predictions(compare, probability, qtbot):
     widget.start_button.click()
     finished(qtbot, widget)
     scores = core.evaluate(viewer.layers["guess"].data, (probability > 0.5).astype(np.uint8))
-    assert tuple(widget.comparing.slices) == scores.slices
-    assert widget.comparing.worst == 2
+    assert tuple(widget.live_comparison.slices) == scores.slices
+    assert widget.live_comparison.worst == 2
 
 
 def test_click_and_worst_slice_go_there(compare, em, probability, qtbot):
@@ -138,7 +138,7 @@ def test_overlay_codes_and_counts(compare, em, probability, qtbot):
     viewer, widget = compare
     widget.start_button.click()
     finished(qtbot, widget)
-    layer, total = viewer.layers["comparison"], widget.comparing.total
+    layer, total = viewer.layers["comparison"], widget.live_comparison.total
     assert isinstance(layer.data, da.Array)
     assert layer.data.chunks[0] == (1,) * len(em[1])
     codes, guess = layer.data.compute(), probability > 0.5
@@ -165,20 +165,20 @@ def test_painting_is_counted_again(compare, em, qtbot):
     widget.start_button.click()
     finished(qtbot, widget)
     viewer.dims.set_current_step(0, 1)
-    guess, before = viewer.layers["guess"], widget.comparing.slices[1]
+    guess, before = viewer.layers["guess"], widget.live_comparison.slices[1]
     guess.fill((1, 0, 0), 0)  # whatever is there, so that the next line changes something
     guess.selected_label, guess.brush_size, guess.n_edit_dimensions = 1, 20, 2
     guess.paint((1, 30, 30), 1)
     wanted = core.evaluate(guess.data, em[1]).slices[1]
     assert wanted != before
-    qtbot.waitUntil(lambda: widget.comparing.slices[1] == wanted)
+    qtbot.waitUntil(lambda: widget.live_comparison.slices[1] == wanted)
     drawn(qtbot, widget)
     assert shown(widget)["Slice 1"]["IoU"] == pytest.approx(wanted.iou, abs=1e-4)
     codes = np.bincount(np.asarray(viewer.layers["comparison"].data[1]).ravel(), minlength=4)
     assert tuple(codes) == (wanted.tn, wanted.tp, wanted.fp, wanted.fn)
     guess.undo()
     wanted = core.evaluate(guess.data, em[1]).slices[1]
-    qtbot.waitUntil(lambda: widget.comparing.slices[1] == wanted)
+    qtbot.waitUntil(lambda: widget.live_comparison.slices[1] == wanted)
 
 
 def test_copy_and_csv(compare, em, probability, qtbot, tmp_path, notified):
@@ -206,7 +206,7 @@ def test_nothing_to_find_is_a_dash(open_widget, qtbot):
     finished(qtbot, widget)
     assert math.isnan(shown(widget)["Volume"]["IoU"])
     widget.worst_button.click()
-    assert widget.comparing.worst is None
+    assert widget.live_comparison.worst is None
 
 
 def test_2d(open_widget, em, qtbot):
@@ -215,7 +215,7 @@ def test_2d(open_widget, em, qtbot):
     viewer.add_labels(em[1][1], name="guess")
     widget.start_button.click()
     finished(qtbot, widget)
-    assert widget.comparing.total == core.evaluate(em[1][1], em[1][0]).total
+    assert widget.live_comparison.total == core.evaluate(em[1][1], em[1][0]).total
     assert viewer.layers["comparison"].ndim == 2
     widget.worst_button.click()
 
@@ -260,7 +260,7 @@ def test_stop_keeps_what_is_counted(compare, qtbot, gate):
     _, widget = compare
     widget.start_button.click()
     gate.release(2)
-    qtbot.waitUntil(lambda: sum(s is not None for s in widget.comparing.slices) == 2)
+    qtbot.waitUntil(lambda: sum(s is not None for s in widget.live_comparison.slices) == 2)
     widget.stop_button.click()
     gate.release(1)
     finished(qtbot, widget)
@@ -273,11 +273,11 @@ def test_removing_a_layer_or_the_viewer_meanwhile_breaks_nothing(compare, qtbot,
     viewer, widget = compare
     widget.start_button.click()
     gate.release(1)
-    qtbot.waitUntil(lambda: any(widget.comparing.slices))
+    qtbot.waitUntil(lambda: any(widget.live_comparison.slices))
     viewer.layers.remove("guess")
     gate.release(1)
     finished(qtbot, widget)
-    assert widget.comparing.comparison is None
+    assert widget.live_comparison.comparison is None
     assert "comparison" not in viewer.layers
     viewer.add_labels(np.zeros_like(viewer.layers["truth"].data), name="another", **GRID)
     widget.pair.prediction.layer, widget.pair.reference.layer = viewer.layers["another"], viewer.layers["truth"]
@@ -295,4 +295,4 @@ def test_a_mask_that_segment_changes_is_compared_again(compare, em, probability,
     guess = viewer.layers["guess"]
     guess.data[:] = em[1]
     guess.events.data(value=guess.data)  # as Segment tells it when it is done
-    qtbot.waitUntil(lambda: widget.comparing.total.iou == 1)
+    qtbot.waitUntil(lambda: widget.live_comparison.total.iou == 1)

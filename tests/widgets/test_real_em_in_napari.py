@@ -59,12 +59,12 @@ def test_train_distil_segment_and_compare(own_process, make_napari_viewer, qtbot
     segment.model_chooser.name = "train k2 distilled"
     wait(lambda: segment.model is student)
     segment.start_button.click()
-    wait(lambda: not segment.filling.is_running)
+    wait(lambda: not segment.segmentation.is_running)
     compare = open_widget(viewer, "Compare with ground truth")
-    compare.pair.prediction.layer = segment.filling.mask
+    compare.pair.prediction.layer = segment.segmentation.mask
     compare.pair.reference.layer = viewer.layers["truth"]
     compare.start_button.click()
-    wait(lambda: not compare.comparing.is_running)
-    assert compare.comparing.total.iou > STUDENT_FLOOR
-    assert compare.comparing.worst in (0, 1, 2)
+    wait(lambda: not compare.live_comparison.is_running)
+    assert compare.live_comparison.total.iou > STUDENT_FLOOR
+    assert compare.live_comparison.worst in (0, 1, 2)
     assert notified == []

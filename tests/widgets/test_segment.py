@@ -44,17 +44,17 @@ def test_what_a_new_user_sees_is_segmented_by_one_click(open_widget, em, tiny_mo
     assert widget.model_chooser.combo.currentText() == "em-k2 (bundled)"
     image = viewer.add_image(em[0], name="raw")
     qtbot.waitUntil(lambda: widget.model is not None)
-    assert widget.about.text().startswith(f"{tiny_model.parameter_count:,} parameters, works at 20 nm")
-    assert "raw has no unit of length: its pixels are taken as that wide" in widget.about.text()
+    assert widget.description.text().startswith(f"{tiny_model.parameter_count:,} parameters, works at 20 nm")
+    assert "raw has no unit of length: its pixels are taken as that wide" in widget.description.text()
     widget.start_button.click()
-    qtbot.waitUntil(lambda: not widget.filling.is_running)
+    qtbot.waitUntil(lambda: not widget.segmentation.is_running)
     np.testing.assert_array_equal(
         viewer.layers["raw em-k2 mask"].data, expected(tiny_model, em[0], tiny_model.threshold)
     )
     image.scale, image.units = (20.0,) * 3, ("nm",) * 3
     widget.start_button.click()
-    assert "taken as" not in widget.about.text()
-    qtbot.waitUntil(lambda: not widget.filling.is_running)
+    assert "taken as" not in widget.description.text()
+    qtbot.waitUntil(lambda: not widget.segmentation.is_running)
 
 
 @pytest.fixture
@@ -92,7 +92,7 @@ def gate(monkeypatch):
 
 
 def finished(qtbot, widget):
-    qtbot.waitUntil(lambda: not widget.filling.is_running, timeout=20_000)
+    qtbot.waitUntil(lambda: not widget.segmentation.is_running, timeout=20_000)
 
 
 def test_volume_becomes_a_labels_layer_like_the_image(segment, em, tiny_model, qtbot):
@@ -143,7 +143,7 @@ def test_threshold_changes_the_mask_without_predicting(segment, em, tiny_model, 
         widget.threshold.setValue(threshold)
         z, wanted = viewer.dims.current_step[0], expected(tiny_model, em[0], threshold)
         assert (mask.data[z] != wanted[z]).mean() < 2e-3  # the slice on screen at once; kept as float16
-        qtbot.waitUntil(lambda: widget.filling._updater is None)
+        qtbot.waitUntil(lambda: widget.segmentation._updater is None)
         assert (mask.data != wanted).mean() < 2e-3
         shares.append(mask.data.mean())
     assert shares[0] < shares[2] < shares[1]
@@ -155,10 +155,10 @@ def test_threshold_leaves_what_was_painted(segment, tiny_model, qtbot):
     widget.start_button.click()
     finished(qtbot, widget)
     mask = viewer.layers["raw tiny mask"]
-    sure = np.unravel_index(np.argmin(widget.filling.result.probability), mask.data.shape)
+    sure = np.unravel_index(np.argmin(widget.segmentation.result.probability), mask.data.shape)
     mask.data_setitem(tuple(np.array([i]) for i in sure), 7)
     widget.threshold.setValue(tiny_model.threshold + 0.01)
-    qtbot.waitUntil(lambda: widget.filling._updater is None)
+    qtbot.waitUntil(lambda: widget.segmentation._updater is None)
     assert mask.data[sure] == 7
     mask.undo()
     assert mask.data[sure] == 0
@@ -177,7 +177,7 @@ def test_stop_keeps_what_is_done_and_start_goes_on(segment, em, tiny_model, qtbo
     assert widget.start_button.isEnabled()
     assert "Stopped" in widget.status.text()
     mask = viewer.layers["raw tiny mask"]
-    done = widget.filling.result.done
+    done = widget.segmentation.result.done
     assert 2 <= done.sum() < len(em[0])
     np.testing.assert_array_equal(mask.data[done], expected(tiny_model, em[0], widget.threshold.value())[done])
     gate.release()
@@ -265,7 +265,7 @@ def test_lazy_image_is_read_slice_by_slice(open_widget, em, tiny_model, qtbot):
     widget.start_button.click()
     finished(qtbot, widget)
     assert max(counted.reads) == em[0][0].size
-    assert widget.filling.result.done.all()
+    assert widget.segmentation.result.done.all()
     np.testing.assert_array_equal(
         viewer.layers["lazy tiny mask"].data,
         core.predict(tiny_model, em[0], output="labels", threshold=widget.threshold.value()).compute(),
@@ -278,13 +278,13 @@ def test_beyond_memory_it_goes_to_a_temporary_zarr(segment, em, tiny_model, qtbo
     widget.show_probability.setChecked(True)
     widget.start_button.click()
     finished(qtbot, widget)
-    mask, folder = viewer.layers["raw tiny mask"], widget.filling.result.folder
+    mask, folder = viewer.layers["raw tiny mask"], widget.segmentation.result.folder
     assert folder.exists()
     assert str(folder) in widget.status.text()
     assert not isinstance(mask.data, np.ndarray)
     np.testing.assert_array_equal(mask.data[:], expected(tiny_model, em[0], widget.threshold.value()))
     widget.threshold.setValue(tiny_model.threshold + 0.02)
-    qtbot.waitUntil(lambda: widget.filling._updater is None)
+    qtbot.waitUntil(lambda: widget.segmentation._updater is None)
     assert (mask.data[:] != expected(tiny_model, em[0], tiny_model.threshold + 0.02)).mean() < 2e-3
     mask.data_setitem((np.array([0]), np.array([1]), np.array([2])), 5)
     assert mask.data[0, 1, 2] == 5
@@ -319,7 +319,7 @@ def test_multiclass_mask_holds_classes(open_widget, em, qtbot):
     )
     assert mask.data.max() == 2
     widget.threshold.setValue(0.8)
-    qtbot.waitUntil(lambda: widget.filling._updater is None)
+    qtbot.waitUntil(lambda: widget.segmentation._updater is None)
     assert (mask.data != core.predict(model, em[0], output="labels", threshold=0.8).compute()).mean() < 2e-3
 
 
@@ -370,7 +370,7 @@ def test_removing_layers_meanwhile_breaks_nothing(segment, qtbot, gate, notified
     viewer.layers.remove("raw")
     gate.release()
     finished(qtbot, widget)
-    assert widget.filling.result.done.all()
+    assert widget.segmentation.result.done.all()
     assert not notified
 
 

@@ -158,7 +158,7 @@ def test_start_pressed_twice_starts_one(bench, widget):
     widget.view.start_button.click()
     first, at_work = widget.worker, set(WorkerBase._worker_set)
     widget.view.start_button.click()
-    widget.begin(widget.job)
+    widget.start(widget.job)
     assert widget.worker is first
     assert WorkerBase._worker_set <= at_work
     bench.finish(widget)

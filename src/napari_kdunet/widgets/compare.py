@@ -1,4 +1,4 @@
-"""The dock widget *Compare with ground truth*: scores, IoU along z, and an overlay of what is right and wrong."""
+"""The dock widget *Compare with ground truth*: scores, IoU along z, and an overlay of agreement and errors."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from superqt import QLabeledDoubleSlider
 
 from napari_kdunet.widgets.comparison.comparison import write_csv
 from napari_kdunet.widgets.comparison.iou_profile import Profile
-from napari_kdunet.widgets.comparison.layer_pair import Pair
-from napari_kdunet.widgets.comparison.live_comparison import Comparing
+from napari_kdunet.widgets.comparison.layer_pair import LayerPair
+from napari_kdunet.widgets.comparison.live_comparison import LiveComparison
 from napari_kdunet.widgets.comparison.overlay import LEGEND, Overlay
 from napari_kdunet.widgets.comparison.score_table import ScoreTable
 from napari_kdunet.widgets.shared.notify import reporting
@@ -35,15 +35,15 @@ class CompareWidget(QWidget):
 
     Attributes
     ----------
-    comparing : Comparing
-        The counts and the work.
+    live_comparison : LiveComparison
+        The voxel counts and the worker that makes them.
     """
 
     def __init__(self, napari_viewer: napari.viewer.Viewer) -> None:
         super().__init__()
         self.viewer = napari_viewer
-        self.pair = Pair(napari_viewer, self)
-        self.comparing = Comparing(napari_viewer, self)
+        self.pair = LayerPair(napari_viewer, self)
+        self.live_comparison = LiveComparison(napari_viewer, self)
         self.overlay = Overlay(napari_viewer)
         self._redraw = self._timer(_REDRAW_MS, self._draw)
         self._restart = self._timer(_SETTLE_MS, self.start)
@@ -56,22 +56,22 @@ class CompareWidget(QWidget):
         ignore = 0 if self.sparse.isChecked() else None
         self.pair.hold = True
         with reporting():
-            self.comparing.start(*self.pair.layers, self.threshold.value(), ignore)
+            self.live_comparison.start(*self.pair.layers, self.threshold.value(), ignore)
         self._draw()  # not soon: a short comparison can be stopped from its first moment
 
     def stop(self) -> None:
-        """Count no more slices."""
-        self.comparing.stop()
+        """Stop counting; the slices counted so far stay."""
+        self.live_comparison.stop()
 
     def go_to_worst(self) -> None:
-        """Bring the slice of the lowest IoU on screen."""
-        if self.comparing.worst is not None:
-            self.comparing.go_to(self.comparing.worst)
+        """Go to the slice of the lowest IoU."""
+        if self.live_comparison.worst is not None:
+            self.live_comparison.go_to(self.live_comparison.worst)
 
     def export(self, path: str) -> None:
         """Write the scores of all slices to a CSV file."""
         with reporting():
-            write_csv(path, self.comparing.slices)
+            write_csv(path, self.live_comparison.slices)
 
     def _build(self) -> None:
         self.threshold = QLabeledDoubleSlider()
@@ -122,10 +122,10 @@ class CompareWidget(QWidget):
         self.copy_button.clicked.connect(self.table.copy)
         self.csv_button.clicked.connect(self._ask_and_export)
         self.show_overlay.toggled.connect(self._show_overlay)
-        self.profile.clicked.connect(self.comparing.go_to)
-        self.comparing.changed.connect(self._draw_soon)
-        self.comparing.edited.connect(self._show_overlay)
-        self.comparing.replaced.connect(self._setting_changed)
+        self.profile.clicked.connect(self.live_comparison.go_to)
+        self.live_comparison.changed.connect(self._draw_soon)
+        self.live_comparison.edited.connect(self._show_overlay)
+        self.live_comparison.replaced.connect(self._setting_changed)
         removed, gone = self.viewer.layers.events.removed, self._layer_removed
         removed.connect(gone)
         self.destroyed.connect(lambda: removed.disconnect(gone))
@@ -138,19 +138,19 @@ class CompareWidget(QWidget):
         return timer
 
     def _choice_changed(self) -> None:
-        if self.comparing.layers and self.pair.layers != self.comparing.layers:
+        if self.live_comparison.layers and self.pair.layers != self.live_comparison.layers:
             self.overlay.hide()
-            self.comparing.clear()
+            self.live_comparison.clear()
         self._draw_soon()
 
     def _setting_changed(self) -> None:
-        if self.comparing.comparison is not None:
+        if self.live_comparison.comparison is not None:
             self._restart.start()
 
     def _show_overlay(self) -> None:
-        comparing = self.comparing
-        if self.show_overlay.isChecked() and comparing.comparison is not None:
-            self.overlay.show(comparing.comparison, comparing.layers[0])
+        live = self.live_comparison
+        if self.show_overlay.isChecked() and live.comparison is not None:
+            self.overlay.show(live.comparison, live.layers[0])
         else:
             self.overlay.hide()
 
@@ -163,20 +163,20 @@ class CompareWidget(QWidget):
             self._redraw.start()
 
     def _draw(self) -> None:
-        comparing = self.comparing
-        counted, z, total = [s for s in comparing.slices if s is not None], comparing.z, comparing.total
-        part = f" ({len(counted)} of {len(comparing.slices)})" if len(counted) < len(comparing.slices) else ""
-        current = comparing.slices[z] if comparing.slices else None
+        live = self.live_comparison
+        counted, z, total = [s for s in live.slices if s is not None], live.z, live.total
+        part = f" ({len(counted)} of {len(live.slices)})" if len(counted) < len(live.slices) else ""
+        current = live.slices[z] if live.slices else None
         self.table.set(
             total if counted else None,
             f"Volume{part}",
             current,
-            f"Slice {z}" if comparing.slices else "Slice on screen",
+            f"Slice {z}" if live.slices else "Slice on screen",
         )
-        self.profile.set(comparing.ious, total.iou)
+        self.profile.set(live.ious, total.iou)
         self.profile.set_current(z)
-        self.start_button.setEnabled(not comparing.is_running)
-        self.stop_button.setEnabled(comparing.is_running)
+        self.start_button.setEnabled(not live.is_running)
+        self.stop_button.setEnabled(live.is_running)
         for button in (self.worst_button, self.copy_button, self.csv_button):
             button.setEnabled(bool(counted))
         self.threshold.setEnabled(self.pair.has_probability)

@@ -1,4 +1,4 @@
-"""The dock widget *Distil student*: a tiny k-Unet from a teacher, and from labels where there are some."""
+"""The dock widget *Distil student*: distil a teacher into a small k-Unet, with or without labels."""
 
 from __future__ import annotations
 
@@ -29,16 +29,16 @@ _MAIN = ("k", "tau", "lam", "bn", "mode", "budget", "device")
 
 @dataclass(frozen=True)
 class TeacherScored:
-    """What the teacher reaches on the validation slices of its student."""
+    """The IoU of the teacher on the validation slices of its student."""
 
     parameters: int | None
     """Learnable parameters; None of a probability layer."""
     iou: float | None
-    """At its best threshold, as the student's; None where the student is validated against the teacher."""
+    """At its best threshold, like the student's; None where the student is validated against the teacher."""
 
 
 class DistillWidget(TrainingPanel):
-    """Distil a teacher into a k-Unet, and train the same k-Unet without the teacher to compare.
+    """Distil a teacher into a k-Unet, and train the same k-Unet without the teacher as a control.
 
     Parameters
     ----------
@@ -46,7 +46,7 @@ class DistillWidget(TrainingPanel):
         Where the layers are.
     """
 
-    def __init__(self, viewer: napari.viewer.Viewer) -> None:  # napari goes by these very words
+    def __init__(self, viewer: napari.viewer.Viewer) -> None:  # napari goes by the name of the parameter
         inputs = Inputs(viewer, no_labels="none: teacher alone")
         teacher = ModelChooser()
         probability = LayerChooser(viewer, Image, "none: take the model", at_first_none=True, accepts=_is_probability)
@@ -69,8 +69,8 @@ class DistillWidget(TrainingPanel):
         )
         self.view.buttons.insertWidget(1, self.control_button, 1)
         self.view.add_line(self.size_label)
-        self.let_begin(self.view.start_button, self.job)
-        self.let_begin(self.control_button, self.control_job)
+        self.start_with(self.view.start_button, self.job)
+        self.start_with(self.control_button, self.control_job)
         self._teacher_parameters: int | None = None
 
     def job(self) -> Job:
@@ -106,7 +106,7 @@ class DistillWidget(TrainingPanel):
         return Job("control", f"{raw.name} k{config.k} control", self.inputs.image.wanted(), events)
 
     def on_event(self, event: Any) -> None:
-        """Show the line to reach and the sizes."""
+        """Show the IoU of the teacher and the numbers of parameters."""
         if isinstance(event, TeacherScored):
             self.view.curves.set_teacher(event.iou)
             self._teacher_parameters = event.parameters
@@ -116,7 +116,7 @@ class DistillWidget(TrainingPanel):
             self._show_size()
 
     def _teacher(self) -> Callable[[], Model | Volume]:
-        """What gives the teacher, to be called on the thread."""
+        """A function that reads the teacher; for the worker thread."""
         if self.probability.layer is not None:
             volume = volume_of(self.probability.layer)
             return lambda: volume
@@ -143,7 +143,7 @@ def _is_probability(layer: Layer) -> bool:
 def _score(
     teacher: Model | Volume, raw: Volume, labels: Volume | None, started: core.Started, config: DistillConfig
 ) -> Iterator[Any]:
-    """Tell the teacher's size, then its IoU, which settles as more of the validation slices are scored."""
+    """Yield the size of the teacher, then its IoU, updated as more validation slices are scored."""
     from napari_kdunet.core.data.validation import Validation
 
     parameters = None if isinstance(teacher, core.Volume) else teacher.parameter_count

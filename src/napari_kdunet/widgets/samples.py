@@ -102,7 +102,7 @@ def _layers(name: str, raw: NDArray[Any], labels: NDArray[Any], nm: tuple[float,
 
 
 class _Progress:
-    """What pooch reports to, from its thread; `update` raises once nobody waits any more."""
+    """Progress bar for pooch, updated from its thread; `update` raises after the download was cancelled."""
 
     def __init__(self) -> None:
         self.total, self.done, self.cancelled = 0, 0, threading.Event()

@@ -9,7 +9,7 @@ from qtpy.QtWidgets import QCheckBox, QFormLayout, QHBoxLayout, QLabel, QProgres
 from superqt import QLabeledDoubleSlider
 
 from napari_kdunet.core.parsing import clock
-from napari_kdunet.widgets.segmentation.volume_segmentation import Filling
+from napari_kdunet.widgets.segmentation.volume_segmentation import VolumeSegmentation
 from napari_kdunet.widgets.shared.layers import LayerChooser, voxel_size_of
 from napari_kdunet.widgets.shared.models import ModelChooser, models
 from napari_kdunet.widgets.shared.notify import reporting
@@ -34,8 +34,8 @@ class SegmentWidget(QWidget):
 
     Attributes
     ----------
-    filling : Filling
-        The whole volume: its result, layers and work.
+    segmentation : VolumeSegmentation
+        The segmentation of the whole volume: its result, layers and worker.
     preview : Preview or None
         The slice on screen, while that is wanted.
     model : Model or None
@@ -45,7 +45,7 @@ class SegmentWidget(QWidget):
     def __init__(self, napari_viewer: napari.viewer.Viewer) -> None:
         super().__init__()
         self.viewer = napari_viewer
-        self.filling = Filling(napari_viewer, self)
+        self.segmentation = VolumeSegmentation(napari_viewer, self)
         self.preview: Preview | None = None
         self.model: Model | None = None
         self._build()
@@ -54,26 +54,26 @@ class SegmentWidget(QWidget):
         self._update()
 
     def start(self) -> None:
-        """Segment the whole volume, or what is missing of it after a stop."""
+        """Segment the whole volume, or after a stop its remaining slices."""
         with reporting():
             model, name = self.model_chooser.model(), self.model_chooser.name
             self._describe()
-            self.filling.start(self.image.wanted(), model, name, self.threshold.value())
-            self.filling.show_probability(self.show_probability.isChecked())
+            self.segmentation.start(self.image.wanted(), model, name, self.threshold.value())
+            self.segmentation.show_probability(self.show_probability.isChecked())
 
     def stop(self) -> None:
-        """Stop after the slice under way; what is done stays."""
+        """Stop after the current slice; the slices done so far stay."""
         self.stop_button.setEnabled(False)
-        self.filling.stop()
+        self.segmentation.stop()
 
     def _build(self) -> None:
         self.image = LayerChooser(self.viewer)
         self.image.setToolTip("Image layer to segment: grey values, 2-D or 3-D. Lazy images are read slice by slice.")
         self.model_chooser = ModelChooser()
-        self.about, self.status = QLabel(), QLabel()
-        for label in (self.about, self.status):
+        self.description, self.status = QLabel(), QLabel()
+        for label in (self.description, self.status):
             label.setWordWrap(True)
-        self.about.setToolTip("What the model is, and at which pixel size it works.")
+        self.description.setToolTip("What the model is, and at which pixel size it works.")
         self.threshold = QLabeledDoubleSlider()
         self.threshold.setToolTip(
             "Probability, 0 to 1, above which a voxel is foreground. Nothing is predicted again when it changes."
@@ -104,7 +104,7 @@ class SegmentWidget(QWidget):
         form.setFieldGrowthPolicy(QFormLayout.FieldGrowthPolicy.AllNonFixedFieldsGrow)
         form.addRow("Image", self.image)
         form.addRow("Model", self.model_chooser)
-        form.addRow("", self.about)
+        form.addRow("", self.description)
         form.addRow("Threshold", self.threshold)
         for row in (boxes, buttons):
             form.addRow(row)
@@ -116,16 +116,16 @@ class SegmentWidget(QWidget):
         self.model_chooser.changed.connect(self._read_model)
         self.threshold.valueChanged.connect(self._threshold_changed)
         self.live.toggled.connect(self._show_preview)
-        self.show_probability.toggled.connect(self.filling.show_probability)
+        self.show_probability.toggled.connect(self.segmentation.show_probability)
         self.start_button.clicked.connect(self.start)
         self.stop_button.clicked.connect(self.stop)
-        self.filling.changed.connect(self._update)
+        self.segmentation.changed.connect(self._update)
         removed, gone = self.viewer.layers.events.removed, self._layer_removed
         removed.connect(gone)
         self.destroyed.connect(lambda: removed.disconnect(gone))
 
     def _read_model(self, name: str) -> None:
-        """Read the chosen model on a thread (a bundled one is a file, and the first takes torch along)."""
+        """Read the chosen model on a thread: a bundled one is a file, and the first one imports torch."""
 
         def read() -> Iterator[tuple[str, Model]]:
             yield name, models.get(name)
@@ -144,7 +144,7 @@ class SegmentWidget(QWidget):
             self._show_preview()
 
     def _show_preview(self) -> None:
-        """Open, renew or close the preview, as image, model and the box have it."""
+        """Open, update or close the preview, according to image, model and check box."""
         self._describe()
         image, preview = self.image.layer, self.preview
         if preview is not None and (preview.image != image or not self.live.isChecked()):
@@ -158,14 +158,14 @@ class SegmentWidget(QWidget):
             self.preview.show(self.model)
 
     def _describe(self) -> None:
-        """Say what the model is, and where its pixel size may not be that of the image."""
+        """Describe the model, and warn where the pixel size of the image is unknown."""
         image, model = self.image.layer, self.model
-        self.about.setVisible(model is not None)
+        self.description.setVisible(model is not None)
         if model is not None:
             text = f"{model.parameter_count:,} parameters, works at {model.pixel_size:g} nm a pixel."
             if model.pixel_size and image is not None and voxel_size_of(image) is None:
                 text += f"\nThe scale of {image.name} has no unit of length: its pixels are taken as that wide."
-            self.about.setText(text if model.pixel_size else f"{model.parameter_count:,} parameters.")
+            self.description.setText(text if model.pixel_size else f"{model.parameter_count:,} parameters.")
 
     def _layer_removed(self, event: Any) -> None:
         if self.preview is not None and self.preview.layer == event.value:
@@ -174,26 +174,26 @@ class SegmentWidget(QWidget):
     def _threshold_changed(self, value: float) -> None:
         if self.preview is not None:
             self.preview.threshold = value
-        self.filling.set_threshold(value)
+        self.segmentation.set_threshold(value)
 
     def _update(self) -> None:
-        """Show how far the volume is."""
-        filling, result = self.filling, self.filling.result
-        self.start_button.setEnabled(not filling.is_running)
-        self.stop_button.setEnabled(filling.is_running)
+        """Show the progress."""
+        segmentation, result = self.segmentation, self.segmentation.result
+        self.start_button.setEnabled(not segmentation.is_running)
+        self.stop_button.setEnabled(segmentation.is_running)
         self.bar.setVisible(result is not None)
         self.status.setVisible(result is not None)
         if result is None:
             return
-        if filling.probability is None and not filling.is_running:
+        if segmentation.probability is None and not segmentation.is_running:
             self.show_probability.setChecked(False)
         done, total = int(result.done.sum()), len(result.done)
         self.bar.setRange(0, total)
         self.bar.setValue(done)
-        text, left = f"{done} of {total} slices", filling.seconds_left
+        text, left = f"{done} of {total} slices", segmentation.seconds_left
         if left is not None:
             text += f", {clock(left)} left"
-        elif not filling.is_running and done < total:
+        elif not segmentation.is_running and done < total:
             text += ". Stopped: Segment volume goes on from here"
         if result.folder is not None:
             text += f".\nToo large for memory: it is in {result.folder} for as long as the layer is there. Save it"

@@ -1,4 +1,4 @@
-"""The dock widget *Train teacher*: a k-Unet from an image and its labels; once, or live while they are painted."""
+"""The dock widget *Train teacher*: train a k-Unet on an image and its labels, once or live while they are painted."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 __all__ = ["TrainWidget"]
 
-_OF_A_MODEL = ("k", "bn", "depth", "classes", "activation", "init", "prior_bias", "pixel_size")
+_SET_BY_MODEL = ("k", "bn", "depth", "classes", "activation", "init", "prior_bias", "pixel_size")
 
 _LIVE_TIP = (
     "Ticked: train on while you paint, until you press Stop. New strokes count within a second, and every other\n"
@@ -35,7 +35,7 @@ _LIVE_TIP = (
 
 
 class TrainWidget(TrainingPanel):
-    """Train a k-Unet on the labelled slices of a volume, and see it learn.
+    """Train a k-Unet on the labelled slices of a volume.
 
     Parameters
     ----------
@@ -43,7 +43,7 @@ class TrainWidget(TrainingPanel):
         Where the layers are.
     """
 
-    def __init__(self, viewer: napari.viewer.Viewer) -> None:  # napari goes by these very words
+    def __init__(self, viewer: napari.viewer.Viewer) -> None:  # napari goes by the name of the parameter
         inputs = Inputs(viewer)
         origin = ModelChooser(none="a fresh network")
         origin.setToolTip("The model to go on from: its k, BN and so on hold then, and those below are greyed out.")
@@ -57,9 +57,9 @@ class TrainWidget(TrainingPanel):
         rows = {**inputs.rows, "Start from": origin, " ": beside(live, corrections)}
         super().__init__(viewer, SettingsForm(core.TrainConfig, hidden=("ignore",)), inputs, rows, "Train")
         self.origin, self.live, self.corrections_button = origin, live, corrections
-        origin.changed.connect(lambda name: self.form.let_change(_OF_A_MODEL, not name))
-        self.let_begin(self.view.start_button, lambda: self.live_job() if live.isChecked() else self.job())
-        self.let_begin(corrections, self.corrections_job)
+        origin.changed.connect(lambda name: self.form.set_enabled(_SET_BY_MODEL, not name))
+        self.start_with(self.view.start_button, lambda: self.live_job() if live.isChecked() else self.job())
+        self.start_with(corrections, self.corrections_job)
 
     def job(self) -> Job:
         """Train on the chosen layers.
@@ -80,7 +80,7 @@ class TrainWidget(TrainingPanel):
         return Job("training", called, self.inputs.image.wanted(), events)
 
     def live_job(self) -> Job:
-        """Train on the chosen layers while somebody paints; errors as in `job`."""
+        """Train on the chosen layers while the user paints; errors as in `job`."""
         raw, edits = self.inputs.raw(), Edits(self.viewer, self.inputs.labels.wanted())
         config, origin = self.config().live(), self._origin()
 
@@ -91,7 +91,7 @@ class TrainWidget(TrainingPanel):
         return Job("live", f"{raw.name} live", self.inputs.image.wanted(), events, endless=True)
 
     def corrections_job(self) -> Job:
-        """Go on from the model that the user has corrected, on all that is corrected; errors as in `job`."""
+        """Train the model whose mask the user has corrected on the corrected slices; errors as in `job`."""
         mask, result = corrected_mask(self.viewer)
         labels = self.inputs.labels.layer
         raw, earlier = self.inputs.volumes() if labels not in (None, mask) else (self.inputs.raw(), None)
@@ -104,18 +104,18 @@ class TrainWidget(TrainingPanel):
         return Job("corrections", f"{raw.name} corrected", self.inputs.image.wanted(), events)
 
     def on_event(self, event: Any) -> None:
-        """Say what a live training waits for, and let the next run go on from a model that was painted for."""
+        """Show what a live training waits for; the next run starts from the model of a live or corrections run."""
         if isinstance(event, Waiting):
             self.view.waiting(event.what)
         elif isinstance(event, core.Validated) and self._job is not None and self._job.run != "training":
             self.origin.name = self.model_name
 
     def _origin(self) -> Callable[[], Model | None]:
-        """What gives the model to start from, to be called on the thread: reading the first takes torch along."""
+        """A function that reads the model to start from; for the worker thread, as the first one imports torch."""
         store, name = self.origin.store, self.origin.name
         return lambda: store.get(name) if name else None
 
 
 def _like(model: Model | None, config: TrainConfig) -> TrainConfig:
-    """The settings, with the form and the pixel size of the model to start from."""
+    """The settings, with architecture and pixel size of the model to start from."""
     return config if model is None else replace(config, **model.form_and_pixel_size)

@@ -19,7 +19,7 @@ def segmented(bench, tiny_model):
     _, segment = bench.viewer.window.add_plugin_dock_widget("napari-kdunet", "Segment")
     bench.wait(lambda: segment.model is not None)
     segment.start_button.click()
-    bench.wait(lambda: not segment.filling.is_running)
+    bench.wait(lambda: not segment.segmentation.is_running)
     return train, segment, bench.viewer.layers["em tiny mask"]
 
 
@@ -51,7 +51,7 @@ def test_the_model_goes_on_on_the_corrected_slices_and_the_earlier_labels(bench,
     learnt, judged = set(model.summary["labelled_slices"]), set(model.summary["validation"]["slices"])
     assert {2, 4, 7, *changed} <= learnt <= {2, 4, 5, 6, 7}, "none is held out"
     assert judged <= learnt
-    assert "the IoU is of slices learnt from" in train.view.notes.text()
+    assert "the IoU is of training slices" in train.view.notes.text()
     assert model.form == models.get("tiny").form
     assert model.summary["settings"]["schedule"] == "constant"
     assert train.preview.layer in bench.viewer.layers
@@ -112,7 +112,7 @@ def test_what_is_not_corrected_is_no_correction(bench, segmented, notified):
     for _ in range(2):
         mask.undo()
     segment.threshold.setValue(segment.threshold.value() + 0.02)  # our own filling is none either
-    bench.wait(lambda: segment.filling._updater is None)
+    bench.wait(lambda: segment.segmentation._updater is None)
     train.corrections_button.click()
     bench.finish(train)
     assert len(notified) == 2

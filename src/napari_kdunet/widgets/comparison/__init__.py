@@ -1,1 +1,1 @@
-"""What the Compare panel is made of."""
+"""The parts of the Compare panel."""

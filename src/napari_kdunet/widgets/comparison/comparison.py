@@ -1,4 +1,4 @@
-"""Two segmentations of one volume, compared slice by slice: counts, and an overlay of where they differ."""
+"""Compare two segmentations of one volume slice by slice: voxel counts, and an overlay of agreement and errors."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from napari_kdunet.core.volumes.labels import class_index
 
 __all__ = ["SCORES", "Comparison", "write_csv"]
 
-#: What is shown of a `Confusion`, by its attribute.
+#: The scores that are shown: attribute of `Confusion`, and its name.
 SCORES = {"iou": "IoU", "dice": "Dice", "precision": "Precision", "recall": "Recall"}
 _COUNTS = ("tp", "fp", "fn", "tn")
 
 
 @dataclass(frozen=True, eq=False)
 class Comparison:
-    """A prediction and the reference it is held against: labels (non-zero is foreground) or probabilities.
+    """A prediction and its reference: labels (non-zero is foreground) or probabilities.
 
     Attributes
     ----------
@@ -34,8 +34,7 @@ class Comparison:
     threshold : float
         Probability above which a voxel is foreground.
     ignore : int or None
-        Label value of reference voxels that nobody has looked at: they do not count. Of 0, labels start at 1 for the
-        background.
+        Label of reference voxels that are not annotated and do not count. If it is 0, label 1 is the background.
 
     Raises
     ------
@@ -63,14 +62,14 @@ class Comparison:
         return Confusion.of(*self._masks(z))
 
     def score(self, first: int = 0) -> Iterator[tuple[int, Confusion]]:
-        """The counts of all slices one by one, of the slice `first` at first."""
+        """Yield z and counts of all slices one by one, beginning with the slice `first`."""
         for z in (first, *(z for z in range(len(self)) if z != first)):
             yield z, self.confusion(z)
 
     def overlay(self) -> da.Array:
         """Lazily, ZYX uint8: 1 where both are foreground, 2 only the prediction, 3 only the reference, else 0.
 
-        Each call gives an array of another name, so that no cache mistakes it for one made before.
+        Each call returns an array of another dask name, so that no cache takes it for an earlier one.
         """
 
         def block(block_info: Any = None) -> NDArray[np.uint8]:
@@ -84,7 +83,7 @@ class Comparison:
         return lazy
 
     def _masks(self, z: int) -> tuple[NDArray[np.bool_], NDArray[np.bool_], NDArray[np.bool_]]:
-        """Foreground of prediction and reference, and what counts."""
+        """Foreground of prediction and reference, and which pixels count, each YX bool."""
         predicted, _ = self._mask(self.prediction, z, None)
         truth, counted = self._mask(self.reference, z, self.ignore)
         return predicted, truth, counted
@@ -98,7 +97,7 @@ class Comparison:
 
 
 def write_csv(path: str | Path, slices: Iterable[Confusion | None]) -> None:
-    """Write scores and counts, a line a slice and one for all.
+    """Write scores and counts as CSV: one row for each slice that is counted, and one for all of them.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""IoU along z as a plot: the slice on screen is marked, and a click goes to a slice."""
+"""Plot of the IoU along z; the current slice is marked, and a click goes to a slice."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ _EMPTY = 10  # slices on the axis before there are any
 
 
 class Profile(QWidget):
-    """IoU along z. A slice without a score, for there is nothing in it, is a gap.
+    """Plot of the IoU of each slice along z, with a gap where neither segmentation has foreground.
 
     Parameters
     ----------
     viewer : napari.viewer.Viewer
-        Whose theme to follow.
+        Its theme gives the colours.
     """
 
     clicked = Signal(int)  # z of the slice nearest to the click
@@ -63,11 +63,11 @@ class Profile(QWidget):
         self._follow_theme()
 
     def sizeHint(self) -> QSize:
-        """Small enough for a laptop's screen; the plot takes what room there is."""
+        """Small enough for the screen of a laptop; the plot grows with the panel."""
         return QSize(380, 200)
 
     def set(self, ious: Sequence[float], total: float) -> None:
-        """Draw one IoU a slice, nan where there is none, and that of the volume as a dashed line."""
+        """Draw the IoU of each slice (nan: none), and that of the volume, `total`, as a dashed line."""
         values, self.count = np.asarray(ious, float), len(ious)
         z = np.arange(self.count)
         self.curve.setData(z, values)
@@ -80,7 +80,7 @@ class Profile(QWidget):
         self.plot.setXRange(0, max(self.count - 1, 1) if self.count else _EMPTY, padding=0.02)
 
     def set_current(self, z: int) -> None:
-        """Mark the slice on screen."""
+        """Mark the current slice."""
         self.mark.setValue(z)
 
     def _clicked(self, event: Any) -> None:

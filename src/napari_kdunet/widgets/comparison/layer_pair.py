@@ -1,4 +1,4 @@
-"""Which two layers to compare: a sensible guess until the user chooses."""
+"""Choose the two layers to compare; until the user chooses, the topmost layer and the lowest labels are taken."""
 
 from __future__ import annotations
 
@@ -13,20 +13,21 @@ from napari_kdunet.widgets.shared.layers import LayerChooser
 if TYPE_CHECKING:
     import napari.viewer
 
-__all__ = ["Pair"]
+__all__ = ["LayerPair"]
 
 
-class Pair(QObject):
-    """The choosers of prediction and reference.
+class LayerPair(QObject):
+    """The layer choosers of prediction and reference.
 
-    Until the user chooses, it is the topmost layer against the undermost labels, which often are the ground truth.
+    Until the user chooses, the prediction is the topmost layer and the reference the lowest labels layer, which often
+    is the ground truth.
 
     Parameters
     ----------
     viewer : napari.viewer.Viewer
         Whose layers.
     owner : QWidget
-        What it goes with.
+        Parent of this object.
     """
 
     changed = Signal()
@@ -37,7 +38,7 @@ class Pair(QObject):
         self.prediction.setToolTip("Labels, or probabilities (0 to 1) as a floating-point image.")
         self.reference = LayerChooser(viewer, Layer, accepts=_can_be_compared)
         self.reference.setToolTip("What to hold it against: the ground truth, or another prediction.")
-        self.hold = False  # once the user has chosen, or taken the guess
+        self.hold = False  # the user has chosen, or has started a comparison of the default layers
         for chooser in (self.prediction, self.reference):
             chooser.changed.connect(self.changed)
             chooser.activated.connect(self._chosen)
@@ -54,7 +55,7 @@ class Pair(QObject):
 
     @property
     def has_probability(self) -> bool:
-        """Whether a threshold is needed."""
+        """Whether one of the layers is an image of probabilities, so that a threshold is needed."""
         return any(isinstance(layer, Image) for layer in self.layers)
 
     def _chosen(self) -> None:

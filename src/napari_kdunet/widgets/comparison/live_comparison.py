@@ -1,4 +1,4 @@
-"""A comparison that keeps up with the viewer: all slices counted in the background, and an edited one again."""
+"""Compare two layers in the background, slice by slice, and compare a slice again when it is edited."""
 
 from __future__ import annotations
 
@@ -17,32 +17,34 @@ from napari_kdunet.widgets.shared.thread_worker import EventWorker, run
 if TYPE_CHECKING:
     import napari.viewer
 
-__all__ = ["Comparing"]
+__all__ = ["LiveComparison"]
 
-_SETTLE_MS = 120  # without a change, before a slice is counted again
+_SETTLE_MS = 120  # without a further change before a slice is counted again
 
 
-class Comparing(QObject):
-    """Counts of two layers, slice by slice; a slice on screen that changes, e.g. by painting, is counted again.
+class LiveComparison(QObject):
+    """Voxel counts (TP, FP, FN, TN) of two layers, slice by slice.
+
+    When the slice on screen changes, e.g. by painting, it is counted again.
 
     Parameters
     ----------
     viewer : napari.viewer.Viewer
         Whose layers are compared.
     owner : QWidget
-        The work ends with it.
+        The workers stop when it is destroyed.
 
     Attributes
     ----------
     comparison : Comparison or None
-        What is compared, if anything is.
+        What is compared; None before the first start.
     slices : list of Confusion or None
-        Counts, one a slice; None where it has not been counted yet.
+        Counts of each slice; None where it has not been counted yet.
     """
 
-    changed = Signal()  # counts, the slice on screen, the beginning or the end
-    edited = Signal()  # the first slice is counted, or one is no longer what it was
-    replaced = Signal()  # a layer holds other data altogether
+    changed = Signal()  # the counts, the slice on screen, or whether it is running
+    edited = Signal()  # the first slice is counted, or the counts of a slice have changed
+    replaced = Signal()  # the data of a layer have been replaced
 
     def __init__(self, viewer: napari.viewer.Viewer, owner: QWidget) -> None:
         super().__init__(owner)
@@ -51,7 +53,7 @@ class Comparing(QObject):
         self.slices: list[Confusion | None] = []
         self.layers: tuple[Any, ...] = ()
         self._worker: EventWorker | None = None
-        self._one: EventWorker | None = None
+        self._slice_worker: EventWorker | None = None
         self._timer = QTimer(self)
         self._timer.setSingleShot(True)
         self._timer.setInterval(_SETTLE_MS)
@@ -85,7 +87,7 @@ class Comparing(QObject):
 
     @property
     def worst(self) -> int | None:
-        """The slice of the lowest IoU, where the two disagree most."""
+        """The slice of the lowest IoU; None where no slice has one."""
         return int(np.nanargmin(self.ious)) if np.isfinite(self.ious).any() else None
 
     def start(self, prediction: Any, reference: Any, threshold: float, ignore: int | None) -> None:
@@ -113,19 +115,19 @@ class Comparing(QObject):
         self.changed.emit()
 
     def stop(self) -> None:
-        """Count no more slices; those that are counted stay."""
+        """Stop counting; the slices counted so far stay."""
         if self._worker is not None:
             self._worker.stop()
 
     def clear(self) -> None:
-        """Forget the comparison."""
+        """Stop, and discard the comparison and its counts."""
         self.stop()
         self._unwatch()
         self.comparison, self.slices, self.layers, self._worker = None, [], (), None
         self.changed.emit()
 
     def go_to(self, z: int) -> None:
-        """Bring slice `z` on screen."""
+        """Show slice `z` in the viewer."""
         if self.layers and self.layers[0].ndim == 3:
             layer = self.layers[0]
             self.viewer.dims.set_point(self.viewer.dims.ndim - 3, float(layer.data_to_world((z, 0, 0))[-3]))
@@ -136,12 +138,12 @@ class Comparing(QObject):
             self._watched += [(events.set_data, self._touch), (events.data, self._replace)]
             if hasattr(events, "labels_update"):
                 self._watched.append((events.labels_update, self._touch))
-        for source, told in self._watched:
-            source.connect(told)
+        for source, callback in self._watched:
+            source.connect(callback)
 
     def _unwatch(self) -> None:
-        for source, told in self._watched:
-            source.disconnect(told)
+        for source, callback in self._watched:
+            source.disconnect(callback)
         self._watched.clear()
 
     def _replace(self, event: Any = None) -> None:
@@ -158,7 +160,7 @@ class Comparing(QObject):
         comparison, z = self.comparison, self.z
         if comparison is None or self._worker is not None:
             return
-        if self._one is not None:  # the latest request wins, once that under way has ended
+        if self._slice_worker is not None:  # the latest request wins, once that under way has ended
             self._timer.start()
             return
 
@@ -166,9 +168,9 @@ class Comparing(QObject):
             yield comparison.confusion(z)
 
         def done(_: Any = None) -> None:
-            self._one = None
+            self._slice_worker = None
 
-        self._one = run(
+        self._slice_worker = run(
             count,
             on_event=lambda counts: self._counted(comparison, z, counts),
             on_done=done,

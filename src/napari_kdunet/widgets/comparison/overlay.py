@@ -1,4 +1,4 @@
-"""Where two segmentations agree and where not: one Labels layer, in colours that the colour-blind tell apart."""
+"""A Labels layer of true positives, false positives and false negatives, in colours safe for the colour-blind."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 __all__ = ["COLOURS", "LEGEND", "Overlay"]
 
-#: By label: in both, in the prediction only, in the reference only. Okabe and Ito (2008), of well apart lightness too.
+#: By label: in both, in the prediction only, in the reference only. Okabe and Ito (2008), of different lightness.
 COLOURS: dict[int | None, str] = {1: "#56B4E9", 2: "#D55E00", 3: "#F0E442"}
 _NAMES = {
     1: ("both", "true positive"),
@@ -29,7 +29,7 @@ LEGEND = "<br>".join(f'<span style="color:{COLOURS[i]}">■</span> {a} ({b})' fo
 
 
 class Overlay:
-    """A lazy Labels layer that shows a comparison; a slice is computed when it is looked at.
+    """A lazy Labels layer that shows a comparison; a slice is computed when it comes on screen.
 
     Parameters
     ----------
@@ -47,7 +47,7 @@ class Overlay:
         self.layer: Any = None
 
     def show(self, comparison: Comparison, like: Layer) -> None:
-        """Show a comparison where the layer `like` lies; if it is shown already, show it as it is by now."""
+        """Show a comparison on the grid of the layer `like` (scale, …), or update the one that is shown."""
         data = comparison.overlay()
         data = data if like.ndim == 3 else data[0]
         if self.layer is not None and self.layer in self.viewer.layers:
@@ -55,20 +55,20 @@ class Overlay:
             return
         selected = set(self.viewer.layers.selection)
         colours = {None: "transparent", 0: "transparent", **COLOURS}
-        said = [f"{one} ({other})" for one, other in _NAMES.values()]
+        names = [f"{one} ({other})" for one, other in _NAMES.values()]
         self.layer = self.viewer.add_labels(
             data,
             name="comparison",
             opacity=0.6,
             colormap=DirectLabelColormap(color_dict=colours),
-            features=pd.DataFrame({"index": list(_NAMES), "in": said}),
+            features=pd.DataFrame({"index": list(_NAMES), "in": names}),
             metadata={PREVIEW: True},
             **grid_of(like),
         )
         self.viewer.layers.selection = selected
 
     def hide(self) -> None:
-        """Take the layer away."""
+        """Remove the layer."""
         layer, self.layer = self.layer, None
         if layer is not None and layer in self.viewer.layers:
             self.viewer.layers.remove(layer)

@@ -1,4 +1,4 @@
-"""A small table of scores that can be copied."""
+"""Table of the scores of the volume and of the current slice."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _TIPS = {
 
 
 class ScoreTable(QTableWidget):
-    """Scores of the volume and of the slice on screen; Ctrl+C copies all, for a spreadsheet."""
+    """Scores of the volume and of the current slice; Ctrl+C copies them as tab-separated text."""
 
     def __init__(self) -> None:
         super().__init__(len(SCORES), 2)
@@ -60,7 +60,7 @@ class ScoreTable(QTableWidget):
         return "\n".join("\t".join(line) for line in lines)
 
     def copy(self) -> None:
-        """Put it on the clipboard."""
+        """Copy the table to the clipboard."""
         clipboard = QGuiApplication.clipboard()
         assert clipboard is not None
         clipboard.setText(self.text())

@@ -1,1 +1,1 @@
-"""What the Segment panel is made of."""
+"""The parts of the Segment panel."""

@@ -1,4 +1,4 @@
-"""The result of segmenting a volume: probabilities and a mask that fill in slice by slice."""
+"""The result of segmenting a volume: probabilities and a mask, filled slice by slice."""
 
 from __future__ import annotations
 
@@ -24,20 +24,22 @@ _TILE = 1024  # of a chunk in a temporary Zarr
 
 
 class Result:
-    """Probabilities and a mask, ZYX, in memory; of a very large volume in a temporary Zarr, which goes when this goes.
+    """Probabilities and a mask, ZYX, in memory, or of a very large volume in a temporary Zarr.
+
+    The Zarr is deleted with this object.
 
     The mask can be painted on: a new threshold changes only voxels whose probability lies between it and the old one.
 
     Parameters
     ----------
     model : Model
-        What segments; with more than two classes the class of each voxel is kept too.
+        The model that segments; with more than two classes the class of each voxel is kept too.
     shape : tuple of int
         Of the volume, ZYX.
     threshold : float
         Foreground probability above which a voxel is not background.
     memory : int, optional
-        Bytes that may be taken in memory; a quarter of what is free if None.
+        Bytes of memory that it may take; a quarter of the free memory if None.
 
     Attributes
     ----------
@@ -46,14 +48,14 @@ class Result:
     mask : array
         uint8; 0 is background.
     done : ndarray
-        bool, one a slice: whether it has been segmented.
+        bool, (Z,): whether each slice has been segmented.
     folder : Path or None
-        Where the temporary Zarr is, if there is one.
+        Folder of the temporary Zarr, if there is one.
 
     Raises
     ------
     OutputError
-        If there is neither memory nor disk enough.
+        If neither memory nor disk suffice.
     """
 
     def __init__(
@@ -62,7 +64,7 @@ class Result:
         self.model, self.threshold = model, threshold
         multiclass = len(model.class_names) > 2
         self.done = np.zeros(shape[0], bool)
-        self._applied = np.full(shape[0], np.nan)  # threshold that each slice of the mask has
+        self._applied = np.full(shape[0], np.nan)  # threshold that was applied to each slice of the mask
         self._lock = threading.Lock()
         size = int(np.prod(shape, dtype=np.int64)) * (4 if multiclass else 3)
         limit = psutil.virtual_memory().available // 4 if memory is None else memory
@@ -80,26 +82,26 @@ class Result:
         return zarr.create_array(self.folder / f"{name}.zarr", shape=shape, chunks=chunks, dtype=dtype, fill_value=0)
 
     def put(self, z: int, probability: NDArray[np.float32], classes: NDArray[np.uint8] | None = None) -> None:
-        """Take in a slice: its foreground probability and, where there are several, the likeliest class."""
+        """Store slice `z`: its foreground probability (YX) and, with several classes, the likeliest class."""
         with self._lock:
             level = self.threshold
-            found = probability > level
+            foreground = probability > level
             self.probability[z] = probability
             if self._classes is not None:
                 self._classes[z] = classes
-            self.mask[z] = found if classes is None else np.where(found, classes, 0)
+            self.mask[z] = foreground if classes is None else np.where(foreground, classes, 0)
             self.done[z], self._applied[z] = True, level
 
     def missing(self, near: int) -> int | None:
-        """The slice not yet segmented that is nearest to the slice `near`."""
+        """The slice nearest to `near` that is not segmented yet."""
         return _nearest(np.flatnonzero(~self.done), near)
 
     def outdated(self, near: int) -> int | None:
-        """The slice of the mask with another threshold that is nearest to the slice `near`."""
+        """The slice nearest to `near` whose mask has an outdated threshold."""
         return _nearest(np.flatnonzero(self.done & (self._applied != self.threshold)), near)
 
     def apply(self, z: int) -> None:
-        """Bring a slice of the mask to the threshold, without predicting again."""
+        """Apply the threshold to slice `z` of the mask; nothing is predicted again."""
         with self._lock:
             old, new = float(self._applied[z]), self.threshold
             if not self.done[z] or old == new:
@@ -111,7 +113,7 @@ class Result:
             self._applied[z] = new
 
     def corrected_slices(self) -> dict[int, NDArray[np.uint8]]:
-        """Copies of the slices of the mask, by z, that are not what was found: somebody has painted on them."""
+        """Copies of the slices of the mask, by z, that the user has painted on: they differ from the prediction."""
         corrected = {}
         for z in np.flatnonzero(self.done).tolist():
             with self._lock:
@@ -122,21 +124,21 @@ class Result:
         return corrected
 
     def catch_up(self, focus: Focus) -> Iterator[int]:
-        """Bring all slices to the threshold, the nearest to the focus first; gives each slice that changed."""
+        """Apply the threshold to all slices, the nearest to the focus first; yields z of each that changed."""
         while (z := self.outdated(focus.z)) is not None:
             self.apply(z)
             yield z
 
 
 class Focus:
-    """The slice on screen, as told by the GUI: work that follows it begins with what the user sees."""
+    """The current slice, set by the GUI thread: workers begin with the slices nearest to it."""
 
     def __init__(self, z: int = 0) -> None:
         self.z = z
 
 
 def segment(volume: core.Volume, result: Result, focus: Focus) -> Iterator[int]:
-    """Segment by its model what is missing in `result`, the nearest to the focus first; gives each slice that is done.
+    """Segment the missing slices of `result` by its model, the nearest to the focus first; yields z of each.
 
     Only one slice of the volume is in memory at a time.
     """
@@ -145,8 +147,8 @@ def segment(volume: core.Volume, result: Result, focus: Focus) -> Iterator[int]:
     multiclass = len(model.class_names) > 2
     classes = core.predict(model, volume, output="labels", threshold=0.0) if multiclass else None
     while (z := result.missing(focus.z)) is not None:
-        found = None if classes is None else classes[z].compute(scheduler="synchronous")
-        result.put(z, probability[z].compute(scheduler="synchronous"), found)
+        labels = None if classes is None else classes[z].compute(scheduler="synchronous")
+        result.put(z, probability[z].compute(scheduler="synchronous"), labels)
         yield z
 
 

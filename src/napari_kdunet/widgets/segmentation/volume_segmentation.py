@@ -1,4 +1,4 @@
-"""A whole volume being segmented: layers that fill in from the slice on screen outwards, and follow the threshold."""
+"""Segment a volume in the background, from the current slice outwards, into layers that follow the threshold."""
 
 from __future__ import annotations
 
@@ -19,32 +19,32 @@ if TYPE_CHECKING:
 
     from napari_kdunet.core import Model
 
-__all__ = ["Filling"]
+__all__ = ["VolumeSegmentation"]
 
 _COLOUR = "#56B4E9"  # as in the preview
 _RAMP = [(0.27, 0.0, 0.33, 0.0), (0.13, 0.57, 0.55, 0.6), (0.99, 0.91, 0.14, 0.9)]  # viridis; the unlikely is clear
-_REFRESH_3D = 1.0  # s between redrawings of a volume shown in 3-D, which takes all of it
+_REFRESH_3D = 1.0  # s between two redraws in the 3-D view, which needs the whole volume
 
 
-class Filling(QObject):
-    """The latest segmentation of a volume, its layers, and the work on them.
+class VolumeSegmentation(QObject):
+    """The segmentation of a volume: its result, its layers, and the workers that fill them.
 
     Parameters
     ----------
     viewer : napari.viewer.Viewer
         Where the layers go.
     owner : QWidget
-        The work ends with it.
+        The workers stop when it is destroyed.
 
     Attributes
     ----------
     result : Result or None
-        None where nothing has been segmented, or the user has removed the mask.
+        None before the first start, and after the user has removed the mask.
     mask, probability : napari layer or None
-        The Labels layer, and the Image layer where it is wanted.
+        The Labels layer, and the Image layer of probabilities if it is shown.
     """
 
-    changed = Signal()  # a slice more, the end, or a layer removed
+    changed = Signal()  # another slice is done, it has ended, or a layer was removed
 
     def __init__(self, viewer: napari.viewer.Viewer, owner: QWidget) -> None:
         super().__init__(owner)
@@ -71,7 +71,7 @@ class Filling(QObject):
 
     @property
     def seconds_left(self) -> float | None:
-        """Estimated time to the end; None where nothing runs or nothing is known yet."""
+        """Estimated time to the end in s; None while nothing runs or no slice is done."""
         if self.result is None or self._worker is None:
             return None
         done = int(self.result.done.sum())
@@ -79,12 +79,12 @@ class Filling(QObject):
         return spent / (done - self._at_first) * (len(self.result.done) - done) if done > self._at_first else None
 
     def start(self, image: Any, model: Model, name: str, threshold: float) -> None:
-        """Segment `image` by `model`, or what is missing where that was stopped before.
+        """Segment `image` by `model`; after a stop, its remaining slices.
 
         Raises
         ------
         VolumeError, OutputError
-            If the layer cannot be segmented, or there is no room for the result.
+            If the layer cannot be segmented, or neither memory nor disk hold the result.
         """
         if self._worker is not None:
             return
@@ -109,12 +109,12 @@ class Filling(QObject):
         self.changed.emit()
 
     def stop(self) -> None:
-        """Stop after the slice under way; what is done stays."""
+        """Stop after the current slice; the slices done so far stay."""
         if self._worker is not None:
             self._worker.stop()
 
     def set_threshold(self, threshold: float) -> None:
-        """Bring the mask to another threshold: the slice on screen now, the others in the background."""
+        """Apply another threshold to the mask: to the current slice at once, to the others in the background."""
         if self.result is not None:
             self.result.threshold = threshold
             self.result.apply(self._focus.z)
@@ -122,7 +122,7 @@ class Filling(QObject):
             self._catch_up()
 
     def show_probability(self, wanted: bool) -> None:
-        """Add the probability layer, or take it away."""
+        """Add or remove the probability layer."""
         if wanted and self.result is not None and self.probability is None:
             look = {"colormap": Colormap(_RAMP, name="probability"), "opacity": 0.8, "contrast_limits": (0, 1)}
             self.probability = self._add(self.viewer.add_image, self.result.probability, "probability", **look)
@@ -132,12 +132,12 @@ class Filling(QObject):
 
     def _add_mask(self) -> None:
         assert self.result is not None
-        self.probability = None  # the one of an earlier result stays with that
+        self.probability = None  # that of an earlier result belongs to the earlier mask
         look = {} if len(self.result.model.class_names) > 2 else {"colormap": {0: "transparent", None: _COLOUR}}
         self.mask = self._add(self.viewer.add_labels, self.result.mask, "mask", opacity=0.5, **look)
 
     def _add(self, add: Any, data: Any, what: str, **look: Any) -> Any:
-        """Add a layer that covers the image; it keeps the result, and so temporary files, as long as it is there."""
+        """Add a layer on the grid of the image; its metadata keep the result, and so any temporary files, alive."""
         data = data if self._image.ndim == 3 else data[0]
         return add(data, name=f"{self._name} {what}", metadata={RESULT: self.result}, **look, **grid_of(self._image))
 
@@ -146,7 +146,7 @@ class Filling(QObject):
         self.changed.emit()
 
     def _draw(self, z: int) -> None:
-        """Draw slice `z` of the layers again if it is on screen."""
+        """Redraw the layers if slice `z` is on screen."""
         flat = self.viewer.dims.ndisplay == 2
         if z != self._focus.z if flat else time.monotonic() - self._drawn < _REFRESH_3D:
             return
@@ -161,7 +161,7 @@ class Filling(QObject):
         self.changed.emit()
 
     def _settle(self) -> None:
-        """Draw, and tell whoever else looks at the mask (*Compare*, say) that slices off screen have changed too."""
+        """Redraw, and emit that the mask has changed as a whole, for other users of the layer such as *Compare*."""
         self._drawn = 0.0
         self._draw(self._focus.z)
         if self.mask is not None:

@@ -1,4 +1,4 @@
-"""From napari's layers to what the core takes: combo boxes that follow the viewer, volumes, pixel sizes."""
+"""napari's layers as volumes of the core: choosing them, their data, voxel sizes and grids."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ if TYPE_CHECKING:
 
 __all__ = ["PREVIEW", "RESULT", "LayerChooser", "current_slice", "data_of", "grid_of", "volume_of", "voxel_size_of"]
 
-#: Key in the metadata of layers that are shown only, and cannot be chosen to learn from.
+#: Key in the metadata of layers that are for display only and are not offered as inputs.
 PREVIEW = "napari-kdunet preview"
-#: Key in the metadata of the layers that show a `Result`, which it gives.
+#: Key in the metadata of layers that show a `Result`; its value is that result.
 RESULT = "napari-kdunet result"
 
 
 def voxel_size_of(layer: Layer) -> tuple[float, float, float] | None:
-    """Size of a layer's voxels in nm (Z, Y, X), from its scale and units; None where the units are no lengths.
+    """Voxel size of a layer in nm (Z, Y, X), from its scale and units; None where the units are not lengths.
 
     Where only the units in plane are lengths, the size along y is taken along z too.
     """
@@ -39,12 +39,12 @@ def voxel_size_of(layer: Layer) -> tuple[float, float, float] | None:
 
 
 def data_of(layer: Layer) -> Any:
-    """The array that a layer shows; of a pyramid the finest level."""
+    """The array of a layer; of a pyramid the finest level."""
     return layer.data[0] if getattr(layer, "multiscale", False) else layer.data
 
 
 class _Following:
-    """The array of a layer in whose place another may be put meanwhile: what is read is of the one there is by then."""
+    """The current array of a layer, which may be replaced by another one of the same shape."""
 
     def __init__(self, layer: Layer) -> None:
         self.layer = layer
@@ -63,9 +63,9 @@ def volume_of(layer: Layer, *, following: bool = False) -> Volume:
     Parameters
     ----------
     layer : napari.layers.Layer
-        Which.
+        The layer.
     following : bool
-        Read from the data that the layer has when they are read, rather than from those that it has now.
+        Read from the data that the layer has at the time of reading, rather than from its data now.
 
     Raises
     ------
@@ -81,13 +81,13 @@ def volume_of(layer: Layer, *, following: bool = False) -> Volume:
 
 
 def grid_of(layer: Layer) -> dict[str, Any]:
-    """Where a layer lies in the world, as the arguments of a layer of the same shape that is to cover it."""
+    """The grid of a layer (scale, translation, units, …), as arguments of a layer of the same shape that covers it."""
     names = ("scale", "translate", "rotate", "shear", "affine", "units", "axis_labels")
     return {name: getattr(layer, name) for name in names}
 
 
 def current_slice(viewer: napari.viewer.Viewer, layer: Layer) -> int:
-    """The z of `layer` that the viewer shows; 0 of a 2-D layer, and the nearest one where the viewer is beside it."""
+    """The z of `layer` that the viewer shows, or the nearest one to it; 0 of a 2-D layer."""
     if layer.ndim < 3:
         return 0
     point = layer.world_to_data(viewer.dims.point[-layer.ndim :])
@@ -95,20 +95,20 @@ def current_slice(viewer: napari.viewer.Viewer, layer: Layer) -> int:
 
 
 class LayerChooser(QComboBox):
-    """A combo box of the viewer's layers of one kind, kept up to date; the topmost one is chosen at first.
+    """Combo box of the layers of a type that follows the viewer; at first the topmost layer is chosen.
 
     Parameters
     ----------
     viewer : napari.viewer.Viewer
-        Whose layers.
+        The viewer of the layers.
     kind : type
         `napari.layers.Image` or `napari.layers.Labels`.
     none : str
-        What to call having none, where that is allowed; not allowed if empty.
+        The choice of no layer; if empty, a layer is required.
     at_first_none : bool
-        Choose none until the user chooses, rather than the topmost layer.
+        Choose no layer at first, rather than the topmost one.
     accepts : callable, optional
-        Which of the layers to offer; all by default.
+        Whether to offer a layer; all by default.
     """
 
     changed = Signal()

@@ -1,4 +1,4 @@
-"""The models of this session, shared by all widgets, and the combo box that chooses among them."""
+"""The models of this session, shared by all panels, and the control that chooses among them."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class ModelStore:
         self._bundled: dict[str, Model] = {}
 
     def add(self, name: str, model: Model) -> str:
-        """Keep a model under `name`, or that and a number where it is taken; gives the name it got."""
+        """Add a model, and return its name: `name`, with a number if that is taken."""
         taken, unique, number = self.names(), name, 2
         while unique in taken:
             unique, number = f"{name} {number}", number + 1
@@ -42,7 +42,7 @@ class ModelStore:
         return unique
 
     def update(self, name: str, model: Model) -> None:
-        """Put a better model in the place of one that `add` has named."""
+        """Replace the model of a name that `add` has returned."""
         self._models[name] = model
         self.changed.emit()
 
@@ -55,7 +55,7 @@ class ModelStore:
         return self.session_names() + [name for name in core.bundled_models() if name not in self._models]
 
     def get(self, name: str) -> Model:
-        """The model of that name; a bundled one is read when first asked for. From any thread.
+        """The model of this name, from any thread; a bundled one is read at its first use.
 
         Raises
         ------
@@ -69,12 +69,12 @@ class ModelStore:
         return self._bundled[name]
 
     def clear(self) -> None:
-        """Forget the models of this session."""
+        """Remove the models of this session."""
         self._models.clear()
         self.changed.emit()
 
 
-#: The one that all widgets share.
+#: The store that all panels share.
 models = ModelStore()
 
 
@@ -84,14 +84,14 @@ class ModelChooser(QWidget):
     Parameters
     ----------
     store : ModelStore, optional
-        Where to choose from; the session's by default.
+        The store to choose from; `models` by default.
     none : str
-        What to call having none, where that is allowed: the first choice then. Not allowed if empty.
+        The choice of no model, which comes first; if empty, a model is required.
     parent : QWidget, optional
         Parent widget.
     """
 
-    changed = Signal(str)  # name of the model now chosen, or ""; also when a better model took its place
+    changed = Signal(str)  # name of the chosen model, or ""; also when a better model has replaced it
 
     def __init__(self, store: ModelStore | None = None, parent: QWidget | None = None, *, none: str = "") -> None:
         super().__init__(parent)
@@ -111,7 +111,7 @@ class ModelChooser(QWidget):
         layout.addWidget(self.open_button)
         layout.addWidget(self.save_button)
 
-        self.combo.currentIndexChanged.connect(self._tell)
+        self.combo.currentIndexChanged.connect(self._emit_changed)
         self.open_button.clicked.connect(self._ask_and_open)
         self.save_button.clicked.connect(self._ask_and_save)
         store_changed, refresh = self.store.changed, self._refresh
@@ -129,7 +129,7 @@ class ModelChooser(QWidget):
         self.combo.setCurrentIndex(self.combo.findData(name))
 
     def model(self) -> Model:
-        """The chosen model, read if need be (which may be done on another thread: see `ModelStore.get`).
+        """The chosen model, read if necessary (for other threads see `ModelStore.get`).
 
         Raises
         ------
@@ -141,7 +141,7 @@ class ModelChooser(QWidget):
         return self.store.get(self.name)
 
     def open(self, path: str | Path) -> None:
-        """Read a model on a thread, add it and choose it; errors are notified."""
+        """Read a model on a thread, add it to the store and choose it; errors are notified."""
 
         def load() -> Iterator[Model]:
             yield core.load_model(path)
@@ -164,9 +164,9 @@ class ModelChooser(QWidget):
             self.combo.addItem("no model yet: train or open one", "")
         self.combo.setCurrentIndex(max(self.combo.findData(before), 0))
         self.combo.blockSignals(False)
-        self._tell()
+        self._emit_changed()
 
-    def _tell(self) -> None:
+    def _emit_changed(self) -> None:
         self.save_button.setEnabled(bool(self.name))
         self.changed.emit(self.name)
 
@@ -180,7 +180,7 @@ class ModelChooser(QWidget):
 
 
 def ask_and_save(name: str, store: ModelStore = models, parent: QWidget | None = None) -> None:
-    """Ask for a file and write a model to it; what cannot be written is notified, and the model stays in the list."""
+    """Ask for a file and write a model to it; errors are notified, and the model stays in the store."""
     chosen, _ = QFileDialog.getSaveFileName(parent, "Save the model", f"{name}.safetensors", _FILES)
     if chosen:
         path = Path(chosen if chosen.endswith(".safetensors") else f"{chosen}.safetensors")

@@ -1,4 +1,4 @@
-"""Telling the user what went wrong, once and in one line where we know why."""
+"""Show errors to the user as napari notifications, those of known causes in one line."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ OUT_OF_MEMORY = (
 
 
 def report(error: BaseException) -> None:
-    """Show an error as a napari notification: ours and lack of memory in one line, others with their traceback."""
+    """Show an error as a notification: a `KDUNetError` or lack of memory in one line, others with the traceback."""
     if isinstance(error, KDUNetError):
         show_error(str(error))
     elif is_out_of_memory(error):
@@ -28,7 +28,7 @@ def report(error: BaseException) -> None:
 
 @contextmanager
 def reporting() -> Iterator[None]:
-    """Show what the block raises on purpose, and end the block there."""
+    """Show a `KDUNetError` that the block raises, instead of raising it."""
     try:
         yield
     except KDUNetError as error:

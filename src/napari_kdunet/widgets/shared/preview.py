@@ -1,4 +1,4 @@
-"""The slice on screen, segmented by a model: off the GUI thread, following the user from slice to slice."""
+"""Preview: segment the current slice on a thread, following the user from slice to slice."""
 
 from __future__ import annotations
 
@@ -24,42 +24,42 @@ if TYPE_CHECKING:
 
 __all__ = ["Preview", "warm_up"]
 
-_COLOUR = "#56B4E9"  # Okabe and Ito's sky blue: seen on grey, and unlike the labels that it is compared with
+_COLOUR = "#56B4E9"  # Okabe and Ito's sky blue: visible on grey, and unlike the colours of labels
 
 
 def _colormap() -> CyclicLabelColormap:
-    """One colour; of napari's two kinds of colormap the one whose first use does not compile code for seconds."""
+    """A colormap of one colour, cyclic because the first use of a direct colormap compiles code for seconds."""
     return CyclicLabelColormap(colors=["transparent", _COLOUR])
 
 
 def warm_up(owner: QWidget) -> None:
-    """Load on a thread what the first segmentation needs; importing torch holds up all threads for some 0.3 s."""
+    """Import torch on a thread before the first segmentation needs it; it blocks all threads for some 0.3 s."""
 
     def load() -> Iterator[Any]:
-        nothing = core.Model(core.KUNet(k=1), pixel_size=0.0)
-        yield core.predict(nothing, np.zeros((1, 64, 64), np.uint8)).compute(scheduler="synchronous")
+        network = core.Model(core.KUNet(k=1), pixel_size=0.0)
+        yield core.predict(network, np.zeros((1, 64, 64), np.uint8)).compute(scheduler="synchronous")
 
     run(load, on_event=lambda _: None, owner=owner)
 
 
 class Preview:
-    """A Labels layer ``<image> preview`` that holds the segmented slice on screen, and nothing else.
+    """A Labels layer ``<image> preview`` of the current slice, segmented.
 
-    It is one slice thick and moves along with the user, so that it costs as little on a volume larger than memory.
-    The latest request wins: one slice is segmented at a time, and what is out of date by then is not shown. If the
-    user removes the layer, the preview is closed; if the image is removed, so is the preview.
+    It is one slice thick and moves with the user, so that its cost does not depend on the size of the volume. The
+    latest request wins: one slice is segmented at a time, and an outdated one is not shown. The preview is closed when
+    the user removes its layer or the image.
 
     Parameters
     ----------
     viewer : napari.viewer.Viewer
-        Where to show it.
+        The viewer of the layer.
     image : napari.layers.Image
-        What to segment.
+        The image to segment.
     owner : QWidget, optional
-        The preview ends with it.
+        The preview follows the user no more when it is destroyed.
     rest : int
-        ms that the user must stay on a slice before it is segmented; 0 follows every move. It spares the machine
-        where something else is at work on it.
+        Time in ms without scrolling before a slice is segmented; 0 segments at every move. It leaves the processor to
+        a training that is running.
 
     Attributes
     ----------
@@ -76,7 +76,7 @@ class Preview:
         self, viewer: napari.viewer.Viewer, image: Layer, owner: QWidget | None = None, *, rest: int = 0
     ) -> None:
         self.viewer, self.image, self.owner = viewer, image, owner
-        volume_of(image)  # what cannot be segmented is told now
+        volume_of(image)  # raises now if it cannot be segmented
         self.layer: Layer | None = None
         self.probability: NDArray[np.float32] | None = None
         self.z = -1
@@ -96,14 +96,14 @@ class Preview:
 
     @property
     def threshold(self) -> float:
-        """Foreground probability above which a pixel is shown; the model's own until it is set."""
+        """Foreground probability above which a pixel is shown; by default the model's."""
         if self._threshold is not None:
             return self._threshold
         return 0.5 if self._model is None else self._model.threshold
 
     @threshold.setter
     def threshold(self, value: float | None) -> None:
-        """Show the same probability at another threshold: nothing is predicted again."""
+        """Set the threshold, or None for the model's; nothing is predicted again."""
         self._threshold = value
         self._draw()
 
@@ -114,21 +114,21 @@ class Preview:
 
     @property
     def is_closed(self) -> bool:
-        """Whether it has ended: closed, or its layer or image was removed."""
+        """Whether it was closed, or its layer or image was removed."""
         return self._closed
 
     def get_ready(self) -> None:
-        """Make the layer, still empty: now rather than amid a scroll."""
+        """Add the layer, still empty, so that the first prediction has less to do."""
         self.z = current_slice(self.viewer, self.image)
         self._put(np.zeros(data_of(self.image).shape[-2:], np.uint8))
 
     def show(self, model: Model) -> None:
-        """Segment the slice on screen by this model, and from now on each slice that the user goes to."""
+        """Segment the current slice by this model, and from now on each slice that the user goes to."""
         self._model = model
         self._request()
 
     def close(self, *_: Any) -> None:
-        """Take the layer away and follow no more."""
+        """Remove the layer, and follow the user no more."""
         self._disconnect()
         if self.layer is not None and self.layer in self.viewer.layers:
             self.viewer.layers.remove(self.layer)
@@ -161,21 +161,24 @@ class Preview:
 
     def _start(self) -> None:
         assert self._wanted is not None
-        volume, (model, z) = volume_of(self.image), self._wanted  # its data or scale may be others by now
+        volume, (model, z) = volume_of(self.image), self._wanted  # read now, as data and scale of the layer can change
 
         def predict() -> Iterator[tuple[Model, int, NDArray[np.float32]]]:
             one = core.open_volume(volume.read(z), voxel_size=volume.voxel_size, name=volume.name)
             yield model, z, core.predict(model, one)[0].compute(scheduler="synchronous")
 
         self._worker = run(
-            predict, on_event=self._predicted, on_done=self._next, on_error=self._gave_up, owner=self.owner
+            predict, on_event=self._predicted, on_done=self._next, on_error=self._failed, owner=self.owner
         )
 
     def _predicted(self, result: tuple[Model, int, NDArray[np.float32]]) -> None:
         model, z, probability = result
         if self._wanted is None or self._wanted[1] != z:
             return
-        self.z, self.probability = z, probability  # of an older model too: else fast ones would never let one be seen
+        self.z, self.probability = (
+            z,
+            probability,
+        )  # of an outdated model too: a fast training would never show one otherwise
         if self._wanted[0] is model:
             self._wanted = None
         self._draw()
@@ -185,8 +188,8 @@ class Preview:
         if self._wanted is not None:
             self._start()
 
-    def _gave_up(self, error: Exception) -> None:
-        """The user knows; try again when asked to."""
+    def _failed(self, error: Exception) -> None:
+        """Drop the request; the error has been notified."""
         self._worker = self._wanted = None
 
     def _draw(self) -> None:
@@ -204,7 +207,7 @@ class Preview:
             look = {"opacity": 0.5, "colormap": _colormap(), "metadata": {PREVIEW: True}}
             layers = self.viewer.layers
             self.layer = self.viewer.add_labels(mask, name=f"{self.image.name} preview", **look, **grid)
-            if self.image in layers:  # just above it: what the user paints stays on top
+            if self.image in layers:  # just above it, so that labels to paint on stay on top
                 layers.move(len(layers) - 1, layers.index(self.image) + 1)
             layers.selection = selected
             return

@@ -3,7 +3,7 @@
 Parent and child exchange pickled tuples through the standard input and output of the child. In come the task, the
 answers to calls of objects that stayed in the parent, a credit for each event that was consumed, and at last a request
 to stop; out go the events, the calls, and at last how it ended. Where the input ends without such a request the parent
-has died: the task is closed after the step under way, so that it writes what it has to write.
+has died: the task is closed after the current step, so that it writes its model and state.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     import numpy as np
 
 _PREFETCH_EVENTS = 2  # sent ahead of their consumer: a busy GUI holds up no step, and a pause comes so many steps late
-_EXIT_TIMEOUT = 2.0  # s that the step under way may take when asked to stop; what matters of it has been sent
+_EXIT_TIMEOUT = 2.0  # s that the current step may take when asked to stop; the best model has been sent
 
 Task = tuple[Callable[..., Iterator[Any]], tuple[Any, ...], dict[str, Any]]
 
@@ -86,7 +86,7 @@ class _Parent:
     def __init__(self) -> None:
         self._input, self._output = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
         with Path(os.devnull).open() as nothing:
-            os.dup2(nothing.fileno(), 0)  # nobody else reads the messages
+            os.dup2(nothing.fileno(), 0)  # so that nothing else reads the messages
         os.dup2(2, 1)  # what anything prints is no message
         self._may_send = threading.Semaphore(_PREFETCH_EVENTS)
         self._tasks: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()

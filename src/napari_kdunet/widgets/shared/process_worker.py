@@ -1,7 +1,7 @@
 """Run a generator, such as a training, in a process of its own, so that it and napari's GUI do not wait for each other.
 
 Python runs one thread at a time. On a thread beside the GUI the training of a tiny network, whose steps are many short
-calls, falls to half its speed while somebody scrolls; in its own process it keeps it. The settings and models are sent
+calls, falls to half its speed while the user scrolls; in its own process it keeps it. The settings and models are sent
 there, slices are sent when they are read, and the events come back.
 
 The process (`process_main`) is started as a program rather than by `multiprocessing`, which would run the user's script

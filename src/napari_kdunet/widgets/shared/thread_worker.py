@@ -1,10 +1,10 @@
-"""Long work on a thread: a stream of events that the GUI can pause, resume and stop.
+"""Run a generator of events on a thread; the GUI can pause, resume and stop it.
 
-A thin layer over superqt's `GeneratorWorker` (which is napari's too). As it comes, a `RuntimeError` in the generator
-becomes a warning, after which neither ``errored`` nor ``finished`` is emitted; ``quit()`` leaves the generator open, so
-that its ``finally:`` has not run; and each worker swaps the process-wide ``warnings.showwarning``, which two workers
-at once restore in the wrong order. All three are mended here. And there are as many threads as cores for all of Qt, so
-that on two of them two trainings would leave none for a preview: here work does not count as taking one.
+A thin layer over superqt's `GeneratorWorker` (which is napari's too) that mends four things. There, a `RuntimeError` in
+the generator becomes a warning, after which neither ``errored`` nor ``finished`` is emitted; ``quit()`` does not close
+the generator, so that its ``finally:`` does not run; each worker replaces the global ``warnings.showwarning``, which
+two workers at once restore in the wrong order; and Qt's thread pool has as many threads as there are cores, so that two
+trainings on two cores would leave none for a preview: here a worker does not count as taking one.
 """
 
 from __future__ import annotations
@@ -25,20 +25,20 @@ MakeEvents = Callable[[], Iterator[Any]]
 
 
 def _drive(make_events: MakeEvents) -> Generator[Any, None, None]:
-    """Make the events where they are consumed, on the thread; closing this closes them."""
+    """Make the events on the thread that consumes them; closing this closes them."""
     yield from make_events()
 
 
 class _Thread(GeneratorWorker):
-    """The part on the thread: each exception is emitted, and the generator is closed before ``finished`` is."""
+    """The worker in the thread pool: emits each exception, and closes the generator before it emits ``finished``."""
 
     def run(self) -> None:
-        """Work, then tell how it ended; called by Qt."""
+        """Run the generator, and emit how it ended; called by Qt."""
         pool = QThreadPool.globalInstance()
         assert pool is not None
-        pool.releaseThread()  # of as many threads as cores: long work must not keep the next from beginning
+        pool.releaseThread()  # so that another worker can start, however few cores there are
         try:
-            with suppress(RuntimeError):  # Qt's own half is gone: the application has ended meanwhile
+            with suppress(RuntimeError):  # the Qt object is deleted: the application has ended
                 self._run()
         finally:
             pool.reserveThread()
@@ -48,7 +48,7 @@ class _Thread(GeneratorWorker):
         self.started.emit()
         try:
             result = self.work()
-        except Exception as error:  # noqa: BLE001 - nothing is swallowed: it goes to the GUI
+        except Exception as error:  # noqa: BLE001 - emitted, for the GUI to show
             self.errored.emit(error)
         else:
             if not self.abort_requested:
@@ -69,18 +69,18 @@ class _Thread(GeneratorWorker):
 
 
 class EventWorker(QObject):
-    """A stream of events made on a thread and told on the GUI thread; `run` makes and starts one.
+    """Runs a generator on a thread and handles its events on the GUI thread; `run` makes and starts one.
 
-    It belongs to its owner: when that is destroyed, or taken out of the window (the cross of a dock widget), the work
-    is stopped, and nothing of the owner is called any more.
+    It belongs to its owner: when that is destroyed or removed from its window (a dock widget that is closed), the
+    worker is stopped, and no callback is called any more.
 
     Attributes
     ----------
     stopped : bool
-        Whether it was asked to stop before its end.
+        Whether `stop` was called.
     """
 
-    _orphans: ClassVar[set[EventWorker]] = set()  # those without an owner to keep them
+    _orphans: ClassVar[set[EventWorker]] = set()  # workers without an owner, to keep them alive
 
     paused = Signal()
     resumed = Signal()
@@ -100,11 +100,11 @@ class EventWorker(QObject):
         self.stopped = False
         self._alive = True
         self._thread = thread = _Thread(_drive, make_events)
-        thread.yielded.connect(self._tell)
-        thread.errored.connect(self._fail)
+        thread.yielded.connect(self._handle_event)
+        thread.errored.connect(self._handle_error)
         thread.paused.connect(self.paused)
         thread.resumed.connect(self.resumed)
-        thread.finished.connect(self._finish)
+        thread.finished.connect(self._handle_end)
         if owner is None:
             self._orphans.add(self)
         else:
@@ -113,51 +113,51 @@ class EventWorker(QObject):
 
     @property
     def is_running(self) -> bool:
-        """Whether the end has not been told yet."""
+        """Whether it has not ended yet, as seen on the GUI thread."""
         return self._alive
 
     @property
     def is_paused(self) -> bool:
-        """Whether the thread is waiting to be resumed."""
+        """Whether it is paused."""
         return self._alive and bool(self._thread.is_paused)
 
     def start(self) -> None:
-        """Start the thread; `run` has done it."""
+        """Start the thread; `run` does this."""
         self._thread.start()
 
     def pause(self) -> None:
-        """Ask for no more events, until `resume`; `paused` is emitted when the one under way has come."""
+        """Pause after the current event, until `resume`; then `paused` is emitted."""
         self._thread.pause()
 
     def resume(self) -> None:
-        """Go on after `pause`."""
+        """Continue after `pause`."""
         if self._thread.is_paused:
             self._thread.resume()
         else:  # the pause has not begun yet
             self._thread._pause_requested = False
 
     def stop(self) -> None:
-        """Close the generator after the event under way; then `on_done` is called."""
+        """Close the generator after the current event; then `on_done` is called."""
         self.stopped = True
         self._thread.quit()
 
     def eventFilter(self, watched: QObject | None, event: QEvent | None) -> bool:
-        """Stop when the owner is taken out of its window."""
+        """Stop when the owner is removed from its window."""
         moved = event is not None and event.type() == QEvent.Type.ParentChange
         if moved and watched is not None and watched.parent() is None:
             self.stop()
         return False
 
-    def _tell(self, event: Any) -> None:
+    def _handle_event(self, event: Any) -> None:
         self._on_event(event)
 
-    def _fail(self, error: Exception) -> None:
+    def _handle_error(self, error: Exception) -> None:
         self._failed = True
         report(error)
         if self._on_error is not None:
             self._on_error(error)
 
-    def _finish(self, *_: Any) -> None:
+    def _handle_end(self, *_: Any) -> None:
         self._alive = False
         if not self._failed and self._on_done is not None:
             self._on_done()
@@ -174,26 +174,26 @@ def run(
     on_error: Callable[[Exception], Any] | None = None,
     owner: QWidget | None = None,
 ) -> EventWorker:
-    """Start long work on a thread.
+    """Run a generator on a thread.
 
     Parameters
     ----------
     make_events : callable
-        Called on the thread; gives the iterator that does the work between its events. It must touch neither the
-        viewer nor a widget: take what is needed of them before.
+        Called on the thread; returns the iterator of events. It must access neither the viewer nor a widget: read
+        what it needs of them before.
     on_event : callable
-        Told each event, on the GUI thread.
+        Called with each event, on the GUI thread.
     on_done : callable, optional
-        Called once the events have ended or were stopped, and are closed.
+        Called when the generator has ended or was stopped, and is closed.
     on_error : callable, optional
-        Called with the exception instead, of whatever type; the user has been notified.
+        Called instead with an exception of any type; the user has been notified.
     owner : QWidget, optional
-        Whose work it is; when it goes, the work is stopped and nothing is called any more.
+        The widget it belongs to: when that is removed, the generator is stopped and no callback is called any more.
 
     Returns
     -------
     EventWorker
-        To pause, resume and stop it.
+        The running worker, to pause, resume and stop it.
     """
     worker = EventWorker(make_events, on_event, on_done, on_error, owner)
     worker.start()

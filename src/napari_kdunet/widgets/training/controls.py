@@ -1,4 +1,4 @@
-"""One Qt control for each kind of setting: a value in, a value out, and a signal when the user changes it."""
+"""Qt controls for the kinds of settings, each with a getter, a setter and a signal of its changes."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _DECIMALS = 6
 
 
 class Control:
-    """What stands in a form for one setting.
+    """The control of one setting in a form.
 
     Attributes
     ----------
@@ -36,7 +36,7 @@ class Control:
 
 
 class _Float(QDoubleSpinBox):
-    """Small numbers are shown as they are typed (0.01, 0.995), and the arrows step by their size."""
+    """Spin box without trailing zeros (0.01, 0.995), whose step adapts to the value."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -48,7 +48,7 @@ class _Float(QDoubleSpinBox):
 
 
 class _WheelGuard(QObject):
-    """Scrolling through a form must not change what stands in it: the wheel turns a control only once it is clicked."""
+    """Ignores the mouse wheel on a control without focus, so that scrolling through a form changes no value."""
 
     def eventFilter(self, watched: QObject | None, event: QEvent | None) -> bool:
         if event is None or event.type() != QEvent.Type.Wheel:
@@ -89,7 +89,7 @@ class Budget(QWidget):
         return {unit: int(self.number.value()) if unit == "steps" else self.number.value()}
 
     def set(self, value: dict[str, float]) -> None:
-        """The inverse of `get`."""
+        """Set minutes or steps, as `get` returns them."""
         ((unit, number),) = value.items()
         self._kept[unit] = float(number)
         self.unit.setCurrentText(unit)
@@ -155,7 +155,7 @@ def _choice(spec: Field[Any]) -> Control:
 
 
 def _number(spec: Field[Any], *, whole: bool, optional: bool) -> Control:
-    """A spin box; of an optional number the lowest position means that it is not set."""
+    """A spin box; the lowest value of an optional number stands for None."""
     meta, step = spec.metadata, 1 if whole else 10.0**-_DECIMALS
     box: Any = QSpinBox() if whole else _Float()
     low = meta["gt"] + step if "gt" in meta else meta.get("ge", -(2**31))

@@ -1,4 +1,4 @@
-"""Corrections that the user has painted into a segmentation, to go on learning from."""
+"""Train on the corrections that the user has painted into a segmentation."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ __all__ = ["corrected_mask", "iter_corrections"]
 
 
 def corrected_mask(viewer: napari.viewer.Viewer) -> tuple[Labels, Result]:
-    """The mask by *Segment* that is selected, or else the topmost one, and the result that it shows.
+    """The mask of *Segment* that is selected, else the topmost one, and the result that it shows.
 
     Raises
     ------
@@ -49,13 +49,13 @@ def iter_corrections(
 ) -> Iterator[Any]:
     """Train on all corrected slices and on the earlier labels of the others; events as of `core.iter_train`.
 
-    Nothing that somebody corrected is held out. It is validated on those of the earlier labels that a training on them
-    holds out, where it does: a model that comes from one has never learnt from these.
+    No corrected slice is held out. The validation slices are those that a training on the earlier labels would hold
+    out, if any: a model from such a training has not been trained on them.
 
     Parameters
     ----------
     result : Result
-        A segmentation, some of whose slices the user has corrected; these are copied.
+        A segmentation with slices that the user has corrected; these are copied.
     raw : Volume
         The image.
     earlier : Volume, optional
@@ -63,7 +63,7 @@ def iter_corrections(
     config : TrainConfig
         Classes, ignore value, which slices of the earlier labels count, and which share of them is held out.
     start : Model
-        Where to go on from.
+        The model to continue from.
 
     Raises
     ------
@@ -82,13 +82,13 @@ def iter_corrections(
         return class_index(earlier.read(z), config.classes, config.ignore)
 
     shape = result.mask.shape
-    learnt = _labels(shape, "corrected labels", index_of, (corrected.keys() | known) - held_out)
+    train_labels = _labels(shape, "corrected labels", index_of, (corrected.keys() | known) - held_out)
     val = (raw, _labels(shape, "earlier labels", index_of, held_out)) if held_out else None
     settings = replace(config, ignore=0, slices="auto", val_share=0.0)
-    for event in run_in_process(core.iter_train, raw, learnt, settings, start=start, val=val):
+    for event in run_in_process(core.iter_train, raw, train_labels, settings, start=start, val=val):
         if isinstance(event, core.Started):
-            where = f"earlier labels, z = {', '.join(map(str, event.val_slices))}" if val else "slices learnt from"
-            note = f"all {len(corrected)} that are corrected are learnt from, and the IoU is of {where}."
+            where = f"earlier labels, z = {', '.join(map(str, event.val_slices))}" if val else "training slices"
+            note = f"all {len(corrected)} corrected slices are trained on, and the IoU is of {where}."
             event = replace(event, notes=(*event.notes, note))
         yield event
 
@@ -96,7 +96,7 @@ def iter_corrections(
 def _earlier_slices(
     raw: Volume, earlier: Volume | None, config: TrainConfig, corrected: dict[int, Any]
 ) -> tuple[set[int], set[int]]:
-    """Slices with earlier labels, and those of them to validate on."""
+    """The z of slices with earlier labels, and of those among them to validate on."""
     from napari_kdunet.core.data.splits import held_out_slices, is_labelled, labelled_slices  # they import torch
 
     known: tuple[int, ...] = ()
@@ -113,7 +113,7 @@ def _earlier_slices(
 def _labels(
     shape: tuple[int, int, int], name: str, index_of: Callable[[int], NDArray[np.int16]], slices: set[int]
 ) -> Volume:
-    """Some slices as ZYX uint8, lazy: 0 where nobody has looked, 1 = background, 2 and up = classes."""
+    """The labels of some slices, lazy, ZYX uint8: 0 = not annotated, 1 = background, 2 and up = the other classes."""
 
     def labels_of(block_id: Any = (0, 0, 0)) -> NDArray[np.uint8]:
         z = block_id[0]

@@ -1,4 +1,4 @@
-"""The live plot of a training: validation IoU above, training loss below, over the same steps."""
+"""Live plots of a training over its steps: the validation IoU above, the training loss below."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ if TYPE_CHECKING:
 
 __all__ = ["Curves", "Run"]
 
-# Okabe and Ito (2008): told apart by the colour-blind, and on a dark as on a light ground
+# Okabe and Ito (2008): safe for the colour-blind, on dark and light backgrounds
 _COLOURS = ("#E69F00", "#56B4E9", "#CC79A7")
 _TEACHER = "#009E73"
 _SMOOTH = 0.1  # share of a new loss in the running mean that is drawn
-# ms between two drawings, however fast the steps come: for each Qt composes the whole window again, canvas and all,
-# while napari holds the interpreter's lock, and the training waits
+# ms between two redraws, however fast the steps are: for each Qt composes the whole window, canvas included, while it
+# holds the interpreter's lock, and a training in this process waits
 _REDRAW = 500
 _EMPTY = 100  # steps on the axis before there are any
-_MOST = 20_000  # values kept of a run, to be drawn quickly; of more, every other one is let go
+_MAX_VALUES = 20_000  # of a run, so that drawing stays fast; beyond that every other value is dropped
 
 
 @dataclass
 class Run:
-    """The data of one training: what is drawn, and what a test can look at."""
+    """The data of one training run."""
 
     steps: list[int] = field(default_factory=list)
     losses: list[float] = field(default_factory=list)
@@ -39,7 +39,7 @@ class Run:
 
 
 class _LossAxis(pg.AxisItem):
-    """A logarithmic axis, labelled at round numbers, as few of them as do."""
+    """Logarithmic axis with ticks at few round numbers."""
 
     def tickValues(self, minVal: float, maxVal: float, size: float) -> list[tuple[float, list[float]]]:
         decades = 10.0 ** np.arange(np.floor(minVal), np.ceil(maxVal) + 1)[:, None]
@@ -56,26 +56,28 @@ class _LossAxis(pg.AxisItem):
 
 def _thin(*columns: list[Any]) -> None:
     for column in columns:
-        del column[: len(column) if len(column) > _MOST else 0 : 2]
+        del column[: len(column) if len(column) > _MAX_VALUES else 0 : 2]
 
 
 class Curves(QWidget):
-    """Loss (smoothed; each step faintly behind) and validation IoU of one or more runs, and the teacher's IoU.
+    """Plots of training loss (smoothed, and raw in a faint colour) and validation IoU of one or more runs.
+
+    The IoU of a teacher is a horizontal line.
 
     Parameters
     ----------
     viewer : napari.viewer.Viewer
-        Whose theme to follow.
+        Its theme gives the colours.
 
     Attributes
     ----------
     runs : dict of str to Run
-        The data by the name of the run.
+        The data of each run, by its name.
     teacher_iou : float or None
-        The line to reach.
+        The IoU of the teacher, if there is one.
     """
 
-    drawing = Signal()  # for what changes as often, to be drawn along
+    drawing = Signal()  # at each redraw, so that other displays are updated at the same rate
 
     def __init__(self, viewer: napari.viewer.Viewer) -> None:
         super().__init__()
@@ -117,15 +119,15 @@ class Curves(QWidget):
         self._follow_theme()
 
     def sizeHint(self) -> QSize:
-        """Small enough for a laptop's screen; the plots take what room there is."""
+        """Small enough for the screen of a laptop; the plots grow with the panel."""
         return QSize(320, 300)
 
     def measure(self, what: str) -> None:
-        """Say what the upper plot shows."""
+        """Set the label of the upper plot."""
         self.iou_plot.setLabel("left", what)
 
     def begin(self, name: str) -> None:
-        """Start a run of this name, in the place of one that has it."""
+        """Start a run; an earlier one of the same name is replaced."""
         self.runs[name] = Run()
         if name not in self._items:
             colour = _COLOURS[len(self._items) % len(_COLOURS)]
@@ -151,7 +153,7 @@ class Curves(QWidget):
         self.set_teacher(None)
 
     def add_step(self, name: str, step: int, loss: float) -> None:
-        """Tell the loss of a step."""
+        """Add the loss of a step."""
         run = self.runs[name]
         before = run.smooth[-1] if run.smooth else loss
         run.steps.append(step)
@@ -161,7 +163,7 @@ class Curves(QWidget):
         self._redraw_soon()
 
     def add_validation(self, name: str, step: int, iou: float) -> None:
-        """Tell the validation IoU after a step."""
+        """Add the validation IoU after a step."""
         run = self.runs[name]
         run.val_steps.append(step)
         run.ious.append(iou)
@@ -169,7 +171,7 @@ class Curves(QWidget):
         self._redraw_soon()
 
     def set_teacher(self, iou: float | None) -> None:
-        """Draw the teacher's IoU as a line to reach, or none."""
+        """Set the IoU of the teacher, drawn as a dashed line; None removes it."""
         self.teacher_iou = iou
         if self._line is not None:
             self.iou_plot.removeItem(self._line)
@@ -181,7 +183,7 @@ class Curves(QWidget):
             self.iou_plot.addItem(self._line)
 
     def drawn(self, name: str) -> list[float]:
-        """The validation IoUs of a run as they are drawn by now."""
+        """The validation IoUs of a run that are drawn, which may be fewer than there are."""
         _, ious = self._items[name][2].getData()
         return [] if ious is None else list(ious)
 

@@ -1,4 +1,4 @@
-"""Which slices of a labels layer its user changes: told by napari on the GUI thread, asked for on another."""
+"""Track which slices of a labels layer the user changes: events on the GUI thread, queries from another thread."""
 
 from __future__ import annotations
 
@@ -20,43 +20,43 @@ __all__ = ["Edits"]
 
 
 class Edits:
-    """The slices of a labels layer whose content changes by painting, filling, erasing, undo and redo.
+    """Tracks the slices of a labels layer that change by painting, filling, erasing, undo and redo.
 
-    napari says of a stroke where it is, but only that something is drawn again after an undo. So each slice that may
-    have changed is looked at, and counts if its content has. Where the layer is given other data, all slices count of
-    which it is not known that they are the same.
+    napari reports where a stroke is, but after an undo only that the layer was redrawn. So each slice that may have
+    changed is compared with a checksum of its earlier content. When the layer's data are replaced, all slices count as
+    changed whose checksum does not show that they are the same.
 
     Parameters
     ----------
     viewer : napari.viewer.Viewer
-        Where it is painted.
+        The viewer of the layer.
     layer : napari.layers.Labels
-        What is painted on.
+        The layer that is painted on.
 
     Attributes
     ----------
     volume : Volume
-        The labels as they are whenever they are read.
+        The labels; reading a slice gives its current content.
     """
 
-    remote_methods = ("take", "wait")  # to a training in another process
+    remote_methods = ("take", "wait")  # for a training in another process
 
     def __init__(self, viewer: napari.viewer.Viewer, layer: Labels) -> None:
         self.viewer, self.layer = viewer, layer
         self.volume = volume_of(layer, following=True)
         self._painted: set[int] = set()
-        self._sums: dict[int, int | None] = {}  # None is unlike any
+        self._sums: dict[int, int | None] = {}  # checksum by z; None equals no checksum
         self._suspects = {current_slice(viewer, layer)}
         self._lock = threading.Lock()
-        self._told = threading.Event()
-        layer.events.paint.connect(self._stroke_ended)  # napari holds methods weakly: this can go when nobody asks
+        self._may_have_changed = threading.Event()
+        layer.events.paint.connect(self._stroke_ended)  # napari holds bound methods by weak references
         layer.events.labels_update.connect(self._stroke_goes_on)
         layer.events.set_data.connect(self._drawn_again)
         layer.events.data.connect(self._replaced)
 
     def take(self) -> list[int]:
-        """The z of the slices that have changed since the last time, from any one thread."""
-        self._told.clear()
+        """The z of the slices that have changed since the last call; from one thread at a time."""
+        self._may_have_changed.clear()
         with self._lock:
             suspects, self._suspects = sorted(self._suspects), set()
             painted = set(self._painted)
@@ -69,18 +69,20 @@ class Edits:
         return changed
 
     def wait(self, seconds: float) -> None:
-        """Return when there may be something to take, and after `seconds` at the latest."""
-        self._told.wait(seconds)
+        """Wait until a slice may have changed, at most `seconds`."""
+        self._may_have_changed.wait(seconds)
 
     def _stroke_ended(self, event: Any) -> None:
         slices = set().union(*(_slices_of(atom, self.layer.ndim) for atom in event.value))
-        QTimer.singleShot(0, lambda: self._suspect(slices, painted=True))  # a single stroke is told before it is done
+        QTimer.singleShot(
+            0, lambda: self._suspect(slices, painted=True)
+        )  # the event of a single stroke comes before the stroke
 
     def _stroke_goes_on(self, event: Any = None) -> None:
         self._suspect({current_slice(self.viewer, self.layer)}, painted=True)
 
     def _drawn_again(self, event: Any = None) -> None:
-        """After an undo, but after scrolling too."""
+        """Emitted after an undo, and after scrolling too."""
         self._suspect({current_slice(self.viewer, self.layer), *self._painted})
 
     def _replaced(self, event: Any = None) -> None:
@@ -94,11 +96,11 @@ class Edits:
             self._suspects.update(slices)
             if painted:
                 self._painted.update(slices)
-        self._told.set()
+        self._may_have_changed.set()
 
 
 def _slices_of(atom: Any, ndim: int) -> set[int]:
-    """The z that one change of napari's undo history touches: a window, or indices."""
+    """The z of one item of napari's undo history, which has a window or indices."""
     if ndim < 3:
         return {0}
     window = getattr(atom, "slice_key", None)

@@ -1,4 +1,4 @@
-"""A form made from the settings of the core: what the core knows of a field is what the user sees of it."""
+"""A form of the core's settings, made from their fields: types, bounds, units, choices and help."""
 
 from __future__ import annotations
 
@@ -44,21 +44,21 @@ _MAIN = ("k", "bn", "class_weights", "budget", "val_share", "device")
 
 
 def stored_settings() -> QSettings:
-    """Where the settings persist from one launch of napari to the next."""
+    """The storage of the settings, which outlasts the session."""
     return QSettings(QSettings.Format.IniFormat, QSettings.Scope.UserScope, "napari-kdunet", "napari-kdunet")
 
 
 class SettingsForm(QWidget):
-    """The settings of one kind of training as a form; the lesser ones are folded away.
+    """Form of the settings of a kind of training, with a collapsible group of advanced settings.
 
     Parameters
     ----------
     kind : type
         `TrainConfig` or `DistillConfig`.
     main : sequence of str
-        The settings that are always in sight, in this order; ``budget`` stands for steps and minutes.
+        The settings above the advanced ones, in this order; ``budget`` stands for steps and minutes.
     hidden : sequence of str
-        Those that are not in the form, because something else decides them.
+        Settings that are not in the form.
     settings : QSettings, optional
         Where the values persist; `stored_settings` by default.
     """
@@ -93,25 +93,25 @@ class SettingsForm(QWidget):
         self.advanced.collapse(animate=False)
         self.restore()
 
-    def put_on_top(self, rows: Mapping[str, QWidget]) -> None:
-        """Put other controls above the settings, in line with them."""
+    def insert_rows(self, rows: Mapping[str, QWidget]) -> None:
+        """Insert rows of other controls above the settings."""
         for place, (label, widget) in enumerate(rows.items()):
             words = QLabel(label)
             words.setToolTip(widget.toolTip())
             self._rows.insertRow(place, words, widget)
 
-    def let_change(self, names: Iterable[str], yes: bool) -> None:
-        """Let some settings be changed, or not because something else decides them for now."""
+    def set_enabled(self, names: Iterable[str], enabled: bool) -> None:
+        """Enable or disable the controls of some settings."""
         for name in self.controls.keys() & set(names):
-            self.controls[name].widget.setEnabled(yes)
+            self.controls[name].widget.setEnabled(enabled)
 
     def values(self) -> dict[str, Any]:
-        """What stands in the form, by field.
+        """The values of the controls, by field.
 
         Raises
         ------
         ConfigError
-            If something typed cannot be read.
+            If a typed value cannot be parsed.
         """
         values = {name: control.get() for name, control in self.controls.items()}
         budget = values.pop("budget", {})
@@ -123,7 +123,7 @@ class SettingsForm(QWidget):
         Parameters
         ----------
         **overrides
-            Settings that do not come from the form.
+            Settings that are not taken from the form.
 
         Raises
         ------
@@ -133,7 +133,7 @@ class SettingsForm(QWidget):
         return self.kind(**{**self.values(), **overrides})
 
     def reset(self) -> None:
-        """Set all to the defaults."""
+        """Set all settings to their defaults."""
         for spec in fields(self.kind):
             if spec.name in self.controls:
                 self.controls[spec.name].set(spec.default)
@@ -141,7 +141,7 @@ class SettingsForm(QWidget):
             self.controls["budget"].set({"minutes": 5.0})
 
     def save(self) -> None:
-        """Keep the values for the next launch, but for what cannot be read as typed."""
+        """Store the values for the next session, except typed ones that cannot be parsed."""
         kept = {}
         for name, control in self.controls.items():
             with suppress(ConfigError):
@@ -149,7 +149,7 @@ class SettingsForm(QWidget):
         self.settings.setValue(self.kind.__name__, json.dumps(kept))
 
     def restore(self) -> None:
-        """Take the values of the last launch, those of them that can still be used."""
+        """Load the values of the last session, those that are still valid."""
         try:
             kept = dict(json.loads(self.settings.value(self.kind.__name__, "{}")))
         except (TypeError, ValueError):

@@ -1,4 +1,4 @@
-"""What is learnt from: an image layer, the labels of some of its slices, and what unpainted pixels mean."""
+"""The controls of the training data: an image layer, its labels, and whether unpainted pixels count."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ _SPARSE_TIP = (
 
 
 class Inputs:
-    """The controls for image, labels and sparse mode.
+    """The controls of image, labels and sparse labels.
 
     Parameters
     ----------
     viewer : napari.viewer.Viewer
         Where the layers are.
     no_labels : str
-        What to call having no labels, where that is allowed; not allowed if empty.
+        The choice of no labels; if empty, labels are required.
     """
 
     def __init__(self, viewer: napari.viewer.Viewer, no_labels: str = "") -> None:
@@ -60,11 +60,11 @@ class Inputs:
 
     @property
     def ignore(self) -> int | None:
-        """The label value of pixels that nobody has looked at."""
+        """The label of pixels that are not annotated; None where all are."""
         return 0 if self.sparse.isChecked() else None
 
     def add_strokes(self) -> None:
-        """Add a layer for strokes on the image, ready to paint on."""
+        """Add an empty labels layer on the image, choose it, and start to paint."""
         with reporting():
             image = self.image.wanted()
             shape = volume_of(image).shape[-image.ndim :]
@@ -98,7 +98,7 @@ class Inputs:
 
 
 def beside(*widgets: QWidget) -> QWidget:
-    """Widgets in one row, the first as wide as there is room; it lends the row its tooltip."""
+    """Put widgets in one row; the first one stretches, and its tooltip is the row's."""
     row = QWidget()
     row.setToolTip(widgets[0].toolTip())
     layout = QHBoxLayout(row)

@@ -1,4 +1,4 @@
-"""Training that goes on while somebody paints: what happens on its thread."""
+"""Live training: train on while the user paints labels."""
 
 from __future__ import annotations
 
@@ -15,44 +15,44 @@ if TYPE_CHECKING:
 
 __all__ = ["Waiting", "iter_live"]
 
-_PATIENCE = 0.2  # s between two looks whether it was stopped meanwhile, or whether something was painted
+_POLL_INTERVAL = 0.2  # s between two checks for a stop, or for painted slices
 
 
 @dataclass(frozen=True)
 class Waiting:
-    """The training has not begun, because something is not labelled yet."""
+    """The training cannot begin yet, because labels are missing."""
 
     what: str
-    """What is missing, for the user to read."""
+    """Which labels are missing, as a message to the user."""
 
 
 def iter_live(raw: Volume, labels: Volume, edits: Edits, config: TrainConfig, start: Model | None) -> Iterator[Any]:
-    """Wait until foreground and background are labelled, then train on, slices read again as they are painted.
+    """Wait until foreground and background are labelled, then train, and read slices again when they are painted on.
 
     Yields `Waiting` while it waits, then the events of `core.iter_train`.
     """
     while True:
         edits.take()
         try:
-            events = core.iter_train(raw, labels, config, start=start, edited=_now_and_then(edits.take))
+            events = core.iter_train(raw, labels, config, start=start, edited=_throttled(edits.take))
             break
         except core.UnlabelledError as missing:
             yield Waiting(str(missing))
             while not edits.take():
                 yield Waiting(str(missing))
-                edits.wait(_PATIENCE)
+                edits.wait(_POLL_INTERVAL)
     yield from events
 
 
-def _now_and_then(take: Callable[[], list[int]]) -> Callable[[], list[int]]:
-    """Ask the window not before each step: while it draws, the answer takes its time."""
+def _throttled(take: Callable[[], list[int]]) -> Callable[[], list[int]]:
+    """Call `take` at most once in a `_POLL_INTERVAL`: in another process it waits for the GUI thread."""
     latest = time.monotonic()
 
-    def taken() -> list[int]:
+    def throttled() -> list[int]:
         nonlocal latest
-        if time.monotonic() - latest < _PATIENCE:
+        if time.monotonic() - latest < _POLL_INTERVAL:
             return []
         latest = time.monotonic()
         return take()
 
-    return taken
+    return throttled

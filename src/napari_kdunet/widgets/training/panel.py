@@ -1,4 +1,4 @@
-"""What training and distilling share: a form, a run on a thread, curves, the preview, and the best model kept."""
+"""The base of the panels that train: settings, a run in the background, curves, the preview and the best model."""
 
 from __future__ import annotations
 
@@ -25,46 +25,47 @@ if TYPE_CHECKING:
 
 __all__ = ["Job", "TrainingPanel"]
 
-_REST_MS = 150  # slices that are scrolled past are not worth the training's time
+_REST_MS = 150  # without scrolling before a slice is predicted: each prediction slows the training down
 
 
 @dataclass(frozen=True)
 class Job:
-    """One run: what it is called in the plot, and its model in the list; what to do; what to preview."""
+    """A training run: its name in the plot, the name of its model in the list, its image, and what makes its events."""
 
     run: str
     model_name: str
     image: Layer
     make_events: Callable[[], Iterator[Any]]
     endless: bool = False
-    """It runs until it is stopped, and keeps its latest model: what is best changes while somebody paints."""
+    """Without a budget: it runs until it is stopped, and its latest model is kept, as labels that change make
+    scores incomparable."""
 
 
 class TrainingPanel(QWidget):
     """Base of the widgets that train.
 
-    A subclass gives its inputs and its form, and says what `Job` each of its buttons begins. From the first validation
-    on the best model so far is in the list of models, so that nothing that happens later can lose it.
+    A subclass gives its inputs and its form, and makes the `Job` that each of its buttons starts. From the first
+    validation on, the best model so far is in the list of models, so that no later error can lose it.
 
     Parameters
     ----------
     viewer : napari.viewer.Viewer
         Where the layers are.
     form : SettingsForm
-        The settings, all but what the inputs say.
+        The settings, except those that the inputs give.
     inputs : Inputs
-        What is learnt from.
+        The training data.
     rows : dict of str to QWidget
-        The controls above the form, those of the inputs among them, by label.
+        The controls above the form, including those of the inputs, by label.
     start : str
-        What the start button says.
+        Text of the start button.
 
     Attributes
     ----------
     worker : EventWorker or None
-        The run under way.
+        The worker of the current run.
     preview : Preview or None
-        The slice on screen, segmented at each validation.
+        The segmentation of the current slice, updated at each validation.
     model_name : str
         Name of the best model of the last run in the list of models; empty before its first validation.
     """
@@ -80,31 +81,31 @@ class TrainingPanel(QWidget):
         self.model_name = ""
         self._job: Job | None = None
         self._end = ""
-        form.put_on_top(rows)
+        form.insert_rows(rows)
         self._lay_out()
         self.view.pause_clicked.connect(self.pause_or_resume)
         self.view.stop_clicked.connect(self.stop)
         self.view.save_clicked.connect(lambda: ask_and_save(self.model_name, models, self))
         warm_up(self)  # with the widget's opening rather than amid a training
 
-    # what a subclass says
+    # for subclasses
 
-    def let_begin(self, button: QPushButton, make_job: Callable[[], Job]) -> None:
-        """Let a button begin the run that `make_job` makes, which may raise a `KDUNetError`."""
+    def start_with(self, button: QPushButton, make_job: Callable[[], Job]) -> None:
+        """Connect a button to the start of the run that `make_job` makes, which may raise a `KDUNetError`."""
         self.view.add_starter(button)
-        button.clicked.connect(lambda: self.begin(make_job))
+        button.clicked.connect(lambda: self.start(make_job))
 
     def config(self) -> Any:
         """The settings, of the form's kind; errors as in `SettingsForm.config`."""
         return self.form.config(ignore=self.inputs.ignore)
 
     def on_event(self, event: Any) -> None:
-        """Look at an event of the run, after this class has."""
+        """Handle an event of the run, after this class has."""
 
-    # what the user does
+    # actions of the user
 
-    def begin(self, make_job: Callable[[], Job]) -> None:
-        """Begin a run, unless one is under way; what is wrong with it is notified."""
+    def start(self, make_job: Callable[[], Job]) -> None:
+        """Start a run, unless one is running; errors of its inputs are notified."""
         if self.worker is not None:
             return
         with reporting():
@@ -114,33 +115,34 @@ class TrainingPanel(QWidget):
             self._prepare_preview(job.image)
             self._job, self._end, self.model_name = job, "", ""
             self.view.preparing(job.run, job.endless)
-            told: dict[str, Any] = {"on_event": self._tell, "on_done": self._ended, "on_error": self._ended}
-            self.worker = run(job.make_events, **told, owner=self)
+            self.worker = run(
+                job.make_events, on_event=self._on_any_event, on_done=self._ended, on_error=self._ended, owner=self
+            )
             self.worker.paused.connect(lambda: self.view.paused(True))
             self.worker.resumed.connect(lambda: self.view.paused(False))
 
     def pause_or_resume(self) -> None:
-        """Wait after the step under way, or go on."""
+        """Pause after the current step, or resume."""
         if self.worker is not None:
             self.worker.resume() if self.worker.is_paused else self.worker.pause()
 
     def stop(self) -> None:
-        """End after the step under way; the best model stays."""
+        """Stop after the current step; the best model is kept."""
         if self.worker is not None:
             self.view.stop_button.setEnabled(False)
             self.view.pause_button.setEnabled(False)
             self.worker.stop()
 
     def changeEvent(self, event: QEvent | None) -> None:
-        """Take the preview away with the widget, when its dock is closed."""
+        """Remove the preview when the dock of this widget is closed."""
         super().changeEvent(event)
         closed = event is not None and event.type() == QEvent.Type.ParentChange and self.parent() is None
         if closed and self.preview is not None:
             self.preview.close()
 
-    # what the run tells
+    # events of the run
 
-    def _tell(self, event: Any) -> None:
+    def _on_any_event(self, event: Any) -> None:
         view = self.view
         if isinstance(event, core.Started):
             view.started(event)

@@ -1,4 +1,4 @@
-"""What one sees of a training: its buttons, progress, status and curves. It knows nothing of threads or layers."""
+"""The display of a training run: buttons, progress, status and curves. It knows of neither threads nor layers."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _PER_MILLE = 1000
 
 
 class UpDownScroll(QScrollArea):
-    """Scrolls up and down only: it is as wide as what is in it needs."""
+    """Scroll area that scrolls vertically only; its minimum width is that of its content."""
 
     def __init__(self, content: QWidget) -> None:
         super().__init__()
@@ -50,14 +50,14 @@ class UpDownScroll(QScrollArea):
 
 
 class RunView(QWidget):
-    """Start, Pause / Resume, Stop and Save; a progress bar with the time left; what happens in words; the curves.
+    """Buttons to start, pause, stop and save; a progress bar with the remaining time; the status; the curves.
 
     Parameters
     ----------
     viewer : napari.viewer.Viewer
-        Whose theme the curves follow.
+        Its theme gives the colours of the curves.
     start : str
-        What the start button says.
+        Text of the start button.
     """
 
     pause_clicked = Signal()
@@ -77,7 +77,7 @@ class RunView(QWidget):
         self.bar = QProgressBar()
         self.bar.setRange(0, _PER_MILLE)
         self.bar.setToolTip("Share of the budget that is used up, and the time that is left.")
-        self.status, self.score, self.notes = _words(), _words(), _words()
+        self.status, self.score, self.notes = _wrapped_label(), _wrapped_label(), _wrapped_label()
         self.notes.hide()
         self.curves = Curves(viewer)
         layout = QVBoxLayout(self)
@@ -96,15 +96,15 @@ class RunView(QWidget):
         self.save_button.setEnabled(False)
 
     def add_starter(self, button: QPushButton) -> None:
-        """Let a button that starts a run, wherever it is, be usable when nothing runs."""
+        """Enable this button, which starts a run, only while none is running."""
         self._starters.append(button)
 
     def add_line(self, label: QLabel) -> None:
-        """Put a line of words under the score."""
+        """Add a label below the score."""
         self._lines.addWidget(label)
 
     def preparing(self, run: str, endless: bool = False) -> None:
-        """A run of this name was asked for, with a budget or not; its slices are being read."""
+        """Show that the run `run` is being prepared; an endless one has no budget."""
         self._run, self._endless = run, endless
         self.curves.begin(run)
         self._set_running(True)
@@ -115,11 +115,11 @@ class RunView(QWidget):
         self._best = math.nan
 
     def waiting(self, what: str) -> None:
-        """Say what has to be painted before training can begin."""
+        """Show which labels are missing before the training can begin."""
         self.status.setText(f"Waiting: {what}")
 
     def started(self, event: Started) -> None:
-        """Show what is trained on."""
+        """Show the data and the device of the training."""
         self.bar.setRange(0, _PER_MILLE)
         self.bar.setValue(0)
         where = f"{event.parameters:,} parameters on {event.device}"
@@ -129,7 +129,7 @@ class RunView(QWidget):
         plural = "" if len(event.val_slices) == 1 else "s"
         kinds = {
             "held-out slices": f"{len(event.val_slices)} held-out slice{plural}",
-            "training slices": "of the labels that it learns from, none held out",
+            "training slices": "training slices, none held out",
             "given volume": f"{len(event.val_slices)} earlier slice{plural}",
             "teacher": "agreement with the teacher",
         }
@@ -140,7 +140,7 @@ class RunView(QWidget):
         self.notes.setVisible(bool(event.notes))
 
     def stepped(self, event: Stepped) -> None:
-        """Show how far it is, when the curves are drawn."""
+        """Show the progress at the next redraw of the curves."""
         self._latest = event
         self.curves.add_step(self._run, event.step, event.loss)
 
@@ -158,21 +158,21 @@ class RunView(QWidget):
         self.status.setText(f"Step {event.step:,} · {rate:.3g} steps/s · loss {event.loss:.3f}")
 
     def validated(self, event: Validated) -> None:
-        """Show the score."""
+        """Show the validation score."""
         self.curves.add_validation(self._run, event.step, event.iou)
         self._best = event.iou if math.isnan(self._best) else max(self._best, event.iou)
         kind = self._kind.capitalize()
         self.score.setText(f"{kind} IoU {event.iou:.3f} · best {self._best:.3f} · {self._validated_on}")
 
-    def paused(self, yes: bool) -> None:
-        """Show whether it waits."""
+    def paused(self, is_paused: bool) -> None:
+        """Show whether the run is paused."""
         self._show_step()
-        self.pause_button.setText("Resume" if yes else "Pause")
-        if yes:
+        self.pause_button.setText("Resume" if is_paused else "Pause")
+        if is_paused:
             self.status.setText(f"Paused. {self.status.text()}")
 
     def ended(self, text: str) -> None:
-        """Say how it ended; the buttons are as before the start."""
+        """Show how the run ended, and enable the buttons for the next one."""
         self._set_running(False)
         self._show_step()
         if self.bar.maximum() == 0:
@@ -197,7 +197,7 @@ def _button(text: str, tip: str, clicked: Any = None) -> QPushButton:
     return button
 
 
-def _words() -> QLabel:
+def _wrapped_label() -> QLabel:
     label = QLabel()
     label.setWordWrap(True)
     label.setSizePolicy(QSizePolicy.Policy.Ignored, QSizePolicy.Policy.Minimum)
