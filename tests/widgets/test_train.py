@@ -305,24 +305,3 @@ def test_settings_persist_from_one_launch_to_the_next(bench, widget):
     assert again is not widget
     assert again.form.config() == config
     widget.deleteLater()
-
-
-def test_the_curves_follow_the_theme(bench, widget):
-    def ground():
-        return widget.view.curves.graphics.backgroundBrush().color().lightness()
-
-    dark = ground()
-    bench.viewer.theme = "light"
-    assert ground() > dark
-
-
-def test_the_curves_of_a_long_run_are_thinned(bench, widget):
-    curves = widget.view.curves
-    curves.begin("training")
-    for step in range(1, 20_003):
-        curves.add_step("training", step, 1 / step)
-    run = seen(widget)
-    assert len(run.steps) == len(run.losses) == len(run.smooth) < 20_000
-    assert run.steps == sorted(run.steps)
-    assert run.steps[-1] == 20_002
-    assert run.losses == [1 / step for step in run.steps]

@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 
 from napari_kdunet import core
-from napari_kdunet.widgets.segmentation.result import Result
 from napari_kdunet.widgets.shared.models import models
 
 WORLD = {"scale": (10.0, 10.0, 10.0), "units": ("nm",) * 3}
@@ -140,22 +139,3 @@ def test_earlier_labels_of_another_shape_are_notified(bench, segmented, notified
     assert len(notified) == 2
     assert "corrected labels have shape (8, 96, 96), but their image cut em has shape (8, 80, 96)" in notified[1]
     bench.assert_ready(train)
-
-
-@pytest.mark.parametrize("memory", [None, 0], ids=["in memory", "in a Zarr"])
-def test_corrected_slices_of_a_result(tiny_model, memory):
-    rng = np.random.default_rng(0)
-    result = Result(tiny_model, (3, 40, 50), 0.5, memory=memory)
-    for z in range(2):
-        result.put(z, rng.random((40, 50), np.float32))
-    assert result.corrected_slices() == {}
-    result.threshold = 0.3
-    result.apply(0)
-    assert result.corrected_slices() == {}, "one slice has the new threshold, the other the old one"
-    painted = result.mask[1]
-    sure = np.unravel_index(np.argmax(result.probability[1]), (40, 50))
-    painted[sure] = 0
-    result.mask[1] = painted
-    corrected = result.corrected_slices()
-    assert list(corrected) == [1]
-    np.testing.assert_array_equal(corrected[1], painted)
