@@ -38,7 +38,7 @@ def test_other_shapes_and_other_values_are_refused(volumes):
     with pytest.raises(core.LabelsError, match=r"guess has shape .* choose layers of the same shape"):
         Comparison(prediction, core.open_volume(np.asarray(reference)[:, :32], name="part"))
     grey = core.open_volume(np.asarray(prediction) + 0.5, name="grey")
-    with pytest.raises(core.LabelsError, match="grey is not a probability: slice z=1"):
+    with pytest.raises(core.VolumeError, match="grey is not a probability: slice z=1"):
         Comparison(grey, reference).confusion(1)
 
 
