@@ -11,7 +11,7 @@ import pytest
 
 from napari_kdunet import core
 from napari_kdunet.core.config import PAPER
-from napari_kdunet.core.parsing import format_slices, parse_class_weights, parse_slices
+from napari_kdunet.core.parsing import format_slices, parse_class_weights, parse_slices, parse_volume_weights
 
 BOTH = [core.TrainConfig, core.DistillConfig]
 FIELDS = [pytest.param(cls, spec, id=f"{cls.__name__}-{spec.name}") for cls in BOTH for spec in fields(cls)]
@@ -75,6 +75,8 @@ def test_the_bounds_themselves_are_allowed(cls, spec):
         ({"class_weights": (1.0, 2.0, 3.0)}, ["class_weights", "2"]),
         ({"class_weights": (1.0, 0.0)}, ["class_weights", "positive"]),
         ({"class_weights": ("a", "b")}, ["class_weights", "positive"]),
+        ({"volume_weights": (1.0, 0.0)}, ["volume_weights", "positive"]),
+        ({"volume_weights": "large"}, ["volume_weights", "even, area"]),
         ({"slices": np.array(3)}, ["slices is 3", "auto"]),
         ({"slices": (1, -1)}, ["slices"]),
         ({"slices": ()}, ["slices"]),
@@ -198,3 +200,9 @@ def test_parse_class_weights(one_line):
     for text in ("", "1,", "a,b"):
         with one_line(core.ConfigError, "class_weights"):
             parse_class_weights(text)
+
+
+def test_parse_volume_weights(one_line):
+    assert [parse_volume_weights(text) for text in ("even", "area", "1, 4.5")] == ["even", "area", (1.0, 4.5)]
+    with one_line(core.ConfigError, "volume_weights", "even", "1,4"):
+        parse_volume_weights("heavy")

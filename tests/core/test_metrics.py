@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from napari_kdunet import core
-from napari_kdunet.core.metrics import Curve
+from napari_kdunet.core.metrics import Curve, MeanCurve
 
 PREDICTED = np.array([[[1, 1, 1, 0, 0, 0]], [[0, 0, 5, 0, 0, 0]]], np.uint8)
 TRUTH = np.array([[[9, 9, 0, 3, 0, 0]], [[0, 0, 0, 0, 0, 0]]], np.uint16)
@@ -165,3 +165,23 @@ def test_collapsed():
     assert curve(noise, index).collapsed  # not constant, but says nothing of the truth
     assert not curve(0.2 * index + 0.5 * noise, index).collapsed
     assert curve(np.zeros(index.shape), np.full(index.shape, -1)).collapsed  # nothing seen, and no division by 0
+
+
+def test_one_threshold_for_several_volumes():
+    """Volumes count alike, however large: the threshold is best for the mean, and for neither by itself."""
+    rng = np.random.default_rng(0)
+
+    def volume(shift: float, size: int) -> Curve:
+        index = (rng.random((size, 100)) < 0.3).astype(np.int16)
+        probability = np.clip(0.3 + shift + 0.3 * index + rng.normal(0, 0.1, index.shape), 0, 1)
+        return curve(probability.astype(np.float32), index)
+
+    low, high = volume(-0.15, 50), volume(0.15, 500)
+    both = MeanCurve((low, high))
+    chosen = both.best_threshold()
+    assert low.best_threshold() < chosen < high.best_threshold()
+    assert both.iou(chosen) == pytest.approx((low.iou(chosen) + high.iou(chosen)) / 2)
+    assert both.iou(chosen) >= max(both.iou(i / 512) for i in range(1, 512)) - 0.002
+    assert both.ce == pytest.approx((low.ce + high.ce) / 2)
+    assert not both.collapsed
+    assert MeanCurve((low,)).best_threshold() == low.best_threshold()

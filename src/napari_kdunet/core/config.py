@@ -165,12 +165,19 @@ class TrainConfig:
 
     slices: str | tuple[int, ...] = setting(
         "auto",
-        "Labelled slices: auto (those that hold any label), all, or their z.",
+        "Labelled slices of each volume: auto (those that hold any label), all, or their z.",
         choices=("auto", "all"),
         types=(str, tuple),
     )
     ignore: int | None = setting(
         None, "Label value of pixels that nobody has looked at.", ge=-(2**31), le=2**31, types=(int, NoneType)
+    )
+    volume_weights: str | tuple[float, ...] = setting(
+        "even",
+        "How often patches are drawn from each of several volumes: evenly, by area, or one number a volume.",
+        choices=("even", "area"),
+        types=(str, tuple),
+        advanced=True,
     )
     val_share: float = setting(
         0.15,
@@ -227,6 +234,10 @@ class TrainConfig:
             or not all(isinstance(weight, int | float) and weight > 0 for weight in self.class_weights)
         ):
             raise ConfigError(f"class_weights is {self.class_weights}: give {self.classes} positive numbers.")
+        if isinstance(self.volume_weights, tuple) and not all(
+            isinstance(weight, int | float) and 0 < weight < math.inf for weight in self.volume_weights
+        ):
+            raise ConfigError(f"volume_weights is {self.volume_weights}: give a positive number for each volume.")
         if isinstance(self.slices, tuple) and not all(isinstance(z, int) and z >= 0 for z in self.slices):
             raise ConfigError(f"slices is {self.slices}: give slice numbers from 0 up.")
 

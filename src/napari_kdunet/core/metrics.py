@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from napari_kdunet.core.errors import LabelsError, VolumeError
 from napari_kdunet.core.volumes.labels import class_index
 from napari_kdunet.core.volumes.volume import Volume, open_pair
 
-__all__ = ["Confusion", "Curve", "Scores", "evaluate", "read_probability"]
+__all__ = ["Confusion", "Curve", "MeanCurve", "Scores", "evaluate", "read_probability"]
 
 _BINS = 512
 _ALIKE = 0.002  # of IoU: as good as the best
@@ -218,16 +219,14 @@ class Curve:
 
     def iou(self, threshold: float) -> float:
         """Foreground IoU of ``probability > threshold``, to the width of a bin (1/512)."""
-        return float(self._ious()[round(threshold * _BINS)])
+        return float(self.ious()[round(threshold * _BINS)])
 
     def best_threshold(self) -> float:
         """Of the thresholds whose IoU is within 0.002 of the best, the one nearest to 0.5.
 
         The best one of a few slices is often an extreme one, by a hair, and worse on others.
         """
-        ious = self._ious()[1:-1]
-        good = (np.flatnonzero(ious >= ious.max() - _ALIKE) + 1) / _BINS
-        return float(good[np.abs(good - 0.5).argmin()])
+        return _best_threshold(self.ious())
 
     @property
     def collapsed(self) -> bool:
@@ -235,9 +234,52 @@ class Curve:
         everything = self.foreground
         return self.spread < 0.01 or self.iou(self.best_threshold()) <= everything + 0.05 * (1 - everything)
 
-    def _ious(self) -> NDArray[np.float64]:
-        """IoU at the lower edge of each bin, and 0 at the end where nothing is foreground."""
+    def ious(self) -> NDArray[np.float64]:
+        """(513,) IoU at the thresholds 0, 1/512, ... 1; 0 at the end, where nothing is foreground."""
         tp = np.append(np.cumsum(self.positive[::-1])[::-1], 0)
         fp = np.append(np.cumsum(self.negative[::-1])[::-1], 0)
         ious: NDArray[np.float64] = tp / np.maximum(self.positive.sum() + fp, 1)
         return ious
+
+
+def _best_threshold(ious: NDArray[np.float64]) -> float:
+    """As `Curve.best_threshold`, from the IoU at each edge of the bins."""
+    inner = ious[1:-1]
+    good = (np.flatnonzero(inner >= inner.max() - _ALIKE) + 1) / _BINS
+    return float(good[np.abs(good - 0.5).argmin()])
+
+
+@dataclass(frozen=True)
+class MeanCurve:
+    """The scores of one network on several volumes, and their means, in which each volume counts alike.
+
+    Attributes
+    ----------
+    curves : tuple of Curve
+        One a volume, at least one.
+    """
+
+    curves: tuple[Curve, ...]
+
+    @property
+    def ce(self) -> float:
+        """Mean over the volumes of their cross entropy, nats a pixel."""
+        return fmean(curve.ce for curve in self.curves)
+
+    @property
+    def prior_ce(self) -> float:
+        """Mean over the volumes of the cross entropy of their foreground's share, nats a pixel."""
+        return fmean(curve.prior_ce for curve in self.curves)
+
+    def iou(self, threshold: float) -> float:
+        """Mean over the volumes of their foreground IoU at a threshold."""
+        return fmean(curve.iou(threshold) for curve in self.curves)
+
+    def best_threshold(self) -> float:
+        """As `Curve.best_threshold`, by the mean IoU: one threshold for all volumes."""
+        return _best_threshold(np.mean([curve.ious() for curve in self.curves], axis=0))
+
+    @property
+    def collapsed(self) -> bool:
+        """Whether the output is nearly constant on every volume."""
+        return all(curve.collapsed for curve in self.curves)

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from napari_kdunet.core.errors import ConfigError
 
-__all__ = ["clock", "format_slices", "parse_class_weights", "parse_slices"]
+__all__ = ["clock", "format_slices", "parse_class_weights", "parse_slices", "parse_volume_weights"]
 
 
 def parse_slices(text: str) -> str | tuple[int, ...]:
@@ -38,12 +38,21 @@ def format_slices(slices: Iterable[int]) -> str:
 
 def parse_class_weights(text: str) -> str | tuple[float, ...]:
     """Read `class_weights` as typed: ``none``, ``balanced``, or one number a class such as ``1,4``."""
-    if text in ("none", "balanced"):
+    return _parse_weights("class_weights", text, ("none", "balanced"))
+
+
+def parse_volume_weights(text: str) -> str | tuple[float, ...]:
+    """Read `volume_weights` as typed: ``even``, ``area``, or one number a volume such as ``1,4``."""
+    return _parse_weights("volume_weights", text, ("even", "area"))
+
+
+def _parse_weights(name: str, text: str, words: tuple[str, ...]) -> str | tuple[float, ...]:
+    if text in words:
         return text
     try:
         return tuple(float(part) for part in text.split(","))
     except ValueError:
-        raise ConfigError(f"class_weights is {text!r}: give none, balanced, or numbers such as 1,4.") from None
+        raise ConfigError(f"{name} is {text!r}: give {', '.join(words)}, or numbers such as 1,4.") from None
 
 
 def clock(seconds: float) -> str:

@@ -54,7 +54,7 @@ class DistillWidget(TrainingPanel):
             "An image layer of foreground probabilities (0 to 1), by any tool, that teaches in the place of a model."
         )
         rows = {"Teacher model": teacher, "or teacher layer": probability, **inputs.rows}
-        form = SettingsForm(core.DistillConfig, main=_MAIN, hidden=("ignore",))
+        form = SettingsForm(core.DistillConfig, main=_MAIN, hidden=("ignore", "volume_weights"))
         super().__init__(viewer, form, inputs, rows, "Distil")
         self.teacher, self.probability = teacher, probability
         self.size_label = QLabel()

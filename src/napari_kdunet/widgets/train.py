@@ -55,7 +55,9 @@ class TrainWidget(TrainingPanel):
             "slices of its mask that you have painted on, together with the labels above."
         )
         rows = {**inputs.rows, "Start from": origin, " ": beside(live, corrections)}
-        super().__init__(viewer, SettingsForm(core.TrainConfig, hidden=("ignore",)), inputs, rows, "Train")
+        super().__init__(
+            viewer, SettingsForm(core.TrainConfig, hidden=("ignore", "volume_weights")), inputs, rows, "Train"
+        )
         self.origin, self.live, self.corrections_button = origin, live, corrections
         origin.changed.connect(lambda name: self.form.set_enabled(_SET_BY_MODEL, not name))
         self.start_with(self.view.start_button, lambda: self.live_job() if live.isChecked() else self.job())

@@ -10,13 +10,13 @@ import torch
 
 from napari_kdunet.core.config import TrainConfig
 from napari_kdunet.core.data.patches import PatchSampler, TrainingVolume, load_blocks
-from napari_kdunet.core.data.splits import is_labelled, labelled_slices, spaced
+from napari_kdunet.core.data.splits import is_labelled, spaced
 from napari_kdunet.core.data.teachers import TeacherOutput
-from napari_kdunet.core.data.validation import Validation, split
+from napari_kdunet.core.data.validation import Validation, given_validation, split
 from napari_kdunet.core.devices import training_threads
-from napari_kdunet.core.errors import UnlabelledError, VolumeError
+from napari_kdunet.core.errors import ConfigError, LabelsError, UnlabelledError, VolumeError
 from napari_kdunet.core.networks.model import Model
-from napari_kdunet.core.volumes.volume import Volume, check_labels, open_volume
+from napari_kdunet.core.volumes.volume import Volume, open_pair, open_volume
 
 __all__ = ["Dataset", "prepare"]
 
@@ -26,27 +26,37 @@ class Dataset:
     """Training patches and validation slices."""
 
     sampler: PatchSampler
-    validation: Validation
+    validations: tuple[Validation, ...]
+    """One for each volume that is validated on; scores are their means."""
     labelled_slices: tuple[int, ...]
+    """Of all volumes, one after the other."""
     unlabelled_slices: int
-    pixel_size: float
-    """The image's own, nm; 0 where it is not known."""
-    image: Volume
-    labels: Volume | None
-    held_out: frozenset[int]
+    first: TrainingVolume
+    """The first volume, whose labels may change while it is trained on, and its slices that are not held out."""
     notes: tuple[str, ...] = field(default=())
 
+    @property
+    def val_slices(self) -> tuple[int, ...]:
+        """The validation slices of all volumes, one after the other."""
+        return tuple(z for validation in self.validations for z in validation.slices)
+
+    @property
+    def validated_on(self) -> str:
+        """As in `Started`."""
+        return " and ".join(dict.fromkeys(validation.kind for validation in self.validations))
+
     def read_again(self, z: int) -> None:
-        """Read the labels of slice `z` again; a held-out slice is validated on, never trained on."""
-        config = self.sampler.config
-        if self.labels is None or z in self.held_out or not 0 <= z < self.labels.shape[0]:
+        """Read the labels of slice `z` of the first volume again; a held-out one is validated on, never trained on."""
+        config, first = self.sampler.config, self.first
+        if first.labels is None or z not in first.slices:
             return
-        counts, _ = is_labelled(self.labels, z, config)
-        volume = TrainingVolume(self.image, self.labels, slices=(z,) if counts else ())
+        counts, _ = is_labelled(first.labels, z, config)
+        volume = replace(first, teacher=None, slices=(z,) if counts else ())
         self.sampler.replace(z, load_blocks(volume, config, int(config.memory * 1e9))[0])
-        if self.validation.kind == "training slices":
-            slices = tuple(sorted({block.z for block in self.sampler.labelled}))
-            self.validation = replace(self.validation, slices=spaced(slices, config.val_slices))
+        validation, *others = self.validations
+        if validation.kind == "training slices":
+            slices = tuple(sorted({block.z for block in self.sampler.labelled if block.volume.index == 0}))
+            self.validations = (replace(validation, slices=spaced(slices, config.val_slices)), *others)
 
 
 def prepare(
@@ -55,7 +65,7 @@ def prepare(
     config: TrainConfig,
     device: torch.device,
     *,
-    val: tuple[Any, Any] | None = None,
+    val: Any = None,
     teacher: Model | Volume | None = None,
     teacher_views: int = 1,
     unlabelled: Sequence[Any] = (),
@@ -66,13 +76,13 @@ def prepare(
     Parameters
     ----------
     raw, labels : volume
-        ZYX; labels may be None where there is a teacher.
+        ZYX; labels may be None where there is a teacher. Or `raw` is a list of pairs (raw, labels), and `labels` None.
     config : TrainConfig
         Which slices, which share to hold out, how much memory.
     device : torch.device
         Where the batches go.
-    val : pair of volumes, optional
-        Raw and labels to validate on instead of a held-out share.
+    val : pair of volumes, or list of pairs
+        Raw and labels to validate on instead of a held-out share of each volume.
     teacher : Model or Volume, optional
         With a teacher the slices that are not labelled are learnt from too; a Volume is its probability of `raw`.
     teacher_views : int
@@ -87,50 +97,77 @@ def prepare(
     VolumeError, LabelsError, ConfigError
         If something cannot be used.
     """
-    image = open_volume(raw)
-    truth = None if labels is None else open_volume(labels)
-    if truth is not None:
-        check_labels(image, truth)
-    if isinstance(teacher, Volume) and (teacher.shape != image.shape or unlabelled):
-        why = "volumes without its probability were given" if unlabelled else f"its shape is {teacher.shape}"
-        raise VolumeError(f"{teacher.name} cannot teach on {image.name}, shape {image.shape}: {why}.")
-    labelled = () if truth is None else labelled_slices(truth, config)
-
-    def output(volume: Volume) -> TeacherOutput | None:
+    pairs = _open_pairs(raw if labels is None and isinstance(raw, list | tuple) else (raw, labels))
+    volumes = [TrainingVolume(image, truth, index=i) for i, (image, truth) in enumerate(pairs)]
+    volumes += [TrainingVolume(open_volume(more), None, index=i) for i, more in enumerate(unlabelled, len(volumes))]
+    _check(volumes, teacher, config)
+    if teacher is not None:
         threads = training_threads(config.k, config.threads)[1]
-        return None if teacher is None else TeacherOutput(teacher, volume, device.type, threads, teacher_views)
+        outputs = [TeacherOutput(teacher, volume.raw, device.type, threads, teacher_views) for volume in volumes]
+        volumes = [replace(volume, teacher=output) for volume, output in zip(volumes, outputs, strict=True)]
 
-    of_image = output(image)
-    validation, held_out = split(image, truth, labelled, config, val, of_image)
-    for z in validation.slices:
-        validation.raw.statistics(z)  # a bad slice is found now rather than after the first part of the training
-    trained = tuple(z for z in labelled if z not in held_out)
-    others = tuple(z for z in range(image.shape[0]) if z not in labelled and z not in held_out) if teacher else ()
-    with_labels = [TrainingVolume(image, truth, of_image, trained)] if trained else []
-    without = [TrainingVolume(image, None, of_image, others)] if others else []
-    for more in map(open_volume, unlabelled):
-        without.append(TrainingVolume(more, None, output(more), tuple(range(more.shape[0]))))
-    used = dict.fromkeys((image, validation.raw, *(volume.raw for volume in without)))
+    given = [given_validation(*pair, config) for pair in _pairs(val)] if val is not None else []
+    # where nothing has labels, by the teacher
+    judged = [volume for volume in volumes if volume.labels is not None] or volumes[: len(pairs)]
+    splits = [split(volume, config, not given and volume in judged) for volume in volumes]
+    validations = given + [part.validation for part in splits if part.validation is not None]
+    for validation in validations:
+        for z in validation.slices:
+            validation.raw.statistics(z)  # a bad slice is found now rather than after the first part of the training
+
+    labelled = [part.labelled for part in splits if part.labelled.slices]
+    others = [part.unlabelled for part in splits if part.unlabelled.slices]
+    used = dict.fromkeys((*(volume.raw for volume in volumes), *(validation.raw for validation in validations)))
     notes = [note for volume in used for note in _pixel_size_notes(volume, config)]
-    sampler, sampled = _load(with_labels, without, config, device, processes)
+    sampler, sampled = _load(labelled, others, config, device, processes)
     if sampled:
         notes.append(f"the slices need more than {config.memory:g} GB: an even sample of them is trained on.")
     if isinstance(teacher, Volume):
         _check_probability(teacher, sampler)
-    if truth is not None:
-        _check_both(truth, sampler)
-    pixel_size = image.voxel_size[-1] if image.voxel_size else 0.0
-    unlabelled_slices = sum(len(volume.slices) for volume in without)
-    return Dataset(sampler, validation, trained, unlabelled_slices, pixel_size, image, truth, held_out, tuple(notes))
+    if labelled:
+        _check_both(labelled, sampler)
+    labelled_z = tuple(z for part in labelled for z in part.slices)
+    unlabelled_slices = sum(len(part.slices) for part in others)
+    first = replace(volumes[0], slices=splits[0].usable)
+    return Dataset(sampler, tuple(validations), labelled_z, unlabelled_slices, first, tuple(notes))
 
 
-def _check_both(labels: Volume, sampler: PatchSampler) -> None:
+def _pairs(given: Any) -> list[tuple[Any, Any]]:
+    """One pair of image and labels, or a list of them, as a list; errors as in `prepare`."""
+    several = isinstance(given, list | tuple) and all(isinstance(each, list | tuple) for each in given)
+    pairs = list(given) if several else [given]
+    if not pairs or not all(isinstance(pair, list | tuple) and len(pair) == 2 for pair in pairs):
+        raise VolumeError("several volumes are given as a list of pairs, [(image, labels), ...], one pair at least.")
+    return [(image, labels) for image, labels in pairs]
+
+
+def _open_pairs(given: Any) -> list[tuple[Volume, Volume | None]]:
+    return [
+        (open_volume(image), None) if labels is None else open_pair(image, labels) for image, labels in _pairs(given)
+    ]
+
+
+def _check(volumes: list[TrainingVolume], teacher: Model | Volume | None, config: TrainConfig) -> None:
+    """Check that each volume has somebody to learn from, and that the settings are for so many."""
+    image, weights = volumes[0].raw, config.volume_weights
+    if isinstance(weights, tuple) and len(weights) != len(volumes):
+        raise ConfigError(f"volume_weights has {len(weights)} numbers for {len(volumes)} volumes: give one for each.")
+    if isinstance(teacher, Volume) and (teacher.shape != image.shape or len(volumes) > 1):
+        why = "volumes without its probability were given" if len(volumes) > 1 else f"its shape is {teacher.shape}"
+        raise VolumeError(f"{teacher.name} cannot teach on {image.name}, shape {image.shape}: {why}.")
+    for volume in volumes:
+        if volume.labels is None and teacher is None:
+            raise LabelsError(f"{volume.raw.name} came without labels and without a teacher: give one of them.")
+
+
+def _check_both(volumes: list[TrainingVolume], sampler: PatchSampler) -> None:
     """Check that there is foreground and background to learn from."""
     background, *others = sampler.class_pixels().tolist()
+    names = ", ".join(volume.labels.name for volume in volumes[:3] if volume.labels is not None)
     for name, pixels in (("foreground", sum(others)), ("background", background)):
         if not pixels:
             where = "in the slices to train on"
-            raise UnlabelledError(f"{labels.name} has no {name} {where}: label some or name others.")
+            raise UnlabelledError(f"{names} has no {name} {where}: label some or name others.")
 
 
 def _pixel_size_notes(image: Volume, config: TrainConfig) -> list[str]:

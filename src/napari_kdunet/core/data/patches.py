@@ -37,6 +37,8 @@ class TrainingVolume:
     teacher: TeacherOutput | None = None
     slices: tuple[int, ...] = ()
     """z of the slices to take."""
+    index: int = 0
+    """Place among the volumes of the training."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -131,7 +133,7 @@ class PatchSampler:
     config: TrainConfig
     device: torch.device
     erased: frozenset[int] = frozenset()
-    """z whose labels have been erased since."""
+    """z of the first volume whose labels have been erased since."""
     processes: int = 1
     """Number of processes; each makes `config.batch` of a step's patches."""
 
@@ -144,9 +146,10 @@ class PatchSampler:
         return total
 
     def replace(self, z: int, blocks: Sequence[Block]) -> None:
-        """Take these as the labelled blocks of slice `z`; the last blocks of all stay until there are others."""
+        """Take these as the labelled blocks of slice `z` of the first volume; the last stay until there are others."""
         self.erased = self.erased - {z} if blocks else self.erased | {z}
-        others = [block for block in self.labelled if block.z not in self.erased | {z}]
+        gone = self.erased | {z}
+        others = [block for block in self.labelled if block.volume.index or block.z not in gone]
         self.labelled = [*others, *blocks] or self.labelled
 
     def batch(self, step: int, unlabelled_share: float = 0.0, *, teacher: bool = False, rank: int = 0) -> Batch:
@@ -186,9 +189,19 @@ class PatchSampler:
         chosen = []
         for blocks, number in ((self.labelled, count - unlabelled), (self.unlabelled, unlabelled)):
             if number:
-                sizes = torch.tensor([float(block.image.numel()) for block in blocks])
-                chosen += [blocks[i] for i in torch.multinomial(sizes, number, True, generator=generator).tolist()]
+                weights = self._weights(blocks)
+                chosen += [blocks[i] for i in torch.multinomial(weights, number, True, generator=generator).tolist()]
         return chosen
+
+    def _weights(self, blocks: Sequence[Block]) -> Tensor:
+        """(N,) relative probability of each block: by `volume_weights`, and by area among those of one volume."""
+        areas = torch.tensor([block.image.numel() for block in blocks], dtype=torch.float64)
+        if (given := self.config.volume_weights) != "area":
+            volumes = torch.tensor([block.volume.index for block in blocks])
+            totals = areas.new_zeros(int(volumes.max()) + 1).index_add(0, volumes, areas)
+            weights = torch.ones_like(totals) if given == "even" else areas.new_tensor(given)[: len(totals)]
+            areas *= (weights * areas.sum() / totals)[volumes]
+        return areas.float()
 
     def _target(self, block: Block, warped: Tensor) -> Tensor:
         if block.target is None:

@@ -1,4 +1,4 @@
-"""Validation: the slices that a network is scored on, and how."""
+"""Validation: the slices that a network is scored on, held out of those that it learns from, and how."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from napari_kdunet.core.config import TrainConfig
+from napari_kdunet.core.data.patches import TrainingVolume
 from napari_kdunet.core.data.splits import held_out_slices, labelled_slices, spaced
 from napari_kdunet.core.data.teachers import TeacherOutput
-from napari_kdunet.core.errors import LabelsError
 from napari_kdunet.core.metrics import Curve, read_probability
 from napari_kdunet.core.networks.model import Model
 from napari_kdunet.core.prediction.tiler import Tiler, foreground
 from napari_kdunet.core.volumes.labels import class_index
 from napari_kdunet.core.volumes.volume import Volume, open_pair
 
-__all__ = ["Validation", "split"]
+__all__ = ["Split", "Validation", "given_validation", "split"]
 
 Truth = Callable[[int, tuple[int, int], tuple[int, int]], NDArray[np.int16]]
 
@@ -93,58 +93,71 @@ class Validation:
         return curve
 
 
-def split(
-    image: Volume,
-    truth: Volume | None,
-    labelled: tuple[int, ...],
-    config: TrainConfig,
-    val: tuple[Any, Any] | None,
-    teacher: TeacherOutput | None,
-) -> tuple[Validation, frozenset[int]]:
-    """Choose the validation slices: those of `val`, else held-out ones, else those that are trained on.
-
-    Parameters
-    ----------
-    image, truth : Volume
-        Image and labels to train on; labels may be None where there is a teacher.
-    labelled : tuple of int
-        z of the labelled slices.
-    config : TrainConfig
-        Share and number of slices to validate on.
-    val : pair of volumes, optional
-        Raw and labels to validate on.
-    teacher : TeacherOutput, optional
-        Judge of a student that learns without labels.
-
-    Returns
-    -------
-    Validation
-    frozenset of int
-        The z of `image` that are held out of the training.
+def given_validation(raw: Any, labels: Any, config: TrainConfig) -> Validation:
+    """Validate on a volume of its own.
 
     Raises
     ------
     VolumeError, LabelsError, UnlabelledError
-        If `val` cannot be used, or there are neither labels nor a teacher.
+        If image and labels do not fit, or nothing is labelled.
     """
-    if val is not None:
-        given, given_labels = open_pair(*val)
-        slices = labelled_slices(given_labels, replace(config, slices="auto"))
-        chosen = spaced(slices, config.val_slices)
-        return Validation.against(given, given_labels, chosen, config, "given volume"), frozenset()
-    if truth is not None:
-        held_out = held_out_slices(labelled, config.val_share)
-        chosen = spaced(held_out, config.val_slices)
-        if any((class_index(truth.read(z), config.classes, config.ignore) > 0).any() for z in chosen):
-            return Validation.against(image, truth, chosen, config, "held-out slices"), frozenset(held_out)
-        chosen = spaced(labelled, config.val_slices)
-        return Validation.against(image, truth, chosen, config, "training slices"), frozenset()
-    if teacher is None:
-        raise LabelsError(f"{image.name} came without labels and without a teacher: give one of them.")
-    every = tuple(range(image.shape[0]))
-    held_out = held_out_slices(every, config.val_share)
-    chosen = spaced(held_out or every, config.val_slices)
-    return Validation(image, _teacher_truth(teacher), chosen, "teacher"), frozenset(held_out)
+    given, given_labels = open_pair(raw, labels)
+    slices = labelled_slices(given_labels, replace(config, slices="auto"))
+    return Validation.against(given, given_labels, spaced(slices, config.val_slices), config)
+
+
+@dataclass(frozen=True)
+class Split:
+    """The slices of a volume: what is learnt from its labels, what from the teacher alone, and what is validated on."""
+
+    labelled: TrainingVolume
+    unlabelled: TrainingVolume
+    validation: Validation | None
+    usable: tuple[int, ...]
+    """z of all slices that are not held out."""
+
+
+def split(volume: TrainingVolume, config: TrainConfig, validated: bool) -> Split:
+    """Share out the slices of a volume to train on.
+
+    Parameters
+    ----------
+    volume : TrainingVolume
+        Its labels or its teacher may be None, not both.
+    config : TrainConfig
+        Which slices count as labelled, share and number of those to validate on.
+    validated : bool
+        Whether to validate on this volume: on held-out slices, else on those that are trained on.
+
+    Raises
+    ------
+    VolumeError, LabelsError, UnlabelledError
+        If labels cannot be used.
+    """
+    every = tuple(range(volume.raw.shape[0]))
+    labelled = () if volume.labels is None else labelled_slices(volume.labels, config)
+    validation, held_out = _hold_out(volume, labelled or every, config) if validated else (None, frozenset[int]())
+    usable = tuple(z for z in every if z not in held_out)
+    learnt = tuple(z for z in labelled if z not in held_out)
+    others = tuple(z for z in usable if z not in labelled) if volume.teacher is not None else ()
+    without = replace(volume, labels=None, slices=others)
+    return Split(replace(volume, slices=learnt), without, validation, usable)
+
+
+def _hold_out(
+    volume: TrainingVolume, slices: tuple[int, ...], config: TrainConfig
+) -> tuple[Validation, frozenset[int]]:
+    """The validation on a share of the slices, and the z that are held out for it."""
+    raw, labels = volume.raw, volume.labels
+    held_out = held_out_slices(slices, config.val_share)
+    chosen = spaced(held_out or slices, config.val_slices)
+    if labels is None:
+        assert volume.teacher is not None
+        return Validation(raw, _teacher_truth(volume.teacher), chosen, "teacher"), frozenset(held_out)
+    if held_out and any((class_index(labels.read(z), config.classes, config.ignore) > 0).any() for z in chosen):
+        return Validation.against(raw, labels, chosen, config, "held-out slices"), frozenset(held_out)
+    chosen = spaced(slices, config.val_slices)
+    return Validation.against(raw, labels, chosen, config, "training slices"), frozenset()
 
 
 def _teacher_truth(teacher: TeacherOutput) -> Truth:

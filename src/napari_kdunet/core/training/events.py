@@ -26,17 +26,20 @@ class Started:
     step: int
     """Steps already done (above 0 when resumed)."""
     labelled_slices: tuple[int, ...]
-    """z of the slices whose labels are learnt from."""
+    """z of the slices whose labels are learnt from; of several volumes one after the other."""
     unlabelled_slices: int
     """Number of slices without labels, which are learnt from through the teacher alone."""
     val_slices: tuple[int, ...]
-    """z of the validation slices."""
+    """z of the validation slices; of several volumes one after the other."""
     validated_on: str
-    """``held-out slices``, ``given volume``, ``training slices`` or ``teacher`` (agreement with it)."""
+    """``held-out slices``, ``given volume``, ``training slices`` or ``teacher`` (agreement with it); of several
+    volumes each kind that occurs, joined by ``and``."""
     prior_ce: float
     """Cross entropy of the class prior on the validation slices, nats a pixel: that of a collapsed network."""
     notes: tuple[str, ...] = ()
     """What was assumed, one sentence each (unknown pixel size, a sample of a large volume, ...)."""
+    val_volumes: tuple[str, ...] = ()
+    """Names of the volumes that the validation slices are of, in the order of `Validated.volume_ious`."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +66,10 @@ class Stepped:
 
 @dataclass(frozen=True)
 class Validated:
-    """The (averaged) network was scored on the validation slices at their own resolution."""
+    """The (averaged) network was scored on the validation slices at their own resolution.
+
+    Scores are means over the volumes that it is validated on.
+    """
 
     step: int
     seconds: float
@@ -80,6 +86,8 @@ class Validated:
     """Whether it is the best so far."""
     model: Model
     """The network as it is now, ready for prediction; later steps do not change it."""
+    volume_ious: tuple[float, ...] = ()
+    """Foreground IoU at `threshold` of each volume of `Started.val_volumes`; `iou` is their mean."""
 
     @property
     def paper_ce(self) -> float:

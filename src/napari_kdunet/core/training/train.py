@@ -28,10 +28,10 @@ Pair = tuple[Any, Any]
 
 def iter_train(
     raw: Any,
-    labels: Any,
+    labels: Any = None,
     config: TrainConfig | None = None,
     *,
-    val: Pair | None = None,
+    val: Pair | Sequence[Pair] | None = None,
     out: str | Path | None = None,
     resume: bool = False,
     start: Model | None = None,
@@ -44,11 +44,13 @@ def iter_train(
     ----------
     raw, labels : volume
         Anything that `open_volume` takes, ZYX (2-D is one slice). Labels: 0 = background, above = foreground (or the
-        class, with more than two classes), and `config.ignore` where nobody has looked.
+        class, with more than two classes), and `config.ignore` where nobody has looked. Of several volumes `raw` is a
+        list of pairs (raw, labels), and `labels` is left out: each has its own voxel size, shape and dtype, patches
+        come from them as `config.volume_weights` says, and scores are means over them.
     config : TrainConfig, optional
         Settings.
-    val : pair of volumes, optional
-        Raw and labels to validate on; else a contiguous share of the labelled slices is held out.
+    val : pair of volumes, or list of pairs, optional
+        Raw and labels to validate on; else a contiguous share of the labelled slices of each volume is held out.
     out : path, optional
         Where the best model is written at the end or when closed; the state to resume from is kept beside it as
         ``NAME.resume.safetensors`` until training is done.
@@ -57,8 +59,8 @@ def iter_train(
     start : Model, optional
         Initial weights instead of a fresh network (its form must be that of `config`).
     edited : callable, optional
-        Asked before each step for the z of the slices whose labels have changed since: they are read again, so that
-        training can go on while somebody paints; in one process.
+        Asked before each step for the z of the slices (of the first volume) whose labels have changed since: they are
+        read again, so that training can go on while somebody paints; in one process.
     fabric : Fabric, optional
         Launched: Lightning Fabric's several processes, in each of which this is called. Each trains on its own
         `config.batch` patches of a step, as one process would on all of them, and only the first writes. Its device and
@@ -91,7 +93,7 @@ def iter_distill(
     config: DistillConfig | None = None,
     *,
     unlabelled: Sequence[Any] = (),
-    val: Pair | None = None,
+    val: Pair | Sequence[Pair] | None = None,
     out: str | Path | None = None,
     resume: bool = False,
     start: Model | None = None,
@@ -108,7 +110,7 @@ def iter_distill(
     teacher : Model, torch.nn.Module, path, or volume
         As in `as_teacher`: a model of ours, anything that gives logits, or a probability volume of `raw`'s shape.
     raw, labels, config, val, out, resume, start, fabric
-        As in `iter_train`; labels may be None.
+        As in `iter_train`; labels may be None, those of a pair too.
     unlabelled : sequence of volumes
         More raw volumes to learn from through the teacher.
 
@@ -123,8 +125,6 @@ def iter_distill(
         As `iter_train`.
     """
     config = config or DistillConfig()
-    if labels is None and config.mode == "sequential":
-        raise LabelsError("a sequential distillation ends on labels, but none were given: give labels or choose soft.")
     checked = as_teacher(teacher, config)
     fabric = fabric or single_process(config)
     data = prepare(
@@ -138,12 +138,14 @@ def iter_distill(
         unlabelled=unlabelled,
         processes=fabric.world_size,
     )
+    if config.mode == "sequential" and not data.labelled_slices:
+        raise LabelsError("a sequential distillation ends on labels, but none were given: give labels or choose soft.")
     return Trainer(config, data, checked, _as_path(out), start, fabric, resume).run()
 
 
 def train(
     raw: Any,
-    labels: Any,
+    labels: Any = None,
     config: TrainConfig | None = None,
     *,
     on_event: Callable[[Event], Any] | None = None,

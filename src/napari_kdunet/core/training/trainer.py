@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -20,7 +21,7 @@ from napari_kdunet.core.data.patches import Batch
 from napari_kdunet.core.data.prefetch import Prefetcher
 from napari_kdunet.core.devices import precision_notes, training_threads, using_threads
 from napari_kdunet.core.errors import DivergedError
-from napari_kdunet.core.metrics import Curve
+from napari_kdunet.core.metrics import MeanCurve
 from napari_kdunet.core.networks.layers import training_format
 from napari_kdunet.core.networks.model import Model
 from napari_kdunet.core.networks.unet import KUNet
@@ -94,7 +95,7 @@ class Trainer:
         Parameters
         ----------
         edited : callable, optional
-            Called before each step for the z of the slices whose labels have changed since.
+            Called before each step for the z of the slices of the first volume whose labels have changed since.
 
         Yields
         ------
@@ -170,20 +171,26 @@ class Trainer:
         DivergedError
             If a weight is not finite: the gradient of the step before was not.
         """
-        config, validation, progress = self.config, self.data.validation, self.progress
+        config, progress = self.config, self.progress
         with self._active():
             model = model_of(copy.deepcopy(self.average.module if config.ema else self.raw_net), config)
             if not all(value.isfinite().all() for value in model.net.state_dict().values()):
                 raise self._diverged("a weight is no longer finite")
-            curve = self.group.on_rank_zero(lambda: validation.score(model, self.device.type, config.threads))
+            curve = self.group.on_rank_zero(lambda: self._score(model))
             threshold = config.threshold or curve.best_threshold()
             iou = curve.iou(threshold)
             while self._validation_is_due:  # one does for all that have fallen due: a step can be a large share
                 progress.validated += 1
-        model = replace(model, threshold=threshold, summary=self._summary(curve, iou))
+        model = replace(model, threshold=threshold, summary=self._summary(curve, threshold))
         better = self.checkpoints.update_best(model, iou, curve.collapsed)
         progress.stale = 0 if better else progress.stale + 1
-        return Validated(progress.step, progress.seconds, curve.ce, iou, threshold, curve.iou(0.5), better, model)
+        ious = tuple(each.iou(threshold) for each in curve.curves)
+        return Validated(progress.step, progress.seconds, curve.ce, iou, threshold, curve.iou(0.5), better, model, ious)
+
+    def _score(self, model: Model) -> MeanCurve:
+        """Score a model on the validation slices of each volume."""
+        validations, config = self.data.validations, self.config
+        return MeanCurve(tuple(each.score(model, self.device.type, config.threads) for each in validations))
 
     @property
     def _used(self) -> float:
@@ -246,21 +253,25 @@ class Trainer:
             step=self.progress.step,
             labelled_slices=data.labelled_slices,
             unlabelled_slices=data.unlabelled_slices,
-            val_slices=data.validation.slices,
-            validated_on=data.validation.kind,
-            prior_ce=data.validation.prior_ce(),
+            val_slices=data.val_slices,
+            validated_on=data.validated_on,
+            prior_ce=fmean(validation.prior_ce() for validation in data.validations),
             notes=(*data.notes, *precision_notes(self.config.precision, self.device)),
+            val_volumes=tuple(validation.raw.name for validation in data.validations),
         )
 
-    def _summary(self, curve: Curve, iou: float) -> dict[str, Any]:
+    def _summary(self, curve: MeanCurve, threshold: float) -> dict[str, Any]:
         """How the model came about, for its file's metadata."""
         data, teacher = self.data, self.teacher
-        scores = {"iou": iou, "ce": curve.ce, "prior_ce": curve.prior_ce, "step": self.progress.step}
+        scores: dict[str, Any] = {"iou": curve.iou(threshold), "ce": curve.ce, "prior_ce": curve.prior_ce}
+        if len(curve.curves) > 1:
+            scores["volume_ious"] = [each.iou(threshold) for each in curve.curves]
+        scores["step"] = self.progress.step
         summary: dict[str, Any] = {
             "settings": self.config.to_dict(),
             "labelled_slices": list(data.labelled_slices),
             "unlabelled_slices": data.unlabelled_slices,
-            "validation": {"on": data.validation.kind, "slices": list(data.validation.slices), **scores},
+            "validation": {"on": data.validated_on, "slices": list(data.val_slices), **scores},
             "seconds": round(self.progress.seconds, 1),
         }
         if self.group.size > 1:
