@@ -37,3 +37,12 @@ def test_distill_from_a_probability_volume(data, probability, tmp_path):
     result = run("distill", probability, data / "raw.tif", "-o", path, "--steps", 40, *SMALL)
     assert result.code == 0, result.err
     assert core.load_model(path).summary["teacher"] == {"probability": str(probability)}
+
+
+def test_distill_on_several_images(data, teacher, tmp_path):
+    path = tmp_path / "student.safetensors"
+    pairs = [data / "raw.tif", data / "labels.tif", data / "unknown.tif", data / "labels.tif"]
+    more = ["--unlabelled", data / "other.tif", "--voxel-size", 10, "--steps", 40]
+    result = run("distill", teacher, *pairs, "-o", path, *more, *SMALL)
+    assert result.code == 0, result.err
+    assert "14 labelled and 8 taught slices" in result.err

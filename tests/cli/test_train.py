@@ -52,3 +52,36 @@ def test_a_start_has_its_form_and_pixel_size(command, data, teacher, tmp_path):
     refused = run(*going_on, "--depth", 3)
     assert refused.code == 2
     assert "depth" in refused.err
+
+
+def test_several_images_each_with_its_voxel_size(data, teacher, tmp_path):
+    path, small = tmp_path / "m.safetensors", ["--start", teacher, "--lr", 1e-6, "--steps", 4, *SMALL]
+    pairs = [data / "raw.tif", data / "labels.tif", data / "unknown.tif", data / "labels.tif"]
+    sizes = ["--voxel-size", 10, "--voxel-size", "30,5,5"]
+    result = run("train", *pairs, "-o", path, "--volume-weights", "1,2", *sizes, *small)
+    assert result.code == 0, result.err
+    first, *validations = result.lines
+    assert "14 labelled slices" in first
+    assert f"of {data / 'raw.tif'}, {data / 'unknown.tif'}" in first
+    assert "note" not in result.err  # each pixel size is known
+    assert all(re.search(r"IoU 0\.\d+ \(0\.\d+, 0\.\d+\) at", line) for line in validations)
+    summary = core.load_model(path).summary
+    assert len(summary["validation"]["volume_ious"]) == 2
+    assert summary["settings"]["volume_weights"] == [1.0, 2.0]
+    val = ["--val-raw", data / "raw.tif", "--val-labels", data / "labels.tif"]
+    result = run("train", *pairs, "-o", path, *sizes, *val, *val, *small)
+    assert result.code == 2
+    assert "2 times for 4 images" in result.err
+    result = run("train", *pairs, "-o", path, "--voxel-size", 10, *val, *val, *small)
+    assert f"on given volume of {data / 'raw.tif'}, {data / 'raw.tif'}" in result.lines[0]
+
+
+def test_images_without_their_labels(data, tmp_path):
+    out = ["-o", tmp_path / "m.safetensors", "--steps", 1]
+    result = run("train", data / "raw.tif", data / "labels.tif", data / "other.tif", *out)
+    assert result.code == 2
+    assert "go in pairs" in result.err
+    assert "other.tif" in result.err
+    result = run("train", data / "raw.tif", data / "labels.tif", "--val-raw", data / "raw.tif", *out)
+    assert result.code == 2
+    assert "--val-labels" in result.err

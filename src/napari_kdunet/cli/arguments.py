@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 import typer
 from typer.core import TyperCommand
@@ -16,6 +17,21 @@ Out = Annotated[Path, typer.Option("-o", "--out", help="Model to write (.safeten
 VoxelSize = Annotated[
     str | None, typer.Option(help="Voxel size in nm, one number or Z,Y,X, in place of the one that the image states.")
 ]
+VoxelSizes = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--voxel-size",
+        help="Voxel size in nm, one number or Z,Y,X, in place of the one that the images state: once for all, or once "
+        "for each RAW, --unlabelled and --val-raw, in this order.",
+    ),
+]
+More = Annotated[
+    list[str] | None, typer.Argument(metavar="RAW LABELS", help="More images to learn from, each with its labels.")
+]
+ValRaws = Annotated[
+    list[str] | None, typer.Option("--val-raw", help="Image to validate on instead of a held-out share; repeatable.")
+]
+ValLabelsOfEach = Annotated[list[str] | None, typer.Option("--val-labels", help="Its labels; once a --val-raw.")]
 ValRaw = Annotated[str | None, typer.Option(help="Image to validate on instead of a held-out share.")]
 ValLabels = Annotated[str | None, typer.Option(help="Its labels.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on from NAME.resume.safetensors beside the model.")]
@@ -76,6 +92,48 @@ def given_volume(source: str, voxel_size: str | None) -> Any:
     if len(sizes) != 3 or not all(0 < size < 1e9 for size in sizes):
         raise ConfigError(f"voxel-size is {voxel_size!r}: give nm as one number or as Z,Y,X.")
     return core.open_volume(source, voxel_size=(sizes[0], sizes[1], sizes[2]))
+
+
+class Volumes(NamedTuple):
+    """Volumes given to a training: pairs of image and labels (or None), images without, and pairs to validate on."""
+
+    pairs: list[tuple[Any, Any]]
+    unlabelled: list[Any]
+    val: list[tuple[Any, Any]] | None
+
+
+def given_volumes(
+    pairs: Sequence[str | None],
+    voxel_sizes: list[str] | None,
+    val_raw: list[str] | None,
+    val_labels: list[str] | None,
+    unlabelled: list[str] | None = None,
+) -> Volumes:
+    """Open the volumes of a training, with the voxel sizes given on the command line.
+
+    `pairs` is image, labels, image, labels and so on.
+
+    Raises
+    ------
+    VolumeError, ConfigError
+        If an image cannot be opened, has no labels, or the number of voxel sizes is another than that of the images.
+    """
+    if len(pairs) % 2:
+        raise ConfigError(f"images and labels go in pairs, but {pairs[-1]} is alone: give RAW LABELS [RAW LABELS]...")
+    val_raw, val_labels, unlabelled = val_raw or [], val_labels or [], unlabelled or []
+    if len(val_raw) != len(val_labels):
+        raise ConfigError("--val-raw and --val-labels go together: give both or neither, as often.")
+    sources = [*map(str, pairs[::2]), *unlabelled, *val_raw]
+    sizes: Sequence[str | None] = voxel_sizes or [None]
+    if len(sizes) not in (1, len(sources)):
+        raise ConfigError(
+            f"voxel-size is given {len(sizes)} times for {len(sources)} images: give it once for all, or once for each."
+        )
+    sizes = list(sizes) * len(sources) if len(sizes) == 1 else sizes
+    images = iter([given_volume(source, size) for source, size in zip(sources, sizes, strict=True)])
+    learnt = [(next(images), labels) for labels in pairs[1::2]]
+    more = [next(images) for _ in unlabelled]
+    return Volumes(learnt, more, list(zip(images, val_labels, strict=True)) or None)
 
 
 def given_pair(raw: str | None, labels: str | None, voxel_size: str | None) -> tuple[Any, Any] | None:

@@ -17,17 +17,17 @@ from napari_kdunet.cli.arguments import (
     Json,
     Labels,
     ModelName,
+    More,
     Nodes,
     Out,
     Raw,
     Resume,
     Start,
-    ValLabels,
-    ValRaw,
-    VoxelSize,
+    ValLabelsOfEach,
+    ValRaws,
+    VoxelSizes,
     check_out,
-    given_pair,
-    given_volume,
+    given_volumes,
 )
 from napari_kdunet.cli.experiments import study, sweep
 from napari_kdunet.cli.options import with_settings
@@ -113,23 +113,25 @@ def train(
     labels: Labels,
     out: Out,
     config: TrainConfig,
-    val_raw: ValRaw = None,
-    val_labels: ValLabels = None,
-    voxel_size: VoxelSize = None,
+    more: More = None,
+    val_raw: ValRaws = None,
+    val_labels: ValLabelsOfEach = None,
+    voxel_size: VoxelSizes = None,
     resume: Resume = False,
     start: Start = None,
     devices: Devices = 1,
     nodes: Nodes = 1,
 ) -> None:
-    """Train a k-Unet from labels."""
+    """Train a k-Unet from the labels of one or several images."""
     from napari_kdunet.core import iter_train, load_model
 
     with launch_processes(config, devices, nodes) as fabric:
+        volumes = given_volumes([raw, labels, *(more or [])], voxel_size, val_raw, val_labels)
         events = iter_train(
-            given_volume(raw, voxel_size),
-            labels,
+            volumes.pairs,
+            None,
             config,
-            val=given_pair(val_raw, val_labels, voxel_size),
+            val=volumes.val,
             out=check_out(out),
             resume=resume,
             start=load_model(start) if start else None,
@@ -150,12 +152,13 @@ def distill(
     labels: Annotated[
         str | None, typer.Argument(metavar="LABELS", help="Labels; without them the teacher alone is learnt from.")
     ] = None,
+    more: More = None,
     unlabelled: Annotated[
         list[str] | None, typer.Option(help="Another image to learn from through the teacher; may be repeated.")
     ] = None,
-    val_raw: ValRaw = None,
-    val_labels: ValLabels = None,
-    voxel_size: VoxelSize = None,
+    val_raw: ValRaws = None,
+    val_labels: ValLabelsOfEach = None,
+    voxel_size: VoxelSizes = None,
     resume: Resume = False,
     start: Start = None,
     devices: Devices = 1,
@@ -165,13 +168,14 @@ def distill(
     from napari_kdunet.core import iter_distill, load_model
 
     with launch_processes(config, devices, nodes) as fabric:
+        volumes = given_volumes([raw, labels, *(more or [])], voxel_size, val_raw, val_labels, unlabelled)
         events = iter_distill(
             teacher,
-            given_volume(raw, voxel_size),
-            labels,
+            volumes.pairs,
+            None,
             config,
-            unlabelled=[given_volume(more, voxel_size) for more in unlabelled or []],
-            val=given_pair(val_raw, val_labels, voxel_size),
+            unlabelled=volumes.unlabelled,
+            val=volumes.val,
             out=check_out(out, teacher),
             resume=resume,
             start=load_model(start) if start else None,

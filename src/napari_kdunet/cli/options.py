@@ -12,12 +12,16 @@ from typing import Any
 import typer
 
 from napari_kdunet.core.config import TrainConfig
-from napari_kdunet.core.parsing import parse_class_weights, parse_slices
+from napari_kdunet.core.parsing import parse_class_weights, parse_slices, parse_volume_weights
 
 __all__ = ["with_settings"]
 
-_PARSERS: dict[str, Callable[[str], Any]] = {"slices": parse_slices, "class_weights": parse_class_weights}
-_EXAMPLES = {"slices": "e.g. 3,8,20:30", "class_weights": "e.g. 1,4"}
+_PARSERS: dict[str, Callable[[str], Any]] = {
+    "slices": parse_slices,
+    "class_weights": parse_class_weights,
+    "volume_weights": parse_volume_weights,
+}
+_EXAMPLES = {"slices": "e.g. 3,8,20:30", "class_weights": "e.g. 1,4", "volume_weights": "even | area | e.g. 1,4"}
 
 
 def with_settings(

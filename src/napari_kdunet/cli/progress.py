@@ -132,9 +132,10 @@ def follow_training(title: str, events: Iterator[Event]) -> Done:
                 bar.update(task, completed=event.fraction, status=f"step {event.step}  loss {event.loss:.3f}")
             elif isinstance(event, Validated):
                 mark = "  best so far" if event.best else ""
+                several = f" ({', '.join(f'{iou:.3f}' for iou in event.volume_ious)})" if event.volume_ious[1:] else ""
                 console.print(
-                    f"step {event.step:>6}  {event.seconds:>6.0f} s  IoU {event.iou:.3f} at {event.threshold:.2f}  "
-                    f"CE {event.ce:.4f}  paper CE {event.paper_ce:.4f}{mark}"
+                    f"step {event.step:>6}  {event.seconds:>6.0f} s  IoU {event.iou:.3f}{several} "
+                    f"at {event.threshold:.2f}  CE {event.ce:.4f}  paper CE {event.paper_ce:.4f}{mark}"
                 )
             elif isinstance(event, Done):
                 if event.collapsed:
@@ -207,10 +208,12 @@ def _file_identity(path: Path) -> tuple[int, int] | None:
 def _print_start(event: Started) -> None:
     taught = f" and {event.unlabelled_slices} taught" if event.unlabelled_slices else ""
     resumed = f"resumed after step {event.step}; " if event.step else ""
+    several = len(event.val_volumes) > 1
+    where = f"of {', '.join(event.val_volumes)}" if several else f"z = {format_slices(event.val_slices)}"
     console.print(
         f"{resumed}{event.parameters:,} parameters on {event.device}; "
         f"{len(event.labelled_slices)} labelled{taught} slices; "
-        f"validated on {event.validated_on}, z = {format_slices(event.val_slices)}; prior CE {event.prior_ce:.4f}"
+        f"validated on {event.validated_on}{' ' if several else ', '}{where}; prior CE {event.prior_ce:.4f}"
     )
     for note in event.notes:
         console.print(f"note: {note}")
