@@ -5,7 +5,10 @@ from __future__ import annotations
 import json
 import re
 
+import pytest
+
 from command_line import SMALL, run
+from mutations import forged
 from napari_kdunet import core
 from napari_kdunet.core.parsing import parse_slices
 
@@ -36,3 +39,24 @@ def test_odd_names_are_shown_as_they_are(data, teacher, tmp_path):
     result = run("distill", mask, data / "raw.tif", "-o", model, "--steps", 40, *SMALL)
     assert result.out.startswith(str(model))
     assert f"{mask}\n" in run("info", model).out
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_any_summary_is_shown(model_file_of, seed):
+    """A file of somebody else's can hold anything there, and what it holds is not sent to the terminal as it is."""
+    summary = {"validation": {"slices": [1, "a"]}, "settings": {"steps": 4}, "labelled_slices": [0, 1], "seconds": 1.0}
+    path = model_file_of(
+        forged(summary, seed) if seed else {"k": "\x1b[31m\n", "\ud800": [float("nan")], "x" * 999: {}}
+    )
+    told = run("info", path)
+    assert told.code == 0, told.err
+    assert told.out.replace("\n", "").isprintable()
+    assert json.loads(run("info", path, "--json").out, parse_constant=pytest.fail)["k"] == 1
+
+
+@pytest.fixture
+def model_file_of(tmp_path):
+    def save(summary):
+        return core.Model(core.KUNet(1, depth=1), summary=summary).save(tmp_path / "m.safetensors")
+
+    return save

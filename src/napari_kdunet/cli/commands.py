@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
@@ -217,17 +218,28 @@ def info(model: ModelName, as_json: Json = False) -> None:
 
     description = core.load_model(model).describe()
     if as_json:
-        typer.echo(json.dumps(description))
+        typer.echo(json.dumps(_without_nan(description)))
         return
-    summary = description.pop("summary")
+    summary = description.pop("summary")  # anything: the file may be somebody else's
     groups = {name: values for name, values in summary.items() if isinstance(values, dict)}
-    flat = description | {name: value for name, value in summary.items() if name not in groups}
+    flat = {name: value for name, value in summary.items() if name not in groups} | description
+    flat = {name: flat[name] for name in description | flat}
     for group in ("data", "validation", "teacher", "settings"):
         flat |= {f"{group}: {name}": value for name, value in groups.get(group, {}).items()}
     for name in ("labelled_slices", "validation: slices"):
-        if name in flat:
-            flat[name] = format_slices(flat[name])
+        slices = flat.get(name)
+        if isinstance(slices, list) and all(isinstance(z, int) for z in slices):
+            flat[name] = format_slices(slices)
     _print_table(flat)
+
+
+def _without_nan(value: Any) -> Any:
+    """JSON values with None in the place of numbers that JSON does not have."""
+    if isinstance(value, dict):
+        return {name: _without_nan(each) for name, each in value.items()}
+    if isinstance(value, list):
+        return [_without_nan(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 app.command(cls=Command)(study)
@@ -235,11 +247,19 @@ app.command(cls=Command)(sweep)
 
 
 def _print_table(rows: dict[str, Any]) -> None:
-    width = max(map(len, rows))
-    for name, value in rows.items():
-        shown = "not defined" if value is None and name in ("iou", "dice", "precision", "recall") else value
-        text = f"{shown:.5g}" if isinstance(shown, float) else str(shown)
-        typer.echo(f"{name.replace('_', ' '):<{width}}  {text}")
+    shown = {_printable(name.replace("_", " "), 60): value for name, value in rows.items()}
+    width = max(map(len, shown))
+    for name, value in shown.items():
+        if value is None and name in ("iou", "dice", "precision", "recall"):
+            value = "not defined"
+        text = f"{value:.5g}" if isinstance(value, float) else _printable(str(value), 1000)
+        typer.echo(f"{name:<{width}}  {text}")
+
+
+def _printable(text: str, most: int) -> str:
+    """Text of up to `most` characters, with an escape in the place of each that is not to be printed."""
+    text = text if len(text) <= most else f"{text[:most]}..."
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def _follow(title: str, events: Any, out: Path, resumed: bool, fabric: Any) -> None:

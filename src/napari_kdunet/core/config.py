@@ -14,10 +14,13 @@ from typing import Any, Self
 
 from napari_kdunet.core.errors import ConfigError
 
-__all__ = ["GOING_ON", "LIVE", "PAPER", "VIEWS", "DistillConfig", "TrainConfig"]
+__all__ = ["GOING_ON", "LEAST_PIXEL_SIZE", "LIVE", "PAPER", "VIEWS", "DistillConfig", "TrainConfig", "check_setting"]
 
 VIEWS = (1, 2, 4, 8)
 """Over how many mirror images and quarter turns a network's logits can be averaged; see `core.prediction.tta`."""
+
+LEAST_PIXEL_SIZE = 0.1
+"""Smallest working pixel size in nm, but for 0: to less, the image of a microscope would be enlarged without end."""
 
 
 def setting(
@@ -76,7 +79,9 @@ def _check(spec: Field[Any], value: Any) -> None:
     bounds = {name: meta[name] for name in _BOUNDS if name in meta}
     if not bounds:
         return
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ConfigError(f"{spec.name} is {value}: give a number.")
+    if isinstance(value, bool) or not isinstance(value, int | float):
         raise ConfigError(f"{spec.name} is {value!r}: give a number.")
     if float not in types and not isinstance(value, int):
         raise ConfigError(f"{spec.name} is {value!r}: give a whole number.")
@@ -225,6 +230,8 @@ class TrainConfig:
             if tuple in spec.metadata["types"]:
                 object.__setattr__(self, spec.name, _frozen(getattr(self, spec.name)))
             _check(spec, getattr(self, spec.name))
+        if 0 < self.pixel_size < LEAST_PIXEL_SIZE:
+            raise ConfigError(f"pixel_size is {self.pixel_size}: give at least {LEAST_PIXEL_SIZE} nm, or 0.")
         if self.steps is not None and self.minutes is not None:
             raise ConfigError("steps and minutes are both given: give one of them.")
         if self.patch % 2**self.depth:
@@ -327,6 +334,11 @@ LIVE: Mapping[str, Any] = MappingProxyType(
     {**GOING_ON, "minutes": 24 * 60.0, "validations": 24 * 60 * 30, "batch": 4, "patch": 128, "ema": 0.95}
     | {"val_share": 0.0, "val_slices": 1, "threshold": 0.5}
 )
+
+
+def check_setting(name: str, value: Any) -> None:
+    """Raise `ConfigError` where `value` is not what `TrainConfig` allows for the setting `name`, by itself."""
+    _check(next(spec for spec in fields(TrainConfig) if spec.name == name), value)
 
 
 @dataclass(frozen=True, kw_only=True)

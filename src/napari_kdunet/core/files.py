@@ -1,4 +1,4 @@
-"""Write files and folders atomically: they appear under their final name complete, or not at all."""
+"""Write files and folders atomically: they appear under their final name complete, or not at all. Read JSON files."""
 
 from __future__ import annotations
 
@@ -7,10 +7,12 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from napari_kdunet.core.errors import OutputError
+from napari_kdunet.core.parsing import parse_json
 
-__all__ = ["is_zarr_name", "make_folder", "replacing", "write_bytes"]
+__all__ = ["is_zarr_name", "make_folder", "read_json", "replacing", "write_bytes"]
 
 
 def is_zarr_name(path: Path) -> bool:
@@ -63,12 +65,28 @@ def make_folder(path: Path) -> None:
         raise OutputError(f"cannot make the folder {path}: {error.strerror}. Choose another.") from error
 
 
-def write_bytes(path: Path, data: bytes) -> None:
-    """Write `data` to `path` atomically; errors as in `replacing`."""
+def write_bytes(path: Path, *parts: bytes | memoryview) -> None:
+    """Write `parts`, one after the other, to `path` atomically; errors as in `replacing`."""
     with replacing(path) as temporary, temporary.open("wb") as file:
-        file.write(data)
+        file.writelines(parts)
         file.flush()
         os.fsync(file.fileno())
+
+
+def read_json(path: Path, most: int) -> Any:
+    """Read a JSON file of at most `most` bytes, as `parse_json` does.
+
+    Raises
+    ------
+    ValueError
+        If it is anything else, or cannot be read.
+    """
+    try:
+        if not path.is_file() or path.stat().st_size > most:
+            raise ValueError("it is not a file, or too long")
+        return parse_json(path.read_bytes())
+    except OSError as error:
+        raise ValueError(error.strerror or "it cannot be read") from error
 
 
 def _swap(new: Path, path: Path) -> None:

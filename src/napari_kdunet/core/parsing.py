@@ -1,12 +1,16 @@
-"""Parse and format settings that users type, on the command line or in a form, and format numbers for reading."""
+"""Parse what comes from outside: settings that users type, and JSON of files; format numbers for reading."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
+from typing import Any
 
 from napari_kdunet.core.errors import ConfigError
 
-__all__ = ["clock", "format_slices", "parse_class_weights", "parse_slices", "parse_volume_weights"]
+__all__ = ["clock", "format_slices", "parse_class_weights", "parse_json", "parse_slices", "parse_volume_weights"]
+
+_DEEPEST = 64  # levels of lists and objects in each other
 
 
 def parse_slices(text: str) -> str | tuple[int, ...]:
@@ -60,3 +64,40 @@ def clock(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def parse_json(text: str | bytes) -> Any:
+    """Read JSON that anybody can have written: no repeated names, whole numbers of 64 bits, up to 64 levels deep.
+
+    Raises
+    ------
+    ValueError
+        If it is anything else.
+    """
+    try:
+        value = json.loads(text, object_pairs_hook=_object, parse_int=_int)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+    level = [value]
+    for _ in range(_DEEPEST):
+        level = [x for each in level if isinstance(each, dict | list) for x in _values(each)]
+    if level:
+        raise ValueError("it is nested too deeply")
+    return value
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("a name is repeated in it")
+    return found
+
+
+def _int(text: str) -> int:
+    if len(text) > 20:
+        raise ValueError("a number in it is too large")
+    return int(text)
+
+
+def _values(each: dict[str, Any] | list[Any]) -> Iterable[Any]:
+    return each.values() if isinstance(each, dict) else each

@@ -12,7 +12,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from napari_kdunet import __version__, core
-from napari_kdunet.core.networks import model as model_file
+from napari_kdunet.core.networks import model as model_module
+from napari_kdunet.core.networks import model_file
 
 
 def metadata(path) -> dict:
@@ -158,7 +159,7 @@ def test_bundled_models(model, tmp_path, monkeypatch, one_line):
     for name, path in core.bundled_models().items():
         assert core.load_model(name).describe() == core.load_model(path).describe()
     path = model(2).save(tmp_path / "tiny.safetensors")
-    monkeypatch.setattr(model_file, "bundled_models", lambda: {"tiny": path})
+    monkeypatch.setattr(model_module, "bundled_models", lambda: {"tiny": path})
     assert core.load_model("tiny").net.k == 2
     with one_line(core.ModelError, "nosuch", "tiny"):
         core.load_model("nosuch")

@@ -10,10 +10,13 @@ from pathlib import Path
 
 import numpy as np
 
-from napari_kdunet.core.files import write_bytes
+from napari_kdunet.core.errors import ModelError
+from napari_kdunet.core.files import read_json, write_bytes
 from napari_kdunet.core.training.events import Stepped
 
 __all__ = ["History", "lowest_mean"]
+
+_MOST_BYTES = 2**28  # of a history: some four million steps
 
 
 def lowest_mean(values: Sequence[float], window: int) -> tuple[float | None, int]:
@@ -56,8 +59,28 @@ class History:
 
     @classmethod
     def load(cls, path: Path) -> History:
-        """Read what `save` wrote; a new one where there is nothing."""
-        return cls(**json.loads(path.read_text())) if path.exists() else cls()
+        """Read what `save` wrote; a new one where there is nothing.
+
+        Raises
+        ------
+        ModelError
+            If it is not what `save` writes.
+        """
+        if not path.exists():
+            return cls()
+        try:
+            match read_json(path, _MOST_BYTES):
+                case {
+                    "steps": [*steps],
+                    "tests": [*tests],
+                    "parameters": int(),
+                    "seconds": int() | float(),
+                    "diverged": bool(),
+                } as values if len(values) == 5 and all(map(_is_step, steps)) and all(map(_is_test, tests)):
+                    return cls(**values)
+        except ValueError:
+            pass
+        raise ModelError(f"{path} is damaged: remove it and the other files of its run, which is then done again.")
 
     def save(self, path: Path) -> None:
         """Write it as JSON, whole or not at all."""
@@ -78,3 +101,19 @@ class History:
     def train_loss(self, part: int, window: int) -> float | None:
         """`lowest_mean` of the whole loss (`part` 1), of its hard (2) or its soft (3) part."""
         return lowest_mean([entry[part] for entry in self.steps if entry[part] is not None], window)[0]  # type: ignore[misc]
+
+
+def _is_step(entry: object) -> bool:
+    """Whether a JSON value is an entry of `History.steps`."""
+    match entry:
+        case [int(), int() | float(), None | int() | float(), None | int() | float()]:
+            return True
+    return False
+
+
+def _is_test(entry: object) -> bool:
+    """Whether a JSON value is an entry of `History.tests`."""
+    match entry:
+        case [int(), int() | float()]:
+            return True
+    return False

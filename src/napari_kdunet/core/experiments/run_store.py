@@ -11,15 +11,17 @@ from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 from napari_kdunet.core.errors import ConfigError, ModelError
-from napari_kdunet.core.files import write_bytes
+from napari_kdunet.core.files import read_json, write_bytes
 from napari_kdunet.core.training.checkpoint import other_settings, resume_path
 from napari_kdunet.core.training.events import Done, Event, Started
 from napari_kdunet.core.volumes.volume import Volume
 
 __all__ = ["data_fingerprint", "forget_partial", "iter_once", "load_record", "save_record"]
+
+_MOST_BYTES = 2**24  # of a record
 
 
 def iter_once(path: Path, metadata: dict[str, Any], train: Callable[[Path, bool], Iterator[Event]]) -> Iterator[Event]:
@@ -83,8 +85,17 @@ def save_record(path: Path, metadata: dict[str, Any], result: dict[str, Any] | N
     write_bytes(path.with_suffix(".json"), json.dumps(record, indent=1).encode())
 
 
-def load_record(path: Path, metadata: dict[str, Any]) -> dict[str, Any] | None:
+def load_record(
+    path: Path, metadata: dict[str, Any], kind: type[Any], without: tuple[str, ...] = ()
+) -> dict[str, Any] | None:
     """The measurements of the model at `path`; None if there are none.
+
+    Parameters
+    ----------
+    path, metadata
+        As in `save_record`.
+    kind : dataclass
+        Of which the measurements are fields: all but those `without`.
 
     Raises
     ------
@@ -96,19 +107,33 @@ def load_record(path: Path, metadata: dict[str, Any]) -> dict[str, Any] | None:
     record = path.with_suffix(".json")
     if not record.exists():
         return None
+    damaged = ModelError(f"{record} is damaged: remove it to measure again.")
     try:
-        written = json.loads(record.read_text())
-        before, result = written["about"], written["found"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise ModelError(f"{record} is damaged: remove it to measure again.") from error
-    now = json.loads(json.dumps(metadata))
-    other = other_settings(_flat(before), _flat(now))
+        written = read_json(record, _MOST_BYTES)
+    except ValueError as error:
+        raise damaged from error
+    match written:
+        case {"about": {**before}, "found": (None | dict()) as result} if isinstance(before.get("settings", {}), dict):
+            pass
+        case _:
+            raise damaged
+    other = other_settings(_flat(before), _flat(json.loads(json.dumps(metadata))))
     if other:
         raise ConfigError(f"{record} is of other settings: {other}. Give the same, or choose another folder.")
-    return None if result is None else dict(result)
+    types = {name: hint for name, hint in get_type_hints(kind).items() if name not in without}
+    if result is not None and not (
+        result.keys() == types.keys() and all(_is(result[name], hint) for name, hint in types.items())
+    ):
+        raise damaged
+    return result
 
 
-def _flat(metadata: dict[str, Any]) -> dict[str, Any]:
+def _is(value: Any, hint: Any) -> bool:
+    """Whether a JSON value is of a type; a float may be a whole number."""
+    return isinstance(value, hint) or (type(value) is int and abs(value) < 2**53 and isinstance(float(value), hint))
+
+
+def _flat(metadata: dict[Any, Any]) -> dict[str, Any]:
     """The metadata, with the settings one level up."""
     settings: dict[str, Any] = metadata.get("settings", {})
     return {name: value for name, value in metadata.items() if name != "settings"} | settings

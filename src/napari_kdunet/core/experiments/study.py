@@ -100,6 +100,9 @@ class RunResult:
     """Chosen on held-out slices of the training volume."""
 
 
+_OF_RUN = ("run", "label", "setting", "teacher")  # fields of a result that the `Run` gives
+
+
 @dataclass(frozen=True)
 class _Data:
     """What all runs learn from and are scored on."""
@@ -175,7 +178,7 @@ def iter_study(
     for run in runs:
         metadata = shared | {"settings": run.config.to_dict(), "teacher": run.teacher}
         path = _model_path(folder, run.name)
-        result = load_record(path, metadata)
+        result = load_record(path, metadata, RunResult, _OF_RUN)
         if result is None:
             history = History.load(_history_path(path))
             yield from _iter_run(run, data, path, metadata, history)

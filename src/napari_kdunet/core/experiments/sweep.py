@@ -126,7 +126,7 @@ def iter_sweep(
         name = "teacher" if student is None else f"{student.k}-unet"
         path = folder / f"{name}.safetensors"
         metadata = shared | ({} if student is None else {"settings": student.to_dict()})
-        result = load_record(path, metadata)
+        result = load_record(path, metadata, Tradeoff)
         if result is None:
             if student is None:
                 teacher.save(path)

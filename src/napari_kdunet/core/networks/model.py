@@ -2,27 +2,27 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
+import torch
 from torch import Tensor, nn
 
 from napari_kdunet import __version__
-from napari_kdunet.core.errors import InputError, ModelError
-from napari_kdunet.core.files import write_bytes
+from napari_kdunet.core.config import LEAST_PIXEL_SIZE, check_setting
+from napari_kdunet.core.errors import ConfigError, ModelError
+from napari_kdunet.core.networks.model_file import DamagedError, TensorFile, save_tensors
 from napari_kdunet.core.networks.protocol import Network, UsualUNet
 from napari_kdunet.core.networks.unet import KUNet
 
 __all__ = ["Model", "bundled_models", "load_model"]
 
-_KEY = "napari_kdunet"
 _FORMAT = 1
+_FORM = ("k", "bn", "classes", "depth", "activation")  # the metadata that the network is rebuilt from
+_TWO_CLASSES = ("background", "mitochondrion")
+_LONGEST_NAME = 100  # characters of a class's name
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Model:
     threshold : float
         Foreground probability above which a pixel is foreground, chosen on validation.
     class_names : tuple of str
-        Background first.
+        Background first. Those of two classes, where there are more, become numbers.
     summary : dict
         How it was trained: settings, split, scores. JSON values only.
     """
@@ -47,11 +47,15 @@ class Model:
     net: nn.Module
     pixel_size: float = 10.0
     threshold: float = 0.5
-    class_names: tuple[str, ...] = ("background", "mitochondrion")
+    class_names: tuple[str, ...] = _TWO_CLASSES
     summary: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.net.eval()
+        classes = self.traits.classes
+        if self.class_names == _TWO_CLASSES and classes != 2:
+            names = ("background", *(f"class {i}" for i in range(1, classes)))
+            object.__setattr__(self, "class_names", names)
 
     @property
     def traits(self) -> Network:
@@ -128,57 +132,64 @@ def load_model(source: str | Path) -> Model:
     path = Path(source)
     if not path.exists() and str(source) in bundled_models():
         path = bundled_models()[str(source)]
-    weights, about = load_tensors(path)
-    version = about.get("format")
-    if isinstance(version, int) and version > _FORMAT:
-        raise ModelError(f"{path} was written by napari-kdunet {about.get('version')}: update to read it.")
+    if not path.is_file():
+        known = ", ".join(bundled_models())
+        hint = f"give a .safetensors file or one of {known}" if known else "give a .safetensors file"
+        raise ModelError(f"no model {str(path)!r}: {hint}.")
     try:
-        net = KUNet(
-            about["k"],
-            about["bn"],
-            classes=about["classes"],
-            depth=about["depth"],
-            activation=about["activation"],
-        )
-        net.load_state_dict(weights)
-        model = Model(
-            net.eval(),
-            float(about["pixel_size"]),
-            float(about["threshold"]),
-            tuple(about["class_names"]),
-            about["summary"],
-        )
-    except (KeyError, TypeError, ValueError, RuntimeError, InputError) as error:
-        reason = " ".join(str(error).split())[:200]
+        file = TensorFile.open(path)
+        metadata = file.metadata
+        version = metadata.get("format")
+        if isinstance(version, int) and version > _FORMAT:
+            raise ModelError(f"{path} was written by napari-kdunet {metadata.get('version')!r:.20}: update to read it.")
+        net = _network(metadata)
+        file.expect(net.state_dict())
+        more = _application(metadata)
+        _fill(net, file.read())
+    except (DamagedError, ConfigError) as error:
+        reason = str(error).rstrip(".")[:150]
         raise ModelError(f"{path} is not a model of napari-kdunet or is damaged ({reason}).") from error
-    return model
+    return Model(net, **more)
+
+
+def _network(metadata: dict[str, Any]) -> KUNet:
+    """The network of a file's metadata without its weights: it takes no memory yet; `DamagedError`, `ConfigError`."""
+    missing = [name for name in (*_FORM, "pixel_size", "threshold", "class_names", "summary") if name not in metadata]
+    if missing:
+        raise DamagedError(f"its metadata has no {missing[0]}")
+    form = {name: metadata[name] for name in _FORM}
+    for name, value in form.items():
+        check_setting(name, value if isinstance(value, int | float) or len(str(value)) < 40 else "...")
+    with torch.device("meta"):
+        return KUNet(**form, init="torch")  # He's has torch import seconds of what computes on this device
+
+
+def _application(metadata: dict[str, Any]) -> dict[str, Any]:
+    """All of a `Model` but the network, from a file's metadata; `DamagedError`."""
+    size, threshold, names, summary = (metadata[n] for n in ("pixel_size", "threshold", "class_names", "summary"))
+    if type(size) not in (int, float) or not (size == 0 or LEAST_PIXEL_SIZE <= size <= 1e6):
+        raise DamagedError("its pixel_size is not a number of nm that a network can work at")
+    if type(threshold) not in (int, float) or not 0 <= threshold < 1:
+        raise DamagedError("its threshold is not a probability below 1")
+    if not isinstance(names, list) or not all(isinstance(name, str) and len(name) <= _LONGEST_NAME for name in names):
+        raise DamagedError("its class_names are not a list of names")
+    if len(names) != metadata["classes"] and tuple(names) != _TWO_CLASSES:  # which older versions wrote for any number
+        raise DamagedError(f"it has {len(names)} class_names for {metadata['classes']} classes")
+    if not isinstance(summary, dict):
+        raise DamagedError("its summary is not an object")
+    return {"pixel_size": float(size), "threshold": float(threshold), "class_names": tuple(names), "summary": summary}
+
+
+def _fill(net: KUNet, weights: dict[str, Tensor]) -> None:
+    """Give a network of `_network` its weights; `DamagedError` where they would make it give no numbers."""
+    for name, value in weights.items():
+        if not value.isfinite().all() or (name.endswith("running_var") and (value < 0).any()):
+            raise DamagedError(f"{name} holds what is not a finite number, or no variance")
+    types = {name: value.dtype for name, value in net.state_dict().items()}
+    net.load_state_dict({name: value.to(types[name]) for name, value in weights.items()}, assign=True)
 
 
 def bundled_models() -> dict[str, Path]:
     """Names and files of the models that come with the package."""
     folder = Path(str(resources.files("napari_kdunet"))) / "models"
     return {path.stem: path for path in sorted(folder.glob("*.safetensors"))}
-
-
-def save_tensors(path: str | Path, tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> Path:
-    """Write tensors and JSON metadata to one ``.safetensors`` file, beside its name first and renamed when whole."""
-    path = Path(path)
-    write_bytes(path, save(dict(tensors), {_KEY: json.dumps(about)}))
-    return path
-
-
-def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Read what `save_tensors` wrote; `ModelError` where that cannot be."""
-    if not path.is_file():
-        known = ", ".join(bundled_models())
-        hint = f"give a .safetensors file or one of {known}" if known else "give a .safetensors file"
-        raise ModelError(f"no model {str(path)!r}: {hint}.")
-    try:
-        with safe_open(path, framework="pt") as file:
-            about = json.loads((file.metadata() or {}).get(_KEY, "null"))
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
-    except (SafetensorError, OSError, ValueError) as error:
-        raise ModelError(f"{path} cannot be read as .safetensors ({error}).") from error
-    if not isinstance(about, dict):
-        raise ModelError(f"{path} is a .safetensors file, but not of napari-kdunet.")
-    return tensors, about

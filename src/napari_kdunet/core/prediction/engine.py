@@ -69,7 +69,7 @@ def folded(net: KUNet) -> KUNet:
     The logits are the same to float32 rounding.
     """
     with torch.device("meta"):  # no initial weights, and so none of the caller's random numbers
-        plain = KUNet(net.k, False, classes=net.classes, depth=net.depth, activation=net.activation)
+        plain = KUNet(net.k, False, classes=net.classes, depth=net.depth, activation=net.activation, init="torch")
     plain.to_empty(device=next(net.parameters()).device)
     for target, source in zip((*plain.down, *plain.merge), (*net.down, *net.merge), strict=True):
         norms: list[nn.BatchNorm2d | None] = [layer for layer in source if isinstance(layer, nn.BatchNorm2d)]

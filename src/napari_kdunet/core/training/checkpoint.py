@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,8 @@ from torch.optim.swa_utils import AveragedModel
 
 from napari_kdunet.core.config import TrainConfig
 from napari_kdunet.core.errors import ConfigError, ModelError
-from napari_kdunet.core.networks.model import Model, load_tensors, save_tensors
+from napari_kdunet.core.networks.model import Model, load_model
+from napari_kdunet.core.networks.model_file import DamagedError, TensorFile, save_tensors
 from napari_kdunet.core.networks.unet import KUNet
 from napari_kdunet.core.training.distributed import ProcessGroup
 
@@ -21,6 +22,7 @@ __all__ = ["Checkpointer", "Progress", "model_of", "other_settings", "resume_pat
 
 #: Settings that say where a training runs and not what it does: they may change when it is resumed.
 _MAY_CHANGE = {"device", "threads", "memory", "patience"}
+_MOST_WORDS = 150  # characters about what differs
 
 
 def resume_path(out: Path) -> Path:
@@ -30,9 +32,7 @@ def resume_path(out: Path) -> Path:
 
 def model_of(net: torch.nn.Module, config: TrainConfig, **more: Any) -> Model:
     """The model of a network that is trained with these settings."""
-    classes = config.classes
-    names = Model.class_names if classes == 2 else ("background", *(f"class {i}" for i in range(1, classes)))
-    return Model(net, config.pixel_size, class_names=names, **more)
+    return Model(net, config.pixel_size, **more)
 
 
 @dataclass
@@ -111,6 +111,20 @@ class Checkpointer:
         }
         _State(self._settings, progress, best, tensors).save(self.state_path)
 
+    def _like(self, file: TensorFile) -> dict[str, Tensor]:
+        """What the tensors of a state of this training are like, those of the parts that `file` has."""
+        weights, parameters = self.net.state_dict(), list(self.net.parameters())
+        like = {f"net/{name}": value for name, value in weights.items()}
+        like |= {f"ema/{name}": value for name, value in self.average.state_dict().items()}
+        parts = {name.partition("/")[0] for name in file.tensors}
+        if "best" in parts:
+            like |= {f"best/{name}": value for name, value in weights.items()}
+        if "optimizer" in parts:
+            for i, parameter in enumerate(parameters):
+                moments = {"step": torch.zeros(()), "exp_avg": parameter, "exp_avg_sq": parameter}
+                like |= {f"optimizer/{i}/{name}": value for name, value in moments.items()}
+        return like
+
     def restore(self) -> Progress:
         """Load the state that was saved into network, average, optimiser and best model.
 
@@ -121,7 +135,7 @@ class Checkpointer:
         """
         if self.out is None:
             raise ConfigError("there is nothing to resume from without the path of the model: name it.")
-        state = self.group.on_rank_zero(lambda: _State.load(self.state_path, self._settings))
+        state = self.group.on_rank_zero(self._load)
         self.net.load_state_dict(state.tensors["net"])
         self.average.load_state_dict(state.tensors["ema"])
         _restore_optimizer(self.optimizer, state.tensors["optimizer"])
@@ -132,6 +146,28 @@ class Checkpointer:
             threshold, summary = state.best["threshold"], state.best["summary"]
             self.best = model_of(net, self.config, threshold=threshold, summary=summary)
         return state.progress
+
+    def _load(self) -> _State:
+        """The saved state; errors as in `restore`."""
+        path = self.state_path
+        if not path.is_file():
+            raise ModelError(f"there is no {path} to resume from: start anew without --resume.")
+        try:
+            file = TensorFile.open(path)
+            if file.metadata.get("resume") != 1:
+                raise ModelError(f"{path} is a model, not the state of a training: name its .resume.safetensors file.")
+            return _State.load(file, self._settings, self._like(file))
+        except DamagedError as error:
+            best = f"; the best model so far, {self.out}, is still usable" if self._has_model() else ""
+            reason = str(error)[:120]
+            raise ModelError(f"{path} is damaged ({reason}): start anew without --resume{best}.") from error
+
+    def _has_model(self) -> bool:
+        """Whether there is a model at `out` that can be used."""
+        try:
+            return self.out is not None and load_model(self.out) is not None
+        except ModelError:
+            return False
 
     def save_best(self) -> Path | None:
         """Write the best model to `out`, unless there is none or it collapsed."""
@@ -170,26 +206,54 @@ class _State:
         save_tensors(path, flat, {"resume": 1, **metadata})
 
     @classmethod
-    def load(cls, path: Path, settings: dict[str, Any]) -> _State:
-        """Read the state and check that it is one of the same training; errors as in `Checkpointer.restore`."""
-        flat, metadata = load_tensors(path)
-        if metadata.pop("resume", None) != 1:
-            raise ModelError(f"{path} is a model, not the state of a training: name its .resume.safetensors file.")
-        tensors: dict[str, dict[str, Tensor]] = {"net": {}, "ema": {}, "best": {}, "optimizer": {}}
-        for name, value in flat.items():
-            group, _, rest = name.partition("/")
-            tensors[group][rest] = value
-        before, best = metadata.pop("settings"), metadata.pop("best")
+    def load(cls, file: TensorFile, settings: dict[str, Any], like: dict[str, Tensor]) -> _State:
+        """Read the state, once it is known to be one of the same training.
+
+        Raises
+        ------
+        DamagedError
+            If it is not what `save` writes.
+        ConfigError
+            If it was made with other settings.
+        """
+        path, metadata = file.path, file.metadata
+        before, best = metadata.get("settings"), metadata.get("best")
+        if not isinstance(before, dict) or not isinstance(best, dict):
+            raise DamagedError("its metadata has no settings or no best score")
         other = other_settings(before, settings)
         if other:
             raise ConfigError(f"{path} was made with other settings: {other}. Give the same, or start anew.")
-        return cls(before, Progress(**metadata), best, tensors)
+        progress = Progress(
+            **{spec.name: _number(metadata, spec.name, type(spec.default) is int) for spec in fields(Progress)}
+        )
+        best |= {"iou": _number(best, "iou", least=-1.0)}
+        if not isinstance(best.get("collapsed"), bool):
+            raise DamagedError("its metadata does not say whether the best model collapsed")
+        file.expect(like)
+        has_best = any(name.startswith("best/") for name in like)
+        if has_best and not (0 <= _number(best, "threshold") < 1 and isinstance(best.get("summary"), dict)):
+            raise DamagedError("its metadata has no threshold or no summary of the best model")
+        tensors: dict[str, dict[str, Tensor]] = {"net": {}, "ema": {}, "best": {}, "optimizer": {}}
+        for name, value in file.read().items():
+            group, _, rest = name.partition("/")
+            tensors[group][rest] = value
+        return cls(before, progress, best, tensors)
+
+
+def _number(values: dict[str, Any], name: str, whole: bool = False, least: float = 0.0) -> Any:
+    """A finite number of at least `least` in JSON; `DamagedError` where it is none."""
+    value: Any = values.get(name)
+    if type(value) not in ((int,) if whole else (int, float)) or not least <= value < 2**53:
+        raise DamagedError(f"its {name} is not a number that a training has")
+    return value
 
 
 def other_settings(before: dict[str, Any], now: dict[str, Any]) -> str:
     """In which settings that matter two trainings differ, e.g. ``steps 100 (now 200)``; empty where in none."""
     other = [name for name in before | now if before.get(name) != now.get(name) and name not in _MAY_CHANGE]
-    return ", ".join(f"{name} {before.get(name)} (now {now.get(name)})" for name in other)
+    words = ", ".join(f"{name} {before.get(name)} (now {now.get(name)})" for name in other)
+    words = "".join(letter if letter.isprintable() else "?" for letter in words)  # a file can hold anything
+    return words if len(words) <= _MOST_WORDS else f"{words[:_MOST_WORDS]}..."
 
 
 def _optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
