@@ -46,3 +46,29 @@ def test_distill_on_several_images(data, teacher, tmp_path):
     result = run("distill", teacher, *pairs, "-o", path, *more, *SMALL)
     assert result.code == 0, result.err
     assert "14 labelled and 8 taught slices" in result.err
+
+
+def test_a_teacher_of_another_tool(data, tmp_path):
+    """A dilated image as ONNX: computed, and named in the model."""
+    onnx = pytest.importorskip("onnx")
+    node = onnx.helper.make_node("MaxPool", ["x"], ["y"], kernel_shape=[3, 3], pads=[1, 1, 1, 1])
+    ends = [onnx.helper.make_tensor_value_info(name, 1, ["n", 1, "h", "w"]) for name in "xy"]
+    opset = [onnx.helper.make_opsetid("", 17)]
+    made = onnx.helper.make_model(onnx.helper.make_graph([node], "g", ends[:1], ends[1:]), opset_imports=opset)
+    made.ir_version = 9
+    onnx.save(made, tmp_path / "t.onnx")
+    path = tmp_path / "student.safetensors"
+    result = run("distill", tmp_path / "t.onnx", data / "raw.tif", "-o", path, "--steps", 40, *SMALL)
+    assert result.code == 0, result.err
+    assert core.load_model(path).summary["teacher"]["parameters"] == 0
+
+
+def test_torchscript_is_refused_without_trust(data, tmp_path):
+    teacher, path = tmp_path / "t.pt", tmp_path / "student.safetensors"
+    teacher.write_bytes(b"never read")
+    result = run("distill", teacher, data / "raw.tif", "-o", path, "--steps", 40, *SMALL)
+    assert (result.code, len(result.lines)) == (2, 1)
+    assert "--trust-teacher" in result.err.replace("\n", " ")
+    result = run("distill", teacher, data / "raw.tif", "-o", path, "--steps", 40, "--trust-teacher", *SMALL)
+    assert "not a TorchScript file" in result.err.replace("\n", " ")
+    assert names(tmp_path) == ["t.pt"]

@@ -49,7 +49,9 @@ def test_any_summary_is_shown(model_file_of, seed):
         forged(summary, seed) if seed else {"k": "\x1b[31m\n", "\ud800": [float("nan")], "x" * 999: {}}
     )
     told = run("info", path)
-    assert told.code == 0, told.err
+    if told.code and seed:  # too deep, or a number too large
+        assert (told.code, len(told.lines)) == (2, 1)
+        return
     assert told.out.replace("\n", "").isprintable()
     assert json.loads(run("info", path, "--json").out, parse_constant=pytest.fail)["k"] == 1
 

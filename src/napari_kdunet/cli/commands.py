@@ -145,7 +145,7 @@ def train(
 @with_settings(DistillConfig)
 def distill(
     teacher: Annotated[
-        str, typer.Argument(metavar="TEACHER", help="Model, TorchScript file, or volume of foreground probabilities.")
+        str, typer.Argument(metavar="TEACHER", help="Model, ONNX file, or volume of foreground probabilities.")
     ],
     raw: Raw,
     out: Out,
@@ -157,6 +157,13 @@ def distill(
     unlabelled: Annotated[
         list[str] | None, typer.Option(help="Another image to learn from through the teacher; may be repeated.")
     ] = None,
+    trust_teacher: Annotated[
+        bool,
+        typer.Option(
+            "--trust-teacher",
+            help="Load a TorchScript file: it can run code on this computer, so only if you trust its maker.",
+        ),
+    ] = False,
     val_raw: ValRaws = None,
     val_labels: ValLabelsOfEach = None,
     voxel_size: VoxelSizes = None,
@@ -176,6 +183,7 @@ def distill(
             None,
             config,
             unlabelled=volumes.unlabelled,
+            trust=trust_teacher,
             val=volumes.val,
             out=check_out(out, teacher),
             resume=resume,

@@ -1,4 +1,4 @@
-"""Teachers: a model of ours, any module or TorchScript file that gives logits, or a probability volume."""
+"""Teachers: a model of ours, any module or ONNX file that gives logits, or a probability volume."""
 
 from __future__ import annotations
 
@@ -11,16 +11,19 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from napari_kdunet.core.config import DistillConfig
+from napari_kdunet.core.data.onnx_teacher import PROBE_SIDE, OnnxNetwork
 from napari_kdunet.core.errors import ModelError, VolumeError
 from napari_kdunet.core.metrics import read_probability
 from napari_kdunet.core.networks.model import Model, bundled_models, load_model
-from napari_kdunet.core.networks.protocol import UsualUNet
+from napari_kdunet.core.networks.protocol import Counted, UsualUNet
 from napari_kdunet.core.networks.unet import KUNet
 from napari_kdunet.core.prediction.tiler import Tiler
 from napari_kdunet.core.volumes.sources import one_line
 from napari_kdunet.core.volumes.volume import Volume, open_volume
 
-__all__ = ["TeacherOutput", "as_teacher"]
+__all__ = ["TeacherOutput", "as_teacher", "is_torchscript"]
+
+_TORCHSCRIPT = (".pt", ".pth", ".ts")
 
 _LEAST = 1e-4  # a mask teaches too: probabilities are kept so far off 0 and 1
 
@@ -31,6 +34,11 @@ class _Foreign(UsualUNet, nn.Module):
     def __init__(self, net: nn.Module, name: str, classes: int) -> None:
         super().__init__()
         self.net, self.name, self.classes = net, name, classes
+
+    @property
+    def parameter_count(self) -> int:
+        """Number of learnable parameters."""
+        return self.net.parameter_count if isinstance(self.net, Counted) else sum(p.numel() for p in self.parameters())
 
     def forward(self, x: Tensor) -> Tensor:
         out = self.net(x)
@@ -45,18 +53,25 @@ class _Foreign(UsualUNet, nn.Module):
         return out
 
 
-def as_teacher(source: Any, config: DistillConfig) -> Model | Volume:
+def is_torchscript(path: str | Path) -> bool:
+    """Whether a file of this name is TorchScript, which can run code: it can write files, and run for ever."""
+    return Path(path).suffix.lower() in _TORCHSCRIPT
+
+
+def as_teacher(source: Any, config: DistillConfig, *, trust: bool = False) -> Model | Volume:
     """Open and check a teacher.
 
     Parameters
     ----------
     source : Model, torch.nn.Module, path, or volume
-        A model or its file or bundled name; a module, or a TorchScript file (``.pt``, ``.pth``, ``.ts``), from
-        (N, 1, Y, X) images, standardised slice by slice at the working pixel size, Y and X multiples of 32, to
-        (N, classes, Y, X) or (N, 1, Y, X) logits; else a ZYX volume of foreground probabilities in [0, 1] (or uint8,
-        0 to 255).
+        A model or its file or bundled name; a module, an ONNX file (``.onnx``), or a TorchScript file (``.pt``,
+        ``.pth``, ``.ts``), from (N, 1, Y, X) images, standardised slice by slice at the working pixel size, Y and X
+        multiples of 32, to (N, classes, Y, X) or (N, 1, Y, X) logits; else a ZYX volume of foreground probabilities in
+        [0, 1] (or uint8, 0 to 255).
     config : DistillConfig
-        Its classes and working pixel size hold for modules.
+        Its classes and working pixel size hold for modules and files of other tools.
+    trust : bool
+        Load a TorchScript file: it can write files on this computer, so its maker has to be trusted. No other file can.
 
     Raises
     ------
@@ -71,8 +86,10 @@ def as_teacher(source: Any, config: DistillConfig) -> Model | Volume:
         path = Path(source)
         if path.suffix == ".safetensors" or str(source) in bundled_models():
             return _checked(load_model(source), config, str(source))
-        if path.suffix in (".pt", ".pth", ".ts"):
-            return _foreign(_load_torchscript(path), str(path), config)
+        if path.suffix.lower() == ".onnx":
+            return _foreign(OnnxNetwork(path), str(path), config)
+        if is_torchscript(path):
+            return _foreign(_load_torchscript(path, trust), str(path), config)
     volume = open_volume(source)
     if volume.dtype.kind in "iu" and volume.dtype != "uint8":
         raise VolumeError(f"{volume.name} is {volume.dtype}: give probabilities as floats, or as uint8 from 0 to 255.")
@@ -92,7 +109,7 @@ def _foreign(net: nn.Module, name: str, config: DistillConfig) -> Model:
     model = Model(_Foreign(net, name, config.classes), config.pixel_size)
     where = next((p.device for p in net.parameters()), torch.device("cpu"))
     channels, multiple = model.traits.channels, model.traits.multiple
-    side = -(-config.patch // multiple) * multiple
+    side = PROBE_SIDE if isinstance(net, OnnxNetwork) else -(-config.patch // multiple) * multiple
     try:
         with torch.no_grad():
             model.net(torch.zeros(1, channels, side, side, device=where))
@@ -103,9 +120,14 @@ def _foreign(net: nn.Module, name: str, config: DistillConfig) -> Model:
     return model
 
 
-def _load_torchscript(path: Path) -> nn.Module:
+def _load_torchscript(path: Path, trust: bool) -> nn.Module:
     if not path.is_file():
-        raise ModelError(f"no teacher {str(path)!r}: give a .safetensors, a TorchScript file or a probability volume.")
+        raise ModelError(f"no teacher {str(path)!r}: give a .safetensors, an ONNX file or a probability volume.")
+    if not trust:
+        raise ModelError(
+            f"{path} is TorchScript, which can run code on this computer: ask for the network as .onnx, or give "
+            "--trust-teacher (trust=True) if you made the file or trust its maker."
+        )
     try:
         with warnings.catch_warnings():  # torch has deprecated the format, but such files will be about for years
             warnings.simplefilter("ignore", DeprecationWarning)

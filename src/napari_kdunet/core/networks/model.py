@@ -14,7 +14,7 @@ from napari_kdunet import __version__
 from napari_kdunet.core.config import LEAST_PIXEL_SIZE, check_setting
 from napari_kdunet.core.errors import ConfigError, ModelError
 from napari_kdunet.core.networks.model_file import DamagedError, TensorFile, save_tensors
-from napari_kdunet.core.networks.protocol import Network, UsualUNet
+from napari_kdunet.core.networks.protocol import Counted, Network, UsualUNet
 from napari_kdunet.core.networks.unet import KUNet
 
 __all__ = ["Model", "bundled_models", "load_model"]
@@ -68,7 +68,8 @@ class Model:
     @property
     def parameter_count(self) -> int:
         """Number of learnable parameters."""
-        return sum(p.numel() for p in self.net.parameters())
+        net = self.net
+        return net.parameter_count if isinstance(net, Counted) else sum(p.numel() for p in net.parameters())
 
     @property
     def form(self) -> dict[str, Any]:

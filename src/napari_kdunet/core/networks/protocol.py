@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Protocol, runtime_checkable
 
-__all__ = ["Network", "UsualUNet"]
+__all__ = ["Counted", "Network", "UsualUNet"]
 
 
 @runtime_checkable
@@ -44,3 +44,12 @@ class UsualUNet:
     multiple: int = 32
     reach: int = 128
     k: int = 64
+
+
+@runtime_checkable
+class Counted(Protocol):
+    """A network that knows how many parameters it has, as one that torch does not compute must."""
+
+    @property
+    def parameter_count(self) -> int:
+        """Number of learnable parameters."""

@@ -93,6 +93,7 @@ def iter_distill(
     config: DistillConfig | None = None,
     *,
     unlabelled: Sequence[Any] = (),
+    trust: bool = False,
     val: Pair | Sequence[Pair] | None = None,
     out: str | Path | None = None,
     resume: bool = False,
@@ -108,11 +109,15 @@ def iter_distill(
     Parameters
     ----------
     teacher : Model, torch.nn.Module, path, or volume
-        As in `as_teacher`: a model of ours, anything that gives logits, or a probability volume of `raw`'s shape.
+        As in `as_teacher`: a model of ours, anything that gives logits (ONNX files too), or a probability volume of
+        `raw`'s shape.
     raw, labels, config, val, out, resume, start, fabric
         As in `iter_train`; labels may be None, those of a pair too.
     unlabelled : sequence of volumes
         More raw volumes to learn from through the teacher.
+    trust : bool
+        Load a teacher that is a TorchScript file: it can run code on this computer, so only if you made it or trust its
+        maker. No other file can.
 
     Yields
     ------
@@ -125,7 +130,7 @@ def iter_distill(
         As `iter_train`.
     """
     config = config or DistillConfig()
-    checked = as_teacher(teacher, config)
+    checked = as_teacher(teacher, config, trust=trust)
     fabric = fabric or single_process(config)
     data = prepare(
         raw,

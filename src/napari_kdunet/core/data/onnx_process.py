@@ -1,0 +1,167 @@
+"""The process that computes somebody else's ONNX network: checked before, and within limits of memory.
+
+`core.data.onnx_teacher` starts it, gives it a time limit for each answer and ends it where that has passed. A message
+in either direction is a line of JSON, and the bytes that the line announces. It holds no code, and neither does a
+network: its operators are those of ONNX, computed by onnxruntime, none of which reads or writes a file.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+
+_MORE_BYTES = 96 * 2**20  # for a small network, beside what its file and its patch take
+_BYTES_A_PIXEL = 8192  # of a patch: twice what a 64-Unet has at the top
+_STACK_BYTES = 16 * 2**20  # a thread
+_DOMAINS = ("", "ai.onnx")  # the operators that are ONNX's own
+_TYPES = {1: np.float32, 10: np.float16, 11: np.float64}  # of an input, by ONNX's numbers of types
+_MOST_CHANNELS, _MOST_SIDES = 64, 2  # of an output; its sides in those of the input
+
+
+class _Refused(Exception):
+    """Why a network cannot teach, in words for its owner."""
+
+
+def main() -> None:
+    """Answer until the input ends."""
+    requests, answers = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)  # what a library prints is no answer
+    import onnx  # noqa: F401 - before the limits: what it takes is not the network's
+    import onnxruntime  # noqa: F401
+
+    base = _address_space()
+    _send(answers, {"ready": True})
+    network: _Network | None = None
+    while line := requests.readline():
+        request = json.loads(line)
+        content = requests.read(request["bytes"])
+        try:
+            if network is None:
+                threads = request["threads"]
+                network = _Network(content, threads, base + _MORE_BYTES + _STACK_BYTES * threads + 6 * len(content))
+                _send(answers, {"side": network.side, "parameters": network.parameters})
+            else:
+                out = network.compute(np.frombuffer(content, np.float32).reshape(request["shape"]))
+                _send(answers, {"shape": out.shape}, out.tobytes())
+        except Exception as error:  # noqa: BLE001 - a damaged network makes its libraries raise anything
+            _send(answers, {"error": " ".join(str(error).split())[:150] or type(error).__name__})
+
+
+def _send(answers: BinaryIO, answer: dict[str, Any], content: bytes = b"") -> None:
+    answers.write(json.dumps(answer | {"bytes": len(content)}).encode() + b"\n" + content)
+    answers.flush()
+
+
+def _address_space() -> int:
+    """Bytes that this process has mapped; 0 where the system does not say."""
+    try:
+        return int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, ValueError):
+        return 0
+
+
+def _limit_memory(size: int) -> None:
+    """Let this process have so many bytes at most, where the system can count them."""
+    if _address_space():
+        import resource
+
+        hard = resource.getrlimit(resource.RLIMIT_AS)[1]
+        with suppress(ValueError):  # there is a stricter limit
+            resource.setrlimit(resource.RLIMIT_AS, (size, hard))
+
+
+class _Network:
+    """A network of one (N, 1, Y, X) input, of which the first output counts.
+
+    Attributes
+    ----------
+    side : (int, int) or None
+        Y and X of its patches, in pixels, where they are fixed.
+    parameters : int
+        Numbers in its weights.
+    """
+
+    def __init__(self, content: bytes, threads: int, memory: int) -> None:
+        import onnx
+        import onnxruntime
+
+        self._memory = memory
+        _limit_memory(memory)
+        try:
+            model = onnx.load_model_from_string(content)
+        except Exception as error:
+            raise _Refused("it is not an ONNX file") from error
+        self.parameters = _check(model)
+        self._input, self._dtype, self.side = _input_of(model)
+        del model
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+        options.enable_cpu_mem_arena = False  # it takes more than it needs, and keeps it
+        options.log_severity_level = 4
+        options.add_session_config_entry("session.load_model_format", "ONNX")
+        self._session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+        self._output = self._session.get_outputs()[0].name
+
+    def compute(self, image: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Logits (C, Y, X) of an image (Y, X)."""
+        _limit_memory(self._memory + _BYTES_A_PIXEL * image.size)
+        (out,) = self._session.run([self._output], {self._input: image[None, None].astype(self._dtype)})
+        if not isinstance(out, np.ndarray) or out.dtype.kind != "f" or out.ndim != 4 or out.shape[0] != 1:
+            raise _Refused("it must give (N, classes, Y, X) logits for (N, 1, Y, X)")
+        sides = zip(out.shape[2:], image.shape, strict=True)
+        if not 1 <= out.shape[1] <= _MOST_CHANNELS or not all(1 <= a <= _MOST_SIDES * b for a, b in sides):
+            raise _Refused(f"it gives an output of shape {out.shape} for an image of {image.shape}")
+        return np.ascontiguousarray(out[0], np.float32)
+
+
+def _check(model: Any) -> int:
+    """Refuse what refers to anything outside of the file; the number of its parameters."""
+    for message in _messages(model):
+        match type(message).__name__:
+            case "TensorProto":
+                if message.data_location or message.external_data:
+                    raise _Refused("it refers to other files: save it with its weights inside")
+            case "NodeProto" if message.domain not in _DOMAINS:
+                raise _Refused(f"its operators are not all of ONNX: one is of {message.domain[:40]!r}")
+    return sum(math.prod(tensor.dims) for tensor in model.graph.initializer if tensor.data_type in _TYPES)
+
+
+def _messages(model: Any) -> Iterator[Any]:
+    """A protobuf message and all those inside it, however deep."""
+    found = [model]
+    while found:
+        message = found.pop()
+        yield message
+        for kind, value in message.ListFields():
+            if kind.message_type is not None:
+                found.extend([value] if hasattr(value, "ListFields") else value)
+
+
+def _input_of(model: Any) -> tuple[str, Any, tuple[int, int] | None]:
+    """Name, type and fixed sides of the only input."""
+    weights = {tensor.name for tensor in model.graph.initializer}
+    inputs = [each for each in model.graph.input if each.name not in weights]
+    if len(inputs) != 1 or not model.graph.output:
+        raise _Refused(f"it has {len(inputs)} inputs and {len(model.graph.output)} outputs: one image is asked for")
+    tensor = inputs[0].type.tensor_type
+    sizes = [each.dim_value if each.WhichOneof("value") == "dim_value" else 0 for each in tensor.shape.dim]
+    if tensor.elem_type not in _TYPES or len(sizes) != 4 or sizes[0] not in (0, 1) or sizes[1] not in (0, 1):
+        raise _Refused("its input must be of floats and of shape (N, 1, Y, X)")
+    y, x = sizes[2:]
+    if bool(y) != bool(x) or (y and not (16 <= y <= 4096 and 16 <= x <= 4096)):
+        raise _Refused(f"its input is {y} x {x} pixels: both sides must be free, or from 16 to 4096")
+    return inputs[0].name, _TYPES[tensor.elem_type], (y, x) if y else None
+
+
+if __name__ == "__main__":
+    main()
+    sys.exit()
