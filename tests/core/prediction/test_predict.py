@@ -87,7 +87,7 @@ def test_the_working_pixel_size_is_that_of_the_network(model, size, factor):
 
 @pytest.mark.parametrize("dtype", ["bool", "uint8", "uint16", "int16", "int32", "float32", "float64", ">u2"])
 def test_dtypes(model, dtype):
-    raw = (noise((1, 40, 40)) > 90).astype(dtype)
+    raw = (noise((1, 20, 20)) > 90).repeat(2, axis=1).repeat(2, axis=2).astype(dtype)
     out = core.predict(model(), raw)
     assert out.dtype == np.float32
     expected = core.predict(model(), raw.astype(np.float32)).compute()

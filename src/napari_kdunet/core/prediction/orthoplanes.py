@@ -119,12 +119,13 @@ class OrthoPlanes:
         """What `finish` makes of the probabilities (C - 1, Z, Y, X) of a block that starts at multiples of `unit`."""
         with _block_lock:
             total = window = None
+            all_moments = self._moments  # found first, as the volume is read for them anyway
             for axis, (order, tiler) in enumerate(zip(_ORDERS, self.tilers, strict=True)):
                 region = self._region(spans, axis)
                 if window is None or window.region != region:
                     window = None  # its memory first
                     window = self._read(region)
-                turned = _Turned(self.volume.name, window.transposed(order), moments=self._moments[axis])
+                turned = _Turned(self.volume.name, window.transposed(order), moments=all_moments[axis])
                 (first, last), rows, columns = (spans[each] for each in order)
                 for i in range(first, last):
                     logits = tiler.window(turned, i, rows, columns)
@@ -136,6 +137,10 @@ class OrthoPlanes:
             assert total is not None
             del window
             total /= len(_ORDERS)
+            for i, z in enumerate(range(*spans[0])):
+                outside = self.volume.outside(z, slice(*spans[1]), slice(*spans[2]))
+                if outside is not None:
+                    total[:, i, outside] = 0
             return finish(total)
 
     def _region(self, spans: tuple[Span, ...], axis: int) -> tuple[Span, ...]:
@@ -154,7 +159,20 @@ class OrthoPlanes:
         for start in range(first // step * step, last, step):
             z = slice(max(start, first), min(start + step, last))
             pixels[z.start - first : z.stop - first] = self.volume[z, slice(*y), slice(*x)]
+        for i in range(first, last):
+            shown = self._nearest(i)
+            filled = self.volume.mirrored(shown, slice(*y), slice(*x), max(self.tilers[0].halo))
+            if filled is not None or shown != i:
+                pixels[i - first] = self.volume.read(shown, slice(*y), slice(*x)) if filled is None else filled
         return _Window(pixels, region, self.volume.shape)
+
+    def _nearest(self, z: int) -> int:
+        """The slice itself or, if it is lost, the nearest one that is not, if any."""
+        for step in range(self.volume.shape[0]):
+            for other in (z - step, z + step):
+                if 0 <= other < self.volume.shape[0] and not self.volume.is_lost(other):
+                    return other
+        return z
 
     @cached_property
     def _moments(self) -> list[NDArray[np.float64]]:
@@ -162,19 +180,25 @@ class OrthoPlanes:
         depth, height, width = self.volume.shape
         rows = max(1, _STRIP // width)
         sums = [np.zeros((2, n)) for n in self.volume.shape]
+        counts = [np.full(n, depth * height * width // n) for n in self.volume.shape]
         offset = self.volume.statistics(0)[0]  # so that squares do not drown what varies
         for z, top in itertools.product(range(depth), range(0, height, rows)):
-            strip = self.volume.read(z, slice(top, top + rows)).astype(np.float64)
-            if not np.isfinite(strip).all():
-                self.volume.statistics(z)  # says what is wrong with it
+            pixels = self.volume.read(z, slice(top, top + rows))
+            self.volume.statistics(z, pixels if pixels.shape == (height, width) else None)
+            strip, outside = pixels.astype(np.float64), self.volume.outside(z, slice(top, top + rows))
             strip -= offset
+            if outside is not None:
+                strip[outside] = 0
+                counts[0][z] -= outside.sum()
+                counts[1][top : top + rows] -= outside.sum(axis=1)
+                counts[2] -= outside.sum(axis=0)
             for power, values in enumerate((strip, np.square(strip))):
                 sums[0][power, z] += values.sum()
                 sums[1][power, top : top + rows] += values.sum(axis=1)
                 sums[2][power] += values.sum(axis=0)
         moments = []
-        for total in sums:
-            mean, square = total * total.shape[1] / (depth * height * width)
+        for total, count in zip(sums, counts, strict=True):
+            mean, square = total / np.maximum(count, 1)
             moments.append(np.stack([mean + offset, np.sqrt(np.maximum(square - mean**2, 0))], axis=1))
         return moments
 
@@ -222,10 +246,19 @@ class _Window:
 
 @dataclass(frozen=True, eq=False)
 class _Turned(Volume):
-    """A window with its axes in another order, of whose slices the mean and standard deviation (N, 2) are known."""
+    """A window with its axes in another order, of whose slices the mean and standard deviation (N, 2) are known.
+
+    What lies outside the sample has been filled.
+    """
 
     moments: NDArray[np.float64] = field(default_factory=lambda: np.zeros((0, 2)), repr=False)
 
     def statistics(self, z: int, whole: NDArray[Any] | None = None) -> tuple[float, float]:
         mean, std = self.moments[z]
         return float(mean), float(std)
+
+    def outside(self, z: int, y: slice = slice(None), x: slice = slice(None)) -> None:
+        return None
+
+    def mirrored(self, z: int, y: slice, x: slice, reach: int) -> None:
+        return None

@@ -18,6 +18,7 @@ from napari_kdunet.core.networks.model import Model
 from napari_kdunet.core.prediction.engine import Forward, engine_for
 from napari_kdunet.core.prediction.tta import averaged
 from napari_kdunet.core.volumes.resampling import Grid
+from napari_kdunet.core.volumes.sample import standardised
 from napari_kdunet.core.volumes.volume import Volume
 
 __all__ = ["Span", "Tiler", "foreground", "labels"]
@@ -136,8 +137,11 @@ class Tiler:
             working = self.grid.to_working(torch.from_numpy(image)[None, None].to(self.device))
             del image  # it is larger
             with _forward_lock, using_threads(self.threads):
-                out = self.grid.to_image(self.forward(working))
-                return finish(out[0][(slice(None), *inner)].cpu())
+                out = self.grid.to_image(self.forward(working))[0][(slice(None), *inner)].cpu()
+                outside = volume.outside(z, slice(*y), slice(*x))
+                if outside is not None:
+                    _set_background(out, torch.from_numpy(outside))
+                return finish(out)
 
     def _read(
         self, volume: Volume, z: int, window: tuple[tuple[int, int], ...]
@@ -152,10 +156,16 @@ class Tiler:
             inner.append(slice(start - first, stop - first))
         stored = volume.read(z, *inside)
         mean, std = volume.statistics(z, stored if stored.shape == volume.shape[1:] else None)
-        image = np.pad(stored, pads, mode="reflect").astype(np.float32)
-        image -= np.float32(mean)
-        image /= np.float32(std or 1.0)
-        return image, tuple(inner)
+        filled = volume.mirrored(z, inside[0], inside[1], max(self.halo))
+        pixels = np.pad(stored if filled is None else filled, pads, mode="reflect")
+        return standardised(pixels, mean, std), tuple(inner)
+
+
+def _set_background(logits: torch.Tensor, outside: torch.Tensor) -> None:
+    """Make the probability of the background 1 where `outside` (Y, X) holds."""
+    logits[:, outside] = -math.inf
+    if logits.shape[0] > 1:
+        logits[0, outside] = 0
 
 
 def foreground(logits: torch.Tensor) -> NDArray[np.float32]:

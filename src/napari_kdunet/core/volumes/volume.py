@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import dask.array as da
@@ -15,13 +16,13 @@ import numpy as np
 
 from napari_kdunet.core.errors import LabelsError, VolumeError
 from napari_kdunet.core.volumes.readers import name_of, open_source
+from napari_kdunet.core.volumes.sample import BLURRED, Summary, UnusableError, mirrored, summarise
 from napari_kdunet.core.volumes.sources import AxesView, Key, Source, VoxelSize, one_line
 
 __all__ = ["Volume", "VoxelSize", "check_labels", "open_pair", "open_volume"]
 
-_STRIP_ROWS = 1024
-_AT_ONCE = 2**15  # pixels that are float64 at a time: few enough for the cache
-_CACHED_STATISTICS = 4096
+_CACHED_SUMMARIES = 2**16  # slices
+_CACHED_BYTES = 2**26  # of their masks
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,12 +37,18 @@ class Volume:
         The path, or another name for messages.
     voxel_size : tuple of float or None
         Size of a voxel in nm (Z, Y, X); None where the source does not state it.
+    fill : float or None
+        Value of the pixels outside the sample, where somebody has stated it; else it is found.
+    sample : Volume or None
+        Mask of the sample, non-zero within, of the same shape; in place of `fill`.
     """
 
     name: str
     source: Source = field(repr=False)
     voxel_size: VoxelSize | None = None
-    _statistics: dict[int, tuple[float, float]] = field(default_factory=dict, init=False, repr=False)
+    fill: float | None = field(default=None, kw_only=True)
+    sample: Volume | None = field(default=None, kw_only=True, repr=False)
+    _summaries: dict[int, Summary] = field(default_factory=dict, init=False, repr=False)
 
     ndim = 3
 
@@ -108,45 +115,79 @@ class Volume:
         return np.asarray(self[:], dtype)
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_statistics": {}}
+        return self.__dict__ | {"_summaries": {}}
 
     def statistics(self, z: int, whole: np.ndarray[Any, Any] | None = None) -> tuple[float, float]:
-        """Mean and standard deviation of slice `z`, in the units of the raw values; remembered.
+        """Mean and standard deviation of the sample in slice `z`, in the units of the raw values; remembered.
 
-        It is read for that, unless it has been and is given (Y, X) as `whole`.
+        The slice is read for that, unless it has been and is given (Y, X) as `whole`.
 
         Raises
         ------
         VolumeError
-            The slice cannot be read, or it holds NaN or infinite values.
+            The slice cannot be read, or the sample in it holds NaN or infinite values, or such as overflow.
         """
-        known = self._statistics.get(z)
+        summary = self._summary(z, whole)
+        return summary.mean, summary.std
+
+    def is_lost(self, z: int) -> bool:
+        """Whether slice `z` shows no sample at all: it is constant, or nothing but read noise."""
+        return self._summary(z).lost
+
+    def outside(
+        self, z: int, y: slice = slice(None), x: slice = slice(None)
+    ) -> np.ndarray[Any, np.dtype[np.bool_]] | None:
+        """Which pixels of a window of slice `z` lie outside the sample, (Y, X) bool; None where none do."""
+        summary = self._summary(z)
+        if summary.lost:
+            return np.ones([len(range(n)[part]) for n, part in zip(self.shape[1:], (y, x), strict=True)], bool)
+        mask = None if summary.outside is None else summary.outside.window(y, x)
+        return mask if mask is not None and mask.any() else None
+
+    def mirrored(self, z: int, y: slice, x: slice, reach: int) -> np.ndarray[Any, Any] | None:
+        """As `read`, with the image mirrored at the edge of the sample for `reach` pixels, and beyond that its mean.
+
+        None where there is nothing outside the sample to replace.
+        """
+        summary, window = self._summary(z), [part.indices(n) for part, n in zip((y, x), self.shape[1:], strict=True)]
+        if summary.outside is None or not summary.outside.window(y, x, grown=BLURRED).any():
+            return None
+        wide = [slice(max(start - 2 * reach, 0), stop + 2 * reach) for start, stop, _ in window]
+        inner = [
+            slice(start - part.start, stop - part.start) for (start, stop, _), part in zip(window, wide, strict=True)
+        ]
+        outside = summary.outside.window(wide[0], wide[1], grown=BLURRED)
+        return mirrored(self.read(z, *wide), outside, (inner[0], inner[1]), reach, summary.mean)
+
+    def _summary(self, z: int, whole: np.ndarray[Any, Any] | None = None) -> Summary:
+        known = self._summaries.get(z)
         if known is not None:
             return known
-        strips = []
-        for top in range(0, self.shape[1], _STRIP_ROWS):
-            rows = slice(top, top + _STRIP_ROWS)
-            strip = self.read(z, rows) if whole is None else whole[rows]
-            if not np.isfinite(strip).all():
-                raise VolumeError(
-                    f"slice z={z} of {self.name} holds NaN or infinite values: replace them, e.g. by numpy.nan_to_num"
-                )
-            for part in np.array_split(strip.reshape(-1), -(-strip.size // _AT_ONCE)):
-                values = part.astype(np.float64)
-                mean = values.mean()
-                values -= mean
-                np.square(values, out=values)  # not values @ values: the threads of a BLAS take a core to wait for more
-                strips.append((values.size, mean, values.mean()))
-        size, means, variances = np.array(strips).T
-        mean = float(np.average(means, weights=size))
-        std = math.sqrt(np.average(variances + (means - mean) ** 2, weights=size))
-        if len(self._statistics) >= _CACHED_STATISTICS:
-            self._statistics.clear()
-        self._statistics[z] = (mean, std)
-        return mean, std
+
+        def rows(part: slice) -> np.ndarray[Any, Any]:
+            return self.read(z, part) if whole is None else whole[part]
+
+        stated = None if self.sample is None else partial(self.sample.read, z)
+        try:
+            summary = summarise(rows, self.shape[1:], self.fill, stated)
+        except UnusableError as error:
+            raise VolumeError(f"slice z={z} of {self.name} {error}") from None
+        kept = [known.outside.nbytes for known in list(self._summaries.values()) if known.outside is not None]
+        if len(self._summaries) >= _CACHED_SUMMARIES or (summary.outside and sum(kept) > _CACHED_BYTES):
+            self._summaries.clear()
+        self._summaries[z] = summary
+        return summary
 
 
-def open_volume(source: Any, *, voxel_size: VoxelSize | None = None, level: int = 0, name: str | None = None) -> Volume:
+def open_volume(
+    source: Any,
+    *,
+    voxel_size: VoxelSize | None = None,
+    level: int = 0,
+    name: str | None = None,
+    fill: float | None = None,
+    sample: Any = None,
+) -> Volume:
     """Open an image or labels volume lazily: headers are read, pixels are not.
 
     Parameters
@@ -163,6 +204,11 @@ def open_volume(source: Any, *, voxel_size: VoxelSize | None = None, level: int 
         Scale level of a pyramid (OME-Zarr, OME-TIFF); 0 is full resolution.
     name : str, optional
         Name for messages; the path by default.
+    fill : float, optional
+        Value of the pixels outside the sample, e.g. 0, or NaN; large constant regions at the borders, missing tiles
+        and lost sections are found without it.
+    sample : volume, optional
+        Mask of the sample, non-zero within; any of what `source` may be, of the same shape.
 
     Returns
     -------
@@ -172,18 +218,29 @@ def open_volume(source: Any, *, voxel_size: VoxelSize | None = None, level: int 
     Raises
     ------
     VolumeError
-        The source is missing, damaged, empty, of an unknown kind, RGB or not a volume.
+        The source is missing, damaged, empty, of an unknown kind, RGB or not a volume, or `sample` does not fit.
     """
-    volume = replace(source, name=name or source.name) if isinstance(source, Volume) else _open(source, level, name)
+    volume = _open(source, level, name) if not isinstance(source, Volume) else source
+    if name is not None and name != volume.name:
+        volume = replace(volume, name=name)
     if 0 in volume.shape:
         raise VolumeError(f"{volume.name} is empty, its shape is {volume.shape}: give a volume with pixels")
     if volume.dtype.kind not in "biuf":
         raise VolumeError(f"{volume.name} has dtype {volume.dtype}: convert it to an integer or floating-point type")
+    if fill is not None or sample is not None:
+        volume = _with_sample(volume, fill, sample)
     if voxel_size is None:
         return volume
     if len(voxel_size) != 3 or not all(0 < size < math.inf for size in voxel_size):
         raise VolumeError(f"voxel size {voxel_size} of {volume.name}: give three positive numbers, nm, Z Y X")
     return replace(volume, voxel_size=(float(voxel_size[0]), float(voxel_size[1]), float(voxel_size[2])))
+
+
+def _with_sample(volume: Volume, fill: float | None, sample: Any) -> Volume:
+    mask = None if sample is None else open_volume(sample)
+    if mask is not None and mask.shape != volume.shape:
+        raise VolumeError(f"sample {mask.name} has shape {mask.shape}, {volume.name} {volume.shape}: give one of that")
+    return replace(volume, fill=fill, sample=mask)
 
 
 def _open(source: Any, level: int, name: str | None) -> Volume:

@@ -1,0 +1,170 @@
+"""Padding around the sample in a slice: large connected regions of exactly one value."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+
+__all__ = ["LEAST_REGION", "RUN", "Mask", "ReadRows", "find_regions", "strips_of"]
+
+RUN = 32
+"""Equal values side by side that no microscope records."""
+LEAST_REGION = 64
+"""Pixels of a region of a stated fill value, which single pixels of the sample may have too."""
+_LEAST_CORNER = 4 * RUN  # pixels of a region at the border
+_BLOCK = 16  # pixels that a block of a lossy JPEG and its neighbour reach into the padding
+_RECTANGULAR = 0.95  # least share of its bounding box that a missing tile covers
+_LABELLED = 2**24  # pixels whose regions are labelled at a time
+
+ReadRows: TypeAlias = Callable[[slice], NDArray[Any]]
+"""Reads rows of a slice, (rows, X)."""
+
+
+def strips_of(height: int, rows: int) -> Iterator[slice]:
+    """Rows of a slice, so many at a time."""
+    return (slice(top, min(top + rows, height)) for top in range(0, height, rows))
+
+
+class Mask:
+    """A boolean mask (Y, X) in an eighth of its size."""
+
+    def __init__(self, shape: tuple[int, int]) -> None:
+        self.shape = shape
+        self._bits = np.zeros((shape[0], -(-shape[1] // 8)), np.uint8)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that it takes."""
+        return self._bits.nbytes
+
+    def add(self, rows: slice, mask: NDArray[Any]) -> None:
+        """Mark pixels of these rows too."""
+        self._bits[rows] |= np.packbits(mask, axis=1)
+
+    def __ior__(self, other: Mask) -> Mask:
+        self._bits |= other._bits
+        return self
+
+    def any(self) -> bool:
+        """Whether a pixel is marked."""
+        return bool(self._bits.any())
+
+    def window(self, y: slice = slice(None), x: slice = slice(None), grown: int = 0) -> NDArray[np.bool_]:
+        """The mask in a window, grown by so many pixels to all sides."""
+        (top, bottom, _), (left, right, _) = (part.indices(n) for part, n in zip((y, x), self.shape, strict=True))
+        first_y, first_x = max(top - grown, 0), max(left - grown, 0)
+        last_x = min(right + grown, self.shape[1])
+        bits = self._bits[first_y : bottom + grown, first_x // 8 : -(-last_x // 8)]
+        mask = np.unpackbits(bits, axis=1)[:, first_x % 8 :][:, : last_x - first_x]
+        if grown and mask.any():
+            mask = ndimage.maximum_filter(mask, 2 * grown + 1, mode="nearest")
+        return mask[top - first_y :, left - first_x :][: bottom - top, : right - left].view(bool)
+
+
+def find_regions(read: ReadRows, shape: tuple[int, int], value: float, stated: bool) -> Mask:
+    """Connected regions of exactly this value that lie outside the sample.
+
+    Of a value that somebody has `stated` all but specks. Of one that is guessed those that are large and either reach
+    the border, or have the value of one that does, or are rectangles, as missing tiles are. Of NaN, which
+    is no value of an image, all but specks at the border; elsewhere it stays an error, unless it is stated.
+    """
+
+    def label(rows: slice) -> tuple[NDArray[Any], NDArray[np.int32], int]:
+        strip = read(rows)
+        return strip, *ndimage.label(np.isnan(strip) if math.isnan(value) else strip == value)
+
+    strips, regions = list(strips_of(shape[0], max(1, _LABELLED // shape[1]))), _Regions(shape)
+    for rows in strips:
+        strip, labelled, count = label(rows)
+        regions.add(rows, labelled, count)
+    area, border, rectangular = regions.joined()
+    if math.isnan(value):
+        chosen = (border & (area >= LEAST_REGION)) | stated
+    elif stated:
+        chosen = area >= LEAST_REGION
+    else:
+        border &= area >= _LEAST_CORNER
+        chosen = border | ((area >= RUN * RUN) & (rectangular | border.any()))
+    outside = Mask(shape)
+    for rows, first in zip(strips if chosen.any() else (), regions.offsets, strict=False):
+        if len(strips) > 1:
+            strip, labelled, count = label(rows)
+        region = np.append(False, chosen[first : first + count])[labelled]
+        outside.add(rows, region if math.isnan(value) else _with_soft_edge(strip, region, value))
+    return outside
+
+
+class _Regions:
+    """Connected regions of a slice that is labelled strip by strip."""
+
+    def __init__(self, shape: tuple[int, int]) -> None:
+        self.shape = shape
+        self.offsets: list[int] = []
+        """Index of the first region of each strip."""
+        self._count = 0
+        self._areas: list[NDArray[np.int64]] = []
+        self._border: list[NDArray[np.bool_]] = []
+        self._boxes: list[NDArray[np.int64]] = []
+        self._pairs: list[NDArray[np.int64]] = []
+        self._last: NDArray[np.int64] | None = None
+
+    def add(self, rows: slice, labelled: NDArray[np.int32], count: int) -> None:
+        """Take in the regions of the next strip, 1 to `count` in `labelled`."""
+        area = np.bincount(labelled.reshape(-1), minlength=count + 1)[1:]
+        border = np.zeros(count + 1, bool)
+        first, last = rows.start == 0, rows.stop == self.shape[0]
+        for line in (labelled[:, 0], labelled[:, -1], labelled[0] if first else (), labelled[-1] if last else ()):
+            border[np.asarray(line, np.int64)] = True
+        boxes = np.tile([self.shape[0], 0, self.shape[1], 0], (count, 1))
+        objects = ndimage.find_objects(labelled)
+        for i in np.flatnonzero(area >= RUN):
+            y, x = objects[i]
+            boxes[i] = rows.start + y.start, rows.start + y.stop, x.start, x.stop
+        index = np.where(labelled[[0, -1]] > 0, labelled[[0, -1]] + np.int64(self._count - 1), -1)
+        if self._last is not None:
+            pairs = np.stack((self._last, index[0]))
+            self._pairs.append(np.unique(pairs[:, (pairs >= 0).all(axis=0)], axis=1))
+        self._last = index[1]
+        self.offsets.append(self._count)
+        self._count += count
+        self._areas.append(area)
+        self._border.append(border[1:])
+        self._boxes.append(boxes)
+
+    def joined(self) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
+        """Of each strip's regions, as parts of those of the slice: area, whether at the border, whether a rectangle."""
+        area, border, boxes = (np.concatenate(each) for each in (self._areas, self._border, self._boxes))
+        if self._pairs and self._count:
+            a, b = np.concatenate(self._pairs, axis=1)
+            graph = coo_array((np.ones(a.size, bool), (a, b)), shape=(self._count, self._count))
+            count, of = connected_components(graph, directed=False)
+            area = np.bincount(of, area, count).astype(np.int64)[of]
+            border = (np.bincount(of, border, count) > 0)[of]
+            whole = np.tile([self.shape[0], 0, self.shape[1], 0], (count, 1))
+            for side, join in enumerate((np.minimum, np.maximum, np.minimum, np.maximum)):
+                join.at(whole[:, side], of, boxes[:, side])
+            boxes = whole[of]
+        sides: NDArray[Any] = np.subtract(boxes[:, 1::2], boxes[:, ::2]).T
+        rectangular = (sides.min(axis=0) >= RUN) & (area >= _RECTANGULAR * sides.prod(axis=0))
+        return area, border, rectangular
+
+
+def _with_soft_edge(strip: NDArray[Any], region: NDArray[np.bool_], value: float) -> NDArray[np.bool_]:
+    """The region with what a lossy compression has made of its edge, where most of the next pixels are much like it."""
+    around = ndimage.maximum_filter(region, 3) & ~region
+    if not around.any():
+        return region
+    distance = np.abs(strip.astype(np.float32) - np.float32(value))
+    tolerance = np.median(distance[~region][::_BLOCK]) / 4
+    near = distance <= tolerance
+    if 2 * np.count_nonzero(near & around) < np.count_nonzero(around):
+        return region
+    grown: NDArray[np.bool_] = ndimage.binary_dilation(region, np.ones((3, 3)), _BLOCK, mask=near)
+    return grown | region

@@ -1,0 +1,277 @@
+"""Which pixels of a slice show the sample, and their mean and standard deviation.
+
+Outside the sample are padding around a rotated, aligned or partly acquired image, missing tiles, and lost sections:
+their values say nothing, and would spoil the statistics that a slice is standardised by.
+
+Padding is found as large connected regions of exactly one value. The first test for them, runs of equal values along
+the borders and in every 32nd row, costs little, so that slices without padding pay nothing.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from napari_kdunet.core.volumes.padding import LEAST_REGION, RUN, Mask, ReadRows, find_regions, strips_of
+
+__all__ = ["BLURRED", "Summary", "UnusableError", "mirrored", "standardised", "summarise"]
+
+BLURRED = 2  # pixels along the edge of the sample that interpolation mixes with the padding
+_MOST_FILLS = 8
+_STRIP_ROWS = 1024
+_AT_ONCE = 2**15  # pixels that are float64 at a time: few enough for the cache
+_LEAST_SAMPLE = 0.01  # share of a slice; with less, and less than a few pixels, there is none
+_NOISE_LEVELS = 16  # distinct values of a slice that may be nothing but read noise ...
+_NOISE_SHARE = 0.02  # ... or standard deviation, as a share of the range of 8 and 16 bit integers
+_UNLIKE = 0.02  # correlation of neighbouring pixels below which they have nothing in common
+_SURELY_ALIKE = 0.3  # ... and above which a look at every 32nd row is enough
+_FILLED_ROWS = 256
+
+
+class UnusableError(ValueError):
+    """Values that cannot be standardised; the message goes on after the name of the slice."""
+
+
+class Summary(NamedTuple):
+    """What is to be known of a slice before it is standardised.
+
+    `mean` and `std` are those of the sample, in raw values. `outside` marks the pixels outside it, None where there
+    are none; `lost` says that all are.
+    """
+
+    mean: float
+    std: float
+    outside: Mask | None = None
+    lost: bool = False
+
+
+def summarise(
+    read: ReadRows, shape: tuple[int, int], fill: float | None = None, stated: ReadRows | None = None
+) -> Summary:
+    """Find the sample in a slice, and its mean and standard deviation.
+
+    Parameters
+    ----------
+    read : callable
+        Reads rows of the slice, (rows, X). Called once with each strip of rows, and again where padding is likely.
+    shape : tuple of int
+        (Y, X).
+    fill : float, optional
+        The value outside the sample, which may be NaN; found by itself if None.
+    stated : callable, optional
+        Reads rows of a mask that is non-zero in the sample, in place of both.
+
+    Raises
+    ------
+    UnusableError
+        If the sample holds NaN or infinite values, or its standard deviation is not a number.
+    """
+    scan = _Scan(shape)
+    for rows in strips_of(shape[0], _STRIP_ROWS):
+        scan.add(rows, read(rows))
+    if stated is not None:
+        outside = _stated(stated, shape)
+    elif fill is not None:
+        outside = find_regions(read, shape, fill, stated=True)
+    else:
+        outside = Mask(shape)
+        for value in scan.fills():
+            outside |= find_regions(read, shape, value, stated=False)
+    moments = scan.moments
+    if outside.any():
+        moments = _Moments()
+        for rows in strips_of(shape[0], _STRIP_ROWS):
+            moments.add(read(rows)[~outside.window(rows, grown=BLURRED)])
+        if moments.finite and moments.size < min(RUN * RUN, _LEAST_SAMPLE * math.prod(shape)):
+            mean = scan.moments.mean_and_std()[0] if scan.moments.finite else 0.0
+            return Summary(mean, 0.0, None, lost=True)
+    mean, std = moments.mean_and_std()
+    masked = outside if outside.any() else None
+    constant = std == 0 and math.prod(shape) >= LEAST_REGION
+    return Summary(mean, std, masked, constant or _is_noise(read, mean, std, masked, scan))
+
+
+def standardised(pixels: NDArray[Any], mean: float, std: float) -> NDArray[np.float32]:
+    """``(pixels - mean) / std`` as float32, without dividing where `std` is 0.
+
+    Pixels of more than 16 bits are subtracted in double: they may lie far from 0, and near each other.
+    """
+    if pixels.dtype.itemsize <= 2:
+        image = pixels.astype(np.float32)
+        image -= np.float32(mean)
+        image /= np.float32(std or 1.0)
+        return image
+    image = np.empty(pixels.shape, np.float32)
+    rows = max(1, _AT_ONCE // pixels.shape[-1])
+    for top in range(0, len(pixels), rows):
+        image[top : top + rows] = (pixels[top : top + rows].astype(np.float64) - mean) / (std or 1.0)
+    return image
+
+
+def mirrored(
+    pixels: NDArray[Any], outside: NDArray[np.bool_], inner: tuple[slice, slice], reach: int, value: float
+) -> NDArray[Any]:
+    """Replace the pixels outside the sample by the image mirrored at the sample's edge.
+
+    A pixel at distance d from the nearest pixel of the sample gets the value at distance d beyond that.
+
+    Parameters
+    ----------
+    pixels : ndarray
+        (Y, X), any dtype.
+    outside : ndarray
+        (Y, X) bool, the pixels to replace.
+    inner : pair of slice
+        Window of the result. Where `pixels` has twice `reach` more on each side, or ends at the image's border, the
+        result does not depend on what lies beyond.
+    reach : int
+        Pixels that are farther from the sample get `value`, and so do those whose mirror image is outside too.
+    value : float
+        In raw units.
+
+    Returns
+    -------
+    ndarray
+        A new array of the size of `inner`, of the dtype of `pixels`.
+    """
+    result: NDArray[Any] = pixels[inner].copy()
+    (top, bottom, _), (left, right, _) = (part.indices(n) for part, n in zip(inner, pixels.shape, strict=True))
+    filler = np.asarray(value if pixels.dtype.kind == "f" else round(value)).astype(pixels.dtype)
+    if outside.all():
+        result[:] = filler
+        return result
+    nearest = ndimage.distance_transform_edt(outside, return_distances=False, return_indices=True)
+    for first in range(top, bottom, _FILLED_ROWS):
+        rows = slice(first, min(first + _FILLED_ROWS, bottom))
+        here = np.stack(np.nonzero(outside[rows, left:right]))
+        near = nearest[:, rows, left:right][:, here[0], here[1]].astype(np.int64)
+        offset = near - here - [[first], [left]]
+        y, x = (np.clip(at, 0, n - 1) for at, n in zip(near + offset, pixels.shape, strict=True))
+        usable = (np.square(offset).sum(axis=0) <= reach**2) & ~outside[y, x]
+        result[here[0] + first - top, here[1]] = np.where(usable, pixels[y, x], filler)
+    return result
+
+
+class _Moments:
+    """Mean and standard deviation, from many small parts."""
+
+    def __init__(self) -> None:
+        self._parts: list[tuple[int, float, float]] = []
+        self._range: tuple[float, float] = (math.inf, -math.inf)
+        """Of the pixels, as long as they are all alike."""
+        self.finite = True
+
+    @property
+    def size(self) -> int:
+        return sum(size for size, *_ in self._parts)
+
+    def add(self, pixels: NDArray[Any]) -> None:
+        self.finite = self.finite and bool(np.isfinite(pixels).all())
+        if not self.finite or not pixels.size:
+            return
+        for part in np.array_split(pixels.reshape(-1), -(-pixels.size // _AT_ONCE)):
+            values = part.astype(np.float64)
+            mean = values.mean()
+            values -= mean
+            with np.errstate(over="ignore"):
+                np.square(values, out=values)  # not values @ values: the threads of a BLAS take a core to wait for more
+                variance = values.mean()
+            self._parts.append((values.size, mean, variance))
+            if math.sqrt(variance) > 1e-6 * abs(mean):
+                self._range = (-math.inf, math.inf)
+            else:
+                self._range = (min(self._range[0], part.min()), max(self._range[1], part.max()))
+
+    def mean_and_std(self) -> tuple[float, float]:
+        if not self.finite:
+            raise UnusableError("holds NaN or infinite values: replace them, e.g. by numpy.nan_to_num")
+        size, means, variances = np.array(self._parts).T
+        with np.errstate(over="ignore", invalid="ignore"):
+            mean = float(np.average(means, weights=size))
+            std = math.sqrt(np.average(variances + (means - mean) ** 2, weights=size))
+        if not math.isfinite(mean) or not math.isfinite(std):
+            raise UnusableError("holds values too large to compute with: divide them by a power of ten")
+        lowest, highest = self._range
+        if lowest == highest:
+            return float(lowest), 0.0
+        if std == 0:
+            raise UnusableError("holds values too small to compute with: multiply them by a power of ten")
+        return mean, std
+
+
+class _Scan:
+    """The one look at each slice: its moments, and the values that may be padding."""
+
+    def __init__(self, shape: tuple[int, int]) -> None:
+        self.shape, self.moments = shape, _Moments()
+        self.lines: list[NDArray[Any]] = []
+        """Every 32nd row."""
+        self._columns: list[NDArray[Any]] = []
+        self._runs: dict[float, int] = {}
+        self._nan = False
+
+    def add(self, rows: slice, strip: NDArray[Any]) -> None:
+        """Take in the next strip."""
+        self.moments.add(strip)
+        self._nan = self._nan or (not self.moments.finite and bool(np.isnan(strip).any()))
+        self.lines.append(strip[::RUN].copy())
+        self._columns.append(strip[:, [0, -1]])
+        self._count_runs(self.lines[-1])
+        if rows.stop == self.shape[0]:
+            self._count_runs(strip[-1:])
+            self._count_runs(np.concatenate(self._columns).T)
+
+    def _count_runs(self, lines: NDArray[Any]) -> None:
+        """Note the values of which there are `RUN` or more side by side."""
+        if lines.shape[1] < RUN:
+            return
+        flat = np.ascontiguousarray(lines).reshape(-1)
+        changes = np.empty(flat.size, bool)
+        np.not_equal(flat[1:], flat[:-1], out=changes[1:])
+        changes[:: lines.shape[1]] = True
+        starts = np.flatnonzero(changes)
+        lengths = np.diff(starts, append=flat.size)
+        for i in np.flatnonzero(lengths >= RUN):
+            value = flat[starts[i]].item()
+            self._runs[value] = self._runs.get(value, 0) + int(lengths[i])
+
+    def fills(self) -> list[float]:
+        """Values that may be padding, those with the longest runs."""
+        values = sorted(self._runs, key=self._runs.__getitem__, reverse=True)[:_MOST_FILLS]
+        return [*values, math.nan] if self._nan else values
+
+
+def _stated(read: ReadRows, shape: tuple[int, int]) -> Mask:
+    outside = Mask(shape)
+    for rows in strips_of(shape[0], _STRIP_ROWS):
+        outside.add(rows, read(rows) == 0)
+    return outside
+
+
+def _is_noise(read: ReadRows, mean: float, std: float, outside: Mask | None, scan: _Scan) -> bool:
+    """Whether the sample is nothing but read noise: few grey levels, and no pixel is like its neighbours."""
+    lines, shape = np.concatenate(scan.lines), scan.shape
+    if math.prod(shape) < RUN * RUN or lines.dtype == bool:
+        return False
+    if lines.dtype.kind in "iu" and lines.dtype.itemsize <= 2:
+        if std > _NOISE_SHARE * 2 ** (8 * lines.dtype.itemsize):
+            return False
+    elif np.unique(lines[0]).size > _NOISE_LEVELS:
+        return False
+    if outside is None:
+        some = lines.astype(np.float64) - mean
+        if (some[:, :-1] * some[:, 1:]).sum() > _SURELY_ALIKE * np.square(some).sum():
+            return False
+    sums, pixels = np.zeros(3), 0
+    for rows in strips_of(shape[0], _STRIP_ROWS):
+        values = (read(rows).astype(np.float64) - mean).astype(np.float32)
+        if outside is not None:
+            values[outside.window(rows, grown=BLURRED)] = 0
+        pixels += int(np.count_nonzero(values))
+        products = (values * values, values[:, 1:] * values[:, :-1], values[1:] * values[:-1])
+        sums += [product.sum(dtype=np.float64) for product in products]
+    return bool(np.abs(sums[1:]).max() <= max(_UNLIKE, 4 / math.sqrt(pixels)) * sums[0])

@@ -1,0 +1,199 @@
+"""What lies outside the sample is found, and does not count in the statistics."""
+
+from __future__ import annotations
+
+import io
+import math
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from scipy import ndimage
+
+from napari_kdunet import core
+from napari_kdunet.core.volumes import padding
+from napari_kdunet.core.volumes.volume import open_volume
+
+DTYPES = ["uint8", "uint16", "int16", "int32", "float32", "float64"]
+
+
+def texture(shape, seed: int = 0) -> np.ndarray:
+    """Grey values from 1 to 254, neighbours alike, as in a micrograph."""
+    image = ndimage.gaussian_filter(np.random.default_rng(seed).normal(size=shape), 1.5, mode="wrap")
+    return (127.5 + 40 * image / image.std()).clip(1, 254).round()
+
+
+def moments_inside(image, outside) -> tuple[float, float]:
+    """Mean and standard deviation, without the two pixels next to what is outside."""
+    values = image[~ndimage.binary_dilation(outside, np.ones((5, 5)))]
+    return values.mean(), values.std()
+
+
+def frame(shape, sides) -> np.ndarray:
+    top, bottom, left, right = sides
+    outside = np.ones(shape, bool)
+    outside[top : shape[0] - bottom, left : shape[1] - right] = False
+    return outside
+
+
+def corners(shape, degrees: float) -> np.ndarray:
+    return ndimage.rotate(np.ones(shape), degrees, order=0, reshape=False) == 0
+
+
+@settings(max_examples=40, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@given(
+    shape=st.tuples(st.integers(160, 220), st.integers(160, 220)),
+    outline=st.one_of(
+        st.tuples(*[st.sampled_from([0, 0, 12, 30])] * 4).map(lambda sides: lambda shape: frame(shape, sides)),
+        st.sampled_from([10, 45, -20]).map(lambda degrees: lambda shape: corners(shape, degrees)),
+    ),
+    fill=st.sampled_from([0, 255, 128, 3]),
+    dtype=st.sampled_from(DTYPES),
+    seed=st.integers(0, 99),
+)
+def test_padding_of_any_kind(shape, outline, fill, dtype, seed):
+    outside, image = outline(shape), texture(shape, seed).astype(dtype)
+    expected = np.where(outside, np.asarray(fill, dtype), image)
+    volume = open_volume(expected[None])
+    found = volume.outside(0)
+    if not outside.any():
+        assert found is None
+        assert volume.statistics(0) == pytest.approx((image.mean(dtype=float), image.std(dtype=float)), rel=1e-9)
+        return
+    assert outside[found].mean() > 0.99  # a pixel of the sample that happens to have that value, and touches it
+    assert (found & outside).sum() == outside.sum()
+    assert volume.statistics(0) == pytest.approx(moments_inside(expected.astype(float), found), rel=1e-9)
+    assert (
+        np.array_equal(volume.outside(0, slice(7, 50), slice(9, 61)), found[7:50, 9:61]) or not found[7:50, 9:61].any()
+    )
+    assert not volume.is_lost(0)
+
+
+def test_several_fill_values_and_a_missing_tile():
+    image = texture((300, 400))
+    image[:40], image[:, 370:], image[150:220, 100:190] = 0, 255, 77
+    found = open_volume(image.astype(np.uint8)).outside(0)
+    expected = np.zeros(image.shape, bool)
+    expected[:40] = expected[:, 370:] = expected[150:220, 100:190] = True
+    assert (found ^ expected).sum() <= 4
+
+
+def test_what_is_saturated_within_the_sample_belongs_to_it():
+    y, x = np.ogrid[:300, :300]
+    image = np.where((y - 150) ** 2 + (x - 140) ** 2 < 50**2, 255, texture((300, 300))).astype(np.uint8)
+    image[100, 20:80] = 0
+    volume = open_volume(image)
+    assert volume.outside(0) is None
+    assert volume.statistics(0) == pytest.approx((image.mean(), image.std()), rel=1e-12)
+
+
+def test_nan_around_the_sample_is_padding_and_elsewhere_an_error(fails):
+    image = ndimage.rotate(texture((200, 260)), 12, order=1, cval=math.nan).astype(np.float32)
+    volume = open_volume(image, name="rotated.npy")
+    assert np.array_equal(volume.outside(0), np.isnan(image))
+    assert volume.statistics(0) == pytest.approx(moments_inside(image, np.isnan(image)), rel=1e-6)
+    assert open_volume(np.full((1, 40, 40), math.nan)).is_lost(0)
+    image[110, 130] = math.nan
+    fails(lambda: open_volume(image, name="rotated.npy").statistics(0), "z=0 of rotated.npy", "NaN")
+    assert open_volume(image, fill=math.nan).outside(0)[110, 130]
+    image[110, 130] = math.inf
+    fails(lambda: open_volume(image, name="rotated.npy").statistics(0), "infinite")
+
+
+def test_a_blurred_edge_does_not_count():
+    inside = ndimage.rotate(np.ones((200, 260)), 7, order=1, mode="grid-constant")
+    image = ndimage.rotate(texture((200, 260)), 7, order=1, mode="grid-constant").round().astype(np.uint8)
+    mean, std = open_volume(image).statistics(0)
+    expected = image[inside > 0.999]
+    assert (mean, std) == pytest.approx((expected.mean(), expected.std()), rel=0.01)
+
+
+@pytest.mark.parametrize("quality", [60, 75, 95])
+def test_padding_of_a_jpeg(quality):
+    image = np.pad(texture((300, 300)).astype(np.uint8), ((35, 60), (50, 43)))
+    file = io.BytesIO()
+    Image.fromarray(image).save(file, "jpeg", quality=quality)
+    stored = np.asarray(Image.open(file))
+    expected = image[35:-60, 50:-43]
+    assert open_volume(stored).statistics(0) == pytest.approx((expected.mean(), expected.std()), rel=0.03)
+
+
+@pytest.mark.parametrize("at_once", [1500, 2000, 5000])
+def test_slices_larger_than_what_is_labelled_at_a_time(monkeypatch, at_once):
+    image = texture((250, 170))
+    image[corners(image.shape, 20)] = 0
+    image[60:140, 60:110] = 9  # a tile over several strips
+    image[:, 130] = 0  # joins the corners above and below
+    image = image.astype(np.uint8)
+    whole = open_volume(image).outside(0)
+    monkeypatch.setattr(padding, "_LABELLED", at_once)
+    assert whole.sum() > 60 * 40
+    assert np.array_equal(open_volume(image).outside(0), whole)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_lost_slices(dtype):
+    rng = np.random.default_rng(4)
+    image = np.stack([texture((90, 100), seed) for seed in range(5)]).astype(dtype)
+    image[1], image[2], image[3] = 0, 200, rng.integers(0, 3, image[3].shape)
+    image[4, :, :30] = 0
+    image[4, :, 30:] = 8
+    volume = open_volume(image)
+    assert [volume.is_lost(z) for z in range(5)] == [False, True, True, True, True]
+    assert volume.outside(2, slice(0, 7), slice(90, None)).shape == (7, 10)
+    assert volume.outside(2).all()
+    assert volume.statistics(2) == (200.0, 0.0)
+
+
+def test_an_image_of_few_grey_levels_is_not_lost():
+    image = (texture((100, 100)) // 64).astype(np.uint8)
+    assert len(np.unique(image)) == 4
+    assert not open_volume(image).is_lost(0)
+
+
+def test_a_stated_fill_value():
+    image = texture((120, 140)).astype(np.uint8)
+    image[50:60, 50:60] = 30  # too small to be found
+    image[80, 80] = 30
+    assert open_volume(image).outside(0) is None
+    volume = open_volume(image, fill=30)
+    expected = np.zeros(image.shape, bool)
+    expected[50:60, 50:60] = True
+    assert (volume.outside(0) ^ expected).sum() < 9
+    assert open_volume(volume, voxel_size=(5, 5, 5)).outside(0) is not None
+    assert open_volume(image, fill=0).outside(0) is None
+
+
+def test_a_mask_of_the_sample(fails):
+    image = texture((2, 60, 70)).astype(np.uint16)
+    mask = np.zeros(image.shape, np.uint8)
+    mask[0, 10:50, 20:60] = 255
+    volume = open_volume(image, sample=mask)
+    assert np.array_equal(volume.outside(0), mask[0] == 0)
+    assert volume.statistics(0) == pytest.approx(moments_inside(image[0], mask[0] == 0))
+    assert volume.is_lost(1)
+    fails(lambda: open_volume(image, sample=mask[:1], name="raw.tif"), "sample", "(1, 60, 70)", "raw.tif")
+
+
+def test_the_values_of_a_slice_may_be_of_any_size(fails):
+    image = texture((40, 50))
+    for scaled in (image * 1e-100, image * 1e100, image + 1e12):
+        mean, std = open_volume(scaled).statistics(0)
+        assert mean == pytest.approx(scaled.mean())
+        assert std == pytest.approx(scaled.std(), rel=1e-6)
+    fails(lambda: open_volume(image * 1e200, name="a.npy").statistics(0), "z=0 of a.npy", "too large")
+    fails(lambda: open_volume(image * 1e-200, name="a.npy").statistics(0), "z=0 of a.npy", "too small")
+    assert open_volume(np.full((9, 9), 1e10 + 0.3)).statistics(0) == (1e10 + 0.3, 0.0)
+
+
+def test_masks_are_small_and_not_pickled():
+    import pickle
+
+    image = np.zeros((3, 200, 200), np.uint8)
+    image[:, 50:150, 50:150] = texture((3, 100, 100))
+    volume = core.open_volume(image)
+    before = len(pickle.dumps(volume))
+    volume.outside(1)
+    assert len(pickle.dumps(volume)) == before
