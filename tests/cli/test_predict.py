@@ -143,3 +143,46 @@ def about(path: Path) -> dict:
         return json.loads((path / "zarr.json").read_text())["attributes"]["napari_kdunet"]
     with tifffile.TiffFile(path) as tif:
         return json.loads(tif.imagej_metadata["napari_kdunet"])
+
+
+@pytest.mark.parametrize("suffix", [".tif", ".zarr"])
+@pytest.mark.parametrize("planes", ["z", "zyx"])
+def test_predict_names_lost_slices_and_leaves_padding_out(suffix, planes, data, teacher, tmp_path):
+    raw = np.pad(np.asarray(core.open_volume(data / "raw.tif")), ((0, 0), (40, 24), (16, 40)), constant_values=255)
+    raw[1], raw[3] = 0, np.random.default_rng(0).integers(0, 3, raw[3].shape)
+    core.write_volume(raw, tmp_path / f"raw{suffix}", voxel_size=VOXEL)
+    path = tmp_path / f"p{suffix}"
+    argv = [
+        "predict",
+        teacher,
+        tmp_path / f"raw{suffix}",
+        "-o",
+        path,
+        "--probabilities",
+        "--planes",
+        planes,
+        "--voxel-size",
+        10,
+    ]
+    told = run(*argv)
+    assert told.code == 0
+    assert "z = 1,3" in " ".join(told.err.split())
+    assert metadata_of(path)["lost"] == [1, 3]
+    written = np.asarray(core.open_volume(path))
+    assert not written[[1, 3]].any()
+    assert written.sum() == pytest.approx(written[:, 40:-24, 16:-40].sum())
+    assert written[0, 40:-24, 16:-40].min() > 0
+    assert run(*argv, "--fill", 7).code == 0
+    assert np.asarray(core.open_volume(path))[0, 0, 0] > 0
+    core.write_volume((raw > 0).astype(np.uint8), tmp_path / "mask.tif")
+    assert run(*argv, "--sample", tmp_path / "mask.tif").code == 0
+    assert np.asarray(core.open_volume(path))[0, 0, 0] > 0
+
+
+def metadata_of(path: Path) -> dict:
+    if path.suffix == ".zarr":
+        import zarr
+
+        return dict(zarr.open_group(path, mode="r").attrs["napari_kdunet"])
+    with tifffile.TiffFile(path) as tif:
+        return json.loads(tif.pages[0].description.partition("napari_kdunet=")[2].splitlines()[0])

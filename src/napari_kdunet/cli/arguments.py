@@ -34,6 +34,10 @@ ValRaws = Annotated[
 ValLabelsOfEach = Annotated[list[str] | None, typer.Option("--val-labels", help="Its labels; once a --val-raw.")]
 ValRaw = Annotated[str | None, typer.Option(help="Image to validate on instead of a held-out share.")]
 ValLabels = Annotated[str | None, typer.Option(help="Its labels.")]
+Fill = Annotated[
+    float | None, typer.Option(help="Value around the sample, e.g. 0 or nan, where it is not found by itself.")
+]
+Sample = Annotated[str | None, typer.Option(help="Mask volume that is non-zero in the sample, in place of --fill.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on from NAME.resume.safetensors beside the model.")]
 Start = Annotated[str | None, typer.Option(help="Model to go on training from, of its k, form and pixel size.")]
 Devices = Annotated[
@@ -78,12 +82,12 @@ def check_out(out: Path, *inputs: str, suffixes: tuple[str, ...] = (".safetensor
     return check_target(out, suffixes)
 
 
-def given_volume(source: str, voxel_size: str | None) -> Any:
+def given_volume(source: str, voxel_size: str | None, **selection: Any) -> Any:
     """Open the volume given on the command line, with the voxel size given there."""
     from napari_kdunet import core
 
     if voxel_size is None:
-        return core.open_volume(source)
+        return core.open_volume(source, **selection)
     try:
         sizes = [float(part) for part in voxel_size.split(",")]
     except ValueError:
@@ -91,7 +95,7 @@ def given_volume(source: str, voxel_size: str | None) -> Any:
     sizes = sizes * 3 if len(sizes) == 1 else sizes
     if len(sizes) != 3 or not all(0 < size < 1e9 for size in sizes):
         raise ConfigError(f"voxel-size is {voxel_size!r}: give nm as one number or as Z,Y,X.")
-    return core.open_volume(source, voxel_size=(sizes[0], sizes[1], sizes[2]))
+    return core.open_volume(source, voxel_size=(sizes[0], sizes[1], sizes[2]), **selection)
 
 
 class Volumes(NamedTuple):

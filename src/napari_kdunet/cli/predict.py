@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import ctypes
-from contextlib import nullcontext, suppress
+from collections.abc import Generator
+from contextlib import closing, nullcontext, suppress
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeAlias
 
 import typer
 
 from napari_kdunet.cli.arguments import (
     Device,
+    Fill,
     ModelName,
     OnError,
     Planes,
     Raw,
+    Sample,
     Scheduler,
     Threads,
     Views,
@@ -25,8 +28,11 @@ from napari_kdunet.cli.arguments import (
 from napari_kdunet.cli.progress import Interrupted, console, follow_slices
 from napari_kdunet.core.errors import ConfigError
 from napari_kdunet.core.files import is_zarr_name
+from napari_kdunet.core.parsing import format_slices
 
 __all__ = ["predict"]
+
+Slices: TypeAlias = Generator[Any, None, None]
 
 _M_ARENA_MAX = -8  # from glibc's malloc.h
 
@@ -44,6 +50,8 @@ def predict(
     views: Views = 1,
     planes: Planes = "z",
     voxel_size: VoxelSize = None,
+    fill: Fill = None,
+    sample: Sample = None,
     device: Device = "auto",
     threads: Threads = None,
     on_error: OnError = "stop",
@@ -60,7 +68,7 @@ def predict(
         raise ConfigError(f"--scheduler with {out}: workers cannot write one TIFF together, give a .zarr.")
     if planes == "zyx" and on_error == "skip":
         raise ConfigError("--on-error skip with --planes zyx: every block needs all slices, mend the volume first.")
-    loaded, volume = core.load_model(model), given_volume(raw, voxel_size)
+    loaded, volume = core.load_model(model), given_volume(raw, voxel_size, fill=fill, sample=sample)
     if volume.voxel_size is None and loaded.pixel_size:
         size = f"{loaded.pixel_size:g} nm"
         console.print(f"note: the pixel size of {raw} is not known: taken as the model's {size}; --voxel-size sets it.")
@@ -74,7 +82,7 @@ def predict(
     metadata, key = {"model": model, **how}, prediction_key(loaded, volume, **how)
     target = {"path": out, "voxel_size": volume.voxel_size, "metadata": metadata, "resume_key": key}
     with connect(scheduler) if scheduler else nullcontext():
-        _write(result, target, skipping=on_error == "skip")
+        _write(result, target, volume, skipping=on_error == "skip")
     typer.echo(str(out))
 
 
@@ -84,7 +92,19 @@ def _use_one_heap() -> None:
         ctypes.CDLL(None).mallopt(_M_ARENA_MAX, 1)
 
 
-def _write(result: Any, target: dict[str, Any], skipping: bool) -> None:
+def _with_lost_slices(
+    slices: Generator[Any, None, None], volume: Any, metadata: dict[str, Any]
+) -> Generator[Any, None, None]:
+    """Hand on the slices; before the result is closed after the last one, enter into its metadata which are lost."""
+    with closing(slices):
+        for written in slices:
+            yield written
+            if written.done == len(volume) and (lost := volume.lost_slices()):
+                metadata["lost"] = lost
+                console.print(f"note: slices z = {format_slices(lost)} of {volume.name} hold no image: background")
+
+
+def _write(result: Any, target: dict[str, Any], volume: Any, skipping: bool) -> None:
     from napari_kdunet.core.writing.writer import iter_write
 
     skipped: list[Exception] = []
@@ -94,6 +114,7 @@ def _write(result: Any, target: dict[str, Any], skipping: bool) -> None:
         console.print(f"skipped: {error}")
 
     slices = iter_write(result, **target, on_error=skip if skipping else None)
+    slices = _with_lost_slices(slices, volume, target["metadata"])
     try:
         follow_slices("segmenting", slices, len(result), resumable=is_zarr_name(target["path"]))
     except (Interrupted, KeyboardInterrupt):

@@ -217,6 +217,27 @@ def test_wrong_arguments(model, wrong, one_line):
         core.predict(model(), noise((1, 8, 8)), **wrong)
 
 
+def test_a_network_that_overflows_is_an_error(model, one_line):
+    made = model()
+    with torch.no_grad():
+        for parameter in made.net.parameters():
+            parameter *= 1e30
+    for output in ("labels", "probability"):
+        with one_line(core.ModelError, "NaN", "z=0"):
+            core.predict(made, noise((1, 40, 40)), output=output).compute()
+
+
+@pytest.mark.parametrize("dtype", ["int32", "uint32", "int64", "float64"])
+def test_large_offsets_do_not_matter(model, dtype):
+    raw, made = noise((1, 60, 50)), model()
+    offset = {"int32": 2**30, "uint32": 4 * 10**9, "int64": 2**40, "float64": 1e9}[dtype]
+    far = raw.astype(dtype) + np.asarray(offset, dtype)
+    expected = core.predict(made, raw).compute()
+    np.testing.assert_allclose(core.predict(made, far).compute(), expected, atol=1e-5)
+    for scale in (1e-60, 1e60):
+        np.testing.assert_allclose(core.predict(made, raw * scale).compute(), expected, atol=1e-5)
+
+
 def test_wrong_volumes(model, one_line):
     raw = noise((2, 32, 32)).astype(np.float32)
     raw[1, 3, 3] = np.nan

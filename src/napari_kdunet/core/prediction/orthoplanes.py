@@ -262,3 +262,6 @@ class _Turned(Volume):
 
     def mirrored(self, z: int, y: slice, x: slice, reach: int) -> None:
         return None
+
+    def is_lost(self, z: int) -> bool:
+        return False

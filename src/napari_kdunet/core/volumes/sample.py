@@ -173,18 +173,18 @@ class _Moments:
         self.finite = self.finite and bool(np.isfinite(pixels).all())
         if not self.finite or not pixels.size:
             return
-        for part in np.array_split(pixels.reshape(-1), -(-pixels.size // _AT_ONCE)):
-            values = part.astype(np.float64)
-            mean = values.mean()
-            values -= mean
-            with np.errstate(over="ignore"):
+        with np.errstate(over="ignore"):
+            for part in np.array_split(pixels.reshape(-1), -(-pixels.size // _AT_ONCE)):
+                values = part.astype(np.float64)
+                mean = values.mean()
+                values -= mean
                 np.square(values, out=values)  # not values @ values: the threads of a BLAS take a core to wait for more
                 variance = values.mean()
-            self._parts.append((values.size, mean, variance))
-            if math.sqrt(variance) > 1e-6 * abs(mean):
-                self._range = (-math.inf, math.inf)
-            else:
-                self._range = (min(self._range[0], part.min()), max(self._range[1], part.max()))
+                self._parts.append((values.size, mean, variance))
+                if math.sqrt(variance) > 1e-6 * abs(mean):
+                    self._range = (-math.inf, math.inf)
+                else:
+                    self._range = (min(self._range[0], part.min()), max(self._range[1], part.max()))
 
     def mean_and_std(self) -> tuple[float, float]:
         if not self.finite:

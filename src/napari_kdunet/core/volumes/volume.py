@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import math
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -49,6 +50,7 @@ class Volume:
     fill: float | None = field(default=None, kw_only=True)
     sample: Volume | None = field(default=None, kw_only=True, repr=False)
     _summaries: dict[int, Summary] = field(default_factory=dict, init=False, repr=False)
+    _lost: dict[int, bool] = field(default_factory=dict, init=False, repr=False)
 
     ndim = 3
 
@@ -115,7 +117,7 @@ class Volume:
         return np.asarray(self[:], dtype)
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_summaries": {}}
+        return self.__dict__ | {"_summaries": {}, "_lost": {}}
 
     def statistics(self, z: int, whole: np.ndarray[Any, Any] | None = None) -> tuple[float, float]:
         """Mean and standard deviation of the sample in slice `z`, in the units of the raw values; remembered.
@@ -132,7 +134,17 @@ class Volume:
 
     def is_lost(self, z: int) -> bool:
         """Whether slice `z` shows no sample at all: it is constant, or nothing but read noise."""
-        return self._summary(z).lost
+        if z not in self._lost:
+            self._summary(z)
+        return self._lost[z]
+
+    def lost_slices(self) -> list[int]:
+        """Those z for which `is_lost` holds; slices that cannot be read are left out."""
+        lost = []
+        for z in range(len(self)):
+            with suppress(VolumeError):
+                lost += [z] * self.is_lost(z)
+        return lost
 
     def outside(
         self, z: int, y: slice = slice(None), x: slice = slice(None)
@@ -175,7 +187,7 @@ class Volume:
         kept = [known.outside.nbytes for known in list(self._summaries.values()) if known.outside is not None]
         if len(self._summaries) >= _CACHED_SUMMARIES or (summary.outside and sum(kept) > _CACHED_BYTES):
             self._summaries.clear()
-        self._summaries[z] = summary
+        self._summaries[z], self._lost[z] = summary, summary.lost
         return summary
 
 

@@ -69,15 +69,16 @@ def tiff_writer(path: Path, spec: OutputSpec) -> Iterator[WriteSlice]:
         _, y, x = spec.voxel_size
         options |= {"resolution": (1 / x, 1 / y), "resolutionunit": "NONE"}
     nbytes = math.prod(spec.shape) * dtype.itemsize
+    first = _description(spec)
     with tifffile.TiffWriter(path, bigtiff=nbytes > _BIGTIFF_BYTES) as tif:
 
         def write(z: int, block: np.ndarray[Any, Any] | None) -> None:
             page = np.zeros(spec.shape[1:], dtype) if block is None else block.astype(dtype, copy=False)
-            tif.write(page, description=None if z else _description(spec), **options)
+            tif.write(page, description=None if z else first, **options)
 
         yield write
-    if spec.skipped:  # not known yet when the first page was written
-        tifffile.tiffcomment(path, _description(spec).encode())
+    if (last := _description(spec)) != first:  # slices were skipped, or the metadata has been added to
+        tifffile.tiffcomment(path, last.encode())
 
 
 def _description(spec: OutputSpec) -> str:

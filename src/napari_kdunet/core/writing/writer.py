@@ -105,7 +105,8 @@ def iter_write(
     voxel_size : tuple of float, optional
         Size of a voxel in nm (Z, Y, X); that of a `Volume` by default.
     metadata : mapping, optional
-        Anything that JSON can hold; stored under the name ``napari_kdunet``.
+        Anything that JSON can hold; stored under the name ``napari_kdunet``. What is added to it up to the last slice
+        is stored too.
     resume_key : str, optional
         Identifies the result, so that it can be resumed. If a process was killed while it wrote an array to this
         Zarr with the same key, the slices that it completed are kept and only the missing ones are written.
