@@ -9,9 +9,10 @@ from typing import Annotated, Any, Literal, NamedTuple
 import typer
 from typer.core import TyperCommand
 
+from napari_kdunet.cli.progress import console
 from napari_kdunet.core.errors import ConfigError, OutputError
 
-Raw = Annotated[str, typer.Argument(metavar="RAW", help="TIFF, OME-TIFF, (OME-)Zarr, .npy or folder of slices; ZYX.")]
+Raw = Annotated[str, typer.Argument(metavar="RAW", help="TIFF, OME-Zarr, HDF5, MRC, ... or folder of slices.")]
 Labels = Annotated[str, typer.Argument(metavar="LABELS", help="Labels of the same shape: 0 is background.")]
 Out = Annotated[Path, typer.Option("-o", "--out", help="Model to write (.safetensors).")]
 VoxelSize = Annotated[
@@ -83,7 +84,10 @@ def check_out(out: Path, *inputs: str, suffixes: tuple[str, ...] = (".safetensor
 
 
 def given_volume(source: str, voxel_size: str | None, **selection: Any) -> Any:
-    """Open the volume given on the command line, with the voxel size given there."""
+    """Open the volume given on the command line, with the voxel size given there.
+
+    `selection` are other keywords of `core.open_volume`.
+    """
     from napari_kdunet import core
 
     if voxel_size is None:
@@ -112,10 +116,11 @@ def given_volumes(
     val_raw: list[str] | None,
     val_labels: list[str] | None,
     unlabelled: list[str] | None = None,
+    **selection: Any,
 ) -> Volumes:
     """Open the volumes of a training, with the voxel sizes given on the command line.
 
-    `pairs` is image, labels, image, labels and so on.
+    `pairs` is image, labels, image, labels and so on; `selection` as in `given_volume`, of each image.
 
     Raises
     ------
@@ -134,14 +139,20 @@ def given_volumes(
             f"voxel-size is given {len(sizes)} times for {len(sources)} images: give it once for all, or once for each."
         )
     sizes = list(sizes) * len(sources) if len(sizes) == 1 else sizes
-    images = iter([given_volume(source, size) for source, size in zip(sources, sizes, strict=True)])
+    images = iter([given_volume(source, size, **selection) for source, size in zip(sources, sizes, strict=True)])
     learnt = [(next(images), labels) for labels in pairs[1::2]]
     more = [next(images) for _ in unlabelled]
     return Volumes(learnt, more, list(zip(images, val_labels, strict=True)) or None)
 
 
-def given_pair(raw: str | None, labels: str | None, voxel_size: str | None) -> tuple[Any, Any] | None:
+def print_notes(volume: Any) -> None:
+    """Print what was assumed on opening a volume."""
+    for note in volume.notes:
+        console.print(f"note: {volume.name}: {note}")
+
+
+def given_pair(raw: str | None, labels: str | None, voxel_size: str | None, **selection: Any) -> tuple[Any, Any] | None:
     """The image and labels to validate on, if given: both or neither."""
     if (raw is None) != (labels is None):
         raise ConfigError("--val-raw and --val-labels go together: give both or neither.")
-    return None if raw is None else (given_volume(raw, voxel_size), labels)
+    return None if raw is None else (given_volume(raw, voxel_size, **selection), labels)

@@ -31,7 +31,7 @@ from napari_kdunet.cli.arguments import (
     given_volumes,
 )
 from napari_kdunet.cli.experiments import study, sweep
-from napari_kdunet.cli.options import with_settings
+from napari_kdunet.cli.options import with_selection, with_settings
 from napari_kdunet.cli.predict import predict
 from napari_kdunet.cli.progress import Interrupted, console, follow_to_file, launch_processes
 from napari_kdunet.core.config import DistillConfig, TrainConfig
@@ -109,6 +109,7 @@ def demo(
 
 @app.command(cls=Command)
 @with_settings(TrainConfig)
+@with_selection
 def train(
     raw: Raw,
     labels: Labels,
@@ -122,12 +123,14 @@ def train(
     start: Start = None,
     devices: Devices = 1,
     nodes: Nodes = 1,
+    *,
+    selection: dict[str, Any],
 ) -> None:
     """Train a k-Unet from the labels of one or several images."""
     from napari_kdunet.core import iter_train, load_model
 
     with launch_processes(config, devices, nodes) as fabric:
-        volumes = given_volumes([raw, labels, *(more or [])], voxel_size, val_raw, val_labels)
+        volumes = given_volumes([raw, labels, *(more or [])], voxel_size, val_raw, val_labels, **selection)
         events = iter_train(
             volumes.pairs,
             None,
@@ -143,6 +146,7 @@ def train(
 
 @app.command(cls=Command)
 @with_settings(DistillConfig)
+@with_selection
 def distill(
     teacher: Annotated[
         str, typer.Argument(metavar="TEACHER", help="Model, ONNX file, or volume of foreground probabilities.")
@@ -171,12 +175,14 @@ def distill(
     start: Start = None,
     devices: Devices = 1,
     nodes: Nodes = 1,
+    *,
+    selection: dict[str, Any],
 ) -> None:
     """Distil a teacher into a tiny k-Unet."""
     from napari_kdunet.core import iter_distill, load_model
 
     with launch_processes(config, devices, nodes) as fabric:
-        volumes = given_volumes([raw, labels, *(more or [])], voxel_size, val_raw, val_labels, unlabelled)
+        volumes = given_volumes([raw, labels, *(more or [])], voxel_size, val_raw, val_labels, unlabelled, **selection)
         events = iter_distill(
             teacher,
             volumes.pairs,

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from napari_kdunet.cli.arguments import Device, Labels, Raw, Threads, ValLabels, VoxelSize, given_pair, given_volume
-from napari_kdunet.cli.options import with_settings
+from napari_kdunet.cli.options import with_selection, with_settings
 from napari_kdunet.cli.progress import Interrupted, console, follow_runs
 from napari_kdunet.core.config import DistillConfig
 from napari_kdunet.core.errors import ConfigError
@@ -37,6 +37,7 @@ Folder = Annotated[
 ScoreRaw = Annotated[str | None, typer.Option(help="Image to score on, whole; else the last quarter of z.")]
 
 
+@with_selection
 def study(
     name: Annotated[str, typer.Argument(metavar="NAME", help=f"{' | '.join(STUDIES)}: tables 1 to 7 of the paper.")],
     out: Folder,
@@ -61,6 +62,8 @@ def study(
     patch: Annotated[int, typer.Option(help="Side of a training patch, working pixels.")] = 128,
     device: Device = "auto",
     threads: Threads = None,
+    *,
+    selection: dict[str, Any],
 ) -> None:
     """Repeat one of the paper's tables, in its settings and with the defaults here."""
     runs = study_runs(
@@ -74,19 +77,24 @@ def study(
         device=device,
         threads=threads,
     )
-    train, val = _open_pairs(raw, labels, val_raw, val_labels, voxel_size)
+    train, val = _open_pairs(raw, labels, val_raw, val_labels, voxel_size, selection)
     _conclude(name, out, _follow(name, out, runs, train, val))
 
 
 def _open_pairs(
-    raw: str | None, labels: str | None, val_raw: str | None, val_labels: str | None, voxel_size: str | None
+    raw: str | None,
+    labels: str | None,
+    val_raw: str | None,
+    val_labels: str | None,
+    voxel_size: str | None,
+    selection: dict[str, Any],
 ) -> tuple[Pair, Pair | None]:
     """Open the volumes given to train on and to score on, or make the embedded ones."""
     if (raw is None) != (labels is None):
         raise ConfigError("RAW and LABELS go together: give both or neither.")
-    val = given_pair(val_raw, val_labels, voxel_size)
+    val = given_pair(val_raw, val_labels, voxel_size, **selection)
     if raw is not None:
-        return (given_volume(raw, voxel_size), labels), val
+        return (given_volume(raw, voxel_size, **selection), labels), val
     if val is not None:
         raise ConfigError("--val-raw needs RAW and LABELS to train on: give them too.")
     return _embedded()
@@ -153,6 +161,7 @@ def _write_csv(path: Path, rows: Iterable[dict[str, Any]]) -> None:
 
 
 @with_settings(DistillConfig, without=("k",))
+@with_selection
 def sweep(
     teacher: Annotated[str, typer.Argument(metavar="TEACHER", help="A .safetensors file or a bundled model's name.")],
     raw: Raw,
@@ -163,6 +172,8 @@ def sweep(
     val_raw: ScoreRaw = None,
     val_labels: ValLabels = None,
     voxel_size: VoxelSize = None,
+    *,
+    selection: dict[str, Any],
 ) -> None:
     """Distil a teacher into students over k and show what each costs and gives."""
     from napari_kdunet.core import iter_sweep, load_model
@@ -175,8 +186,8 @@ def sweep(
         _write_csv(out / "sweep.csv", map(asdict, results))
         console.print(f"{one.name}  IoU {one.iou:.3f}  {one.parameters:,} parameters")
 
-    pair = given_pair(val_raw, val_labels, voxel_size)
-    model, volume = load_model(teacher), given_volume(raw, voxel_size)
+    pair = given_pair(val_raw, val_labels, voxel_size, **selection)
+    model, volume = load_model(teacher), given_volume(raw, voxel_size, **selection)
     items = iter_sweep(model, volume, labels, wanted, config, val=pair, folder=out)
     try:
         follow_runs(["scoring the teacher", *(f"distilling a {k}-Unet" for k in wanted)], items, add_result)

@@ -14,13 +14,19 @@ import typer
 from napari_kdunet.core.config import TrainConfig
 from napari_kdunet.core.parsing import parse_class_weights, parse_slices, parse_volume_weights
 
-__all__ = ["with_settings"]
+__all__ = ["with_selection", "with_settings"]
 
 _PARSERS: dict[str, Callable[[str], Any]] = {
     "slices": parse_slices,
     "class_weights": parse_class_weights,
     "volume_weights": parse_volume_weights,
 }
+_SELECTION: list[tuple[str, type, int | None, str]] = [
+    ("axes", str, None, "Stored axes of the image, slowest first, e.g. XYZ or CZYX, in place of those that it states."),
+    ("channel", int, 0, "Channel of the image, from 0."),
+    ("time", int, 0, "Time point of the image, from 0."),
+    ("series", int, 0, "Which image of a file with several, from 0; the largest if not given."),
+]
 _EXAMPLES = {"slices": "e.g. 3,8,20:30", "class_weights": "e.g. 1,4", "volume_weights": "even | area | e.g. 1,4"}
 
 
@@ -54,6 +60,27 @@ def with_settings(
         return run
 
     return decorate
+
+
+def with_selection(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command options for what to take of its images; it gets them as its argument `selection`.
+
+    They are the keywords of `core.open_volume` and hold for RAW and other images, not for labels.
+    """
+    own = [p for p in inspect.signature(command, eval_str=True).parameters.values() if p.name != "selection"]
+    options = [
+        _parameter(name, typing.Annotated[kind | None, typer.Option(help=told, min=low)], None)
+        for name, kind, low, told in _SELECTION
+    ]
+
+    @functools.wraps(command)
+    def run(**given: Any) -> None:
+        command(selection={name: given.pop(name) for name, *_ in _SELECTION}, **given)
+
+    signature = inspect.Signature([*own, *options])
+    run.__signature__ = signature  # type: ignore[attr-defined]
+    run.__annotations__ = {p.name: p.annotation for p in signature.parameters.values()}
+    return run
 
 
 def _same(value: Any) -> Any:

@@ -24,7 +24,9 @@ from napari_kdunet.cli.arguments import (
     VoxelSize,
     check_out,
     given_volume,
+    print_notes,
 )
+from napari_kdunet.cli.options import with_selection
 from napari_kdunet.cli.progress import Interrupted, console, follow_slices
 from napari_kdunet.core.errors import ConfigError
 from napari_kdunet.core.files import is_zarr_name
@@ -37,6 +39,7 @@ Slices: TypeAlias = Generator[Any, None, None]
 _M_ARENA_MAX = -8  # from glibc's malloc.h
 
 
+@with_selection
 def predict(
     model: ModelName,
     raw: Raw,
@@ -56,6 +59,8 @@ def predict(
     threads: Threads = None,
     on_error: OnError = "stop",
     scheduler: Scheduler = None,
+    *,
+    selection: dict[str, Any],
 ) -> None:
     """Segment a volume. The same command goes on with a Zarr where a killed one was."""
     from napari_kdunet import core
@@ -68,7 +73,9 @@ def predict(
         raise ConfigError(f"--scheduler with {out}: workers cannot write one TIFF together, give a .zarr.")
     if planes == "zyx" and on_error == "skip":
         raise ConfigError("--on-error skip with --planes zyx: every block needs all slices, mend the volume first.")
-    loaded, volume = core.load_model(model), given_volume(raw, voxel_size, fill=fill, sample=sample)
+    loaded = core.load_model(model)
+    volume = given_volume(raw, voxel_size, fill=fill, sample=sample, on_error=on_error, **selection)
+    print_notes(volume)
     if volume.voxel_size is None and loaded.pixel_size:
         size = f"{loaded.pixel_size:g} nm"
         console.print(f"note: the pixel size of {raw} is not known: taken as the model's {size}; --voxel-size sets it.")

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import pickle
+import random
+from pathlib import Path
 
 import numpy as np
 import pytest
 import tifffile
-from PIL import Image
+from PIL import Image, ImageOps
 
 from napari_kdunet.core.volumes.volume import open_volume
 
@@ -66,3 +68,186 @@ def test_truncated_png(pixels, tmp_path, fails):
     (tmp_path / "a.png").write_bytes((tmp_path / "a.png").read_bytes()[:-500])
     volume = open_volume(tmp_path / "a.png")
     fails(lambda: volume.read(0), "cannot read slice z=0 of", str(tmp_path / "a.png"))
+
+
+def write(folder: Path, names: list[str], images: list[np.ndarray]) -> Path:
+    """Write slices under these names, in another order than theirs."""
+    folder.mkdir(exist_ok=True)
+    pairs = list(zip(names, images, strict=True))
+    random.Random(0).shuffle(pairs)
+    for name, image in pairs:
+        path = folder / name
+        if path.suffix in (".tif", ".tiff"):
+            tifffile.imwrite(path, image)
+        else:
+            Image.fromarray(image).save(path)
+    return folder
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        "z-10 z-9 z-1 z0 z1 z2",
+        "z_-1.5 z_-1.0 z_-0.5 z_0.0 z_0.5 z_10.0",
+        "z=-3 z=-2 z=-1",
+        "depth+0.5 depth+1.5 depth+10.5",
+        "s-1 s-2 s-9 s-10 s-100",
+        "scan-2024-01-05-001 scan-2024-01-05-002 scan-2024-01-05-010",
+        "0.25 0.5 0.75 1.0 1.25 10.0",
+        "img_1.8 img_1.9 img_1.10 img_1.11",
+        "1.2.9 1.2.10 1.3.1",
+        "tile - 1 tile - 2 tile - 10".replace(" - ", "~-~"),
+        "a1b2 a1b10 a2b1 A2b3",
+        "first second third".replace("second", "fourth").replace("third", "sixth"),
+        "s001 s002 s010 s0100",
+        "20240105123456789 20240105123456790 20240105123456791",
+        "slice 1 x,slice 2 x,slice 10 x",
+    ],
+)
+@pytest.mark.parametrize("suffix", [".tif", ".png"])
+def test_order_of_a_person(pixels, tmp_path, names, suffix):
+    listed = names.split(",") if "," in names else names.replace("~", " ").split(" ")
+    listed = ["tile - 1", "tile - 2", "tile - 10"] if "~" in names else listed
+    images = [np.full((5, 6), z, np.uint8) for z in range(len(listed))]
+    folder = write(tmp_path / "slices", [f"{name}{suffix}" for name in listed], images)
+    assert open_volume(folder)[:, 0, 0].tolist() == list(range(len(listed)))
+
+
+@pytest.mark.parametrize(
+    "pattern", ["{}_mask", "{}_seg", "{}_cp_masks", "{}-labels", "mask_{}", "{}Mask", "gt.{}", "{}_mask2"]
+)
+@pytest.mark.parametrize("suffix", [".tif", ".png"])
+def test_masks_beside_images_are_left_out(pixels, tmp_path, pattern, suffix):
+    names = [f"s{z}" for z in range(5)]
+    write(tmp_path / "em", [f"{name}.tif" for name in names], list(pixels))
+    masks = [(image > 100).astype(np.uint16) for image in pixels[:3]]
+    write(tmp_path / "em", [f"{pattern.format(name)}{suffix}" for name in names[:3]], masks)
+    volume = open_volume(tmp_path / "em")
+    np.testing.assert_array_equal(np.asarray(volume), pixels)
+    assert any("3 files" in note and pattern.format("s0") in note for note in volume.notes)
+    write(tmp_path / "masks", [f"{pattern.format(name)}{suffix}" for name in names[:3]], masks)
+    np.testing.assert_array_equal(np.asarray(open_volume(tmp_path / "masks")), masks)  # by themselves they are slices
+
+
+def test_the_same_slices_in_two_formats(pixels, tmp_path, fails):
+    write(tmp_path / "em", [f"s{z}.png" for z in range(5)], list(255 - pixels))
+    write(tmp_path / "em", [f"s{z}.tif" for z in range(5)], list(pixels))
+    volume = open_volume(tmp_path / "em")
+    np.testing.assert_array_equal(np.asarray(volume), pixels)
+    assert any(".tif and .png" in note for note in volume.notes)
+    (tmp_path / "em" / "s3.png").unlink()
+    fails(tmp_path / "em", "s", "is there as", "keep one of each")
+
+
+def test_two_series_are_not_one(pixels, tmp_path, fails):
+    write(tmp_path / "em", [f"bse_{z}.tif" for z in range(3)] + [f"se_{z}.tif" for z in range(3)], [*pixels[:3]] * 2)
+    fails(tmp_path / "em", "two series", "bse and se")
+
+
+def test_subfolders_are_said(pixels, tmp_path, fails):
+    write(tmp_path / "a", ["1.tif", "2.tif"], list(pixels[:2]))
+    write(tmp_path / "a" / "old", ["1.tif"], list(pixels[:1]))
+    volume = open_volume(tmp_path / "a")
+    assert volume.shape == (2, 37, 53)
+    assert volume.notes == ("its folders are left out: old",)
+    fails(tmp_path, "empty", "folders a", "give one of them")
+
+
+def test_a_dangling_link_is_named(pixels, tmp_path, fails):
+    write(tmp_path / "a", ["1.tif", "2.tif"], list(pixels[:2]))
+    (tmp_path / "a" / "3.tif").symlink_to(tmp_path / "gone.tif")
+    fails(tmp_path / "a", "3.tif", "a link to a file that is not there")
+    (tmp_path / "raw.tif").symlink_to(tmp_path / "gone.tif")
+    fails(tmp_path / "raw.tif", "a link to a file that is not there")
+
+
+@pytest.mark.parametrize("odd", [0, 2, 4])
+@pytest.mark.parametrize("how", ["shape", "dtype"])
+def test_the_odd_one_out_is_named(pixels, tmp_path, odd, how, fails):
+    images = list(pixels)
+    images[odd] = images[odd][1:] if how == "shape" else images[odd].astype(np.uint16)
+    write(tmp_path / "a", [f"s{z}.tif" for z in range(5)], images)
+    fails(tmp_path / "a", f"s{odd}.tif has shape", "(36, 53)" if how == "shape" else "uint16", "must agree")
+
+
+@pytest.mark.parametrize("bad", [b"", b"not a picture\n", None])
+@pytest.mark.parametrize("suffix", [".tif", ".png", ".jpg"])
+def test_a_bad_slice_is_named_and_can_be_skipped(pixels, tmp_path, bad, suffix, fails):
+    write(tmp_path / "a", [f"s{z}{suffix}" for z in range(5)], list(pixels))
+    file = tmp_path / "a" / f"s3{suffix}"
+    file.write_bytes(file.read_bytes()[:30] if bad is None else bad)
+    fails(tmp_path / "a", str(file))
+    volume = open_volume(tmp_path / "a", on_error="skip")
+    assert volume.shape == pixels.shape
+    if suffix != ".jpg":
+        np.testing.assert_array_equal(volume.read(4), pixels[4])
+    fails(lambda: volume.read(3), "z=3", str(file))
+
+
+def test_indexed_png_gives_grey_values(pixels, tmp_path, fails):
+    grey = Image.fromarray(pixels[0])
+    palette = [255 - value for value in range(256) for _ in range(3)]
+    reverse = Image.fromarray(255 - pixels[0]).convert("P")
+    reverse.putpalette(palette)
+    few = Image.fromarray(pixels[0] // 64 * 64).convert("RGB").quantize(8)
+    for name, image, expected in [
+        ("a", grey.convert("P"), pixels[0]),
+        ("b", reverse, pixels[0]),
+        ("c", few, pixels[0] // 64 * 64),
+    ]:
+        image.save(tmp_path / f"{name}.png")
+        volume = open_volume(tmp_path / f"{name}.png")
+        assert volume.dtype == np.uint8
+        np.testing.assert_array_equal(volume.read(0), expected)
+    colours = grey.convert("P")
+    colours.putpalette([value for i in range(256) for value in (i, 255 - i, 0)])
+    colours.save(tmp_path / "d.png")
+    fails(tmp_path / "d.png", "d.png", "colour image (P)")
+    np.testing.assert_array_equal(open_volume(tmp_path / "d.png", channel=1).read(0), 255 - pixels[0])
+
+
+def test_jpeg_slices(tmp_path):
+    image = np.tile(np.arange(0, 256, 4, dtype=np.uint8), (48, 1))
+    write(tmp_path / "a", ["1.jpg", "2.jpeg"], [image, 255 - image])
+    volume = open_volume(tmp_path / "a")
+    assert (volume.shape, volume.dtype) == ((2, 48, 64), np.uint8)
+    assert np.abs(volume.read(1).astype(int) - (255 - image)).max() <= 3
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("suffix", [".tif", ".jpg"])
+def test_orientation(tmp_path, orientation, suffix):
+    """As Pillow turns it, which is what viewers do."""
+    image = np.kron(np.arange(20, dtype=np.uint8).reshape(4, 5) * 12, np.ones((8, 8), np.uint8))
+    exif = Image.Exif()
+    exif[274] = orientation
+    plain = Image.fromarray(image)
+    plain.getexif()[274] = orientation
+    expected = np.asarray(ImageOps.exif_transpose(plain))
+    path = tmp_path / f"a{suffix}"
+    if suffix == ".tif":
+        tag = (274, 3, 1, orientation, True)
+        tifffile.imwrite(
+            path, np.stack([image, image]), metadata=None, extratags=[tag], resolution=(1e6, 2e6), resolutionunit=3
+        )
+    else:
+        plain.save(path, exif=exif, quality=100)
+    volume = open_volume(path)
+    assert volume.shape[1:] == expected.shape
+    assert np.abs(volume.read(0).astype(int) - expected).max() <= (0 if suffix == ".tif" else 4)
+    assert np.abs(volume.read(0, slice(3, 20, 2), slice(5, 9)).astype(int) - expected[3:20:2, 5:9]).max() <= 4
+    if suffix == ".tif":
+        assert volume.voxel_size[1:] == ((10, 5) if orientation > 4 else (5, 10))
+
+
+def test_slices_of_different_pixel_sizes(pixels, tmp_path):
+    (tmp_path / "a").mkdir()
+    for z, size in enumerate((5, 5, 8)):
+        tifffile.imwrite(
+            tmp_path / "a" / f"{z}.tif", pixels[z], resolution=(1e7 / size,) * 2, resolutionunit="CENTIMETER"
+        )
+    volume = open_volume(tmp_path / "a")
+    assert volume.voxel_size is None
+    assert any("its slices state different ones" in note for note in volume.notes)
+    (tmp_path / "a" / "2.tif").unlink()
+    assert open_volume(tmp_path / "a").voxel_size == (5, 5, 5)

@@ -37,9 +37,13 @@ def test_imagej_voxel_size(pixels, tmp_path, unit, factor):
     path = tmp_path / "ij.tif"
     unit = unit.replace("µ", "\\u00B5").replace("μ", "\\u00B5")  # as ImageJ writes it
     tifffile.imwrite(
-        path, pixels, imagej=True, resolution=(4.0, 2.0), metadata={"unit": unit, "spacing": 1.5, "axes": "ZYX"}
+        path,
+        pixels,
+        imagej=True,
+        resolution=(factor / 4, factor / 8),
+        metadata={"unit": unit, "spacing": 40 / factor, "axes": "ZYX"},
     )
-    assert open_volume(path).voxel_size == pytest.approx((1.5 * factor, 0.5 * factor, 0.25 * factor))
+    assert open_volume(path).voxel_size == pytest.approx((40, 8, 4), rel=1e-5)
 
 
 def test_imagej_virtual_stack_has_one_page_only(pixels, tmp_path, fails):
@@ -54,12 +58,12 @@ def test_imagej_virtual_stack_has_one_page_only(pixels, tmp_path, fails):
 
 @pytest.mark.parametrize(("unit", "factor"), [("nm", 1), ("µm", 1e3), ("Å", 0.1), ("pixel", None)])
 def test_ome_tiff_voxel_size(pixels, tmp_path, unit, factor):
-    sizes = {f"PhysicalSize{a}": n for a, n in zip("ZYX", (3.0, 1.0, 2.0), strict=True)}
+    sizes = {f"PhysicalSize{a}": n / (factor or 1) for a, n in zip("ZYX", (30.0, 10.0, 20.0), strict=True)}
     units = {f"PhysicalSize{a}Unit": unit for a in "ZYX"}
     tifffile.imwrite(
         tmp_path / "a.ome.tif", pixels, ome=True, compression="zlib", metadata={"axes": "ZYX", **sizes, **units}
     )
-    expected = None if factor is None else pytest.approx((3 * factor, 1 * factor, 2 * factor))
+    expected = None if factor is None else pytest.approx((30, 10, 20))
     assert open_volume(tmp_path / "a.ome.tif").voxel_size == expected
 
 
@@ -162,8 +166,15 @@ def test_colour_is_refused(tmp_path, fails):
     tifffile.imwrite(tmp_path / "b.tif", rgb[None].repeat(2, 0), photometric="rgb")
     for name in "ab":
         fails(tmp_path / f"{name}.tif", f"{name}.tif", "RGB", "greyscale")
-    tifffile.imwrite(tmp_path / "c.tif", np.zeros((4, 20, 30), np.uint8), photometric="rgb", planarconfig="separate")
-    fails(tmp_path / "c.tif", "c.tif", "4 planes", "photometric='minisblack'")  # a short stack, saved carelessly
+    tifffile.imwrite(
+        tmp_path / "c.tif",
+        np.zeros((3, 20, 30), np.uint8),
+        photometric="rgb",
+        planarconfig="separate",
+        metadata=None,
+        software="another program",
+    )
+    fails(tmp_path / "c.tif", "c.tif", "3 planes", "photometric='minisblack'")
 
 
 def test_channels_and_times(pixels, tmp_path, fails):

@@ -141,8 +141,8 @@ def test_only_the_window_is_read():
 
 def test_missing_unknown_and_not_a_volume(tmp_path, fails):
     fails(tmp_path / "no.tif", "no such file", str(tmp_path / "no.tif"))
-    (tmp_path / "a.h5").write_bytes(b"x")
-    fails(tmp_path / "a.h5", str(tmp_path / "a.h5"), "unknown ending", ".tif")
+    (tmp_path / "a.czi").write_bytes(b"x")
+    fails(tmp_path / "a.czi", str(tmp_path / "a.czi"), "unknown ending", ".tif", ".h5", ".mrc")
     fails([1, 2], "list", "path or an array")
     fails(np.zeros((2, 3, 4, 5)), "4 axes", "(2, 3, 4, 5)")
     fails(np.zeros((3, 4), complex), "complex128")

@@ -77,8 +77,8 @@ def test_empty_zarr(tmp_path, fails):
 
 def test_channels_and_times(pixels, tmp_path, ome_zarr, fails):
     fails(ome_zarr(tmp_path / "c.zarr", [pixels[:3][None]], "tzyx") / "0", "4 axes")
-    fails(ome_zarr(tmp_path / "c.zarr", [pixels[:, None]], "czyx"), "c.zarr", "5 along axis c")
-    fails(ome_zarr(tmp_path / "x.zarr", [pixels], "xyz"), "x.zarr", "axes xyz")
+    fails(ome_zarr(tmp_path / "c.zarr", [pixels[:, None]], "czyx"), "c.zarr", "C=5", "channel=0 to 4")
+    np.testing.assert_array_equal(open_volume(tmp_path / "c.zarr", channel=3)[0], pixels[3])
 
 
 def test_corrupt_chunk(pixels, tmp_path, fails):

@@ -118,7 +118,9 @@ def prepare(
     labelled = [part.labelled for part in splits if part.labelled.slices]
     others = [part.unlabelled for part in splits if part.unlabelled.slices]
     used = dict.fromkeys((*(volume.raw for volume in volumes), *(validation.raw for validation in validations)))
-    notes = [note for volume in used for note in _pixel_size_notes(volume, config)]
+    opened = dict.fromkeys((*used, *(volume.labels for volume in volumes if volume.labels is not None)))
+    notes = [f"{volume.name}: {note}." for volume in opened for note in volume.notes]
+    notes += [note for volume in used for note in _pixel_size_notes(volume, config)]
     sampler, sampled = _load(labelled, others, config, device, processes)
     if sampled:
         notes.append(f"the slices need more than {config.memory:g} GB: an even sample of them is trained on.")

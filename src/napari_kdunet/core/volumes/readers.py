@@ -1,67 +1,166 @@
-"""The table of readers, by the ending of a path, and how a source finds its reader."""
+"""The table of readers, by the ending of a path or the content of a folder, and how a source finds its reader."""
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable
-from functools import partial
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
-import numpy as np
 import zarr
 
 from napari_kdunet.core.errors import VolumeError
-from napari_kdunet.core.volumes.formats.slices import SLICE_READERS, open_folder
-from napari_kdunet.core.volumes.formats.zarr_image import is_zarr, open_zarr, open_zarr_group
-from napari_kdunet.core.volumes.sources import LazyArray, Opened, open_array
+from napari_kdunet.core.volumes.axes import Opened, Selection, Stored, view_zyx
+from napari_kdunet.core.volumes.formats.chunked import is_n5, is_precomputed, open_n5, open_precomputed
+from napari_kdunet.core.volumes.formats.folder import open_folder
+from napari_kdunet.core.volumes.formats.hdf5 import HDF5_ENDINGS, open_hdf5, split_hdf5
+from napari_kdunet.core.volumes.formats.images import open_image
+from napari_kdunet.core.volumes.formats.medical import open_nifti, open_nrrd
+from napari_kdunet.core.volumes.formats.mrc import open_mrc
+from napari_kdunet.core.volumes.formats.numpy_file import open_npy
+from napari_kdunet.core.volumes.formats.tiff import open_tiff
+from napari_kdunet.core.volumes.formats.zarr_image import is_zarr, open_zarr, open_zarr_node, open_zarr_url
+from napari_kdunet.core.volumes.sources import check_regular
 
-__all__ = ["READERS", "name_of", "open_source"]
+__all__ = ["FORMATS", "READERS", "Format", "name_of", "open_source"]
 
-Reader: TypeAlias = Callable[[Path, int, str], Opened]
-
-
-def _open_npy(path: Path, level: int, name: str) -> Opened:
-    return open_array(LazyArray(partial(np.load, path, mmap_mode="r")), level, name)
-
-
-READERS: dict[str, Reader] = {
-    **SLICE_READERS,
-    ".npy": _open_npy,
-}
-"""What opens a file, by its ending: a function of the path, the scale level and the name for messages."""
+Reader: TypeAlias = Callable[[Path, Selection, str], Stored]
 
 
-def open_source(source: Any, level: int, name: str) -> Opened:
-    """Open a path, a Zarr group or an array; `name` is for messages.
+@dataclass(frozen=True)
+class Format:
+    """A format that can be read: a row of the table of formats.
+
+    Attributes
+    ----------
+    title : str
+        What it is called.
+    open : callable
+        Opens a path: (path, selection, name for messages) -> `Stored`.
+    metadata : str
+        What is taken from its metadata, for the documentation.
+    endings : tuple of str
+        Endings of its files; none of a folder.
+    holds : callable, optional
+        Tells, of a folder, whether it is one.
+    needs : str, optional
+        Module without which it cannot be read; the extra `formats` brings it.
+    """
+
+    title: str
+    open: Reader
+    metadata: str
+    endings: tuple[str, ...] = ()
+    holds: Callable[[Path], bool] | None = None
+    needs: str | None = None
+
+
+FORMATS = (
+    Format(
+        "TIFF, BigTIFF, OME-TIFF, ImageJ",
+        open_tiff,
+        "axes (OME-XML, ImageJ, tifffile); voxel size from OME-XML, ImageJ (a unit for each axis), the tags of FEI, "
+        "Zeiss and Olympus SIS, or resolution tags; pyramids, several images, orientation, palette, white as 0",
+        (".tif", ".tiff", ".btf"),
+    ),
+    Format("PNG", open_image, "orientation; indexed greys become grey values", (".png",)),
+    Format("JPEG", open_image, "orientation", (".jpg", ".jpeg")),
+    Format("NumPy", open_npy, "none: ZYX unless axes are named", (".npy",)),
+    Format(
+        "MRC",
+        open_mrc,
+        "axes (mapc, mapr, maps), voxel size in Å, IMOD's unsigned bytes",
+        (".mrc", ".map", ".rec", ".st", ".ali"),
+    ),
+    Format(
+        "HDF5",
+        open_hdf5,
+        "a dataset by FILE:/PATH or the only 3-D one; axes of ilastik (axistags) and of dimension labels; "
+        "voxel size of CREMI (resolution, nm) or element_size_um",
+        HDF5_ENDINGS,
+    ),
+    Format("NRRD", open_nrrd, "axes by labels, else X, Y, Z; sizes with their units", (".nrrd", ".nhdr"), needs="nrrd"),
+    Format("NIfTI", open_nifti, "axes X, Y, Z, T; zooms with their units", (".nii", ".nii.gz"), needs="nibabel"),
+    Format(
+        "Zarr 2 and 3, OME-Zarr 0.1 to 0.5",
+        open_zarr,
+        "axes in any order (OME, dimension_names, xarray); scale with units, resolution; pyramids",
+        holds=is_zarr,
+    ),
+    Format(
+        "N5",
+        open_n5,
+        "axes, resolution or pixelResolution with units; scale levels s0, s1, ...",
+        holds=is_n5,
+        needs="tensorstore",
+    ),
+    Format(
+        "Neuroglancer precomputed",
+        open_precomputed,
+        "axes X, Y, Z, channel; resolution in nm; scale levels",
+        holds=is_precomputed,
+        needs="tensorstore",
+    ),
+    Format(
+        "Folder of TIFF, PNG or JPEG slices",
+        open_folder,
+        "order by the numbers in names, with decimals and signs; pixel size if all slices agree",
+        holds=Path.is_dir,
+    ),
+)
+"""What can be read; of a folder the first format that holds it is taken."""
+
+READERS: dict[str, Format] = {ending: row for row in FORMATS for ending in row.endings}
+"""The format of a file, by its ending."""
+
+
+def open_source(source: Any, selection: Selection, name: str) -> Opened:
+    """Open a path, an address, a Zarr group or an array; `name` is for messages.
 
     Raises
     ------
     VolumeError
         The source is of no kind that is known, or not a volume. A damaged one raises whatever its library raises.
     """
-    if isinstance(source, (str, Path)):
-        return _open_path(Path(source).absolute(), level, name)  # another process may be elsewhere
-    if isinstance(source, zarr.Group):
-        return open_zarr_group(source, level, name)
-    if all(hasattr(source, attribute) for attribute in ("shape", "dtype", "__getitem__")):
-        return open_array(source, level, name)
-    raise VolumeError(f"cannot open a {type(source).__name__} as a volume: give a path or an array")
+    return view_zyx(_open(source, selection, name), selection, name)
 
 
 def name_of(source: Any) -> str:
-    """Name of a source for messages: its path, or what it is."""
+    """Name of a source for messages: its path, with control characters escaped, or what it is."""
     if isinstance(source, (str, Path)):
-        return str(source)
+        return "".join(c if c.isprintable() else repr(c)[1:-1] for c in str(source))
     return str(source.store_path) if isinstance(source, zarr.Group) else f"the {type(source).__name__} array"
 
 
-def _open_path(path: Path, level: int, name: str) -> Opened:
-    if not path.exists():
-        raise VolumeError(f"no such file or folder: {name}")
+def _open(source: Any, selection: Selection, name: str) -> Stored:
+    if isinstance(source, str) and "://" in source:
+        return open_zarr_url(source, selection, name)
+    if isinstance(source, (str, Path)):
+        return _open_path(str(source), selection, name)
+    if isinstance(source, (zarr.Group, zarr.Array)):
+        return open_zarr_node(source, selection, name)
+    if all(hasattr(source, attribute) for attribute in ("shape", "dtype", "__getitem__")):
+        if selection.level:
+            raise VolumeError(f"{name} has scale levels 0 to 0: there is no level {selection.level}")
+        return Stored(source)
+    raise VolumeError(f"cannot open a {type(source).__name__} as a volume: give a path or an array")
+
+
+def _open_path(source: str, selection: Selection, name: str) -> Stored:
+    file, inside = split_hdf5(source)
+    path = file.absolute()  # another process may be elsewhere
+    if "\0" in source or not path.exists():
+        linked = "a link to a file that is not there" if path.is_symlink() else "no such file or folder"
+        raise VolumeError(f"{linked}: {name}")
     if path.is_dir():
-        return open_zarr(path, level, name) if is_zarr(path) else open_folder(path, level, name)
-    reader = READERS.get(path.suffix.lower())
-    if reader is None:
-        endings = ", ".join(sorted(READERS))
-        raise VolumeError(f"{name} has an unknown ending: give {endings}, a Zarr or a folder of slices")
-    return reader(path, level, name)
+        row = next(row for row in FORMATS if row.holds is not None and row.holds(path))
+    else:
+        ending = max((e for e in READERS if path.name.lower().endswith(e)), key=len, default="")
+        if not ending:
+            raise VolumeError(f"{name} has an unknown ending: give {', '.join(READERS)}, a Zarr or a folder of slices")
+        check_regular(path, name)
+        row = READERS[ending]
+    if row.needs and importlib.util.find_spec(row.needs) is None:
+        raise VolumeError(f'{name} is {row.title}: install its reader, pip install "napari-kdunet[formats]"')
+    return open_hdf5(path, selection, name, inside) if inside else row.open(path, selection, name)

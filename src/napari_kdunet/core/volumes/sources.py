@@ -1,14 +1,13 @@
-"""Array-likes that a `Volume` reads from, with axes ZYX, and voxel sizes in nm in the same order.
-
-The readers of `formats` wrap whatever they open in one of these.
-"""
+"""Array-likes that readers make of files: read by position, page by page or by a library, opened anew elsewhere."""
 
 from __future__ import annotations
 
 import math
-import unicodedata
+import os
+import stat
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol, TypeAlias
+from pathlib import Path
+from typing import Any, Protocol, TypeAlias
 
 import dask.array as da
 import numpy as np
@@ -19,30 +18,19 @@ __all__ = [
     "AxesView",
     "Key",
     "LazyArray",
-    "Opened",
-    "SliceStack",
+    "MappedArray",
+    "PagedArray",
+    "RawArray",
     "Source",
-    "VoxelSize",
-    "check_level",
-    "complete_voxel_size",
-    "nanometres",
+    "check_block",
+    "check_regular",
     "one_line",
-    "open_array",
 ]
 
-VoxelSize: TypeAlias = tuple[float, float, float]
 Key: TypeAlias = tuple[int | slice, slice, slice]
 
-_UNITS = {
-    1e-3: "pm picometer picometre",
-    0.1: "å angstrom ångström",
-    1.0: "nm nanometer nanometre",
-    1e3: "μm um micron micrometer micrometre",
-    1e6: "mm millimeter millimetre",
-    1e7: "cm centimeter centimetre",
-    1e9: "m meter metre",
-}
-_NM = {name: factor for factor, names in _UNITS.items() for name in names.split()}
+_LARGEST_BLOCK = 2**29  # bytes that must be decoded at once, of a chunk or an image
+_IN_MEMORY = 2**30  # bytes of pages that are decoded once and kept, where every slice takes a line of each
 
 
 class Source(Protocol):
@@ -63,24 +51,123 @@ class LazyArray:
 
     def __init__(self, opener: Callable[[], Any]) -> None:
         self.opener = opener
-        self._array: Any = opener()
-        self.shape, self.dtype = self._array.shape, self._array.dtype
-        self.chunks = getattr(self._array, "chunks", None)
+        array = opener()
+        self._opened: tuple[int, Any] | None = (os.getpid(), array)
+        self.shape, self.dtype = tuple(array.shape), np.dtype(array.dtype)
+        self.chunks = getattr(array, "chunks", None)
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_array": None}
+        return self.__dict__ | {"_opened": None}
 
     def __getitem__(self, key: Any) -> Any:
-        if self._array is None:
-            self._array = self.opener()
-        return self._array[key]
+        opened = self._opened
+        if opened is None or opened[0] != os.getpid():  # a forked process must not share the position in a file
+            opened = self._opened = (os.getpid(), self.opener())
+        return opened[1][key]
+
+
+class PagedArray:
+    """An array of any number of axes, the last ones in pages that `load` decodes whole, by index (in C order).
+
+    The last page is cached for the other tiles of a slice. Where slices run across the pages (`keep`) all are kept,
+    up to 1 GB.
+    """
+
+    def __init__(self, load: Callable[[int], Any], pages: tuple[int, ...], page: tuple[int, ...], dtype: Any) -> None:
+        self.load, self.pages, self.page = load, pages, page
+        self.shape, self.dtype = (*pages, *page), np.dtype(dtype)
+        self.chunks = ((1,) * len(pages)) + page
+        self._cached: dict[int, np.ndarray[Any, Any]] = {}
+        self._keep = False
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_cached": {}}
+
+    def keep(self) -> None:
+        """Cache all pages if they fit in memory."""
+        self._keep = math.prod(self.shape) * self.dtype.itemsize <= _IN_MEMORY
+
+    def __getitem__(self, key: tuple[int | slice, ...]) -> np.ndarray[Any, Any]:
+        outer, inner = key[: len(self.pages)], key[len(self.pages) :]
+        for axis, (wanted, length) in enumerate(zip(outer, self.pages, strict=True)):
+            if isinstance(wanted, slice):
+                blocks = [self[(*key[:axis], i, *key[axis + 1 :])] for i in range(length)[wanted]]
+                return np.stack(blocks) if blocks else np.empty((0, *self[(*key[:axis], 0, *key[axis + 1 :])].shape))
+        indices: Any = outer
+        return self._read(int(np.ravel_multi_index(indices, self.pages)) if outer else 0, inner)
+
+    def _read(self, index: int, key: tuple[int | slice, ...]) -> np.ndarray[Any, Any]:
+        page: np.ndarray[Any, Any] | None = self._cached.get(index)
+        if page is None:
+            page = np.asarray(self.load(index)).reshape(self.page)
+            self._cached = {**self._cached, index: page} if self._keep else {index: page}
+        window: np.ndarray[Any, Any] = page[key]
+        return window
+
+
+class RawArray(PagedArray):
+    """Pixels that stand in a file as they are, in C order; only the rows asked for are read.
+
+    As lazy as a memory map, but a file that is cut short meanwhile is an error there, not the end of the process.
+    """
+
+    def __init__(self, path: Path, shape: tuple[int, ...], dtype: Any, offset: int, name: str) -> None:
+        super().__init__(self._never, shape[:-2], shape[-2:], dtype)
+        self.path, self.offset, self.name = path, offset, name
+        if path.stat().st_size < offset + math.prod(shape) * self.dtype.itemsize:
+            raise VolumeError(f"{name} is truncated or damaged: pixels are missing, copy or export it again")
+
+    @staticmethod
+    def _never(index: int) -> Any:
+        raise NotImplementedError
+
+    def keep(self) -> None:
+        """Do nothing: the system caches what is read."""
+
+    def _read(self, index: int, key: tuple[int | slice, ...]) -> np.ndarray[Any, Any]:
+        rows, columns = self.page
+        wanted = range(rows)[key[0]] if isinstance(key[0], slice) else range(key[0], key[0] + 1)
+        first, stop = (min(wanted), max(wanted) + 1) if wanted else (0, 0)
+        start = self.offset + (index * rows + first) * columns * self.dtype.itemsize
+        count = (stop - first) * columns
+        block: np.ndarray[Any, Any] = np.fromfile(self.path, self.dtype, count, offset=start)
+        if block.size < count:
+            raise VolumeError(f"{self.name} was cut short while it was read")
+        picked: np.ndarray[Any, Any] = block.reshape(-1, columns)[:, key[1]]
+        if wanted.step != 1:
+            picked = picked[[row - first for row in wanted]]
+        return picked if isinstance(key[0], slice) else np.asarray(picked[0])
+
+
+class MappedArray:
+    """An array-like of which each block that is read goes through `function`, pixel by pixel."""
+
+    def __init__(self, array: Any, function: Callable[[Any], Any], dtype: Any) -> None:
+        self.array, self.function, self.dtype = array, function, np.dtype(dtype)
+        self.shape, self.chunks = array.shape, array.chunks
+
+    def __getitem__(self, key: Any) -> Any:
+        return self.function(self.array[key])
 
 
 class AxesView:
-    """A ZYX view of an array-like with one-letter axes; the axes other than z, y and x have length 1."""
+    """A ZYX view of an array-like whose axes have one-letter names.
 
-    def __init__(self, array: Any, axes: str) -> None:
-        self.array, self.axes, self.dtype = array, axes, np.dtype(array.dtype).newbyteorder("=")
+    Parameters
+    ----------
+    array : array-like
+        With `shape`, `dtype`, and an item for each axis.
+    axes : str
+        Names of its axes, with y and x among them.
+    fixed : mapping
+        Index along each axis other than z, y and x; 0 where none is given.
+    reversed_axes : str
+        Axes that are stored in the opposite direction.
+    """
+
+    def __init__(self, array: Any, axes: str, fixed: dict[str, int] | None = None, reversed_axes: str = "") -> None:
+        self.array, self.axes, self.fixed, self.reversed_axes = array, axes, fixed or {}, reversed_axes
+        self.dtype = np.dtype(array.dtype).newbyteorder("=")
         self.shape: tuple[int, int, int] = self._zyx(array.shape)
         chunks = getattr(array, "chunks", None)
         regular = isinstance(chunks, tuple) and all(isinstance(n, int) for n in chunks)
@@ -92,9 +179,19 @@ class AxesView:
 
     def select(self, key: Key) -> Any:
         """Index with (z, y, x) without computing: the result is of the array's own type, dask stays dask."""
-        z, y, x = key
-        block = self.array[tuple({"z": z, "y": y, "x": x}.get(axis, 0) for axis in self.axes)]
-        return block if "z" in self.axes else block[None][z]
+        wanted: dict[str, int | slice] = dict(zip("zyx", key, strict=True))
+        stored, backwards = [], []
+        for axis, length in zip(self.axes, self.array.shape, strict=True):
+            item = wanted.get(axis, self.fixed.get(axis, 0))
+            item, turned = _ascending(item, int(length), axis in self.reversed_axes)
+            stored.append(item)
+            backwards += [axis] if turned else []
+        block = self.array[tuple(stored)]
+        left = [axis for axis in self.axes if isinstance(wanted.get(axis), slice)]
+        block = block[tuple(slice(None, None, -1 if axis in backwards else 1) for axis in left)] if backwards else block
+        order = [left.index(axis) for axis in "zyx" if axis in left]
+        block = block if order == sorted(order) else block.transpose(order)
+        return block if "z" in self.axes else block[None][key[0]]
 
     def __getitem__(self, key: Key) -> np.ndarray[Any, Any]:
         block = self.select(key)
@@ -102,69 +199,42 @@ class AxesView:
         return np.asarray(block.compute(scheduler="synchronous") if isinstance(block, da.Array) else block)
 
 
-class SliceStack:
-    """A stack of slices that `load` decodes whole, by index; the last one is cached for its other tiles."""
-
-    def __init__(self, load: Callable[[int], Any], shape: tuple[int, int, int], dtype: Any) -> None:
-        self.load, self.shape, self.dtype = load, shape, np.dtype(dtype).newbyteorder("=")
-        self.chunks = (1, *shape[1:])
-        self._cached: tuple[int, np.ndarray[Any, Any]] | None = None
-
-    def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_cached": None}
-
-    def __getitem__(self, key: Key) -> np.ndarray[Any, Any]:
-        z, y, x = key
-        if isinstance(z, slice):
-            return np.stack([self[i, y, x] for i in range(self.shape[0])[z]])
-        cached = self._cached
-        if cached is None or cached[0] != z:
-            cached = self._cached = (z, np.asarray(self.load(z)).reshape(self.shape[1:]))
-        return cached[1][y, x]
+def _ascending(item: int | slice, length: int, backwards: bool) -> tuple[int | slice, bool]:
+    """An item that no library refuses, for one that runs downwards, and whether what it selects has to be turned."""
+    if not isinstance(item, slice):
+        return length - 1 - item if backwards else item, False
+    if not backwards and (item.step or 1) > 0:
+        return item, False
+    wanted = range(length)[item]
+    if backwards:
+        wanted = range(length - 1 - wanted.start, length - 1 - wanted.stop, -wanted.step)
+    if not wanted:
+        return slice(0, 0), False
+    low, high = sorted((wanted[0], wanted[-1]))
+    return slice(low, high + 1, abs(wanted.step)), wanted.step < 0
 
 
-class Opened(NamedTuple):
-    """What a reader returns: the array, and the voxel size (nm, ZYX) where the file states it."""
-
-    source: Source
-    voxel_size: VoxelSize | None = None
-
-
-def complete_voxel_size(z: float | None, y: float | None, x: float | None) -> VoxelSize | None:
-    """Fill in sizes that are not stated: y and x from each other, z from the plane."""
-    y, x = y or x, x or y
-    return (z or x, y, x) if x and y else None
+def check_regular(path: Path, name: str) -> None:
+    """Check that a path is a regular file, before it is opened: reading from a FIFO or a device may never end."""
+    mode = path.stat().st_mode
+    if not stat.S_ISREG(mode):
+        raise VolumeError(f"{name} is {'a folder' if stat.S_ISDIR(mode) else 'no regular file'}: give a file")
 
 
-def nanometres(size: Any, unit: Any) -> float | None:
-    """Convert a size to nm; None where it is not a positive number or its unit is not one of length."""
-    text = unicodedata.normalize("NFKC", str(unit).replace("\\u00B5", "µ")).strip().lower()
-    factor = _NM.get(text, _NM.get(text.removesuffix("s")))
-    size = float(size or 0)
-    return size * factor if factor and 0 < size < math.inf else None
+def check_block(nbytes: int, stored: int, name: str, what: str) -> None:
+    """Check by its header that what must be decoded at once is of a sensible size.
 
-
-def open_array(array: Any, level: int, name: str) -> Opened:
-    """Open an array-like with axes ZYX or YX.
-
-    Raises
-    ------
-    VolumeError
-        It has another number of axes, or a dtype that NumPy does not know.
+    Parameters
+    ----------
+    nbytes : int
+        Bytes when it is decoded.
+    stored : int
+        Bytes in the file: no compression makes an image of a thousandth, and large ones are rarely a hundredth.
+    name, what : str
+        For the message, e.g. ``raw.zarr`` and ``chunks``.
     """
-    check_level(level, 1, name)
-    if len(array.shape) not in (2, 3):
-        raise VolumeError(f"{name} has {len(array.shape)} axes, shape {tuple(array.shape)}: give ZYX or YX")
-    try:
-        return Opened(AxesView(array, "zyx"[-len(array.shape) :]))
-    except TypeError:
-        raise VolumeError(f"{name} has dtype {array.dtype}: convert it to a NumPy array") from None
-
-
-def check_level(level: int, levels: int, name: str) -> None:
-    """Check that a pyramid has this scale level; `VolumeError` if not."""
-    if not 0 <= level < levels:
-        raise VolumeError(f"{name} has scale levels 0 to {levels - 1}: there is no level {level}")
+    if nbytes > _LARGEST_BLOCK and nbytes > 100 * stored:
+        raise VolumeError(f"{name} has {what} of {nbytes / 1e9:.1f} GB in a file of {stored:,} bytes: it is damaged")
 
 
 def one_line(error: Exception) -> str:

@@ -10,20 +10,24 @@ import math
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import dask.array as da
 import numpy as np
 
 from napari_kdunet.core.errors import LabelsError, VolumeError
+from napari_kdunet.core.volumes.axes import Selection
 from napari_kdunet.core.volumes.readers import name_of, open_source
 from napari_kdunet.core.volumes.sample import BLURRED, Summary, UnusableError, mirrored, summarise
-from napari_kdunet.core.volumes.sources import AxesView, Key, Source, VoxelSize, one_line
+from napari_kdunet.core.volumes.sources import AxesView, Key, Source, one_line
+from napari_kdunet.core.volumes.voxel_size import VoxelSize
 
 __all__ = ["Volume", "VoxelSize", "check_labels", "open_pair", "open_volume"]
 
 _CACHED_SUMMARIES = 2**16  # slices
 _CACHED_BYTES = 2**26  # of their masks
+_LONGEST, _LONGEST_NAME = 300, 100  # characters of a message, and of a name in one that is too long
+_UNKNOWN_SIZE = ("pixel size unknown", "slice distance unknown")
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,11 +46,14 @@ class Volume:
         Value of the pixels outside the sample, where somebody has stated it; else it is found.
     sample : Volume or None
         Mask of the sample, non-zero within, of the same shape; in place of `fill`.
+    notes : tuple of str
+        What was assumed on opening, a phrase each: of axes, of several images, of metadata that mean nothing.
     """
 
     name: str
     source: Source = field(repr=False)
     voxel_size: VoxelSize | None = None
+    notes: tuple[str, ...] = ()
     fill: float | None = field(default=None, kw_only=True)
     sample: Volume | None = field(default=None, kw_only=True, repr=False)
     _summaries: dict[int, Summary] = field(default_factory=dict, init=False, repr=False)
@@ -104,7 +111,8 @@ class Volume:
             return np.array(self.source[key], dtype=self.dtype)
         except Exception as error:
             z = key[0] if isinstance(key[0], int) else "{}-{}".format(*key[0].indices(self.shape[0]))
-            raise VolumeError(f"cannot read slice z={z} of {self.name}: {one_line(error)}") from error
+            message = _shortened(f"cannot read slice z={z} of {self.name}: {one_line(error)}", self.name)
+            raise VolumeError(message) from error
 
     def __getitem__(self, key: Any) -> np.ndarray[Any, Any]:
         z, y, x = (*(key if isinstance(key, tuple) else (key,)), slice(None), slice(None))[:3]
@@ -196,6 +204,11 @@ def open_volume(
     *,
     voxel_size: VoxelSize | None = None,
     level: int = 0,
+    axes: str | None = None,
+    channel: int | None = None,
+    time: int | None = None,
+    series: int | None = None,
+    on_error: Literal["stop", "skip"] = "stop",
     name: str | None = None,
     fill: float | None = None,
     sample: Any = None,
@@ -205,15 +218,21 @@ def open_volume(
     Parameters
     ----------
     source : str, Path, array-like or Volume
-        A TIFF (multi-page, OME, ImageJ, BigTIFF), a PNG, a folder of TIFF or PNG slices (natural order), a ``.npy``
-        file, a Zarr array or OME-Zarr image (folder or opened by zarr), anything with ``shape``, ``dtype`` and
-        ``__getitem__`` (NumPy, dask, ...), or a `Volume`. Axes are ZYX; YX is one slice. In a TIFF the only other
-        axis longer than 1 is taken as z, whatever its name, unless it is 2 to 4 channels.
+        A file, a folder or an address (``https://``, ``s3://``) in one of the formats of ``docs/formats.md``: TIFF,
+        OME-TIFF, Zarr, OME-Zarr, HDF5 (``file.h5:/path``), MRC, NumPy, PNG, JPEG, a folder of slices, ...; anything
+        with ``shape``, ``dtype`` and ``__getitem__`` (NumPy, dask, ...), ZYX or YX; or a `Volume`.
     voxel_size : tuple of float, optional
         Size of a voxel in nm (Z, Y, X), in place of the one that the source states. Where a source
         states the size in plane only, that size is taken for z too.
     level : int
-        Scale level of a pyramid (OME-Zarr, OME-TIFF); 0 is full resolution.
+        Scale level of a pyramid; 0 is full resolution.
+    axes : str, optional
+        Names of the stored axes, slowest first, in place of those that the source states: letters of Z, Y, X,
+        C (channel) and T (time), e.g. ``XYZ`` or ``TCZYX``.
+    channel, time, series : int, optional
+        Which channel, time point, and image of a file with several, from 0.
+    on_error : {"stop", "skip"}
+        Whether a slice of a folder that cannot be opened is an error now, or when it is read.
     name : str, optional
         Name for messages; the path by default.
     fill : float, optional
@@ -225,16 +244,18 @@ def open_volume(
     Returns
     -------
     Volume
-        Axes ZYX; boolean, integer or floating point.
+        Axes ZYX; boolean, integer or floating point. Its `notes` say what was assumed.
 
     Raises
     ------
     VolumeError
         The source is missing, damaged, empty, of an unknown kind, RGB or not a volume, or `sample` does not fit.
     """
-    volume = _open(source, level, name) if not isinstance(source, Volume) else source
-    if name is not None and name != volume.name:
-        volume = replace(volume, name=name)
+    if isinstance(source, Volume):
+        volume = source if name in (None, source.name) else replace(source, name=name)
+    else:
+        selection = Selection(level, axes, channel, time, series, skip_unreadable=on_error == "skip")
+        volume = _open(source, selection, name)
     if 0 in volume.shape:
         raise VolumeError(f"{volume.name} is empty, its shape is {volume.shape}: give a volume with pixels")
     if volume.dtype.kind not in "biuf":
@@ -245,7 +266,9 @@ def open_volume(
         return volume
     if len(voxel_size) != 3 or not all(0 < size < math.inf for size in voxel_size):
         raise VolumeError(f"voxel size {voxel_size} of {volume.name}: give three positive numbers, nm, Z Y X")
-    return replace(volume, voxel_size=(float(voxel_size[0]), float(voxel_size[1]), float(voxel_size[2])))
+    sizes = (float(voxel_size[0]), float(voxel_size[1]), float(voxel_size[2]))
+    notes = tuple(note for note in volume.notes if not note.startswith(_UNKNOWN_SIZE))
+    return replace(volume, voxel_size=sizes, notes=notes)
 
 
 def _with_sample(volume: Volume, fill: float | None, sample: Any) -> Volume:
@@ -255,14 +278,24 @@ def _with_sample(volume: Volume, fill: float | None, sample: Any) -> Volume:
     return replace(volume, fill=fill, sample=mask)
 
 
-def _open(source: Any, level: int, name: str | None) -> Volume:
+def _open(source: Any, selection: Selection, name: str | None) -> Volume:
     name = name or name_of(source)
     try:
-        return Volume(name, *open_source(source, level, name))
-    except VolumeError:
-        raise
+        return Volume(name, *open_source(source, selection, name))
+    except VolumeError as error:
+        raise VolumeError(_shortened(str(error), name)) from error
+    except PermissionError as error:
+        raise VolumeError(_shortened(f"no permission to read {name}: ask its owner for it", name)) from error
     except Exception as error:
-        raise VolumeError(f"cannot read {name}: {one_line(error)}") from error
+        raise VolumeError(_shortened(f"cannot read {name}: {one_line(error)}", name)) from error
+
+
+def _shortened(message: str, name: str) -> str:
+    """A message under 300 characters, printable: of a long name its end is kept, of the rest its beginning."""
+    message = "".join(c if c.isprintable() else repr(c)[1:-1] for c in message)
+    if len(message) >= _LONGEST and len(name) > _LONGEST_NAME:
+        message = message.replace(name, f"...{name[-_LONGEST_NAME:]}")
+    return message if len(message) < _LONGEST else f"{message[: _LONGEST - 4]}..."
 
 
 def check_labels(raw: Volume, labels: Volume) -> None:

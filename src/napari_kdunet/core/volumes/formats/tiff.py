@@ -1,43 +1,86 @@
-"""TIFF, OME-TIFF, ImageJ and BigTIFF: pages on demand, completeness at open, and the voxel size."""
+"""TIFF, OME-TIFF, ImageJ and BigTIFF: which pages are the image, with which axes, and whether all are there."""
 
 from __future__ import annotations
 
 import logging
 import math
 import os
+import re
 import threading
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any
-from xml.etree import ElementTree
+from typing import Any, NamedTuple
 
 import numpy as np
 import tifffile
 
 from napari_kdunet.core.errors import VolumeError
+from napari_kdunet.core.volumes.axes import Selection, Stored, check_level, pick
+from napari_kdunet.core.volumes.formats.tiff_metadata import ome_file_names, stated_sizes
 from napari_kdunet.core.volumes.sources import (
-    AxesView,
-    LazyArray,
-    Opened,
-    SliceStack,
-    VoxelSize,
-    check_level,
-    complete_voxel_size,
-    nanometres,
+    MappedArray,
+    PagedArray,
+    RawArray,
+    check_block,
+    check_regular,
+    one_line,
 )
+from napari_kdunet.core.volumes.voxel_size import to_number
 
-__all__ = ["TIFF_ENDINGS", "open_tiff"]
+__all__ = ["open_tiff"]
 
-TIFF_ENDINGS = (".tif", ".tiff", ".btf")
-_MAX_PIXEL = 1e4  # nm: a resolution tag beyond is for printing (2540 dpi), not for microscopy
 _MAX_CHANNELS = 4  # beyond, the "channels" of a TIFF are slices: tifffile calls them so unless told otherwise
+_MAX_LABELS = 16  # different values: an image that is shown inverted has more, a mask has not
+_KINDS = [
+    "shaped",
+    "lsm",
+    "mmstack",
+    "ome",
+    "imagej",
+    "ndtiff",
+    "fluoview",
+    "stk",
+    "sis",
+    "svs",
+    "scn",
+    "qpi",
+    "ndpi",
+    "bif",
+    "avs",
+    "eer",
+    "philips",
+    "scanimage",
+    "nih",
+    "mdgel",
+]
+_TURNS = {
+    2: ("yx", "x"),
+    3: ("yx", "yx"),
+    4: ("yx", "y"),
+    5: ("xy", ""),
+    6: ("xy", "x"),
+    7: ("xy", "yx"),
+    8: ("xy", "y"),
+}
+"""Of an Orientation tag: the axes of the stored rows and columns, and those that run backwards."""
+
+
+class _Image(NamedTuple):
+    """The pages of a TIFF that are one image."""
+
+    pages: Any
+    """A series of tifffile, or page numbers."""
+    axes: str
+    shape: tuple[int, ...]
+    keyframe: Any
+    notes: tuple[str, ...]
 
 
 @contextmanager
-def _hold_log() -> Iterator[None]:
+def _hold_log() -> Iterator[list[logging.LogRecord]]:
     """Hold back what tifffile logs: dropped where an exception says the same, else logged at the end.
 
     A filter, as the level of a logger is everybody's; and of this thread alone, as others may use tifffile meanwhile.
@@ -52,117 +95,320 @@ def _hold_log() -> Iterator[None]:
 
     logger.addFilter(hold)
     try:
-        yield
+        yield held
     finally:
         logger.removeFilter(hold)
     for record in held:
         logger.handle(record)
 
 
-class _TiffPages:
-    """The pages of a TIFF's first series, decoded by index; pickled as a path."""
+class _Pages:
+    """Decodes a page by its index in an image; pickled as a path.
 
-    def __init__(self, path: Path, level: int) -> None:
-        self.path, self.level = path, level
+    Parameters
+    ----------
+    path : Path
+        The TIFF.
+    image : int or tuple of int
+        Index of a series of tifffile, or the numbers of the pages.
+    level : int
+        Scale level of the series.
+    plain : bool
+        Whether the metadata that tifffile knows are left unread.
+    """
+
+    def __init__(self, path: Path, image: int | tuple[int, ...], level: int, plain: bool) -> None:
+        self.path, self.image, self.level, self.plain = path, image, level, plain
         self._opened: tuple[int, list[Any]] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_opened": None}
 
     @_hold_log()
-    def __call__(self, z: int) -> np.ndarray[Any, Any]:
+    def __call__(self, index: int) -> np.ndarray[Any, Any]:
         opened = self._opened
         if opened is None or opened[0] != os.getpid():  # a forked process must not share the file's position
-            tif = tifffile.TiffFile(self.path)
-            weakref.finalize(self, tif.close)
-            series = tif.series[0].levels[self.level]
-            series.keyframe.init_decode()
-            opened = self._opened = (os.getpid(), list(series))
-        page = opened[1][z]
+            opened = self._opened = (os.getpid(), self._open())
+        page = opened[1][index]
         handle = page.parent.filehandle  # another file in a multi-file OME-TIFF
         handle.set_lock(True)
         handle.open()
         image: np.ndarray[Any, Any] = page.asarray()
         return image
 
+    def _open(self) -> list[Any]:
+        tif = _tiff_file(self.path, self.plain)
+        weakref.finalize(self, tif.close)
+        if isinstance(self.image, tuple):
+            return [tif.pages[number].aspage() for number in self.image]
+        series = tif.series[self.image].levels[self.level]
+        series.keyframe.init_decode()
+        return list(series)
 
-@_hold_log()
-def open_tiff(path: Path, level: int, name: str) -> Opened:
-    """Open one scale level of a TIFF's first series.
+
+def open_tiff(path: Path, selection: Selection, name: str) -> Stored:
+    """Open an image of a TIFF, at one scale level.
 
     Raises
     ------
     VolumeError
-        It is empty, incomplete, in colour or not one stack. A damaged one may raise whatever tifffile raises.
+        It is empty, incomplete or in colour, or its pages differ. A damaged one may raise whatever tifffile raises.
     """
-    with tifffile.TiffFile(path) as tif:
-        if not tif.pages or not tif.series:
-            raise VolumeError(f"{name} is empty: this TIFF has no images")
-        pyramid = tif.series[0].levels
-        check_level(level, len(pyramid), name)
-        series, page = pyramid[level], pyramid[level].keyframe
-        extra = {a: n for a, n in zip(series.axes, series.shape, strict=True) if a not in "YXS" and n > 1}
-        depth = math.prod(extra.values())
-        shape = (depth, page.imagelength, page.imagewidth)
-        if not _is_complete(tif, series, depth):
-            raise VolumeError(f"{name} is truncated or damaged: slices are missing, copy or export it again")
-        if page.samplesperpixel > 1 and page.planarconfig == tifffile.PLANARCONFIG.SEPARATE:  # as tifffile guesses it
+    with _hold_log() as held:
+        _check_companions(path, name)
+        try:
+            stored = _open(path, selection, name, plain=False)
+        except VolumeError:
+            raise
+        except Exception as error:  # noqa: BLE001 - of its metadata: the pages may be sound
+            note = f"its metadata cannot be read ({one_line(error)[:60]}): pages are taken as slices"
+            stored = _open(path, selection, name, plain=True)
+            stored = stored._replace(notes=(note, *stored.notes))
+        if stored.notes:  # they say it
+            held.clear()
+        return stored
+
+
+def _open(path: Path, selection: Selection, name: str, *, plain: bool) -> Stored:
+    with _tiff_file(path, plain) as tif:
+        return _stored(tif, path, _find_image(tif, selection, name), selection, plain, name)
+
+
+def _tiff_file(path: Path, plain: bool) -> tifffile.TiffFile:
+    flags: dict[str, Any] = dict.fromkeys((f"is_{kind}" for kind in _KINDS), False) if plain else {}
+    return tifffile.TiffFile(path, **flags)
+
+
+def _check_companions(path: Path, name: str) -> None:
+    """Check that the other files of an OME-TIFF are regular ones before tifffile opens them."""
+    with _tiff_file(path, plain=True) as tif:
+        description = tif.pages.first.description if tif.pages else ""
+    for companion in ome_file_names(description):
+        if (path.parent / companion).exists():
+            check_regular(path.parent / companion, f"{companion}, of which {name} is a part,")
+
+
+def _find_image(tif: tifffile.TiffFile, selection: Selection, name: str) -> _Image:
+    """Choose the image: the largest full one, or the one that `selection` names."""
+    if not tif.pages or not tif.series:
+        raise VolumeError(f"{name} is empty: this TIFF has no images")
+    every = list(tif.series)
+    full = [series for series in every if not _is_extra(series.keyframe)] or every
+    notes: tuple[str, ...] = ()
+    if selection.series is not None:
+        series = every[pick(selection.series, len(every), "images", name)]
+    elif full[0].kind in ("generic", "uniform") or _is_stale(tif, full[0]):
+        return _page_stack(tif, full, selection, name)
+    else:
+        series = max(full, key=lambda s: math.prod(s.shape))  # the first of several
+        if len(every) > 1:
+            notes = (f"the largest of {len(every)} images is taken, choose another with series",)
+    check_level(selection.level, len(series.levels), name)
+    chosen = series.levels[selection.level]
+    return _Image(chosen, chosen.axes, chosen.shape, chosen.keyframe, notes)
+
+
+def _is_extra(page: Any) -> bool:
+    """Whether a page is a thumbnail, a reduced copy or a transparency mask."""
+    return bool(page.is_reduced or page.is_mask)
+
+
+def _is_stale(tif: tifffile.TiffFile, series: Any) -> bool:
+    """Whether ImageJ's description speaks of another number of slices than there are pages."""
+    pages = len(series.keyframe.shape)
+    promised = math.prod(series.shape) // math.prod(series.shape[-pages:])
+    return bool(series.kind == "imagej" and len(tif.pages) > 1 and promised != len(tif.pages))
+
+
+def _page_stack(tif: tifffile.TiffFile, full: Sequence[Any], selection: Selection, name: str) -> _Image:
+    """Take the pages of a TIFF as slices, but for thumbnails and reduced copies."""
+    if len(full) == 1 and len(full[0].levels) > 1:
+        check_level(selection.level, len(full[0].levels), name)
+        chosen = full[0].levels[selection.level]
+        return _Image(chosen, chosen.axes, chosen.shape, chosen.keyframe, ())
+    check_level(selection.level, 1, name)
+    if full[0].kind == "uniform" and not _is_extra(full[0].keyframe) and not tif.is_imagej and not tif.is_shaped:
+        return _Image(full[0], full[0].axes, full[0].shape, full[0].keyframe, ())
+    pages = [page.aspage() for page in tif.pages]
+    kept = [page for page in pages if not _is_extra(page)] or pages
+    largest = max(kept, key=lambda page: page.imagelength * page.imagewidth)
+    kept = [page for page in kept if page is largest or not _is_thumbnail(page, largest)]
+    if any((page.shape, page.dtype) != (largest.shape, largest.dtype) for page in kept):
+        raise VolumeError(f"{name} has pages of different shapes or dtypes: keep those of one stack")
+    notes = []
+    if "<OME" in tif.pages.first.description:
+        if any(int(n) > 1 for n in re.findall(r"Size[CT]\s*=\s*[\"'](\d+)", tif.pages.first.description)):
+            raise VolumeError(f"{name} has OME-XML that cannot be read, of several channels or times: export it again")
+        notes.append("its OME-XML cannot be read: pages are taken as slices")
+    if len(kept) < len(pages):
+        notes.append(f"{len(pages) - len(kept)} of {len(pages)} pages are thumbnails or reduced, and left out")
+    if tif.is_shaped or (tif.is_imagej and len(kept) == 1 and _promised(tif) > 1):
+        raise VolumeError(_truncated(name))
+    if tif.is_imagej and _promised(tif) not in (1, len(kept)):
+        notes.append(f"its description says {_promised(tif)} images, but it holds {len(kept)}")
+    numbers = tuple(page.index for page in kept)
+    shape = (len(kept), *kept[0].shape)
+    return _Image(numbers, "I" + kept[0].axes, shape, kept[0], tuple(notes))
+
+
+def _is_thumbnail(page: Any, largest: Any) -> bool:
+    """Whether a page that is not marked so is a thumbnail: at most half as large, in the same proportions."""
+    factor = largest.imagelength / page.imagelength
+    return bool(factor >= 2) and abs(largest.imagewidth / factor - page.imagewidth) <= 2
+
+
+def _promised(tif: tifffile.TiffFile) -> int:
+    counts = [(tif.imagej_metadata or {}).get(key, 1) for key in ("frames", "slices", "channels")]
+    images = (tif.imagej_metadata or {}).get("images", 1)
+    return max(int(images), math.prod(int(n) for n in counts))
+
+
+def _stored(tif: tifffile.TiffFile, path: Path, image: _Image, selection: Selection, plain: bool, name: str) -> Stored:
+    """The array of an image, its axes and what the file says of it."""
+    page = image.keyframe
+    axes, shape, notes = _axes(tif, image, selection, name)
+    array = _array(tif, path, image, axes, shape, selection.level, plain, name)
+    notes += image.notes
+    array, more = _as_displayed(array, page, axes)
+    turned, backwards = _TURNS.get(_orientation(page), ("yx", ""))
+    if axes.endswith("yx") and (turned, backwards) != ("yx", ""):
+        axes, more = axes[:-2] + turned, (*more, "it is turned as its Orientation tag says")
+    else:
+        turned, backwards = "yx", ""
+    stated, odd = stated_sizes(tif, 0 if isinstance(image.pages, tuple) else _index(tif, image.pages))
+    if selection.level:
+        first = tif.series[_index(tif, image.pages)].levels[0].keyframe
+        for axis, factor in (("y", first.imagelength / page.imagelength), ("x", first.imagewidth / page.imagewidth)):
+            if axis in stated:
+                stated[axis] = (to_number(stated[axis][0]) * factor, stated[axis][1])
+    if turned == "xy":
+        stated = {{"y": "x", "x": "y"}.get(axis, axis): size for axis, size in stated.items()}
+    return Stored(array, axes, stated, (*notes, *more, *odd), backwards)
+
+
+def _index(tif: tifffile.TiffFile, chosen: Any) -> int:
+    """Index of the series of which `chosen` is a scale level."""
+    return next((i for i, series in enumerate(tif.series) if _same(series, chosen)), 0)
+
+
+def _same(series: Any, chosen: Any) -> bool:
+    offset = chosen.keyframe.offset
+    return any(level.keyframe.offset == offset for level in series.levels)
+
+
+def _axes(
+    tif: tifffile.TiffFile, image: _Image, selection: Selection, name: str
+) -> tuple[str, tuple[int, ...], tuple[str, ...]]:
+    """Letters and lengths of the axes, with a stack's axis called z whatever the file calls it, and notes."""
+    kept = [(a.lower(), n) for a, n in zip(image.axes, image.shape, strict=True) if n > 1 or a in "YX"]
+    axes, shape = "".join(a for a, _ in kept), tuple(n for _, n in kept)
+    page = image.keyframe
+    if selection.axes is not None:
+        return axes, shape, ()
+    extra = [(a, n) for a, n in kept if a not in "yx"]
+    if any(a == "s" for a, _ in extra) and selection.channel is None:
+        planes = page.planarconfig == tifffile.PLANARCONFIG.SEPARATE
+        by_tifffile = tif.is_shaped or "tifffile" in str(page.software)
+        if planes and by_tifffile and len(extra) == 1:  # what it guesses of a short stack
+            note = f"{extra[0][1]} slices without photometric are taken as a stack, not as colours"
+            return axes.replace("s", "z"), shape, (note,)
+        if planes:
             how = f"stored as the {page.samplesperpixel} planes of one colour image"
             raise VolumeError(f"{name} is {how}: if they are slices, save them with photometric='minisblack'")
-        if page.samplesperpixel > 1 or page.photometric == tifffile.PHOTOMETRIC.RGB:
-            raise VolumeError(f"{name} is a colour (RGB) image: convert it to greyscale, e.g. Image > Type in Fiji")
-        if len(extra) > 1 or extra.get("C", math.inf) <= _MAX_CHANNELS or page.imagedepth > 1:
-            sizes = ", ".join(f"{a}={n}" for a, n in zip(series.axes, series.shape, strict=True))
-            raise VolumeError(f"{name} has axes {sizes}: give one channel and one time point, with axes Z, Y, X")
-        if len(tif.series) > 1 and series.kind in ("generic", "uniform", "shaped"):
-            raise VolumeError(f"{name} has pages of different shapes or dtypes: keep those of one stack")
-        voxel_size = _tiff_voxel_size(tif)
-        if voxel_size and level:
-            full = pyramid[0].keyframe
-            y, x = full.imagelength / page.imagelength, full.imagewidth / page.imagewidth
-            voxel_size = (voxel_size[0], voxel_size[1] * y, voxel_size[2] * x)
-        if series.dataoffset is None:
-            return Opened(SliceStack(_TiffPages(path, level), shape, series.dtype), voxel_size)
-        stored = series.dtype.newbyteorder(tif.byteorder)
-        opener = partial(np.memmap, path, stored, "r", series.dataoffset, shape)
-        return Opened(AxesView(LazyArray(opener), "zyx"), voxel_size)
+        raise VolumeError(f"{name} is a colour (RGB) image: convert it to greyscale, or choose one with channel=0")
+    extra = [(a, n) for a, n in extra if a != "s"]
+    if len(extra) != 1 or extra[0][0] == "z":
+        return axes, shape, ()
+    axis, length = extra[0]
+    chosen = {"c": selection.channel, "t": selection.time}.get(axis)
+    if chosen is not None or (axis == "c" and length <= _MAX_CHANNELS):
+        return axes, shape, ()
+    called = {"c": "channels", "t": "time points"}.get(axis)
+    return axes.replace(axis, "z"), shape, (f"{length} {called} are taken as slices",) if called else ()
 
 
-def _is_complete(tif: tifffile.TiffFile, series: tifffile.TiffPageSeries, depth: int) -> bool:
+def _array(
+    tif: tifffile.TiffFile,
+    path: Path,
+    image: _Image,
+    axes: str,
+    shape: tuple[int, ...],
+    level: int,
+    plain: bool,
+    name: str,
+) -> PagedArray:
+    """The pixels of an image as an array, checked to be all there."""
+    series, page = image.pages, image.keyframe
+    page_shape = tuple(n for a, n in zip(page.axes, page.shape, strict=True) if n > 1 or a in "YX")
+    count = math.prod(shape) // max(1, math.prod(page_shape))
+    if not _is_complete(tif, image, count):
+        raise VolumeError(_truncated(name))
+    if not isinstance(series, tuple) and series.dataoffset is not None:
+        return RawArray(path, shape, page.dtype.newbyteorder(tif.byteorder), series.dataoffset, name)
+    if count > 1 and shape[-len(page_shape) :] != page_shape:
+        raise VolumeError(f"{name} has pages of {page_shape} that do not fit its shape {shape}: export it again")
+    check_block(page.nbytes, sum(page.databytecounts), name, "pages")
+    number = series if isinstance(series, tuple) else _index(tif, series)
+    outer = shape[: -len(page_shape)] if count > 1 else ()
+    return PagedArray(_Pages(path, number, level, plain), outer, shape[len(outer) :], page.dtype)
+
+
+def _is_complete(tif: tifffile.TiffFile, image: _Image, count: int) -> bool:
     """Whether all slices are in the file, by its chain of pages, its metadata and the end of each page."""
     tif.filehandle.seek(tif.pages.next_page_offset or 0)
     if tif.filehandle.read(tif.tiff.offsetsize) != bytes(tif.tiff.offsetsize):
         return False  # the last page that can be found points to another
-    if series.kind in ("generic", "uniform") and (tif.is_imagej or tif.is_shaped):
-        return False  # tifffile did not find what the metadata promise
-    if series.dataoffset is not None:
-        return bool(series.dataoffset + depth * series.keyframe.nbytes <= tif.filehandle.size)
-    try:
-        pages: list[Any] = list(series)
-    except IndexError:
-        return False
-    return len(pages) == depth and all(
+    series = image.pages
+    if isinstance(series, tuple):
+        pages: list[Any] = [tif.pages[number] for number in series]
+    elif series.dataoffset is not None:
+        return bool(series.dataoffset + count * series.keyframe.nbytes <= tif.filehandle.size)
+    else:
+        try:
+            pages = list(series)
+        except IndexError:
+            return False
+    return len(pages) == count and all(
         page is not None
         and max(map(sum, zip(page.dataoffsets, page.databytecounts, strict=True))) <= page.parent.filehandle.size
         for page in pages
     )
 
 
-def _tiff_voxel_size(tif: tifffile.TiffFile) -> VoxelSize | None:
-    """Voxel size from OME-XML, ImageJ's description or the resolution tags, whichever is there first."""
-    tags = tif.pages.first.tags
-    if tif.ome_metadata:
-        pixels = ElementTree.fromstring(tif.ome_metadata).find(".//{*}Pixels")
-        found = {} if pixels is None else pixels.attrib
-        sizes = (nanometres(found.get(f"PhysicalSize{a}"), found.get(f"PhysicalSize{a}Unit", "µm")) for a in "ZYX")
-        return complete_voxel_size(*sizes)
-    per_unit = [tags[name].value if name in tags else (0, 1) for name in ("YResolution", "XResolution")]
-    y, x = (denominator / numerator if numerator else 0 for numerator, denominator in per_unit)
-    imagej = tif.imagej_metadata
-    if imagej:
-        unit = imagej.get("unit")
-        return complete_voxel_size(nanometres(imagej.get("spacing"), unit), nanometres(y, unit), nanometres(x, unit))
-    unit = tags["ResolutionUnit"].value if "ResolutionUnit" in tags else None
-    factor = 25.4e6 if unit == 2 else 1e7 if unit == 3 else 0  # inch, centimetre
-    y, x = y * factor, x * factor
-    return complete_voxel_size(None, y, x) if all(size == 0 or 0.01 <= size <= _MAX_PIXEL for size in (y, x)) else None
+def _truncated(name: str) -> str:
+    return f"{name} is truncated or damaged: slices are missing, copy or export it again"
+
+
+def _orientation(page: Any) -> int:
+    value = page.tags.valueof(274)
+    return value if isinstance(value, int) else 1
+
+
+def _as_displayed(array: PagedArray, page: Any, axes: str) -> tuple[Any, tuple[str, ...]]:
+    """Grey values as a viewer shows them, where white is 0 or a grey palette turns them; masks stay as stored."""
+    dtype = array.dtype
+    if page.photometric == tifffile.PHOTOMETRIC.MINISWHITE and dtype.kind in "ui":
+        largest = 2**page.bitspersample - 1 if dtype.kind == "u" else -1
+        if page.bitspersample == 1 or not _is_greyscale(array, axes):
+            return array, () if page.bitspersample == 1 else ("white is 0 in it: a mask, taken as stored",)
+        function = partial(np.subtract, dtype.type(largest))
+        return MappedArray(array, function, dtype.newbyteorder("=")), ("white is 0 in it: grey values are inverted",)
+    colours = page.colormap if page.photometric == tifffile.PHOTOMETRIC.PALETTE else None
+    if colours is None:
+        return array, ()
+    if not (colours == colours[0]).all():
+        return array, ("its palette of colours is not applied: values are taken as stored",)
+    grey = (colours[0] // 257 if colours.max() > 255 else colours[0]).astype(np.uint8)
+    if np.array_equal(grey, np.arange(len(grey))) or not _is_greyscale(array, axes):
+        return array, ()
+    return MappedArray(array, partial(np.take, grey), np.uint8), ("grey values are those of its palette",)
+
+
+def _is_greyscale(array: PagedArray, axes: str) -> bool:
+    """Whether three slices of an array hold more values than a mask or labels would."""
+    lengths = array.shape[:-2]
+    values = set[int]()
+    for where in (0.0, 0.5, 1.0):
+        key = tuple(int(where * (n - 1)) for n in lengths)
+        values.update(np.unique(array[(*key, slice(None), slice(None))]).tolist())
+    return len(values) > _MAX_LABELS

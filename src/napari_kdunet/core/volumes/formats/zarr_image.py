@@ -1,72 +1,139 @@
-"""Zarr arrays, and images of OME-Zarr 0.4 and 0.5."""
+"""Zarr arrays, and images of OME-Zarr 0.1 to 0.5, in a folder or at an address."""
 
 from __future__ import annotations
 
+import math
+import os
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import zarr
 from zarr.storage import LocalStore
 
 from napari_kdunet.core.errors import VolumeError
-from napari_kdunet.core.volumes.sources import (
-    AxesView,
-    LazyArray,
-    Opened,
-    check_level,
-    complete_voxel_size,
-    nanometres,
-    open_array,
-)
+from napari_kdunet.core.volumes.axes import Selection, Stored, axis_letters, check_level
+from napari_kdunet.core.volumes.formats.attributes import axes_and_sizes
+from napari_kdunet.core.volumes.sources import LazyArray, check_block, check_regular
+from napari_kdunet.core.volumes.voxel_size import Sizes, read_metadata, to_number
 
-__all__ = ["is_zarr", "open_zarr", "open_zarr_group"]
+__all__ = ["is_zarr", "open_zarr", "open_zarr_node", "open_zarr_url"]
+
+_METADATA = ("zarr.json", ".zarray", ".zgroup")
 
 
 def is_zarr(path: Path) -> bool:
     """Whether a folder is a Zarr array or group."""
-    return any((path / entry).exists() for entry in ("zarr.json", ".zarray", ".zgroup"))
+    return any((path / entry).exists() for entry in _METADATA)
 
 
-def open_zarr(path: Path, level: int, name: str) -> Opened:
+class _RegularFiles(LocalStore):
+    """A folder of which only regular files are opened: reading from a FIFO or a device may never end."""
+
+    async def get(self, key: str, *args: Any, **kwargs: Any) -> Any:
+        """Read what is stored under a key."""
+        path = self.root / key
+        if path.exists():
+            check_regular(path, str(path))
+        return await super().get(key, *args, **kwargs)
+
+
+def open_zarr(path: Path, selection: Selection, name: str) -> Stored:
     """Open a folder that is a Zarr array, or a group that is an OME-Zarr image."""
-    stored = zarr.open(path, mode="r")
-    if isinstance(stored, zarr.Group):
-        return open_zarr_group(stored, level, name)
-    return open_array(_reopened(stored), level, name)
+    return open_zarr_node(_open_folder(path), selection, name)
 
 
-def open_zarr_group(group: zarr.Group, level: int, name: str) -> Opened:
-    """Open an image of OME-Zarr 0.4 or 0.5 (or older), https://ngff.openmicroscopy.org/0.5/."""
-    attributes: Any = group.attrs.asdict()
-    scales = attributes.get("ome", attributes).get("multiscales")
-    if not scales:
-        inside = ", ".join(sorted(group.keys())[:9]) or "nothing"
-        raise VolumeError(f"{name} is a Zarr group without an OME image: give the path of an array in it ({inside})")
-    datasets = scales[0]["datasets"]
-    check_level(level, len(datasets), name)
-    array: Any = group[datasets[level]["path"]]
-    axes = [axis if isinstance(axis, dict) else {"name": axis} for axis in scales[0].get("axes") or "tczyx"]
-    kinds = {"time": "t", "channel": "c"}
-    letters = "".join(kinds.get(str(axis.get("type")), str(axis["name"]).lower()[:1]) for axis in axes)
-    for letter, length in zip(letters, array.shape, strict=True):
-        if letter not in "zyx" and length != 1:
-            raise VolumeError(f"{name} has {length} along axis {letter}: give one of them as a ZYX array")
-    if "".join(letter for letter in letters if letter in "zyx") not in ("zyx", "yx"):
-        raise VolumeError(f"{name} has axes {letters}: give a volume with axes z, y, x in this order")
-    scale = np.ones(len(axes))
-    for transform in datasets[level].get("coordinateTransformations", []) + scales[0].get(
-        "coordinateTransformations", []
-    ):
-        if transform["type"] == "scale":
-            scale = scale * transform["scale"]
-    size = {letter: nanometres(n, axis.get("unit")) for letter, n, axis in zip(letters, scale, axes, strict=True)}
-    return Opened(AxesView(_reopened(array), letters), complete_voxel_size(size.get("z"), size["y"], size["x"]))
+def open_zarr_url(url: str, selection: Selection, name: str) -> Stored:
+    """Open a Zarr at an address of fsspec, such as https:// or s3://."""
+    return open_zarr_node(_open_url(url), selection, name)
+
+
+def open_zarr_node(node: Any, selection: Selection, name: str) -> Stored:
+    """Open a Zarr array, or the image in a Zarr group."""
+    if isinstance(node, zarr.Group):
+        return _open_group(node, selection, name)
+    return _open_array(node, selection, name)
+
+
+def _open_folder(path: Path) -> Any:
+    return zarr.open(_RegularFiles(path, read_only=True), mode="r")
+
+
+def _open_url(url: str) -> Any:
+    try:
+        store = zarr.storage.FsspecStore.from_url(url, storage_options=_storage_options(url), read_only=True)
+    except ImportError:
+        raise VolumeError(f'{url} is remote: install what that takes, pip install "napari-kdunet[formats]"') from None
+    return zarr.open(store, mode="r")
+
+
+def _storage_options(url: str) -> dict[str, Any]:
+    """Without credentials, what is public on S3 can be read anonymously."""
+    known = os.environ.keys() & {"AWS_ACCESS_KEY_ID", "AWS_PROFILE", "AWS_ROLE_ARN", "AWS_WEB_IDENTITY_TOKEN_FILE"}
+    anonymous = url.startswith("s3:") and not known and not (Path.home() / ".aws" / "credentials").exists()
+    return {"anon": True} if anonymous else {}
 
 
 def _reopened(array: Any) -> Any:
     """A Zarr array of a folder, opened again in another process: there, chunks of a missing folder would read as 0."""
-    if isinstance(array, zarr.Array) and isinstance(array.store, LocalStore):
-        return LazyArray(partial(zarr.open_array, array.store.root.absolute() / array.path, mode="r"))
+    if isinstance(array.store, LocalStore):
+        return LazyArray(partial(_open_folder, array.store.root.absolute() / array.path))
     return array
+
+
+def _open_array(array: Any, selection: Selection, name: str) -> Stored:
+    check_level(selection.level, 1, name)
+    _check_chunks(array, name)
+    named = getattr(array.metadata, "dimension_names", None)
+    attributes = array.attrs.asdict() | ({"dimension_names": list(named)} if named else {})
+    return Stored(_reopened(array), *axes_and_sizes(attributes, array.ndim, selection, name))
+
+
+def _check_chunks(array: Any, name: str) -> None:
+    """Check that no chunk takes more memory than the file can fill."""
+    nbytes = math.prod(array.chunks) * array.dtype.itemsize
+    if nbytes > 2**29 and isinstance(array.store, LocalStore):
+        folder = array.store.root / array.path
+        check_block(nbytes, sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()), name, "chunks")
+
+
+def _open_group(group: zarr.Group, selection: Selection, name: str) -> Stored:
+    """Open an image of OME-Zarr, https://ngff.openmicroscopy.org/0.5/."""
+    attributes: Any = group.attrs.asdict()
+    images = (attributes.get("ome") or attributes).get("multiscales")
+    if not images:
+        inside = ", ".join(sorted(group.keys())[:9]) or "nothing"
+        raise VolumeError(f"{name} is a Zarr group without an OME image: give the path of an array in it ({inside})")
+    image = images[selection.series or 0]
+    datasets = image["datasets"]
+    check_level(selection.level, len(datasets), name)
+    array: Any = group[datasets[selection.level]["path"]]
+    _check_chunks(array, name)
+    named = [axis if isinstance(axis, dict) else {"name": axis} for axis in image.get("axes") or "tczyx"[-array.ndim :]]
+    axes = "" if selection.axes else axis_letters([_axis_name(axis) for axis in named], name)
+    sizes, notes = read_metadata(lambda: _sizes(named, image, datasets[selection.level]), "transformations")
+    if not sizes and not notes and any(axis.get("unit") for axis in named):
+        notes = ("pixel size unknown: its axes have a unit, but no scale",)
+    return Stored(_reopened(array), axes, sizes, notes)
+
+
+def _axis_name(axis: dict[str, Any]) -> str:
+    return {"time": "t", "channel": "c"}.get(str(axis.get("type")), str(axis.get("name")))
+
+
+def _sizes(axes: list[dict[str, Any]], image: Any, dataset: Any) -> Sizes:
+    """The size and unit of each axis that is scaled: the product of a dataset's scale and the image's."""
+    scales = [
+        transform["scale"]
+        for holder in (dataset, image)
+        for transform in holder.get("coordinateTransformations") or []
+        if transform.get("type") == "scale"
+    ]
+    if not scales:
+        return {}
+    sizes = {}
+    for i, axis in enumerate(axes):
+        letter = axis_letters([_axis_name(axis)], "an axis")
+        if letter and letter in "zyx":
+            sizes[letter] = (math.prod(to_number(scale[i]) for scale in scales), axis.get("unit"))
+    return sizes

@@ -1,0 +1,206 @@
+"""Folders of slices: which files are the slices, in which order, and whether they agree."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections import Counter, defaultdict
+from collections.abc import Callable, Sequence
+from decimal import Decimal
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from napari_kdunet.core.errors import VolumeError
+from napari_kdunet.core.volumes.axes import Opened, Selection, Stored, check_level, view_zyx
+from napari_kdunet.core.volumes.formats.images import open_image
+from napari_kdunet.core.volumes.formats.tiff import open_tiff
+from napari_kdunet.core.volumes.sources import PagedArray, check_regular, one_line
+
+__all__ = ["SLICE_READERS", "natural_order", "open_folder"]
+
+SLICE_READERS: dict[str, Callable[[Path, Selection, str], Stored]] = {
+    **dict.fromkeys((".tif", ".tiff", ".btf"), open_tiff),
+    **dict.fromkeys((".png", ".jpg", ".jpeg"), open_image),
+}
+"""What opens a slice of a folder, by its ending; of the same slice in two formats, the first is taken."""
+
+_MASKS = frozenset(
+    [
+        "mask",
+        "masks",
+        "seg",
+        "segs",
+        "segmentation",
+        "segmentations",
+        "label",
+        "labels",
+        "gt",
+        "groundtruth",
+        "annotation",
+        "annotations",
+        "pred",
+        "prediction",
+        "predictions",
+        "prob",
+        "probability",
+        "probabilities",
+        "outlines",
+        "flows",
+        "overlay",
+    ]
+)
+
+
+def open_folder(path: Path, selection: Selection, name: str) -> Stored:
+    """Open a folder in which every file is one slice, in the order in which a person would put them.
+
+    Raises
+    ------
+    VolumeError
+        There are no slices, more than one series of them, or one that cannot be opened or differs: it is named.
+    """
+    check_level(selection.level, 1, name)
+    entries = [entry for entry in path.iterdir() if not entry.name.startswith(".")]
+    files = [entry for entry in entries if entry.suffix.lower() in SLICE_READERS and not entry.is_dir()]
+    folders = sorted(entry.name for entry in entries if entry.is_dir())
+    if not files:
+        inside = f", but it holds the folders {', '.join(folders[:5])}: give one of them" if folders else ""
+        raise VolumeError(f"{name} is empty: there is no slice ({', '.join(SLICE_READERS)}) in this folder{inside}")
+    for file in files:
+        if not file.exists():
+            raise VolumeError(f"{file} is a link to a file that is not there: mend or remove it")
+        check_regular(file, str(file))
+    files, notes = _without_masks(files)
+    files, more = _in_one_format(files)
+    files = natural_order(files)
+    _check_one_series(files, name)
+    notes += more
+    if folders:
+        notes.append(f"its folders are left out: {', '.join(folders[:5])}")
+    return _stack(files, selection, name, notes)
+
+
+def natural_order(files: Sequence[Path]) -> list[Path]:
+    """Files in the order of the numbers in their names, with decimals and signs, and else of the alphabet."""
+    names = [file.name.removesuffix(file.suffix) for file in files]
+    number = _number_pattern(names)
+
+    def key(pair: tuple[str, Path]) -> tuple[Any, ...]:
+        parts = re.split(f"({number})", pair[0].lower())
+        return (tuple(Decimal(p) if i % 2 else p for i, p in enumerate(parts)), pair[1].name)
+
+    return [file for _, file in sorted(zip(names, files, strict=True), key=key)]
+
+
+def _number_pattern(names: Sequence[str]) -> str:
+    """A regular expression for the numbers in these names: whether dots and hyphens belong to them."""
+    fractions = [found for name in names for found in re.findall(r"(?<![0-9.])[0-9]+\.([0-9]+)(?![0-9.])", name)]
+    counted = len({len(f) for f in fractions}) > 1 and any(
+        len(f) > 1 and f.endswith("0") for f in fractions
+    )  # 1.9, 1.10
+    versions = any(re.search(r"[0-9]\.[0-9]+\.[0-9]", name) for name in names)
+    number = "[0-9]+" if counted or versions else r"[0-9]+(?:\.[0-9]+)?"
+    plain = {re.sub(number, "#", name.lower()) for name in names}
+    # A hyphen is a sign where other names have none, or a plus, at that place, or where it stands after _ or =.
+    signed = len({re.sub(r"[-+]#", "#", name) for name in plain}) < len(plain)
+    signed |= any(re.search(r"[_=(]-#", name) for name in plain)
+    return rf"(?:(?<![0-9])[-+])?{number}" if signed else number
+
+
+def _without_masks(files: list[Path]) -> tuple[list[Path], list[str]]:
+    """Leave out masks that stand beside the images."""
+    masks = [file for file in files if _is_mask(file.stem)]
+    if not masks or len(masks) == len(files):
+        return files, []
+    images = [file for file in files if not _is_mask(file.stem)]
+    shown = natural_order(masks)[0]
+    if len(images) == 1 < len(masks):
+        raise VolumeError(f"{shown} and {len(masks) - 1} more seem masks, of one image {images[0].name}: keep one kind")
+    return images, [f"{len(masks)} files beside the images are taken as masks and left out ({shown.name}, ...)"]
+
+
+def _is_mask(stem: str) -> bool:
+    words = [word.lower() for word in re.findall(r"[A-Z]?[a-z]+|[A-Z]+", stem)]
+    return any(word in _MASKS or word.endswith(("mask", "masks")) for word in words)
+
+
+def _in_one_format(files: list[Path]) -> tuple[list[Path], list[str]]:
+    """Of the same slices in two formats take one; where only some are double, it cannot be told what they are."""
+    by_stem = defaultdict[str, list[Path]](list)
+    for file in files:
+        by_stem[file.stem].append(file)
+    if len(by_stem) == len(files):
+        return files, []
+    endings = list(SLICE_READERS)
+    sets = {frozenset(file.suffix.lower() for file in same) for same in by_stem.values()}
+    if len(sets) > 1:
+        double = next(same for same in by_stem.values() if len(same) > 1)
+        raise VolumeError(f"{double[0]} is there as {double[1].name} too, but not every slice is: keep one of each")
+    ending = min(next(iter(sets)), key=endings.index)
+    others = ", ".join(sorted(next(iter(sets)) - {ending}))
+    kept = [min(same, key=lambda f: endings.index(f.suffix.lower())) for same in by_stem.values()]
+    return kept, [f"every slice is there as {ending} and {others}: {ending} is taken"]
+
+
+def _check_one_series(files: list[Path], name: str) -> None:
+    """Refuse two series of slices with the same numbers, such as those of two channels or tiles."""
+    numbers = defaultdict[str, set[tuple[str, ...]]](set)
+    for file in files:
+        numbers["_".join(re.findall("[a-z]+", file.stem.lower()))].add(tuple(re.findall("[0-9]+", file.stem)))
+    for one, other in itertools.combinations(numbers, 2):
+        if len(numbers[one] & numbers[other] - {()}) > 1:
+            raise VolumeError(f"{name} holds two series of slices, {one} and {other}: put each in a folder of its own")
+
+
+def _stack(files: list[Path], selection: Selection, name: str, notes: list[str]) -> Stored:
+    """Check that the slices agree, and stack them."""
+    inside = Selection(channel=selection.channel)
+    opened: dict[Path, Opened] = {}
+    broken: dict[Path, str] = {}
+    for file in files:
+        try:
+            opened[file] = _open_slice(file, inside)
+        except Exception as error:
+            message = one_line(error)
+            broken[file] = message if file.name in message else f"cannot read {file}: {message}"
+            if not selection.skip_unreadable:
+                raise VolumeError(broken[file]) from error
+    if not opened:
+        raise VolumeError(f"no slice of {name} can be read: {next(iter(broken.values()))}")
+    kinds = Counter((o.source.shape, o.source.dtype) for o in opened.values())
+    (shape, dtype), _ = kinds.most_common(1)[0]
+    first = next(file for file, o in opened.items() if (o.source.shape, o.source.dtype) == (shape, dtype))
+    for file, slice_ in opened.items():
+        if slice_.source.shape[0] != 1:
+            raise VolumeError(f"{file} holds {slice_.source.shape[0]} slices: in a folder every file is one slice")
+        if (slice_.source.shape, slice_.source.dtype) != (shape, dtype):
+            raise VolumeError(
+                f"{file} has shape {slice_.source.shape[1:]} and dtype {slice_.source.dtype}, but {first.name} has "
+                f"{shape[1:]} and {dtype}: the slices of a folder must agree"
+            )
+    sizes = {o.voxel_size for o in opened.values()}
+    of_slices = list(dict.fromkeys(note for o in opened.values() for note in o.notes))[:3]
+    stated = {}
+    if len(sizes) > 1:
+        of_slices.append("pixel size unknown: its slices state different ones")
+    elif (size := sizes.pop()) is not None:
+        stated = {axis: (nm, "nm") for axis, nm in zip("yx", size[1:], strict=True)}
+    array = PagedArray(partial(_load_slice, files, inside), (len(files),), shape[1:], dtype)
+    return Stored(array, "" if selection.axes else "zyx", stated, (*notes, *of_slices))
+
+
+def _open_slice(path: Path, selection: Selection) -> Opened:
+    return view_zyx(SLICE_READERS[path.suffix.lower()](path, selection, str(path)), selection, str(path))
+
+
+def _load_slice(files: list[Path], selection: Selection, z: int) -> np.ndarray[Any, Any]:
+    """Read a whole slice; an error names its file."""
+    try:
+        check_regular(files[z], str(files[z]))
+        return np.array(_open_slice(files[z], selection).source[0, slice(None), slice(None)])
+    except Exception as error:
+        message = one_line(error)
+        raise VolumeError(message if files[z].name in message else f"{files[z]}: {message}") from error

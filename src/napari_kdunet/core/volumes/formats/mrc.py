@@ -1,0 +1,48 @@
+"""MRC: volumes and stacks of electron tomography, voxel sizes in Å."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import mrcfile
+import numpy as np
+
+from napari_kdunet.core.errors import VolumeError
+from napari_kdunet.core.volumes.axes import Selection, Stored, check_level
+from napari_kdunet.core.volumes.sources import RawArray
+
+__all__ = ["open_mrc"]
+
+_HEADER = 1024
+_IMOD_STAMP = 1146047817
+
+
+def open_mrc(path: Path, selection: Selection, name: str) -> Stored:
+    """Open an MRC file; which axis is which is taken from its header (``mapc``, ``mapr``, ``maps``)."""
+    check_level(selection.level, 1, name)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of what mrcfile mends
+        with mrcfile.open(path, "r", permissive=True, header_only=True) as file:
+            header: Any = file.header.copy()
+            shape = tuple(int(n) for n in mrcfile.utils.data_shape_from_header(header))
+            dtype = np.dtype(mrcfile.utils.data_dtype_from_header(header))
+    if any(n <= 0 for n in shape) or int(header.nsymbt) < 0:
+        raise VolumeError(f"{name} is empty or damaged, its shape is {shape}: export it again")
+    notes: tuple[str, ...] = ()
+    stamp, flags = np.frombuffer(header.tobytes()[152:160], header.mode.dtype)
+    if int(header.mode) == 0 and stamp == _IMOD_STAMP and not flags & 1:
+        dtype, notes = np.dtype(np.uint8), ("its bytes are unsigned, as IMOD marks them",)
+    array = RawArray(path, shape, dtype, _HEADER + int(header.nsymbt), name)
+    columns, rows, sections = (int(header[axis]) for axis in ("mapc", "mapr", "maps"))
+    order = [columns, rows, sections] if sorted((columns, rows, sections)) == [1, 2, 3] else [1, 2, 3]
+    axes = ("t" + "".join("xyz"[i - 1] for i in reversed(order)))[-len(shape) :]
+    stated = {
+        axis: (float(header.cella[axis]) / int(header[f"m{axis}"]), "Å")
+        for axis in "xyz"
+        if int(header[f"m{axis}"]) > 0 and float(header.cella[axis]) != 0
+    }
+    if stated and {size for size, _ in stated.values()} == {1.0}:  # what is written where nothing is known
+        stated, notes = {}, (*notes, "pixel size unknown: it is stated as 1 Å, which stands for no size")
+    return Stored(array, axes, stated, notes)

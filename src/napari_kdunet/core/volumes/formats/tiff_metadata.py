@@ -1,0 +1,113 @@
+"""The voxel size that a TIFF states: in OME-XML, ImageJ's description, the tags of microscopes or of resolution."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+from xml.etree import ElementTree
+
+import tifffile
+
+from napari_kdunet.core.volumes.voxel_size import Sizes, nanometres, read_metadata
+
+__all__ = ["ome_file_names", "stated_sizes"]
+
+
+def stated_sizes(tif: tifffile.TiffFile, series: int) -> tuple[Sizes, tuple[str, ...]]:
+    """Sizes as stated by the first of the places that states any, and notes on those that cannot be read.
+
+    Parameters
+    ----------
+    tif : TiffFile
+        Open.
+    series : int
+        Index of the image, of an OME-TIFF with several.
+    """
+    places: dict[str, Callable[[], Sizes]] = {
+        "OME-XML": lambda: _ome(tif, series),
+        "ImageJ description": lambda: _imagej(tif),
+        "microscope's tags": lambda: _microscope(tif),
+        "resolution tags": lambda: _resolution(tif),
+    }
+    odd, notes = Sizes(), tuple[str, ...]()
+    for place, read in places.items():
+        sizes, wrong = read_metadata(read, place)
+        notes += wrong
+        if any(nanometres(*sizes[axis]) for axis in "yx" if axis in sizes):
+            return sizes, ()
+        odd = odd or sizes
+    return odd, notes[:1]
+
+
+def ome_file_names(xml: str) -> set[str]:
+    """Names of the files of which an OME-TIFF says that they hold parts of it."""
+    return set(re.findall(r"FileName\s*=\s*[\"']([^\"']+)[\"']", xml)) if "<OME" in xml or ":OME" in xml else set()
+
+
+def _ome(tif: tifffile.TiffFile, series: int) -> Sizes:
+    xml = tif.pages.first.description
+    if "OME" not in xml[-20:] and not tif.is_ome:
+        return {}
+    found: Mapping[str, str]
+    try:
+        images = [pixels.attrib for pixels in ElementTree.fromstring(xml).iterfind(".//{*}Pixels")]
+    except ElementTree.ParseError:  # not well-formed, but the tag may be
+        tags = re.findall(r"<(?:\w+:)?Pixels\b([^>]*)", xml)
+        images = [dict(re.findall(r"(\w+)\s*=\s*[\"']([^\"']*)[\"']", tag)) for tag in tags]
+    if not images:
+        return {}
+    found = images[series if series < len(images) else 0]
+    return {
+        axis.lower(): (found[f"PhysicalSize{axis}"], found.get(f"PhysicalSize{axis}Unit", "µm"))
+        for axis in "ZYX"
+        if f"PhysicalSize{axis}" in found
+    }
+
+
+def _imagej(tif: tifffile.TiffFile) -> Sizes:
+    found = tif.imagej_metadata
+    if not found or "unit" not in found:
+        return {}
+    unit, sizes = found["unit"], _per_resolution(tif)
+    units = {"z": found.get("zunit", unit), "y": found.get("yunit", unit), "x": unit}
+    if "spacing" in found:
+        sizes["z"] = found["spacing"]
+    return {axis: (size, units[axis]) for axis, size in sizes.items()}
+
+
+def _microscope(tif: tifffile.TiffFile) -> Sizes:
+    """Tags of FEI (Thermo Fisher), Zeiss, and Olympus SIS."""
+    fei = (tif.fei_metadata or {}).get("Scan", {})
+    if "PixelWidth" in fei:
+        return {"y": (fei.get("PixelHeight", fei["PixelWidth"]), "m"), "x": (fei["PixelWidth"], "m")}
+    zeiss = tif.sem_metadata or {}
+    for key in ("ap_image_pixel_size", "ap_pixel_size"):
+        if len(zeiss.get(key, ())) == 3:
+            _, size, unit = zeiss[key]
+            return {"y": (size, unit), "x": (size, unit)}
+    if zeiss.get("") and isinstance(zeiss[""][3], float):  # of older files, unnamed, in metres
+        return {"y": (zeiss[""][3], "m"), "x": (zeiss[""][3], "m")}
+    sis = tif.sis_metadata or {}
+    return {axis: (sis[f"pixelsize{axis}"], "m") for axis in "yx" if f"pixelsize{axis}" in sis}
+
+
+def _resolution(tif: tifffile.TiffFile) -> Sizes:
+    unit = {2: "inch", 3: "cm"}.get(tif.pages.first.tags.valueof("ResolutionUnit", 0))
+    return {axis: (size, unit) for axis, size in _per_resolution(tif).items()} if unit else {}
+
+
+def _per_resolution(tif: tifffile.TiffFile) -> dict[str, Any]:
+    """The pixel size as the inverse of the resolution tags, for those that state one, whatever their type."""
+    tags, sizes = tif.pages.first.tags, {}
+    for axis, name in (("y", "YResolution"), ("x", "XResolution")):
+        value = tags.valueof(name)
+        if value is None:
+            continue
+        values = value if isinstance(value, tuple) else (value,)  # a rational, or one number of another type
+        above, below = values if len(values) == 2 else (values[0], 1)
+        if (above, below) != (0, 1):
+            sizes[axis] = (below, above)
+    # tifffile fills in 1 where it is not told a resolution
+    filled_in = set(sizes.values()) == {(1, 1)} and "tifffile" in str(tags.valueof("Software"))
+    return {} if filled_in else sizes

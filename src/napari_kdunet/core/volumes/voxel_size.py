@@ -1,0 +1,110 @@
+"""The voxel size that a file states, in whatever form and unit, as nm along Z, Y and X, or as unknown with a note."""
+
+from __future__ import annotations
+
+import math
+import re
+import unicodedata
+from collections.abc import Callable, Mapping
+from typing import Any, TypeAlias
+
+from napari_kdunet.core.volumes.sources import one_line
+
+__all__ = ["Sizes", "Stated", "VoxelSize", "nanometres", "read_metadata", "read_voxel_size", "to_number"]
+
+VoxelSize: TypeAlias = tuple[float, float, float]
+Sizes: TypeAlias = dict[str, tuple[Any, Any]]
+Stated: TypeAlias = Mapping[str, tuple[Any, Any]]
+"""For an axis (z, y, x) its size and unit, as they stand in the file: text, number or what else there is."""
+
+_UNITS = {
+    1e-3: "pm picometer picometre",
+    0.1: "å a ang angstrom ångström ångstrom",
+    1.0: "nm nanometer nanometre",
+    1e3: "μm um micron micrometer micrometre âμm �m",  # the last two: UTF-8 and Latin-1 taken for each other
+    1e6: "mm millimeter millimetre",
+    1e7: "cm centimeter centimetre",
+    25.4e6: "in inch inche",
+    1e9: "m meter metre",
+}
+_NM = {name: factor for factor, names in _UNITS.items() for name in names.split()}
+_NO_UNIT = ("", "none", "null", "pixel", "px", "voxel", "unknown")
+_SMALLEST, _LARGEST = 0.1, 500.0  # nm: no electron micrograph of a volume has other pixels
+
+
+def to_number(value: Any) -> float:
+    """Read a number that may be text, with a decimal comma, or a rational; NaN where it is none."""
+    if isinstance(value, bytes):
+        value = value.decode("latin-1")
+    if isinstance(value, str):
+        value = value.strip().replace("\xa0", "").replace(" ", "")
+        if re.fullmatch(r"[-+]?\d*(\.\d{3})*,\d+([eE][-+]?\d+)?", value):
+            value = value.replace(".", "").replace(",", ".")  # 1.234,5
+        elif re.fullmatch(r"[-+]?\d{1,3}(,\d{3})+\.\d*([eE][-+]?\d+)?", value):
+            value = value.replace(",", "")  # 1,234.5
+    try:
+        if isinstance(value, (tuple, list)) and len(value) == 2:  # a rational of a TIFF tag
+            return float(value[0]) / float(value[1])
+        return float(value[0] if isinstance(value, (tuple, list)) and len(value) == 1 else value)
+    except (TypeError, ValueError, OverflowError, ArithmeticError):
+        return math.nan
+
+
+def nanometres(size: Any, unit: Any) -> float | None:
+    """Convert a size to nm; None where it is not a finite number but 0, or its unit is not one of length."""
+    text = _unit_text(unit)
+    factor = _NM.get(text, _NM.get(text.removesuffix("s")))
+    size = abs(to_number(size))
+    return size * factor if factor and 0 < size < math.inf else None
+
+
+def read_voxel_size(stated: Stated, *, level: int = 0) -> tuple[VoxelSize | None, tuple[str, ...]]:
+    """Voxel size (nm, ZYX) from what a file states, and notes on what in it means nothing.
+
+    Sizes that are not stated are filled in: y and x from each other, z from the plane. A pixel under 0.1 or over
+    500 nm in plane (at the full resolution of a pyramid) counts as unknown: it is of another unit, or for printing.
+
+    Parameters
+    ----------
+    stated : mapping
+        For an axis its size and unit as they stand in the file.
+    level : int
+        Scale level of a pyramid.
+    """
+    sizes = {axis: nanometres(*stated[axis]) for axis in stated}
+    odd = {axis: _as_stated(*stated[axis]) for axis, size in sizes.items() if size is None}
+    y, x = sizes.get("y") or sizes.get("x"), sizes.get("x") or sizes.get("y")
+    if not (x and y):
+        told = next((text for axis in "xyz" if (text := odd.get(axis))), None)
+        return None, (f"pixel size unknown: it is stated as {told}",) if told else ()
+    if not (min(x, y) >= _SMALLEST and max(x, y) <= _LARGEST * 2**level):
+        told = f"{y:.6g} x {x:.6g} nm is stated, which is under {_SMALLEST:g} or over {_LARGEST:g} nm"
+        return None, (f"pixel size unknown: {told}",)
+    told = odd.get("z")
+    notes = (f"slice distance unknown: it is stated as {told}, and taken as the pixel size",) if told else ()
+    z, y, x = (float(f"{size:.7g}") for size in (sizes.get("z") or x, y, x))  # many were single precision
+    return (z, y, x), notes
+
+
+def read_metadata(read: Callable[[], Sizes], what: str) -> tuple[Sizes, tuple[str, ...]]:
+    """What `read` finds; where it fails nothing, and a note: metadata that are wrong never stop an image."""
+    try:
+        return read(), ()
+    except Exception as error:  # noqa: BLE001
+        return {}, (f"pixel size unknown: its {what} cannot be read ({one_line(error)[:60]})",)
+
+
+def _unit_text(unit: Any) -> str:
+    """A unit in lower case, its micro sign and its Å in one form."""
+    if isinstance(unit, bytes):
+        unit = unit.decode("utf-8", "replace")
+    return unicodedata.normalize("NFKC", str(unit).replace("\\u00B5", "µ")).strip(" \t\r\n\0\"'").lower()
+
+
+def _as_stated(size: Any, unit: Any) -> str:
+    """What stands in the file, for a note; nothing where it says nothing (no number, or 1 without a unit)."""
+    without = _unit_text(unit) in _NO_UNIT
+    if size is None or size in ("", 0) or (without and abs(to_number(size)) == 1):
+        return ""
+    shown = "/".join(map(str, size)) if isinstance(size, (tuple, list)) else str(size)
+    return f"{shown[:40]} {'without a unit' if without else str(unit)[:20]}"
