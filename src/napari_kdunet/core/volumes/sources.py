@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 import os
 import stat
+import zlib
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias
 
@@ -23,6 +25,8 @@ __all__ = [
     "RawArray",
     "Source",
     "check_block",
+    "check_compressed",
+    "check_memory",
     "check_regular",
     "one_line",
 ]
@@ -30,6 +34,7 @@ __all__ = [
 Key: TypeAlias = tuple[int | slice, slice, slice]
 
 _LARGEST_BLOCK = 2**29  # bytes that must be decoded at once, of a chunk or an image
+_DEFLATE, _ZSTD_HEADER = 1032, 18  # the largest ratio, and bytes of a header
 _IN_MEMORY = 2**30  # bytes of pages that are decoded once and kept, where every slice takes a line of each
 
 
@@ -235,6 +240,47 @@ def check_block(nbytes: int, stored: int, name: str, what: str) -> None:
     """
     if nbytes > _LARGEST_BLOCK and nbytes > 100 * stored:
         raise VolumeError(f"{name} has {what} of {nbytes / 1e9:.1f} GB in a file of {stored:,} bytes: it is damaged")
+
+
+def check_memory(nbytes: int) -> None:
+    """Check that a block fits in the machine's memory: a damaged shape may claim any size."""
+    try:
+        memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):  # not on Windows
+        return
+    if nbytes > memory > 0:
+        raise VolumeError(f"{nbytes / 1e9:,.1f} GB at once are more than the memory here: read a part")
+
+
+def check_compressed(data: memoryview, stored: int, nbytes: int, name: str) -> None:
+    """Check, by what a compressed chunk says of itself, that it does not become (much) more than its chunk.
+
+    Parameters
+    ----------
+    data : memoryview
+        The chunk as it is stored; of gzip it is decompressed up to `nbytes` if it could become too large.
+    stored, nbytes : int
+        Bytes that may be stored at most, in one file, and bytes of a decoded chunk.
+    name : str
+        For the message.
+    """
+    claimed, head = 0, bytes(data[:_ZSTD_HEADER])
+    if head.startswith(b"\x1f\x8b") and len(data) * _DEFLATE > _LARGEST_BLOCK:
+        with suppress(zlib.error):  # of pixels that only begin like it
+            claimed = len(zlib.decompressobj(31).decompress(data, nbytes + 1))
+    elif head.startswith(b"\x28\xb5\x2f\xfd") and len(head) == _ZSTD_HEADER:
+        claimed = _zstd_size(head)
+    elif len(head) == _ZSTD_HEADER and int.from_bytes(data[12:16], "little") == len(data):  # of Blosc
+        claimed = int.from_bytes(data[4:8], "little")
+    if claimed > nbytes or len(data) > 1.1 * stored + 4096:
+        raise VolumeError(f"{name} holds more than a chunk of {nbytes:,} bytes: it is damaged")
+
+
+def _zstd_size(data: bytes) -> int:
+    """Size that a Zstandard frame declares (RFC 8878, 3.1.1.1); 0 where it does not."""
+    flag, single, dictionary = data[4] >> 6, data[4] >> 5 & 1, (0, 1, 2, 4)[data[4] & 3]
+    start, length = 6 - single + dictionary, (single, 2, 4, 8)[flag]
+    return int.from_bytes(data[start : start + length], "little") + (256 if flag == 1 else 0)
 
 
 def one_line(error: Exception) -> str:

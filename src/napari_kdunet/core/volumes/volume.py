@@ -19,7 +19,7 @@ from napari_kdunet.core.errors import LabelsError, VolumeError
 from napari_kdunet.core.volumes.axes import Selection
 from napari_kdunet.core.volumes.readers import name_of, open_source
 from napari_kdunet.core.volumes.sample import BLURRED, Summary, UnusableError, mirrored, summarise
-from napari_kdunet.core.volumes.sources import AxesView, Key, Source, one_line
+from napari_kdunet.core.volumes.sources import AxesView, Key, Source, check_memory, one_line
 from napari_kdunet.core.volumes.voxel_size import VoxelSize
 
 __all__ = ["Volume", "VoxelSize", "check_labels", "open_pair", "open_volume"]
@@ -108,6 +108,8 @@ class Volume:
 
     def _read(self, key: Key) -> np.ndarray[Any, Any]:
         try:
+            lengths = [len(range(n)[k]) if isinstance(k, slice) else 1 for k, n in zip(key, self.shape, strict=True)]
+            check_memory(math.prod(lengths) * self.dtype.itemsize)
             return np.array(self.source[key], dtype=self.dtype)
         except Exception as error:
             z = key[0] if isinstance(key[0], int) else "{}-{}".format(*key[0].indices(self.shape[0]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from functools import partial
 from pathlib import Path
@@ -57,11 +58,33 @@ def open_hdf5(path: Path, selection: Selection, name: str, inside: str = "") -> 
             attributes.setdefault("DIMENSION_LABELS", labels)
         found = axes_and_sizes(attributes, dataset.ndim, selection, name)
         inside = dataset.name
-    return Stored(LazyArray(partial(_open, path, inside)), *found)
+    return Stored(LazyArray(partial(_Dataset, path, inside)), *found)
 
 
-def _open(path: Path, inside: str) -> Any:
-    return h5py.File(path, "r")[inside]
+class _Dataset:
+    """A dataset whose chunks are checked before they are decompressed."""
+
+    def __init__(self, path: Path, inside: str) -> None:
+        self.dataset: Any = h5py.File(path, "r")[inside]
+        self.shape, self.dtype, self.chunks = self.dataset.shape, self.dataset.dtype, self.dataset.chunks
+
+    def __getitem__(self, key: tuple[int | slice, ...]) -> Any:
+        if self.chunks and self.dataset.compression:
+            self._check_chunks(key)
+        return self.dataset[key]
+
+    def _check_chunks(self, key: tuple[int | slice, ...]) -> None:
+        """Check that no stored chunk is larger than a decoded one: it would become far more."""
+        nbytes = math.prod(self.chunks) * self.dtype.itemsize
+        ranges = [
+            range(n)[k] if isinstance(k, slice) else range(k, k + 1) for k, n in zip(key, self.shape, strict=True)
+        ]
+        starts = [
+            range(min(r) // n * n, max(r) + 1, n) if r else range(0) for r, n in zip(ranges, self.chunks, strict=True)
+        ]
+        for start in itertools.product(*starts):
+            if self.dataset.id.get_chunk_info_by_coord(start).size > 1.1 * nbytes + 4096:
+                raise VolumeError(f"the chunk at {start} holds more than {nbytes:,} bytes: it is damaged")
 
 
 def _attribute(dataset: Any, key: str) -> Any:

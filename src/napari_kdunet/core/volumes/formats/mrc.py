@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import warnings
 from pathlib import Path
 from typing import Any
 
 import mrcfile
 import numpy as np
+from mrcfile.dtypes import HEADER_DTYPE
 
 from napari_kdunet.core.errors import VolumeError
 from napari_kdunet.core.volumes.axes import Selection, Stored, check_level
@@ -22,12 +22,9 @@ _IMOD_STAMP = 1146047817
 def open_mrc(path: Path, selection: Selection, name: str) -> Stored:
     """Open an MRC file; which axis is which is taken from its header (``mapc``, ``mapr``, ``maps``)."""
     check_level(selection.level, 1, name)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of what mrcfile mends
-        with mrcfile.open(path, "r", permissive=True, header_only=True) as file:
-            header: Any = file.header.copy()
-            shape = tuple(int(n) for n in mrcfile.utils.data_shape_from_header(header))
-            dtype = np.dtype(mrcfile.utils.data_dtype_from_header(header))
+    header = _header(path, name)
+    shape = tuple(int(n) for n in mrcfile.utils.data_shape_from_header(header))
+    dtype = np.dtype(mrcfile.utils.data_dtype_from_header(header))
     if any(n <= 0 for n in shape) or int(header.nsymbt) < 0:
         raise VolumeError(f"{name} is empty or damaged, its shape is {shape}: export it again")
     notes: tuple[str, ...] = ()
@@ -46,3 +43,16 @@ def open_mrc(path: Path, selection: Selection, name: str) -> Stored:
     if stated and {size for size, _ in stated.values()} == {1.0}:  # what is written where nothing is known
         stated, notes = {}, (*notes, "pixel size unknown: it is stated as 1 Å, which stands for no size")
     return Stored(array, axes, stated, notes)
+
+
+def _header(path: Path, name: str) -> Any:
+    """The header alone, in its byte order: mrcfile itself reads the extended one too, however long it says it is."""
+    with path.open("rb") as file:
+        data = file.read(_HEADER)
+    if len(data) < _HEADER:
+        raise VolumeError(f"{name} is truncated or damaged: it has no header of an MRC file")
+    orders = [np.frombuffer(data, HEADER_DTYPE.newbyteorder(order)).view(np.recarray)[0] for order in "<>"]
+    try:
+        return orders["<>".index(mrcfile.utils.byte_order_from_machine_stamp(orders[0].machst))]
+    except ValueError:  # of older programs, which wrote none
+        return orders[0] if 0 <= int(orders[0].mode) < 128 else orders[1]

@@ -19,7 +19,7 @@ import tifffile
 
 from napari_kdunet.core.errors import VolumeError
 from napari_kdunet.core.volumes.axes import Selection, Stored, check_level, pick
-from napari_kdunet.core.volumes.formats.tiff_metadata import ome_file_names, stated_sizes
+from napari_kdunet.core.volumes.formats.tiff_metadata import has_sane_ome, ome_file_names, stated_sizes
 from napari_kdunet.core.volumes.sources import (
     MappedArray,
     PagedArray,
@@ -155,9 +155,9 @@ def open_tiff(path: Path, selection: Selection, name: str) -> Stored:
         It is empty, incomplete or in colour, or its pages differ. A damaged one may raise whatever tifffile raises.
     """
     with _hold_log() as held:
-        _check_companions(path, name)
+        plain = not has_sane_ome(_check_companions(path, name))
         try:
-            stored = _open(path, selection, name, plain=False)
+            stored = _open(path, selection, name, plain=plain)
         except VolumeError:
             raise
         except Exception as error:  # noqa: BLE001 - of its metadata: the pages may be sound
@@ -179,13 +179,14 @@ def _tiff_file(path: Path, plain: bool) -> tifffile.TiffFile:
     return tifffile.TiffFile(path, **flags)
 
 
-def _check_companions(path: Path, name: str) -> None:
-    """Check that the other files of an OME-TIFF are regular ones before tifffile opens them."""
+def _check_companions(path: Path, name: str) -> str:
+    """Check that the other files of an OME-TIFF are regular ones before tifffile opens them; returns its OME-XML."""
     with _tiff_file(path, plain=True) as tif:
-        description = tif.pages.first.description if tif.pages else ""
+        description: str = tif.pages.first.description if tif.pages else ""
     for companion in ome_file_names(description):
         if (path.parent / companion).exists():
             check_regular(path.parent / companion, f"{companion}, of which {name} is a part,")
+    return description
 
 
 def _find_image(tif: tifffile.TiffFile, selection: Selection, name: str) -> _Image:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -11,7 +12,10 @@ import tifffile
 
 from napari_kdunet.core.volumes.voxel_size import Sizes, nanometres, read_metadata
 
-__all__ = ["ome_file_names", "stated_sizes"]
+__all__ = ["has_sane_ome", "ome_file_names", "stated_sizes"]
+
+
+_MOST_PLANES = 10**6
 
 
 def stated_sizes(tif: tifffile.TiffFile, series: int) -> tuple[Sizes, tuple[str, ...]]:
@@ -43,6 +47,14 @@ def stated_sizes(tif: tifffile.TiffFile, series: int) -> tuple[Sizes, tuple[str,
 def ome_file_names(xml: str) -> set[str]:
     """Names of the files of which an OME-TIFF says that they hold parts of it."""
     return set(re.findall(r"FileName\s*=\s*[\"']([^\"']+)[\"']", xml)) if "<OME" in xml or ":OME" in xml else set()
+
+
+def has_sane_ome(xml: str) -> bool:
+    """Whether OME-XML speaks of numbers of planes that tifffile can take: it makes lists of that length."""
+    counts = re.findall(r"(?:Size[ZCT]|First[ZCT]|IFD|NumPlanes|PlaneCount)\s*=\s*[\"']\s*\+?(\d+)", xml)
+    sizes = [re.findall(r"Size[ZCT]\s*=\s*[\"']\s*\+?(\d+)", tag) for tag in re.findall(r"<[^<>]*SizeX[^<>]*", xml)]
+    planes = [math.prod(int(n[:12]) for n in tag) for tag in sizes]
+    return all(int(n[:12]) <= _MOST_PLANES for n in counts) and all(n <= _MOST_PLANES for n in planes)
 
 
 def _ome(tif: tifffile.TiffFile, series: int) -> Sizes:

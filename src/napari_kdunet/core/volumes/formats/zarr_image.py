@@ -14,7 +14,7 @@ from zarr.storage import LocalStore
 from napari_kdunet.core.errors import VolumeError
 from napari_kdunet.core.volumes.axes import Selection, Stored, axis_letters, check_level
 from napari_kdunet.core.volumes.formats.attributes import axes_and_sizes
-from napari_kdunet.core.volumes.sources import LazyArray, check_block, check_regular
+from napari_kdunet.core.volumes.sources import LazyArray, check_block, check_compressed, check_regular
 from napari_kdunet.core.volumes.voxel_size import Sizes, read_metadata, to_number
 
 __all__ = ["is_zarr", "open_zarr", "open_zarr_node", "open_zarr_url"]
@@ -27,15 +27,22 @@ def is_zarr(path: Path) -> bool:
     return any((path / entry).exists() for entry in _METADATA)
 
 
-class _RegularFiles(LocalStore):
-    """A folder of which only regular files are opened: reading from a FIFO or a device may never end."""
+class _CheckedFiles(LocalStore):
+    """A folder whose files are checked: regular ones, as a FIFO may never end, with chunks that are not too large."""
+
+    stored, nbytes = 0, 0
+    """Bytes of a file of chunks at most, and of a chunk; 0 where they are not known yet."""
 
     async def get(self, key: str, *args: Any, **kwargs: Any) -> Any:
         """Read what is stored under a key."""
         path = self.root / key
         if path.exists():
             check_regular(path, str(path))
-        return await super().get(key, *args, **kwargs)
+        found = await super().get(key, *args, **kwargs)
+        if found is not None and self.nbytes and path.name not in (*_METADATA, ".zattrs", ".zmetadata"):
+            pixels: Any = found.as_numpy_array()
+            check_compressed(memoryview(pixels).cast("B"), self.stored, self.nbytes, str(path))
+        return found
 
 
 def open_zarr(path: Path, selection: Selection, name: str) -> Stored:
@@ -56,7 +63,13 @@ def open_zarr_node(node: Any, selection: Selection, name: str) -> Stored:
 
 
 def _open_folder(path: Path) -> Any:
-    return zarr.open(_RegularFiles(path, read_only=True), mode="r")
+    store = _CheckedFiles(path, read_only=True)
+    node = zarr.open(store, mode="r")
+    if isinstance(node, zarr.Array):
+        node_store: Any = node.store
+        node_store.nbytes = math.prod(node.chunks) * node.dtype.itemsize
+        node_store.stored = math.prod(node.shards or node.chunks) * node.dtype.itemsize
+    return node
 
 
 def _open_url(url: str) -> Any:

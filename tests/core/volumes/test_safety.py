@@ -1,0 +1,236 @@
+"""Files of strangers: what never ends, what claims to be huge, and names that are hard to print."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import resource
+import struct
+import time
+import zlib
+from contextlib import contextmanager
+from pathlib import Path
+
+import h5py
+import nibabel
+import numcodecs
+import numpy as np
+import pytest
+import tifffile
+import zarr
+from PIL import Image
+from zarr.codecs import BloscCodec, GzipCodec, ZstdCodec
+
+from napari_kdunet.core.errors import VolumeError
+from napari_kdunet.core.volumes.volume import open_volume
+
+
+@contextmanager
+def bounded(seconds: float = 2, megabytes: float = 200):
+    """What is done takes no longer and no more memory."""
+    before, started = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time()
+    yield
+    assert time.process_time() - started < seconds
+    assert (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024 < megabytes
+
+
+# ---------------------------------------------------------------- pipes and devices
+
+
+@pytest.mark.parametrize("name", ["a.tif", "a.png", "a.jpg", "a.npy", "a.mrc", "a.h5", "a.nrrd", "a.nii"])
+def test_a_pipe_is_no_file(tmp_path, name, fails):
+    os.mkfifo(tmp_path / name)
+    fails(tmp_path / name, str(tmp_path / name), "no regular file")
+    (tmp_path / f"b{name}").symlink_to("/dev/zero")
+    fails(tmp_path / f"b{name}", "no regular file")
+
+
+def test_a_pipe_as_a_slice(pixels, tmp_path, fails):
+    for z, image in enumerate(pixels):
+        tifffile.imwrite(tmp_path / f"{z}.tif", image)
+    volume = open_volume(tmp_path)
+    (tmp_path / "3.tif").unlink()
+    os.mkfifo(tmp_path / "3.tif")
+    fails(tmp_path, "3.tif", "no regular file")
+    fails(lambda: volume.read(3), "3.tif", "no regular file")
+
+
+def test_a_pipe_as_a_part_of_an_ome_tiff(pixels, tmp_path, fails):
+    path = tmp_path / "a.ome.tif"
+    tifffile.imwrite(path, pixels, ome=True, metadata={"axes": "ZYX"})
+    text = tifffile.tiffcomment(path)
+    for name in ("b.ome.tif", "/dev/zero"):
+        part = f'<TiffData FirstZ="0" IFD="0" PlaneCount="1"><UUID FileName="{name}">urn:uuid:1</UUID></TiffData>'
+        start, end = text.index("<TiffData"), text.index("</Pixels>")
+        tifffile.tiffcomment(path, (text[:start] + part + text[end:]).encode())
+        if name == "b.ome.tif":
+            os.mkfifo(tmp_path / name)
+        fails(path, name, "no regular file")
+
+
+def test_a_pipe_as_the_data_of_a_header(pixels, tmp_path, fails):
+    head = "NRRD0004\ntype: uint8\ndimension: 3\nsizes: 4 4 4\nencoding: raw\ndata file: a.raw\n"
+    (tmp_path / "a.nhdr").write_text(head)
+    os.mkfifo(tmp_path / "a.raw")
+    fails(tmp_path / "a.nhdr", "a.raw", "no regular file")
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file.create_dataset("em", (4, 4, 4), "u1", external=[("a.raw", 0, 64)])
+    fails(tmp_path / "a.h5", "a.raw", "no regular file")
+
+
+# ---------------------------------------------------------------- what claims to be huge
+
+
+def png(width: int, height: int, data: bytes) -> bytes:
+    def chunk(kind: bytes, body: bytes) -> bytes:
+        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", data) + chunk(b"IEND", b"")
+
+
+def huge(kind: str, folder: Path) -> Path:
+    """A small file whose header claims to be of many GB."""
+    path = folder / f"a.{kind}"
+    if kind == "png":
+        path.write_bytes(png(65000, 65000, zlib.compress(bytes(10**6))))
+    elif kind == "jpg":
+        Image.new("L", (16, 16)).save(path)
+        data = path.read_bytes()
+        at = data.index(b"\xff\xc0") + 5
+        path.write_bytes(data[:at] + struct.pack(">HH", 65000, 65000) + data[at + 4 :])
+    elif kind == "tif":
+        tifffile.imwrite(path, np.zeros((64, 64), np.uint8), compression="zlib", metadata=None, rowsperstrip=64)
+        data = bytearray(path.read_bytes())
+        with tifffile.TiffFile(path) as tif:
+            for name in ("ImageWidth", "ImageLength", "RowsPerStrip"):
+                tag = tif.pages[0].tags[name]
+                struct.pack_into("<HII", data, tag.offset + 2, 4, 1, 60000)
+        path.write_bytes(data)
+    elif kind == "ome.tif":
+        tifffile.imwrite(path, np.zeros((2, 64, 64), np.uint8), ome=True, metadata={"axes": "ZYX"})
+        text = tifffile.tiffcomment(path)
+        tifffile.tiffcomment(path, text.replace('SizeZ="2"', 'SizeZ="2000000000"').encode())
+    elif kind == "zarr":
+        zarr.create_array(path, shape=(10**4, 10**5, 10**5), chunks=(1, 10**5, 10**5), dtype="u1")
+    elif kind == "h5":
+        with h5py.File(path, "w") as file:
+            file.create_dataset("em", (4, 60000, 60000), "u1", chunks=(1, 60000, 60000), compression="gzip")
+    elif kind == "nii.gz":
+        header = nibabel.Nifti1Image(np.zeros((4, 4, 4), np.uint8), np.eye(4)).header
+        header.set_data_shape((3000, 3000, 3000))
+        path.write_bytes(gzip.compress(header.binaryblock + bytes(100)))
+    elif kind == "nrrd":
+        head = "NRRD0004\ntype: uint8\ndimension: 3\nsizes: 5000 5000 5000\nencoding: gzip\n\n"
+        path.write_bytes(head.encode() + gzip.compress(bytes(100)))
+    elif kind == "n5":
+        path.mkdir()
+        attributes = {"dimensions": [10**5] * 3, "blockSize": [10**5, 10**5, 1], "dataType": "uint8"}
+        (path / "attributes.json").write_text(json.dumps(attributes | {"compression": {"type": "gzip"}}))
+    elif kind == "npy":
+        head = str({"descr": "|u1", "fortran_order": False, "shape": (10**5,) * 3})
+        path.write_bytes(b"\x93NUMPY\x01\x00" + struct.pack("<H", len(head) + 1) + head.encode() + b"\n")
+    return path
+
+
+@pytest.mark.parametrize("kind", ["png", "jpg", "tif", "zarr", "h5", "nii.gz", "nrrd", "n5", "npy"])
+def test_headers_that_claim_many_gigabytes(tmp_path, kind, fails):
+    path = huge(kind, tmp_path)
+    with bounded():
+        fails(path, str(path))
+
+
+def test_ome_xml_that_claims_many_planes(tmp_path):
+    with bounded():
+        volume = open_volume(huge("ome.tif", tmp_path))
+    assert volume.shape == (2, 64, 64)
+    assert any("OME-XML cannot be read" in note for note in volume.notes)
+
+
+@pytest.mark.parametrize("codec", ["gzip", "zstd", "blosc"])
+def test_a_chunk_that_becomes_more_than_a_chunk(tmp_path, codec, fails):
+    large = bytes(10**9) if codec == "gzip" else np.zeros(10**8, np.uint8)
+    made = {"gzip": GzipCodec(), "zstd": ZstdCodec(), "blosc": BloscCodec()}[codec]
+    path = tmp_path / "a.zarr"
+    zarr.create_array(path, data=np.ones((2, 1024, 1024), np.uint8), chunks=(1, 1024, 1024), compressors=made)
+    packed = {"gzip": lambda a: gzip.compress(a, 9), "zstd": numcodecs.Zstd().encode, "blosc": numcodecs.Blosc().encode}
+    (path / "c" / "0" / "0" / "0").write_bytes(packed[codec](large))
+    del large
+    volume = open_volume(path)
+    assert volume.read(1).all()
+    with bounded():
+        fails(lambda: volume.read(0), "more than a chunk")
+
+
+def test_a_chunk_of_hdf5_that_becomes_more(tmp_path, fails):
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        dataset = file.create_dataset("em", (2, 64, 64), "u1", chunks=(1, 64, 64), compression="gzip")
+        dataset.id.write_direct_chunk((0, 0, 0), zlib.compress(bytes(10**8)))
+        dataset[1] = 1
+    volume = open_volume(tmp_path / "a.h5")
+    assert volume.read(1).all()
+    with bounded():
+        fails(lambda: volume.read(0), "damaged")
+
+
+def test_large_images_that_compress_well_are_no_bombs(tmp_path):
+    """A blank slice of labels, for one."""
+    tifffile.imwrite(tmp_path / "a.tif", np.zeros((8000, 8000), np.uint8), compression="zlib")
+    assert open_volume(tmp_path / "a.tif").shape == (1, 8000, 8000)
+    zarr.create_array(tmp_path / "a.zarr", shape=(9, 20000, 20000), chunks=(1, 20000, 20000), dtype="u1")
+    assert open_volume(tmp_path / "a.zarr").shape == (9, 20000, 20000)
+
+
+def test_a_slice_larger_than_memory_is_refused_when_it_is_read(tmp_path, fails):
+    zarr.create_array(tmp_path / "a.zarr", shape=(2, 10**9, 10**6), chunks=(1, 512, 512), dtype="u1", fill_value=7)
+    volume = open_volume(tmp_path / "a.zarr")
+    assert (volume.read(0, slice(9), slice(9)) == 7).all()
+    with bounded():
+        fails(lambda: volume.read(0), "cannot read slice z=0", "1,000,000.0 GB at once")
+
+
+# ---------------------------------------------------------------- names
+
+
+@pytest.mark.parametrize(
+    "name", ["no\0.tif", "no\x1b[31m.tif", "no\n.tif", "n\to.tif", "\u202eno.tif", "x" * 300 + ".tif", "x/" * 3000]
+)
+def test_names_that_are_hard_to_print(tmp_path, name):
+    for source in (f"{tmp_path}/{name}", Path(f"{tmp_path}/{name}")):
+        with pytest.raises(VolumeError) as caught:
+            open_volume(source)
+        message = str(caught.value)
+        assert message.isprintable()
+        assert len(message) < 300
+
+
+def test_messages_are_short_whatever_a_file_holds(tmp_path, fails):
+    group = zarr.open_group(tmp_path / "a.zarr", mode="w")
+    for i in range(9):
+        group.create_array(f"{'long' * 20}{i}", shape=(2, 2, 2), dtype="u1")
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        for i in range(9):
+            file["\x1b" + "long" * 40 + str(i)] = np.zeros((2, 2, 2))
+    zarr.create_array(tmp_path / "b.zarr", shape=(2, 2, 2), dtype="u1", dimension_names=["long" * 90, "\n", "b"])
+    for name in ("a.zarr", "a.h5", "b.zarr"):
+        with pytest.raises(VolumeError) as caught:
+            open_volume(tmp_path / name)
+        assert str(caught.value).isprintable()
+        assert len(str(caught.value)) < 300
+
+
+@pytest.mark.skipif(os.getuid() == 0, reason="root may read everything")
+def test_a_folder_that_may_not_be_read(tmp_path, fails):
+    (tmp_path / "a").mkdir(mode=0)
+    fails(tmp_path / "a", "no permission", str(tmp_path / "a"))
+
+
+def test_what_may_not_be_read_is_said(tmp_path, monkeypatch, fails):
+    """As for somebody who is not root."""
+
+    def refuse(path: Path) -> None:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "iterdir", refuse)
+    fails(tmp_path, "no permission to read", str(tmp_path))
