@@ -1,6 +1,6 @@
 """Open many damaged files of one format, seeded: each gives pixels or one KDUNetError, in bounded time and memory.
 
-Run by itself: ``python mutate.py FORMAT COUNT FOLDER``; `test_mutated.py` does so, as a file may end the process.
+Run by itself: ``python mutate.py FORMAT[,FORMAT...] COUNT FOLDER``; `test_mutated.py` does so, as a file may end it.
 """
 
 from __future__ import annotations
@@ -142,9 +142,8 @@ def peak() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
-def main(kind: str, count: int, folder: Path) -> None:
-    warnings.simplefilter("error")
-    logging.disable()
+def faults_of(kind: str, count: int, folder: Path) -> list[tuple[str, int, str]]:
+    """What was wrong with how `count` damaged files were met, by format and seed."""
     path, files = make(kind, folder)
     attempt(path)
     sound, faults, before = {file: file.read_bytes() for file in set(files)}, [], peak()
@@ -152,7 +151,7 @@ def main(kind: str, count: int, folder: Path) -> None:
         rng = random.Random(seed)
         file = rng.choice(files)
         file.write_bytes(damage(sound[file], rng))
-        (folder / "seed").write_text(str(seed))
+        (folder / "seed").write_text(f"{kind} {seed}")
         signal.alarm(20)  # what hangs ends the process, and the seed is known
         started = time.process_time()
         wrong = attempt(path)
@@ -164,12 +163,17 @@ def main(kind: str, count: int, folder: Path) -> None:
             wrong += f" took {memory - before:.0f} MB"
         before = memory
         if wrong:
-            faults.append((seed, wrong[:400]))
+            faults.append((kind, seed, wrong[:400]))
         file.write_bytes(sound[file])
     if path.is_dir():
         shutil.rmtree(path)
-    print(json.dumps(faults))
+    else:
+        path.unlink()
+    return faults
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], int(sys.argv[2]), Path(sys.argv[3]))
+    warnings.simplefilter("error")
+    logging.disable()
+    kinds, number, where = sys.argv[1].split(","), int(sys.argv[2]), Path(sys.argv[3])
+    print(json.dumps([fault for kind in kinds for fault in faults_of(kind, number, where)]))
