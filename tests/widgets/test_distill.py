@@ -1,7 +1,10 @@
 """*Distil student*, opened through the manifest and driven by its buttons."""
 
+import warnings
+
 import numpy as np
 import pytest
+from qtpy.QtWidgets import QFileDialog, QMessageBox
 
 from napari_kdunet import core
 from napari_kdunet.core.metrics import Curve
@@ -106,6 +109,66 @@ def test_a_probability_layer_teaches(bench):
     assert models.get("em k1 distilled").summary["teacher"] == {"probability": "other tool"}
     assert widget.view.curves.teacher_iou == pytest.approx(1.0)
     assert "Teacher:" not in widget.size_label.text()
+
+
+@pytest.fixture
+def answer(monkeypatch):
+    """How the user answers the question, and what was asked."""
+    asked: list[str] = []
+
+    def say(button):
+        def ask(parent, title, text, *_):
+            asked.append(text)
+            return button
+
+        monkeypatch.setattr(QMessageBox, "warning", ask)
+        return asked
+
+    return say
+
+
+def test_a_network_of_another_tool_teaches(bench, teacher, tmp_path, monkeypatch, answer):
+    import torch
+
+    asked, path = answer(QMessageBox.StandardButton.No), tmp_path / "other.onnx"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        axes = {"x": {2: "h", 3: "w"}}
+        example = (torch.zeros(1, 1, 32, 32),)
+        torch.onnx.export(teacher.net, example, path, input_names=["x"], dynamic_axes=axes, dynamo=False)
+    widget = bench.open("Distil student")
+    monkeypatch.setattr(QFileDialog, "getOpenFileName", lambda *_: (str(path), ""))
+    widget.teacher_file.open_button.click()
+    assert widget.teacher_file.label.text() == "other.onnx"
+    assert not asked
+    widget.view.start_button.click()
+    bench.finish(widget)
+    summary = models.get("em k1 distilled").summary
+    raw = core.open_volume(bench.em.data, voxel_size=(10, 10, 10))
+    iou = expected_iou(core.predict(teacher, raw).compute(), bench.mito.data, summary["validation"]["slices"])
+    assert widget.view.curves.teacher_iou == pytest.approx(iou, abs=0.01)
+    assert "Teacher:" in widget.size_label.text()
+    widget.teacher_file.clear_button.click()
+    assert widget.teacher_file.path is None
+
+
+@pytest.mark.parametrize("trusted", [False, True])
+def test_a_torchscript_teacher_is_asked_about(bench, notified, tmp_path, answer, trusted):
+    buttons = QMessageBox.StandardButton
+    asked, path = answer(buttons.Yes if trusted else buttons.No), tmp_path / "other.pt"
+    path.write_bytes(b"no TorchScript")
+    widget = bench.open("Distil student")
+    widget.teacher_file.open(path)
+    assert "other.pt" in asked[0]
+    assert "run code on your computer" in asked[0]
+    assert widget.teacher_file.path == (path if trusted else None)
+    widget.view.start_button.click()
+    if trusted:
+        bench.finish(widget)
+        assert "is not a TorchScript file" in notified[0]
+    else:
+        assert notified == ["there is no teacher: train one, open one from a file, or choose a layer."]
+    bench.assert_ready(widget)
 
 
 def test_labels_are_optional(bench, widget, notified):

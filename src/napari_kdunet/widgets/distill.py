@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from napari.layers import Image, Layer
@@ -16,6 +17,7 @@ from napari_kdunet.widgets.shared.process_worker import run_in_process
 from napari_kdunet.widgets.training.form import SettingsForm
 from napari_kdunet.widgets.training.inputs import Inputs
 from napari_kdunet.widgets.training.panel import Job, TrainingPanel
+from napari_kdunet.widgets.training.teacher_file import TeacherFile
 
 if TYPE_CHECKING:
     import napari.viewer
@@ -32,7 +34,7 @@ class TeacherScored:
     """The IoU of the teacher on the validation slices of its student."""
 
     parameters: int | None
-    """Learnable parameters; None of a probability layer."""
+    """Learnable parameters; None where they are not known, as of a probability layer."""
     iou: float | None
     """At its best threshold, like the student's; None where the student is validated against the teacher."""
 
@@ -53,10 +55,11 @@ class DistillWidget(TrainingPanel):
         probability.setToolTip(
             "An image layer of foreground probabilities (0 to 1), by any tool, that teaches in the place of a model."
         )
-        rows = {"Teacher model": teacher, "or teacher layer": probability, **inputs.rows}
+        file = TeacherFile()
+        rows = {"Teacher model": teacher, "or teacher file": file, "or teacher layer": probability, **inputs.rows}
         form = SettingsForm(core.DistillConfig, main=_MAIN, hidden=("ignore", "volume_weights"))
         super().__init__(viewer, form, inputs, rows, "Distil")
-        self.teacher, self.probability = teacher, probability
+        self.teacher, self.teacher_file, self.probability = teacher, file, probability
         self.size_label = QLabel()
         self.size_label.setToolTip(
             "Learnable parameters of teacher and student, and how many times smaller the student is."
@@ -82,11 +85,11 @@ class DistillWidget(TrainingPanel):
             If something is missing or wrong.
         """
         (raw, labels), config = self.inputs.volumes(), self.config()
-        get_teacher = self._teacher()
+        get_teacher, trust = self._teacher(config), self.teacher_file.trusted
 
         def events() -> Iterator[Any]:
-            teacher = get_teacher()
-            for event in run_in_process(core.iter_distill, teacher, raw, labels, config):
+            given, teacher = get_teacher()
+            for event in run_in_process(core.iter_distill, given, raw, labels, config, trust=trust):
                 yield event
                 if isinstance(event, core.Started):
                     yield from _score(teacher, raw, labels, event, config)
@@ -115,15 +118,23 @@ class DistillWidget(TrainingPanel):
             self._student_parameters = event.parameters
             self._show_size()
 
-    def _teacher(self) -> Callable[[], Model | Volume]:
-        """A function that reads the teacher; for the worker thread."""
+    def _teacher(self, config: DistillConfig) -> Callable[[], tuple[Model | Volume | Path, Model | Volume]]:
+        """A function that reads the teacher, for the worker thread: as the training is given it, and opened."""
         if self.probability.layer is not None:
             volume = volume_of(self.probability.layer)
-            return lambda: volume
+            return lambda: (volume, volume)
+        path, trust = self.teacher_file.path, self.teacher_file.trusted
+        if path is not None:
+            return lambda: (path, _opened(path, config, trust))
         store, name = self.teacher.store, self.teacher.name
         if not name:
             raise core.ModelError("there is no teacher: train one, open one from a file, or choose a layer.")
-        return lambda: store.get(name)
+
+        def model() -> tuple[Model, Model]:
+            teacher = store.get(name)
+            return teacher, teacher
+
+        return model
 
     def _show_size(self) -> None:
         student = f"Student: {self._student_parameters:,} parameters"
@@ -140,13 +151,20 @@ def _is_probability(layer: Layer) -> bool:
     return not getattr(layer, "rgb", False) and layer.dtype.kind == "f"
 
 
+def _opened(path: Path, config: DistillConfig, trust: bool) -> Model | Volume:
+    """The teacher of a file of another tool, in this process too: to score it."""
+    from napari_kdunet.core.data.teachers import as_teacher
+
+    return as_teacher(path, config, trust=trust)
+
+
 def _score(
     teacher: Model | Volume, raw: Volume, labels: Volume | None, started: core.Started, config: DistillConfig
 ) -> Iterator[Any]:
     """Yield the size of the teacher, then its IoU, updated as more validation slices are scored."""
     from napari_kdunet.core.data.validation import Validation
 
-    parameters = None if isinstance(teacher, core.Volume) else teacher.parameter_count
+    parameters = None if isinstance(teacher, core.Volume) else teacher.parameter_count or None
     yield TeacherScored(parameters, None)
     if labels is None:  # the student is validated against the teacher itself
         return
