@@ -167,6 +167,33 @@ class TrainConfig:
     intensity: float = setting(
         0.25, "Largest change of brightness (in standard deviations) and of contrast (relative).", ge=0, le=1
     )
+    zoom: float = setting(
+        0.0,
+        "Largest change of the pixel size of a patch, finer or coarser: 2 octaves are a factor of 4.",
+        unit="octaves",
+        ge=0,
+        le=4,
+        advanced=True,
+    )
+    gamma: float = setting(
+        0.0, "Largest change of gamma: 1 is exponents from 1/e to e, on a logarithmic scale.", ge=0, le=2, advanced=True
+    )
+    local_contrast: float = setting(
+        0.0, "Largest share of the patch with its local contrast equalised that is mixed in.", ge=0, le=1, advanced=True
+    )
+    inversion: float = setting(0.0, "Share of the patches whose contrast is inverted.", ge=0, le=1, advanced=True)
+    blur: float = setting(
+        0.0, "Largest standard deviation of a Gaussian blur.", unit="pixels", ge=0, le=4, advanced=True
+    )
+    noise: float = setting(0.0, "Largest white noise, in standard deviations of the image.", ge=0, le=4, advanced=True)
+    strips: float = setting(0.0, "Share of the patches that have blank strips across.", ge=0, le=1, advanced=True)
+    style: float = setting(
+        0.0,
+        "Largest share of the Fourier amplitudes of another patch, of any volume, that is mixed in.",
+        ge=0,
+        le=1,
+        advanced=True,
+    )
 
     slices: str | tuple[int, ...] = setting(
         "auto",

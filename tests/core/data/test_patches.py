@@ -34,7 +34,7 @@ def smooth() -> np.ndarray:
 
 
 @pytest.mark.parametrize("seed", range(4))
-@pytest.mark.parametrize("form", [{}, {"patch": 64, "elastic": 10.0, "scale": 0.5}, {"patch": 112}])
+@pytest.mark.parametrize("form", [{}, {"patch": 64, "elastic": 10.0, "scale": 0.5}, {"patch": 112}, {"zoom": 1.0}])
 def test_image_labels_and_teacher_stay_aligned(quick, smooth, seed, form):
     """All three are functions of one another before, and so they must be after the warp."""
     raw = 1000 * smooth

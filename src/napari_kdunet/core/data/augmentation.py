@@ -1,6 +1,8 @@
-"""Augmentation of training patches: a random warp (flips, rotation, scale, elastic deformation) and intensity change.
+"""Augmentation of training patches: a random warp of image, labels and teacher, and a random appearance of the image.
 
-Random numbers are drawn for the whole batch, of which a process keeps its own patches: so all processes draw the same.
+The warp is flips, rotation, scale and elastic deformation; the appearance is style, gamma, local contrast, inversion,
+blur, noise, blank strips, brightness and contrast. What is off draws no random numbers. They are drawn for the whole
+batch, of which a process keeps its own patches: so all processes draw the same.
 """
 
 from __future__ import annotations
@@ -14,9 +16,23 @@ from torch import Tensor
 
 from napari_kdunet.core.config import TrainConfig
 
-__all__ = ["change_intensity", "random_warp", "warp"]
+__all__ = [
+    "add_noise",
+    "blank_strips",
+    "blur",
+    "change_appearance",
+    "change_gamma",
+    "mix_amplitudes",
+    "mix_local_contrast",
+    "random_warp",
+    "warp",
+]
 
 _MESH = 32  # working pixels between the control points of the elastic deformation
+_COARSE, _NEIGHBOURS = 8, 9  # local contrast is that of 9 x 9 cells of 8 x 8 working pixels
+_FLAT = 0.1  # standard deviation below which local contrast is not raised further
+_STRIPS = 3  # blank strips in a patch
+_WIDEST = 1 / 16  # of a patch, of a blank strip
 
 
 def random_warp(count: int, mine: slice, config: TrainConfig, generator: torch.Generator) -> Tensor:
@@ -32,7 +48,7 @@ def random_warp(count: int, mine: slice, config: TrainConfig, generator: torch.G
     mine : slice
         Those of them to make.
     config : TrainConfig
-        Patch side and the strengths `rotation`, `scale`, `flips` and `elastic`.
+        Patch side and the strengths `rotation`, `scale`, `zoom`, `flips` and `elastic`.
     generator : torch.Generator
         Source of randomness.
 
@@ -59,6 +75,9 @@ def random_warp(count: int, mine: slice, config: TrainConfig, generator: torch.G
         mesh = config.elastic * torch.randn(count, 2, knots, knots, generator=generator)[mine]
         fine = F.interpolate(mesh, (side, side), mode="bicubic", align_corners=True)
         field = field + fine.permute(0, 2, 3, 1)
+    if config.zoom:
+        octaves = config.zoom * (2 * torch.rand(count, generator=generator)[mine] - 1)
+        field = field * 2 ** octaves[:, None, None, None]
     return field
 
 
@@ -66,7 +85,8 @@ def warp(channels: Sequence[Tensor], offset: Tensor, corner: Iterable[int]) -> T
     """Cut a warped patch out of channels, all alike, by bilinear interpolation.
 
     The centre lies so that a patch without rotation stays inside the block, and on whole pixels, so that one that is
-    not warped is not blurred either; beyond the border the block is mirrored.
+    not warped is not blurred either; beyond the border the block is mirrored. Where the patch is coarser than the block
+    by a factor of 2 or more, means over so many pixels are interpolated.
 
     Parameters
     ----------
@@ -94,14 +114,161 @@ def warp(channels: Sequence[Tensor], offset: Tensor, corner: Iterable[int]) -> T
     extent = offset.new_tensor((x.stop - x.start, y.stop - y.start))
     start = offset.new_tensor((x.start, y.start))
     grid = (2 * (points - start) + 1) / extent - 1
+    step = (offset[1:, 0] - offset[:-1, 0]).norm(dim=-1).mean().item() if offset.shape[0] > 1 else 1.0
+    if step >= 2:  # the grid counts in shares of the window, whose pixels may be larger therefore
+        window = F.interpolate(window[None], [max(1, n // int(step)) for n in window.shape[-2:]], mode="area")[0]
     return F.grid_sample(window[None], grid[None], padding_mode="reflection", align_corners=False)[0]
 
 
-def change_intensity(image: Tensor, count: int, mine: slice, config: TrainConfig, generator: torch.Generator) -> Tensor:
-    """Change brightness (in standard deviations) and contrast of each patch by up to `config.intensity`.
+def change_appearance(
+    image: Tensor,
+    count: int,
+    mine: slice,
+    config: TrainConfig,
+    generator: torch.Generator,
+    style: Tensor | None = None,
+) -> Tensor:
+    """Change style, gamma, local contrast, sharpness, noise, brightness and contrast of each patch at random.
 
-    `image` is (N, 1, Y, X), standardised; other arguments as in `random_warp`.
+    Parameters
+    ----------
+    image : Tensor
+        (N, 1, Y, X) float32, standardised.
+    count, mine, config, generator
+        As in `random_warp`.
+    style : Tensor, optional
+        Of `image`'s shape: other patches, whose amplitudes are mixed in.
+
+    Returns
+    -------
+    Tensor
+        Of the same shape.
     """
+
+    def draw(low: float, high: float) -> Tensor:
+        """(N, 1, 1, 1) uniform random numbers."""
+        return (low + (high - low) * torch.rand(count, 1, 1, 1, generator=generator)[mine]).to(image)
+
     change = config.intensity * (2 * torch.rand(2, count, 1, 1, 1, generator=generator) - 1)
     gain, shift = change[:, mine].to(image).unbind()
+    if style is not None:
+        image = mix_amplitudes(image, style, draw(0, config.style))
+    if config.gamma:
+        image = change_gamma(image, draw(-config.gamma, config.gamma).exp())
+    if config.local_contrast:
+        image = mix_local_contrast(image, draw(0, config.local_contrast))
+    if config.inversion:
+        image = torch.where(draw(0, 1) < config.inversion, -image, image)
+    if config.blur:
+        image = blur(image, draw(0, config.blur), config.blur)
+    if config.noise:
+        seeds = torch.randint(2**62, (count,), generator=generator)[mine]
+        image = add_noise(image, draw(0, config.noise), seeds.tolist())
+    if config.strips:
+        where = torch.rand(count, _STRIPS, 4, generator=generator)[mine]
+        image = blank_strips(image, draw(0, 1) < config.strips, where)
     return image * (1 + gain) + shift
+
+
+def mix_amplitudes(image: Tensor, style: Tensor, weight: Tensor) -> Tensor:
+    """Mix in the Fourier amplitudes of other patches: their texture and noise, in the image's own places.
+
+    The phase, which has the shapes, stays, and so do mean and standard deviation (Xu et al. 2021, arXiv:2105.11120).
+
+    Parameters
+    ----------
+    image, style : Tensor
+        (N, 1, Y, X) float32.
+    weight : Tensor
+        (N, 1, 1, 1) share of the other amplitudes, 0 to 1.
+    """
+    own, other = torch.fft.rfft2(image), torch.fft.rfft2(style)
+    mixed = torch.polar(torch.lerp(own.abs(), other.abs(), weight), own.angle())
+    return _standardised_as(torch.fft.irfft2(mixed, s=image.shape[-2:]), image)
+
+
+def change_gamma(image: Tensor, exponent: Tensor) -> Tensor:
+    """Raise the grey values, from 0 at a patch's lowest to 1 at its highest, to a power; (N, 1, Y, X).
+
+    Mean and standard deviation stay, so that only the shape of the histogram changes.
+    """
+    low, high = image.amin(dim=(-2, -1), keepdim=True), image.amax(dim=(-2, -1), keepdim=True)
+    return _standardised_as(((image - low) / (high - low).clamp_min(1e-6)) ** exponent, image)
+
+
+def mix_local_contrast(image: Tensor, weight: Tensor) -> Tensor:
+    """Mix in the patch standardised by the mean and deviation around each pixel, as adaptive equalisation does.
+
+    Parameters
+    ----------
+    image : Tensor
+        (N, 1, Y, X) float32.
+    weight : Tensor
+        (N, 1, 1, 1) share of the equalised patch, 0 to 1.
+    """
+    size = image.shape[-2:]
+    moments = torch.cat((image, image.square()), dim=1)
+    coarse = F.interpolate(moments, [-(-n // _COARSE) for n in size], mode="area")
+    coarse = F.avg_pool2d(coarse, _NEIGHBOURS, 1, _NEIGHBOURS // 2, count_include_pad=False)
+    mean, square = F.interpolate(coarse, size, mode="bilinear", align_corners=False).split(1, dim=1)
+    std = (square - mean.square()).clamp_min(0).sqrt().clamp_min(_FLAT)
+    return _standardised_as(torch.lerp(image, (image - mean) / std, weight), image)
+
+
+def blur(image: Tensor, sigma: Tensor, largest: float) -> Tensor:
+    """Blur each patch by a Gaussian of its own; (N, 1, Y, X).
+
+    Parameters
+    ----------
+    image : Tensor
+        (N, 1, Y, X) float32.
+    sigma : Tensor
+        (N, 1, 1, 1) standard deviations, working pixels.
+    largest : float
+        Upper bound of them, by which the kernel is cut off.
+    """
+    radius = min(math.ceil(3 * largest), min(image.shape[-2:]) - 1)
+    at = torch.arange(-radius, radius + 1, device=image.device)
+    kernel = (-0.5 * (at / sigma.clamp_min(1e-3)) ** 2).softmax(dim=-1)  # (N, 1, 1, 2 * radius + 1)
+    rows = F.pad(image.transpose(0, 1), (radius,) * 4, mode="reflect")
+    for weights in (kernel, kernel.transpose(-2, -1)):
+        rows = F.conv2d(rows, weights, groups=len(image))
+    return rows.transpose(0, 1)
+
+
+def add_noise(image: Tensor, std: Tensor, seeds: Sequence[int]) -> Tensor:
+    """Add white noise to each patch, from a seed of its own, so that it depends on no other patch; (N, 1, Y, X)."""
+    device = image.device
+    noise = [
+        torch.randn(patch.shape, generator=torch.Generator(device).manual_seed(seed), device=device)
+        for patch, seed in zip(image, seeds, strict=True)
+    ]
+    return image + std * torch.stack(noise)
+
+
+def blank_strips(image: Tensor, blank: Tensor, where: Tensor) -> Tensor:
+    """Set strips across a patch to one grey value each, as lost lines and charging do.
+
+    Parameters
+    ----------
+    image : Tensor
+        (N, 1, Y, X) float32.
+    blank : Tensor
+        (N, 1, 1, 1) bool: which patches.
+    where : Tensor
+        (N, strips, 4) random numbers from 0 to 1: along which axis, where, how wide, and how bright.
+    """
+    blanked = image.clone()
+    for patch, chosen, strips in zip(blanked, blank.flatten().tolist(), where.tolist(), strict=True):
+        for axis, place, width, grey in strips if chosen else ():
+            lines = patch.movedim(-1 if axis < 0.5 else -2, 0)
+            first = int(place * len(lines))
+            lines[first : first + 1 + int(width * _WIDEST * len(lines))] = 6 * grey - 3
+    return blanked
+
+
+def _standardised_as(changed: Tensor, image: Tensor) -> Tensor:
+    """`changed` with the mean and standard deviation of each patch of `image`; (N, 1, Y, X)."""
+    std, mean = torch.std_mean(image, dim=(-2, -1), keepdim=True)
+    std_now, mean_now = torch.std_mean(changed, dim=(-2, -1), keepdim=True)
+    return (changed - mean_now) * (std / std_now.clamp_min(1e-6)) + mean

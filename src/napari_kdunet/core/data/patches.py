@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import pairwise
 from typing import Any
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from napari_kdunet.core.config import TrainConfig
-from napari_kdunet.core.data.augmentation import change_intensity, random_warp, warp
+from napari_kdunet.core.data.augmentation import change_appearance, random_warp, warp
 from napari_kdunet.core.data.teachers import TeacherOutput
 from napari_kdunet.core.volumes.labels import target_probabilities
 from napari_kdunet.core.volumes.resampling import Grid
@@ -175,8 +175,9 @@ class PatchSampler:
             warp(_channels(block, teacher), offset.to(self.device), _corner(block, config.patch, place))
             for block, offset, place in zip(blocks, offsets, places.tolist(), strict=True)
         ]
+        style = self._style(count, mine, generator) if config.style else None
         return Batch(
-            change_intensity(torch.stack([w[:1] for w in warped]), count, mine, config, generator),
+            change_appearance(torch.stack([w[:1] for w in warped]), count, mine, config, generator, style),
             torch.stack([self._target(block, w) for block, w in zip(blocks, warped, strict=True)]),
             torch.stack([_logits(w, config.classes) for w in warped]) if teacher else None,
         )
@@ -192,6 +193,20 @@ class PatchSampler:
                 weights = self._weights(blocks)
                 chosen += [blocks[i] for i in torch.multinomial(weights, number, True, generator=generator).tolist()]
         return chosen
+
+    def _style(self, count: int, mine: slice, generator: torch.Generator) -> Tensor:
+        """(N, 1, Y, X) patches of any volume, as they are, whose amplitudes are mixed in."""
+        blocks = [*self.labelled, *self.unlabelled]
+        chosen = torch.multinomial(self._weights(blocks), count, True, generator=generator)[mine].tolist()
+        places = torch.rand(count, 3, generator=generator)[mine].tolist()
+        plain = replace(self.config, rotation=0.0, scale=0.0, elastic=0.0, zoom=0.0, flips=False)
+        offset = random_warp(1, slice(None), plain, generator)[0].to(self.device)
+        return torch.stack(
+            [
+                warp([blocks[i].image], offset, _corner(blocks[i], self.config.patch, place))
+                for i, place in zip(chosen, places, strict=True)
+            ]
+        )
 
     def _weights(self, blocks: Sequence[Block]) -> Tensor:
         """(N,) relative probability of each block: by `volume_weights`, and by area among those of one volume."""
