@@ -1,0 +1,196 @@
+"""Leave one source out: what a network knows of a microscope of which it has seen nothing.
+
+    python benchmarks/generality.py DATA --out DIR [--ks 2,16] [--seeds 3] [--arms "defaults;gamma"] [--single]
+                                    [--steps 1500] [--batch 2] [--patch 256] [--slices 8] [--left-out epfl,vnc,sbem]
+
+DATA is a folder of `epfl-training`, `vnc-train` and `sbem-brain`, each `-raw.tif` and `-labels.tif`. For each arm, k,
+seed and source: a network learns from the other two and is scored on that one, on slices spread over it, at five
+assumed pixel sizes. With --single one learns from each source alone, too, and the bundled models are scored beside.
+
+What a row of the table has, mean and standard deviation over the seeds:
+    best size   IoU at the best of the assumed pixel sizes, which needs labels to be known; threshold of the model
+    found size  IoU at the size of the lowest entropy of a pixel, divided by the share of foreground: without labels
+    oracle      IoU at the best of the sizes and the best threshold
+    at home     IoU on slices of its own sources that were held out to choose model and threshold
+
+Pixel sizes taken as true: EPFL 5 nm, vnc 4.6 nm; that of sbem is not stated (8 to 12 nm), and taken as 10 nm. EPFL is
+learnt from at z = 48 to 164. The bundled models have learnt from another block of EPFL's tissue, so there they are at
+home. Training and scoring go on where they were stopped; what is done is not done again. Written to DIR: models,
+a JSON a run, `generality.csv` and `generality.md`.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+from itertools import product
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import numpy as np
+import torch
+from commands import Row, once, told, write_csv
+
+from napari_kdunet import core
+from napari_kdunet.core.data.splits import spaced
+from napari_kdunet.core.metrics import Curve
+from napari_kdunet.core.training.checkpoint import resume_path
+
+#: File, voxel size in nm (Z, Y, X), and from which slice on it is learnt from.
+SOURCES: dict[str, tuple[str, tuple[float, float, float], int]] = {
+    "epfl": ("epfl-training", (5.0, 5.0, 5.0), 48),
+    "vnc": ("vnc-train", (50.0, 4.6, 4.6), 0),
+    "sbem": ("sbem-brain", (50.0, 10.0, 10.0), 0),
+}
+
+#: What each arm changes of the defaults.
+ARMS: dict[str, dict[str, Any]] = {
+    "defaults": {},
+    "intensity 0.5": {"intensity": 0.5},
+    "zoom 1": {"zoom": 1.0},
+    "zoom 2": {"zoom": 2.0},
+    "gamma": {"gamma": 0.7},
+    "local contrast": {"local_contrast": 1.0},
+    "inversion": {"inversion": 0.5},
+    "blur and noise": {"blur": 1.5, "noise": 0.5},
+    "strips": {"strips": 0.3},
+    "style": {"style": 1.0},
+    "by area": {"volume_weights": "area"},
+}
+ARMS["appearance"] = (
+    {"intensity": 0.5} | ARMS["gamma"] | ARMS["local contrast"] | ARMS["blur and noise"] | ARMS["style"]
+)
+ARMS["appearance, zoom 1"] = ARMS["appearance"] | ARMS["zoom 1"]
+
+#: Assumed pixel sizes, in parts of the true one.
+FACTORS = (0.5, 0.7, 1.0, 1.4, 2.0)
+MEASURES = ("best size", "found size", "oracle", "at home")
+BUNDLED = ("lucchi-1unet", "lucchi-2unet", "lucchi-4unet")
+
+
+def volumes(name: str, given: argparse.Namespace, first: int = 0) -> tuple[core.Volume, core.Volume]:
+    """Raw and labels of a source, from slice `first` on."""
+    file, voxel_size, _ = SOURCES[name]
+    raw, labels = (core.open_volume(Path(given.data) / f"{file}-{what}.tif").data for what in ("raw", "labels"))
+    named = {"voxel_size": voxel_size, "name": name}
+    return core.open_volume(raw[first:], **named), core.open_volume(labels[first:], **named)
+
+
+def trained(path: Path, sources: tuple[str, ...], config: core.TrainConfig, given: argparse.Namespace) -> core.Model:
+    """The model of a training, which goes on where it was stopped."""
+    if path.exists() and not resume_path(path).exists():
+        return core.load_model(path)
+    pairs = [volumes(name, given, SOURCES[name][2]) for name in sources]
+    try:
+        return core.train(pairs, config=config, out=path, resume=resume_path(path).exists())
+    except core.CollapsedError as collapsed:
+        collapsed.model.save(path)
+        return collapsed.model
+
+
+def score(model: core.Model, name: str, given: argparse.Namespace) -> Row:
+    """IoU on a source at each assumed pixel size, and at the one that the model is surest at."""
+    raw, labels = volumes(name, given)
+    slices = spaced(range(len(raw)), given.slices)
+    ious, oracles, doubts = {}, {}, {}
+    for factor in FACTORS:
+        z, y, x = SOURCES[name][1]
+        assumed = core.open_volume(raw, voxel_size=(z, factor * y, factor * x))
+        predicted = core.predict(model, assumed, threads=1)
+        curve, entropy, share = Curve(), 0.0, 0.0
+        for at in slices:
+            probability = np.asarray(predicted[at])
+            curve.add(probability, (labels.read(at) > 0).astype(np.int16))
+            p = probability.astype(np.float64).clip(1e-7, 1 - 1e-7)
+            entropy += float(-(p * np.log(p) + (1 - p) * np.log(1 - p)).mean())
+            share += float((probability > model.threshold).mean())
+        ious[factor], oracles[factor] = curve.iou(model.threshold), curve.iou(curve.best_threshold())
+        doubts[factor] = entropy / max(share, 1e-4)
+    found = min(FACTORS, key=lambda factor: doubts[factor])
+    row = {"best size": max(ious.values()), "found size": ious[found], "oracle": max(oracles.values()), "found": found}
+    row |= {f"IoU at {factor:g}": ious[factor] for factor in FACTORS}
+    return row | {f"doubt at {factor:g}": doubts[factor] for factor in FACTORS}
+
+
+def runs(given: argparse.Namespace) -> Iterator[tuple[str, int, int, tuple[str, ...]]]:
+    """Arm, k, seed and sources to learn from; the small networks first, and all sources before the next seed."""
+    held = given.left_out.split(",")
+    pairs = [tuple(name for name in SOURCES if name != left) for left in held]
+    alone = [(name,) for name in SOURCES] if given.single else []
+    for k, seed in product(map(int, given.ks.split(",")), range(given.seeds)):
+        for arm in given.arms.split(";"):
+            yield from ((arm, k, seed, sources) for sources in pairs)
+        yield from (("defaults", k, seed, sources) for sources in alone)
+
+
+def measured(given: argparse.Namespace) -> Iterator[Row]:
+    """A row for each network and source of which it has seen nothing."""
+    folder = Path(given.out)
+    for arm, k, seed, sources in runs(given):
+        config = core.TrainConfig(
+            **{"k": k, "seed": seed, "steps": given.steps, "batch": given.batch, "patch": given.patch, "threads": 1}
+            | ARMS[arm]
+        )
+        path = folder / f"{arm.replace(',', '').replace(' ', '-')}-{k}-{'-'.join(sources)}-{seed}.safetensors"
+        model = trained(path, sources, config, given)
+        home = model.summary["validation"]["iou"]
+        about = {"arm": arm, "k": k, "learnt from": "+".join(sources), "seed": seed, "at home": home}
+        for left in (name for name in given.left_out.split(",") if name not in sources):
+            record = path.with_name(f"{path.stem}-on-{left}.json")
+            yield about | {"left out": left} | once(record, lambda m=model, n=left: score(m, n, given))
+    for name, left in product(BUNDLED if given.single else (), given.left_out.split(",")):
+        model = core.load_model(name)
+        about = {"arm": name, "k": model.net.k, "learnt from": "EPFL's other block", "seed": 0}
+        about["at home"] = model.summary["validation"]["iou"]
+        record = folder / f"{name}-on-{left}.json"
+        yield about | {"left out": left} | once(record, lambda m=model, n=left: score(m, n, given))
+
+
+def table(rows: list[Row]) -> str:
+    """Means and deviations over the seeds, a line for each network and source left out, and for the sources' mean."""
+    lines = ["| network | k | learnt from | left out | best size | found size | oracle | at home | seeds |"]
+    lines.append("|---|---:|---|---|---:|---:|---:|---:|---:|")
+    every = len({row["left out"] for row in rows})
+    groups: dict[tuple[Any, ...], list[Row]] = {}
+    of_a_seed: dict[tuple[Any, ...], list[Row]] = {}
+    for row in rows:
+        groups.setdefault((row["arm"], row["k"], row["learnt from"], row["left out"]), []).append(row)
+        of_a_seed.setdefault((row["arm"], row["k"], row["learnt from"].count("+"), row["seed"]), []).append(row)
+    for (arm, k, more, seed), of in of_a_seed.items():
+        if more and len(of) == every:  # the mean over the sources, of each seed
+            means = {name: fmean(row[name] for row in of) for name in MEASURES}
+            groups.setdefault((arm, k, "two of three", "mean"), []).append({**means, "seed": seed})
+    for group, found in groups.items():
+        scores = [told([row[name] for row in found]) for name in MEASURES]
+        lines.append(f"| {' | '.join(map(str, (*group, *scores, len({row['seed'] for row in found}))))} |")
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data")
+    parser.add_argument("--out", required=True)
+    parser.add_argument("--ks", default="2,16")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--arms", default="defaults", help=f"separated by semicolons, of: {'; '.join(ARMS)}")
+    parser.add_argument("--single", action="store_true", help="networks of one source and the bundled models, too")
+    parser.add_argument("--steps", type=int, default=1500)
+    parser.add_argument("--batch", type=int, default=2)
+    parser.add_argument("--patch", type=int, default=256)
+    parser.add_argument("--slices", type=int, default=8, help="of each source that is scored on")
+    parser.add_argument("--left-out", default=",".join(SOURCES))
+    given = parser.parse_args()
+    folder = Path(given.out)
+    folder.mkdir(parents=True, exist_ok=True)
+    torch.set_num_threads(1)
+    rows: list[Row] = []
+    for row in measured(given):
+        rows.append(row)
+        write_csv(folder / "generality.csv", rows)
+        (folder / "generality.md").write_text(table(rows))
+    print(table(rows))
+
+
+if __name__ == "__main__":
+    main()
