@@ -1,0 +1,213 @@
+"""magicgui widgets of the core's settings: type, bounds, step, choices, label and tooltip are those of their fields.
+
+Each subclass says in one line what magicgui's own widget does not do.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
+from dataclasses import Field, fields
+from types import NoneType
+from typing import Any
+
+from magicgui.widgets import ComboBox, Container, FloatSpinBox, LineEdit, SpinBox, create_widget
+from magicgui.widgets.bases import ValueWidget, Widget
+from qtpy.QtCore import QEvent, QObject, QSettings, Qt
+from qtpy.QtWidgets import QCompleter, QWidget
+from superqt import QCollapsible
+
+from napari_kdunet.core.advice import advice_for
+from napari_kdunet.core.config import DistillConfig, TrainConfig
+from napari_kdunet.core.errors import ConfigError
+from napari_kdunet.core.parsing import parse_class_weights, parse_slices
+
+__all__ = [
+    "Folding",
+    "OptionalNumber",
+    "restore",
+    "save",
+    "setting_widget",
+    "setting_widgets",
+    "stored_settings",
+    "without_wheel",
+]
+
+_PARSERS: dict[str, Callable[[str], Any]] = {"slices": parse_slices, "class_weights": parse_class_weights}
+_LARGEST = 2**31 - 1  # of a Qt spin box
+_MOST_DECIMALS = 9
+
+
+class Number(FloatSpinBox):
+    """FloatSpinBox that shows the decimals of what it is set to: magicgui's makes 0.0 of 1e-5."""
+
+    def set_value(self, value: Any) -> None:
+        """Set the value; errors as of magicgui."""
+        number = float(value)
+        needed = next((n for n in range(_MOST_DECIMALS) if math.isclose(round(number, n), number)), _MOST_DECIMALS)
+        self.native.setDecimals(max(needed, self.native.decimals()))
+        super().set_value(number)
+
+
+class OptionalNumber(Number):
+    """Number whose lowest value is None: magicgui's ``nullable`` spin boxes cannot be empty."""
+
+    def __init__(self, value: Any = None, *, whole: bool = False, empty: str = "automatic", **options: Any) -> None:
+        self._whole = whole
+        super().__init__(value=value, **options)
+        self.native.setSpecialValueText(empty)
+        self.value = value
+
+    def get_value(self) -> Any:
+        """The number, or None."""
+        value = super().get_value()
+        if value == self.min:
+            return None
+        return int(value) if self._whole else value
+
+    def set_value(self, value: Any) -> None:
+        """Set a number or None."""
+        super().set_value(self.min if value is None else value)
+        if self._whole:
+            self.native.setDecimals(0)
+
+    def _on_value_change(self, value: Any = None) -> None:
+        self.changed.emit(self.get_value())
+
+
+class Typed(LineEdit):
+    """LineEdit of a word or numbers (``auto`` or ``3, 8, 20:23``): magicgui's combo boxes take their choices only."""
+
+    def __init__(self, parse: Callable[[str], Any], words: Sequence[str], **options: Any) -> None:
+        self._parse = parse
+        super().__init__(**options)
+        self.native.setCompleter(QCompleter(list(words), self.native))
+
+    def get_value(self) -> Any:
+        """What was typed, parsed; `ConfigError` where that cannot be."""
+        return self._parse(super().get_value().replace(" ", ""))
+
+    def set_value(self, value: Any) -> None:
+        """Set a word, or numbers."""
+        super().set_value(value if isinstance(value, str) else ",".join(f"{number:g}" for number in value))
+
+
+class Folding(Container):
+    """Container under a title that folds it away, by superqt: magicgui has none."""
+
+    def __init__(self, title: str, *, tooltip: str = "", **options: Any) -> None:
+        super().__init__(**options)
+        self.margins = (12, 0, 0, 0)
+        self.fold = QCollapsible(title, expandedIcon="▾", collapsedIcon="▸")
+        self.fold.setDuration(0)
+        self.fold.setToolTip(tooltip)
+        self.fold.setContent(super().native)
+        self.fold.collapse(animate=False)
+
+    @property
+    def native(self) -> Any:
+        """The title with what it folds away."""
+        return self.__dict__.get("fold") or super().native
+
+
+class _WheelGuard(QObject):
+    """Ignores the mouse wheel on a control without focus, so that scrolling through a panel changes no value."""
+
+    def eventFilter(self, watched: QObject | None, event: QEvent | None) -> bool:
+        if event is None or event.type() != QEvent.Type.Wheel:
+            return False
+        event.ignore()  # so that the scroll area above takes it
+        return isinstance(watched, QWidget) and not watched.hasFocus()
+
+
+def without_wheel(widget: Widget) -> Any:
+    """The widget, which the mouse wheel changes only once it was clicked; magicgui's change as a panel is scrolled."""
+    native = widget.native
+    native.setFocusPolicy(Qt.FocusPolicy.StrongFocus)
+    native.installEventFilter(_WheelGuard(native))
+    return widget
+
+
+def setting_widget(spec: Field[Any], *, distil: bool = False) -> ValueWidget[Any]:
+    """The widget of one field of the settings, at its default.
+
+    Parameters
+    ----------
+    spec : dataclasses.Field
+        Of `TrainConfig` or `DistillConfig`.
+    distil : bool
+        Whether the advice is for a distillation.
+    """
+    meta, types, advice = spec.metadata, spec.metadata["types"], advice_for(spec.name, distil=distil)
+    options: dict[str, Any] = {"tooltip": _tooltip(spec, advice.text)}
+    kind: Any = None
+    if spec.name in _PARSERS:
+        kind, options = Typed, options | {"parse": _PARSERS[spec.name], "words": meta["choices"]}
+    elif meta["choices"]:
+        kind, options = ComboBox, options | {"choices": meta["choices"]}
+    elif bool not in types:
+        whole, optional = int in types, NoneType in types
+        kind = OptionalNumber if optional else SpinBox if whole else Number
+        options |= _bounds(meta, advice.step, whole=whole, optional=optional)
+        options |= {"whole": whole} if optional else {}
+    unit = f" ({meta['unit']})" if meta["unit"] and meta["unit"] != spec.name else ""
+    widget = create_widget(
+        spec.default, bool, name=spec.name, label=advice.label + unit, widget_type=kind, options=options
+    )
+    return without_wheel(widget)
+
+
+def setting_widgets(kind: type[TrainConfig], names: Iterable[str]) -> list[ValueWidget[Any]]:
+    """The widgets of some settings of a kind of training, in this order."""
+    specs = {spec.name: spec for spec in fields(kind)}
+    return [setting_widget(specs[name], distil=issubclass(kind, DistillConfig)) for name in names]
+
+
+def stored_settings() -> QSettings:
+    """The storage of the settings, which outlasts the session."""
+    return QSettings(QSettings.Format.IniFormat, QSettings.Scope.UserScope, "napari-kdunet", "napari-kdunet")
+
+
+def save(key: str, widgets: Iterable[ValueWidget[Any]]) -> None:
+    """Store the values for the next session, except typed ones that cannot be parsed."""
+    kept = {}
+    for widget in widgets:
+        with suppress(ConfigError):
+            kept[widget.name] = widget.value
+    stored_settings().setValue(key, json.dumps(kept))
+
+
+def restore(key: str, widgets: Iterable[ValueWidget[Any]]) -> None:
+    """Load the values of the last session, those that are still valid."""
+    try:
+        kept = dict(json.loads(stored_settings().value(key, "{}")))
+    except (TypeError, ValueError):
+        return
+    for widget in widgets:
+        if widget.name in kept:
+            with suppress(TypeError, ValueError):
+                widget.value = kept[widget.name]
+
+
+def _bounds(meta: Any, step: float, *, whole: bool, optional: bool) -> dict[str, Any]:
+    """Bounds and step of a spin box; below the lowest value of an optional one lies the place of None."""
+    above = 1 if whole else 10.0 ** -max(2, math.ceil(-math.log10(step)))
+    low = meta["gt"] + above if "gt" in meta else meta.get("ge", -_LARGEST)
+    high = meta["lt"] - above if "lt" in meta else meta.get("le", _LARGEST)
+    return {"min": max(low - above * optional, -_LARGEST), "max": min(high, _LARGEST), "step": step}
+
+
+def _tooltip(spec: Field[Any], advice: str) -> str:
+    """The setting's help, advice, unit and bounds, in lines of a width that can be read."""
+    meta = spec.metadata
+    words = {"ge": "from", "gt": "above", "le": "to", "lt": "below"}
+    bounds = " ".join(f"{word} {meta[name]:,.10g}" for name, word in words.items() if name in meta)
+    unit = f" {meta['unit']}" if meta["unit"] else ""
+    lines = [meta["help"], advice]
+    if bounds:
+        lines.append(f"{bounds[0].upper()}{bounds[1:]}{unit}.")
+    elif unit:
+        lines.append(f"In{unit}.")
+    return "".join(f"<p>{line}</p>" for line in lines if line)  # rich text is wrapped by Qt
