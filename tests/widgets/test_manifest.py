@@ -57,6 +57,7 @@ def test_each_widget_opens(make_napari_viewer, notified, name):
     dock, widget = viewer.window.add_plugin_dock_widget("napari-kdunet", name)
     assert dock.widget() is not None
     assert not notified
+    widget = getattr(widget, "native", widget)
     controls = [c for kind in (QAbstractButton, QComboBox, QAbstractSpinBox) for c in widget.findChildren(kind)]
     assert controls
     assert not [control for control in controls if not tooltip(control, widget)], "a control without a tooltip"

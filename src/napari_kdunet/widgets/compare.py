@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from qtpy.QtCore import QTimer
-from qtpy.QtWidgets import QCheckBox, QFileDialog, QFormLayout, QHBoxLayout, QLabel, QPushButton, QWidget
-from superqt import QLabeledDoubleSlider
+from magicgui.widgets import CheckBox
+from napari.layers import Image, Layer
+from qtpy.QtWidgets import QFileDialog, QLabel
+from superqt.utils import qdebounced, qthrottled
 
 from napari_kdunet.widgets.comparison.comparison import write_csv
 from napari_kdunet.widgets.comparison.iou_profile import Profile
-from napari_kdunet.widgets.comparison.layer_pair import LayerPair
+from napari_kdunet.widgets.comparison.layer_pair import can_be_compared, default_pair
 from napari_kdunet.widgets.comparison.live_comparison import LiveComparison
 from napari_kdunet.widgets.comparison.overlay import LEGEND, Overlay
 from napari_kdunet.widgets.comparison.score_table import ScoreTable
-from napari_kdunet.widgets.shared.notify import reporting
+from napari_kdunet.widgets.shared.fields import threshold_slider
+from napari_kdunet.widgets.shared.layers import layer_choice
+from napari_kdunet.widgets.shared.panel import Panel, button, in_a_row
 
 if TYPE_CHECKING:
     import napari.viewer
@@ -25,7 +27,7 @@ __all__ = ["CompareWidget"]
 _REDRAW_MS, _SETTLE_MS = 100, 300
 
 
-class CompareWidget(QWidget):
+class CompareWidget(Panel):
     """Compare a prediction with labels, or with another prediction.
 
     Parameters
@@ -35,28 +37,32 @@ class CompareWidget(QWidget):
 
     Attributes
     ----------
+    prediction, reference : Choice
+        The layers.
+    sparse, threshold, show_overlay : magicgui widgets
+        Whether unpainted voxels count, the threshold of probabilities, and whether to show an overlay.
     live_comparison : LiveComparison
         The voxel counts and the worker that makes them.
     """
 
     def __init__(self, napari_viewer: napari.viewer.Viewer) -> None:
-        super().__init__()
-        self.viewer = napari_viewer
-        self.pair = LayerPair(napari_viewer, self)
-        self.live_comparison = LiveComparison(napari_viewer, self)
+        self.table, self.profile = ScoreTable(), Profile(napari_viewer)
+        self.legend = QLabel(LEGEND)
+        super().__init__(napari_viewer, self._rows(napari_viewer), [self.table, self.profile, self.legend])
+        self.native.layout().setStretch(self.native.layout().indexOf(self.profile), 2)
+        self.live_comparison = LiveComparison(napari_viewer, self.native)
         self.overlay = Overlay(napari_viewer)
-        self._redraw = self._timer(_REDRAW_MS, self._draw)
-        self._restart = self._timer(_SETTLE_MS, self.start)
-        self._build()
+        self.draw_soon = qthrottled(self._draw, timeout=_REDRAW_MS, parent=self.native)
+        self._start_again_soon = qdebounced(self.start, timeout=_SETTLE_MS, parent=self.native)
         self._connect()
         self._draw()
 
     def start(self) -> None:
         """Compare the chosen layers."""
-        ignore = 0 if self.sparse.isChecked() else None
-        self.pair.hold = True
-        with reporting():
-            self.live_comparison.start(*self.pair.layers, self.threshold.value(), ignore)
+        with self.telling():
+            ignore = 0 if self.sparse.value else None
+            self.live_comparison.start(*self._chosen(), self.threshold.value, ignore)
+            self.prediction.held = self.reference.held = True
         self._draw()  # not soon: a short comparison can be stopped from its first moment
 
     def stop(self) -> None:
@@ -70,97 +76,105 @@ class CompareWidget(QWidget):
 
     def export(self, path: str) -> None:
         """Write the scores of all slices to a CSV file."""
-        with reporting():
+        with self.telling():
             write_csv(path, self.live_comparison.slices)
 
-    def _build(self) -> None:
-        self.threshold = QLabeledDoubleSlider()
-        self.threshold.setRange(0.01, 0.99)
-        self.threshold.setValue(0.5)
-        self.threshold.setDecimals(2)
-        self.threshold.setToolTip("Probability, 0 to 1, above which a voxel is foreground. Of no matter for labels.")
-        self.sparse = QCheckBox("unpainted = not looked at")
-        self.sparse.setToolTip(
-            "Ticked: reference voxels of label 0 do not count; 1 = background, 2 = mitochondrion.\n"
-            "Not ticked: 0 = background, anything else = mitochondrion."
+    def _rows(self, viewer: napari.viewer.Viewer) -> list[Any]:
+        some_layer = {"kind": Layer, "accepts": can_be_compared, "sticky": False}
+        prediction = layer_choice(
+            viewer,
+            first=lambda layers: default_pair(layers)[0],
+            name="prediction",
+            tooltip="Labels, or probabilities (0 to 1) as a floating-point image.",
+            **some_layer,
         )
-        tips = {
-            "Compare": "Count all slices in the background. Slices painted on later are counted again as you go.",
-            "Stop": "Count no more slices. What is counted stays.",
-            "Worst slice": "Go to the slice of the lowest IoU, where the two disagree most.",
-            "Copy": "Copy the table, for a spreadsheet.",
-            "CSV…": "Write scores and voxel counts of every slice to a file.",
-        }
-        buttons = {text: QPushButton(text) for text in tips}
-        for text, button in buttons.items():
-            button.setToolTip(tips[text])
-        self.start_button, self.stop_button, self.worst_button, self.copy_button, self.csv_button = buttons.values()
-        self.show_overlay = QCheckBox("Overlay")
-        self.show_overlay.setChecked(True)
-        self.show_overlay.setToolTip("Show in colours where the two agree and where not; computed slice by slice.")
-        self.table, self.profile, self.legend = ScoreTable(), Profile(self.viewer), QLabel(LEGEND)
-        form = QFormLayout(self)
-        form.setFieldGrowthPolicy(QFormLayout.FieldGrowthPolicy.AllNonFixedFieldsGrow)
-        form.addRow("Prediction", self.pair.prediction)
-        form.addRow("Reference", self.pair.reference)
-        form.addRow("", self.sparse)
-        form.addRow("Threshold", self.threshold)
-        form.addRow(_row(self.start_button, self.stop_button, stretch=1))
-        form.addRow(self.table)
-        form.addRow(self.profile)
-        form.addRow(_row(self.worst_button, self.copy_button, self.csv_button))
-        form.addRow(self.show_overlay)
-        form.addRow(self.legend)
+        reference = layer_choice(
+            viewer,
+            first=lambda layers: default_pair(layers)[1],
+            name="reference",
+            tooltip="What to hold it against: the ground truth, or another prediction.",
+            **some_layer,
+        )
+        sparse = CheckBox(
+            name="sparse",
+            text="unpainted = not looked at",
+            tooltip="Ticked: reference voxels of label 0 do not count; 1 = background, 2 = mitochondrion.\n"
+            "Not ticked: 0 = background, anything else = mitochondrion.",
+        )
+        threshold = threshold_slider("Probability, 0 to 1, above which a voxel is foreground. Of no matter for labels.")
+        overlay = CheckBox(
+            value=True,
+            name="show_overlay",
+            text="Overlay",
+            tooltip="Show in colours where the two agree and where not; computed slice by slice.",
+        )
+        buttons = [
+            in_a_row(
+                button(
+                    "Compare",
+                    "Count all slices in the background. Slices painted on later are counted again as you go.",
+                    self.start,
+                    "start_button",
+                ),
+                button("Stop", "Count no more slices. What is counted stays.", self.stop, "stop_button"),
+            ),
+            in_a_row(
+                button(
+                    "Worst slice",
+                    "Go to the slice of the lowest IoU, where the two disagree most.",
+                    self.go_to_worst,
+                    "worst_button",
+                ),
+                button("Copy", "Copy the table, for a spreadsheet.", lambda: self.table.copy(), "copy_button"),
+                button(
+                    "CSV…",
+                    "Write scores and voxel counts of every slice to a file.",
+                    self._ask_and_export,
+                    "csv_button",
+                ),
+                overlay,
+            ),
+        ]
+        return [prediction, reference, sparse, threshold, *buttons]
 
     def _connect(self) -> None:
-        self.pair.changed.connect(self._choice_changed)
-        self.threshold.valueChanged.connect(self._setting_changed)
-        self.sparse.toggled.connect(self._setting_changed)
-        self.start_button.clicked.connect(self.start)
-        self.stop_button.clicked.connect(self.stop)
-        self.worst_button.clicked.connect(self.go_to_worst)
-        self.copy_button.clicked.connect(self.table.copy)
-        self.csv_button.clicked.connect(self._ask_and_export)
-        self.show_overlay.toggled.connect(self._show_overlay)
-        self.profile.clicked.connect(self.live_comparison.go_to)
-        self.live_comparison.changed.connect(self._draw_soon)
-        self.live_comparison.edited.connect(self._show_overlay)
-        self.live_comparison.replaced.connect(self._setting_changed)
+        live = self.live_comparison
+        for choice in (self.prediction, self.reference):
+            choice.changed.connect(self._choice_changed)
+        self.threshold.changed.connect(self._setting_changed)
+        self.sparse.changed.connect(self._setting_changed)
+        self.show_overlay.changed.connect(self._show_overlay)
+        self.profile.clicked.connect(live.go_to)
+        live.changed.connect(lambda: self.draw_soon())
+        live.edited.connect(lambda: self._show_overlay())
+        live.replaced.connect(lambda: self._setting_changed())
         removed, gone = self.viewer.layers.events.removed, self._layer_removed
         removed.connect(gone)
-        self.destroyed.connect(lambda: removed.disconnect(gone))
+        self.native.destroyed.connect(lambda: removed.disconnect(gone))
 
-    def _timer(self, interval: int, call: Callable[[], None]) -> QTimer:
-        timer = QTimer(self)
-        timer.setSingleShot(True)
-        timer.setInterval(interval)
-        timer.timeout.connect(call)
-        return timer
+    def _chosen(self) -> tuple[Layer | None, Layer | None]:
+        return self.prediction.value, self.reference.value
 
     def _choice_changed(self) -> None:
-        if self.live_comparison.layers and self.pair.layers != self.live_comparison.layers:
+        if self.live_comparison.layers and self._chosen() != self.live_comparison.layers:
             self.overlay.hide()
             self.live_comparison.clear()
-        self._draw_soon()
+        self.draw_soon()
 
     def _setting_changed(self) -> None:
         if self.live_comparison.comparison is not None:
-            self._restart.start()
+            self._start_again_soon()
 
     def _show_overlay(self) -> None:
         live = self.live_comparison
-        if self.show_overlay.isChecked() and live.comparison is not None:
+        if self.show_overlay.value and live.comparison is not None:
             self.overlay.show(live.comparison, live.layers[0])
         else:
             self.overlay.hide()
 
     def _layer_removed(self, event: Any) -> None:
         if self.overlay.layer is not None and event.value == self.overlay.layer:
-            self.show_overlay.setChecked(False)
-
-    def _draw_soon(self) -> None:
-        if not self._redraw.isActive():
-            self._redraw.start()
+            self.show_overlay.value = False
 
     def _draw(self) -> None:
         live = self.live_comparison
@@ -175,20 +189,13 @@ class CompareWidget(QWidget):
         )
         self.profile.set(live.ious, total.iou)
         self.profile.set_current(z)
-        self.start_button.setEnabled(not live.is_running)
-        self.stop_button.setEnabled(live.is_running)
-        for button in (self.worst_button, self.copy_button, self.csv_button):
-            button.setEnabled(bool(counted))
-        self.threshold.setEnabled(self.pair.has_probability)
+        self.start_button.enabled = not live.is_running
+        self.stop_button.enabled = live.is_running
+        for each in (self.worst_button, self.copy_button, self.csv_button):
+            each.enabled = bool(counted)
+        self.threshold.enabled = any(isinstance(layer, Image) for layer in self._chosen())
 
     def _ask_and_export(self) -> None:
-        path, _ = QFileDialog.getSaveFileName(self, "Write the scores", "scores.csv", "CSV (*.csv)")
+        path, _ = QFileDialog.getSaveFileName(self.native, "Write the scores", "scores.csv", "CSV (*.csv)")
         if path:
             self.export(path)
-
-
-def _row(*widgets: QWidget, stretch: int = 0) -> QHBoxLayout:
-    row = QHBoxLayout()
-    for i, widget in enumerate(widgets):
-        row.addWidget(widget, stretch * (i == 0))
-    return row

@@ -6,8 +6,9 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from qtpy.QtCore import QObject, QTimer, Signal
+from qtpy.QtCore import QObject, Signal
 from qtpy.QtWidgets import QWidget
+from superqt.utils import qdebounced
 
 from napari_kdunet.core import Confusion, VolumeError
 from napari_kdunet.widgets.comparison.comparison import Comparison
@@ -54,10 +55,8 @@ class LiveComparison(QObject):
         self.layers: tuple[Any, ...] = ()
         self._worker: EventWorker | None = None
         self._slice_worker: EventWorker | None = None
-        self._timer = QTimer(self)
-        self._timer.setSingleShot(True)
-        self._timer.setInterval(_SETTLE_MS)
-        self._timer.timeout.connect(self._count_current)
+        self._touched = False
+        self._count_soon = qdebounced(self._count_current, timeout=_SETTLE_MS, parent=self)
         point, moved = viewer.dims.events.point, self._moved
         point.connect(moved)
         self.destroyed.connect(lambda: point.disconnect(moved))
@@ -69,6 +68,11 @@ class LiveComparison(QObject):
     def is_running(self) -> bool:
         """Whether slices are being counted for the first time."""
         return self._worker is not None
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether slices are being counted, or one is about to be counted again."""
+        return self._worker is not None or self._slice_worker is not None or self._touched
 
     @property
     def z(self) -> int:
@@ -150,18 +154,19 @@ class LiveComparison(QObject):
         self.replaced.emit()
 
     def _touch(self, event: Any = None) -> None:
-        self._timer.start()
+        self._touched = True
+        self._count_soon()
 
     def _moved(self, event: Any = None) -> None:
         if self.comparison is not None:
             self.changed.emit()
 
     def _count_current(self) -> None:
-        comparison, z = self.comparison, self.z
+        comparison, z, self._touched = self.comparison, self.z, False
         if comparison is None or self._worker is not None:
             return
         if self._slice_worker is not None:  # the latest request wins, once that under way has ended
-            self._timer.start()
+            self._touch()
             return
 
         def count() -> Iterator[Confusion]:

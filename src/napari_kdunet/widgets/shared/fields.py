@@ -13,10 +13,10 @@ from dataclasses import Field, fields
 from types import NoneType
 from typing import Any
 
-from magicgui.widgets import ComboBox, Container, FloatSpinBox, LineEdit, SpinBox, create_widget
+from magicgui.widgets import ComboBox, Container, FloatSlider, FloatSpinBox, LineEdit, SpinBox, create_widget
 from magicgui.widgets.bases import ValueWidget, Widget
 from qtpy.QtCore import QEvent, QObject, QSettings, Qt
-from qtpy.QtWidgets import QCompleter, QWidget
+from qtpy.QtWidgets import QComboBox, QCompleter, QWidget
 from superqt import QCollapsible
 
 from napari_kdunet.core.advice import advice_for
@@ -25,13 +25,16 @@ from napari_kdunet.core.errors import ConfigError
 from napari_kdunet.core.parsing import parse_class_weights, parse_slices
 
 __all__ = [
+    "Choice",
     "Folding",
+    "Number",
     "OptionalNumber",
     "restore",
     "save",
     "setting_widget",
     "setting_widgets",
     "stored_settings",
+    "threshold_slider",
     "without_wheel",
 ]
 
@@ -94,6 +97,72 @@ class Typed(LineEdit):
         super().set_value(value if isinstance(value, str) else ",".join(f"{number:g}" for number in value))
 
 
+class Choice(ComboBox):
+    """ComboBox that goes by values: magicgui's loses its value when a text changes, and takes the first then.
+
+    Parameters
+    ----------
+    choices : callable
+        Called with this widget; returns the values, or pairs of text and value.
+    first : callable, optional
+        Called with the values that are offered; returns the one to take, or None, while nobody has chosen.
+    sticky : bool
+        Whether to keep what was taken so, rather than to ask `first` again when the choices change.
+    none : str
+        The choice of nothing, which comes first; if empty, there is no such choice.
+    placeholder : str
+        Shown while there is nothing to choose.
+    **options
+        As of magicgui.
+
+    Attributes
+    ----------
+    held : bool
+        Whether the user or a script has chosen.
+    """
+
+    def __init__(
+        self,
+        choices: Callable[[Any], Any],
+        *,
+        first: Callable[[list[Any]], Any] | None = None,
+        sticky: bool = True,
+        none: str = "",
+        placeholder: str = "",
+        **options: Any,
+    ) -> None:
+        self.held, self.sticky, self.null_string = False, sticky, none
+        self.first = first or (lambda offered: offered[0] if offered else None)
+        super().__init__(choices=choices, nullable=bool(none), **options)
+        box = self.native
+        box.setSizeAdjustPolicy(QComboBox.SizeAdjustPolicy.AdjustToMinimumContentsLengthWithIcon)
+        box.setMinimumContentsLength(8)  # long names are elided, and do not make the panel wide
+        box.setPlaceholderText(placeholder)
+        box.activated.connect(self._chosen)
+        without_wheel(self)
+
+    def set_value(self, value: Any) -> None:
+        """Choose a value."""
+        self.held = True
+        super().set_value(value)
+
+    def reset_choices(self, *_: Any) -> None:
+        """Take over what can be chosen now; the choice stays if it is still there."""
+        before = self.value
+        with self.changed.blocked():
+            self.native.clear()  # magicgui puts what is new behind the others
+            super().reset_choices()
+            offered = [value for value in self.choices if value is not None]
+            stays = before in offered if before is not None else self._nullable
+            kept = stays and (self.held or (self.sticky and before is not None))
+            super().set_value(before if kept else self.first(offered))
+        if self.value != before:
+            self.changed.emit(self.value)
+
+    def _chosen(self, *_: Any) -> None:
+        self.held = True
+
+
 class Folding(Container):
     """Container under a title that folds it away, by superqt: magicgui has none."""
 
@@ -124,10 +193,18 @@ class _WheelGuard(QObject):
 
 def without_wheel(widget: Widget) -> Any:
     """The widget, which the mouse wheel changes only once it was clicked; magicgui's change as a panel is scrolled."""
-    native = widget.native
-    native.setFocusPolicy(Qt.FocusPolicy.StrongFocus)
-    native.installEventFilter(_WheelGuard(native))
+    for native in (widget.native, *widget.native.findChildren(QWidget)):
+        native.setFocusPolicy(Qt.FocusPolicy.StrongFocus)
+        native.installEventFilter(_WheelGuard(native))
     return widget
+
+
+def threshold_slider(tooltip: str) -> FloatSlider:
+    """A slider of the probability above which a voxel is foreground."""
+    slider = FloatSlider(value=0.5, min=0.01, max=0.99, step=0.01, name="threshold", tooltip=tooltip)
+    slider.native.setToolTip(tooltip)  # of the number beside it too
+    without_wheel(slider)
+    return slider
 
 
 def setting_widget(spec: Field[Any], *, distil: bool = False) -> ValueWidget[Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 from napari.layers import Image, Labels, Layer
@@ -10,11 +10,25 @@ from qtpy.QtCore import Signal
 from qtpy.QtWidgets import QComboBox
 
 from napari_kdunet.core import Volume, VolumeError, open_volume
+from napari_kdunet.widgets.shared.fields import Choice
 
 if TYPE_CHECKING:
     import napari.viewer
 
-__all__ = ["PREVIEW", "RESULT", "LayerChooser", "current_slice", "data_of", "grid_of", "volume_of", "voxel_size_of"]
+__all__ = [
+    "PREVIEW",
+    "RESULT",
+    "LayerChooser",
+    "chosen_layer",
+    "current_slice",
+    "data_of",
+    "grid_of",
+    "is_result",
+    "layer_choice",
+    "users_own",
+    "volume_of",
+    "voxel_size_of",
+]
 
 #: Key in the metadata of layers that are for display only and are not offered as inputs.
 PREVIEW = "napari-kdunet preview"
@@ -92,6 +106,70 @@ def current_slice(viewer: napari.viewer.Viewer, layer: Layer) -> int:
         return 0
     point = layer.world_to_data(viewer.dims.point[-layer.ndim :])
     return int(min(max(round(float(point[-3])), 0), data_of(layer).shape[-3] - 1))
+
+
+def layer_choice(
+    viewer: napari.viewer.Viewer,
+    kind: type[Layer] = Image,
+    *,
+    accepts: Callable[[Layer], bool] | None = None,
+    first: Callable[[list[Layer]], Layer | None] | None = None,
+    **options: Any,
+) -> Choice:
+    """The choice among the layers of a viewer: the topmost first, results of *Segment* last, and no previews.
+
+    Until somebody chooses, it is the topmost layer that the user has brought. It follows the viewer as all choices of
+    magicgui do, by `reset_choices`, to which napari connects what it docks.
+
+    Parameters
+    ----------
+    viewer : napari.viewer.Viewer
+        The viewer of the layers; magicgui's own search finds none before the panel is docked.
+    kind : type
+        `napari.layers.Image`, `napari.layers.Labels`, or `napari.layers.Layer`.
+    accepts : callable, optional
+        Whether to offer a layer; all by default.
+    first : callable, optional
+        The layer to take at first, of those that are offered.
+    **options
+        As of `Choice`.
+    """
+
+    def offered(_: Any) -> list[tuple[str, Layer]]:
+        layers = [
+            layer for layer in reversed(viewer.layers) if isinstance(layer, kind) and PREVIEW not in layer.metadata
+        ]
+        layers = [layer for layer in layers if accepts is None or accepts(layer)]
+        return [(layer.name, layer) for layer in sorted(layers, key=is_result)]
+
+    options.setdefault("placeholder", f"no {kind.__name__.lower()} yet: open or add one")
+    return Choice(offered, first=first or users_own, annotation=kind, **options)
+
+
+def is_result(layer: Layer) -> bool:
+    """Whether *Segment* has made the layer."""
+    return RESULT in layer.metadata
+
+
+def users_own(layers: Iterable[Layer]) -> Layer | None:
+    """The first layer that the user has brought; None where there are only results of the plugin."""
+    return next((layer for layer in layers if not is_result(layer)), None)
+
+
+def chosen_layer(choice: Choice) -> Layer:
+    """The layer of a choice.
+
+    Raises
+    ------
+    VolumeError
+        If there is none.
+    """
+    if choice.value is None:
+        kind = choice.annotation
+        words = "a labels" if kind is Labels else "an image"
+        raise VolumeError(f"no {kind.__name__.lower()} layer is chosen: add {words} layer to the viewer.")
+    layer: Layer = choice.value
+    return layer
 
 
 class LayerChooser(QComboBox):

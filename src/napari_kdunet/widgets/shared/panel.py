@@ -1,0 +1,145 @@
+"""The base of the dock widgets: magicgui containers whose rows scroll, with what must stay in sight below."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from magicgui.widgets import Container, PushButton
+from magicgui.widgets.bases import Widget
+from qtpy.QtCore import QSize, Qt
+from qtpy.QtWidgets import QFrame, QLabel, QSizePolicy, QWidget
+
+from napari_kdunet.core.errors import KDUNetError
+from napari_kdunet.widgets.shared.notify import report
+
+if TYPE_CHECKING:
+    import napari.viewer
+
+__all__ = ["Panel", "button", "in_a_row", "wrapped_label"]
+
+
+class Scrolling(Container):
+    """Container that scrolls within another one: magicgui would insert its inside, without the scroll area."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(scrollable=True, **options)
+        self.native.setFrameShape(QFrame.Shape.NoFrame)
+        self.native.setMinimumWidth(0)  # magicgui sets it to what the rows would like to have
+        self.native.setMinimumHeight(60)
+        super().native.layout().setAlignment(Qt.AlignmentFlag.AlignTop)
+
+    @property
+    def native(self) -> Any:
+        """The scroll area."""
+        return self.root_native_widget
+
+
+class Panel(Container):
+    """Base of the dock widgets.
+
+    A script reads and sets the values by the names of the rows, whatever group they are in: ``panel.k.value = 4``.
+
+    Parameters
+    ----------
+    viewer : napari.viewer.Viewer
+        Where the layers are.
+    rows : sequence of magicgui widgets
+        They scroll where the panel is low.
+    footer : sequence of QWidget
+        Stays in sight below the rows.
+    """
+
+    def __init__(self, viewer: napari.viewer.Viewer, rows: Sequence[Widget], footer: Sequence[QWidget]) -> None:
+        super().__init__(widgets=[Scrolling(widgets=rows)], labels=False)
+        self.viewer = viewer
+        self.margins = (4, 4, 4, 4)
+        self.error_label = wrapped_label()
+        self.error_label.setStyleSheet("color: #E69F00; font-weight: bold")
+        self.error_label.hide()
+        layout = self.native.layout()
+        layout.setStretch(0, 1)
+        for widget in (self.error_label, *footer):
+            layout.addWidget(widget)
+        events, reset = viewer.layers.events, self.reset_choices  # napari does so only with what is docked
+        sources = (events.inserted, events.removed, events.reordered, events.renamed)
+        for source in sources:
+            source.connect(reset)
+        self.native.destroyed.connect(lambda: [source.disconnect(reset) for source in sources])
+
+    def __getattr__(self, name: str) -> Any:
+        """The row of this name, in whatever group it is."""
+        if not name.startswith("_") and (found := _find(self, name)) is not None:
+            return found
+        return super().__getattr__(name)
+
+    def asdict(self) -> dict[str, Any]:
+        """The values by the names of their rows."""
+        return {widget.name: widget.value for widget in _leaves(self) if widget.name and hasattr(widget, "value")}
+
+    @contextmanager
+    def telling(self) -> Iterator[None]:
+        """Show a `KDUNetError` that the block raises, in full in the panel and as a notification."""
+        self.error_label.hide()
+        try:
+            yield
+        except KDUNetError as error:
+            self.tell(error)
+
+    def tell(self, error: Exception) -> None:
+        """Show an error in full in the panel, and as a notification, which is cut where it is long."""
+        if isinstance(error, KDUNetError):
+            self.error_label.setText(str(error))
+            self.error_label.show()
+        report(error)
+
+
+def _leaves(container: Container) -> Iterator[Any]:
+    for widget in container:
+        if isinstance(widget, Container):
+            yield from _leaves(widget)
+        else:
+            yield widget
+
+
+def _find(container: Container, name: str) -> Widget | None:
+    for widget in container:
+        if widget.name == name:
+            return widget
+        found = _find(widget, name) if isinstance(widget, Container) else None
+        if found is not None:
+            return found
+    return None
+
+
+def button(text: str, tooltip: str, call: Any, name: str = "") -> PushButton:
+    """A button that calls a function without arguments."""
+    made = PushButton(text=text, name=name, tooltip=tooltip)
+    made.changed.connect(lambda: call())
+    made.native.setMinimumWidth(40)
+    return made
+
+
+def in_a_row(*widgets: Widget, label: str = "") -> Container:
+    """Widgets side by side in one row; the first one stretches."""
+    row = Container(widgets=widgets, layout="horizontal", labels=False, label=label, tooltip=widgets[0].tooltip)
+    row.margins = (0, 0, 0, 0)
+    row.native.layout().setStretch(0, 1)
+    return row
+
+
+class _WrappedLabel(QLabel):
+    """A label that never asks for more width than it is given."""
+
+    def minimumSizeHint(self) -> QSize:
+        return QSize(0, super().minimumSizeHint().height())
+
+
+def wrapped_label(text: str = "") -> QLabel:
+    """A label of several lines."""
+    label = _WrappedLabel(text)
+    label.setWordWrap(True)
+    label.setSizePolicy(QSizePolicy.Policy.Ignored, QSizePolicy.Policy.Minimum)
+    label.setTextInteractionFlags(Qt.TextInteractionFlag.TextSelectableByMouse)
+    return label
