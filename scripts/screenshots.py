@@ -127,27 +127,27 @@ class Studio:
         viewer, widget = self.viewer("Segment")
         viewer.layers.pop(1)
         self.choose(widget)
-        widget.start_button.click()
+        widget.start()
         wait_until(lambda: widget.bar.value() > 0)
         self.shoot(viewer, "segment")
         viewer.close()
 
     def choose(self, widget: Any) -> None:
         """Let *Segment* use the student."""
-        widget.model_chooser.name = self.student or models.session_names()[0]
-        wait_until(lambda: widget.model is models.get(widget.model_chooser.name))
+        widget.model.value = self.student or models.session_names()[0]
+        wait_until(lambda: widget.loaded is models.get(widget.model.value))
 
     def compare(self) -> None:
         viewer, segment = self.viewer("Segment")
         self.choose(segment)
-        segment.start_button.click()
+        segment.start()
         wait_until(lambda: not segment.segmentation.is_running)
-        viewer.window.remove_dock_widget(segment)
+        viewer.window.remove_dock_widget(segment.native)
         _, widget = viewer.window.add_plugin_dock_widget("napari-kdunet", "Compare with ground truth")
-        widget.start_button.click()
+        widget.start()
         wait(0.5)
         wait_until(lambda: not widget.live_comparison.is_running)
-        widget.worst_button.click()
+        widget.go_to_worst()
         for layer in viewer.layers:
             layer.visible = layer.name == "comparison" or isinstance(layer, napari.layers.Image)
         self.shoot(viewer, "compare")

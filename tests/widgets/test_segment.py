@@ -31,8 +31,8 @@ def segment(open_widget, em, tiny_model, qtbot):
     viewer, widget = open_widget("Segment")
     viewer.add_image(em[0], name="raw", **GRID)
     models.add("tiny", tiny_model)
-    widget.model_chooser.name = "tiny"
-    qtbot.waitUntil(lambda: widget.model is tiny_model)
+    widget.model.value = "tiny"
+    qtbot.waitUntil(lambda: widget.loaded is tiny_model)
     return viewer, widget
 
 
@@ -41,20 +41,18 @@ def test_what_a_new_user_sees_is_segmented_by_one_click(open_widget, em, tiny_mo
     model = core.Model(tiny_model.net, pixel_size=20.0, threshold=tiny_model.threshold)
     bundle(model.save(tmp_path / "em-k2.safetensors"))
     viewer, widget = open_widget("Segment")
-    assert widget.model_chooser.combo.currentText() == "em-k2 (bundled)"
+    assert widget.model.value == "em-k2"
     image = viewer.add_image(em[0], name="raw")
-    qtbot.waitUntil(lambda: widget.model is not None)
-    assert widget.description.text().startswith(f"{tiny_model.parameter_count:,} parameters, works at 20 nm")
-    assert "raw has no unit of length: its pixels are taken as that wide" in widget.description.text()
-    widget.start_button.click()
+    qtbot.waitUntil(lambda: widget.loaded is not None)
+    assert widget.description.value.startswith(f"{tiny_model.parameter_count:,} parameters, works at 20 nm")
+    assert "pixel size of raw is not known: its pixels are taken as that wide" in widget.description.value
+    widget.start_button.native.click()
     qtbot.waitUntil(lambda: not widget.segmentation.is_running)
     np.testing.assert_array_equal(
         viewer.layers["raw em-k2 mask"].data, expected(tiny_model, em[0], tiny_model.threshold)
     )
     image.scale, image.units = (20.0,) * 3, ("nm",) * 3
-    widget.start_button.click()
-    assert "taken as" not in widget.description.text()
-    qtbot.waitUntil(lambda: not widget.segmentation.is_running)
+    assert "taken as" not in widget.description.value, "at once"
 
 
 @pytest.fixture
@@ -97,12 +95,12 @@ def finished(qtbot, widget):
 
 def test_volume_becomes_a_labels_layer_like_the_image(segment, em, tiny_model, qtbot):
     viewer, widget = segment
-    assert widget.threshold.value() == pytest.approx(tiny_model.threshold)
-    widget.start_button.click()
+    assert widget.threshold.value == pytest.approx(tiny_model.threshold)
+    widget.start_button.native.click()
     finished(qtbot, widget)
     mask = viewer.layers["raw tiny mask"]
     assert mask._type_string == "labels"
-    np.testing.assert_array_equal(mask.data, expected(tiny_model, em[0], widget.threshold.value()))
+    np.testing.assert_array_equal(mask.data, expected(tiny_model, em[0], widget.threshold.value))
     assert 0 < mask.data.mean() < 1
     raw = viewer.layers["raw"]
     np.testing.assert_array_equal(mask.scale, raw.scale)
@@ -110,8 +108,8 @@ def test_volume_becomes_a_labels_layer_like_the_image(segment, em, tiny_model, q
     assert mask.units == raw.units
     assert mask.axis_labels == raw.axis_labels
     np.testing.assert_array_equal(mask.extent.world, raw.extent.world)
-    assert widget.start_button.isEnabled()
-    assert not widget.stop_button.isEnabled()
+    assert widget.start_button.enabled
+    assert not widget.stop_button.enabled
     assert widget.bar.value() == widget.bar.maximum() == len(em[0])
 
 
@@ -119,7 +117,7 @@ def test_it_fills_in_from_the_slice_on_screen(segment, em, qtbot, gate):
     viewer, widget = segment
     viewer.dims.set_current_step(0, 3)
     gate.hold()
-    widget.start_button.click()
+    widget.start_button.native.click()
     gate.let(1)
     qtbot.waitUntil(lambda: widget.bar.value() == 1)
     assert gate.slices == [3]
@@ -134,16 +132,16 @@ def test_it_fills_in_from_the_slice_on_screen(segment, em, qtbot, gate):
 
 def test_threshold_changes_the_mask_without_predicting(segment, em, tiny_model, qtbot, gate):
     viewer, widget = segment
-    widget.start_button.click()
+    widget.start_button.native.click()
     finished(qtbot, widget)
     mask, before = viewer.layers["raw tiny mask"], len(gate.slices)
     shares = []
     for change in (0.02, -0.02, 0.0):
         threshold = tiny_model.threshold + change
-        widget.threshold.setValue(threshold)
+        widget.threshold.value = threshold
         z, wanted = viewer.dims.current_step[0], expected(tiny_model, em[0], threshold)
         assert (mask.data[z] != wanted[z]).mean() < 2e-3  # the slice on screen at once; kept as float16
-        qtbot.waitUntil(lambda: widget.segmentation._updater is None)
+        qtbot.waitUntil(lambda: not widget.segmentation.is_busy)
         assert (mask.data != wanted).mean() < 2e-3
         shares.append(mask.data.mean())
     assert shares[0] < shares[2] < shares[1]
@@ -152,13 +150,13 @@ def test_threshold_changes_the_mask_without_predicting(segment, em, tiny_model, 
 
 def test_threshold_leaves_what_was_painted(segment, tiny_model, qtbot):
     viewer, widget = segment
-    widget.start_button.click()
+    widget.start_button.native.click()
     finished(qtbot, widget)
     mask = viewer.layers["raw tiny mask"]
     sure = np.unravel_index(np.argmin(widget.segmentation.result.probability), mask.data.shape)
     mask.data_setitem(tuple(np.array([i]) for i in sure), 7)
-    widget.threshold.setValue(tiny_model.threshold + 0.01)
-    qtbot.waitUntil(lambda: widget.segmentation._updater is None)
+    widget.threshold.value = tiny_model.threshold + 0.01
+    qtbot.waitUntil(lambda: not widget.segmentation.is_busy)
     assert mask.data[sure] == 7
     mask.undo()
     assert mask.data[sure] == 0
@@ -167,78 +165,78 @@ def test_threshold_leaves_what_was_painted(segment, tiny_model, qtbot):
 def test_stop_keeps_what_is_done_and_start_goes_on(segment, em, tiny_model, qtbot, gate):
     viewer, widget = segment
     gate.hold()
-    widget.start_button.click()
-    widget.start_button.click()  # twice does no harm
+    widget.start_button.native.click()
+    widget.start_button.native.click()  # twice does no harm
     gate.let(2)
     qtbot.waitUntil(lambda: widget.bar.value() == 2)
-    widget.stop_button.click()
+    widget.stop_button.native.click()
     gate.let(1)
     finished(qtbot, widget)
-    assert widget.start_button.isEnabled()
+    assert widget.start_button.enabled
     assert "Stopped" in widget.status.text()
     mask = viewer.layers["raw tiny mask"]
     done = widget.segmentation.result.done
     assert 2 <= done.sum() < len(em[0])
-    np.testing.assert_array_equal(mask.data[done], expected(tiny_model, em[0], widget.threshold.value())[done])
+    np.testing.assert_array_equal(mask.data[done], expected(tiny_model, em[0], widget.threshold.value)[done])
     gate.release()
-    widget.start_button.click()
+    widget.start_button.native.click()
     finished(qtbot, widget)
     assert sorted(gate.slices) == list(range(len(em[0])))  # none twice
-    np.testing.assert_array_equal(mask.data, expected(tiny_model, em[0], widget.threshold.value()))
+    np.testing.assert_array_equal(mask.data, expected(tiny_model, em[0], widget.threshold.value))
     assert len(viewer.layers) == 2
 
 
 def test_an_image_given_other_data_meanwhile_is_begun_anew(segment, em, tiny_model, qtbot, gate):
     viewer, widget = segment
     gate.hold()
-    widget.start_button.click()
+    widget.start_button.native.click()
     gate.let(2)
     qtbot.waitUntil(lambda: widget.bar.value() == 2)
-    widget.stop_button.click()
+    widget.stop_button.native.click()
     gate.release()
     finished(qtbot, widget)
     other = em[0][::-1, :48].copy()
     viewer.layers["raw"].data = other
-    widget.start_button.click()
+    widget.start_button.native.click()
     finished(qtbot, widget)
     mask = viewer.layers["raw tiny mask [1]"]
-    np.testing.assert_array_equal(mask.data, expected(tiny_model, other, widget.threshold.value()))
+    np.testing.assert_array_equal(mask.data, expected(tiny_model, other, widget.threshold.value))
 
 
 def test_probability_layer_on_demand(segment, em, tiny_model, qtbot):
     viewer, widget = segment
-    widget.show_probability.setChecked(True)
+    widget.show_probability.value = True
     assert len(viewer.layers) == 1  # nothing to show yet
-    widget.start_button.click()
+    widget.start_button.native.click()
     finished(qtbot, widget)
     layer = viewer.layers["raw tiny probability"]
     wanted = core.predict(tiny_model, core.open_volume(em[0], voxel_size=NM)).compute()
     np.testing.assert_allclose(layer.data, wanted, atol=1e-3)
     np.testing.assert_array_equal(layer.scale, GRID["scale"])
-    widget.show_probability.setChecked(False)
+    widget.show_probability.value = False
     assert "raw tiny probability" not in viewer.layers
-    widget.show_probability.setChecked(True)
+    widget.show_probability.value = True
     viewer.layers.remove("raw tiny probability")
-    assert not widget.show_probability.isChecked()
+    assert not widget.show_probability.value
 
 
 def test_live_follows_slice_threshold_and_box(segment, em, tiny_model, qtbot):
     viewer, widget = segment
-    widget.live.setChecked(True)
+    widget.live.value = True
     qtbot.waitUntil(lambda: widget.preview is not None and widget.preview.layer is not None)
-    layer, wanted = widget.preview.layer, expected(tiny_model, em[0], widget.threshold.value())
+    layer, wanted = widget.preview.layer, expected(tiny_model, em[0], widget.threshold.value)
     np.testing.assert_array_equal(layer.data[0], wanted[widget.preview.z])
     viewer.dims.set_current_step(0, 4)
     qtbot.waitUntil(lambda: widget.preview.z == 4)
     np.testing.assert_array_equal(layer.data[0], wanted[4])
-    threshold = widget.threshold.value() + 0.02
-    widget.threshold.setValue(threshold)
+    threshold = widget.threshold.value + 0.02
+    widget.threshold.value = threshold
     np.testing.assert_array_equal(layer.data[0], expected(tiny_model, em[0], threshold)[4])
     viewer.layers.remove(layer)
-    assert not widget.live.isChecked()
-    widget.live.setChecked(True)
+    assert not widget.live.value
+    widget.live.value = True
     qtbot.waitUntil(lambda: widget.preview is not None and widget.preview.layer is not None)
-    widget.live.setChecked(False)
+    widget.live.value = False
     assert [layer.name for layer in viewer.layers] == ["raw"]
 
 
@@ -260,31 +258,31 @@ def test_lazy_image_is_read_slice_by_slice(open_widget, em, tiny_model, qtbot):
     viewer, widget = open_widget("Segment")
     viewer.add_image(da.from_array(counted, chunks=(1, -1, -1), meta=em[0][:0]), name="lazy", contrast_limits=(0, 255))
     models.add("tiny", tiny_model)
-    qtbot.waitUntil(lambda: widget.model is tiny_model)
+    qtbot.waitUntil(lambda: widget.loaded is tiny_model)
     counted.reads.clear()
-    widget.start_button.click()
+    widget.start_button.native.click()
     finished(qtbot, widget)
     assert max(counted.reads) == em[0][0].size
     assert widget.segmentation.result.done.all()
     np.testing.assert_array_equal(
         viewer.layers["lazy tiny mask"].data,
-        core.predict(tiny_model, em[0], output="labels", threshold=widget.threshold.value()).compute(),
+        core.predict(tiny_model, em[0], output="labels", threshold=widget.threshold.value).compute(),
     )
 
 
 def test_beyond_memory_it_goes_to_a_temporary_zarr(segment, em, tiny_model, qtbot, monkeypatch):
     viewer, widget = segment
     monkeypatch.setattr(result.psutil, "virtual_memory", lambda: type("M", (), {"available": 1000})())
-    widget.show_probability.setChecked(True)
-    widget.start_button.click()
+    widget.show_probability.value = True
+    widget.start_button.native.click()
     finished(qtbot, widget)
     mask, folder = viewer.layers["raw tiny mask"], widget.segmentation.result.folder
     assert folder.exists()
     assert str(folder) in widget.status.text()
     assert not isinstance(mask.data, np.ndarray)
-    np.testing.assert_array_equal(mask.data[:], expected(tiny_model, em[0], widget.threshold.value()))
-    widget.threshold.setValue(tiny_model.threshold + 0.02)
-    qtbot.waitUntil(lambda: widget.segmentation._updater is None)
+    np.testing.assert_array_equal(mask.data[:], expected(tiny_model, em[0], widget.threshold.value))
+    widget.threshold.value = tiny_model.threshold + 0.02
+    qtbot.waitUntil(lambda: not widget.segmentation.is_busy)
     assert (mask.data[:] != expected(tiny_model, em[0], tiny_model.threshold + 0.02)).mean() < 2e-3
     mask.data_setitem((np.array([0]), np.array([1]), np.array([2])), 5)
     assert mask.data[0, 1, 2] == 5
@@ -298,9 +296,9 @@ def test_no_room_on_disk_is_told(segment, qtbot, monkeypatch, notified):
     viewer, widget = segment
     monkeypatch.setattr(result.psutil, "virtual_memory", lambda: type("M", (), {"available": 1000})())
     monkeypatch.setattr(result.shutil, "disk_usage", lambda _: type("D", (), {"free": 1000})())
-    widget.start_button.click()
+    widget.start_button.native.click()
     assert "make room" in notified[0]
-    assert widget.start_button.isEnabled()
+    assert widget.start_button.enabled
     assert len(viewer.layers) == 1
 
 
@@ -310,16 +308,16 @@ def test_multiclass_mask_holds_classes(open_widget, em, qtbot):
     viewer, widget = open_widget("Segment")
     viewer.add_image(em[0], name="raw")
     models.add("three", model)
-    qtbot.waitUntil(lambda: widget.model is model)
-    widget.start_button.click()
+    qtbot.waitUntil(lambda: widget.loaded is model)
+    widget.start_button.native.click()
     finished(qtbot, widget)
     mask = viewer.layers["raw three mask"]
     np.testing.assert_array_equal(
-        mask.data, core.predict(model, em[0], output="labels", threshold=widget.threshold.value()).compute()
+        mask.data, core.predict(model, em[0], output="labels", threshold=widget.threshold.value).compute()
     )
     assert mask.data.max() == 2
-    widget.threshold.setValue(0.8)
-    qtbot.waitUntil(lambda: widget.segmentation._updater is None)
+    widget.threshold.value = 0.8
+    qtbot.waitUntil(lambda: not widget.segmentation.is_busy)
     assert (mask.data != core.predict(model, em[0], output="labels", threshold=0.8).compute()).mean() < 2e-3
 
 
@@ -327,46 +325,46 @@ def test_2d_image(open_widget, em, tiny_model, qtbot):
     viewer, widget = open_widget("Segment")
     viewer.add_image(em[0][0], name="flat", scale=(5, 5))
     models.add("tiny", tiny_model)
-    qtbot.waitUntil(lambda: widget.model is tiny_model)
-    widget.start_button.click()
+    qtbot.waitUntil(lambda: widget.loaded is tiny_model)
+    widget.start_button.native.click()
     finished(qtbot, widget)
-    wanted = core.predict(tiny_model, em[0][:1], output="labels", threshold=widget.threshold.value()).compute()[0]
+    wanted = core.predict(tiny_model, em[0][:1], output="labels", threshold=widget.threshold.value).compute()[0]
     np.testing.assert_array_equal(viewer.layers["flat tiny mask"].data, wanted)
 
 
 def test_wrong_images_are_told(open_widget, tiny_model, qtbot, notified):
     viewer, widget = open_widget("Segment")
-    widget.start_button.click()
+    widget.start_button.native.click()
     assert "model" in notified[-1]
     models.add("tiny", tiny_model)
-    qtbot.waitUntil(lambda: widget.model is tiny_model)
-    widget.start_button.click()
+    qtbot.waitUntil(lambda: widget.loaded is tiny_model)
+    widget.start_button.native.click()
     assert "no image layer" in notified[-1]
     viewer.add_image(np.zeros((3, 32, 32, 3), np.uint8), rgb=True, name="colour")
-    widget.start_button.click()
+    widget.start_button.native.click()
     assert "RGB" in notified[-1]
     viewer.layers.clear()
     viewer.add_image(np.zeros((2, 3, 32, 32), np.uint8), name="four")
-    widget.start_button.click()
+    widget.start_button.native.click()
     assert "4 axes" in notified[-1]
     assert len(notified) == 4
-    assert widget.start_button.isEnabled()
+    assert widget.start_button.enabled
     assert len(viewer.layers) == 1
 
 
 def test_removing_layers_meanwhile_breaks_nothing(segment, qtbot, gate, notified):
     viewer, widget = segment
     gate.hold()
-    widget.start_button.click()
+    widget.start_button.native.click()
     gate.let(1)
     qtbot.waitUntil(lambda: widget.bar.value() == 1)
     viewer.layers.remove("raw tiny mask")
     gate.release()
     finished(qtbot, widget)
-    assert widget.start_button.isEnabled()
-    assert not widget.bar.isVisibleTo(widget)
+    assert widget.start_button.enabled
+    assert not widget.bar.isVisibleTo(widget.native)
     gate.hold()
-    widget.start_button.click()
+    widget.start_button.native.click()
     viewer.layers.remove("raw")
     gate.release()
     finished(qtbot, widget)
@@ -376,9 +374,9 @@ def test_removing_layers_meanwhile_breaks_nothing(segment, qtbot, gate, notified
 
 def test_closing_the_viewer_meanwhile_breaks_nothing(segment, qtbot, gate, notified):
     viewer, widget = segment
-    widget.live.setChecked(True)
+    widget.live.value = True
     gate.hold()
-    widget.start_button.click()
+    widget.start_button.native.click()
     gate.let(1)
     qtbot.waitUntil(lambda: widget.bar.value() == 1)
     viewer.close()
@@ -394,7 +392,7 @@ def test_an_error_in_the_work_leaves_the_buttons_usable(segment, qtbot, monkeypa
         raise RuntimeError("CUDA out of memory. Tried to allocate 2 GiB")
 
     monkeypatch.setattr(result.core, "predict", fail)
-    widget.start_button.click()
+    widget.start_button.native.click()
     finished(qtbot, widget)
     assert "Out of memory" in notified[0]
-    assert widget.start_button.isEnabled()
+    assert widget.start_button.enabled

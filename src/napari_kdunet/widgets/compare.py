@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from magicgui.widgets import CheckBox
+from magicgui.widgets import CheckBox, Container
 from napari.layers import Image, Layer
 from qtpy.QtWidgets import QFileDialog, QLabel
 from superqt.utils import qdebounced, qthrottled
@@ -48,7 +48,10 @@ class CompareWidget(Panel):
     def __init__(self, napari_viewer: napari.viewer.Viewer) -> None:
         self.table, self.profile = ScoreTable(), Profile(napari_viewer)
         self.legend = QLabel(LEGEND)
-        super().__init__(napari_viewer, self._rows(napari_viewer), [self.table, self.profile, self.legend])
+        start, results = self._buttons()
+        super().__init__(
+            napari_viewer, self._rows(napari_viewer), [start, self.table, self.profile, results, self.legend]
+        )
         self.native.layout().setStretch(self.native.layout().indexOf(self.profile), 2)
         self.live_comparison = LiveComparison(napari_viewer, self.native)
         self.overlay = Overlay(napari_viewer)
@@ -102,13 +105,17 @@ class CompareWidget(Panel):
             "Not ticked: 0 = background, anything else = mitochondrion.",
         )
         threshold = threshold_slider("Probability, 0 to 1, above which a voxel is foreground. Of no matter for labels.")
+        return [prediction, reference, sparse, threshold]
+
+    def _buttons(self) -> tuple[Container, Container]:
+        """The row above the scores, and that below them."""
         overlay = CheckBox(
             value=True,
             name="show_overlay",
             text="Overlay",
             tooltip="Show in colours where the two agree and where not; computed slice by slice.",
         )
-        buttons = [
+        return (
             in_a_row(
                 button(
                     "Compare",
@@ -134,8 +141,7 @@ class CompareWidget(Panel):
                 ),
                 overlay,
             ),
-        ]
-        return [prediction, reference, sparse, threshold, *buttons]
+        )
 
     def _connect(self) -> None:
         live = self.live_comparison

@@ -7,7 +7,7 @@ import pytest
 from qtpy.QtWidgets import QFileDialog
 
 from napari_kdunet import core
-from napari_kdunet.widgets.shared.models import ModelChooser, ModelStore
+from napari_kdunet.widgets.shared.models import ModelChoice, ModelStore
 
 
 @pytest.fixture
@@ -17,8 +17,9 @@ def model():
 
 @pytest.fixture
 def chooser(qtbot):
-    chooser = ModelChooser(ModelStore())
-    qtbot.addWidget(chooser)
+    chooser = ModelChoice(ModelStore())
+    chooser.row = chooser.with_buttons()
+    qtbot.addWidget(chooser.row.native)
     return chooser
 
 
@@ -49,17 +50,47 @@ def test_an_unknown_name_is_a_model_error():
         ModelStore().get("nobody")
 
 
-def test_chooser_follows_the_store_and_keeps_the_choice(chooser, model):
+def test_choice_follows_the_store_and_keeps_what_was_chosen(chooser, model):
     with pytest.raises(core.ModelError, match="train one"):
         chooser.model()
-    assert not chooser.save_button.isEnabled()
     first = chooser.store.add("first", model)
-    assert chooser.name == first
-    assert chooser.save_button.isEnabled()
+    assert chooser.value == first
     chooser.store.add("second", core.Model(core.KUNet(1)))
-    assert chooser.name == first
+    assert chooser.value == first
     assert chooser.model() is model
-    assert [chooser.combo.itemText(i) for i in range(chooser.combo.count())] == ["second", "first"]
+    assert chooser.choices == ("second", "first")
+    heard = []
+    chooser.changed.connect(heard.append)
+    chooser.store.update("first", core.Model(core.KUNet(1)))
+    assert heard == ["first"], "a better one has taken its place"
+
+
+def test_the_list_says_what_a_model_is_for(tmp_path, bundle):
+    data = {"volume": "EPFL hippocampus, CA1, 5 nm"}
+    held_out = {"validation": {"on": "held-out slices", "iou": 0.857}}
+    bundle(core.Model(core.KUNet(2), summary={"data": data, **held_out}).save(tmp_path / "em-k2.safetensors"))
+    store = ModelStore()
+    parts = ["em-k2", "mitochondria", "2-Unet", "31 k parameters", "IoU 0.86 on EPFL hippocampus"]
+    assert store.describe("em-k2").split(" · ") == parts
+    store.add("mine", core.Model(core.KUNet(1), summary=held_out), "my volume")
+    assert store.describe("mine").endswith("IoU 0.86 on my volume")
+    store.add("strokes", core.Model(core.KUNet(1), summary={"validation": {"on": "training slices", "iou": 0.99}}))
+    assert "IoU" not in store.describe("strokes"), "of the labels themselves"
+
+
+def test_which_model_is_taken_at_first(tmp_path, bundle):
+    def scored(iou, **more):
+        return core.Model(core.KUNet(1), summary={"validation": {"on": "held-out slices", "iou": iou}, **more})
+
+    bundle(scored(0.7).save(tmp_path / "a-weak.safetensors"), scored(0.8).save(tmp_path / "b-good.safetensors"))
+    store = ModelStore()
+    assert store.best_for("em") == store.newest_teacher() == "b-good", "not the first by the alphabet"
+    store.add("other", scored(0.9), "another image")
+    store.add("teacher", scored(0.5), "em")
+    store.add("student", scored(0.4, teacher={"parameters": 1}), "em")
+    assert store.best_for("em") == "student", "the newest trained on this image"
+    assert store.best_for("a third") == "b-good"
+    assert store.newest_teacher() == "teacher"
 
 
 def test_what_is_saved_can_be_opened(chooser, model, tmp_path, monkeypatch, qtbot):
@@ -67,9 +98,9 @@ def test_what_is_saved_can_be_opened(chooser, model, tmp_path, monkeypatch, qtbo
     monkeypatch.setattr(QFileDialog, "getSaveFileName", lambda *_: (str(path), ""))
     monkeypatch.setattr(QFileDialog, "getOpenFileName", lambda *_: (str(path) + ".safetensors", ""))
     chooser.store.add("em", model)
-    chooser.save_button.click()
-    with qtbot.waitSignal(chooser.changed, check_params_cb=lambda name: name == "mine"):
-        chooser.open_button.click()
+    chooser.row.save_model.native.click()
+    chooser.row.open_model.native.click()
+    qtbot.waitUntil(lambda: chooser.value == "mine")
     assert chooser.model().summary == model.summary
 
 
@@ -77,8 +108,8 @@ def test_a_cancelled_dialog_does_nothing(chooser, model, monkeypatch):
     monkeypatch.setattr(QFileDialog, "getSaveFileName", lambda *_: ("", ""))
     monkeypatch.setattr(QFileDialog, "getOpenFileName", lambda *_: ("", ""))
     chooser.store.add("em", model)
-    chooser.save_button.click()
-    chooser.open_button.click()
+    chooser.row.save_model.native.click()
+    chooser.row.open_model.native.click()
     assert chooser.store.names() == ["em"]
 
 
@@ -88,7 +119,7 @@ def test_a_file_that_is_no_model_is_notified(chooser, tmp_path, notified, qtbot)
     chooser.open(bad)
     qtbot.waitUntil(lambda: len(notified) == 1)
     assert str(bad) in notified[0]
-    assert chooser.name == ""
+    assert chooser.value is None
 
 
 def test_a_full_disk_is_notified_and_nothing_is_lost(chooser, model, tmp_path, monkeypatch, notified):
@@ -100,7 +131,7 @@ def test_a_full_disk_is_notified_and_nothing_is_lost(chooser, model, tmp_path, m
     monkeypatch.setattr(os, "fsync", full)
     monkeypatch.setattr(QFileDialog, "getSaveFileName", lambda *_: (str(path), ""))
     chooser.store.add("em", model)
-    chooser.save_button.click()
+    chooser.row.save_model.native.click()
     assert len(notified) == 1
     assert "No space left on device" in notified[0]
     assert "make room" in notified[0]
@@ -111,19 +142,19 @@ def test_a_full_disk_is_notified_and_nothing_is_lost(chooser, model, tmp_path, m
 
 def test_a_chooser_that_is_gone_is_not_told(qtbot, model):
     store, chooser = ModelStore(), None
-    chooser = ModelChooser(store)
-    with qtbot.waitSignal(chooser.destroyed):
-        chooser.deleteLater()
+    chooser = ModelChoice(store)
+    with qtbot.waitSignal(chooser.native.destroyed):
+        chooser.native.deleteLater()
     store.add("em", model)
 
 
 def test_none_can_be_chosen_where_it_is_allowed(qtbot, model):
-    chooser = ModelChooser(ModelStore(), none="a fresh network")
-    qtbot.addWidget(chooser)
-    assert (chooser.combo.currentText(), chooser.name) == ("a fresh network", "")
+    chooser = ModelChoice(ModelStore(), none="a fresh network", first=lambda _: None)
+    qtbot.addWidget(chooser.native)
+    assert (chooser.native.currentText(), chooser.value) == ("a fresh network", None)
     name = chooser.store.add("em k1", model)
-    assert chooser.name == "", "a new model is offered, not chosen"
-    chooser.name = name
+    assert chooser.value is None, "a new model is offered, not chosen"
+    chooser.value = name
     assert chooser.model() is model
     chooser.store.clear()
-    assert chooser.name == ""
+    assert chooser.value is None

@@ -70,6 +70,11 @@ class VolumeSegmentation(QObject):
         return self._worker is not None
 
     @property
+    def is_busy(self) -> bool:
+        """Whether slices are being segmented, or a new threshold is being applied to them."""
+        return self._worker is not None or self._updater is not None
+
+    @property
     def seconds_left(self) -> float | None:
         """Estimated time to the end in s; None while nothing runs or no slice is done."""
         if self.result is None or self._worker is None:

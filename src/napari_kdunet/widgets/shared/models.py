@@ -1,16 +1,19 @@
-"""The models of this session, shared by all panels, and the control that chooses among them."""
+"""The models of this session, shared by all panels, and the choice among them."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from psygnal import Signal as Emitted
-from qtpy.QtCore import Signal
+from magicgui.widgets import Container
+from psygnal import Signal
+from qtpy.QtCore import Signal as QtSignal
 from qtpy.QtWidgets import QComboBox, QFileDialog, QHBoxLayout, QPushButton, QWidget
 
 from napari_kdunet import core
+from napari_kdunet.widgets.shared.fields import Choice
 from napari_kdunet.widgets.shared.notify import reporting
+from napari_kdunet.widgets.shared.panel import button, in_a_row
 from napari_kdunet.widgets.shared.thread_worker import run
 
 if TYPE_CHECKING:
@@ -18,26 +21,29 @@ if TYPE_CHECKING:
 
     from napari_kdunet.core import Model
 
-__all__ = ["ModelChooser", "ModelStore", "ask_and_save", "models"]
+__all__ = ["ModelChoice", "ModelChooser", "ModelStore", "ask_and_save", "models"]
 
 _FILES = "Models (*.safetensors)"
+_TIP = "Models trained or opened in this session, and those that come with the plugin."
+_PLURALS = {"mitochondrion": "mitochondria"}
 
 
 class ModelStore:
     """Models by name: those trained or opened in this session, the latest first, then the bundled ones."""
 
-    changed = Emitted()
+    changed = Signal()
 
     def __init__(self) -> None:
         self._models: dict[str, Model] = {}
+        self._images: dict[str, str] = {}
         self._bundled: dict[str, Model] = {}
 
-    def add(self, name: str, model: Model) -> str:
-        """Add a model, and return its name: `name`, with a number if that is taken."""
+    def add(self, name: str, model: Model, image: str = "") -> str:
+        """Add a model, trained on the image `image`, and return its name: `name`, with a number if that is taken."""
         taken, unique, number = self.names(), name, 2
         while unique in taken:
             unique, number = f"{name} {number}", number + 1
-        self._models[unique] = model
+        self._models[unique], self._images[unique] = model, image
         self.changed.emit()
         return unique
 
@@ -68,14 +74,130 @@ class ModelStore:
             self._bundled[name] = core.load_model(name)
         return self._bundled[name]
 
+    def describe(self, name: str) -> str:
+        """Name, what the model finds, its size, and how good it is on what."""
+        try:
+            model = self.get(name)
+        except core.ModelError:
+            return name
+        found = ", ".join(_PLURALS.get(each, each) for each in model.class_names[1:])
+        sort = [f"{model.traits.k}-Unet"] if isinstance(model.net, core.KUNet) else []
+        parts = [name, found, *sort, f"{_short(model.parameter_count)} parameters"]
+        iou, where = _score(model), self._images.get(name) or _origin(model)
+        if iou is not None:
+            parts.append(f"IoU {iou:.2f} on {where}" if where else f"IoU {iou:.2f}")
+        return " · ".join(parts)
+
+    def best_for(self, image: str) -> str | None:
+        """The model to segment the image of this name: the newest trained on it, else the best bundled one."""
+        session = self.session_names()
+        trained = [name for name in session if image and self._images.get(name) == image]
+        bundled = [name for name in self.names() if name not in self._models]
+        bundled.sort(key=lambda name: _score(self.get(name)) or 0, reverse=True)
+        return next(iter([*trained, *bundled, *session]), None)
+
+    def newest_teacher(self) -> str | None:
+        """The model to distil: the newest of this session that is not a student itself, else the best bundled one."""
+        teachers = [name for name in self.session_names() if "teacher" not in self._models[name].summary]
+        return next(iter(teachers), None) or self.best_for("")
+
     def clear(self) -> None:
         """Remove the models of this session."""
         self._models.clear()
+        self._images.clear()
         self.changed.emit()
+
+
+def _short(number: int) -> str:
+    """A count in words that can be read at a glance: 30,902 is 31 k."""
+    for size, unit in ((1e6, "M"), (1e3, "k")):
+        if number >= size:
+            return f"{number / size:.2g} {unit}" if number < 100 * size else f"{number / size:.0f} {unit}"
+    return str(number)
+
+
+def _score(model: Model) -> float | None:
+    """The IoU on slices that the model has not learnt from, if there were any."""
+    validation = model.summary.get("validation", {})
+    return validation.get("iou") if validation.get("on") in ("held-out slices", "given volume") else None
+
+
+def _origin(model: Model) -> str:
+    """The volume that a bundled model was trained on, up to the first comma of its description."""
+    return str(model.summary.get("data", {}).get("volume", "")).partition(",")[0]
 
 
 #: The store that all panels share.
 models = ModelStore()
+
+
+class ModelChoice(Choice):
+    """Choice among the models of the session and the bundled ones; its value is a name.
+
+    Parameters
+    ----------
+    store : ModelStore, optional
+        The store to choose from; `models` by default.
+    **options
+        As of `Choice`.
+    """
+
+    def __init__(self, store: ModelStore | None = None, **options: Any) -> None:
+        self.store = models if store is None else store
+        options = {"name": "model", "tooltip": _TIP, "placeholder": "no model yet: train or open one"} | options
+        super().__init__(lambda _: [(self.store.describe(name), name) for name in self.store.names()], **options)
+        store_changed, refresh = self.store.changed, self._store_changed
+        store_changed.connect(refresh)
+        self.native.destroyed.connect(lambda: store_changed.disconnect(refresh, missing_ok=True))
+
+    def model(self) -> Model:
+        """The chosen model, read if necessary (for other threads see `ModelStore.get`).
+
+        Raises
+        ------
+        ModelError
+            If none is chosen, or it cannot be read.
+        """
+        if not self.value:
+            raise core.ModelError("no model is chosen: train one, or open one from a file.")
+        return self.store.get(self.value)
+
+    def open(self, path: str | Path) -> None:
+        """Read a model on a thread, add it to the store and choose it; errors are notified."""
+
+        def load() -> Iterator[Model]:
+            yield core.load_model(path)
+
+        def loaded(model: Model) -> None:
+            self.value = self.store.add(Path(path).stem, model)
+
+        run(load, on_event=loaded, owner=self.native)
+
+    def with_buttons(self) -> Container:
+        """A row of this choice and the buttons to open and save."""
+        save = button("Save…", "Write the chosen model to a .safetensors file.", self._ask_and_save, "save_model")
+        row = in_a_row(
+            self, button("Open…", "Open a model from a .safetensors file.", self._ask_and_open, "open_model"), save
+        )
+        row.label = self.label
+        self.changed.connect(lambda value: setattr(save, "enabled", bool(value)))
+        save.enabled = bool(self.value)
+        return row
+
+    def _store_changed(self) -> None:
+        """Take over the models; a better one may have replaced the chosen one."""
+        before = self.value
+        self.reset_choices()
+        if self.value == before:
+            self.changed.emit(self.value)
+
+    def _ask_and_open(self) -> None:
+        path, _ = QFileDialog.getOpenFileName(self.native, "Open a model", "", _FILES)
+        if path:
+            self.open(path)
+
+    def _ask_and_save(self) -> None:
+        ask_and_save(self.value, self.store, self.native)
 
 
 class ModelChooser(QWidget):
@@ -91,7 +213,7 @@ class ModelChooser(QWidget):
         Parent widget.
     """
 
-    changed = Signal(str)  # name of the chosen model, or ""; also when a better model has replaced it
+    changed = QtSignal(str)  # name of the chosen model, or ""; also when a better model has replaced it
 
     def __init__(self, store: ModelStore | None = None, parent: QWidget | None = None, *, none: str = "") -> None:
         super().__init__(parent)

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from magicgui.widgets import Container, PushButton
+from magicgui.widgets import Container, Label, PushButton
 from magicgui.widgets.bases import Widget
 from qtpy.QtCore import QSize, Qt
 from qtpy.QtWidgets import QFrame, QLabel, QSizePolicy, QWidget
@@ -17,7 +17,7 @@ from napari_kdunet.widgets.shared.notify import report
 if TYPE_CHECKING:
     import napari.viewer
 
-__all__ = ["Panel", "button", "in_a_row", "wrapped_label"]
+__all__ = ["Panel", "button", "in_a_row", "note", "wrapped_label"]
 
 
 class Scrolling(Container):
@@ -47,11 +47,13 @@ class Panel(Container):
         Where the layers are.
     rows : sequence of magicgui widgets
         They scroll where the panel is low.
-    footer : sequence of QWidget
+    footer : sequence of magicgui widgets or QWidget
         Stays in sight below the rows.
     """
 
-    def __init__(self, viewer: napari.viewer.Viewer, rows: Sequence[Widget], footer: Sequence[QWidget]) -> None:
+    def __init__(
+        self, viewer: napari.viewer.Viewer, rows: Sequence[Widget], footer: Sequence[Widget | QWidget]
+    ) -> None:
         super().__init__(widgets=[Scrolling(widgets=rows)], labels=False)
         self.viewer = viewer
         self.margins = (4, 4, 4, 4)
@@ -60,8 +62,11 @@ class Panel(Container):
         self.error_label.hide()
         layout = self.native.layout()
         layout.setStretch(0, 1)
-        for widget in (self.error_label, *footer):
-            layout.addWidget(widget)
+        layout.addWidget(self.error_label)
+        for widget in footer:
+            if isinstance(widget, Widget):
+                self.append(widget)
+            layout.addWidget(widget.native if isinstance(widget, Widget) else widget)
         events, reset = viewer.layers.events, self.reset_choices  # napari does so only with what is docked
         sources = (events.inserted, events.removed, events.reordered, events.renamed)
         for source in sources:
@@ -118,6 +123,14 @@ def button(text: str, tooltip: str, call: Any, name: str = "") -> PushButton:
     made = PushButton(text=text, name=name, tooltip=tooltip)
     made.changed.connect(lambda: call())
     made.native.setMinimumWidth(40)
+    return made
+
+
+def note(name: str, tooltip: str = "") -> Label:
+    """A row of text alone, wrapped."""
+    made = Label(name=name, label="", tooltip=tooltip)
+    made.native.setWordWrap(True)
+    made.native.setSizePolicy(QSizePolicy.Policy.Ignored, QSizePolicy.Policy.Minimum)
     return made
 
 

@@ -1,0 +1,86 @@
+"""The pixel size of an image: from its layer, from the file behind it, or typed."""
+
+import numpy as np
+import pytest
+import tifffile
+from napari.components import ViewerModel
+
+from napari_kdunet.widgets.shared.layers import layer_choice, voxel_size_of
+from napari_kdunet.widgets.shared.pixel_size import PixelSize, set_pixel_size
+
+SHAPE = (3, 32, 40)
+
+
+@pytest.fixture
+def row(qtbot):
+    """The row in a viewer without a window, following it as a panel does."""
+    viewer = ViewerModel()
+    image = layer_choice(viewer)
+    row = PixelSize(viewer, image)
+    viewer.layers.events.inserted.connect(image.reset_choices)
+    viewer.layers.events.removed.connect(image.reset_choices)
+    qtbot.addWidget(row.native)
+    qtbot.addWidget(image.native)
+    yield viewer, row
+    viewer.layers.clear()
+
+
+def marked(row):
+    return bool(row.number.native.styleSheet())
+
+
+def test_the_layers_own_is_shown_and_followed(row):
+    viewer, row = row
+    assert row.number.value is None
+    layer = viewer.add_image(np.zeros(SHAPE), scale=(50, 5, 5), units=("nm",) * 3)
+    assert (row.number.value, marked(row)) == (5.0, False)
+    layer.scale = (50, 4, 4)
+    assert row.number.value == 4.0
+    layer.units, layer.scale = ("um",) * 3, (0.05, 0.007, 0.007)
+    assert row.number.value == pytest.approx(7.0)
+    viewer.layers.clear()
+    assert row.number.value is None
+
+
+def test_what_is_not_known_is_marked_and_what_is_typed_goes_to_all_that_lies_there(row):
+    viewer, row = row
+    image = viewer.add_image(np.zeros(SHAPE), scale=(10, 1, 1), translate=(20, 3, 0))
+    labels = viewer.add_labels(np.zeros(SHAPE, int), scale=(10, 1, 1))
+    elsewhere = viewer.add_labels(np.zeros(SHAPE, int), scale=(2, 2, 2))
+    viewer.dims.set_current_step(0, 1)
+    assert (row.number.value, marked(row)) == (None, True)
+    row.number.value = 5.0
+    assert voxel_size_of(image) == voxel_size_of(labels) == (50.0, 5.0, 5.0), "ratios stay"
+    np.testing.assert_allclose(image.translate, (100, 15, 0))
+    assert voxel_size_of(elsewhere) is None
+    assert not marked(row)
+    row.number.value = 4.0
+    assert voxel_size_of(image) == (50.0, 4.0, 4.0), "a known distance of slices stays"
+
+
+def test_two_dimensions_and_other_axes(row):
+    viewer, _ = row
+    flat = viewer.add_image(np.zeros(SHAPE[1:]))
+    set_pixel_size(viewer, flat, 8.0)
+    assert voxel_size_of(flat) == (8.0, 8.0, 8.0)
+    movie = viewer.add_image(np.zeros((2, *SHAPE)))
+    set_pixel_size(viewer, movie, 8.0)
+    assert tuple(movie.scale) == (1, 8, 8, 8)
+    assert str(movie.units[0]) == "pixel"
+
+
+def test_the_file_behind_a_layer_is_asked(make_napari_viewer, tmp_path):
+    """napari opens an ImageJ TIFF that states 5 nm as "pixel"."""
+    path = tmp_path / "em.tif"
+    pixels_per_um = 200.0
+    metadata = {"axes": "ZYX", "spacing": 0.05, "unit": "um"}
+    tifffile.imwrite(path, np.zeros(SHAPE, np.uint8), imagej=True, resolution=(pixels_per_um,) * 2, metadata=metadata)
+    viewer = make_napari_viewer()
+    (layer,) = viewer.open(path, plugin="napari")
+    _, widget = viewer.window.add_plugin_dock_widget("napari-kdunet", "Segment")
+    assert widget.image_pixel_size.value == pytest.approx(5.0)
+    assert voxel_size_of(layer) == pytest.approx((50.0, 5.0, 5.0))
+    assert not widget.image_pixel_size.native.styleSheet()
+    crop = viewer.add_image(layer.data[:, :16], name="crop")
+    widget.image.value = crop
+    assert widget.image_pixel_size.value is None
