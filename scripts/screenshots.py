@@ -79,7 +79,7 @@ class Studio:
         layer.data = layer.data * (np.arange(len(layer.data)) % labelled == z % labelled)[:, None, None]
         _, widget = viewer.window.add_plugin_dock_widget("napari-kdunet", name)
         for setting, value in settings.items():
-            widget.form.controls[setting].set(value)
+            getattr(widget, setting).value = value
         viewer.dims.set_current_step(0, z)
         viewer.layers.selection.active = image
         wait(1)
@@ -103,7 +103,7 @@ class Studio:
         wait(2)
 
     def train(self) -> None:
-        viewer, widget = self.viewer("Train teacher", labelled=6, k=8, budget={"steps": 400}, patch=128, batch=4)
+        viewer, widget = self.viewer("Train teacher", labelled=6, k=8, steps=400, patch=128, batch=4)
         widget.view.start_button.click()
         wait_until(lambda: len(widget.view.curves.runs["training"].ious) == 7)
         self.leave_labels(viewer)
@@ -112,7 +112,7 @@ class Studio:
         viewer.close()
 
     def distill(self) -> None:
-        viewer, widget = self.viewer("Distil student", labelled=6, budget={"steps": 600}, patch=128, batch=4)
+        viewer, widget = self.viewer("Distil student", labelled=6, steps=600, patch=128, batch=4)
         widget.view.start_button.click()
         wait_until(lambda: widget.worker is None)
         widget.control_button.click()
@@ -157,10 +157,10 @@ class Studio:
         viewer, widget = self.viewer("Train teacher")
         truth = viewer.layers.pop(1).data
         z = viewer.dims.current_step[0]
-        widget.origin.name = self.student or models.session_names()[0]
-        widget.inputs.strokes_button.click()
-        widget.live.setChecked(True)
-        layer = widget.inputs.labels.layer
+        widget.origin.value = self.student or models.session_names()[0]
+        widget.add_strokes()
+        widget.live.value = True
+        layer = widget.labels_layer.value
         widget.view.start_button.click()
         for label, points in strokes(truth[z] > 0):
             for point in points:

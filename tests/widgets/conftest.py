@@ -125,8 +125,8 @@ def tiny_em():
     return synthetic_em((8, 96, 96))
 
 
-TINY = {"k": 1, "patch": 32, "batch": 2, "budget": {"steps": 12}, "validations": 3, "device": "cpu"}
-ENDLESS = {"budget": {"minutes": 60}, "validations": 10_000}
+TINY = {"k": 1, "patch": 32, "batch": 2, "steps": 12, "validations": 3, "device": "cpu"}
+ENDLESS = {"steps": None, "minutes": 60.0, "validations": 10_000}
 WORLD = {"scale": (10.0, 10.0, 10.0), "translate": (100.0, 200.0, 300.0), "units": ("nm",) * 3}
 
 
@@ -141,7 +141,7 @@ class Bench:
     def open(self, name, **settings):
         _, widget = self.viewer.window.add_plugin_dock_widget("napari-kdunet", name)
         for setting, value in {**TINY, **settings}.items():
-            widget.form.controls[setting].set(value)
+            getattr(widget, setting).value = value
         return widget
 
     def wait(self, condition):

@@ -34,8 +34,8 @@ def expected_iou(probability, labels, slices):
 
 
 def test_a_student_is_distilled_and_its_teacher_is_the_line_to_reach(bench, widget, teacher):
-    assert widget.teacher.name == "teacher"
-    assert widget.probability.layer is None
+    assert widget.teacher.value == "teacher"
+    assert widget.teacher_layer.value is None
     widget.view.start_button.click()
     assert not widget.control_button.isEnabled()
     bench.finish(widget)
@@ -101,9 +101,9 @@ def test_a_probability_layer_teaches(bench):
     probability = np.where(labels > 0, 0.9, 0.1).astype(np.float32)
     bench.viewer.add_image(probability, name="other tool", scale=bench.em.scale)
     widget = bench.open("Distil student", mode="soft")
-    widget.inputs.image.layer = bench.em
-    assert [widget.probability.itemText(i) for i in range(widget.probability.count())][1:] == ["other tool"]
-    widget.probability.layer = bench.viewer.layers["other tool"]
+    widget.image.value = bench.em
+    assert [layer.name for layer in widget.teacher_layer.choices if layer] == ["other tool"]
+    widget.teacher_layer.value = bench.viewer.layers["other tool"]
     widget.view.start_button.click()
     bench.finish(widget)
     assert models.get("em k1 distilled").summary["teacher"] == {"probability": "other tool"}
@@ -138,8 +138,8 @@ def test_a_network_of_another_tool_teaches(bench, teacher, tmp_path, monkeypatch
         torch.onnx.export(teacher.net, example, path, input_names=["x"], dynamic_axes=axes, dynamo=False)
     widget = bench.open("Distil student")
     monkeypatch.setattr(QFileDialog, "getOpenFileName", lambda *_: (str(path), ""))
-    widget.teacher_file.open_button.click()
-    assert widget.teacher_file.label.text() == "other.onnx"
+    widget.teacher_file.open_button.native.click()
+    assert widget.teacher_file.file_name.value == "other.onnx"
     assert not asked
     widget.view.start_button.click()
     bench.finish(widget)
@@ -148,7 +148,7 @@ def test_a_network_of_another_tool_teaches(bench, teacher, tmp_path, monkeypatch
     iou = expected_iou(core.predict(teacher, raw).compute(), bench.mito.data, summary["validation"]["slices"])
     assert widget.view.curves.teacher_iou == pytest.approx(iou, abs=0.01)
     assert "Teacher:" in widget.size_label.text()
-    widget.teacher_file.clear_button.click()
+    widget.teacher_file.clear_button.native.click()
     assert widget.teacher_file.path is None
 
 
@@ -172,7 +172,7 @@ def test_a_torchscript_teacher_is_asked_about(bench, notified, tmp_path, answer,
 
 
 def test_labels_are_optional(bench, widget, notified):
-    widget.inputs.labels.layer = None
+    widget.labels_layer.value = None
     widget.view.start_button.click()
     bench.finish(widget)
     assert models.session_names()[0] == "em k1 distilled"
@@ -187,7 +187,7 @@ def test_labels_are_optional(bench, widget, notified):
 def test_unlabelled_slices_are_learnt_from_too(bench, widget):
     few = np.zeros_like(bench.mito.data)
     few[:2] = bench.mito.data[:2]
-    widget.inputs.labels.layer = bench.viewer.add_labels(few, name="few")
+    widget.labels_layer.value = bench.viewer.add_labels(few, name="few")
     widget.view.start_button.click()
     bench.finish(widget)
     summary = models.get("em k1 distilled").summary
@@ -215,7 +215,7 @@ def test_an_error_reaches_the_user_and_the_buttons_are_usable_again(bench, widge
 def test_another_image_starts_a_new_plot(bench, widget):
     widget.control_button.click()
     bench.finish(widget)
-    widget.inputs.image.layer = bench.viewer.add_image(bench.em.data, name="other", scale=bench.em.scale)
+    widget.image.value = bench.viewer.add_image(bench.em.data, name="other", scale=bench.em.scale)
     widget.view.start_button.click()
     bench.finish(widget)
     assert list(widget.view.curves.runs) == ["student"]

@@ -10,7 +10,7 @@ from qtpy.QtWidgets import QFileDialog
 from napari_kdunet import core
 from napari_kdunet.widgets.shared.models import models
 
-ENDLESS = {"budget": {"minutes": 60}, "validations": 10_000}
+ENDLESS = {"steps": None, "minutes": 60.0, "validations": 10_000}
 
 
 @pytest.fixture
@@ -25,17 +25,17 @@ def small(bench):
 def test_volumes_of_different_shapes_do_not_mix(bench, small, notified):
     image, _ = small
     train = bench.open("Train teacher")
-    assert (train.inputs.image.layer, train.inputs.labels.layer) == small, "the topmost at first"
+    assert (train.image.value, train.labels_layer.value) == small, "the topmost at first"
     train.view.start_button.click()
     bench.finish(train)
     assert models.session_names() == ["small k1"]
     assert train.preview.image is image
     assert train.preview.layer.data.shape == (1, 64, 80)
-    train.inputs.image.layer = bench.em
+    train.image.value = bench.em
     train.view.start_button.click()
     bench.finish(train)
     assert notified[-1].startswith("labels small mito have shape (5, 64, 80), but their image em has shape (8, 96, 96)")
-    train.inputs.labels.layer = bench.mito
+    train.labels_layer.value = bench.mito
     train.view.start_button.click()
     bench.finish(train)
     assert models.session_names() == ["em k1", "small k1"]
@@ -46,10 +46,10 @@ def test_volumes_of_different_shapes_do_not_mix(bench, small, notified):
 
 def test_a_run_keeps_to_what_it_was_started_on(bench, small):
     train = bench.open("Train teacher", **ENDLESS)
-    train.inputs.image.layer, train.inputs.labels.layer = bench.em, bench.mito
+    train.image.value, train.labels_layer.value = bench.em, bench.mito
     train.view.start_button.click()
     bench.wait_for(train, "training")
-    train.inputs.image.layer, train.inputs.labels.layer = small
+    train.image.value, train.labels_layer.value = small
     seen = len(train.view.curves.runs["training"].ious)
     bench.wait_for(train, "training", validations=seen + 2)
     bench.stop(train)
@@ -60,7 +60,7 @@ def test_a_run_keeps_to_what_it_was_started_on(bench, small):
 def test_two_trainings_at_once_do_not_mix(bench, tiny_model, notified):
     models.add("teacher", core.Model(tiny_model.net))
     train, distill = bench.open("Train teacher", **ENDLESS), bench.open("Distil student", **ENDLESS)
-    distill.teacher.name = "teacher"
+    distill.teacher.value = "teacher"
     train.view.start_button.click()
     distill.view.start_button.click()
     bench.wait_for(train, "training")
@@ -83,9 +83,9 @@ def test_two_trainings_at_once_do_not_mix(bench, tiny_model, notified):
 
 def test_live_hears_its_own_layer_alone(bench):
     train = bench.open("Train teacher")
-    train.inputs.add_strokes()
-    train.live.setChecked(True)
-    strokes = train.inputs.labels.layer
+    train.add_strokes()
+    train.live.value = True
+    strokes = train.labels_layer.value
     other = bench.viewer.add_labels(
         np.zeros_like(bench.mito.data), name="other", scale=bench.em.scale, units=bench.em.units
     )

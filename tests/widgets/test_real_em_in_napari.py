@@ -27,7 +27,7 @@ def volume(name):
 def open_widget(viewer, name, **settings):
     _, widget = viewer.window.add_plugin_dock_widget("napari-kdunet", name)
     for setting, value in settings.items():
-        widget.form.controls[setting].set(value)
+        getattr(widget, setting).value = value
     return widget
 
 
@@ -40,11 +40,11 @@ def test_train_distil_segment_and_compare(own_process, make_napari_viewer, qtbot
     labels[1::2] = 0  # every other slice is not labelled
     viewer.add_image(raw, name="train", **GRID)
     viewer.add_labels(labels, name="mito", **GRID)
-    train = open_widget(viewer, "Train teacher", k=4, budget={"steps": 200}, **QUICK)
+    train = open_widget(viewer, "Train teacher", k=4, steps=200, **QUICK)
     train.view.start_button.click()
     wait(lambda: train.worker is None)
-    distill = open_widget(viewer, "Distil student", k=2, budget={"steps": 200}, **QUICK)
-    assert distill.teacher.name == "train k4"
+    distill = open_widget(viewer, "Distil student", k=2, steps=200, **QUICK)
+    assert distill.teacher.value == "train k4"
     distill.view.start_button.click()
     wait(lambda: distill.worker is None)
     student = models.get("train k2 distilled")
@@ -56,14 +56,14 @@ def test_train_distil_segment_and_compare(own_process, make_napari_viewer, qtbot
     viewer.add_image(raw, name="val", **GRID)
     viewer.add_labels(truth, name="truth", **GRID)
     segment = open_widget(viewer, "Segment")
-    segment.model_chooser.name = "train k2 distilled"
-    wait(lambda: segment.model is student)
-    segment.start_button.click()
+    segment.model.value = "train k2 distilled"
+    wait(lambda: segment.loaded is student)
+    segment.start()
     wait(lambda: not segment.segmentation.is_running)
     compare = open_widget(viewer, "Compare with ground truth")
-    compare.pair.prediction.layer = segment.segmentation.mask
-    compare.pair.reference.layer = viewer.layers["truth"]
-    compare.start_button.click()
+    compare.prediction.value = segment.segmentation.mask
+    compare.reference.value = viewer.layers["truth"]
+    compare.start()
     wait(lambda: not compare.live_comparison.is_running)
     assert compare.live_comparison.total.iou > STUDENT_FLOOR
     assert compare.live_comparison.worst in (0, 1, 2)

@@ -13,7 +13,7 @@ from napari_kdunet import core
 from napari_kdunet.widgets.shared.models import models
 from napari_kdunet.widgets.shared.notify import OUT_OF_MEMORY
 
-ENDLESS = {"budget": {"minutes": 60}, "validations": 10_000}
+ENDLESS = {"steps": None, "minutes": 60.0, "validations": 10_000}
 
 
 @pytest.fixture
@@ -194,7 +194,7 @@ def test_an_error_reaches_the_user_and_loses_nothing(bench, widget, notified, ra
     assert models.session_names() == ["em k1 2", "em k1"]
 
 
-def test_unusable_layers_are_notified(bench, widget, notified):
+def test_unusable_layers_are_told_at_the_click(bench, widget, notified):
     viewer, start = bench.viewer, widget.view.start_button
     viewer.layers.clear()
     start.click()
@@ -204,23 +204,28 @@ def test_unusable_layers_are_notified(bench, widget, notified):
     assert notified[1:] == ["no labels layer is chosen: add a labels layer to the viewer."]
     viewer.add_labels(np.zeros((8, 96, 96), np.uint8), name="empty")
     start.click()
-    bench.finish(widget)
+    assert widget.worker is None, "said before anything starts"
+    assert widget.error_label.text() == notified[-1], "in full in the panel"
     assert notified[2:] == ["empty has no foreground: label some before training."]
-    widget.inputs.labels.layer = viewer.add_labels(np.ones((4, 96, 96), np.uint8), name="short")
+    widget.labels_layer.value = viewer.add_labels(np.ones((4, 96, 96), np.uint8), name="short")
     start.click()
-    bench.finish(widget)
+    assert widget.worker is None, "said before anything starts"
+    assert widget.error_label.text() == notified[-1], "in full in the panel"
     assert len(notified) == 4
     assert "short have shape (4, 96, 96)" in notified[3]
-    widget.inputs.image.layer = viewer.add_image(np.zeros((8, 96, 96, 3), np.uint8), rgb=True, name="photo")
+    widget.image.value = viewer.add_image(np.zeros((8, 96, 96, 3), np.uint8), rgb=True, name="photo")
     start.click()
     assert len(notified) == 5
     assert notified[4].startswith("the layer photo is RGB: convert it")
     bench.assert_ready(widget)
+    assert [layer.name for layer in viewer.layers if "preview" in layer.name] == []
     assert models.session_names() == []
 
 
 def test_a_collapsed_network_is_said_to_be_one_and_kept(bench, notified):
-    widget = bench.open("Train teacher", lr=1e-6, bn=False)
+    widget = bench.open("Train teacher", bn=False)
+    widget.lr.min = 0
+    widget.lr.value = 1e-6
     widget.view.start_button.click()
     bench.finish(widget)
     assert len(notified) == 1
@@ -239,8 +244,8 @@ def test_a_setting_that_does_not_fit_is_notified_by_name(bench, notified):
 def test_sparse_scribbles_train(bench, widget):
     scribbles = np.zeros_like(bench.mito.data)
     scribbles[2:4, 20:60] = bench.mito.data[2:4, 20:60] + 1
-    widget.inputs.labels.layer = bench.viewer.add_labels(scribbles, name="scribbles")
-    widget.inputs.sparse.setChecked(True)
+    widget.labels_layer.value = bench.viewer.add_labels(scribbles, name="scribbles")
+    widget.sparse.value = True
     widget.view.start_button.click()
     bench.finish(widget)
     summary = models.get("em k1").summary
@@ -281,27 +286,27 @@ def test_closing_during_a_run_ends_the_thread_and_keeps_the_model(bench, endless
     if how == "viewer":
         bench.viewer.close()
     else:
-        bench.viewer.window.remove_dock_widget(endless)
+        bench.viewer.window.remove_dock_widget(endless.native)
     bench.wait(lambda: not WorkerBase._worker_set)
     assert models.session_names() == ["em k1"]
     assert notified == []
     if how == "dock":
         assert [layer.name for layer in bench.viewer.layers] == ["em", "mito"], "the preview goes with the widget"
-        endless.deleteLater()
+        endless.native.deleteLater()
 
 
 def test_what_the_model_to_start_from_decides_cannot_be_set(bench, widget):
     decided = {"k", "bn", "depth", "classes", "activation", "init", "prior_bias", "pixel_size"}
     models.add("known", core.Model(core.KUNet(2), 10.0))
-    for origin, fixed in (("known", decided), ("", set())):
-        widget.origin.name = origin
-        assert {name for name, each in widget.form.controls.items() if not each.widget.isEnabled()} == fixed
+    for origin, fixed in (("known", decided), (None, set())):
+        widget.origin.value = origin
+        assert {name for name, each in widget.settings.widgets.items() if not each.enabled} == fixed
 
 
 def test_settings_persist_from_one_launch_to_the_next(bench, widget):
-    config = widget.form.config()
-    bench.viewer.window.remove_dock_widget(widget)
+    config = widget.config()
+    bench.viewer.window.remove_dock_widget(widget.native)
     _, again = bench.viewer.window.add_plugin_dock_widget("napari-kdunet", "Train teacher")
     assert again is not widget
-    assert again.form.config() == config
-    widget.deleteLater()
+    assert again.config() == config
+    widget.native.deleteLater()

@@ -88,6 +88,7 @@ class CompareWidget(Panel):
             viewer,
             first=lambda layers: default_pair(layers)[0],
             name="prediction",
+            label="Prediction",
             tooltip="Labels, or probabilities (0 to 1) as a floating-point image.",
             **some_layer,
         )
@@ -95,6 +96,7 @@ class CompareWidget(Panel):
             viewer,
             first=lambda layers: default_pair(layers)[1],
             name="reference",
+            label="Reference",
             tooltip="What to hold it against: the ground truth, or another prediction.",
             **some_layer,
         )

@@ -7,16 +7,17 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from napari.layers import Image, Layer
-from qtpy.QtWidgets import QLabel, QPushButton
+from napari.layers import Layer
+from qtpy.QtWidgets import QPushButton
 
 from napari_kdunet import core
-from napari_kdunet.widgets.shared.layers import LayerChooser, volume_of
-from napari_kdunet.widgets.shared.models import ModelChooser
+from napari_kdunet.widgets.shared.layers import chosen_layer, layer_choice, volume_of
+from napari_kdunet.widgets.shared.models import ModelChoice, models
+from napari_kdunet.widgets.shared.panel import wrapped_label
 from napari_kdunet.widgets.shared.process_worker import run_in_process
-from napari_kdunet.widgets.training.form import SettingsForm
-from napari_kdunet.widgets.training.inputs import Inputs
+from napari_kdunet.widgets.training.inputs import check, input_rows, sparse_box, volumes
 from napari_kdunet.widgets.training.panel import Job, TrainingPanel
+from napari_kdunet.widgets.training.settings import Settings
 from napari_kdunet.widgets.training.teacher_file import TeacherFile
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 
 __all__ = ["DistillWidget", "TeacherScored"]
 
-_MAIN = ("k", "tau", "lam", "bn", "mode", "budget", "device")
+_LOWER_K = "lower k, or take a larger teacher."
 
 
 @dataclass(frozen=True)
@@ -49,32 +50,48 @@ class DistillWidget(TrainingPanel):
     """
 
     def __init__(self, viewer: napari.viewer.Viewer) -> None:  # napari goes by the name of the parameter
-        inputs = Inputs(viewer, no_labels="none: teacher alone")
-        teacher = ModelChooser()
-        probability = LayerChooser(viewer, Image, "none: take the model", at_first_none=True, accepts=_is_probability)
-        probability.setToolTip(
-            "An image layer of foreground probabilities (0 to 1), by any tool, that teaches in the place of a model."
+        teacher = ModelChoice(
+            name="teacher",
+            label="Teacher",
+            first=lambda _: models.newest_teacher(),
+            sticky=False,
+            tooltip="The model to learn from; at first the newest that you have trained, else the best bundled one.",
         )
-        file = TeacherFile()
-        rows = {"Teacher model": teacher, "or teacher file": file, "or teacher layer": probability, **inputs.rows}
-        form = SettingsForm(core.DistillConfig, main=_MAIN, hidden=("ignore", "volume_weights"))
-        super().__init__(viewer, form, inputs, rows, "Distil")
-        self.teacher, self.teacher_file, self.probability = teacher, file, probability
-        self.size_label = QLabel()
+        layer = layer_choice(
+            viewer,
+            accepts=_is_probability,
+            first=lambda _: None,
+            none="none: take the model",
+            name="teacher_layer",
+            label="or a layer",
+            tooltip="An image layer of foreground probabilities (0 to 1), by any tool, that teaches in the place of a "
+            "model.",
+        )
+        inputs = [teacher.with_buttons(), *input_rows(viewer, self.add_strokes, no_labels="none: teacher alone")]
+        self.size_label = wrapped_label()
         self.size_label.setToolTip(
             "Learnable parameters of teacher and student, and how many times smaller the student is."
         )
-        self.size_label.setWordWrap(True)
         self.control_button = QPushButton("Control run")
         self.control_button.setToolTip(
             "Train the same student, with the same settings, from the labels alone: what the teacher adds is the gap\n"
             "between the two curves."
         )
+        settings = Settings(core.DistillConfig)
+        settings.advanced.insert(0, layer)
+        settings.advanced.insert(1, TeacherFile(name="teacher_file", label="or a file"))
+        settings.advanced.insert(2, sparse_box())
+        super().__init__(viewer, settings, inputs, [], "Distil")
         self.view.buttons.insertWidget(1, self.control_button, 1)
         self.view.add_line(self.size_label)
         self.start_with(self.view.start_button, self.job)
         self.start_with(self.control_button, self.control_job)
         self._teacher_parameters: int | None = None
+        self._compared: tuple[str | None, int] | None = None
+        self.teacher.changed.connect(self._compare_sizes)
+        self.k.changed.connect(self._compare_sizes)
+        self.teacher_file.changed.connect(self._compare_sizes)
+        self._compare_sizes()
 
     def job(self) -> Job:
         """Distil the chosen teacher.
@@ -84,8 +101,9 @@ class DistillWidget(TrainingPanel):
         KDUNetError
             If something is missing or wrong.
         """
-        (raw, labels), config = self.inputs.volumes(), self.config()
+        (raw, labels), config = volumes(self.image, self.labels_layer), self.config()
         get_teacher, trust = self._teacher(config), self.teacher_file.trusted
+        check(self.labels_layer, config)
 
         def events() -> Iterator[Any]:
             given, teacher = get_teacher()
@@ -94,19 +112,20 @@ class DistillWidget(TrainingPanel):
                 if isinstance(event, core.Started):
                     yield from _score(teacher, raw, labels, event, config)
 
-        return Job("student", f"{raw.name} k{config.k} distilled", self.inputs.image.wanted(), events)
+        return Job("student", f"{raw.name} k{config.k} distilled", chosen_layer(self.image), events)
 
     def control_job(self) -> Job:
         """Train the same student without the teacher; errors as in `job`."""
-        (raw, labels), config = self.inputs.volumes(), self.config()
+        (raw, labels), config = volumes(self.image, self.labels_layer), self.config()
         if labels is None:
             raise core.LabelsError("a control run learns from labels alone: choose a labels layer.")
+        check(self.labels_layer, config)
         same = core.TrainConfig(**{spec.name: getattr(config, spec.name) for spec in fields(core.TrainConfig)})
 
         def events() -> Iterator[Any]:
             yield from run_in_process(core.iter_train, raw, labels, same)
 
-        return Job("control", f"{raw.name} k{config.k} control", self.inputs.image.wanted(), events)
+        return Job("control", f"{raw.name} k{config.k} control", chosen_layer(self.image), events)
 
     def on_event(self, event: Any) -> None:
         """Show the IoU of the teacher and the numbers of parameters."""
@@ -120,13 +139,13 @@ class DistillWidget(TrainingPanel):
 
     def _teacher(self, config: DistillConfig) -> Callable[[], tuple[Model | Volume | Path, Model | Volume]]:
         """A function that reads the teacher, for the worker thread: as the training is given it, and opened."""
-        if self.probability.layer is not None:
-            volume = volume_of(self.probability.layer)
+        if self.teacher_layer.value is not None:
+            volume = volume_of(self.teacher_layer.value)
             return lambda: (volume, volume)
         path, trust = self.teacher_file.path, self.teacher_file.trusted
         if path is not None:
             return lambda: (path, _opened(path, config, trust))
-        store, name = self.teacher.store, self.teacher.name
+        store, name = self.teacher.store, self.teacher.value
         if not name:
             raise core.ModelError("there is no teacher: train one, open one from a file, or choose a layer.")
 
@@ -142,9 +161,21 @@ class DistillWidget(TrainingPanel):
             self.size_label.setText(f"{student}.")
         else:
             ratio = self._teacher_parameters / self._student_parameters
-            self.size_label.setText(
-                f"Teacher: {self._teacher_parameters:,} parameters. {student}, {ratio:.3g}× smaller."
-            )
+            how = f"{ratio:.3g}× smaller." if ratio > 1 else f"not smaller ({1 / ratio:.3g}×): {_LOWER_K}"
+            self.size_label.setText(f"Teacher: {self._teacher_parameters:,} parameters. {student}, {how}")
+
+    def _compare_sizes(self) -> None:
+        """Warn where the student would not be smaller than its teacher."""
+        other = self.teacher_layer.value is not None or self.teacher_file.path is not None
+        name = None if other else self.teacher.value
+        if (name, self.k.value) == self._compared:
+            return
+        self._compared = name, self.k.value
+        net = models.get(name).net if name else None
+        if isinstance(net, core.KUNet) and net.k <= self.k.value:
+            self.size_label.setText(f"The student is not smaller than its teacher, a {net.k}-Unet: {_LOWER_K}")
+        else:
+            self.size_label.clear()
 
 
 def _is_probability(layer: Layer) -> bool:

@@ -84,6 +84,7 @@ class SegmentWidget(Panel):
         image = layer_choice(
             viewer,
             name="image",
+            label="Image",
             tooltip="Image layer to segment: grey values, 2-D or 3-D. Lazy images are read slice by slice.",
         )
         model = ModelChoice(first=lambda _: models.best_for(image.value.name if image.value else ""), sticky=False)

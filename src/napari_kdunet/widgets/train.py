@@ -6,17 +6,19 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from qtpy.QtWidgets import QCheckBox, QPushButton
+from magicgui.widgets import CheckBox, PushButton
 
 from napari_kdunet import core
-from napari_kdunet.widgets.shared.models import ModelChooser
+from napari_kdunet.widgets.shared.fields import Folding
+from napari_kdunet.widgets.shared.layers import chosen_layer, volume_of
+from napari_kdunet.widgets.shared.models import ModelChoice
 from napari_kdunet.widgets.shared.process_worker import run_in_process
 from napari_kdunet.widgets.training.corrections import corrected_mask, iter_corrections
 from napari_kdunet.widgets.training.edits import Edits
-from napari_kdunet.widgets.training.form import SettingsForm
-from napari_kdunet.widgets.training.inputs import Inputs, beside
+from napari_kdunet.widgets.training.inputs import check, input_rows, sparse_box, volumes
 from napari_kdunet.widgets.training.live import Waiting, iter_live
 from napari_kdunet.widgets.training.panel import Job, TrainingPanel
+from napari_kdunet.widgets.training.settings import Settings
 
 if TYPE_CHECKING:
     import napari.viewer
@@ -41,80 +43,101 @@ class TrainWidget(TrainingPanel):
     ----------
     viewer : napari.viewer.Viewer
         Where the layers are.
+
+    Attributes
+    ----------
+    image, image_pixel_size, labels_layer, quality : magicgui widgets
+        The rows in sight.
+    origin, live, sparse : magicgui widgets
+        The model to start from, whether to train while somebody paints, and whether unpainted pixels count.
     """
 
     def __init__(self, viewer: napari.viewer.Viewer) -> None:  # napari goes by the name of the parameter
-        inputs = Inputs(viewer)
-        origin = ModelChooser(none="a fresh network")
-        origin.setToolTip("The model to go on from: its k, BN and so on hold then, and those below are greyed out.")
-        live = QCheckBox("Live, while I paint")
-        live.setToolTip(_LIVE_TIP)
-        corrections = QPushButton("Train on corrections")
-        corrections.setToolTip(
-            "Go on from the model that has segmented the volume (or the one to start from, if there is one), on the\n"
-            "slices of its mask that you have painted on, together with the labels above."
+        settings = Settings(core.TrainConfig)
+        origin = ModelChoice(
+            name="origin",
+            label="Start from",
+            none="a fresh network",
+            first=lambda _: None,
+            tooltip="The model to go on from: its k, BN and so on hold then, and those below are greyed out.",
         )
-        rows = {**inputs.rows, "Start from": origin, " ": beside(live, corrections)}
-        super().__init__(
-            viewer, SettingsForm(core.TrainConfig, hidden=("ignore", "volume_weights")), inputs, rows, "Train"
+        live = CheckBox(name="live", text="Live, while I paint", tooltip=_LIVE_TIP)
+        corrections = PushButton(
+            name="corrections_button",
+            text="Train on corrections",
+            tooltip="Go on from the model that has segmented the volume (or the one to start from, if there is one),\n"
+            "on the slices of its mask that you have painted on, together with the labels above.",
         )
-        self.origin, self.live, self.corrections_button = origin, live, corrections
-        origin.changed.connect(lambda name: self.form.set_enabled(_SET_BY_MODEL, not name))
-        self.start_with(self.view.start_button, lambda: self.live_job() if live.isChecked() else self.job())
-        self.start_with(corrections, self.corrections_job)
+        more = Folding(
+            "Strokes, corrections, going on",
+            widgets=[sparse_box(), live, origin.with_buttons(), corrections],
+            name="more",
+            label="",
+            tooltip="Paint a few strokes instead of whole slices, correct a mask, or go on from a model.",
+        )
+        super().__init__(viewer, settings, input_rows(viewer, self.add_strokes), [more], "Train")
+        origin.changed.connect(lambda name: settings.set_enabled(_SET_BY_MODEL, not name))
+        self.start_with(self.view.start_button, self.job)
+        self.start_with(corrections.native, self.corrections_job)
 
     def job(self) -> Job:
-        """Train on the chosen layers.
+        """Train on the chosen layers; where `live` is ticked, while somebody paints.
 
         Raises
         ------
         KDUNetError
             If something is missing or wrong.
         """
-        raw, labels = self.inputs.volumes()
-        config, origin, name = self.config(), self._origin(), self.origin.name
+        if self.live.value:
+            return self.live_job()
+        raw, labels = volumes(self.image, self.labels_layer)
+        config, origin, name = self.config(), self._origin(), self.origin.value
+        check(self.labels_layer, config)
 
         def events() -> Iterator[Any]:
             start = origin()
             yield from run_in_process(core.iter_train, raw, labels, _like(start, config), start=start)
 
         called = f"{raw.name} from {name}" if name else f"{raw.name} k{config.k}"
-        return Job("training", called, self.inputs.image.wanted(), events)
+        return Job("training", called, chosen_layer(self.image), events)
 
     def live_job(self) -> Job:
         """Train on the chosen layers while the user paints; errors as in `job`."""
-        raw, edits = self.inputs.raw(), Edits(self.viewer, self.inputs.labels.wanted())
+        raw, _ = volumes(self.image, self.labels_layer)
+        edits = Edits(self.viewer, chosen_layer(self.labels_layer))
         config, origin = self.config().live(), self._origin()
 
         def events() -> Iterator[Any]:
             start = origin()
             yield from run_in_process(iter_live, raw, edits.volume, edits, _like(start, config), start)
 
-        return Job("live", f"{raw.name} live", self.inputs.image.wanted(), events, endless=True)
+        return Job("live", f"{raw.name} live", chosen_layer(self.image), events, endless=True)
 
     def corrections_job(self) -> Job:
         """Train the model whose mask the user has corrected on the corrected slices; errors as in `job`."""
         mask, result = corrected_mask(self.viewer)
-        labels = self.inputs.labels.layer
-        raw, earlier = self.inputs.volumes() if labels not in (None, mask) else (self.inputs.raw(), None)
+        image = chosen_layer(self.image)
+        raw, earlier = volume_of(image), None
+        if self.labels_layer.value not in (None, mask):
+            raw, earlier = volumes(self.image, self.labels_layer)
         config, origin = self.config().going_on(), self._origin()
 
         def events() -> Iterator[Any]:
             start = origin() or result.model
             yield from iter_corrections(result, raw, earlier, _like(start, config), start)
 
-        return Job("corrections", f"{raw.name} corrected", self.inputs.image.wanted(), events)
+        return Job("corrections", f"{raw.name} corrected", image, events)
 
     def on_event(self, event: Any) -> None:
         """Show what a live training waits for; the next run starts from the model of a live or corrections run."""
         if isinstance(event, Waiting):
             self.view.waiting(event.what)
         elif isinstance(event, core.Validated) and self._job is not None and self._job.run != "training":
-            self.origin.name = self.model_name
+            self.origin.value = self.model_name
 
     def _origin(self) -> Callable[[], Model | None]:
         """A function that reads the model to start from; for the worker thread, as the first one imports torch."""
-        store, name = self.origin.store, self.origin.name
+        store, name = self.origin.store, self.origin.value
         return lambda: store.get(name) if name else None
 
 

@@ -1,4 +1,4 @@
-"""From layers to volumes, and the combo boxes that follow the viewer."""
+"""From layers to volumes, and the choices that follow the viewer."""
 
 import dask.array as da
 import numpy as np
@@ -7,7 +7,15 @@ from napari.components import ViewerModel
 from napari.layers import Image, Labels
 
 from napari_kdunet.core import VolumeError
-from napari_kdunet.widgets.shared.layers import PREVIEW, LayerChooser, current_slice, volume_of, voxel_size_of
+from napari_kdunet.widgets.shared.layers import (
+    PREVIEW,
+    RESULT,
+    chosen_layer,
+    current_slice,
+    layer_choice,
+    volume_of,
+    voxel_size_of,
+)
 
 SHAPE = (4, 32, 48)
 
@@ -73,56 +81,70 @@ def test_current_slice_goes_by_world_coordinates():
 
 @pytest.fixture
 def choose(qtbot):
+    """A choice that follows its viewer, as in a panel."""
+
     def make(viewer, *kind, **more):
-        chooser = LayerChooser(viewer, *kind, **more)
-        qtbot.addWidget(chooser)
-        return chooser
+        choice = layer_choice(viewer, *kind, **more)
+        qtbot.addWidget(choice.native)
+        events = viewer.layers.events
+        for event in (events.inserted, events.removed, events.reordered, events.renamed):
+            event.connect(choice.reset_choices)
+        return choice
 
     return make
 
 
-def names(chooser):
-    return [chooser.itemText(i) for i in range(chooser.count())]
+def names(choice):
+    return [choice.native.itemText(i) for i in range(choice.native.count())]
 
 
-def test_chooser_offers_the_layers_of_its_kind_and_follows_them(choose):
+def test_choice_offers_the_layers_of_its_kind_and_follows_them(choose):
     viewer = ViewerModel()
-    chooser = choose(viewer)
+    choice, heard = choose(viewer), []
+    choice.changed.connect(heard.append)
     with pytest.raises(VolumeError, match="no image layer is chosen"):
-        chooser.wanted()
+        chosen_layer(choice)
     one = viewer.add_image(np.zeros(SHAPE), name="one")
-    assert chooser.wanted() is one
+    assert chosen_layer(choice) is one
     two = viewer.add_image(np.zeros(SHAPE), name="two")
     viewer.add_labels(np.zeros(SHAPE, int), name="labels")
     viewer.add_image(np.zeros(SHAPE), name="shown", metadata={PREVIEW: True})
-    assert names(chooser) == ["two", "one"]
-    assert chooser.layer is one, "the choice stays"
+    assert names(choice) == ["two", "one"]
+    assert choice.value is one, "the choice stays"
     one.name = "first"
-    assert names(chooser) == ["two", "first"]
+    assert names(choice) == ["two", "first"]
+    assert choice.value is one
     viewer.layers.remove(one)
-    assert chooser.layer is two, "another takes its place"
+    assert choice.value is two, "another takes its place"
     viewer.layers.clear()
-    assert chooser.layer is None
+    assert choice.value is None
+    assert heard == [one, two, None], "nothing else is a change"
 
 
-def test_chooser_can_have_none(choose):
+def test_choice_can_be_none(choose):
     viewer = ViewerModel()
-    taken = choose(viewer, Labels, "none")
-    waiting = choose(viewer, Labels, "none", at_first_none=True)
-    picky = choose(viewer, Labels, "none", accepts=lambda layer: layer.ndim == 2)
+    taken = choose(viewer, Labels, none="none")
+    waiting = choose(viewer, Labels, none="none", first=lambda _: None)
+    picky = choose(viewer, Labels, none="none", accepts=lambda layer: layer.ndim == 2)
     one = viewer.add_labels(np.zeros(SHAPE, int), name="one")
     assert names(taken) == names(waiting) == ["none", "one"]
     assert names(picky) == ["none"]
-    assert taken.layer is one
-    assert waiting.layer is None
-    taken.layer = None
+    assert taken.value is one
+    assert waiting.value is None
+    taken.value = None
     viewer.add_labels(np.zeros(SHAPE, int), name="two")
-    assert taken.layer is None, "none was meant"
+    assert taken.value is None, "none was meant"
 
 
-def test_a_chooser_that_is_gone_is_not_told(qtbot):
+def test_results_come_last_and_are_not_taken_by_themselves(choose):
     viewer = ViewerModel()
-    chooser = LayerChooser(viewer)
-    with qtbot.waitSignal(chooser.destroyed):
-        chooser.deleteLater()
-    viewer.add_image(np.zeros(SHAPE))
+    labels = choose(viewer, Labels)
+    mask = viewer.add_labels(np.zeros(SHAPE, int), name="mask", metadata={RESULT: None})
+    assert labels.value is None
+    own = viewer.add_labels(np.zeros(SHAPE, int), name="own")
+    later = viewer.add_labels(np.zeros(SHAPE, int), name="mask [1]", metadata={RESULT: None})
+    assert names(labels) == ["own", "mask [1]", "mask"]
+    assert labels.value is own
+    labels.value = mask
+    viewer.layers.remove(later)
+    assert labels.value is mask, "who wants it can have it"

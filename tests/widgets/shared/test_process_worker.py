@@ -212,13 +212,13 @@ def test_a_widget_trains_distils_and_previews(bench, own_process):
 
 @pytest.mark.parametrize("how", ["stop", "dock closed", "window closed"])
 def test_a_training_that_is_cut_short_ends_cleanly(bench, own_process, how):
-    widget = bench.open("Train teacher", budget={"minutes": 60})
+    widget = bench.open("Train teacher", steps=None, minutes=60.0)
     widget.view.start_button.click()
     bench.wait_for(widget, "training", steps=1, validations=0)
     if how == "stop":
         bench.stop(widget)
     elif how == "dock closed":
-        bench.viewer.window.remove_dock_widget(widget)
+        bench.viewer.window.remove_dock_widget(widget.native)
     else:
         bench.viewer.close()
     bench.wait(lambda: own_process[0].poll() is not None)
@@ -227,8 +227,8 @@ def test_a_training_that_is_cut_short_ends_cleanly(bench, own_process, how):
 
 def test_strokes_reach_a_live_training(bench, own_process):
     widget = bench.open("Train teacher")
-    widget.inputs.strokes_button.click()
-    widget.live.setChecked(True)
+    widget.add_strokes()
+    widget.live.value = True
     strokes, truth = bench.viewer.layers["em strokes"], bench.mito.data
     widget.view.start_button.click()
     bench.wait(lambda: widget.view.status.text().startswith("Waiting"))
@@ -241,7 +241,7 @@ def test_strokes_reach_a_live_training(bench, own_process):
 
 
 def test_a_process_that_died_is_notified(bench, own_process, notified):
-    widget = bench.open("Train teacher", budget={"minutes": 60})
+    widget = bench.open("Train teacher", steps=None, minutes=60.0)
     widget.view.start_button.click()
     bench.wait_for(widget, "training", steps=1, validations=0)
     own_process.pop().kill()

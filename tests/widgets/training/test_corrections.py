@@ -13,11 +13,11 @@ WORLD = {"scale": (10.0, 10.0, 10.0), "units": ("nm",) * 3}
 def segmented(bench, tiny_model):
     """Widgets *Train teacher* and *Segment*, whose model has segmented the image; its mask."""
     train = bench.open("Train teacher")
-    train.inputs.labels.layer = bench.mito
+    train.labels_layer.value = bench.mito
     models.add("tiny", core.Model(tiny_model.net, pixel_size=10.0, threshold=tiny_model.threshold))
     _, segment = bench.viewer.window.add_plugin_dock_widget("napari-kdunet", "Segment")
-    bench.wait(lambda: segment.model is not None)
-    segment.start_button.click()
+    bench.wait(lambda: segment.loaded is not None)
+    segment.start()
     bench.wait(lambda: not segment.segmentation.is_running)
     return train, segment, bench.viewer.layers["em tiny mask"]
 
@@ -41,7 +41,7 @@ def test_the_model_goes_on_on_the_corrected_slices_and_the_earlier_labels(bench,
     mask.paint((6, 10, 10), 0)
     history = len(mask._undo_history)
     before = mask.data.copy()
-    train.corrections_button.click()
+    train.corrections_button.native.click()
     assert not train.view.start_button.isEnabled()
     bench.finish(train)
     bench.assert_ready(train)
@@ -58,16 +58,16 @@ def test_the_model_goes_on_on_the_corrected_slices_and_the_earlier_labels(bench,
     np.testing.assert_array_equal(mask.data, before)
     assert len(mask._undo_history) == history
     mask.undo()
-    assert train.origin.name == "em corrected", "the next corrections go on from here"
+    assert train.origin.value == "em corrected", "the next corrections go on from here"
 
 
 def test_it_is_validated_on_earlier_labels_that_the_model_has_not_learnt_from(bench, segmented):
     """A training on all eight slices holds 2 to 5 out; one of these is corrected, and so learnt from."""
     train, _, mask = segmented
-    train.form.controls["val_share"].set(0.5)
+    train.val_share.value = 0.5
     for z in (0, 4):
         correct(mask, bench.mito.data, z)
-    train.corrections_button.click()
+    train.corrections_button.native.click()
     bench.finish(train)
     summary = models.get("em corrected").summary
     assert summary["labelled_slices"] == [0, 1, 4, 6, 7]
@@ -85,11 +85,11 @@ def test_corrections_teach(bench, segmented):
     """A model of random weights learns from all corrected slices what it did not know."""
     train, _, mask = segmented
     truth = bench.mito.data
-    train.inputs.labels.layer = mask  # the only labels that there are, as where the user has none
+    train.labels_layer.value = mask  # the only labels that there are, as where the user has none
     for z in (1, 3, 5, 6):
         correct(mask, truth, z)
-    train.form.controls["budget"].set({"steps": 120})
-    train.corrections_button.click()
+    train.steps.value = 120
+    train.corrections_button.native.click()
     bench.finish(train)
     raw = core.open_volume(bench.em.data, voxel_size=(10, 10, 10))
 
@@ -104,19 +104,19 @@ def test_corrections_teach(bench, segmented):
 
 def test_what_is_not_corrected_is_no_correction(bench, segmented, notified):
     train, segment, mask = segmented
-    train.corrections_button.click()
+    train.corrections_button.native.click()
     bench.finish(train)
     assert notified == ["nothing is corrected yet: paint into the mask where it is wrong, or erase."]
     correct(mask, bench.mito.data, 2)
     for _ in range(2):
         mask.undo()
-    segment.threshold.setValue(segment.threshold.value() + 0.02)  # our own filling is none either
+    segment.threshold.value = segment.threshold.value() + 0.02  # our own filling is none either
     bench.wait(lambda: segment.segmentation._updater is None)
-    train.corrections_button.click()
+    train.corrections_button.native.click()
     bench.finish(train)
     assert len(notified) == 2
     bench.viewer.layers.remove(mask)
-    train.corrections_button.click()
+    train.corrections_button.native.click()
     assert notified[2].startswith("there is nothing to correct: segment the volume")
     bench.assert_ready(train)
 
@@ -124,17 +124,17 @@ def test_what_is_not_corrected_is_no_correction(bench, segmented, notified):
 def test_earlier_labels_of_another_shape_are_notified(bench, segmented, notified):
     train, _, mask = segmented
     correct(mask, bench.mito.data, 2)
-    train.inputs.labels.layer = bench.viewer.add_labels(
+    train.labels_layer.value = bench.viewer.add_labels(
         np.zeros((3, 96, 96), np.uint8), name="short", scale=bench.em.scale, units=bench.em.units
     )
-    train.corrections_button.click()
+    train.corrections_button.native.click()
     bench.finish(train)
     assert len(notified) == 1
     assert "short have shape (3, 96, 96)" in notified[0]
     bench.assert_ready(train)
-    train.inputs.labels.layer = bench.viewer.add_labels(bench.mito.data[:, :80], name="cut", **WORLD)
-    train.inputs.image.layer = bench.viewer.add_image(bench.em.data[:, :80], name="cut em", **WORLD)
-    train.corrections_button.click()
+    train.labels_layer.value = bench.viewer.add_labels(bench.mito.data[:, :80], name="cut", **WORLD)
+    train.image.value = bench.viewer.add_image(bench.em.data[:, :80], name="cut em", **WORLD)
+    train.corrections_button.native.click()
     bench.finish(train)
     assert len(notified) == 2
     assert "corrected labels have shape (8, 96, 96), but their image cut em has shape (8, 80, 96)" in notified[1]

@@ -13,8 +13,8 @@ BACKGROUND, MITOCHONDRION, ERASED = 1, 2, 0
 def live(bench):
     """The widget, with an empty layer of strokes to paint on."""
     widget = bench.open("Train teacher")
-    widget.inputs.strokes_button.click()
-    widget.live.setChecked(True)
+    widget.add_strokes()
+    widget.live.value = True
     return widget
 
 
@@ -42,8 +42,8 @@ def test_a_layer_for_strokes_lies_on_the_image_and_is_ready_to_paint_on(bench, l
     assert not strokes.data.any()
     assert bench.viewer.layers.selection.active is strokes
     assert (strokes.mode, strokes.selected_label) == ("paint", MITOCHONDRION)
-    assert live.inputs.labels.layer is strokes
-    assert live.inputs.ignore == 0
+    assert live.labels_layer.value is strokes
+    assert live.sparse.value
 
 
 def test_it_waits_for_strokes_of_both_kinds(bench, live, strokes, notified):
@@ -72,7 +72,7 @@ def test_new_strokes_are_learnt_from_without_a_restart(bench, live, strokes):
     """The first strokes call everything by the wrong name; they are erased, and the right ones painted elsewhere."""
     truth = bench.mito.data
     paint_truth(strokes, 1 - (truth > 0), 1)
-    live.form.controls["k"].set(4)
+    live.k.value = 4
     live.view.start_button.click()
     bench.wait_for(live, "live", steps=5, validations=1)
     assert learnt_from(live) == [1]
@@ -126,8 +126,8 @@ def test_labels_that_are_replaced_as_a_whole_are_learnt_from(bench, live, stroke
 
 def test_it_goes_on_from_a_model_and_the_next_run_from_its_own(bench, live, strokes, tiny_model):
     start = core.Model(tiny_model.net, pixel_size=20.0)
-    live.origin.name = models.add("start", start)
-    live.form.controls["lr"].set(1.0)  # of no matter: live has its own
+    live.origin.value = models.add("start", start)
+    live.lr.value = 1.0  # of no matter: live has its own
     paint_truth(strokes, bench.mito.data, 2)
     live.view.start_button.click()
     bench.wait_for(live, "live", steps=1, validations=1)
@@ -136,11 +136,11 @@ def test_it_goes_on_from_a_model_and_the_next_run_from_its_own(bench, live, stro
     assert model.form == start.form
     assert model.pixel_size == 20.0
     assert model.summary["settings"]["lr"] == pytest.approx(core.TrainConfig().live().lr)
-    assert live.origin.name == "em live"
+    assert live.origin.value == "em live"
 
 
 def test_labels_of_another_shape_are_notified_rather_than_waited_for(bench, live, notified):
-    live.inputs.labels.layer = bench.viewer.add_labels(
+    live.labels_layer.value = bench.viewer.add_labels(
         np.zeros((3, 96, 96), np.uint8), name="short", scale=bench.em.scale, units=bench.em.units
     )
     live.view.start_button.click()

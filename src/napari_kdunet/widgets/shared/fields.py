@@ -41,6 +41,7 @@ __all__ = [
 _PARSERS: dict[str, Callable[[str], Any]] = {"slices": parse_slices, "class_weights": parse_class_weights}
 _LARGEST = 2**31 - 1  # of a Qt spin box
 _MOST_DECIMALS = 9
+_NARROW = 80  # pixels: least width of a combo box
 
 
 class Number(FloatSpinBox):
@@ -136,7 +137,8 @@ class Choice(ComboBox):
         super().__init__(choices=choices, nullable=bool(none), **options)
         box = self.native
         box.setSizeAdjustPolicy(QComboBox.SizeAdjustPolicy.AdjustToMinimumContentsLengthWithIcon)
-        box.setMinimumContentsLength(8)  # long names are elided, and do not make the panel wide
+        box.setMinimumContentsLength(8)
+        box.setMinimumWidth(_NARROW)  # long names are elided, and do not make the panel wide
         box.setPlaceholderText(placeholder)
         box.activated.connect(self._chosen)
         without_wheel(self)
@@ -201,7 +203,7 @@ def without_wheel(widget: Widget) -> Any:
 
 def threshold_slider(tooltip: str) -> FloatSlider:
     """A slider of the probability above which a voxel is foreground."""
-    slider = FloatSlider(value=0.5, min=0.01, max=0.99, step=0.01, name="threshold", tooltip=tooltip)
+    slider = FloatSlider(value=0.5, min=0.01, max=0.99, step=0.01, name="threshold", label="Threshold", tooltip=tooltip)
     slider.native.setToolTip(tooltip)  # of the number beside it too
     without_wheel(slider)
     return slider

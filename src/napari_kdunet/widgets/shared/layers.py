@@ -6,8 +6,6 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 from napari.layers import Image, Labels, Layer
-from qtpy.QtCore import Signal
-from qtpy.QtWidgets import QComboBox
 
 from napari_kdunet.core import Volume, VolumeError, open_volume
 from napari_kdunet.widgets.shared.fields import Choice
@@ -18,7 +16,6 @@ if TYPE_CHECKING:
 __all__ = [
     "PREVIEW",
     "RESULT",
-    "LayerChooser",
     "chosen_layer",
     "current_slice",
     "data_of",
@@ -170,88 +167,3 @@ def chosen_layer(choice: Choice) -> Layer:
         raise VolumeError(f"no {kind.__name__.lower()} layer is chosen: add {words} layer to the viewer.")
     layer: Layer = choice.value
     return layer
-
-
-class LayerChooser(QComboBox):
-    """Combo box of the layers of a type that follows the viewer; at first the topmost layer is chosen.
-
-    Parameters
-    ----------
-    viewer : napari.viewer.Viewer
-        The viewer of the layers.
-    kind : type
-        `napari.layers.Image` or `napari.layers.Labels`.
-    none : str
-        The choice of no layer; if empty, a layer is required.
-    at_first_none : bool
-        Choose no layer at first, rather than the topmost one.
-    accepts : callable, optional
-        Whether to offer a layer; all by default.
-    """
-
-    changed = Signal()
-
-    def __init__(
-        self,
-        viewer: napari.viewer.Viewer,
-        kind: type[Layer] = Image,
-        none: str = "",
-        *,
-        at_first_none: bool = False,
-        accepts: Callable[[Layer], bool] | None = None,
-    ) -> None:
-        super().__init__()
-        self.viewer, self.kind, self.none = viewer, kind, none
-        self.at_first_none, self.accepts = at_first_none, accepts
-        self.setSizeAdjustPolicy(QComboBox.SizeAdjustPolicy.AdjustToMinimumContentsLengthWithIcon)
-        self.setMinimumContentsLength(12)
-        self.setPlaceholderText(f"no {kind.__name__.lower()} yet: open or add one")
-        self.currentIndexChanged.connect(lambda: self.changed.emit())
-        events, refresh = viewer.layers.events, self._refresh
-        sources = (events.inserted, events.removed, events.reordered, events.renamed)
-        for source in sources:
-            source.connect(refresh)
-        self.destroyed.connect(lambda: [source.disconnect(refresh) for source in sources])
-        self._refresh()
-
-    @property
-    def layer(self) -> Layer | None:
-        """The chosen layer."""
-        chosen = self.currentData()
-        return chosen if chosen in self.viewer.layers else None
-
-    @layer.setter
-    def layer(self, layer: Layer | None) -> None:
-        self.setCurrentIndex(next((i for i in range(self.count()) if self.itemData(i) == layer), -1))
-
-    def wanted(self) -> Layer:
-        """The chosen layer.
-
-        Raises
-        ------
-        VolumeError
-            If there is none.
-        """
-        if self.layer is None:
-            kind = "a labels" if self.kind is Labels else "an image"
-            raise VolumeError(f"no {self.kind.__name__.lower()} layer is chosen: add {kind} layer to the viewer.")
-        return self.layer
-
-    def _refresh(self, event: Any = None) -> None:
-        before, had = self.currentData(), self.count() - bool(self.none)
-        layers = [layer for layer in reversed(self.viewer.layers) if self._offers(layer)]
-        self.blockSignals(True)
-        self.clear()
-        if self.none:
-            self.addItem(self.none, None)
-        for layer in layers:
-            self.addItem(layer.name, layer)
-        none_meant = bool(self.none) and before is None and (had > 0 or self.at_first_none)
-        self.layer = before if before in layers or none_meant else next(iter(layers), None)
-        self.blockSignals(False)
-        if self.currentData() != before:
-            self.changed.emit()
-
-    def _offers(self, layer: Layer) -> bool:
-        fits = isinstance(layer, self.kind) and PREVIEW not in layer.metadata
-        return fits and (self.accepts is None or self.accepts(layer))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 from magicgui.widgets import Container, Label, PushButton
@@ -12,6 +13,7 @@ from qtpy.QtCore import QSize, Qt
 from qtpy.QtWidgets import QFrame, QLabel, QSizePolicy, QWidget
 
 from napari_kdunet.core.errors import KDUNetError
+from napari_kdunet.widgets.shared.fields import Folding
 from napari_kdunet.widgets.shared.notify import report
 
 if TYPE_CHECKING:
@@ -54,7 +56,7 @@ class Panel(Container):
     def __init__(
         self, viewer: napari.viewer.Viewer, rows: Sequence[Widget], footer: Sequence[Widget | QWidget]
     ) -> None:
-        super().__init__(widgets=[Scrolling(widgets=rows)], labels=False)
+        super().__init__(widgets=[Scrolling(widgets=_blocks(rows), labels=False)], labels=False)
         self.viewer = viewer
         self.margins = (4, 4, 4, 4)
         self.error_label = wrapped_label()
@@ -100,6 +102,19 @@ class Panel(Container):
         report(error)
 
 
+def _blocks(rows: Sequence[Widget]) -> list[Widget]:
+    """The rows with a label in containers; texts and groups between them, to which magicgui would give a label too."""
+    blocks: list[Widget] = []
+    for alone, some in groupby(rows, lambda row: isinstance(row, Folding | Label)):
+        if alone:
+            blocks += some
+        else:
+            block = Container(widgets=list(some))
+            block.margins = (0, 0, 0, 0)
+            blocks.append(block)
+    return blocks
+
+
 def _leaves(container: Container) -> Iterator[Any]:
     for widget in container:
         if isinstance(widget, Container):
@@ -128,8 +143,9 @@ def button(text: str, tooltip: str, call: Any, name: str = "") -> PushButton:
 
 def note(name: str, tooltip: str = "") -> Label:
     """A row of text alone, wrapped."""
-    made = Label(name=name, label="", tooltip=tooltip)
+    made = Label(name=name, tooltip=tooltip)
     made.native.setWordWrap(True)
+    made.native.setMinimumWidth(1)
     made.native.setSizePolicy(QSizePolicy.Policy.Ignored, QSizePolicy.Policy.Minimum)
     return made
 

@@ -105,7 +105,7 @@ class Curves(QWidget):
         self.legend = self.iou_plot.addLegend(offset=(-4, -4), labelTextSize="9pt")  # where a good curve does not go
         self._items: dict[str, tuple[Any, Any, Any]] = {}
         self._line: Any = None
-        self.setMinimumHeight(240)
+        self.setMinimumHeight(110)
         layout = QVBoxLayout(self)
         layout.setContentsMargins(0, 0, 0, 0)
         layout.addWidget(self.graphics)
@@ -120,7 +120,7 @@ class Curves(QWidget):
 
     def sizeHint(self) -> QSize:
         """Small enough for the screen of a laptop; the plots grow with the panel."""
-        return QSize(320, 300)
+        return QSize(320, 240)
 
     def measure(self, what: str) -> None:
         """Set the label of the upper plot."""

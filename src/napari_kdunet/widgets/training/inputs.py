@@ -1,108 +1,121 @@
-"""The controls of the training data: an image layer, its labels, and whether unpainted pixels count."""
+"""The training data: rows of image and labels, and what is checked of them when a button is pressed."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from napari.layers import Image, Labels
+from magicgui.widgets import CheckBox
+from napari.layers import Labels
 from napari.utils.colormaps import CyclicLabelColormap
-from qtpy.QtWidgets import QCheckBox, QHBoxLayout, QPushButton, QWidget
 
-from napari_kdunet.widgets.shared.layers import LayerChooser, grid_of, volume_of
-from napari_kdunet.widgets.shared.notify import reporting
+from napari_kdunet.core.volumes.volume import check_labels
+from napari_kdunet.widgets.shared.fields import Choice
+from napari_kdunet.widgets.shared.layers import chosen_layer, data_of, grid_of, layer_choice, volume_of
+from napari_kdunet.widgets.shared.panel import button, in_a_row
+from napari_kdunet.widgets.shared.pixel_size import PixelSize
 
 if TYPE_CHECKING:
     import napari.viewer
 
-    from napari_kdunet.core import Volume
+    from napari_kdunet.core import TrainConfig, Volume
 
-__all__ = ["Inputs", "beside"]
+__all__ = ["check", "input_rows", "new_strokes", "sparse_box", "volumes"]
 
 _STROKES = ("transparent", "#CC79A7", "#E69F00")  # background and mitochondrion, unlike the preview's blue (Okabe, Ito)
 _BRUSH = 8  # pixels
-_SPARSE_TIP = (
-    "Ticked: what is not painted (0) was not looked at and does not count; paint 1 = background, 2 = mitochondrion.\n"
-    "Not ticked: 0 = background, anything else = mitochondrion, and slices without any label do not count."
-)
 
 
-class Inputs:
-    """The controls of image, labels and sparse labels.
+def input_rows(viewer: napari.viewer.Viewer, strokes: Any, no_labels: str = "") -> list[Any]:
+    """The rows ``image``, ``image_pixel_size`` and ``labels_layer``.
 
     Parameters
     ----------
     viewer : napari.viewer.Viewer
         Where the layers are.
+    strokes : callable
+        Called by the button that adds a layer to paint on.
     no_labels : str
         The choice of no labels; if empty, labels are required.
     """
-
-    def __init__(self, viewer: napari.viewer.Viewer, no_labels: str = "") -> None:
-        self._viewer = viewer
-        self.image = LayerChooser(viewer, Image)
-        self.image.setToolTip("The electron-microscopy image: grey values, 2-D or 3-D.")
-        self.labels = LayerChooser(viewer, Labels, no_labels)
-        self.labels.setToolTip("Labels of some or all of its slices, of the same shape.")
-        self.sparse = QCheckBox("unpainted = not looked at")
-        self.sparse.setToolTip(_SPARSE_TIP)
-        self.strokes_button = QPushButton("New strokes")
-        self.strokes_button.setToolTip(
-            "Add an empty labels layer on the image and choose it, to paint 1 = background, 2 = mitochondrion;\n"
-            "what is not painted does not count, and the eraser takes strokes back."
-        )
-        self.strokes_button.clicked.connect(self.add_strokes)
-        self.rows: dict[str, QWidget] = {
-            "Image": self.image,
-            "Labels": beside(self.labels, self.strokes_button),
-            "": self.sparse,
-        }
-
-    @property
-    def ignore(self) -> int | None:
-        """The label of pixels that are not annotated; None where all are."""
-        return 0 if self.sparse.isChecked() else None
-
-    def add_strokes(self) -> None:
-        """Add an empty labels layer on the image, choose it, and start to paint."""
-        with reporting():
-            image = self.image.wanted()
-            shape = volume_of(image).shape[-image.ndim :]
-            layer = self._viewer.add_labels(
-                np.zeros(shape, np.uint8),
-                name=f"{image.name} strokes",
-                opacity=0.7,
-                colormap=CyclicLabelColormap(colors=_STROKES),
-                **grid_of(image),
-            )
-            layer.selected_label, layer.brush_size, layer.mode = 2, _BRUSH, "paint"
-            self._viewer.layers.selection.active = layer
-            self.labels.layer = layer
-            self.sparse.setChecked(True)
-
-    def raw(self) -> Volume:
-        """The image; errors as in `volumes`."""
-        return volume_of(self.image.wanted())
-
-    def volumes(self) -> tuple[Volume, Volume | None]:
-        """Image and labels.
-
-        Raises
-        ------
-        VolumeError
-            If there is no image, or one of the layers cannot be used.
-        """
-        image = self.raw()
-        labels = self.labels.layer if self.labels.none else self.labels.wanted()
-        return image, None if labels is None else volume_of(labels)
+    image = layer_choice(
+        viewer, name="image", label="Image", tooltip="The electron-microscopy image: grey values, 2-D or 3-D."
+    )
+    labels = layer_choice(
+        viewer,
+        Labels,
+        name="labels_layer",
+        label="Labels",
+        none=no_labels,
+        tooltip="Your labels of some or all of its slices, of the same shape. Masks of the plugin come last.",
+    )
+    paint = button(
+        "New strokes",
+        "Add an empty labels layer on the image and choose it, to paint 1 = background, 2 = mitochondrion;\n"
+        "what is not painted does not count, and the eraser takes strokes back.",
+        strokes,
+        "strokes_button",
+    )
+    row = in_a_row(labels, paint)
+    row.label = labels.label
+    return [image, PixelSize(viewer, image), row]
 
 
-def beside(*widgets: QWidget) -> QWidget:
-    """Put widgets in one row; the first one stretches, and its tooltip is the row's."""
-    row = QWidget()
-    row.setToolTip(widgets[0].toolTip())
-    layout = QHBoxLayout(row)
-    layout.setContentsMargins(0, 0, 0, 0)
-    for i, widget in enumerate(widgets):
-        layout.addWidget(widget, i == 0)
-    return row
+def sparse_box() -> CheckBox:
+    """Whether what is not painted counts."""
+    return CheckBox(
+        name="sparse",
+        text="unpainted = not looked at",
+        tooltip="Ticked: what is not painted (0) was not looked at and does not count; paint 1 = background, 2 = "
+        "mitochondrion.\nNot ticked: 0 = background, anything else = mitochondrion, and slices without any label do "
+        "not count.",
+    )
+
+
+def new_strokes(viewer: napari.viewer.Viewer, image: Any) -> Labels:
+    """Add an empty labels layer on the image, and start to paint."""
+    shape = volume_of(image).shape[-image.ndim :]
+    layer: Labels = viewer.add_labels(
+        np.zeros(shape, np.uint8),
+        name=f"{image.name} strokes",
+        opacity=0.7,
+        colormap=CyclicLabelColormap(colors=_STROKES),
+        **grid_of(image),
+    )
+    layer.selected_label, layer.brush_size, layer.mode = 2, _BRUSH, "paint"
+    viewer.layers.selection.active = layer
+    return layer
+
+
+def volumes(image: Choice, labels: Choice) -> tuple[Volume, Volume | None]:
+    """Image and labels.
+
+    Raises
+    ------
+    VolumeError, LabelsError
+        If there is no image, one of the layers cannot be used, or they do not fit.
+    """
+    raw = volume_of(chosen_layer(image))
+    if labels.value is None and labels.null_string:
+        return raw, None
+    truth = volume_of(chosen_layer(labels))
+    check_labels(raw, truth)
+    return raw, truth
+
+
+def check(labels: Choice, config: TrainConfig) -> None:
+    """Check that something is labelled, before a process is started; lazy labels are left to that.
+
+    Raises
+    ------
+    UnlabelledError, ConfigError
+        If nothing is labelled, or nothing as foreground.
+    """
+    if labels.value is None or not isinstance(data_of(labels.value), np.ndarray):
+        return
+    from napari_kdunet.core.data.splits import is_labelled, labelled_slices  # they import torch
+
+    volume = volume_of(labels.value)
+    first = next((z for z in range(len(volume)) if is_labelled(volume, z, config)[1]), None)
+    if first is None or isinstance(config.slices, tuple):  # the rest of the slices need not be read otherwise
+        labelled_slices(volume, config)

@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from magicgui.widgets.bases import Widget
 from napari.layers import Layer
 from napari.utils.notifications import show_warning
-from qtpy.QtCore import QEvent
-from qtpy.QtWidgets import QPushButton, QVBoxLayout, QWidget
+from qtpy.QtWidgets import QPushButton
 
 from napari_kdunet import core
+from napari_kdunet.widgets.shared.layers import chosen_layer
 from napari_kdunet.widgets.shared.models import ask_and_save, models
-from napari_kdunet.widgets.shared.notify import reporting
+from napari_kdunet.widgets.shared.panel import Panel
 from napari_kdunet.widgets.shared.preview import Preview, warm_up
 from napari_kdunet.widgets.shared.thread_worker import EventWorker, run
-from napari_kdunet.widgets.training.form import SettingsForm
-from napari_kdunet.widgets.training.inputs import Inputs
-from napari_kdunet.widgets.training.run_view import RunView, UpDownScroll
+from napari_kdunet.widgets.training.inputs import new_strokes
+from napari_kdunet.widgets.training.run_view import RunView
+from napari_kdunet.widgets.training.settings import Settings
 
 if TYPE_CHECKING:
     import napari.viewer
@@ -41,22 +42,22 @@ class Job:
     scores incomparable."""
 
 
-class TrainingPanel(QWidget):
+class TrainingPanel(Panel):
     """Base of the widgets that train.
 
-    A subclass gives its inputs and its form, and makes the `Job` that each of its buttons starts. From the first
-    validation on, the best model so far is in the list of models, so that no later error can lose it.
+    A subclass gives its rows and makes the `Job` that each of its buttons starts. From the first validation on, the
+    best model so far is in the list of models, so that no later error can lose it.
 
     Parameters
     ----------
     viewer : napari.viewer.Viewer
         Where the layers are.
-    form : SettingsForm
-        The settings, except those that the inputs give.
-    inputs : Inputs
-        The training data.
-    rows : dict of str to QWidget
-        The controls above the form, including those of the inputs, by label.
+    settings : Settings
+        The settings of the kind of training.
+    inputs : sequence of magicgui widgets
+        The rows of the training data, above the settings.
+    more : sequence of magicgui widgets
+        Rows below the quality.
     start : str
         Text of the start button.
 
@@ -71,22 +72,27 @@ class TrainingPanel(QWidget):
     """
 
     def __init__(
-        self, viewer: napari.viewer.Viewer, form: SettingsForm, inputs: Inputs, rows: dict[str, QWidget], start: str
+        self,
+        viewer: napari.viewer.Viewer,
+        settings: Settings,
+        inputs: Sequence[Widget],
+        more: Sequence[Widget],
+        start: str,
     ) -> None:
-        super().__init__()
-        self.viewer, self.form, self.inputs = viewer, form, inputs
+        self.settings = settings
         self.view = RunView(viewer, start)
+        quality, *groups = settings.rows
+        super().__init__(viewer, [*inputs, quality, *more, *groups], [self.view])
         self.worker: EventWorker | None = None
         self.preview: Preview | None = None
         self.model_name = ""
         self._job: Job | None = None
         self._end = ""
-        form.insert_rows(rows)
-        self._lay_out()
         self.view.pause_clicked.connect(self.pause_or_resume)
         self.view.stop_clicked.connect(self.stop)
-        self.view.save_clicked.connect(lambda: ask_and_save(self.model_name, models, self))
-        warm_up(self)  # with the widget's opening rather than amid a training
+        self.view.save_clicked.connect(lambda: ask_and_save(self.model_name, models, self.native))
+        self.native_parent_changed.connect(self._moved)
+        warm_up(self.native)  # with the widget's opening rather than amid a training
 
     # for subclasses
 
@@ -95,28 +101,42 @@ class TrainingPanel(QWidget):
         self.view.add_starter(button)
         button.clicked.connect(lambda: self.start(make_job))
 
+    def job(self) -> Job:
+        """What the start button starts."""
+        raise NotImplementedError
+
     def config(self) -> Any:
-        """The settings, of the form's kind; errors as in `SettingsForm.config`."""
-        return self.form.config(ignore=self.inputs.ignore)
+        """The settings, of their kind; errors as in `Settings.config`."""
+        return self.settings.config(ignore=0 if self.sparse.value else None)
 
     def on_event(self, event: Any) -> None:
         """Handle an event of the run, after this class has."""
 
     # actions of the user
 
-    def start(self, make_job: Callable[[], Job]) -> None:
-        """Start a run, unless one is running; errors of its inputs are notified."""
+    def add_strokes(self) -> None:
+        """Add an empty labels layer on the image, choose it, and start to paint."""
+        with self.telling():
+            self.labels_layer.value = new_strokes(self.viewer, chosen_layer(self.image))
+            self.sparse.value = True
+
+    def start(self, make_job: Callable[[], Job] | None = None) -> None:
+        """Start a run, unless one is running; what is wrong with its inputs is said before anything starts."""
         if self.worker is not None:
             return
-        with reporting():
-            job = make_job()
+        with self.telling():
+            job = (make_job or self.job)()
             if self._job is not None and self._job.image != job.image:
                 self.view.curves.clear()
             self._prepare_preview(job.image)
             self._job, self._end, self.model_name = job, "", ""
             self.view.preparing(job.run, job.endless)
             self.worker = run(
-                job.make_events, on_event=self._on_any_event, on_done=self._ended, on_error=self._ended, owner=self
+                job.make_events,
+                on_event=self._on_any_event,
+                on_done=self._ended,
+                on_error=self._ended,
+                owner=self.native,
             )
             self.worker.paused.connect(lambda: self.view.paused(True))
             self.worker.resumed.connect(lambda: self.view.paused(False))
@@ -133,11 +153,9 @@ class TrainingPanel(QWidget):
             self.view.pause_button.setEnabled(False)
             self.worker.stop()
 
-    def changeEvent(self, event: QEvent | None) -> None:
-        """Remove the preview when the dock of this widget is closed."""
-        super().changeEvent(event)
-        closed = event is not None and event.type() == QEvent.Type.ParentChange and self.parent() is None
-        if closed and self.preview is not None:
+    def _moved(self, *_: Any) -> None:
+        """Remove the preview when the dock of this panel is closed."""
+        if self.native.parent() is None and self.preview is not None:
             self.preview.close()
 
     # events of the run
@@ -160,7 +178,7 @@ class TrainingPanel(QWidget):
     def _keep(self, event: core.Validated) -> None:
         assert self._job is not None
         if not self.model_name:
-            self.model_name = models.add(self._job.model_name, event.model)
+            self.model_name = models.add(self._job.model_name, event.model, self._job.image.name)
         elif event.best or self._job.endless:
             models.update(self.model_name, event.model)
         self.view.save_button.setEnabled(True)
@@ -175,11 +193,14 @@ class TrainingPanel(QWidget):
 
     def _ended(self, error: Exception | None = None) -> None:
         self.worker = None
+        if isinstance(error, core.KDUNetError):
+            self.error_label.setText(str(error))
+            self.error_label.show()
         if self.preview is not None and self.model_name:
             self.preview.show(models.get(self.model_name))
         elif self.preview is not None and self.preview.probability is None:
             self.preview.close()
-        how = self._end or ("Stopped." if error is None else "Ended by an error, see the notification.")
+        how = self._end or ("Stopped." if error is None else "Ended by an error.")
         kept = f"The best model is “{self.model_name}” in the list of models." if self.model_name else ""
         self.view.ended(f"{how} {kept or 'There was no validation yet, so there is no model.'}")
 
@@ -187,14 +208,5 @@ class TrainingPanel(QWidget):
         if self.preview is None or self.preview.image != image or self.preview.is_closed:
             if self.preview is not None:
                 self.preview.close()
-            self.preview = Preview(self.viewer, image, self, rest=_REST_MS)
+            self.preview = Preview(self.viewer, image, self.native, rest=_REST_MS)
             self.preview.get_ready()
-
-    def _lay_out(self) -> None:
-        content = QWidget()
-        inside = QVBoxLayout(content)
-        inside.addWidget(self.form)
-        inside.addWidget(self.view, 1)
-        outside = QVBoxLayout(self)
-        outside.setContentsMargins(0, 0, 0, 0)
-        outside.addWidget(UpDownScroll(content))

@@ -5,20 +5,11 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
-from qtpy.QtCore import QSize, Qt, Signal
-from qtpy.QtWidgets import (
-    QFrame,
-    QHBoxLayout,
-    QLabel,
-    QProgressBar,
-    QPushButton,
-    QScrollArea,
-    QSizePolicy,
-    QVBoxLayout,
-    QWidget,
-)
+from qtpy.QtCore import Signal
+from qtpy.QtWidgets import QHBoxLayout, QLabel, QProgressBar, QPushButton, QVBoxLayout, QWidget
 
 from napari_kdunet.core.parsing import clock
+from napari_kdunet.widgets.shared.panel import wrapped_label
 from napari_kdunet.widgets.training.curves import Curves
 
 if TYPE_CHECKING:
@@ -26,27 +17,9 @@ if TYPE_CHECKING:
 
     from napari_kdunet.core import Started, Stepped, Validated
 
-__all__ = ["RunView", "UpDownScroll"]
+__all__ = ["RunView"]
 
 _PER_MILLE = 1000
-
-
-class UpDownScroll(QScrollArea):
-    """Scroll area that scrolls vertically only; its minimum width is that of its content."""
-
-    def __init__(self, content: QWidget) -> None:
-        super().__init__()
-        self.setWidgetResizable(True)
-        self.setFrameShape(QFrame.Shape.NoFrame)
-        self.setHorizontalScrollBarPolicy(Qt.ScrollBarPolicy.ScrollBarAlwaysOff)
-        self.setWidget(content)
-
-    def minimumSizeHint(self) -> QSize:
-        """Wide enough for the content and the scroll bar."""
-        content, bar = self.widget(), self.verticalScrollBar()
-        if content is None or bar is None:
-            return super().minimumSizeHint()
-        return QSize(content.minimumSizeHint().width() + bar.sizeHint().width(), 200)
 
 
 class RunView(QWidget):
@@ -77,9 +50,10 @@ class RunView(QWidget):
         self.bar = QProgressBar()
         self.bar.setRange(0, _PER_MILLE)
         self.bar.setToolTip("Share of the budget that is used up, and the time that is left.")
-        self.status, self.score, self.notes = _wrapped_label(), _wrapped_label(), _wrapped_label()
+        self.status, self.score, self.notes = wrapped_label(), wrapped_label(), wrapped_label()
         self.notes.hide()
         self.curves = Curves(viewer)
+        self.curves.hide()  # the settings have its place before the first run
         layout = QVBoxLayout(self)
         layout.setContentsMargins(0, 0, 0, 0)
         layout.addLayout(self.buttons)
@@ -107,6 +81,7 @@ class RunView(QWidget):
         """Show that the run `run` is being prepared; an endless one has no budget."""
         self._run, self._endless = run, endless
         self.curves.begin(run)
+        self.curves.show()
         self._set_running(True)
         self.bar.setRange(0, 0)
         self.status.setText("Preparing: reading the slices…")
@@ -192,13 +167,7 @@ class RunView(QWidget):
 def _button(text: str, tip: str, clicked: Any = None) -> QPushButton:
     button = QPushButton(text)
     button.setToolTip(tip)
+    button.setMinimumWidth(40)
     if clicked is not None:
         button.clicked.connect(lambda: clicked.emit())
     return button
-
-
-def _wrapped_label() -> QLabel:
-    label = QLabel()
-    label.setWordWrap(True)
-    label.setSizePolicy(QSizePolicy.Policy.Ignored, QSizePolicy.Policy.Minimum)
-    return label

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
-from qtpy.QtWidgets import QFileDialog, QHBoxLayout, QLabel, QMessageBox, QPushButton, QWidget
+from magicgui.widgets import Container
+from qtpy.QtWidgets import QFileDialog, QMessageBox
+
+from napari_kdunet.widgets.shared.panel import button, note
 
 __all__ = ["TeacherFile"]
 
@@ -17,8 +21,13 @@ _QUESTION = (
 )
 
 
-class TeacherFile(QWidget):
-    """Choose an ONNX or TorchScript file that teaches in the place of a model.
+class TeacherFile(Container):
+    """Row to choose an ONNX or TorchScript file that teaches in the place of a model.
+
+    Parameters
+    ----------
+    **options
+        Name and label of the row.
 
     Attributes
     ----------
@@ -28,23 +37,20 @@ class TeacherFile(QWidget):
         Whether the user has said that its maker is trusted; asked of TorchScript alone.
     """
 
-    def __init__(self, parent: QWidget | None = None) -> None:
-        super().__init__(parent)
+    def __init__(self, **options: Any) -> None:
         self.path: Path | None = None
         self.trusted = False
-        self.label = QLabel(_NONE)
-        self.open_button, self.clear_button = QPushButton("Open…"), QPushButton("Clear")
-        self.open_button.setToolTip(
-            "A network of another tool, as ONNX (safe to take from others) or TorchScript (a program: you are asked)."
+        self.file_name = note("file_name")
+        self.open_button = button(
+            "Open…",
+            "A network of another tool, as ONNX (safe to take from others) or TorchScript (a program: you are asked).",
+            self._ask_and_open,
         )
-        self.clear_button.setToolTip("Take the model again.")
-        layout = QHBoxLayout(self)
-        layout.setContentsMargins(0, 0, 0, 0)
-        layout.addWidget(self.label, 1)
-        layout.addWidget(self.open_button)
-        layout.addWidget(self.clear_button)
-        self.open_button.clicked.connect(self._ask_and_open)
-        self.clear_button.clicked.connect(self.clear)
+        self.clear_button = button("Clear", "Take the model again.", self.clear)
+        row = [self.file_name, self.open_button, self.clear_button]
+        super().__init__(widgets=row, layout="horizontal", labels=False, **options)
+        self.margins = (0, 0, 0, 0)
+        self.native.layout().setStretch(0, 1)
         self.clear()
 
     def open(self, path: str | Path) -> None:
@@ -55,7 +61,7 @@ class TeacherFile(QWidget):
         if is_torchscript(path):
             buttons = QMessageBox.StandardButton
             answer = QMessageBox.warning(
-                self,
+                self.native,
                 "Can this file be trusted?",
                 _QUESTION.format(name=path.name),
                 buttons.Yes | buttons.No,
@@ -72,11 +78,12 @@ class TeacherFile(QWidget):
 
     def _choose(self, path: Path | None, trusted: bool) -> None:
         self.path, self.trusted = path, trusted
-        self.label.setText(_NONE if path is None else path.name)
-        self.label.setToolTip("" if path is None else str(path))
-        self.clear_button.setEnabled(path is not None)
+        self.file_name.value = _NONE if path is None else path.name
+        self.file_name.tooltip = "" if path is None else str(path)
+        self.clear_button.enabled = path is not None
+        self.changed.emit(self)
 
     def _ask_and_open(self) -> None:
-        path, _ = QFileDialog.getOpenFileName(self, "Open a teacher", "", _FILES)
+        path, _ = QFileDialog.getOpenFileName(self.native, "Open a teacher", "", _FILES)
         if path:
             self.open(path)
