@@ -21,7 +21,7 @@ from napari_kdunet.core.data import onnx_teacher
 from napari_kdunet.core.data.teachers import as_teacher
 
 CONFIG = core.DistillConfig(k=1, depth=2, patch=32, steps=2, batch=2, validations=1, threads=1, pixel_size=0.0)
-SLOW = pytest.param(range(50, 1050), marks=pytest.mark.slow)
+SLOW = [pytest.param(range(first, first + 200), marks=pytest.mark.slow) for first in range(50, 1050, 200)]
 
 
 def export(net, path, sides=None):
@@ -291,7 +291,7 @@ def test_a_file_that_is_too_large(tmp_path, one_line):
         as_teacher(path, CONFIG)
 
 
-@pytest.mark.parametrize("seeds", [range(50), SLOW], ids=["quick", "many"])
+@pytest.mark.parametrize("seeds", [range(50), *SLOW], ids=lambda seeds: f"seeds {seeds.start} to {seeds.stop}")
 def test_any_file_is_a_teacher_or_one_line(exported, tmp_path, seeds):
     path, whole = tmp_path / "t.onnx", exported.read_bytes()
     for seed in seeds:
