@@ -21,7 +21,7 @@ from napari_kdunet.core.data import onnx_teacher
 from napari_kdunet.core.data.teachers import as_teacher
 
 CONFIG = core.DistillConfig(k=1, depth=2, patch=32, steps=2, batch=2, validations=1, threads=1, pixel_size=0.0)
-SLOW = [pytest.param(range(first, first + 200), marks=pytest.mark.slow) for first in range(50, 1050, 200)]
+SLOW = [pytest.param(range(first, first + 200), marks=pytest.mark.exhaustive) for first in range(50, 1050, 200)]
 
 
 def export(net, path, sides=None):

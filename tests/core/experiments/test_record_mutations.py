@@ -15,7 +15,7 @@ from napari_kdunet.core.experiments.run_store import load_record, save_record
 
 RESULT = core.Tradeoff("2-unet", 2, 30_902, 128_000, 0.5, 0.2, 0.01)
 ABOUT = {"data": "8x64x64:00", "teacher": "t", "settings": {"k": 2, "slices": [1, 2], "lr": 0.01}}
-SEEDS = [range(50), pytest.param(range(50, 1050), marks=pytest.mark.slow)]
+SEEDS = [range(50), pytest.param(range(50, 1050), marks=pytest.mark.exhaustive)]
 
 
 @pytest.mark.parametrize("seeds", SEEDS, ids=["quick", "many"])

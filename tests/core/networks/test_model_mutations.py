@@ -32,7 +32,7 @@ def forge(data: bytes, **changes: Any) -> bytes:
     return join_safetensors(header, tensors)
 
 
-@pytest.mark.parametrize("seeds", [QUICK, pytest.param(MANY, marks=pytest.mark.slow)], ids=["quick", "many"])
+@pytest.mark.parametrize("seeds", [QUICK, pytest.param(MANY, marks=pytest.mark.exhaustive)], ids=["quick", "many"])
 def test_any_file_is_a_model_or_one_line(saved, seeds, tmp_path):
     path = tmp_path / "m.safetensors"
     before, refused = peak_megabytes(), 0

@@ -65,7 +65,7 @@ def test_a_state_of_an_older_version_is_resumed(stopped):
 
 
 @pytest.mark.parametrize(
-    "seeds", [range(50), pytest.param(range(50, 1050), marks=pytest.mark.slow)], ids=["quick", "many"]
+    "seeds", [range(50), pytest.param(range(50, 1050), marks=pytest.mark.exhaustive)], ids=["quick", "many"]
 )
 def test_any_state_is_resumed_or_one_line(stopped, seeds):
     _, state, whole, resume = stopped

@@ -32,7 +32,7 @@ def test_damaged_files(tmp_path):
     assert faults(KINDS, 50, tmp_path) == []
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("kind", KINDS)
 def test_many_damaged_files(kind, tmp_path):
     assert faults([kind], 1000, tmp_path) == []
