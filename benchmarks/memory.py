@@ -32,7 +32,7 @@ VOXEL_NM = 5.0
 def make(path: Path, shape: tuple[int, int, int], image: NDArray[np.uint8]) -> None:
     """An OME-Zarr of `image`, enlarged by repetition, each slice unlike the one before."""
     slices = (np.resize(np.roll(np.rot90(image, z % 4), 37 * z, axis=z % 2), shape[1:]) for z in range(shape[0]))
-    core.write_volume(slices, path, shape=shape, dtype=np.uint8, voxel_size=(VOXEL_NM,) * 3)
+    core.write_volume(slices, path, shape=shape, dtype=np.uint8, voxel_size=(VOXEL_NM,) * 3, overwrite=True)
 
 
 def peak(volume: Path, model: str) -> tuple[float, float]:

@@ -209,7 +209,7 @@ def end_to_end(k: int, kind: str, pixel_size: float, raw: Any, folder: Path, arg
         begin = time.perf_counter()
         source = core.open_volume(folder / f"raw{kind}")
         result = core.predict(model, source, output="labels", device="cpu", threads=arguments.threads)
-        core.write_volume(result, folder / f"mask{kind}", voxel_size=source.voxel_size)
+        core.write_volume(result, folder / f"mask{kind}", voxel_size=source.voxel_size, overwrite=True)
         return time.perf_counter() - begin
 
     engine()

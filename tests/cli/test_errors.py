@@ -91,7 +91,7 @@ WRONG = {
     "volume ending": (PREDICT.replace("mask.tif", "mask.png"), ".tif"),
     "no folder": (PREDICT.replace("mask.tif", "nowhere/mask.tif"), "no folder"),
     "no folder for the model": (TRAIN.replace("m.safetensors", "nowhere/m.safetensors"), "no folder"),
-    "over the image": ("predict {teacher} {data}/raw.tif -o {data}/../{data.name}/raw.tif", "another name"),
+    "over the image": ("predict {teacher} {data}/raw.tif --overwrite -o {data}/../{data.name}/raw.tif", "another name"),
     "over what holds the image": ("predict {teacher} {probability}/0 -o {probability}", "another name"),
     "over the teacher": ("distill {teacher} {data}/raw.tif -o {teacher}", "another name"),
     "demo in a file": ("demo --out {data}/raw.tif", "raw.tif"),

@@ -20,7 +20,7 @@ def test_version_and_module():
 
 
 def test_help_does_not_import_torch():
-    code = "import sys, napari_kdunet.cli; sys.exit('torch' in sys.modules or 'scipy' in sys.modules)"
+    code = "import sys, napari_kdunet.cli.commands; sys.exit('torch' in sys.modules or 'scipy' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
@@ -32,7 +32,7 @@ def test_help(command, monkeypatch):
         "demo": "",
         "train": " RAW LABELS [RAW LABELS]...",
         "distill": " TEACHER RAW [LABELS] [RAW LABELS]...",
-        "predict": " MODEL RAW",
+        "predict": " MODEL RAW...",
         "evaluate": " PRED LABELS",
         "info": " MODEL",
         "study": " NAME [RAW] [LABELS]",

@@ -31,7 +31,8 @@ def test_predict_threshold(data, teacher, probability, tmp_path):
     path, found = tmp_path / "mask.tif", np.asarray(core.open_volume(probability))
     for share in (0.2, 0.9):
         threshold = round(float(np.quantile(found, share)), 4)
-        assert run("predict", teacher, data / "raw.tif", "-o", path, "--threshold", threshold).code == 0
+        argv = ["predict", teacher, data / "raw.tif", "-o", path, "--overwrite"]
+        assert run(*argv, "--threshold", threshold).code == 0
         expected = found > threshold
         np.testing.assert_array_equal(np.asarray(core.open_volume(path)), expected)
         assert 0 < expected.sum() < expected.size
@@ -101,9 +102,10 @@ def test_predict_says_that_the_pixel_size_is_unknown(data, teacher, tmp_path):
         "taken as the model's 10 nm; --voxel-size sets it."
     ]
     assert core.open_volume(path).voxel_size is None
-    assert run("predict", teacher, data / "unknown.tif", "-o", path, "--voxel-size", "30,10,10").err == ""
+    argv = ["predict", teacher, data / "unknown.tif", "-o", path, "--overwrite", "--voxel-size"]
+    assert run(*argv, "30,10,10").err == ""
     assert core.open_volume(path).voxel_size == VOXEL
-    run("predict", teacher, data / "unknown.tif", "-o", path, "--voxel-size", "20")
+    run(*argv, "20")
     assert core.open_volume(path).voxel_size == (20, 20, 20)
 
 
@@ -133,7 +135,7 @@ def test_predict_past_what_cannot_be_read(suffix, data, teacher, tmp_path):
 
     for path in raw.glob("0/c/*/0/0"):
         path.write_bytes(b"damaged")
-    assert run("predict", teacher, raw, "-o", mask, "--on-error", "skip").code == 2
+    assert run("predict", teacher, raw, "-o", mask, "--on-error", "skip", "--overwrite").code == 2
     np.testing.assert_array_equal(np.asarray(core.open_volume(mask)), expected)  # what stood there before
 
 

@@ -49,7 +49,7 @@ def test_a_start_has_its_form_and_pixel_size(command, data, teacher, tmp_path):
     assert result.code == 0, result.err
     made, started = core.load_model(path), core.load_model(start)
     assert (made.form, made.pixel_size) == (started.form, 8.0)
-    refused = run(*going_on, "--depth", 3)
+    refused = run(*going_on, "--overwrite", "--depth", 3)
     assert refused.code == 2
     assert "depth" in refused.err
 

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -128,17 +131,74 @@ def test_files_and_folders_do_not_replace_each_other(tmp_path, old, new):
     assert content(path) == "old"
 
 
-def test_a_linked_folder_is_replaced_and_what_it_leads_to_stays(tmp_path):
-    make(tmp_path / "elsewhere", "folder", "old")
-    path = tmp_path / "out.zarr"
+@kinds
+@pytest.mark.parametrize("old", [True, False])
+def test_a_link_is_followed(tmp_path, kind, old):
+    path, elsewhere = tmp_path / "here" / "out.zarr", tmp_path / "there" / "real.zarr"
+    path.parent.mkdir()
+    elsewhere.parent.mkdir()
+    if old:
+        make(elsewhere, kind, "old")
     try:
-        path.symlink_to(tmp_path / "elsewhere", target_is_directory=True)
+        path.symlink_to(elsewhere, target_is_directory=kind == "folder")
     except OSError:
         pytest.skip("no permission to make links")  # Windows
     with replacing(path) as temporary:
-        make(temporary, "folder", "new")
-    assert (content(path), content(tmp_path / "elsewhere")) == ("new", "old")
-    assert names(tmp_path) == ["elsewhere", "out.zarr"]
+        make(temporary, kind, "new")
+        assert temporary.parent == elsewhere.parent
+    assert path.is_symlink()
+    assert content(path) == content(elsewhere) == "new"
+    assert names(tmp_path / "here") == ["out.zarr"]
+    assert names(tmp_path / "there") == ["real.zarr"]
+
+
+KILLED = """
+import pathlib, signal, os, sys
+from napari_kdunet.core.files import replacing
+with replacing(pathlib.Path(sys.argv[1])) as temporary:
+    temporary.write_text("half")
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.skipif(os.name != "posix", reason="there is no such signal")
+def test_what_a_killed_process_left_is_removed(tmp_path):
+    path = tmp_path / "m.safetensors"
+    write_bytes(path, b"old")
+    for _ in range(2):
+        assert subprocess.run([sys.executable, "-c", KILLED, path], check=False).returncode == -signal.SIGKILL
+    assert len(names(tmp_path)) == 2  # the second has removed what the first left
+    with replacing(path) as temporary:  # one that is alive keeps its own
+        temporary.write_text("of a living process")
+        write_bytes(path, b"new")
+        assert temporary.exists()
+    assert names(tmp_path) == [path.name]
+
+
+def test_what_is_not_known_to_be_dead_stays_for_a_day(tmp_path):
+    other = tmp_path / ".m.part-7-7f-00000000-abcdef.safetensors"  # of another machine
+    similar = tmp_path / ".m.part-7-7f-00000000-abcdef.txt.safetensors"
+    for file in (other, similar):
+        file.write_bytes(b"half")
+    write_bytes(tmp_path / "m.safetensors", b"new")
+    assert other.exists()
+    os.utime(other, (0, 0))
+    os.utime(similar, (0, 0))
+    write_bytes(tmp_path / "m.safetensors", b"new")
+    assert names(tmp_path) == [similar.name, "m.safetensors"]
+
+
+def test_killed_between_the_two_renames_of_a_folder(tmp_path):
+    path = tmp_path / "out.zarr"
+    make(tmp_path / ".out.zarr.old-kdunet", "folder", "old")
+    broken_off_quietly(path)
+    assert names(tmp_path) == ["out.zarr"]
+    assert content(path) == "old"
+
+
+def broken_off_quietly(path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        broken_off(path, "folder", KeyboardInterrupt())
 
 
 def test_nothing_written_is_an_error(tmp_path):

@@ -60,6 +60,9 @@ OnError = Annotated[
 Scheduler = Annotated[
     str | None, typer.Option(help="Address, or scheduler file, of a dask cluster that shall do the work (.zarr only).")
 ]
+Overwrite = Annotated[
+    bool, typer.Option("--overwrite", help="Replace the result that is there: a file, or a Zarr of napari-kdunet's.")
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 ModelName = Annotated[str, typer.Argument(help="A .safetensors file or the name of a bundled model.", metavar="MODEL")]
 
@@ -69,18 +72,29 @@ class Command(TyperCommand):
 
     def collect_usage_pieces(self, ctx: Any) -> list[str]:
         """RAW, not {RAW}."""
-        return [piece.strip("{}") for piece in super().collect_usage_pieces(ctx)]
+        return [piece.replace("{", "").replace("}", "") for piece in super().collect_usage_pieces(ctx)]
 
 
-def check_out(out: Path, *inputs: str, suffixes: tuple[str, ...] = (".safetensors",)) -> Path:
-    """Check, before any work, that `out` can be written and does not replace an input."""
-    from napari_kdunet.core.writing.writer import check_target
+def check_out(
+    out: Path, *inputs: str | None, suffixes: tuple[str, ...] = (".safetensors",), overwrite: bool = False
+) -> Path:
+    """Check, before any work, that `out` can be written and replaces neither an input nor an earlier result."""
+    from napari_kdunet.core.writing.target import check_target
 
-    for given in inputs:
-        path = Path(given).resolve()
-        if out.resolve() in (path, *path.parents):
-            raise OutputError(f"cannot write {out}: it is, or holds, the input {given}; choose another name.")
-    return check_target(out, suffixes)
+    return check_target(out, suffixes, inputs=[given for given in inputs if given], overwrite=overwrite)
+
+
+def check_model_out(out: Path, *inputs: str | None, overwrite: bool, resume: bool) -> Path:
+    """As `check_out`, of the model of a training, which `resume` may replace."""
+    from napari_kdunet.core.training.checkpoint import resume_path
+
+    check_out(out, *inputs, overwrite=True)
+    if out.exists() and not (overwrite or resume):
+        to_go_on = ", --resume to go on with its training" if resume_path(out).exists() else ""
+        raise OutputError(
+            f"cannot write {out}: it exists; give --overwrite to replace it{to_go_on}, or choose another name"
+        )
+    return out
 
 
 def given_volume(source: str, voxel_size: str | None, **selection: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import sys
@@ -21,24 +22,27 @@ from napari_kdunet.cli.arguments import (
     More,
     Nodes,
     Out,
+    Overwrite,
     Raw,
     Resume,
     Start,
     ValLabelsOfEach,
     ValRaws,
     VoxelSizes,
-    check_out,
+    check_model_out,
     given_volumes,
 )
 from napari_kdunet.cli.experiments import study, sweep
 from napari_kdunet.cli.options import with_selection, with_settings
 from napari_kdunet.cli.predict import predict
-from napari_kdunet.cli.progress import Interrupted, console, follow_to_file, launch_processes
+from napari_kdunet.cli.progress import Interrupted, follow_to_file, launch_processes
+from napari_kdunet.cli.signals import EXIT_CODE
+from napari_kdunet.cli.terminal import console, escape, flush_results, print_result, shorten
 from napari_kdunet.core.config import DistillConfig, TrainConfig
-from napari_kdunet.core.errors import KDUNetError, TrainingError, is_out_of_memory
+from napari_kdunet.core.errors import KDUNetError, OutputError, TrainingError, is_out_of_memory
 from napari_kdunet.core.parsing import format_slices
 
-__all__ = ["app", "main"]
+__all__ = ["app", "run"]
 
 app = typer.Typer(
     add_completion=False,
@@ -51,34 +55,53 @@ app = typer.Typer(
 _UsageError: Any = typer.BadParameter.__mro__[1]
 
 
-def main() -> None:
-    """Run the command line: wrong input is one line and exit code 2, a failed training 1, Ctrl-C 130.
+def run() -> None:
+    """Run a command and exit: wrong input is one line and exit code 2, a failed training 1, Ctrl-C 130.
 
     Any other exception is a bug and passes with its traceback.
     """
     try:
         code = app(prog_name="napari-kdunet", standalone_mode=False)
+        flush_results()
     except (Interrupted, KeyboardInterrupt, typer.Abort) as stopped:
         console.print(str(stopped) or "stopped.")
-        sys.exit(130)
+        sys.exit(EXIT_CODE)
     except KDUNetError as error:
         _fail(str(error), 1 if isinstance(error, TrainingError) else 2)
     except _UsageError as error:
         if not error.format_message():  # the help was asked for by giving nothing, and is printed
             sys.exit(2)
         command = error.ctx.command_path if error.ctx else "napari-kdunet"
-        _fail(f"{error.format_message().rstrip('.')}, see {command} --help", 2)
+        message = " ".join(error.format_message().split()).rstrip(".")
+        _fail(f"{message}, see {command} --help", 2)
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
         _fail("out of memory: lower --batch, --patch or --memory of a training, or free memory elsewhere.", 1)
-    if code == 130:  # as typer returns a Ctrl-C that nothing caught
+    except OSError as error:
+        _fail_os_error(error)
+    except SystemExit as end:  # as rich ends where a pipe is closed
+        if isinstance(end.__context__, BrokenPipeError):
+            _fail(f"cannot write to the standard output: {end.__context__.strerror}", 2)
+        raise
+    if code == EXIT_CODE:  # as typer returns a Ctrl-C that nothing caught
         console.print("stopped.")
     sys.exit(code)
 
 
+def _fail_os_error(error: OSError) -> NoReturn:
+    """Fail for what any use of a path may meet, and what printing may; any other error is a bug."""
+    try:
+        flush_results()
+    except OutputError as full:
+        _fail(str(full), 2)
+    if error.errno == errno.ENAMETOOLONG:
+        _fail(f"{error.filename}: {error.strerror}; give another path.", 2)
+    raise error
+
+
 def _fail(message: str, code: int) -> NoReturn:
-    console.print(Text.assemble(("error: ", "bold red"), " ".join(message.splitlines())))
+    console.print(Text.assemble(("error: ", "bold red"), shorten(escape(message))))
     sys.exit(code)
 
 
@@ -120,6 +143,7 @@ def train(
     val_labels: ValLabelsOfEach = None,
     voxel_size: VoxelSizes = None,
     resume: Resume = False,
+    overwrite: Overwrite = False,
     start: Start = None,
     devices: Devices = 1,
     nodes: Nodes = 1,
@@ -129,6 +153,7 @@ def train(
     """Train a k-Unet from the labels of one or several images."""
     from napari_kdunet.core import iter_train, load_model
 
+    inputs = (raw, labels, *(more or []), *(val_raw or []), *(val_labels or []), start)
     with launch_processes(config, devices, nodes) as fabric:
         volumes = given_volumes([raw, labels, *(more or [])], voxel_size, val_raw, val_labels, **selection)
         events = iter_train(
@@ -136,7 +161,7 @@ def train(
             None,
             config,
             val=volumes.val,
-            out=check_out(out),
+            out=check_model_out(out, *inputs, overwrite=overwrite, resume=resume),
             resume=resume,
             start=load_model(start) if start else None,
             fabric=fabric,
@@ -172,6 +197,7 @@ def distill(
     val_labels: ValLabelsOfEach = None,
     voxel_size: VoxelSizes = None,
     resume: Resume = False,
+    overwrite: Overwrite = False,
     start: Start = None,
     devices: Devices = 1,
     nodes: Nodes = 1,
@@ -181,6 +207,7 @@ def distill(
     """Distil a teacher into a tiny k-Unet."""
     from napari_kdunet.core import iter_distill, load_model
 
+    inputs = (teacher, raw, labels, *(more or []), *(unlabelled or []), *(val_raw or []), *(val_labels or []), start)
     with launch_processes(config, devices, nodes) as fabric:
         volumes = given_volumes([raw, labels, *(more or [])], voxel_size, val_raw, val_labels, unlabelled, **selection)
         events = iter_distill(
@@ -191,7 +218,7 @@ def distill(
             unlabelled=volumes.unlabelled,
             trust=trust_teacher,
             val=volumes.val,
-            out=check_out(out, teacher),
+            out=check_model_out(out, *inputs, overwrite=overwrite, resume=resume),
             resume=resume,
             start=load_model(start) if start else None,
             fabric=fabric,
@@ -215,7 +242,7 @@ def evaluate(
 
     scores = core.evaluate(pred, labels, threshold=threshold, ignore=ignore).to_dict()
     if as_json:
-        typer.echo(json.dumps(scores))
+        print_result(json.dumps(scores))
         return
     per_slice = scores.pop("iou_per_slice")
     defined = [(iou, z) for z, iou in enumerate(per_slice) if iou is not None]
@@ -232,7 +259,7 @@ def info(model: ModelName, as_json: Json = False) -> None:
 
     description = core.load_model(model).describe()
     if as_json:
-        typer.echo(json.dumps(_without_nan(description)))
+        print_result(json.dumps(_without_nan(description)))
         return
     summary = description.pop("summary")  # anything: the file may be somebody else's
     groups = {name: values for name, values in summary.items() if isinstance(values, dict)}
@@ -267,7 +294,7 @@ def _print_table(rows: dict[str, Any]) -> None:
         if value is None and name in ("iou", "dice", "precision", "recall"):
             value = "not defined"
         text = f"{value:.5g}" if isinstance(value, float) else _printable(str(value), 1000)
-        typer.echo(f"{name:<{width}}  {text}")
+        print_result(f"{name:<{width}}  {text}")
 
 
 def _printable(text: str, most: int) -> str:
@@ -282,4 +309,4 @@ def _follow(title: str, events: Any, out: Path, resumed: bool, fabric: Any) -> N
             pass
         return
     done = follow_to_file(title, events, out, resumed=resumed)
-    typer.echo(f"{done.path}  IoU {done.iou:.3f} at threshold {done.model.threshold:.2f}  {done.seconds:.0f} s")
+    print_result(f"{done.path}  IoU {done.iou:.3f} at threshold {done.model.threshold:.2f}  {done.seconds:.0f} s")

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import tifffile
 from numpy.typing import NDArray
-from rich.console import Console
 from rich.table import Table
 
-from napari_kdunet.cli.progress import Interrupted, console, follow_training
+from napari_kdunet.cli.progress import Interrupted, follow_training
+from napari_kdunet.cli.terminal import console, print_result, print_table
 from napari_kdunet.core import (
     DistillConfig,
     Model,
@@ -25,6 +27,7 @@ from napari_kdunet.core import (
     predict,
     write_volume,
 )
+from napari_kdunet.core.errors import OutputError
 from napari_kdunet.core.files import make_folder, replacing
 from napari_kdunet.sample import VOXEL_SIZE, synthetic_em
 
@@ -33,6 +36,13 @@ __all__ = ["run_demo"]
 _SHAPE = (48, 320, 320)
 _TEACHER = TrainConfig(k=16, minutes=1.1, patch=128, batch=8, validations=5)
 _STUDENT = DistillConfig(k=2, minutes=0.9, patch=128, batch=8, validations=5)
+
+
+_NAMES = (
+    *("train-raw.tif", "train-labels.tif", "test-raw.tif", "test-labels.tif"),
+    *("teacher.safetensors", "student.safetensors", "teacher-mask.tif", "student-mask.tif", "comparison.png"),
+)
+_METADATA = {"made_by": "napari-kdunet demo"}
 
 
 @dataclass(frozen=True)
@@ -60,11 +70,27 @@ def run_demo(out: Path) -> None:
         After Ctrl-C.
     """
     make_folder(out)
+    _check_folder(out)
     try:
         rows = _train_both(out)
     except Interrupted:
         raise Interrupted(f"stopped: what was made so far is in {out}.") from None
     _print(rows, out)
+
+
+def _check_folder(out: Path) -> None:
+    """Check that there is nothing in the folder which the demo would replace, except what an earlier demo has made."""
+    there = [name for name in _NAMES if (out / name).exists()]
+    if there and not _is_from_demo(out / "train-raw.tif"):
+        raise OutputError(f"{out} holds {there[0]}, which no demo has made: choose another folder with --out.")
+
+
+def _is_from_demo(path: Path) -> bool:
+    try:
+        with tifffile.TiffFile(path) as tif:
+            return json.loads((tif.imagej_metadata or {})["napari_kdunet"]) == _METADATA
+    except (OSError, LookupError, ValueError, TypeError):
+        return False
 
 
 def _train_both(out: Path) -> list[_Row]:
@@ -83,15 +109,22 @@ def _train_both(out: Path) -> list[_Row]:
     ]
     for row in rows:
         mask = (row.probability > row.model.threshold).astype(np.uint8)
-        write_volume(mask, out / f"{row.name}-mask.tif", voxel_size=VOXEL_SIZE)
+        write_volume(mask, out / f"{row.name}-mask.tif", voxel_size=VOXEL_SIZE, overwrite=True)
     _draw(out / "comparison.png", np.asarray(test), truth, rows)
     return rows
 
 
 def _volume(out: Path, name: str, seed: int) -> tuple[Volume, NDArray[np.uint8]]:
     raw, labels = synthetic_em(_SHAPE, seed=seed)
-    write_volume(raw, out / f"{name}-raw.tif", voxel_size=VOXEL_SIZE)
-    write_volume(labels, out / f"{name}-labels.tif", voxel_size=VOXEL_SIZE)
+    for use, volume in (("raw", raw), ("labels", labels)):
+        write_volume(
+            volume,
+            out / f"{name}-{use}.tif",
+            voxel_size=VOXEL_SIZE,
+            metadata=_METADATA,
+            labels=use == "labels",
+            overwrite=True,
+        )
     return open_volume(out / f"{name}-raw.tif"), labels
 
 
@@ -119,10 +152,9 @@ def _print(rows: list[_Row], out: Path) -> None:
             f"{row.iou:.3f}",
             f"{row.seconds_per_megapixel:.3f}",
         )
-    report = Console(soft_wrap=True, markup=False, emoji=False, highlight=False)
-    report.print(table)
+    print_table(table)
     ratio = rows[0].model.parameter_count / rows[1].model.parameter_count
-    report.print(f"The student has 1/{ratio:.0f} of the teacher's parameters. Figure: {out / 'comparison.png'}")
+    print_result(f"The student has 1/{ratio:.0f} of the teacher's parameters. Figure: {out / 'comparison.png'}")
 
 
 def _draw(path: Path, raw: NDArray[Any], labels: NDArray[Any], rows: list[_Row]) -> None:

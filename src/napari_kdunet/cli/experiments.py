@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from napari_kdunet.cli.arguments import Device, Labels, Raw, Threads, ValLabels, VoxelSize, given_pair, given_volume
 from napari_kdunet.cli.options import with_selection, with_settings
-from napari_kdunet.cli.progress import Interrupted, console, follow_runs
+from napari_kdunet.cli.progress import Interrupted, follow_runs
+from napari_kdunet.cli.terminal import console, print_result, print_table
 from napari_kdunet.core.config import DistillConfig
 from napari_kdunet.core.errors import ConfigError
 from napari_kdunet.core.experiments.studies import SETTINGS, STUDIES, Run, study_runs
@@ -77,8 +77,16 @@ def study(
         device=device,
         threads=threads,
     )
+    _check_folder(out, raw, labels, val_raw, val_labels)
     train, val = _open_pairs(raw, labels, val_raw, val_labels, voxel_size, selection)
     _conclude(name, out, _follow(name, out, runs, train, val))
+
+
+def _check_folder(out: Path, *inputs: str | None) -> None:
+    """Check that no table or figure is written into a folder of slices."""
+    from napari_kdunet.core.writing.target import check_apart
+
+    check_apart(out, [given for given in inputs if given], adds=True)
 
 
 def _open_pairs(
@@ -126,8 +134,8 @@ def _conclude(name: str, out: Path, results: list[RunResult]) -> None:
 
     _write_csv(out / f"{name}-paper.csv", map(asdict, REPORTED[name]))
     draw_study(out / f"{name}.png", STUDIES[name], results, REPORTED[name])
-    typer.echo(finding(name, results))
-    typer.echo(f"{out / f'{name}.csv'}  {out / f'{name}.png'}  the paper's figures: {out / f'{name}-paper.csv'}")
+    print_result(*finding(name, results).splitlines())
+    print_result(f"{out / f'{name}.csv'}  {out / f'{name}.png'}  the paper's figures: {out / f'{name}-paper.csv'}")
 
 
 def _embedded() -> tuple[Pair, Pair]:
@@ -179,6 +187,7 @@ def sweep(
     from napari_kdunet.core import iter_sweep, load_model
 
     wanted = _whole_numbers(ks)
+    _check_folder(out, teacher, raw, labels, val_raw, val_labels)
     results: list[Tradeoff] = []
 
     def add_result(one: Tradeoff) -> None:
@@ -214,12 +223,12 @@ def _compare(out: Path, teacher: Tradeoff, students: list[Tradeoff]) -> None:
     for row in (teacher, *students):
         size, speed = f"{row.file_bytes / 1e3:,.0f} kB", f"{row.seconds_per_megapixel:.3f}"
         table.add_row(row.name, str(row.k), f"{row.parameters:,}", size, f"{row.iou:.3f}", speed)
-    Console(soft_wrap=True, markup=False, emoji=False, highlight=False).print(table)
+    print_table(table)
     best, taken = max(students, key=lambda one: one.iou), smallest_within(students)
     draw_sweep(out / "sweep.png", teacher, students, taken)
-    typer.echo(
+    print_result(
         f"k = {taken.k} is the smallest within 0.01 IoU of the best student: IoU {taken.iou:.3f} "
         f"(best {best.iou:.3f} at k = {best.k}, teacher {teacher.iou:.3f}), {taken.parameters:,} parameters, "
         f"{taken.seconds_per_megapixel:.3f} s a megapixel here."
     )
-    typer.echo(f"{out / 'sweep.csv'}  {out / 'sweep.png'}")
+    print_result(f"{out / 'sweep.csv'}  {out / 'sweep.png'}")

@@ -1,22 +1,28 @@
-"""The command `predict`: segment a volume and write the mask or the probabilities."""
+"""The command `predict`: segment one volume or many and write masks or probabilities."""
 
 from __future__ import annotations
 
 import ctypes
+import glob
+import re
+import time
+from collections import Counter
 from collections.abc import Generator
 from contextlib import closing, nullcontext, suppress
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
 import typer
+from rich.table import Table
 
 from napari_kdunet.cli.arguments import (
     Device,
     Fill,
     ModelName,
     OnError,
+    Overwrite,
     Planes,
-    Raw,
     Sample,
     Scheduler,
     Threads,
@@ -27,23 +33,43 @@ from napari_kdunet.cli.arguments import (
     print_notes,
 )
 from napari_kdunet.cli.options import with_selection
-from napari_kdunet.cli.progress import Interrupted, console, follow_slices
-from napari_kdunet.core.errors import ConfigError
-from napari_kdunet.core.files import is_zarr_name
+from napari_kdunet.cli.progress import follow_slices
+from napari_kdunet.cli.terminal import console, escape, print_result, print_table, shorten
+from napari_kdunet.core.errors import ConfigError, InputError, KDUNetError, VolumeError
+from napari_kdunet.core.files import is_zarr_name, make_folder
 from napari_kdunet.core.parsing import format_slices
+
+if TYPE_CHECKING:
+    from napari_kdunet.core import Model
 
 __all__ = ["predict"]
 
 Slices: TypeAlias = Generator[Any, None, None]
 
 _M_ARENA_MAX = -8  # from glibc's malloc.h
+_ENDINGS = (".tif", ".tiff", ".zarr", ".h5", ".hdf5", ".mrc")
 
 
 @with_selection
 def predict(
     model: ModelName,
-    raw: Raw,
-    out: Annotated[Path, typer.Option("-o", "--out", help="Volume to write (.tif or .zarr).")],
+    raw: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="RAW",
+            help="TIFF, OME-TIFF, (OME-)Zarr, .npy or folder of slices; ZYX. With --out-dir several, or patterns "
+            "such as 'data/*.tif'.",
+        ),
+    ],
+    out: Annotated[
+        Path | None, typer.Option("-o", "--out", help="Volume to write (.tif, .zarr, .h5 or .mrc), of one RAW.")
+    ] = None,
+    out_dir: Annotated[
+        Path | None, typer.Option(help="Folder to write a volume into for each RAW, under the name of that.")
+    ] = None,
+    kind: Annotated[
+        Literal["tif", "zarr", "h5", "mrc"], typer.Option("--format", help="What to write with --out-dir.")
+    ] = "tif",
     probabilities: Annotated[
         bool, typer.Option("--probabilities", help="Write float32 probabilities instead of uint8 labels.")
     ] = False,
@@ -55,6 +81,10 @@ def predict(
     voxel_size: VoxelSize = None,
     fill: Fill = None,
     sample: Sample = None,
+    ome_version: Annotated[
+        Literal["0.5", "0.4"], typer.Option(help="Version of OME-Zarr; 0.4 is for older viewers.")
+    ] = "0.5",
+    overwrite: Overwrite = False,
     device: Device = "auto",
     threads: Threads = None,
     on_error: OnError = "stop",
@@ -62,35 +92,165 @@ def predict(
     *,
     selection: dict[str, Any],
 ) -> None:
-    """Segment a volume. The same command goes on with a Zarr where a killed one was."""
+    """Segment a volume, or many. The same command goes on with a Zarr where a stopped one was."""
     from napari_kdunet import core
-    from napari_kdunet.core.prediction.predict import prediction_key
     from napari_kdunet.core.writing.dask_cluster import connect
 
     _use_one_heap()
-    check_out(out, raw, suffixes=(".tif", ".tiff", ".zarr"))
-    if scheduler and not is_zarr_name(out):
-        raise ConfigError(f"--scheduler with {out}: workers cannot write one TIFF together, give a .zarr.")
+    jobs = _jobs(raw, out, out_dir, kind)
+    many = out_dir is not None
+    if scheduler and not is_zarr_name(jobs[0].out):
+        raise ConfigError(f"--scheduler with {jobs[0].out}: workers cannot write one file together, give a .zarr.")
     if planes == "zyx" and on_error == "skip":
         raise ConfigError("--on-error skip with --planes zyx: every block needs all slices, mend the volume first.")
-    loaded = core.load_model(model)
-    volume = given_volume(raw, voxel_size, fill=fill, sample=sample, on_error=on_error, **selection)
-    print_notes(volume)
-    if volume.voxel_size is None and loaded.pixel_size:
-        size = f"{loaded.pixel_size:g} nm"
-        console.print(f"note: the pixel size of {raw} is not known: taken as the model's {size}; --voxel-size sets it.")
-    how: dict[str, Any] = {
-        "output": "probability" if probabilities else "labels",
-        "threshold": loaded.threshold if threshold is None else threshold,
-        "views": views,
-        "planes": planes,
-    }
-    result = core.predict(loaded, volume, device=device, threads=threads, **how)
-    metadata, key = {"model": model, **how}, prediction_key(loaded, volume, **how)
-    target = {"path": out, "voxel_size": volume.voxel_size, "metadata": metadata, "resume_key": key}
+    if not many:
+        check_out(jobs[0].out, model, jobs[0].raw, suffixes=_ENDINGS, overwrite=overwrite)
+    settings = _Settings(
+        core.load_model(model),
+        model,
+        {"output": "probability" if probabilities else "labels", "views": views, "planes": planes},
+        threshold,
+        voxel_size,
+        {"fill": fill, "sample": sample, "on_error": on_error, **selection},
+        {"device": device, "threads": threads},
+        {"labels": not probabilities, "ome_version": ome_version, "overwrite": overwrite},
+        skipping=on_error == "skip",
+    )
     with connect(scheduler) if scheduler else nullcontext():
-        _write(result, target, volume, skipping=on_error == "skip")
-    typer.echo(str(out))
+        if many:
+            _predict_many(jobs, settings)
+        else:
+            _predict_one(jobs[0], settings)
+            print_result(str(jobs[0].out))
+
+
+@dataclass(frozen=True)
+class _Job:
+    """A volume to segment, and where the result goes."""
+
+    raw: str
+    out: Path
+
+
+@dataclass(frozen=True)
+class _Settings:
+    """What all volumes of a command have in common."""
+
+    model: Model
+    model_name: str
+    how: dict[str, Any]
+    threshold: float | None
+    voxel_size: str | None
+    opening: dict[str, Any]
+    resources: dict[str, Any]
+    writing: dict[str, Any]
+    skipping: bool
+
+
+def _jobs(raw: list[str], out: Path | None, out_dir: Path | None, kind: str) -> list[_Job]:
+    """The volumes that were given, patterns expanded, each with its output."""
+    if (out is None) == (out_dir is None):
+        raise ConfigError("give either -o / --out, or --out-dir for many volumes.")
+    sources = [source for given in raw for source in _expand(given)]
+    if out is not None:
+        if len(sources) > 1:
+            raise ConfigError(f"{len(sources)} volumes cannot be written to {out}: give --out-dir instead of -o.")
+        return [_Job(sources[0], out)]
+    assert out_dir is not None
+    names = _names(sources)
+    from napari_kdunet.core.writing.target import check_apart
+
+    check_apart(out_dir, sources, adds=True)
+    make_folder(out_dir)
+    return [_Job(source, out_dir / f"{name}.{kind}") for source, name in zip(sources, names, strict=True)]
+
+
+def _expand(given: str) -> list[str]:
+    """What a pattern stands for that the shell has not expanded, in natural order; anything else as it is."""
+    with suppress(OSError, ValueError):
+        if not any(c in given for c in "*?[") or Path(given).exists():
+            return [given]
+    found = sorted(
+        glob.glob(given, recursive=True),  # noqa: PTH207 (not Path.glob: the pattern may be absolute)
+        key=lambda name: [(int(part), "") if part.isdigit() else (0, part) for part in re.split(r"(\d+)", name)],
+    )
+    if not found:
+        raise VolumeError(f"no file or folder fits the pattern {given}")
+    return found
+
+
+def _names(sources: list[str]) -> list[str]:
+    """A name for the result of each volume: its own without the ending, with that of its folder where two agree."""
+    paths = [Path(source.partition(":/")[0] if "://" not in source else source) for source in sources]
+    names = [path.absolute().stem for path in paths]
+    twice = Counter(names)
+    names = [
+        f"{path.absolute().parent.name}-{name}" if twice[name] > 1 else name
+        for path, name in zip(paths, names, strict=True)
+    ]
+    for name, count in Counter(names).items():
+        if count > 1:
+            same = [source for source, other in zip(sources, names, strict=True) if other == name]
+            raise ConfigError(f"{same[0]} and {same[1]} would both be written to {name}: give them to two commands.")
+    return names
+
+
+def _predict_many(jobs: list[_Job], settings: _Settings) -> None:
+    """Segment volume after volume, a line each, and print a table; a volume that fails does not stop the others."""
+    table = Table(box=None, pad_edge=False)
+    for heading in ("volume", "slices", "seconds", "result"):
+        table.add_column(heading, justify="right" if heading in ("slices", "seconds") else "left", overflow="fold")
+    failed = done = 0
+    try:
+        for i, job in enumerate(jobs, 1):
+            begin = time.monotonic()
+            try:
+                check_out(
+                    job.out,
+                    settings.model_name,
+                    *(other.raw for other in jobs),
+                    suffixes=_ENDINGS,
+                    overwrite=settings.writing["overwrite"],
+                )
+                slices, result = str(_predict_one(job, settings)), str(job.out)
+            except KDUNetError as error:
+                failed += 1
+                slices, result = "", shorten(f"failed: {error}")
+            done += 1
+            seconds = time.monotonic() - begin
+            console.print(f"{i}/{len(jobs)}  {job.raw}  {seconds:.1f} s  {result}")
+            table.add_row(escape(job.raw), slices, f"{seconds:.1f}", escape(result))
+    finally:
+        if done:
+            print_table(table)
+    if failed:
+        raise InputError(f"{failed} of {len(jobs)} volumes failed, see the table.")
+
+
+def _predict_one(job: _Job, settings: _Settings) -> int:
+    """Segment a volume and return its number of slices."""
+    from napari_kdunet import core
+    from napari_kdunet.core.prediction.predict import prediction_key
+
+    model, volume = settings.model, given_volume(job.raw, settings.voxel_size, **settings.opening)
+    print_notes(volume)
+    if volume.voxel_size is None and model.pixel_size:
+        size = f"{model.pixel_size:g} nm"
+        console.print(
+            f"note: the pixel size of {job.raw} is not known: taken as the model's {size}; --voxel-size sets it."
+        )
+    threshold = model.threshold if settings.threshold is None else settings.threshold
+    how = {**settings.how, "threshold": threshold}
+    result = core.predict(model, volume, **settings.resources, **how)
+    target = {
+        "path": job.out,
+        "voxel_size": volume.voxel_size,
+        "metadata": {"model": settings.model_name, **how},
+        "resume_key": prediction_key(model, volume, **how),
+        **settings.writing,
+    }
+    _write(result, target, volume, settings.skipping)
+    return len(result)
 
 
 def _use_one_heap() -> None:
@@ -122,9 +282,6 @@ def _write(result: Any, target: dict[str, Any], volume: Any, skipping: bool) -> 
 
     slices = iter_write(result, **target, on_error=skip if skipping else None)
     slices = _with_lost_slices(slices, volume, target["metadata"])
-    try:
-        follow_slices("segmenting", slices, len(result), resumable=is_zarr_name(target["path"]))
-    except (Interrupted, KeyboardInterrupt):
-        raise Interrupted("stopped: nothing was written.") from None
+    follow_slices("segmenting", slices, len(result), resumable=is_zarr_name(target["path"]))
     if skipped:
         console.print(f"note: skipped {len(skipped)} of {len(result)} slices, which are 0 in {target['path']}")

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import logging
 import os
-import signal
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
+from napari_kdunet.cli.signals import handling, ignore_stop_signals
+from napari_kdunet.cli.terminal import console
 from napari_kdunet.core.config import TrainConfig
 from napari_kdunet.core.errors import CollapsedError, DivergedError, KDUNetError, TrainingError
 from napari_kdunet.core.parsing import format_slices
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Interrupted",
-    "console",
     "follow_runs",
     "follow_slices",
     "follow_to_file",
@@ -32,9 +31,6 @@ __all__ = [
     "interruptible",
     "launch_processes",
 ]
-
-#: For everything but results. Nothing that it prints is taken as markup: a path may hold square brackets.
-console = Console(stderr=True, highlight=False, soft_wrap=True, markup=False, emoji=False)
 
 T = TypeVar("T")
 
@@ -56,19 +52,16 @@ def launch_processes(config: TrainConfig, devices: int, nodes: int) -> Iterator[
         if fabric is None or fabric.is_global_zero:
             yield fabric
             return
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, signal.SIG_IGN)
+        ignore_stop_signals()
         with suppress(TrainingError if nodes > 1 else KDUNetError):
             yield fabric
 
 
 @contextmanager
-def interruptible(
-    events: Iterator[T], numbers: tuple[int, ...] = (signal.SIGINT, signal.SIGTERM)
-) -> Iterator[Iterator[T]]:
+def interruptible(events: Iterator[T]) -> Iterator[Iterator[T]]:
     """Iterate over `events`; on Ctrl-C finish the current one, close `events` and raise `Interrupted`.
 
-    The SIGTERM of a cluster's scheduler does the same, unless `numbers` leaves it out. A second signal raises
+    So do the SIGTERM of a cluster's scheduler and the SIGHUP of a terminal that is closed. A second signal raises
     `KeyboardInterrupt` at once.
     """
     stopping = False
@@ -87,14 +80,12 @@ def interruptible(
             if stopping:
                 raise Interrupted
 
-    before = {number: signal.signal(number, request_stop) for number in numbers}
-    try:
-        yield until_stopped()
-    finally:
-        if isinstance(events, Generator):
-            events.close()
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    with handling(request_stop):
+        try:
+            yield until_stopped()
+        finally:
+            if isinstance(events, Generator):
+                events.close()
 
 
 def _progress_bar(*extra: str) -> Progress:
@@ -220,14 +211,21 @@ def _print_start(event: Started) -> None:
 
 
 def follow_slices(title: str, slices: Iterator[Written], count: int, *, resumable: bool) -> None:
-    """Show the progress of writing `count` slices; raise `Interrupted` after Ctrl-C, when nothing is left behind.
+    """Show the progress of writing `count` slices.
 
-    A `resumable` writing is killed by the SIGTERM that ends a cluster's job, so that the slices written are kept.
+    Raises
+    ------
+    Interrupted
+        After Ctrl-C; the message says whether the slices written are kept, which those of a `resumable` writing are.
     """
-    numbers = (signal.SIGINT,) if resumable else (signal.SIGINT, signal.SIGTERM)
-    with interruptible(slices, numbers) as watched, _progress_bar("slice {task.completed}/{task.total}") as bar:
-        task = bar.add_task(title, total=count)
-        for i, (_, done) in enumerate(watched):
-            if done > 1 and i == 0:
-                console.print(f"note: going on after {done - 1} slices that a killed run had written")
-            bar.update(task, completed=done)
+    done = 0
+    try:
+        with interruptible(slices) as watched, _progress_bar("slice {task.completed}/{task.total}") as bar:
+            task = bar.add_task(title, total=count)
+            for i, (_, done) in enumerate(watched):
+                if done > 1 and i == 0:
+                    console.print(f"note: going on after {done - 1} slices that a killed run had written")
+                bar.update(task, completed=done)
+    except (Interrupted, KeyboardInterrupt):
+        kept = f"{done} of {count} slices are kept, and the same command goes on" if resumable and done else ""
+        raise Interrupted(f"stopped: {kept or 'nothing was written'}.") from None

@@ -1,18 +1,31 @@
-"""Write files and folders atomically: they appear under their final name complete, or not at all. Read JSON files."""
+"""Write files and folders atomically: they appear under their final name complete, or not at all.
+
+Until then they have a temporary name, which says what process writes them. A process that is killed leaves its
+temporaries behind; the next one that writes the same name removes them. JSON files are read with limits.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import os
+import re
 import shutil
+import socket
+import time
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from napari_kdunet.core.errors import OutputError
 from napari_kdunet.core.parsing import parse_json
 
-__all__ = ["is_zarr_name", "make_folder", "read_json", "replacing", "write_bytes"]
+__all__ = ["Process", "is_zarr_name", "make_folder", "read_json", "remove", "replacing", "temporaries", "write_bytes"]
+
+_MAX_AGE = 24 * 3600.0  # s since a temporary was written to, after which its process on another machine counts as dead
 
 
 def is_zarr_name(path: Path) -> bool:
@@ -20,12 +33,76 @@ def is_zarr_name(path: Path) -> bool:
     return path.suffix.lower() == ".zarr"
 
 
+@dataclass(frozen=True)
+class Process:
+    """A process, told from all others that have run or run now, on any machine and in any container.
+
+    Attributes
+    ----------
+    host : str
+        Name of its machine or container, for messages.
+    pid : int
+        Its number, which other processes have on other machines, in other containers and at other times.
+    start : int
+        When it started, in clock ticks since the boot; 0 where the system does not say.
+    machine : str
+        Digest of the host, its boot and its PID namespace: two processes that agree on it can see each other's PIDs.
+    """
+
+    host: str
+    pid: int
+    start: int
+    machine: str
+
+    @classmethod
+    def current(cls) -> Process:
+        """The process that asks."""
+        return _identify(os.getpid())  # by PID, as a forked process is another
+
+    def to_dict(self) -> dict[str, Any]:
+        """Its attributes, for JSON."""
+        return asdict(self)
+
+    @property
+    def is_alive(self) -> bool | None:
+        """Whether it still runs; None where that cannot be seen from here."""
+        if self.machine != Process.current().machine or os.name != "posix":  # on Windows signal 0 ends a process
+            return None
+        try:
+            os.kill(self.pid, 0)
+        except (ProcessLookupError, OverflowError):
+            return False
+        except PermissionError:
+            pass
+        start = _start_time(self.pid)
+        return start == self.start if start and self.start else None
+
+
+@cache
+def _identify(pid: int) -> Process:
+    host = socket.gethostname()
+    boot = namespace = ""
+    with suppress(OSError):  # not Linux
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text()
+        namespace = str(Path("/proc/self/ns/pid").readlink())
+    machine = hashlib.sha256(repr((host, boot, namespace)).encode()).hexdigest()[:8]
+    return Process(host, pid, _start_time(pid), machine)
+
+
+def _start_time(pid: int) -> int:
+    """Field 22 of Linux' ``/proc/PID/stat``, counted behind the name, which may hold anything; 0 if unknown."""
+    try:
+        return int(Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()[19])
+    except (OSError, ValueError, IndexError):
+        return 0
+
+
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Write a file or folder under a temporary name beside `path`; at the end of the block it replaces `path`.
 
     If the block raises, the temporary is removed and what was at `path` stays as it was. A folder replaces a folder
-    only, and a file a file.
+    only, and a file a file. A symbolic link is followed. What dead processes left of writing `path` is removed.
 
     Parameters
     ----------
@@ -43,18 +120,61 @@ def replacing(path: Path) -> Iterator[Path]:
         For any `OSError` in the block (the disk is full, the folder is missing or may not be written to, ...): read
         input outside of it, or turn its errors into others. All other exceptions pass as they are.
     """
-    temporary = path.with_name(f".{path.stem}.part-{os.getpid()}{path.suffix}")
+    final = Path(os.path.realpath(path))
+    _remove_leftovers(final)
+    temporary = _temporary_name(final)
     try:
         yield temporary
-        if temporary.is_dir() and path.is_dir():
-            _swap(temporary, path)
+        if temporary.is_dir() and final.is_dir():
+            _swap(temporary, final)
         else:
-            temporary.replace(path)
+            temporary.replace(final)
     except OSError as error:
         reason = " ".join((error.strerror or str(error)).split())
         raise OutputError(f"cannot write {path}: {reason}; make room or choose another folder") from error
     finally:
-        _remove(temporary)
+        remove(temporary)
+
+
+def _temporary_name(path: Path) -> Path:
+    process = Process.current()
+    owner = f"{process.pid}-{process.start:x}-{process.machine}-{uuid.uuid4().hex[:6]}"
+    return path.with_name(f".{path.stem}.part-{owner}{path.suffix}")
+
+
+def temporaries(path: Path) -> Iterator[tuple[Path, Process | None]]:
+    """Temporaries of `replacing` for `path`, and the process that writes or wrote each; None if it is not known."""
+    stem, suffix = re.escape(path.stem), re.escape(path.suffix)
+    name = re.compile(rf"\.{stem}\.part-(?:(\d+)-([0-9a-f]+)-([0-9a-f]{{8}})-[0-9a-f]{{6}}|[-\w]+){suffix}")
+    try:
+        entries = sorted(entry.name for entry in os.scandir(path.parent))
+    except OSError:
+        return
+    for entry in entries:
+        if match := name.fullmatch(entry):
+            pid, start, machine = match.groups()
+            yield path.with_name(entry), Process("", int(pid), int(start, 16), machine) if pid else None
+
+
+def _remove_leftovers(path: Path) -> None:
+    """Remove files that dead processes left of writing `path`, and restore what one was about to replace."""
+    for temporary, process in temporaries(path):
+        if process and not temporary.is_dir():  # an unfinished Zarr may be resumed
+            alive = process.is_alive
+            if alive is False or (alive is None and _is_old(temporary)):
+                remove(temporary)
+    old = _old_name(path)
+    if old.is_dir() and not path.exists():
+        with suppress(OSError):
+            old.rename(path)
+    remove(old)
+
+
+def _is_old(path: Path) -> bool:
+    try:
+        return time.time() - path.stat().st_mtime > _MAX_AGE
+    except OSError:
+        return False
 
 
 def make_folder(path: Path) -> None:
@@ -89,9 +209,13 @@ def read_json(path: Path, most: int) -> Any:
         raise ValueError(error.strerror or "it cannot be read") from error
 
 
+def _old_name(path: Path) -> Path:
+    return path.with_name(f".{path.name}.old-kdunet")
+
+
 def _swap(new: Path, path: Path) -> None:
     """Replace the folder `path` by the folder `new`, which takes two renames."""
-    old = path.with_name(f".{path.name}.old-{os.getpid()}")
+    old = _old_name(path)
     try:
         path.rename(old)
         new.rename(path)
@@ -99,10 +223,10 @@ def _swap(new: Path, path: Path) -> None:
         if not path.exists():
             old.rename(path)
         raise
-    _remove(old)
+    remove(old)
 
 
-def _remove(path: Path) -> None:
+def remove(path: Path) -> None:
     """Remove a file or folder if it exists; one that cannot be removed stays, without an error."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)

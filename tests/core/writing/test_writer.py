@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tracemalloc
@@ -16,7 +17,7 @@ import zarr
 
 from napari_kdunet.core.errors import OutputError, VolumeError
 from napari_kdunet.core.volumes.volume import open_volume
-from napari_kdunet.core.writing.writer import check_target, iter_write, write_volume
+from napari_kdunet.core.writing.writer import iter_write, write_volume
 
 SUFFIXES = [".tif", ".tiff", ".zarr"]
 
@@ -113,10 +114,10 @@ def test_bad_slices_are_skipped_if_asked(pixels, tmp_path, suffix, lazy):
     np.testing.assert_array_equal(np.asarray(volume), expected)
     assert volume.voxel_size == (4, 3, 2)
     assert about(path) == {"a": 1, "skipped": [0, 3, 4]}
-    write_volume(pixels, path, on_error=told.append)
+    write_volume(pixels, path, on_error=told.append, overwrite=True)
     assert about(path) == {"skipped": []}
     with pytest.raises(VolumeError, match="z=4"):  # nothing is left of it
-        write_volume(Damaged(pixels, *range(5)), path, on_error=told.append)
+        write_volume(Damaged(pixels, *range(5)), path, on_error=told.append, overwrite=True)
     np.testing.assert_array_equal(np.asarray(open_volume(path)), pixels)
     assert names(tmp_path) == [path.name]
 
@@ -137,29 +138,34 @@ def about(path) -> dict:
         return json.loads(tif.imagej_metadata["napari_kdunet"])
 
 
-def test_what_was_skipped_before_a_kill_is_tried_again(pixels, tmp_path):
-    def killed_at(z: int, *bad: int) -> None:
-        """Leave behind what a process of our number does."""
+def test_what_was_skipped_before_a_stop_is_tried_again(pixels, tmp_path):
+    def stopped_at(z: int, *bad: int) -> None:
         writing = iter_write(Damaged(pixels, *bad), tmp_path / "out.zarr", resume_key="this", on_error=str)
         while next(writing).z < z:
             pass
-        (left,) = tmp_path.glob(".out.part-*")
-        copy = left.rename(tmp_path / "copy")
         writing.close()
-        copy.rename(left)
+        assert len(names(tmp_path)) == 1  # it is kept, under a hidden name
 
-    killed_at(3, 0, 2)
-    killed_at(2, 2)
+    stopped_at(3, 0, 2)
+    stopped_at(2, 2)
     written = list(iter_write(Damaged(pixels, 2), tmp_path / "out.zarr", resume_key="this", on_error=str))
     assert written == [(2, 4), (4, 5)]
     assert about(tmp_path / "out.zarr") == {"skipped": [2]}
     expected = pixels.copy()
     expected[2] = 0
     np.testing.assert_array_equal(np.asarray(open_volume(tmp_path / "out.zarr")), expected)
-    killed_at(3, 0, 2)
+    shutil.rmtree(tmp_path / "out.zarr")
+    stopped_at(3, 0, 2)
     assert list(iter_write(pixels, tmp_path / "out.zarr", resume_key="this")) == [(0, 3), (2, 4), (4, 5)]
     np.testing.assert_array_equal(np.asarray(open_volume(tmp_path / "out.zarr")), pixels)
     assert names(tmp_path) == ["out.zarr"]
+
+
+def test_a_stop_before_the_first_slice_leaves_nothing(pixels, tmp_path):
+    writing = iter_write(Damaged(pixels, 0), tmp_path / "out.zarr", resume_key="this", on_error=str)
+    next(writing)
+    writing.close()
+    assert names(tmp_path) == []
 
 
 WRITER = """
@@ -185,8 +191,8 @@ def test_a_killed_writing_of_a_zarr_is_gone_on_with(pixels, tmp_path, key, first
         assert process.stdout is not None
         assert [process.stdout.readline() for _ in range(3)] == ["0\n", "1\n", "2\n"]
         process.kill()
-    assert len(names(folder)) == 1  # what it left, under a hidden name
-    (left,) = folder.iterdir()
+    assert len(names(folder)) == 2  # what it left, under hidden names
+    (left,) = folder.glob(".out.part-*")
     broken = left / "0" / "c" / "3" / "0" / "0"  # as if it was killed in the middle of the next
     broken.parent.mkdir(parents=True, exist_ok=True)
     broken.write_bytes(b"half")
@@ -204,14 +210,45 @@ def tree(folder) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def test_a_living_process_keeps_what_it_writes(pixels, tmp_path):
-    lazy = da.from_array(pixels, chunks=(1, 37, 53))
-    writing = iter_write(lazy, tmp_path / "out.zarr", resume_key="this")
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_one_writer_at_a_time(pixels, tmp_path, suffix, one_line):
+    path = tmp_path / f"out{suffix}"
+    writing = iter_write(pixels, path, resume_key="this")
     assert [next(writing), next(writing)] == [(0, 1), (1, 2)]
-    (own,) = tmp_path.iterdir()
-    other = own.rename(own.with_name(f".out.part-{os.getppid()}.zarr"))  # as another process' would be called
-    assert next(iter_write(lazy, tmp_path / "out.zarr", resume_key="this")) == (0, 1)
-    assert other.exists()
+    with one_line(OutputError, str(path), f"process {os.getpid()} on ", "is writing it"):
+        write_volume(pixels + 1, path, resume_key="this")
+    assert list(writing) == [(2, 3), (3, 4), (4, 5)]
+    np.testing.assert_array_equal(np.asarray(open_volume(path)), pixels)
+    assert names(tmp_path) == [path.name]
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_what_a_killed_process_left_is_gone(pixels, tmp_path, suffix):
+    """Without a key too: the temporary, and the lock."""
+    np.save(tmp_path / "pixels.npy", pixels)
+    folder = tmp_path / "out"
+    folder.mkdir()
+    path = folder / f"out{suffix}"
+    argv = [sys.executable, "-c", WRITER.replace('resume_key="this"', ""), tmp_path / "pixels.npy", path]
+    with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert [process.stdout.readline() for _ in range(3)] == ["0\n", "1\n", "2\n"]
+        process.kill()
+    assert len(names(folder)) == 2
+    write_volume(pixels, path)
+    np.testing.assert_array_equal(np.asarray(open_volume(path)), pixels)
+    assert names(folder) == [path.name]
+
+
+def test_a_slice_that_is_taken_away_meanwhile_is_noticed(pixels, tmp_path, one_line):
+    pixels[1] = 0  # an empty slice is there all the same
+    writing = iter_write(pixels, tmp_path / "out.zarr")
+    next(writing)
+    (temporary,) = tmp_path.glob(".out.part-*")
+    shutil.rmtree(temporary / "0" / "c" / "0")
+    with one_line(OutputError, "out.zarr", "z=0"):
+        list(writing)
+    assert names(tmp_path) == []
 
 
 @pytest.mark.parametrize("suffix", [".tif", ".zarr"])
@@ -283,7 +320,7 @@ def test_big_tiff_beyond_two_gib(tmp_path):
         (np.zeros(shape[1:], np.uint8) for _ in range(shape[0])), tmp_path / "a.tif", shape=shape, dtype="u1"
     )
     next(writing)
-    (temporary,) = tmp_path.iterdir()
+    (temporary,) = tmp_path.glob(".*.tif")
     assert temporary.read_bytes()[2] == 43  # the version of BigTIFF; 42 is TIFF
     writing.close()
     assert names(tmp_path) == []
@@ -294,7 +331,7 @@ def test_zarr_is_valid_ome_zarr(tmp_path):
     write_volume(np.ones((3, 1100, 20), np.float32), tmp_path / "out.zarr", voxel_size=(30, 4, 5), metadata={"k": 2})
     yaozarrs.validate_zarr_store(tmp_path / "out.zarr")
     group = zarr.open_group(tmp_path / "out.zarr", mode="r")
-    assert group["0"].chunks == (1, 1024, 20)
+    assert (group["0"].chunks, group["1"].shape) == ((1, 1024, 20), (3, 550, 10))
     assert group["0"].metadata.zarr_format == 3
     assert group.attrs["ome"]["version"] == "0.5"
     assert group.attrs["ome"]["multiscales"][0]["name"] == "out"
@@ -305,9 +342,9 @@ def test_zarr_is_valid_ome_zarr(tmp_path):
 def test_replaces_only_at_the_end(pixels, tmp_path, suffix):
     path = tmp_path / f"out{suffix}"
     write_volume(pixels, path)
-    for z, _ in iter_write(pixels + 1, path):
+    for z, _ in iter_write(pixels + 1, path, overwrite=True):
         np.testing.assert_array_equal(open_volume(path).read(z), pixels[z])
-        assert len(names(tmp_path)) == 2
+        assert len(names(tmp_path)) == 3  # beside it are the temporary and the lock
     np.testing.assert_array_equal(np.asarray(open_volume(path)), pixels + 1)
     assert names(tmp_path) == [path.name]
 
@@ -315,7 +352,7 @@ def test_replaces_only_at_the_end(pixels, tmp_path, suffix):
 def test_onto_its_own_source(pixels, tmp_path):
     path = tmp_path / "out.tif"
     write_volume(pixels, path)
-    write_volume(open_volume(path), path, dtype=np.float32)
+    write_volume(open_volume(path), path, dtype=np.float32, overwrite=True)
     np.testing.assert_array_equal(np.asarray(open_volume(path)), pixels)
 
 
@@ -324,9 +361,9 @@ def test_given_up_leaves_nothing(pixels, tmp_path, suffix):
     path = tmp_path / f"out{suffix}"
     write_volume(pixels, path)
 
-    writing = iter_write(pixels + 1, path)
+    writing = iter_write(pixels + 1, path, overwrite=True)
     assert [next(writing), next(writing)] == [(0, 1), (1, 2)]
-    assert len(names(tmp_path)) == 2
+    assert len(names(tmp_path)) == 3
     writing.close()
     assert names(tmp_path) == [path.name]
 
@@ -334,7 +371,7 @@ def test_given_up_leaves_nothing(pixels, tmp_path, suffix):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        write_volume(pixels + 1, path, progress=interrupt)
+        write_volume(pixels + 1, path, progress=interrupt, overwrite=True)
     assert names(tmp_path) == [path.name]
     np.testing.assert_array_equal(np.asarray(open_volume(path)), pixels)
 
@@ -405,31 +442,9 @@ def test_a_rename_that_fails_restores_the_old_zarr(pixels, tmp_path, monkeypatch
 
     monkeypatch.setattr(type(path), "rename", fail)
     with pytest.raises(OutputError, match="Permission denied"):
-        write_volume(pixels + 1, path)
+        write_volume(pixels + 1, path, overwrite=True)
     assert names(tmp_path) == ["out.zarr"]
     np.testing.assert_array_equal(np.asarray(open_volume(path)), pixels)
-
-
-def test_check_target(pixels, tmp_path, monkeypatch):
-    assert check_target(str(tmp_path / "OUT.TIF")) == tmp_path / "OUT.TIF"
-    (tmp_path / "folder.tif").mkdir()
-    (tmp_path / "photos.zarr").mkdir()
-    (tmp_path / "file.zarr").write_text("")
-    wrong = {
-        "out.png": r"\.tif or \.tiff or \.zarr",
-        "out": r"\.tif",
-        "no/out.tif": "no folder",
-        "folder.tif": "folder",
-    }
-    for name, match in {**wrong, "photos.zarr": "not a Zarr", "file.zarr": "not a Zarr"}.items():
-        with pytest.raises(OutputError, match=match) as caught:
-            iter_write(pixels, tmp_path / name)  # at once, before the first slice
-        assert str(tmp_path / name) in str(caught.value)
-    with pytest.raises(OutputError, match=r"\.npz"):
-        check_target(tmp_path / "out.tif", (".npz",))
-    monkeypatch.setattr(os, "access", lambda *_: False)  # root may write anywhere
-    with pytest.raises(OutputError, match="no permission"):
-        check_target(tmp_path / "out.tif")
 
 
 def test_what_is_no_volume(pixels, tmp_path):

@@ -12,7 +12,18 @@ import numpy as np
 from numba import njit
 
 _BAND = 2048  # places in one go: what is added up stays in the first cache
-_OPTIONS = {"nogil": True, "fastmath": True, "error_model": "numpy", "cache": True}
+
+
+def _can_cache() -> bool:
+    """Whether Numba has a folder to keep compiled code in: beside this file, or else the user's."""
+    try:
+        njit(cache=True)(lambda: None)
+    except RuntimeError:
+        return False
+    return True
+
+
+_OPTIONS = {"nogil": True, "fastmath": True, "error_model": "numpy", "cache": _can_cache()}
 
 
 @njit(**_OPTIONS)

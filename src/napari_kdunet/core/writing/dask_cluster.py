@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import dask
 import dask.array as da
 import numpy as np
-import zarr
 
 from napari_kdunet.core.errors import ConfigError, OutputError, VolumeError
+from napari_kdunet.core.writing.ome_zarr import Levels
 from napari_kdunet.core.writing.slices import compute_slices, iter_slabs
 
 if TYPE_CHECKING:
@@ -97,9 +97,9 @@ def active_client() -> Client | None:
 
 
 def iter_write_on_cluster(
-    client: Client, volume: da.Array, path: Path, dtype: np.dtype[Any], indices: Sequence[int]
+    client: Client, volume: da.Array, path: Path, indices: Sequence[int]
 ) -> Generator[Outcome, None, None]:
-    """Let the workers of a cluster compute slices and write them to a Zarr array.
+    """Let the workers of a cluster compute slices and write them to an OME-Zarr.
 
     If a worker dies, another takes over its slices. Pixels do not pass through this process. Each worker receives the
     volume, and with it the model, once.
@@ -111,9 +111,7 @@ def iter_write_on_cluster(
     volume : dask.array.Array
         ZYX. A chunk along z is one task.
     path : Path
-        A Zarr array of the same shape, whose chunks are one slice thick, on a file system shared with the workers.
-    dtype : dtype
-        Type of that array.
+        An OME-Zarr that `ome_zarr.zarr_writer` has made, on a file system shared with the workers.
     indices : sequence of int
         Slices to write, ascending.
 
@@ -133,7 +131,7 @@ def iter_write_on_cluster(
 
     name = uuid.uuid4().hex
     with dask.config.set({"distributed.admin.large-graph-warning-threshold": "1 TB"}):  # large, but sent once
-        job = client.submit(_identity, _Job(name, volume, path.absolute(), dtype), pure=False)
+        job = client.submit(_identity, _Job(name, volume, path.absolute()), pure=False)
     pending = set(client.map(_write_slab, list(iter_slabs(volume, indices)), job=job, pure=False))
     try:
         for future in as_completed(list(pending)):
@@ -160,7 +158,6 @@ class _Job:
     name: str
     volume: da.Array
     path: Path
-    dtype: np.dtype[Any]
 
 
 def _identity(job: _Job) -> _Job:
@@ -184,8 +181,7 @@ def _write_slab(slab: list[int], job: _Job) -> list[Outcome]:
 def _write_slice(job: _Job, z: int, pixels: np.ndarray[Any, Any]) -> None:
     if not job.path.is_dir():
         raise OutputError(f"a worker on {gethostname()} does not see {job.path}: give a folder that all share")
-    array: Any = zarr.open_array(job.path, mode="r+")
-    array[z] = pixels.astype(job.dtype, copy=False)
+    Levels(job.path).write(z, pixels)
 
 
 def _cancel_job(name: str) -> None:

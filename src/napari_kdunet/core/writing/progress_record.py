@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import glob
 import json
 import math
 import os
 from bisect import bisect_right
-from collections.abc import Iterator
-from contextlib import suppress
 from itertools import chain
 from pathlib import Path
 
-from napari_kdunet.core.files import write_bytes
+from napari_kdunet.core.files import remove, temporaries, write_bytes
 
 __all__ = ["ProgressRecord"]
 
@@ -39,17 +36,24 @@ class ProgressRecord:
     def adopt(cls, target: Path, temporary: Path, key: str | None) -> ProgressRecord:
         """Move the unfinished Zarr that a dead process left of the result `key` to `temporary`, if there is one.
 
-        `target` and `temporary` are those of `files.replacing`.
+        Whatever else dead processes left of `target` is removed, except unfinished Zarrs of other keys. The caller
+        holds the `TargetLock`; `target` and `temporary` are those of `files.replacing`.
         """
-        for left in _unfinished(target) if key is not None else ():
-            try:
-                record = json.loads((left / _RECORD_NAME).read_text())
-            except (OSError, ValueError):
+        best = cls(temporary, key)
+        for left, process in temporaries(Path(os.path.realpath(target))):
+            if left == temporary or (process is not None and process.is_alive):
                 continue
-            if record["key"] == key:
-                left.rename(temporary)
-                return cls(temporary, key, record["slices"])
-        return cls(temporary, key)
+            record = _load(left)
+            if record is None:
+                remove(left)  # a file, or nothing was complete
+            elif record.key is not None and record.key == key:
+                best, worse = (record, best) if len(record) > len(best) else (best, record)
+                if worse.folder != temporary:
+                    remove(worse.folder)
+        if best.folder != temporary:
+            best.folder.rename(temporary)
+            best.folder = temporary
+        return best
 
     def __len__(self) -> int:
         return sum(stop - start for start, stop in self.runs)
@@ -75,8 +79,8 @@ class ProgressRecord:
     def keep(self) -> None:
         """Rename the unfinished Zarr so that `files.replacing` does not remove it and a later writing can resume it."""
         if self.key is not None and self.runs:
-            stem, _, process = self.folder.stem.rpartition("-")
-            self.folder.rename(self.folder.with_name(f"{stem}-left-{process}{self.folder.suffix}"))
+            stem, _, owner = self.folder.stem.partition(".part-")
+            self.folder.rename(self.folder.with_name(f"{stem}.part-kept-{owner}{self.folder.suffix}"))
 
     def finish(self) -> None:
         """Remove the record and the temporary files of killed processes from a complete Zarr."""
@@ -85,22 +89,9 @@ class ProgressRecord:
             left.unlink(missing_ok=True)
 
 
-def _unfinished(target: Path) -> Iterator[Path]:
-    """Temporaries of `files.replacing` whose process is dead, or had the PID of this one."""
-    for path in sorted(target.parent.glob(f".{glob.escape(target.stem)}.part-*{glob.escape(target.suffix)}")):
-        with suppress(ValueError):
-            process = int(path.name.removesuffix(target.suffix).rpartition("-")[2])
-            if process == os.getpid() or not _is_alive(process):
-                yield path
-
-
-def _is_alive(process: int) -> bool:
-    if os.name != "posix":  # on Windows signal 0 ends the process
-        return True
+def _load(folder: Path) -> ProgressRecord | None:
     try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        pass
-    return True
+        record = json.loads((folder / _RECORD_NAME).read_text())
+        return ProgressRecord(folder, str(record["key"]), [[int(start), int(stop)] for start, stop in record["slices"]])
+    except (OSError, ValueError, TypeError, LookupError):
+        return None

@@ -1,11 +1,10 @@
-"""Write a ZYX volume slice by slice, to TIFF or OME-Zarr.
+"""Write a ZYX volume slice by slice, to TIFF, OME-Zarr, HDF5 or MRC.
 
 The result appears under its final name when it is complete; what was there before stays untouched until then.
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import AbstractContextManager, closing
 from pathlib import Path
@@ -16,18 +15,19 @@ import numpy as np
 
 from napari_kdunet.core.errors import OutputError, VolumeError
 from napari_kdunet.core.files import is_zarr_name, replacing
-from napari_kdunet.core.volumes.formats.zarr_image import is_zarr
 from napari_kdunet.core.volumes.sources import one_line
 from napari_kdunet.core.writing.dask_cluster import ClusterLostError, Outcome, active_client, iter_write_on_cluster
-from napari_kdunet.core.writing.formats import ARRAY, OutputSpec, WriteSlice, tiff_writer, zarr_writer
+from napari_kdunet.core.writing.formats import WRITERS
+from napari_kdunet.core.writing.lock import TargetLock
+from napari_kdunet.core.writing.ome_zarr import incomplete_slices, zarr_writer
 from napari_kdunet.core.writing.progress_record import ProgressRecord
 from napari_kdunet.core.writing.slices import Slice, iter_slices
+from napari_kdunet.core.writing.spec import OmeVersion, OutputSpec, WriteSlice
+from napari_kdunet.core.writing.target import check_target
 
-__all__ = ["Written", "check_target", "iter_write", "write_volume"]
+__all__ = ["Written", "iter_write", "write_volume"]
 
 OnError: TypeAlias = Callable[[VolumeError], object]
-
-_SUFFIXES = (".tif", ".tiff", ".zarr")
 
 
 class Written(NamedTuple):
@@ -35,41 +35,6 @@ class Written(NamedTuple):
 
     z: int
     done: int
-
-
-def check_target(path: str | Path, suffixes: tuple[str, ...] = _SUFFIXES) -> Path:
-    """Check that a result can be written, before hours of work.
-
-    Parameters
-    ----------
-    path : str or Path
-        Where the result shall go.
-    suffixes : tuple of str
-        The endings to accept, in lower case, with the dot.
-
-    Returns
-    -------
-    Path
-        The same path.
-
-    Raises
-    ------
-    OutputError
-        The ending is unknown, the folder is missing or cannot be written to, or something stands
-        there that must not be replaced.
-    """
-    path = Path(path)
-    if path.suffix.lower() not in suffixes:
-        raise OutputError(f"cannot write {path}: its name must end in {' or '.join(suffixes)}")
-    if not path.parent.is_dir():
-        raise OutputError(f"cannot write {path}: there is no folder {path.parent}, make it first")
-    if not os.access(path.parent, os.W_OK | os.X_OK):
-        raise OutputError(f"cannot write {path}: no permission to write in {path.parent}, choose another folder")
-    if not is_zarr_name(path) and path.is_dir():
-        raise OutputError(f"cannot write {path}: there is a folder of this name, choose another name")
-    if is_zarr_name(path) and path.exists() and not is_zarr(path):
-        raise OutputError(f"cannot write {path}: what stands there is not a Zarr, choose another name")
-    return path
 
 
 def iter_write(
@@ -80,15 +45,21 @@ def iter_write(
     dtype: Any = None,
     voxel_size: tuple[float, float, float] | None = None,
     metadata: Mapping[str, Any] | None = None,
+    labels: bool = False,
+    ome_version: OmeVersion = "0.5",
+    overwrite: bool = False,
     resume_key: str | None = None,
     on_error: OnError | None = None,
 ) -> Generator[Written, None, None]:
-    """Write a volume slice by slice, as an iterator; closing it stops the writing and removes what was written.
+    """Write a volume slice by slice, as an iterator; closing it stops the writing.
+
+    What is written has a temporary name until it is complete. If writing stops or fails it is removed, but kept for
+    the next call where it can be resumed (see `resume_key`) and was stopped. One process at a time writes a name.
 
     Where a `distributed.Client` is active, the workers of its cluster compute a dask array and write it to a Zarr.
 
-    TIFF is compressed (zlib), with ImageJ's metadata, and a BigTIFF from 2 GiB on; boolean becomes uint8. Zarr is
-    OME-Zarr 0.5 with one scale level. `open_volume` reads both back, with the voxel size.
+    TIFF is compressed (zlib), with ImageJ's metadata; a Zarr is an OME-Zarr with a pyramid of scale levels; HDF5 has
+    one dataset, ``volume``; MRC has no uint8 and no bool, which become uint16 and int8. All state the voxel size.
 
     Parameters
     ----------
@@ -97,7 +68,7 @@ def iter_write(
         the first to the last. One slice is in memory at a time; of a dask array up to 32 MiB of the next ones are
         computed in the background.
     path : str or Path
-        A name ending in ``.tif``, ``.tiff`` or ``.zarr``. What is there is replaced at the end.
+        A name ending in ``.tif``, ``.tiff``, ``.zarr``, ``.h5``, ``.hdf5`` or ``.mrc``. A symbolic link is followed.
     shape : tuple of int, optional
         (Z, Y, X), needed for an iterable only.
     dtype : dtype, optional
@@ -107,9 +78,16 @@ def iter_write(
     metadata : mapping, optional
         Anything that JSON can hold; stored under the name ``napari_kdunet``. What is added to it up to the last slice
         is stored too.
+    labels : bool
+        The volume holds labels: an OME-Zarr says so, and its scale levels are not averaged.
+    ome_version : {"0.5", "0.4"}
+        Version of OME-Zarr, and with it of Zarr (3, or 2, which older viewers read).
+    overwrite : bool
+        Whether to replace, at the end, a file that is there, or a Zarr in which there is nothing but what
+        napari-kdunet has written.
     resume_key : str, optional
-        Identifies the result, so that it can be resumed. If a process was killed while it wrote an array to this
-        Zarr with the same key, the slices that it completed are kept and only the missing ones are written.
+        Identifies the result, so that it can be resumed. If a process was killed or stopped while it wrote an array
+        to this Zarr with the same key, the slices that it completed are kept and only the missing ones are written.
     on_error : callable, optional
         Called with the `VolumeError` of each slice that cannot be read; the slice is left 0, its index is put into
         the list ``skipped`` of the metadata, and writing continues. By default the error is raised.
@@ -123,18 +101,24 @@ def iter_write(
     Raises
     ------
     OutputError
-        The target cannot be written (at once, see `check_target`), or writing failed: no temporary file is left.
+        The target cannot be written (at once, see `check_target`), another process is writing it, or writing failed.
     VolumeError
         A slice cannot be read, or none at all.
     """
-    target = check_target(path)
+    target = check_target(path, overwrite=overwrite)
     size = tuple(int(n) for n in (volume.shape if shape is None else shape))
     kind = np.dtype(volume.dtype if dtype is None else dtype)
     if len(size) != 3 or 0 in size or kind.kind not in "biuf":
         raise OutputError(f"cannot write {target}: shape {size} and dtype {kind}, give numbers with axes Z, Y, X")
+    if ome_version not in ("0.4", "0.5"):
+        raise OutputError(f"cannot write OME-Zarr {ome_version}: choose 0.4 or 0.5")
     voxel_size = voxel_size or getattr(volume, "voxel_size", None)
-    key = resume_key if is_zarr_name(target) and hasattr(volume, "__getitem__") else None
-    spec = OutputSpec(target.stem, size, kind, voxel_size, metadata, None if on_error is None else [])
+    if voxel_size is not None and not (len(voxel_size) == 3 and all(1e-6 < n < 1e9 for n in voxel_size)):
+        raise OutputError(f"cannot write {target}: voxel size {voxel_size}, give three positive numbers, nm, Z Y X")
+    skipped: list[int] | None = None if on_error is None else []
+    spec = OutputSpec(target.stem, size, kind, voxel_size, metadata, skipped, labels, ome_version)
+    resumable = resume_key is not None and is_zarr_name(target) and hasattr(volume, "__getitem__")
+    key = f"{resume_key} {size} {kind} OME-Zarr {ome_version}" if resumable else None
     return _write_slices(volume, target, spec, key, on_error)
 
 
@@ -146,6 +130,9 @@ def write_volume(
     dtype: Any = None,
     voxel_size: tuple[float, float, float] | None = None,
     metadata: Mapping[str, Any] | None = None,
+    labels: bool = False,
+    ome_version: OmeVersion = "0.5",
+    overwrite: bool = False,
     resume_key: str | None = None,
     on_error: OnError | None = None,
     progress: Callable[[int], object] | None = None,
@@ -154,7 +141,7 @@ def write_volume(
 
     Parameters
     ----------
-    volume, path, shape, dtype, voxel_size, metadata, resume_key, on_error
+    volume, path, shape, dtype, voxel_size, metadata, labels, ome_version, overwrite, resume_key, on_error
         See `iter_write`.
     progress : callable, optional
         Called with the index of each slice written. An exception that it raises stops the writing.
@@ -162,6 +149,9 @@ def write_volume(
     how: dict[str, Any] = {
         "voxel_size": voxel_size,
         "metadata": metadata,
+        "labels": labels,
+        "ome_version": ome_version,
+        "overwrite": overwrite,
         "resume_key": resume_key,
         "on_error": on_error,
     }
@@ -175,7 +165,7 @@ def _write_slices(
     volume: Any, target: Path, spec: OutputSpec, key: str | None, on_error: OnError | None
 ) -> Generator[Written, None, None]:
     depth, skipped = spec.shape[0], [] if spec.skipped is None else spec.skipped
-    with replacing(target) as temporary:
+    with TargetLock(target) as lock, replacing(target) as temporary:
         record = ProgressRecord.adopt(target, temporary, key)
         missing = record.missing(depth)
         try:
@@ -193,15 +183,25 @@ def _write_slices(
                         skipped.append(z)
                         on_error(unreadable)
                     yield Written(z, len(record) + len(skipped))
-        except ClusterLostError:
+        except (ClusterLostError, GeneratorExit, KeyboardInterrupt):
             record.keep()
             raise
+        lock.check()
         if is_zarr_name(target):
             record.finish()
+            _check_complete(temporary, target, skipped)
+
+
+def _check_complete(temporary: Path, target: Path, skipped: list[int]) -> None:
+    """Check that no slice has been taken away from a Zarr while it was written."""
+    lost = incomplete_slices(temporary, skipped)
+    if lost:
+        slices = f"{len(lost)} slices, z={lost[0]} the first, are"
+        raise OutputError(f"cannot write {target}: {slices} gone from it, something else has removed them; start again")
 
 
 def _writer(path: Path, spec: OutputSpec, resumed: bool) -> AbstractContextManager[WriteSlice]:
-    return zarr_writer(path, spec, resumed) if is_zarr_name(path) else tiff_writer(path, spec)
+    return zarr_writer(path, spec, resumed=True) if resumed else WRITERS[path.suffix.lower()](path, spec)
 
 
 def _outcomes(
@@ -210,7 +210,7 @@ def _outcomes(
     """Write slices, in this process or on a cluster, and yield the outcome of each."""
     client = active_client() if isinstance(volume, da.Array) and is_zarr_name(path) else None
     if client is not None:
-        return iter_write_on_cluster(client, volume, path / ARRAY, spec.dtype, indices)
+        return iter_write_on_cluster(client, volume, path, indices)
     return _write_in_process(iter_slices(volume, indices), spec, len(indices), write)
 
 

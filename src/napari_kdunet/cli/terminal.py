@@ -1,0 +1,104 @@
+"""What is printed: results to the standard output, everything else to the standard error; a name is never a command."""
+
+from __future__ import annotations
+
+import io
+import os
+import sys
+from contextlib import suppress
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from napari_kdunet.core.errors import OutputError
+
+__all__ = ["console", "escape", "flush_results", "print_result", "print_table", "shorten"]
+
+_MAX_LENGTH = 300  # characters of a message, whatever name or metadata it quotes
+
+
+class _StandardError(io.TextIOBase):
+    """The current `sys.stderr`; when that is full or closed, messages are lost but the work goes on."""
+
+    @property
+    def _stream(self) -> Any:
+        return getattr(sys.stderr, "rich_proxied_file", sys.stderr)  # what rich has put in its place writes here
+
+    def write(self, text: str) -> int:
+        with suppress(OSError, ValueError):
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with suppress(OSError, ValueError):
+            self._stream.flush()
+
+    def isatty(self) -> bool:
+        return bool(self._stream.isatty())
+
+    def fileno(self) -> int:
+        return int(self._stream.fileno())
+
+    @property
+    def encoding(self) -> str:  # type: ignore[override]
+        return getattr(self._stream, "encoding", None) or "utf-8"
+
+
+class _Console(Console):
+    """A console that escapes control characters; nothing is taken as markup, as a path may hold square brackets."""
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        """As `Console.print`, of one line of text."""
+        super().print(*(escape(thing) if isinstance(thing, str) else thing for thing in objects), **options)
+
+
+_stderr: Any = _StandardError()
+#: For everything but results.
+console = _Console(file=_stderr, highlight=False, soft_wrap=True, markup=False, emoji=False)
+
+
+def escape(text: str) -> str:
+    r"""Text without control characters, which a terminal would obey: ``\x1b`` for an escape, ``\n`` for a new line."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def shorten(text: str) -> str:
+    """A message of at most 300 characters, cut in its middle."""
+    half = _MAX_LENGTH // 2
+    return text if len(text) <= _MAX_LENGTH else f"{text[: half + 50]} ... {text[-half + 60 :]}"
+
+
+def print_result(*lines: str) -> None:
+    """Print lines to the standard output, and see to it that they arrive.
+
+    Raises
+    ------
+    OutputError
+        It is full, or a pipe that is closed.
+    """
+    _print("".join(f"{escape(line)}\n" for line in lines))
+
+
+def print_table(table: Table) -> None:
+    """Print a table to the standard output; errors as in `print_result`."""
+    text = io.StringIO()
+    width = None if sys.stdout.isatty() else 200
+    Console(file=text, width=width, soft_wrap=True, markup=False, emoji=False, highlight=False).print(table)
+    _print(text.getvalue())
+
+
+def flush_results() -> None:
+    """Print what libraries have printed, a help for one; errors as in `print_result`."""
+    _print("")
+
+
+def _print(text: str) -> None:
+    try:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or "it is closed"
+        with suppress(OSError, ValueError):  # else Python tries again at its exit, and complains
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise OutputError(f"cannot write to the standard output: {reason}") from error

@@ -1,0 +1,211 @@
+"""One writer a result: a lock file beside it, which says who writes it and is renewed while that process lives.
+
+Processes on one machine see at once whether another is alive. Those on different machines, or in different containers,
+cannot: there a holder counts as dead when it has not renewed its lock for some time.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import threading
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
+from napari_kdunet.core.errors import OutputError
+from napari_kdunet.core.files import Process
+
+__all__ = ["TargetLock"]
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class _Holder:
+    """What a lock file says: its process, a token that no other lock has, and when it was renewed."""
+
+    process: Process
+    token: str
+    renewed: float
+
+
+class TargetLock:
+    """The right to write one result; use as a context manager.
+
+    Parameters
+    ----------
+    target : Path
+        What is to be written. The lock is the file ``.NAME.lock`` beside it.
+    renew_interval : float
+        Seconds between two renewals of the lock: its modification time.
+    lost_timeout : float
+        Seconds without a renewal after which a holder that cannot be seen from here counts as dead.
+
+    Raises
+    ------
+    OutputError
+        On entering: another process that is alive writes the target; the message says which.
+    """
+
+    def __init__(self, target: Path, *, renew_interval: float = 5.0, lost_timeout: float = 60.0) -> None:
+        final = Path(os.path.realpath(target))
+        self.target, self.path = target, final.with_name(f".{final.name}.lock")
+        self.renew_interval, self.lost_timeout = renew_interval, lost_timeout
+        self._token = uuid.uuid4().hex
+        self._released = threading.Event()
+
+    def __enter__(self) -> TargetLock:
+        with self._os_errors():
+            while not self._create():
+                holder = _read(self.path)
+                if holder is not None and self._is_held(holder):
+                    raise self._refusal(holder)
+                self._remove_dead(holder)
+        self._renewal = threading.Thread(target=self._renew, name="kdunet-lock", daemon=True)
+        self._renewal.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._released.set()
+        self._renewal.join()
+        if self.is_mine:
+            with suppress(OSError):
+                self.path.unlink()
+
+    @property
+    def is_mine(self) -> bool:
+        """Whether the lock is still there: no other process has taken this one for dead."""
+        holder = _read(self.path)
+        return holder is not None and holder.token == self._token
+
+    def check(self) -> None:
+        """Raise `OutputError` if another process has taken over, which happens when this one was suspended for long."""
+        with self._os_errors():
+            if self.is_mine or self._create():  # or: somebody has removed the file
+                return
+        holder = _read(self.path)
+        name = _name(holder.process) if holder else "another process"
+        raise OutputError(
+            f"cannot write {self.target}: {name} has taken over, as this process did not respond for long"
+        )
+
+    @contextmanager
+    def _os_errors(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            reason = error.strerror or str(error)
+            raise OutputError(f"cannot write {self.target}: {reason}; make room or choose another folder") from error
+
+    def _create(self) -> bool:
+        content = {"token": self._token, "process": Process.current().to_dict()}
+        draft = self.path.with_name(f".{uuid.uuid4().hex}.lock")
+        draft.write_text(json.dumps(content))
+        try:
+            return _link(draft, self.path)
+        finally:
+            draft.unlink()
+
+    def _is_held(self, holder: _Holder) -> bool:
+        """Whether the process of a lock is alive: waits until that is known, but not once the lock is another's."""
+        alive = holder.process.is_alive
+        if alive is not None:
+            return alive
+        age, begin = self._now() - holder.renewed, time.monotonic()
+        if age < self.lost_timeout:
+            _log.warning(
+                "%s may be left over of %s: waiting up to %.0f s for a sign of life",
+                self.path,
+                _name(holder.process),
+                self.lost_timeout - age,
+            )
+        while age + time.monotonic() - begin < self.lost_timeout:
+            now = _read(self.path)
+            if now is None or now.token != holder.token:
+                return False
+            if now.renewed != holder.renewed:
+                return True
+            time.sleep(min(0.1, self.renew_interval))
+        return False
+
+    def _now(self) -> float:
+        """The time by the clock of the file system, which may be another machine's."""
+        probe = self.path.with_name(f".{uuid.uuid4().hex}.lock")
+        probe.touch()
+        try:
+            return probe.stat().st_mtime
+        finally:
+            probe.unlink()
+
+    def _remove_dead(self, holder: _Holder | None) -> None:
+        """Remove the lock of a dead process, unless it is another's by now."""
+        with _exclusive(self.path.parent):
+            now = _read(self.path)
+            if (now and now.token) == (holder and holder.token):
+                self.path.unlink(missing_ok=True)
+
+    def _refusal(self, holder: _Holder) -> OutputError:
+        return OutputError(
+            f"cannot write {self.target}: {_name(holder.process)} is writing it; wait for it, or choose another name"
+        )
+
+    def _renew(self) -> None:
+        while not self._released.wait(self.renew_interval):
+            if self.is_mine:
+                with suppress(OSError):
+                    os.utime(self.path)
+
+
+def _read(path: Path) -> _Holder | None:
+    try:
+        with path.open() as file:
+            content: dict[str, Any] = json.load(file)
+            renewed = os.fstat(file.fileno()).st_mtime
+        return _Holder(Process(**content["process"]), str(content["token"]), renewed)
+    except (OSError, ValueError, TypeError, LookupError):
+        return None
+
+
+@contextmanager
+def _exclusive(folder: Path) -> Iterator[None]:
+    """Let one process at a time do this in a folder, where the file system can; elsewhere `TargetLock.check` tells."""
+    if fcntl is None:
+        yield
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _name(process: Process) -> str:
+    return f"process {process.pid} on {process.host}"
+
+
+def _link(source: Path, target: Path) -> bool:
+    """Give a file a second name, which appears with its content; False if something has that name already."""
+    try:
+        os.link(source, target)
+    except FileExistsError:
+        return False
+    except OSError:  # a file system without hard links
+        try:
+            with target.open("x") as file:
+                file.write(source.read_text())
+        except FileExistsError:
+            return False
+    return True

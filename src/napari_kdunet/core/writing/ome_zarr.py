@@ -1,0 +1,180 @@
+"""OME-Zarr, https://ngff.openmicroscopy.org/: a pyramid of in-plane scale levels, written slice by slice."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import zarr
+from numpy.typing import NDArray
+
+from napari_kdunet.core.writing.spec import OutputSpec, WriteSlice
+
+__all__ = ["Levels", "find_foreign", "incomplete_slices", "zarr_writer"]
+
+_CHUNK_SIDE = 1024  # pixels; a level that is not larger is the last
+_STRIP_ROWS = 128
+_FOREGROUND = [86, 180, 233, 255]  # RGBA, of the label 1
+_METADATA_FILES = {"zarr.json", ".zgroup", ".zarray", ".zattrs", ".zmetadata"}
+_ATTRIBUTES = {"ome", "multiscales", "image-label", "napari_kdunet"}
+
+
+@contextmanager
+def zarr_writer(path: Path, spec: OutputSpec, resumed: bool = False) -> Iterator[WriteSlice]:
+    """Write a new OME-Zarr, or go on with the one at `path` if `resumed`; slices may come in any order.
+
+    Each level has half the rows and columns of the one before, down to a chunk of 1024 x 1024 pixels: means of 2 x 2
+    pixels, or of labels every second pixel.
+    """
+    group = zarr.open_group(path, mode="r+") if resumed else _create(path, spec)
+    levels = Levels(path)
+
+    def write(z: int, pixels: NDArray[Any] | None) -> None:
+        if pixels is not None:
+            levels.write(z, pixels)
+
+    yield write
+    group.attrs["napari_kdunet"] = spec.full_metadata or {}  # always there: it tells our Zarrs from others
+
+
+class Levels:
+    """The arrays of an OME-Zarr that `zarr_writer` has made, to write slices to.
+
+    Parameters
+    ----------
+    path : Path
+        The OME-Zarr.
+    """
+
+    def __init__(self, path: Path) -> None:
+        image, self._nearest = _metadata(path)
+        names = [dataset["path"] for dataset in image["multiscales"][0]["datasets"]]
+        # all chunks are written, those of zeros too: a missing chunk is a slice that has been lost
+        with zarr.config.set({"array.write_empty_chunks": True}):
+            self._arrays: list[Any] = [zarr.open_array(path / name, mode="r+") for name in names]
+
+    def write(self, z: int, pixels: NDArray[Any]) -> None:
+        """Write slice `z`, shape (Y, X), to all levels."""
+        for i, array in enumerate(self._arrays):
+            pixels = _halved(pixels, self._nearest) if i else pixels
+            array[z] = pixels.astype(array.dtype, copy=False)
+
+
+def _metadata(path: Path) -> tuple[dict[str, Any], bool]:
+    """The OME metadata of an OME-Zarr, and whether it holds labels."""
+    attributes: Any = zarr.open_group(path, mode="r").attrs.asdict()
+    image = attributes.get("ome", attributes)
+    return image, "image-label" in image
+
+
+def _halved(pixels: NDArray[Any], nearest: bool) -> NDArray[Any]:
+    """Every second pixel, or the mean of 2 x 2; the last row and column of an odd number count twice."""
+    if nearest or pixels.dtype == bool:
+        return pixels[::2, ::2]
+    half = np.empty([-(-n // 2) for n in pixels.shape], pixels.dtype)
+    for top in range(0, len(half), _STRIP_ROWS):  # a strip at a time, as means take more memory than pixels
+        strip = half[top : top + _STRIP_ROWS]
+        rows = pixels[2 * top : 2 * (top + len(strip))]
+        even = np.pad(rows, [(0, n % 2) for n in rows.shape], mode="edge")
+        means = even.reshape(len(strip), 2, -1, 2).mean((1, 3), dtype=np.float64)
+        strip[...] = means if pixels.dtype.kind == "f" else np.rint(means)
+    return half
+
+
+def _shapes(spec: OutputSpec) -> list[tuple[int, ...]]:
+    shapes = [spec.shape]
+    while max(shapes[-1][1:]) > _CHUNK_SIDE:
+        depth, height, width = shapes[-1]
+        shapes.append((depth, -(-height // 2), -(-width // 2)))
+    return shapes
+
+
+def _create(path: Path, spec: OutputSpec) -> zarr.Group:
+    old = spec.ome_version == "0.4"
+    shapes = _shapes(spec)
+    unit = {} if spec.voxel_size is None else {"unit": "nanometer"}
+    image: dict[str, Any] = {
+        "name": spec.name,
+        "axes": [{"name": axis, "type": "space", **unit} for axis in "zyx"],
+        "datasets": [
+            {"path": str(i), "coordinateTransformations": _transformations(spec, i)} for i in range(len(shapes))
+        ],
+        "type": "nearest" if spec.labels else "mean",
+    }
+    label = {"colors": [{"label-value": 1, "rgba": _FOREGROUND}]}
+    version = {"version": spec.ome_version}
+    if old:
+        attributes: dict[str, Any] = {"multiscales": [image | version]}
+        attributes |= {"image-label": label | version} if spec.labels else {}
+    else:
+        attributes = {"ome": {**version, "multiscales": [image], **({"image-label": label} if spec.labels else {})}}
+    group = zarr.open_group(path, mode="w", zarr_format=2 if old else 3)
+    group.attrs.update(attributes)
+    how: dict[str, Any] = (
+        {"chunk_key_encoding": {"name": "v2", "separator": "/"}} if old else {"dimension_names": list("zyx")}
+    )
+    for i, shape in enumerate(shapes):
+        chunks = (1, min(shape[1], _CHUNK_SIDE), min(shape[2], _CHUNK_SIDE))
+        group.create_array(str(i), shape=shape, dtype=spec.dtype, chunks=chunks, **how)
+    return group
+
+
+def _transformations(spec: OutputSpec, level: int) -> list[dict[str, Any]]:
+    """Size of a pixel, and where the centre of the first one is: means lie between the pixels that they are of."""
+    z, y, x = (float(size) for size in spec.voxel_size or (1, 1, 1))
+    factor = 2**level
+    transformations: list[dict[str, Any]] = [{"type": "scale", "scale": [z, y * factor, x * factor]}]
+    if level and not spec.labels:
+        shift = (factor - 1) / 2
+        transformations.append({"type": "translation", "translation": [0.0, y * shift, x * shift]})
+    return transformations
+
+
+def incomplete_slices(path: Path, skipped: list[int]) -> list[int]:
+    """Slices of which a chunk is missing at any level, but for those that were `skipped`."""
+    image, _ = _metadata(path)
+    missing = set[int]()
+    for dataset in image["multiscales"][0]["datasets"]:
+        folder = path / dataset["path"]
+        array: Any = zarr.open_array(folder, mode="r")
+        count = math.prod(-(-n // side) for n, side in zip(array.shape[1:], array.chunks[1:], strict=True))
+        chunks = folder / "c" if array.metadata.zarr_format == 3 else folder
+        missing |= {z for z in range(array.shape[0]) if sum(1 for _ in (chunks / str(z)).glob("*/[0-9]*")) < count}
+    return sorted(missing - set(skipped))
+
+
+def find_foreign(path: Path) -> str | None:
+    """What there is in a Zarr that `zarr_writer` has not written, relative to `path`; None if it is all ours."""
+    try:
+        attributes: Any = zarr.open_group(path, mode="r").attrs.asdict()
+        datasets = [str(d["path"]) for d in attributes.get("ome", attributes)["multiscales"][0]["datasets"]]
+    except (OSError, ValueError, TypeError, LookupError, AttributeError):
+        datasets = []
+    else:
+        if "napari_kdunet" not in attributes:
+            return datasets[0] if datasets else "."
+        if foreign := attributes.keys() - _ATTRIBUTES:
+            return f"attribute {json.dumps(min(foreign))}"
+    for entry in sorted(path.iterdir()):
+        if entry.name in datasets and entry.is_dir():
+            foreign_chunk = _foreign_chunk(entry)
+            if foreign_chunk is not None:
+                return str(foreign_chunk.relative_to(path))
+        elif entry.name not in _METADATA_FILES:
+            return entry.name
+    return None if datasets else "."
+
+
+def _foreign_chunk(array: Path) -> Path | None:
+    """What is in the folder of an array and is neither metadata nor a chunk."""
+    for entry in array.rglob("*"):
+        parts = entry.relative_to(array).parts
+        parts = parts[1:] if parts[0] == "c" else parts
+        if not (all(part.isdigit() for part in parts) or entry.name in _METADATA_FILES):
+            return entry
+    return None
