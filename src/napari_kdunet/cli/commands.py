@@ -231,7 +231,7 @@ app.command(cls=Command)(predict)
 
 @app.command(cls=Command)
 def evaluate(
-    pred: Annotated[str, typer.Argument(metavar="PRED", help="Masks (integers) or probabilities (floats), ZYX.")],
+    pred: Annotated[str, typer.Argument(metavar="PRED", help="Masks or probabilities (0-1, 0-255 or 0-65535), ZYX.")],
     labels: Labels,
     as_json: Json = False,
     threshold: Annotated[float, typer.Option(help="Where probabilities become foreground.", min=0, max=1)] = 0.5,
@@ -240,7 +240,11 @@ def evaluate(
     """Score masks or probabilities against labels."""
     from napari_kdunet import core
 
-    scores = core.evaluate(pred, labels, threshold=threshold, ignore=ignore).to_dict()
+    prediction = core.open_volume(pred)
+    scores = core.evaluate(prediction, labels, threshold=threshold, ignore=ignore).to_dict()
+    if prediction.dtype.kind == "u" and "ce" in scores:
+        most = 2 ** (8 * prediction.dtype.itemsize) - 1
+        console.print(f"note: the values of {pred} are taken as probabilities from 0 to {most}")
     if as_json:
         print_result(json.dumps(scores))
         return

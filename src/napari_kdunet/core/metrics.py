@@ -10,11 +10,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from napari_kdunet.core.errors import LabelsError, VolumeError
+from napari_kdunet.core.errors import LabelsError
 from napari_kdunet.core.volumes.labels import class_index
-from napari_kdunet.core.volumes.volume import Volume, open_pair
+from napari_kdunet.core.volumes.probability import is_probability, read_probability
+from napari_kdunet.core.volumes.volume import open_pair
 
-__all__ = ["Confusion", "Curve", "MeanCurve", "Scores", "evaluate", "read_probability"]
+__all__ = ["Confusion", "Curve", "MeanCurve", "Scores", "evaluate"]
 
 _BINS = 512
 _ALIKE = 0.002  # of IoU: as good as the best
@@ -113,8 +114,9 @@ def evaluate(prediction: Any, labels: Any, *, threshold: float = 0.5, ignore: in
     Parameters
     ----------
     prediction : volume
-        Anything that `open_volume` takes, ZYX. Integers or bool: non-zero is foreground. Floats: probabilities in
-        [0, 1], scored at `threshold`, and their cross entropy too.
+        Anything that `open_volume` takes, ZYX. Floats are probabilities in [0, 1], and so are uint8 and uint16 that
+        look like it (0 to 255, 0 to 65535; the rule is in `core.volumes.probability`): scored at `threshold`, and
+        their cross entropy too. Of other integers and bool what is not 0 is foreground.
     labels : volume
         Integers or bool of the same shape; non-zero is foreground.
     threshold : float
@@ -127,10 +129,10 @@ def evaluate(prediction: Any, labels: Any, *, threshold: float = 0.5, ignore: in
     LabelsError
         If the shapes differ, the labels are not integers, or no pixel counts.
     VolumeError
-        If one of them cannot be read, or a probability is not in [0, 1].
+        If one of them cannot be read, a probability is not in [0, 1], or integers have no background.
     """
     predicted, truth = open_pair(prediction, labels)
-    soft = np.issubdtype(predicted.dtype, np.floating)
+    soft = is_probability(predicted)
     slices, entropy = [], 0.0
     for z in range(truth.shape[0]):
         index = class_index(truth.read(z), 2, ignore)
@@ -143,24 +145,6 @@ def evaluate(prediction: Any, labels: Any, *, threshold: float = 0.5, ignore: in
     if not pixels:
         raise LabelsError(f"{truth.name} holds nothing but the ignore value: there is nothing to score.")
     return Scores(total, tuple(slices), entropy / pixels if soft else None)
-
-
-def read_probability(volume: Volume, z: int, y: slice = slice(None), x: slice = slice(None)) -> NDArray[np.float32]:
-    """Read a YX window of a probability volume as float32 in [0, 1]; integers count from 0 to 255.
-
-    Raises
-    ------
-    VolumeError
-        If a value is outside.
-    """
-    values = volume.read(z, y, x).astype(np.float32)
-    if np.issubdtype(volume.dtype, np.integer):
-        values /= 255
-    if not (values.min() >= 0 and values.max() <= 1):  # also False for nan
-        raise VolumeError(
-            f"{volume.name} is not a probability: slice z={z} leaves [0, 1]. Give foreground probabilities."
-        )
-    return values
 
 
 def cross_entropy(probability: NDArray[Any], truth: NDArray[np.bool_]) -> NDArray[np.float64]:

@@ -225,6 +225,8 @@ def test_a_network_that_overflows_is_an_error(model, one_line):
     for output in ("labels", "probability"):
         with one_line(core.ModelError, "NaN", "z=0"):
             core.predict(made, noise((1, 40, 40)), output=output).compute()
+        with one_line(core.ModelError, "NaN"):
+            core.predict(made, noise((4, 40, 40)), output=output, planes="zyx").compute()
 
 
 @pytest.mark.parametrize("dtype", ["int32", "uint32", "int64", "float64"])

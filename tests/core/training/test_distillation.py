@@ -9,11 +9,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from scipy import ndimage
 from torch import nn
 
 from napari_kdunet import core
 from napari_kdunet.core.data import patches
-from napari_kdunet.core.data.teachers import as_teacher
+from napari_kdunet.core.data.teachers import TeacherOutput, as_teacher
 
 
 def steps(events) -> list[core.Stepped]:
@@ -303,10 +304,22 @@ def test_more_wrong_teachers(blobs, quick, model, one_line, tmp_path):
         core.iter_distill(model(), raw, None, quick(mode="sequential"))
 
 
-def test_a_mask_of_zeros_and_ones_is_no_uint8_probability(blobs, quick, one_line):
+@pytest.mark.parametrize(
+    "form",
+    [
+        lambda labels: labels,
+        lambda labels: labels > 0,
+        lambda labels: (255 * labels).astype(np.uint8),
+        lambda labels: (40_000 * ndimage.gaussian_filter(labels.astype(float), (0, 1, 1)) + 5).astype(np.uint16),
+    ],
+)
+def test_masks_and_integer_probabilities_teach(blobs, quick, form):
     raw, labels = blobs()
-    with one_line(core.VolumeError, "0 and 1", "bool"):
-        core.iter_distill(labels, raw, labels, quick(mode="mixed"))
+    teacher = as_teacher(form(labels), quick(mode="mixed"))
+    taught = TeacherOutput(teacher, core.open_volume(raw), "cpu", 1).probabilities(0, slice(0, 64), slice(0, 64))
+    assert ((taught[0] > 0.3).numpy() == (labels[0] > 0)).mean() > 0.95
+    *_, done = core.iter_distill(form(labels), raw, labels, quick(mode="mixed"))
+    assert isinstance(done, core.Done)
 
 
 def test_a_teacher_that_gives_nan(blobs, quick, one_line):

@@ -28,6 +28,24 @@ def test_ignore_value(dtype, ignore):
     assert labels.tolist() == [0, 7, ignore]  # the input stays as it was
 
 
+def test_the_largest_numbers_of_64_bits(one_line):
+    """2^64-1 as the ignore value, 2^64-3 as background, and ids that int64 has no room for."""
+    labels = np.array([0, 2**63 + 5, 2**64 - 1, 2**64 - 3, 2**64 - 1], np.uint64)
+    assert class_index(labels, ignore=2**64 - 1).tolist() == [0, 1, -1, 0, -1]
+    assert class_index(labels, ignore=-1).tolist() == [0, 1, -1, 0, -1]
+    with one_line(core.LabelsError, "2^64-1", "ignore value"):
+        class_index(labels)
+    with one_line(core.LabelsError, "2^64-2", "ignore value"):
+        class_index(np.array([2**64 - 2], np.uint64), ignore=-1)
+    assert class_index(np.array([0, 2**64 - 3, 4], np.uint64), ignore=2**64 - 3).tolist() == [0, -1, 1]
+
+
+@pytest.mark.parametrize(("dtype", "ignore"), [("uint8", 300), ("uint8", -1), ("int16", 2**15), ("bool", 255)])
+def test_an_ignore_value_that_the_labels_cannot_have(dtype, ignore, one_line):
+    with one_line(core.LabelsError, f"ignore is {ignore}", dtype):
+        class_index(np.zeros(3, dtype), ignore=ignore)
+
+
 def test_scribbles():
     """Where 0 means not looked at, 1 is the background and 2 the first class."""
     assert class_index(np.array([0, 1, 2, 3], np.uint8), ignore=0).tolist() == [-1, 0, 1, 1]

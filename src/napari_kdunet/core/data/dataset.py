@@ -125,7 +125,7 @@ def prepare(
     if sampled:
         notes.append(f"the slices need more than {config.memory:g} GB: an even sample of them is trained on.")
     if isinstance(teacher, Volume):
-        _check_probability(teacher, sampler)
+        _check_probability(sampler)
     if labelled:
         _check_both(labelled, sampler)
     labelled_z = tuple(z for part in labelled for z in part.slices)
@@ -178,12 +178,10 @@ def _pixel_size_notes(image: Volume, config: TrainConfig) -> list[str]:
     return []
 
 
-def _check_probability(probability: Volume, sampler: PatchSampler) -> None:
+def _check_probability(sampler: PatchSampler) -> None:
     """Read all values now, rather than when they are first needed."""
-    outputs = (block.teacher_probability for block in (*sampler.labelled, *sampler.unlabelled))
-    most = max(output.max().item() for output in outputs if output is not None)
-    if probability.dtype == "uint8" and most < 1.5 / 255:
-        raise VolumeError(f"{probability.name} is uint8, but holds only 0 and 1: give a mask as bool, or times 255.")
+    for block in (*sampler.labelled, *sampler.unlabelled):
+        assert block.teacher_probability is not None
 
 
 def _load(

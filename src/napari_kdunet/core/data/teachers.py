@@ -13,11 +13,11 @@ from torch import Tensor, nn
 from napari_kdunet.core.config import DistillConfig
 from napari_kdunet.core.data.onnx_teacher import PROBE_SIDE, OnnxNetwork
 from napari_kdunet.core.errors import ModelError, VolumeError
-from napari_kdunet.core.metrics import read_probability
 from napari_kdunet.core.networks.model import Model, bundled_models, load_model
 from napari_kdunet.core.networks.protocol import Counted, UsualUNet
 from napari_kdunet.core.networks.unet import KUNet
 from napari_kdunet.core.prediction.tiler import Tiler
+from napari_kdunet.core.volumes.probability import kind_of, read_probability
 from napari_kdunet.core.volumes.sources import one_line
 from napari_kdunet.core.volumes.volume import Volume, open_volume
 
@@ -67,7 +67,7 @@ def as_teacher(source: Any, config: DistillConfig, *, trust: bool = False) -> Mo
         A model or its file or bundled name; a module, an ONNX file (``.onnx``), or a TorchScript file (``.pt``,
         ``.pth``, ``.ts``), from (N, 1, Y, X) images, standardised slice by slice at the working pixel size, Y and X
         multiples of 32, to (N, classes, Y, X) or (N, 1, Y, X) logits; else a ZYX volume of foreground probabilities in
-        [0, 1] (or uint8, 0 to 255).
+        [0, 1], or uint8 from 0 to 255, uint16 from 0 to 65535, or a mask.
     config : DistillConfig
         Its classes and working pixel size hold for modules and files of other tools.
     trust : bool
@@ -91,8 +91,11 @@ def as_teacher(source: Any, config: DistillConfig, *, trust: bool = False) -> Mo
         if is_torchscript(path):
             return _foreign(_load_torchscript(path, trust), str(path), config)
     volume = open_volume(source)
-    if volume.dtype.kind in "iu" and volume.dtype != "uint8":
-        raise VolumeError(f"{volume.name} is {volume.dtype}: give probabilities as floats, or as uint8 from 0 to 255.")
+    if kind_of(volume) == "labels":
+        raise VolumeError(
+            f"{volume.name} is {volume.dtype} and holds several classes or none: give probabilities as floats, or as "
+            "uint8 from 0 to 255, or a mask."
+        )
     if config.classes != 2:
         raise VolumeError(f"{volume.name} is a probability of 2 classes, the student has {config.classes}.")
     return volume

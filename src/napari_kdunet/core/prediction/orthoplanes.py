@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from napari_kdunet.core.errors import ConfigError
+from napari_kdunet.core.errors import ConfigError, ModelError
 from napari_kdunet.core.networks.model import Model
 from napari_kdunet.core.prediction.tiler import Span, Tiler
 from napari_kdunet.core.volumes.resampling import Grid
@@ -137,6 +137,8 @@ class OrthoPlanes:
             assert total is not None
             del window
             total /= len(_ORDERS)
+            if np.isnan(total.sum()):
+                raise ModelError(f"the network gives NaN for slices of {self.volume.name}: its weights overflow.")
             for i, z in enumerate(range(*spans[0])):
                 outside = self.volume.outside(z, slice(*spans[1]), slice(*spans[2]))
                 if outside is not None:

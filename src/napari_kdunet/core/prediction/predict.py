@@ -17,7 +17,7 @@ from dask import delayed
 from numpy.typing import NDArray
 
 from napari_kdunet import __version__
-from napari_kdunet.core.errors import ConfigError
+from napari_kdunet.core.errors import ConfigError, ModelError
 from napari_kdunet.core.networks.model import Model
 from napari_kdunet.core.prediction import orthoplanes
 from napari_kdunet.core.prediction.orthoplanes import OrthoPlanes
@@ -80,6 +80,8 @@ def predict(
     ------
     ConfigError, VolumeError
         If an argument is off or the volume cannot be used; bad slices are found when they are read.
+    ModelError
+        If the network gives NaN, once it is computed.
     """
     volume = open_volume(raw)
     if output not in ("probability", "labels"):
@@ -124,7 +126,12 @@ def _computation(
 def _slice(
     tiler: Tiler, volume: Volume, finish: Callable[[torch.Tensor], NDArray[Any]], z: Span, y: Span, x: Span
 ) -> NDArray[Any]:
-    return tiler.compute(finish, volume, z[0], y, x)[None]
+    def checked(logits: torch.Tensor) -> NDArray[Any]:
+        if logits.sum().isnan():  # of which every comparison is false: an empty mask
+            raise ModelError(f"the network gives NaN for slice z={z[0]} of {volume.name}: its weights overflow.")
+        return finish(logits)
+
+    return tiler.compute(checked, volume, z[0], y, x)[None]
 
 
 def prediction_key(model: Model, volume: Volume, **settings: Any) -> str:

@@ -14,7 +14,6 @@ import torch
 from numpy.typing import NDArray
 
 from napari_kdunet.core.devices import cores, pick_device, using_threads
-from napari_kdunet.core.errors import ModelError
 from napari_kdunet.core.networks.model import Model
 from napari_kdunet.core.prediction.engine import Forward, engine_for
 from napari_kdunet.core.prediction.tta import averaged
@@ -138,10 +137,7 @@ class Tiler:
             working = self.grid.to_working(torch.from_numpy(image)[None, None].to(self.device))
             del image  # it is larger
             with _forward_lock, using_threads(self.threads):
-                logits = self.forward(working)
-                if logits.sum().isnan():
-                    raise ModelError(f"the network gives NaN for slice z={z} of {volume.name}: its weights overflow.")
-                out = self.grid.to_image(logits)[0][(slice(None), *inner)].cpu()
+                out = self.grid.to_image(self.forward(working))[0][(slice(None), *inner)].cpu()
                 outside = volume.outside(z, slice(*y), slice(*x))
                 if outside is not None:
                     _set_background(out, torch.from_numpy(outside))

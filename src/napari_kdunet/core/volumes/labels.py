@@ -11,12 +11,16 @@ from napari_kdunet.core.errors import LabelsError
 
 __all__ = ["class_index", "target_probabilities"]
 
+_OUTSIDE = np.uint64(2**64 - 3)  # background, as the volumes of the CREMI challenge have it
+_UNLABELLED = np.uint64(2**64 - 2)  # and 2^64-1
+
 
 def class_index(labels: NDArray[Any], classes: int = 2, ignore: int | None = None) -> NDArray[np.int16]:
     """Class index of each pixel, -1 where it is unlabelled.
 
     With two classes any non-zero label is foreground, so instance ids will do. Where `ignore` is 0 (sparse scribbles:
-    what is not painted is unlabelled), 1 is the background and 2 the first class.
+    what is not painted is unlabelled), 1 is the background and 2 the first class. Of uint64 labels 2^64-3 is
+    background too.
 
     Parameters
     ----------
@@ -25,7 +29,7 @@ def class_index(labels: NDArray[Any], classes: int = 2, ignore: int | None = Non
     classes : int
         Number of classes, background included.
     ignore : int, optional
-        Label value of unlabelled pixels.
+        Label value of unlabelled pixels. Of uint64 labels -1 stands for 2^64-1.
 
     Returns
     -------
@@ -35,10 +39,11 @@ def class_index(labels: NDArray[Any], classes: int = 2, ignore: int | None = Non
     Raises
     ------
     LabelsError
-        If a label is negative or, with more than two classes, beyond the last class.
+        If a label is negative, or 2^64-1 or 2^64-2 without being named as `ignore`, or `ignore` is no value of the type
+        of the labels, or, with more than two classes, beyond the last class.
     """
-    values = labels.astype(np.int64)
-    ignored = np.zeros(labels.shape, bool) if ignore is None else values == ignore
+    ignored = np.zeros(labels.shape, bool) if ignore is None else labels == _value(ignore, labels.dtype)
+    values = _signed(labels, ignored)
     if ignore == 0:
         values = values - 1
     values[ignored] = 0
@@ -50,6 +55,29 @@ def class_index(labels: NDArray[Any], classes: int = 2, ignore: int | None = Non
         raise LabelsError(f"labels hold the class {values.max()}, but there are {classes} classes from 0 up.")
     values[ignored] = -1
     return values.astype(np.int16)
+
+
+def _value(ignore: int, dtype: np.dtype[Any]) -> Any:
+    """The ignore value in the type of the labels; of uint64 -1 is the largest value, as many tools write it."""
+    if dtype == np.uint64 and -3 <= ignore < 0:
+        ignore += 2**64
+    lowest, highest = (0, 1) if dtype.kind == "b" else (np.iinfo(dtype).min, np.iinfo(dtype).max)
+    if not lowest <= ignore <= highest:
+        raise LabelsError(f"ignore is {ignore}, but {dtype} labels are from {lowest} to {highest}: name one of these.")
+    return dtype.type(ignore)
+
+
+def _signed(labels: NDArray[Any], ignored: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """Labels as int64: of uint64, ids beyond it become its largest value, and the marks at the end are looked at."""
+    if labels.dtype != np.uint64:
+        return labels.astype(np.int64)
+    unnamed = labels[~ignored & (labels >= _UNLABELLED)]
+    if unnamed.size:
+        raise LabelsError(
+            f"labels hold 2^64-{2**64 - int(unnamed[0])}, which some tools write for unlabelled and some for "
+            "background: name it as the ignore value, or set it to 0."
+        )
+    return np.where(labels == _OUTSIDE, 0, np.minimum(labels, np.iinfo(np.int64).max)).astype(np.int64)
 
 
 def target_probabilities(labels: NDArray[Any], classes: int = 2, ignore: int | None = None) -> NDArray[np.float32]:

@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from napari_kdunet.core import Confusion, LabelsError, OutputError, Volume
-from napari_kdunet.core.metrics import read_probability
 from napari_kdunet.core.volumes.labels import class_index
+from napari_kdunet.core.volumes.probability import is_probability, read_probability
 
 __all__ = ["SCORES", "Comparison", "write_csv"]
 
@@ -84,12 +84,14 @@ class Comparison:
 
     def _masks(self, z: int) -> tuple[NDArray[np.bool_], NDArray[np.bool_], NDArray[np.bool_]]:
         """Foreground of prediction and reference, and which pixels count, each YX bool."""
-        predicted, _ = self._mask(self.prediction, z, None)
-        truth, counted = self._mask(self.reference, z, self.ignore)
+        predicted, _ = self._mask(self.prediction, z, None, is_probability(self.prediction))
+        truth, counted = self._mask(self.reference, z, self.ignore, self.reference.dtype.kind == "f")
         return predicted, truth, counted
 
-    def _mask(self, volume: Volume, z: int, ignore: int | None) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-        if volume.dtype.kind != "f":
+    def _mask(
+        self, volume: Volume, z: int, ignore: int | None, soft: bool
+    ) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+        if not soft:
             index = class_index(volume.read(z), 2, ignore)
             return index > 0, index >= 0
         values = read_probability(volume, z)

@@ -1,0 +1,103 @@
+"""Probability maps and masks: one rule for what the values of a prediction, by any tool, mean.
+
+- Floating point: probabilities of the foreground, from 0 to 1.
+- bool, or integers of which all but one value are 0: a mask.
+- uint8 and uint16 that look like probabilities, from 0 to 255 or to 65535: most neighbours that differ are both above 0
+  and differ by little; or nothing is 0, and there are values above the half.
+- Other integers: classes or instances; what is not 0 is foreground.
+
+Refused are those of which nothing is 0, as they have no background, and uint8 or uint16 of few values some of which are
+above the half: the classes, or instances, of some tool, or the coarse probabilities of another.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal, TypeAlias
+from weakref import WeakKeyDictionary
+
+import numpy as np
+from numpy.typing import NDArray
+
+from napari_kdunet.core.errors import VolumeError
+from napari_kdunet.core.volumes.volume import Volume
+
+__all__ = ["is_probability", "kind_of", "read_probability"]
+
+_SLICES = 8  # that are looked at
+_LEVELS = 16  # that classes may have, or instances of small numbers
+_STEP = 1 / 4  # of the largest value: neighbours in a map of instances differ by more
+
+Kind: TypeAlias = Literal["probability", "mask", "labels"]
+
+_known: WeakKeyDictionary[Volume, Kind] = WeakKeyDictionary()
+
+
+def is_probability(volume: Volume) -> bool:
+    """Whether the values of a volume are probabilities, as `kind_of` says; else what is not 0 is foreground."""
+    return kind_of(volume) == "probability"
+
+
+def kind_of(volume: Volume) -> Kind:
+    """What the values of a volume mean; up to eight slices of uint8 and uint16 are looked at, once.
+
+    Raises
+    ------
+    VolumeError
+        If it is not clear what the values mean, or they cannot be read.
+    """
+    if volume.dtype.kind in "fb":
+        return "probability" if volume.dtype.kind == "f" else "mask"
+    if volume.dtype not in (np.uint8, np.uint16):
+        return "labels"
+    if volume not in _known:
+        count = min(_SLICES, len(volume))
+        chosen = [volume.read((2 * i + 1) * len(volume) // (2 * count)) for i in range(count)]
+        _known[volume] = _kind_by_values(chosen, volume.name)
+    return _known[volume]
+
+
+def _kind_by_values(slices: list[NDArray[Any]], name: str) -> Kind:
+    levels = np.unique(np.concatenate([np.unique(each) for each in slices]))
+    highest, half = int(levels[-1]), np.iinfo(levels.dtype).max // 2
+    if len(levels) == 1 or (len(levels) == 2 and levels[0] == 0):
+        return "labels" if len(levels) == 1 else "mask"
+    if levels[0] > 0 and highest > half:
+        return "probability"
+    pairs = [np.stack((each[:, 1:].ravel(), each[:, :-1].ravel())).astype(np.int32) for each in slices]
+    one, other = np.concatenate(pairs, axis=1)
+    differ, inside = one != other, (one != other) & (one > 0) & (other > 0)
+    gradual = 2 * inside.sum() >= differ.sum() > 0 and np.median(np.abs(one - other)[differ]) <= _STEP * highest
+    if gradual and (len(levels) > _LEVELS or highest > half):
+        return "probability"
+    if levels[0] > 0:
+        raise VolumeError(
+            f"{name} has values from {levels[0]} to {highest} and no background of 0: give a mask, or probabilities."
+        )
+    if len(levels) <= _LEVELS and highest > half:
+        raise VolumeError(
+            f"{name} has {len(levels)} values from 0 to {highest}, of classes or of probabilities: give a mask, or "
+            "probabilities as floats from 0 to 1."
+        )
+    return "labels"
+
+
+def read_probability(volume: Volume, z: int, y: slice = slice(None), x: slice = slice(None)) -> NDArray[np.float32]:
+    """Read a YX window of a prediction as float32 foreground probabilities in [0, 1]; those of a mask are 0 and 1.
+
+    Raises
+    ------
+    VolumeError
+        If a value is outside [0, 1], or the volume has no background.
+    """
+    values = volume.read(z, y, x)
+    if not is_probability(volume):
+        values = values != 0
+    probability: NDArray[np.float32] = values.astype(np.float32)
+    if values.dtype.kind == "u":
+        probability /= np.iinfo(values.dtype).max
+    elif not (values.min() >= 0 and values.max() <= 1):  # also False for nan
+        raise VolumeError(
+            f"{volume.name} is not a probability: slice z={z} leaves [0, 1]. Give foreground probabilities from 0 to "
+            "1, or as uint8 from 0 to 255."
+        )
+    return probability
