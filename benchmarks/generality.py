@@ -22,6 +22,7 @@ a JSON a run, `generality.csv` and `generality.md`.
 from __future__ import annotations
 
 import argparse
+import json
 from collections.abc import Iterator
 from itertools import product
 from pathlib import Path
@@ -124,8 +125,8 @@ def runs(given: argparse.Namespace) -> Iterator[tuple[str, int, int, tuple[str, 
         yield from (("defaults", k, seed, sources) for sources in alone)
 
 
-def measured(given: argparse.Namespace) -> Iterator[Row]:
-    """A row for each network and source of which it has seen nothing."""
+def measure(given: argparse.Namespace) -> Iterator[None]:
+    """Train and score each network on the sources of which it has seen nothing, a record each."""
     folder = Path(given.out)
     for arm, k, seed, sources in runs(given):
         config = core.TrainConfig(
@@ -137,14 +138,17 @@ def measured(given: argparse.Namespace) -> Iterator[Row]:
         home = model.summary["validation"]["iou"]
         about = {"arm": arm, "k": k, "learnt from": "+".join(sources), "seed": seed, "at home": home}
         for left in (name for name in given.left_out.split(",") if name not in sources):
-            record = path.with_name(f"{path.stem}-on-{left}.json")
-            yield about | {"left out": left} | once(record, lambda m=model, n=left: score(m, n, given))
+            yield recorded(path.with_name(f"{path.stem}-on-{left}.json"), model, left, about, given)
     for name, left in product(BUNDLED if given.single else (), given.left_out.split(",")):
         model = core.load_model(name)
         about = {"arm": name, "k": model.net.k, "learnt from": "EPFL's other block", "seed": 0}
         about["at home"] = model.summary["validation"]["iou"]
-        record = folder / f"{name}-on-{left}.json"
-        yield about | {"left out": left} | once(record, lambda m=model, n=left: score(m, n, given))
+        yield recorded(folder / f"{name}-on-{left}.json", model, left, about, given)
+
+
+def recorded(path: Path, model: core.Model, left: str, about: Row, given: argparse.Namespace) -> None:
+    """Score a model on the source that was left out, unless that has been done."""
+    once(path, lambda: {**about, "left out": left, **score(model, left, given)})
 
 
 def table(rows: list[Row]) -> str:
@@ -184,12 +188,11 @@ def main() -> None:
     folder = Path(given.out)
     folder.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)
-    rows: list[Row] = []
-    for row in measured(given):
-        rows.append(row)
+    for _ in measure(given):  # tables are of all records in the folder, of earlier calls too
+        rows: list[Row] = [json.loads(path.read_text()) for path in sorted(folder.glob("*-on-*.json"))]
         write_csv(folder / "generality.csv", rows)
         (folder / "generality.md").write_text(table(rows))
-    print(table(rows))
+    print((folder / "generality.md").read_text())
 
 
 if __name__ == "__main__":
