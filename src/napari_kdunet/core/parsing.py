@@ -30,9 +30,9 @@ def parse_slices(text: str) -> str | tuple[int, ...]:
 
 
 def format_slices(slices: Iterable[int]) -> str:
-    """Format slice numbers as `parse_slices` reads them, with half-open ranges: ``3,8,20:30``."""
+    """Format slice numbers, each once, as `parse_slices` reads them, with half-open ranges: ``3,8,20:30``."""
     spans: list[list[int]] = []
-    for z in sorted(slices):
+    for z in sorted(set(slices)):
         if spans and z == spans[-1][1]:
             spans[-1][1] += 1
         else:
