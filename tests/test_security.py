@@ -30,7 +30,8 @@ LOADERS = re.compile(
     | safetensors\.(.*\.)?(load|load_file|safe_open|deserialize)
     | zarr\.(open.*|load|core\..*|consolidate_metadata) | numcodecs\..*
     | tifffile\.(TiffFile|TiffReader|imread|memmap) | imagecodecs\..* | imageio\..* | skimage\.io\..*
-    | PIL\.(Image\.open|.*ImagePlugin\..*File) | h5py\.File | mrcfile\..*
+    | PIL\.(Image\.open|.*ImagePlugin\..*File) | h5py\.File | mrcfile\.(open|mmap|read|.*File)
+    | tensorstore\.open | nibabel\.load | nrrd\.read.*
     | onnx\.load.* | onnxruntime\.(InferenceSession|.*register_custom_ops_library)
     | pandas\.read_.* | (qtpy|PyQt\d|PySide\d)\.QtCore\.QSettings | pooch\..*""",
     re.VERBOSE,
@@ -65,7 +66,7 @@ def full_names(node: ast.AST, names: dict[str, str]) -> Iterator[str]:
 
 #: Of the same libraries, what reads nothing.
 HARMLESS = re.compile(
-    r"pickle\.(dumps?|Pickler|PickleError|PicklingError|HIGHEST_PROTOCOL)|subprocess\.(PIPE|DEVNULL|TimeoutExpired)"
+    r"pickle\.(dumps?|Pickler|PickleError|PicklingError|HIGHEST_PROTOCOL)|xml\..*Error|subprocess\.(PIPE|DEVNULL|TimeoutExpired)"
 )
 
 

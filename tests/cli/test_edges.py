@@ -150,7 +150,7 @@ def test_a_file_that_is_cut_while_it_is_read(kind, tmp_path):
     with mock.patch.object(writer.ProgressRecord, "add", add):
         line = refused(*argv)
     assert f"of {path}" in line
-    assert "truncated" in line
+    assert "cut short" in line
     assert [entry.name for entry in tmp_path.iterdir()] == [path.name]
 
 

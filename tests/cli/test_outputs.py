@@ -258,7 +258,7 @@ def test_on_error_skip_covers_files_that_are_no_images(kind, data, expected):
     result = run(*argv, "--on-error", "skip")
     assert result[:2] == (0, f"{out}\n")
     skipped, note = result.err.splitlines()
-    assert skipped.startswith(f"skipped: cannot read slice z=3 of {data / 'slices'}: {file}: ")
+    assert skipped.startswith(f"skipped: cannot read slice z=3 of {data / 'slices'}: {file}")
     assert note == f"note: skipped 1 of 6 slices, which are 0 in {out}"
     written = np.asarray(core.open_volume(out))
     assert not written[3].any()

@@ -174,6 +174,7 @@ def test_predict_names_lost_slices_and_leaves_padding_out(suffix, planes, data, 
     assert not written[[1, 3]].any()
     assert written.sum() == pytest.approx(written[:, 40:-24, 16:-40].sum())
     assert written[0, 40:-24, 16:-40].min() > 0
+    argv.append("--overwrite")
     assert run(*argv, "--fill", 7).code == 0
     assert np.asarray(core.open_volume(path))[0, 0, 0] > 0
     core.write_volume((raw > 0).astype(np.uint8), tmp_path / "mask.tif")

@@ -61,14 +61,15 @@ def test_predict_of_chosen_axes_and_channel(raw, expected, tmp_path):
 
 
 def test_notes_are_printed(raw, expected, tmp_path):
+    folder = tmp_path / "em"
+    folder.mkdir()
     for z, image in enumerate(raw):
-        tifffile.imwrite(tmp_path / f"s{z}.tif", image)
-        tifffile.imwrite(tmp_path / f"s{z}_mask.tif", image > 100)
-    out = tmp_path / "out" / "mask.tif"
-    out.parent.mkdir()
-    code, told = run("predict", "lucchi-1unet", tmp_path, "-o", out, "--voxel-size", "10", "--threads", "1")
+        tifffile.imwrite(folder / f"s{z}.tif", image)
+        tifffile.imwrite(folder / f"s{z}_mask.tif", image > 100)
+    out = tmp_path / "mask.tif"
+    code, told = run("predict", "lucchi-1unet", folder, "-o", out, "--voxel-size", "10", "--threads", "1")
     assert code == 0
-    assert f"note: {tmp_path}: 3 files beside the images are taken as masks" in told
+    assert f"note: {folder}: 3 files beside the images are taken as masks" in told
     np.testing.assert_array_equal(tifffile.imread(out), expected)
 
 
