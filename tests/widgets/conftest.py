@@ -170,17 +170,17 @@ class Bench:
         assert not widget.view.pause_button.isEnabled()
         assert not widget.view.stop_button.isEnabled()
 
-    def assert_segmented(self, widget):
-        """The preview holds what the kept model says of the slice on screen, on the grid of the image."""
-        preview, em, model = widget.preview, self.em, models.get(widget.model_name)
+    def assert_shown_and_gone(self, widget):
+        """The preview has shown a segmentation of the slice on screen, on the grid of the image, and is gone."""
+        preview, em = widget.preview, self.em
+        assert preview.layer not in self.viewer.layers
         np.testing.assert_allclose(preview.layer.scale, em.scale)
         np.testing.assert_allclose(preview.layer.translate, (100 + 10 * preview.z, 200, 300))
         assert preview.layer.units == em.units
-        volume = core.open_volume(em.data, voxel_size=WORLD["scale"])
-        probability = core.predict(model, volume)[preview.z].compute()
-        np.testing.assert_allclose(preview.probability, probability, atol=1e-4)
-        assert probability.std() > 0
-        np.testing.assert_array_equal(preview.layer.data[0], preview.probability > model.threshold)
+        assert preview.probability.std() > 0
+        shown, probability = preview.layer.data[0] > 0, preview.probability
+        if shown.any() and not shown.all():  # by the threshold of the model of that moment
+            assert probability[shown].min() > probability[~shown].max()
 
 
 @pytest.fixture

@@ -40,8 +40,8 @@ def test_volumes_of_different_shapes_do_not_mix(bench, small, notified):
     bench.finish(train)
     assert models.session_names() == ["em k1", "small k1"]
     assert len(train.view.curves.runs) == 1, "another image, another plot"
-    bench.assert_segmented(train)
-    assert [layer.name for layer in bench.viewer.layers] == ["em", "em preview", "mito", "small", "small mito"]
+    bench.assert_shown_and_gone(train)
+    assert [layer.name for layer in bench.viewer.layers] == ["em", "mito", "small", "small mito"]
 
 
 def test_a_run_keeps_to_what_it_was_started_on(bench, small):
@@ -54,7 +54,7 @@ def test_a_run_keeps_to_what_it_was_started_on(bench, small):
     bench.wait_for(train, "training", validations=seen + 2)
     bench.stop(train)
     assert models.session_names() == ["em k1"]
-    bench.assert_segmented(train)
+    bench.assert_shown_and_gone(train)
 
 
 def test_two_trainings_at_once_do_not_mix(bench, tiny_model, notified):

@@ -199,7 +199,7 @@ def test_an_image_given_other_data_meanwhile_is_begun_anew(segment, em, tiny_mod
     viewer.layers["raw"].data = other
     widget.start_button.native.click()
     finished(qtbot, widget)
-    mask = viewer.layers["raw tiny mask [1]"]
+    mask = viewer.layers["raw tiny mask"]
     np.testing.assert_array_equal(mask.data, expected(tiny_model, other, widget.threshold.value))
 
 
@@ -396,3 +396,44 @@ def test_an_error_in_the_work_leaves_the_buttons_usable(segment, qtbot, monkeypa
     finished(qtbot, widget)
     assert "Out of memory" in notified[0]
     assert widget.start_button.enabled
+
+
+def test_a_second_mask_replaces_the_first_unless_that_was_painted_on(segment, qtbot):
+    viewer, widget = segment
+    for _ in range(2):
+        widget.start()
+        finished(qtbot, widget)
+    assert [layer.name for layer in viewer.layers] == ["raw", "raw tiny mask"]
+    mask = viewer.layers["raw tiny mask"]
+    sure = np.unravel_index(np.argmin(widget.segmentation.result.probability), mask.data.shape)
+    mask.data_setitem(tuple(np.array([i]) for i in sure), 1)
+    painted = mask.data.copy()
+    widget.start()
+    finished(qtbot, widget)
+    assert widget.segmentation.mask is not mask
+    np.testing.assert_array_equal(viewer.layers["raw tiny mask"].data, painted)
+    assert "You have painted on “raw tiny mask”: it stays" in widget.status.text()
+
+
+def test_a_mask_takes_the_place_of_the_preview(segment, qtbot):
+    viewer, widget = segment
+    widget.live.value = True
+    qtbot.waitUntil(lambda: widget.preview is not None and widget.preview.layer is not None)
+    widget.start()
+    assert not widget.live.value
+    finished(qtbot, widget)
+    assert [layer.name for layer in viewer.layers] == ["raw", "raw tiny mask"]
+
+
+def test_another_models_threshold_leaves_the_mask_alone(segment, tiny_model, qtbot):
+    """As when a training ends whose model is then the newest on this image."""
+    viewer, widget = segment
+    widget.start()
+    finished(qtbot, widget)
+    before = viewer.layers["raw tiny mask"].data.copy()
+    other = core.Model(tiny_model.net, pixel_size=0, threshold=tiny_model.threshold + 0.02)
+    widget.model.value = models.add("other", other, "raw")
+    qtbot.waitUntil(lambda: widget.loaded is other)
+    assert widget.threshold.value == pytest.approx(other.threshold)
+    qtbot.waitUntil(lambda: not widget.segmentation.is_busy)
+    np.testing.assert_array_equal(viewer.layers["raw tiny mask"].data, before)

@@ -175,7 +175,9 @@ class SegmentWidget(Panel):
     def _threshold_changed(self, value: float) -> None:
         if self.preview is not None:
             self.preview.threshold = value
-        self.segmentation.set_threshold(value)
+        result = self.segmentation.result
+        if result is not None and result.model is self.loaded:  # that of another model is not for its mask
+            self.segmentation.set_threshold(value)
 
     def _update(self) -> None:
         """Show the progress."""
@@ -198,4 +200,6 @@ class SegmentWidget(Panel):
             text += ". Stopped: Segment volume goes on from here"
         if result.folder is not None:
             text += f".\nToo large for memory: it is in {result.folder} for as long as the layer is there. Save it"
+        if segmentation.kept:
+            text += f".\nYou have painted on “{segmentation.kept}”: it stays as it is, and the new mask lies beside it"
         self.status.setText(text + ".")

@@ -179,3 +179,25 @@ def test_slices_that_are_scrolled_past_can_be_left_out(viewer, em, model, settle
     assert preview.is_busy, "it waits whether the user stays"
     preview.close()
     assert not preview.is_busy
+
+
+def test_there_is_one_an_image_called_after_it_and_unlike_a_mask(viewer, em, model, settled):
+    first, second = Preview(viewer, em), Preview(viewer, em)
+    first.get_ready()
+    second.get_ready()
+    assert first.is_closed
+    assert [layer.name for layer in viewer.layers] == ["em", "em preview"]
+    em.name = "hippocampus"
+    assert second.layer.name == "hippocampus preview"
+    assert second.layer.contour > 0, "an outline: what lies under it is seen"
+
+
+def test_another_scale_segments_again(viewer, em, model, settled, tiny_em):
+    preview = Preview(viewer, em)
+    preview.show(model)
+    settled(preview)
+    em.scale = (20.0, 5.0, 5.0)
+    settled(preview)
+    volume = core.open_volume(tiny_em[0], voxel_size=(20, 5, 5))
+    np.testing.assert_allclose(preview.probability, core.predict(model, volume)[preview.z].compute(), atol=1e-5)
+    np.testing.assert_allclose(preview.layer.scale, em.scale)

@@ -200,13 +200,13 @@ def test_a_widget_trains_distils_and_previews(bench, own_process):
     bench.wait(lambda: bool(own_process))
     bench.finish(teacher)
     assert teacher.view.status.text().startswith("Done")
-    bench.assert_segmented(teacher)
+    bench.assert_shown_and_gone(teacher)
     student = bench.open("Distil student")
     student.view.start_button.click()
     bench.finish(student)
     assert student.view.status.text().startswith("Done")
     assert models.get(student.model_name).net.k == 1
-    bench.assert_segmented(student)
+    bench.assert_shown_and_gone(student)
     assert [process.returncode for process in own_process] == [0, 0]
 
 

@@ -53,8 +53,7 @@ def test_the_model_goes_on_on_the_corrected_slices_and_the_earlier_labels(bench,
     assert "the IoU is of training slices" in train.view.notes.text()
     assert model.form == models.get("tiny").form
     assert model.summary["settings"]["schedule"] == "constant"
-    assert train.preview.layer in bench.viewer.layers
-    bench.assert_segmented(train)
+    bench.assert_shown_and_gone(train)
     np.testing.assert_array_equal(mask.data, before)
     assert len(mask._undo_history) == history
     mask.undo()
@@ -110,7 +109,7 @@ def test_what_is_not_corrected_is_no_correction(bench, segmented, notified):
     correct(mask, bench.mito.data, 2)
     for _ in range(2):
         mask.undo()
-    segment.threshold.value = segment.threshold.value() + 0.02  # our own filling is none either
+    segment.threshold.value = segment.threshold.value + 0.02  # our own filling is none either
     bench.wait(lambda: segment.segmentation._updater is None)
     train.corrections_button.native.click()
     bench.finish(train)

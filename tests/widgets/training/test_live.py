@@ -101,7 +101,7 @@ def test_new_strokes_are_learnt_from_without_a_restart(bench, live, strokes):
     assert learnt_from(live)[0] in (3, 5)
     bench.stop(live)
     assert live.preview.z == 6
-    bench.assert_segmented(live)
+    bench.assert_shown_and_gone(live)
 
 
 def test_labels_that_are_replaced_as_a_whole_are_learnt_from(bench, live, strokes, notified):

@@ -12,6 +12,7 @@ from qtpy.QtWidgets import QWidget
 
 from napari_kdunet.widgets.segmentation.result import Focus, Result, segment
 from napari_kdunet.widgets.shared.layers import RESULT, current_slice, data_of, grid_of, volume_of
+from napari_kdunet.widgets.shared.preview import close_previews
 from napari_kdunet.widgets.shared.thread_worker import EventWorker, run
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = ["VolumeSegmentation"]
 
-_COLOUR = "#56B4E9"  # as in the preview
+_COLOUR = "#56B4E9"  # Okabe and Ito's sky blue
 _RAMP = [(0.27, 0.0, 0.33, 0.0), (0.13, 0.57, 0.55, 0.6), (0.99, 0.91, 0.14, 0.9)]  # viridis; the unlikely is clear
 _REFRESH_3D = 1.0  # s between two redraws in the 3-D view, which needs the whole volume
 
@@ -42,6 +43,8 @@ class VolumeSegmentation(QObject):
         None before the first start, and after the user has removed the mask.
     mask, probability : napari layer or None
         The Labels layer, and the Image layer of probabilities if it is shown.
+    kept : str
+        Name of an earlier mask of the image that stays beside the new one, as somebody has painted on it; else empty.
     """
 
     changed = Signal()  # another slice is done, it has ended, or a layer was removed
@@ -55,6 +58,7 @@ class VolumeSegmentation(QObject):
         self._image: Any = None
         self._data: Any = None
         self._name = ""
+        self.kept = ""
         self._focus = Focus()
         self._worker: EventWorker | None = None
         self._updater: EventWorker | None = None
@@ -98,6 +102,7 @@ class VolumeSegmentation(QObject):
         same = self._image == image and self._data is data_of(image)
         if result is None or not same or result.model is not model or result.done.all():
             memory = None if image.ndim == 3 else sys.maxsize
+            self._make_room(image)
             result = Result(model, volume.shape, threshold, memory=memory)
             self.result, self._image, self._data = result, image, data_of(image)
             self._name = name if name.startswith(image.name) else f"{image.name} {name}"
@@ -135,8 +140,20 @@ class VolumeSegmentation(QObject):
             layer, self.probability = self.probability, None
             self.viewer.layers.remove(layer)
 
+    def _make_room(self, image: Any) -> None:
+        """Remove the earlier mask of the image, which the new one replaces, unless somebody has painted on it."""
+        self.kept = ""
+        if self.mask is not None and self._image == image and self.result is not None:
+            if self.result.corrected_slices():
+                self.kept = str(self.mask.name)
+                return
+            for layer in (self.probability, self.mask):
+                if layer is not None and layer in self.viewer.layers:
+                    self.viewer.layers.remove(layer)
+
     def _add_mask(self) -> None:
         assert self.result is not None
+        close_previews(self.viewer, self._image)
         self.probability = None  # that of an earlier result belongs to the earlier mask
         look = {} if len(self.result.model.class_names) > 2 else {"colormap": {0: "transparent", None: _COLOUR}}
         self.mask = self._add(self.viewer.add_labels, self.result.mask, "mask", opacity=0.5, **look)

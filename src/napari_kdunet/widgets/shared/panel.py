@@ -60,7 +60,7 @@ class Panel(Container):
         self.viewer = viewer
         self.margins = (4, 4, 4, 4)
         self.error_label = wrapped_label()
-        self.error_label.setStyleSheet("color: #E69F00; font-weight: bold")
+        self.error_label.setStyleSheet("color: #D55E00; font-weight: bold")
         self.error_label.hide()
         layout = self.native.layout()
         layout.setStretch(0, 1)

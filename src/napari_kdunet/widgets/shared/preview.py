@@ -22,9 +22,10 @@ if TYPE_CHECKING:
 
     from napari_kdunet.core import Model
 
-__all__ = ["Preview", "warm_up"]
+__all__ = ["Preview", "close_previews", "warm_up"]
 
-_COLOUR = "#56B4E9"  # Okabe and Ito's sky blue: visible on grey, and unlike the colours of labels
+_COLOUR = "#009E73"  # Okabe and Ito's green: visible on grey, and neither that of masks nor of strokes
+_CONTOUR = 3  # pixels: an outline, through which a mask is seen as it is painted on
 
 
 def _colormap() -> CyclicLabelColormap:
@@ -42,12 +43,21 @@ def warm_up(owner: QWidget) -> None:
     run(load, on_event=lambda _: None, owner=owner)
 
 
+def close_previews(viewer: napari.viewer.Viewer, image: Layer) -> None:
+    """Close the preview of an image, whoever has opened it."""
+    for layer in list(viewer.layers):
+        preview = layer.metadata.get(PREVIEW)
+        if isinstance(preview, Preview) and preview.image == image:
+            preview.close()
+
+
 class Preview:
     """A Labels layer ``<image> preview`` of the current slice, segmented.
 
     It is one slice thick and moves with the user, so that its cost does not depend on the size of the volume. The
     latest request wins: one slice is segmented at a time, and an outdated one is not shown. The preview is closed when
-    the user removes its layer or the image.
+    the user removes its layer or the image, or another preview of the image is opened. It is an outline, called after
+    the image, and segmented again when the scale of the image changes.
 
     Parameters
     ----------
@@ -91,6 +101,9 @@ class Preview:
         self._rest.timeout.connect(self._request)
         viewer.dims.events.point.connect(self._moved)
         viewer.layers.events.removed.connect(self._removed)
+        image.events.name.connect(self._renamed)
+        image.events.scale.connect(self._request)
+        image.events.units.connect(self._request)
         if owner is not None:
             owner.destroyed.connect(self._disconnect)
 
@@ -140,6 +153,9 @@ class Preview:
         self._rest.stop()
         self.viewer.dims.events.point.disconnect(self._moved)
         self.viewer.layers.events.removed.disconnect(self._removed)
+        self.image.events.name.disconnect(self._renamed)
+        self.image.events.scale.disconnect(self._request)
+        self.image.events.units.disconnect(self._request)
 
     def _removed(self, event: Any) -> None:
         if event.value == self.image:
@@ -152,7 +168,15 @@ class Preview:
         if self._model is not None and current_slice(self.viewer, self.image) != (self._wanted or (None, self.z))[1]:
             self._rest.start()
 
-    def _request(self) -> None:
+    def _renamed(self, event: Any = None) -> None:
+        if self.layer is not None:
+            self.layer.name = self._name
+
+    @property
+    def _name(self) -> str:
+        return f"{self.image.name} preview"
+
+    def _request(self, event: Any = None) -> None:
         if self._closed or self._model is None:
             return
         self._wanted = self._model, current_slice(self.viewer, self.image)
@@ -203,13 +227,15 @@ class Preview:
             step = Affine(scale=grid["scale"], rotate=grid["rotate"], shear=grid["shear"]).linear_matrix[:, 0]
             grid["translate"] = np.asarray(grid["translate"]) + self.z * step
         if self.layer is None:
+            close_previews(self.viewer, self.image)
             selected = set(self.viewer.layers.selection)
-            look = {"opacity": 0.5, "colormap": _colormap(), "metadata": {PREVIEW: True}}
+            look = {"opacity": 0.9, "colormap": _colormap(), "metadata": {PREVIEW: self}}
             layers = self.viewer.layers
-            self.layer = self.viewer.add_labels(mask, name=f"{self.image.name} preview", **look, **grid)
+            self.layer = self.viewer.add_labels(mask, name=self._name, **look, **grid)
+            self.layer.contour = _CONTOUR
             if self.image in layers:  # just above it, so that labels to paint on stay on top
                 layers.move(len(layers) - 1, layers.index(self.image) + 1)
             layers.selection = selected
             return
-        self.layer.translate = grid["translate"]
+        self.layer.scale, self.layer.units, self.layer.translate = grid["scale"], grid["units"], grid["translate"]
         self.layer.data = mask

@@ -178,7 +178,8 @@ class Curves(QWidget):
             self._line = None
         if iou is not None:
             pen = pg.mkPen(_TEACHER, width=2, style=Qt.PenStyle.DashLine)
-            options = {"position": 0.02, "anchors": [(0, 1), (0, 0)], "color": _TEACHER}
+            side = 0 if iou > 0.5 else 1  # below the line of a good one, within the plot
+            options = {"position": 0.02, "anchors": [(0, side), (0, side)], "color": _TEACHER}
             self._line = pg.InfiniteLine(iou, angle=0, pen=pen, label=f"teacher {iou:.3f}", labelOpts=options)
             self.iou_plot.addItem(self._line)
 

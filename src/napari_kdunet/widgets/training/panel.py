@@ -196,10 +196,8 @@ class TrainingPanel(Panel):
         if isinstance(error, core.KDUNetError):
             self.error_label.setText(str(error))
             self.error_label.show()
-        if self.preview is not None and self.model_name:
-            self.preview.show(models.get(self.model_name))
-        elif self.preview is not None and self.preview.probability is None:
-            self.preview.close()
+        if self.preview is not None:
+            self.preview.close()  # the model is in the list now, for *Segment*
         how = self._end or ("Stopped." if error is None else "Ended by an error.")
         kept = f"The best model is “{self.model_name}” in the list of models." if self.model_name else ""
         self.view.ended(f"{how} {kept or 'There was no validation yet, so there is no model.'}")
