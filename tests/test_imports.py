@@ -20,7 +20,15 @@ ROOT = Path(napari_kdunet.__file__).parent
 # needs the other get a floor each.
 FLOORS = (
     ("__main__",),
-    ("cli", "widgets.train", "widgets.distill", "widgets.segment", "widgets.compare", "widgets.samples"),
+    (
+        "cli",
+        "widgets.train",
+        "widgets.distill",
+        "widgets.segment",
+        "widgets.compare",
+        "widgets.samples",
+        "widgets.readers",
+    ),
     ("widgets.training", "widgets.comparison"),
     ("widgets.segmentation",),
     ("widgets.shared",),

@@ -57,7 +57,8 @@ def test_volume_of_each_kind_of_layer():
     ("layer", "message"),
     [
         (Image(np.zeros((4, 32, 48, 3), np.uint8), rgb=True, name="photo"), "photo is RGB: convert it"),
-        (Image(np.zeros((2, 3, 4, 32, 48), np.uint8), name="movie"), "movie"),
+        (Image(np.zeros((2, 3, 4, 32, 48), np.uint8), name="movie"), "movie has 5 axes .* choose a time point"),
+        (Image(np.zeros((2, 32, 48), np.uint8), name="dyes", axis_labels=("c", "y", "x")), "dyes has 2 channels"),
     ],
 )
 def test_layers_that_cannot_be_used_say_why(layer, message):

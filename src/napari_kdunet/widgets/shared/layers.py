@@ -32,6 +32,8 @@ PREVIEW = "napari-kdunet preview"
 #: Key in the metadata of layers that show a `Result`; its value is that result.
 RESULT = "napari-kdunet result"
 
+_CHANNELS = {"c", "ch", "channel", "channels"}  # labels of an axis
+
 
 def voxel_size_of(layer: Layer) -> tuple[float, float, float] | None:
     """Voxel size of a layer in nm (Z, Y, X), from its scale and units; None where the units are not lengths.
@@ -81,11 +83,22 @@ def volume_of(layer: Layer, *, following: bool = False) -> Volume:
     Raises
     ------
     VolumeError
-        If the layer is RGB, or neither 2-D nor 3-D.
+        If the layer is RGB, has channels or time points, or is neither 2-D nor 3-D.
     """
     if getattr(layer, "rgb", False):
         raise VolumeError(
             f"the layer {layer.name} is RGB: convert it to grey values first (right-click it, Split RGB, take one)."
+        )
+    shape = data_of(layer).shape
+    if sum(length > 1 for length in shape) > 3:
+        raise VolumeError(
+            f"the layer {layer.name} has {len(shape)} axes {shape}: right-click it, Split Stack, and choose a time "
+            "point or channel."
+        )
+    if len(shape) > 2 and shape[-3] > 1 and str(layer.axis_labels[-3]).lower() in _CHANNELS:
+        raise VolumeError(
+            f"the layer {layer.name} has {shape[-3]} channels, which are no slices: right-click it, Split Stack, and "
+            "choose one."
         )
     data = _Following(layer) if following else data_of(layer)
     return open_volume(data, voxel_size=voxel_size_of(layer), name=layer.name)
