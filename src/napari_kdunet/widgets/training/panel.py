@@ -131,6 +131,7 @@ class TrainingPanel(Panel):
             self._prepare_preview(job.image)
             self._job, self._end, self.model_name = job, "", ""
             self.view.preparing(job.run, job.endless)
+            self.native.layout().setStretchFactor(self.view, 1)  # the curves grow with the panel
             self.worker = run(
                 job.make_events,
                 on_event=self._on_any_event,
@@ -185,7 +186,7 @@ class TrainingPanel(Panel):
 
     def _finish(self, event: core.Done) -> None:
         why = "no more progress" if event.reason == "patience" else "finished"
-        self._end = f"Done, {why}: IoU {event.iou:.3f}."
+        self._end = f"Done, {why}: IoU {event.iou:.3f}." if self.view.has_score else f"Done, {why}."
         if event.collapsed:
             from napari_kdunet.core.training.train import collapsed_message
 

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 __all__ = ["RunView"]
 
 _PER_MILLE = 1000
+_NO = "no slice is held out, and it is near 1 soon whatever the model is worth elsewhere."
 
 
 class RunView(QWidget):
@@ -136,8 +137,17 @@ class RunView(QWidget):
         """Show the validation score."""
         self.curves.add_validation(self._run, event.step, event.iou)
         self._best = event.iou if math.isnan(self._best) else max(self._best, event.iou)
-        kind = self._kind.capitalize()
-        self.score.setText(f"{kind} IoU {event.iou:.3f} · best {self._best:.3f} · {self._validated_on}")
+        if self._kind == "training":
+            self.score.setText(
+                f"Agreement with the labels that it learns from: {event.iou:.3f}. This is no score: {_NO}"
+            )
+        else:
+            self.score.setText(f"Validation IoU {event.iou:.3f} · best {self._best:.3f} · {self._validated_on}")
+
+    @property
+    def has_score(self) -> bool:
+        """Whether the IoU is of slices that are not learnt from."""
+        return self._kind != "training"
 
     def paused(self, is_paused: bool) -> None:
         """Show whether the run is paused."""
