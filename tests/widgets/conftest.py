@@ -1,5 +1,6 @@
 """What each widget test starts from: no settings, no models of this session, no notifications."""
 
+import gc
 import subprocess
 
 import numpy as np
@@ -16,6 +17,20 @@ from napari_kdunet import core
 from napari_kdunet.sample import synthetic_em
 from napari_kdunet.widgets.shared import process_worker
 from napari_kdunet.widgets.shared.models import models
+
+
+@pytest.fixture(scope="session", autouse=True)
+def imported_modules_are_no_garbage():
+    """What has been imported is not looked through again and again: `widgets_are_collected_here` then takes no time."""
+    gc.collect()
+    gc.freeze()
+
+
+@pytest.fixture(autouse=True)
+def widgets_are_collected_here(imported_modules_are_no_garbage):
+    """Collected by chance on a worker thread of the next test, a widget would be destroyed there: a crash of Qt."""
+    yield
+    gc.collect()
 
 
 @pytest.fixture(autouse=True)

@@ -142,6 +142,46 @@ ADVICE: dict[str, Advice] = {
         "Higher: copes with uneven staining and other microscopes. Lower it where grey values tell structures apart.",
         step=0.05,
     ),
+    "zoom": Advice(
+        "Zoom",
+        "Higher: copes with images of other pixel sizes, which may be stated wrongly. Leave it at 0 for one microscope.",
+        step=0.25,
+    ),
+    "gamma": Advice(
+        "Gamma",
+        "Higher: copes with other staining and detectors. Raise it where the model is to go to other microscopes.",
+        step=0.1,
+    ),
+    "local_contrast": Advice(
+        "Local contrast",
+        "Higher: copes with images that were equalised (CLAHE) or shade from side to side.",
+        step=0.1,
+    ),
+    "inversion": Advice(
+        "Inverted contrast",
+        "Higher: more patches are turned bright to dark. Raise it where some images have bright mitochondria.",
+        step=0.1,
+    ),
+    "blur": Advice(
+        "Blur",
+        "Higher: copes with images out of focus. Lower it where fine membranes tell structures apart.",
+        step=0.25,
+    ),
+    "noise": Advice(
+        "Noise",
+        "Higher: copes with noisier images than those learnt from. Lower it where training comes out blurred.",
+        step=0.1,
+    ),
+    "strips": Advice(
+        "Blank strips",
+        "Higher: more patches have strips without an image, as in sections with lost lines.",
+        step=0.1,
+    ),
+    "style": Advice(
+        "Mixed styles",
+        "Higher: patches take on the look of other images learnt from. It needs several images.",
+        step=0.1,
+    ),
     "slices": Advice(
         "Labelled slices",
         "Auto takes slices with any label; all also those without, as background. Or their numbers, such as "
@@ -150,6 +190,10 @@ ADVICE: dict[str, Advice] = {
     "ignore": Advice(
         "Ignored label",
         "Pixels of this label count neither as background nor as structure.",
+    ),
+    "volume_weights": Advice(
+        "Weight of each image",
+        "How often each of several images is drawn from; a panel trains on one.",
     ),
     "val_share": Advice(
         "Validation share",

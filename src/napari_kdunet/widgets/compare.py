@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from magicgui.widgets import CheckBox, Container
 from napari.layers import Image, Layer
+from qtpy.compat import isalive
 from qtpy.QtWidgets import QFileDialog, QLabel
 from superqt.utils import qdebounced, qthrottled
 
@@ -156,9 +157,7 @@ class CompareWidget(Panel):
         live.changed.connect(lambda: self.draw_soon())
         live.edited.connect(lambda: self._show_overlay())
         live.replaced.connect(lambda: self._setting_changed())
-        removed, gone = self.viewer.layers.events.removed, self._layer_removed
-        removed.connect(gone)
-        self.native.destroyed.connect(lambda: removed.disconnect(gone))
+        self.viewer.layers.events.removed.connect(self._layer_removed)
 
     def _chosen(self) -> tuple[Layer | None, Layer | None]:
         return self.prediction.value, self.reference.value
@@ -181,7 +180,7 @@ class CompareWidget(Panel):
             self.overlay.hide()
 
     def _layer_removed(self, event: Any) -> None:
-        if self.overlay.layer is not None and event.value == self.overlay.layer:
+        if isalive(self.native) and self.overlay.layer is not None and event.value == self.overlay.layer:
             self.show_overlay.value = False
 
     def _draw(self) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from magicgui.widgets import CheckBox
+from qtpy.compat import isalive
 from qtpy.QtWidgets import QProgressBar
 
 from napari_kdunet.core.parsing import clock
@@ -115,9 +116,7 @@ class SegmentWidget(Panel):
         self.live.changed.connect(self._show_preview)
         self.show_probability.changed.connect(self.segmentation.show_probability)
         self.segmentation.changed.connect(self._update)
-        removed, gone = self.viewer.layers.events.removed, self._layer_removed
-        removed.connect(gone)
-        self.native.destroyed.connect(lambda: removed.disconnect(gone))
+        self.viewer.layers.events.removed.connect(self._layer_removed)
 
     def _read_model(self, name: str | None) -> None:
         """Read the chosen model on a thread: a bundled one is a file, and the first one imports torch."""
@@ -169,7 +168,7 @@ class SegmentWidget(Panel):
         self.description.value = "\n".join(lines)
 
     def _layer_removed(self, event: Any) -> None:
-        if self.preview is not None and self.preview.layer == event.value:
+        if isalive(self.native) and self.preview is not None and self.preview.layer == event.value:
             self.live.value = False  # the user took the preview away
 
     def _threshold_changed(self, value: float) -> None:

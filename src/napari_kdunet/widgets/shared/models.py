@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from magicgui.widgets import Container
 from psygnal import Signal
+from qtpy.compat import isalive
 from qtpy.QtWidgets import QFileDialog, QWidget
 
 from napari_kdunet import core
@@ -150,9 +151,7 @@ class ModelChoice(Choice):
             "placeholder": "no model yet: train or open one",
         } | options
         super().__init__(lambda _: [(self.store.describe(name), name) for name in self.store.names()], **options)
-        store_changed, refresh = self.store.changed, self._store_changed
-        store_changed.connect(refresh)
-        self.native.destroyed.connect(lambda: store_changed.disconnect(refresh, missing_ok=True))
+        self.store.changed.connect(self._store_changed)
 
     def model(self) -> Model:
         """The chosen model, read if necessary (for other threads see `ModelStore.get`).
@@ -190,6 +189,8 @@ class ModelChoice(Choice):
 
     def _store_changed(self) -> None:
         """Take over the models; a better one may have replaced the chosen one."""
+        if not isalive(self.native):
+            return
         before = self.value
         self.reset_choices()
         if self.value == before:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import groupby
@@ -9,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from magicgui.widgets import Container, Label, PushButton
 from magicgui.widgets.bases import Widget
-from qtpy.QtCore import QSize, Qt
+from qtpy.compat import isalive
+from qtpy.QtCore import QSize, Qt, QTimer
 from qtpy.QtWidgets import QFrame, QLabel, QSizePolicy, QWidget
 
 from napari_kdunet.core.errors import KDUNetError
@@ -41,6 +43,10 @@ class Scrolling(Container):
 class Panel(Container):
     """Base of the dock widgets.
 
+    What comes from the viewer is connected weakly and checked to find the widget alive, rather than disconnected when
+    Qt destroys it: a container that nobody has docked belongs to Python, whose collector clears its connections first,
+    and a call of what is cleared is a crash.
+
     A script reads and sets the values by the names of the rows, whatever group they are in: ``panel.k.value = 4``.
 
     Parameters
@@ -69,11 +75,10 @@ class Panel(Container):
             if isinstance(widget, Widget):
                 self.append(widget)
             layout.addWidget(widget.native if isinstance(widget, Widget) else widget)
-        events, reset = viewer.layers.events, self.reset_choices  # napari does so only with what is docked
-        sources = (events.inserted, events.removed, events.reordered, events.renamed)
-        for source in sources:
-            source.connect(reset)
-        self.native.destroyed.connect(lambda: [source.disconnect(reset) for source in sources])
+        events = viewer.layers.events  # napari does so only with what is docked
+        for source in (events.inserted, events.removed, events.reordered, events.renamed):
+            source.connect(self.reset_choices)
+        self.native_parent_changed.connect(self._closed)
 
     def __getattr__(self, name: str) -> Any:
         """The row of this name, in whatever group it is."""
@@ -84,6 +89,16 @@ class Panel(Container):
     def asdict(self) -> dict[str, Any]:
         """The values by the names of their rows."""
         return {widget.name: widget.value for widget in _leaves(self) if widget.name and hasattr(widget, "value")}
+
+    def reset_choices(self, *_: Any) -> None:
+        """Take over the layers, of a panel that is still there."""
+        if isalive(self.native):
+            super().reset_choices()
+
+    def _closed(self, *_: Any) -> None:
+        """Collect the widgets of a closed panel here: on a worker thread, where the collector may run, Qt crashes."""
+        if self.native.parent() is None:
+            QTimer.singleShot(0, gc.collect)
 
     @contextmanager
     def telling(self) -> Iterator[None]:

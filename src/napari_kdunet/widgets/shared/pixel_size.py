@@ -8,6 +8,7 @@ import numpy as np
 from magicgui.widgets import Container
 from napari.layers import Layer
 from numpy.typing import ArrayLike
+from qtpy.compat import isalive
 
 from napari_kdunet import core
 from napari_kdunet.widgets.shared.fields import Choice, OptionalNumber, without_wheel
@@ -97,11 +98,11 @@ class PixelSize(Container):
         self._watched: Layer | None = None
         self.number.changed.connect(self._typed)
         image.changed.connect(self._image_changed)
-        unwatch = self._unwatch
-        self.native.destroyed.connect(lambda: unwatch())
         self._image_changed()
 
     def _image_changed(self, *_: Any) -> None:
+        if not isalive(self.native):
+            return
         layer = self.chosen.value
         if layer is not self._watched:
             self._unwatch()
@@ -125,6 +126,8 @@ class PixelSize(Container):
         return None if known is None else known[1]
 
     def _show(self, event: Any = None) -> None:
+        if not isalive(self.native):
+            return
         size = self._size()
         self.number.set_value(size)
         self.number.native.setStyleSheet(_MARK if size is None and self._watched is not None else "")
