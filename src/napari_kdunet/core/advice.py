@@ -144,7 +144,7 @@ ADVICE: dict[str, Advice] = {
     ),
     "zoom": Advice(
         "Zoom",
-        "Higher: copes with images of other pixel sizes, which may be stated wrongly. Leave it at 0 for one microscope.",
+        "Higher: copes with images of other pixel sizes, also if stated wrongly. Leave it at 0 for one microscope.",
         step=0.25,
     ),
     "gamma": Advice(
