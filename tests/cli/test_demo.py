@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 import signal
 from unittest import mock
@@ -18,7 +19,7 @@ from napari_kdunet.core.errors import OutputError
 from napari_kdunet.core.training.trainer import Trainer
 
 SHAPE = (6, 64, 80)
-REAL = demo._TEACHER, demo._STUDENT
+REAL = [inspect.signature(demo.run_demo).parameters[name].default for name in ("teacher", "student")]
 SMALL = {"steps": 40, "patch": 32, "batch": 4, "depth": 2, "validations": 2, "threads": 1}
 
 
@@ -32,14 +33,15 @@ def blobs(shape, *, seed):
 @pytest.fixture(autouse=True)
 def small(monkeypatch):
     monkeypatch.setattr(demo, "synthetic_em", blobs)
-    monkeypatch.setattr(demo, "_SHAPE", SHAPE)
-    monkeypatch.setattr(demo, "_TEACHER", core.TrainConfig(k=4, **SMALL))
-    monkeypatch.setattr(demo, "_STUDENT", core.DistillConfig(k=2, **SMALL))
+
+
+def run_small(out):
+    demo.run_demo(out, SHAPE, core.TrainConfig(k=4, **SMALL), core.DistillConfig(k=2, **SMALL))
 
 
 def test_files_and_table(tmp_path, capsys):
     out = tmp_path / "new" / "folder"
-    demo.run_demo(out)
+    run_small(out)
     volumes = [f"{name}-{kind}.tif" for name in ("test", "train") for kind in ("labels", "raw")]
     made = ["comparison.png", "student-mask.tif", "student.safetensors", "teacher-mask.tif", "teacher.safetensors"]
     assert sorted(path.name for path in out.iterdir()) == sorted(volumes + made)
@@ -85,12 +87,12 @@ def test_stopped(tmp_path):
         return honest(trainer)
 
     with mock.patch.object(Trainer, "step", pressed), pytest.raises(Interrupted, match=re.escape(str(tmp_path))):
-        demo.run_demo(tmp_path)
+        run_small(tmp_path)
     assert {path.name for path in tmp_path.iterdir()} >= {"teacher.safetensors", "teacher.resume.safetensors"}
 
 
 def test_no_partial_figure(tmp_path):
     refuse = mock.Mock(side_effect=OSError(28, "No space left on device"))
     with mock.patch("matplotlib.figure.Figure.savefig", refuse), pytest.raises(OutputError, match="No space left"):
-        demo.run_demo(tmp_path)
+        run_small(tmp_path)
     assert not [path.name for path in tmp_path.iterdir() if "comparison" in path.name]

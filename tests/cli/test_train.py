@@ -72,7 +72,7 @@ def test_several_images_each_with_its_voxel_size(data, teacher, tmp_path):
     result = run("train", *pairs, "-o", path, *sizes, *val, *val, *small)
     assert result.code == 2
     assert "2 times for 4 images" in result.err
-    result = run("train", *pairs, "-o", path, "--voxel-size", 10, *val, *val, *small)
+    result = run("train", *pairs, "-o", path, "--overwrite", "--voxel-size", 10, *val, *val, *small)
     assert f"on given volume of {data / 'raw.tif'}, {data / 'raw.tif'}" in result.lines[0]
 
 

@@ -55,10 +55,24 @@ class _Row:
     seconds_per_megapixel: float
 
 
-def run_demo(out: Path) -> None:
+def run_demo(
+    out: Path,
+    shape: tuple[int, int, int] = _SHAPE,
+    teacher: TrainConfig = _TEACHER,
+    student: DistillConfig = _STUDENT,
+) -> None:
     """Train a 16-Unet on a synthetic volume, distil it into a 2-Unet, and score both on another volume.
 
     Writes the volumes, models, masks and a figure into the folder `out` and prints a table.
+
+    Parameters
+    ----------
+    out : Path
+        The folder.
+    shape : tuple of int
+        Of each volume (Z, Y, X).
+    teacher, student : TrainConfig, DistillConfig
+        How they are trained.
 
     Raises
     ------
@@ -72,7 +86,7 @@ def run_demo(out: Path) -> None:
     make_folder(out)
     _check_folder(out)
     try:
-        rows = _train_both(out)
+        rows = _train_both(out, shape, teacher, student)
     except Interrupted:
         raise Interrupted(f"stopped: what was made so far is in {out}.") from None
     _print(rows, out)
@@ -93,15 +107,15 @@ def _is_from_demo(path: Path) -> bool:
         return False
 
 
-def _train_both(out: Path) -> list[_Row]:
+def _train_both(out: Path, shape: tuple[int, int, int], taught: TrainConfig, distilled: DistillConfig) -> list[_Row]:
     console.print("making two synthetic EM volumes, one to train on and one to test on")
-    raw, labels = _volume(out, "train", seed=0)
-    test, truth = _volume(out, "test", seed=1)
+    raw, labels = _volume(out, "train", shape, seed=0)
+    test, truth = _volume(out, "test", shape, seed=1)
     teacher_path, student_path = out / "teacher.safetensors", out / "student.safetensors"
-    events = iter_train(raw, labels, _TEACHER, out=teacher_path)
-    teacher = follow_training(f"training a {_TEACHER.k}-Unet", events).model
-    events = iter_distill(teacher, raw, labels, _STUDENT, out=student_path)
-    student = follow_training(f"distilling a {_STUDENT.k}-Unet", events).model
+    events = iter_train(raw, labels, taught, out=teacher_path)
+    teacher = follow_training(f"training a {taught.k}-Unet", events).model
+    events = iter_distill(teacher, raw, labels, distilled, out=student_path)
+    student = follow_training(f"distilling a {distilled.k}-Unet", events).model
     console.print("segmenting the test volume with both")
     rows = [
         _scored("teacher", teacher, teacher_path, test, truth),
@@ -114,8 +128,8 @@ def _train_both(out: Path) -> list[_Row]:
     return rows
 
 
-def _volume(out: Path, name: str, seed: int) -> tuple[Volume, NDArray[np.uint8]]:
-    raw, labels = synthetic_em(_SHAPE, seed=seed)
+def _volume(out: Path, name: str, shape: tuple[int, int, int], seed: int) -> tuple[Volume, NDArray[np.uint8]]:
+    raw, labels = synthetic_em(shape, seed=seed)
     for use, volume in (("raw", raw), ("labels", labels)):
         write_volume(
             volume,

@@ -13,7 +13,6 @@ from scipy import ndimage
 from torch import nn
 
 from napari_kdunet import core
-from napari_kdunet.core.data import patches
 from napari_kdunet.core.data.teachers import TeacherOutput, as_teacher
 
 
@@ -190,11 +189,10 @@ class Wide(nn.Module):
         return self.net(x)
 
 
-def test_large_slices_are_taught_tile_by_tile(blobs, quick, model, monkeypatch):
+def test_large_slices_are_taught_tile_by_tile(blobs, quick, model):
     """Blocks that begin anywhere, tiles smaller than a block: still what the model predicts."""
-    raw, labels = blobs((1, 90, 130))
+    raw, labels = blobs((1, 40, 4130))  # two blocks, of about 2048 pixels a side
     teacher = model(1, depth=2)
-    monkeypatch.setattr(patches, "_SIDE", 50)
     wide = replace(teacher, net=Wide(teacher.net))
     config = quick(mode="mixed", tau=1.0, steps=3, batch=4)
     soft = [[e.soft for e in steps(run(kind, raw, labels, config))] for kind in (wide, core.predict(teacher, raw))]

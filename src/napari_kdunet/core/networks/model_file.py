@@ -109,8 +109,8 @@ class TensorFile:
             if shape != tuple(tensor.shape) or (kind == "I64") == tensor.is_floating_point():
                 raise DamagedError(f"{_short(name)} is {kind} of shape {_short(shape)}, not {tuple(tensor.shape)}")
 
-    def read(self) -> dict[str, Tensor]:
-        """Read all tensors.
+    def verify(self) -> bytes:
+        """Read the whole file and compare it with its checksum, where it has one.
 
         Raises
         ------
@@ -127,6 +127,17 @@ class TensorFile:
             at = _place_of_checksum(self._head)
             if at is None or self._checksum != _checksum(data, at).decode():
                 raise DamagedError("its content is not that of its checksum")
+        return data
+
+    def read(self) -> dict[str, Tensor]:
+        """Read all tensors.
+
+        Raises
+        ------
+        DamagedError
+            If the file cannot be read, or its checksum is not that of its content.
+        """
+        data = self.verify()
         try:
             return load(data)
         except (SafetensorError, ValueError) as error:

@@ -222,6 +222,7 @@ class _State:
             raise DamagedError("its metadata has no settings or no best score")
         other = other_settings(before, settings)
         if other:
+            file.verify()  # a flipped bit in a setting is damage, and not another setting
             raise ConfigError(f"{path} was made with other settings: {other}. Give the same, or start anew.")
         progress = Progress(
             **{spec.name: _number(metadata, spec.name, type(spec.default) is int) for spec in fields(Progress)}
