@@ -80,11 +80,12 @@ def test_the_line_to_reach_is_that_of_the_averaged_teacher(bench, teacher):
 def test_the_control_run_is_the_same_student_without_the_teacher_in_the_same_plot(bench, widget):
     widget.view.start_button.click()
     bench.finish(widget)
-    line = widget.view.curves.teacher_iou
+    line, name = widget.view.curves.teacher_iou, widget.teacher.value
     widget.control_button.click()
     assert not widget.view.start_button.isEnabled()
     bench.finish(widget)
     assert models.session_names()[0] == "em k1 control"
+    assert widget.teacher.value == name, "a control run is newer, but no teacher"
     control, student = models.get("em k1 control"), models.get("em k1 distilled")
     assert "teacher" not in control.summary
     shared = control.summary["settings"]

@@ -103,6 +103,7 @@ class DistillWidget(TrainingPanel):
         """
         (raw, labels), config = volumes(self.image, self.labels_layer), self.config()
         get_teacher, trust = self._teacher(config), self.teacher_file.trusted
+        self.teacher.held = True  # a control run is newer, and no teacher
         check(self.labels_layer, config)
 
         def events() -> Iterator[Any]:
