@@ -89,6 +89,16 @@ def test_what_is_saturated_within_the_sample_belongs_to_it():
     assert volume.statistics(0) == pytest.approx((image.mean(), image.std()), rel=1e-12)
 
 
+def test_lines_and_ramps_are_no_padding():
+    image = texture((200, 210)).astype(np.uint8)
+    image[0], image[:, -1] = 0, 255
+    assert open_volume(image).outside(0) is None
+    ramp = np.broadcast_to(np.arange(200.0), (1, 200, 200))
+    assert open_volume(ramp).outside(0) is None
+    image[:3] = 0
+    assert np.array_equal(open_volume(image).outside(0), np.arange(200)[:, None] < np.full(210, 3))
+
+
 def test_nan_around_the_sample_is_padding_and_elsewhere_an_error(fails):
     image = ndimage.rotate(texture((200, 260)), 12, order=1, cval=math.nan).astype(np.float32)
     volume = open_volume(image, name="rotated.npy")

@@ -19,12 +19,16 @@ from napari_kdunet.core.data.augmentation import change_appearance, random_warp,
 from napari_kdunet.core.data.teachers import TeacherOutput
 from napari_kdunet.core.volumes.labels import target_probabilities
 from napari_kdunet.core.volumes.resampling import Grid
+from napari_kdunet.core.volumes.sample import standardised
 from napari_kdunet.core.volumes.volume import Volume
 
 __all__ = ["Batch", "Block", "PatchSampler", "TrainingVolume", "load_blocks"]
 
 _SIDE = 2048  # working pixels: larger slices are cut into blocks of about this side
 _SPARSE = 0.25  # share of labelled pixels below which patches are cut around them
+_MIRRORED = 128  # working pixels to which the image is mirrored at the sample's edge
+_WHOLE = 0.999  # a pixel that lies in the sample, to float rounding
+_EVERY = 8  # working pixels between the sites of a block that the sample does not fill
 _LEAST = 1e-6  # lower bound of the teacher's probabilities, whose logarithm is taken
 
 
@@ -46,8 +50,9 @@ class Block:
     """A window of a slice at the working pixel size.
 
     `image` is (1, Y, X) float16, standardised by its whole slice; `target` (C, Y, X) uint8, the target probabilities
-    times 255, or None where it is not labelled; `sites` (N, 2) the Y, X of the labelled pixels where they are sparse,
-    so that patches are cut around them, else None.
+    times 255, or None where it is not labelled; `inside` (1, Y, X) uint8, 1 in the sample, or None where all is;
+    `sites` (N, 2) the Y, X of labelled pixels, or of the sample, where either is a part of the block, so that patches
+    are cut around them, else None.
     """
 
     volume: TrainingVolume
@@ -57,7 +62,13 @@ class Block:
     x: slice
     image: Tensor
     target: Tensor | None
+    inside: Tensor | None
     sites: Tensor | None
+
+    @property
+    def area(self) -> int:
+        """Working pixels of the sample."""
+        return self.image.numel() if self.inside is None else int(self.inside.sum())
 
     @cached_property
     def teacher_probability(self) -> Tensor | None:
@@ -79,7 +90,7 @@ def load_blocks(volume: TrainingVolume, config: TrainConfig, limit: int) -> tupl
     keep = max(1, min(len(windows), int(limit / (each * max(pixels, default=1)))))
     chosen = [windows[i * len(windows) // keep] for i in range(keep)] if windows else []
     blocks = [_read_block(volume, grid, config, *window) for window in chosen]
-    return [block for block in blocks if block.sites is None or len(block.sites)], keep < len(windows)
+    return [block for block in blocks if block.area and (block.sites is None or len(block.sites))], keep < len(windows)
 
 
 def _windows(shape: tuple[int, ...], grid: Grid) -> Iterator[tuple[slice, slice]]:
@@ -96,19 +107,25 @@ def _read_block(volume: TrainingVolume, grid: Grid, config: TrainConfig, z: int,
         return grid.to_working(torch.from_numpy(channels.astype(np.float32))[None])[0]
 
     mean, std = volume.raw.statistics(z)
-    image = (volume.raw.read(z, y, x).astype(np.float32) - mean) / (std or 1.0)
-    target = sites = None
+    filled = volume.raw.mirrored(z, y, x, math.ceil(_MIRRORED / min(grid.ratio)))
+    image = standardised(volume.raw.read(z, y, x) if filled is None else filled, mean, std)
+    outside = volume.raw.outside(z, y, x)
+    inside = None if outside is None else (working(~outside[None]) > _WHOLE).to(torch.uint8)
+    target = None
     if volume.labels is not None:
         known = target_probabilities(volume.labels.read(z, y, x), config.classes, config.ignore)
         target = (working(known) * 255).round().to(torch.uint8)
-        sites = _sites(target)
-    return Block(volume, grid, z, y, x, working(image[None]).half(), target, sites)
+        target = target if inside is None else target * inside
+    return Block(volume, grid, z, y, x, working(image[None]).half(), target, inside, _sites(target, inside))
 
 
-def _sites(target: Tensor) -> Tensor | None:
+def _sites(target: Tensor | None, inside: Tensor | None) -> Tensor | None:
     """As in `Block`."""
-    known = target.any(dim=0)  # in part too: a stroke of one pixel is half a working pixel wide
-    return known.nonzero() if known.float().mean() < _SPARSE else None
+    if target is not None:
+        known = target.any(dim=0)  # in part too: a stroke of one pixel is half a working pixel wide
+        if known.float().mean() < _SPARSE and (inside is None or known.sum() < _SPARSE * inside.sum()):
+            return known.nonzero()
+    return None if inside is None else inside[0, ::_EVERY, ::_EVERY].nonzero() * _EVERY
 
 
 @dataclass(frozen=True)
@@ -116,12 +133,13 @@ class Batch:
     """A training batch on the device.
 
     `image` (N, 1, Y, X) float32; `target` (N, C, Y, X) float32 target probabilities, 0 where not labelled;
-    `teacher_logits` (N, C, Y, X) float32, or None.
+    `teacher_logits` (N, C, Y, X) float32, or None; `inside` (N, Y, X) float32, 1 in the sample, or None where all is.
     """
 
     image: Tensor
     target: Tensor
     teacher_logits: Tensor | None
+    inside: Tensor | None = None
 
 
 @dataclass
@@ -179,7 +197,10 @@ class PatchSampler:
         return Batch(
             change_appearance(torch.stack([w[:1] for w in warped]), count, mine, config, generator, style),
             torch.stack([self._target(block, w) for block, w in zip(blocks, warped, strict=True)]),
-            torch.stack([_logits(w, config.classes) for w in warped]) if teacher else None,
+            torch.stack([_logits(block, w, config.classes) for block, w in zip(blocks, warped, strict=True)])
+            if teacher
+            else None,
+            _inside(blocks, warped),
         )
 
     def _choose(self, step: int, count: int, unlabelled_share: float, generator: torch.Generator) -> list[Block]:
@@ -210,7 +231,7 @@ class PatchSampler:
 
     def _weights(self, blocks: Sequence[Block]) -> Tensor:
         """(N,) relative probability of each block: by `volume_weights`, and by area among those of one volume."""
-        areas = torch.tensor([block.image.numel() for block in blocks], dtype=torch.float64)
+        areas = torch.tensor([block.area for block in blocks], dtype=torch.float64)
         if (given := self.config.volume_weights) != "area":
             volumes = torch.tensor([block.volume.index for block in blocks])
             totals = areas.new_zeros(int(volumes.max()) + 1).index_add(0, volumes, areas)
@@ -221,18 +242,30 @@ class PatchSampler:
     def _target(self, block: Block, warped: Tensor) -> Tensor:
         if block.target is None:
             return warped.new_zeros(self.config.classes, *warped.shape[1:])
-        return warped[1 : 1 + self.config.classes] / 255
+        target = warped[1 : 1 + self.config.classes] / 255
+        return target if block.inside is None else target * (warped[-1] > _WHOLE)
 
 
 def _channels(block: Block, teacher: bool) -> list[Tensor]:
     """All that is warped together."""
-    parts = (block.image, block.target, block.teacher_probability if teacher else None)
+    parts = (block.image, block.target, block.teacher_probability if teacher else None, block.inside)
     return [part for part in parts if part is not None]
 
 
-def _logits(warped: Tensor, classes: int) -> Tensor:
-    """(C, Y, X) logits of the teacher, whose probabilities without the background come last."""
-    others = warped[-(classes - 1) :]
+def _inside(blocks: Sequence[Block], warped: Sequence[Tensor]) -> Tensor | None:
+    """As in `Batch`; of a block that has it, it comes last."""
+    if all(block.inside is None for block in blocks):
+        return None
+    pairs = zip(blocks, warped, strict=True)
+    return torch.stack(
+        [torch.ones_like(w[0]) if block.inside is None else (w[-1] > _WHOLE).to(w) for block, w in pairs]
+    )
+
+
+def _logits(block: Block, warped: Tensor, classes: int) -> Tensor:
+    """(C, Y, X) logits of the teacher, whose probabilities without the background come after the target."""
+    first = 1 if block.target is None else 1 + classes
+    others = warped[first : first + classes - 1]
     return torch.cat((1 - others.sum(dim=0, keepdim=True), others)).clamp_min(_LEAST).log()
 
 

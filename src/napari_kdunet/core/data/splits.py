@@ -100,7 +100,9 @@ def hold_out(raw: Any, labels: Any, share: float = 0.25) -> tuple[tuple[Volume, 
 
     def part(volume: Volume, first: int, last: int) -> Volume:
         name = f"{volume.name}[{first}:{last}]"
-        return open_volume(volume.data[first:last], voxel_size=volume.voxel_size, name=name)
+        sample = None if volume.sample is None else volume.sample.data[first:last]
+        pixels = volume.data[first:last]
+        return open_volume(pixels, voxel_size=volume.voxel_size, name=name, fill=volume.fill, sample=sample)
 
     first, last = ((part(volumes[0], *z), part(volumes[1], *z)) for z in ((0, cut), (cut, count)))
     return first, last

@@ -43,7 +43,8 @@ class Validation:
         """Validate against the labels of some slices."""
 
         def truth(z: int, y: tuple[int, int], x: tuple[int, int]) -> NDArray[np.int16]:
-            return class_index(labels.read(z, slice(*y), slice(*x)), config.classes, config.ignore)
+            index = class_index(labels.read(z, slice(*y), slice(*x)), config.classes, config.ignore)
+            return _without_outside(index, raw, z, y, x)
 
         return cls(raw, truth, tuple(slices), kind)
 
@@ -165,6 +166,14 @@ def _teacher_truth(teacher: TeacherOutput) -> Truth:
     @lru_cache(maxsize=32)  # the same few tiles are asked for at each validation
     def truth(z: int, y: tuple[int, int], x: tuple[int, int]) -> NDArray[np.int16]:
         foreground = teacher.probabilities(z, slice(*y), slice(*x)).sum(dim=0).numpy()
-        return (foreground > teacher.threshold).astype(np.int16)
+        return _without_outside((foreground > teacher.threshold).astype(np.int16), teacher.raw, z, y, x)
 
     return truth
+
+
+def _without_outside(
+    index: NDArray[np.int16], raw: Volume, z: int, y: tuple[int, int], x: tuple[int, int]
+) -> NDArray[np.int16]:
+    """Class indices of a window, -1 outside the sample, which is not scored."""
+    outside = raw.outside(z, slice(*y), slice(*x))
+    return index if outside is None else np.where(outside, np.int16(-1), index)

@@ -53,7 +53,7 @@ class Tiler:
         Of the engine.
     threads : int
         CPU threads.
-    multiple, reach, k : int
+    multiple, reach, k, classes : int
         As the network says them, see `Network`; `k` estimates the memory of a tile.
     """
 
@@ -64,6 +64,7 @@ class Tiler:
     multiple: int
     reach: int
     k: int
+    classes: int
     _slots: threading.Semaphore = field(
         default_factory=lambda: threading.BoundedSemaphore(_AT_ONCE), init=False, compare=False, repr=False
     )
@@ -82,6 +83,7 @@ class Tiler:
             net.multiple,
             net.reach,
             net.k,
+            net.classes,
         )
 
     @property
@@ -133,15 +135,16 @@ class Tiler:
     ) -> T:
         """Apply `finish` to the `logits`, which stay valid only while it runs."""
         with self._slots, torch.inference_mode():
-            image, inner = self._read(volume, z, (y, x))
+            image, inner = self._read(volume, z, (y, x))  # and with it what lies outside the sample
+            outside = volume.outside(z, slice(*y), slice(*x))
+            if outside is not None and outside.all():
+                empty = torch.empty(1 if self.classes == 2 else self.classes, *outside.shape)
+                return finish(_set_background(empty, outside))
             working = self.grid.to_working(torch.from_numpy(image)[None, None].to(self.device))
             del image  # it is larger
             with _forward_lock, using_threads(self.threads):
                 out = self.grid.to_image(self.forward(working))[0][(slice(None), *inner)].cpu()
-                outside = volume.outside(z, slice(*y), slice(*x))
-                if outside is not None:
-                    _set_background(out, torch.from_numpy(outside))
-                return finish(out)
+                return finish(out if outside is None else _set_background(out, outside))
 
     def _read(
         self, volume: Volume, z: int, window: tuple[tuple[int, int], ...]
@@ -156,18 +159,18 @@ class Tiler:
             inner.append(slice(start - first, stop - first))
         stored = volume.read(z, *inside)
         mean, std = volume.statistics(z, stored if stored.shape == volume.shape[1:] else None)
-        if volume.is_lost(z):
-            stored[:] = 0  # NaN would spoil the network's output
         filled = volume.mirrored(z, inside[0], inside[1], max(self.halo))
         pixels = np.pad(stored if filled is None else filled, pads, mode="reflect")
         return standardised(pixels, mean, std), tuple(inner)
 
 
-def _set_background(logits: torch.Tensor, outside: torch.Tensor) -> None:
-    """Make the probability of the background 1 where `outside` (Y, X) holds."""
-    logits[:, outside] = -math.inf
+def _set_background(logits: torch.Tensor, outside: NDArray[np.bool_]) -> torch.Tensor:
+    """Make the probability of the background 1 where `outside` (Y, X) holds, in place."""
+    where = torch.from_numpy(outside)
+    logits[:, where] = -math.inf
     if logits.shape[0] > 1:
-        logits[0, outside] = 0
+        logits[0, where] = 0
+    return logits
 
 
 def foreground(logits: torch.Tensor) -> NDArray[np.float32]:

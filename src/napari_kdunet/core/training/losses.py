@@ -73,7 +73,13 @@ def dice_loss(logits: Tensor, target: Tensor, *, total: Total = _identity) -> Te
 
 
 def soft_loss(
-    logits: Tensor, teacher_logits: Tensor, tau: float, dice: float = 0.0, *, total: Total = _identity
+    logits: Tensor,
+    teacher_logits: Tensor,
+    tau: float,
+    dice: float = 0.0,
+    *,
+    inside: Tensor | None = None,
+    total: Total = _identity,
 ) -> Tensor:
     """Cross entropy of the softened student against the softened teacher, times tau squared.
 
@@ -89,14 +95,24 @@ def soft_loss(
         Temperature, on both sides.
     dice : float
         Weight of the soft Dice loss.
+    inside : Tensor, optional
+        (N, Y, X), 1 for the pixels that count and 0 for the others; all if None.
     total : callable
         As in `hard_loss`; all processes have as many pixels.
     """
     teacher_logits = teacher_logits.detach()
     entropy = -((teacher_logits / tau).softmax(dim=1) * F.log_softmax(logits / tau, dim=1)).sum(dim=1)
-    means, processes = total(torch.stack((entropy.mean(), entropy.new_ones(())))).unbind()
-    loss = tau**2 * means / processes
-    return loss + dice * dice_loss(logits, teacher_logits.softmax(dim=1), total=total) if dice else loss
+    share = entropy.new_ones(())
+    if inside is not None:
+        entropy, share = entropy * inside, inside.mean()
+    means, shares = total(torch.stack((entropy.mean(), share))).unbind()
+    loss = tau**2 * means / shares.clamp_min(1e-6)
+    if not dice:
+        return loss
+    probability = teacher_logits.softmax(dim=1)
+    if inside is not None:
+        probability = probability * inside.unsqueeze(1)
+    return loss + dice * dice_loss(logits, probability, total=total)
 
 
 class Losses(NamedTuple):
@@ -116,16 +132,17 @@ def distillation_loss(
     lam: float = 1.0,
     class_weights: Sequence[float] | Tensor | None = None,
     dice: float = 0.0,
+    inside: Tensor | None = None,
     total: Total = _identity,
 ) -> Losses:
     """The loss ``hard + lam * soft`` (paper, "The Distillation Procedure", L_KD).
 
     With `target` None it is the soft loss alone (not weighted by `lam`), with `teacher_logits` None the hard one alone.
 
-    Arguments as in `hard_loss` and `soft_loss`; `lam` weighs the teacher.
+    Arguments as in `hard_loss` and `soft_loss`; `lam` weighs the teacher. Of `target` what is not inside is 0.
     """
     hard = None if target is None else hard_loss(logits, target, class_weights, dice, total=total)
-    soft = None if teacher_logits is None else soft_loss(logits, teacher_logits, tau, dice, total=total)
+    soft = None if teacher_logits is None else soft_loss(logits, teacher_logits, tau, dice, inside=inside, total=total)
     if hard is not None and soft is not None:
         return Losses(hard + lam * soft, hard, soft)
     only = soft if hard is None else hard

@@ -231,6 +231,7 @@ class Trainer:
             lam=1.0 if soft is None else soft,
             class_weights=self.class_weights,
             dice=self.config.dice,
+            inside=batch.inside,
             total=self.group.total,
         )
 

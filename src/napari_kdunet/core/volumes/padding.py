@@ -12,7 +12,7 @@ from scipy import ndimage
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-__all__ = ["LEAST_REGION", "RUN", "Mask", "ReadRows", "find_regions", "strips_of"]
+__all__ = ["LEAST_REGION", "RUN", "Mask", "ReadRows", "find_regions", "grown", "strips_of"]
 
 RUN = 32
 """Equal values side by side that no microscope records."""
@@ -30,6 +30,18 @@ ReadRows: TypeAlias = Callable[[slice], NDArray[Any]]
 def strips_of(height: int, rows: int) -> Iterator[slice]:
     """Rows of a slice, so many at a time."""
     return (slice(top, min(top + rows, height)) for top in range(0, height, rows))
+
+
+def grown(mask: NDArray[np.bool_], pixels: int) -> NDArray[np.bool_]:
+    """A mask (Y, X) grown by so many pixels to all sides, diagonals too; of bits, in a tenth of a filter's time."""
+    for axis in (0, 1):
+        along = np.moveaxis(mask, axis, 0)
+        wide = along.copy()
+        for step in range(1, pixels + 1):
+            wide[step:] |= along[:-step]
+            wide[:-step] |= along[step:]
+        mask = np.moveaxis(wide, 0, axis)
+    return mask
 
 
 class Mask:
@@ -56,16 +68,16 @@ class Mask:
         """Whether a pixel is marked."""
         return bool(self._bits.any())
 
-    def window(self, y: slice = slice(None), x: slice = slice(None), grown: int = 0) -> NDArray[np.bool_]:
+    def window(self, y: slice = slice(None), x: slice = slice(None), grow: int = 0) -> NDArray[np.bool_]:
         """The mask in a window, grown by so many pixels to all sides."""
         (top, bottom, _), (left, right, _) = (part.indices(n) for part, n in zip((y, x), self.shape, strict=True))
-        first_y, first_x = max(top - grown, 0), max(left - grown, 0)
-        last_x = min(right + grown, self.shape[1])
-        bits = self._bits[first_y : bottom + grown, first_x // 8 : -(-last_x // 8)]
-        mask = np.unpackbits(bits, axis=1)[:, first_x % 8 :][:, : last_x - first_x]
-        if grown and mask.any():
-            mask = ndimage.maximum_filter(mask, 2 * grown + 1, mode="nearest")
-        return mask[top - first_y :, left - first_x :][: bottom - top, : right - left].view(bool)
+        first_y, first_x = max(top - grow, 0), max(left - grow, 0)
+        last_x = min(right + grow, self.shape[1])
+        bits = self._bits[first_y : bottom + grow, first_x // 8 : -(-last_x // 8)]
+        mask = np.unpackbits(bits, axis=1)[:, first_x % 8 :][:, : last_x - first_x].view(bool)
+        if grow and mask.any():
+            mask = grown(mask, grow)
+        return mask[top - first_y :, left - first_x :][: bottom - top, : right - left]
 
 
 def find_regions(read: ReadRows, shape: tuple[int, int], value: float, stated: bool) -> Mask:
@@ -86,12 +98,13 @@ def find_regions(read: ReadRows, shape: tuple[int, int], value: float, stated: b
         regions.add(rows, labelled, count)
     area, border, rectangular = regions.joined()
     if math.isnan(value):
-        chosen = (border & (area >= LEAST_REGION)) | stated
+        chosen = ((border > 0) & (area >= LEAST_REGION)) | stated
     elif stated:
         chosen = area >= LEAST_REGION
     else:
-        border &= area >= _LEAST_CORNER
-        chosen = border | ((area >= RUN * RUN) & (rectangular | border.any()))
+        # a line of one pixel is no padding: a ramp has one
+        at_border = (border > 0) & (area >= np.maximum(_LEAST_CORNER, 2 * border))
+        chosen = at_border | ((area >= RUN * RUN) & (rectangular | at_border.any()))
     outside = Mask(shape)
     for rows, first in zip(strips if chosen.any() else (), regions.offsets, strict=False):
         if len(strips) > 1:
@@ -110,7 +123,7 @@ class _Regions:
         """Index of the first region of each strip."""
         self._count = 0
         self._areas: list[NDArray[np.int64]] = []
-        self._border: list[NDArray[np.bool_]] = []
+        self._border: list[NDArray[np.int64]] = []
         self._boxes: list[NDArray[np.int64]] = []
         self._pairs: list[NDArray[np.int64]] = []
         self._last: NDArray[np.int64] | None = None
@@ -118,13 +131,13 @@ class _Regions:
     def add(self, rows: slice, labelled: NDArray[np.int32], count: int) -> None:
         """Take in the regions of the next strip, 1 to `count` in `labelled`."""
         area = np.bincount(labelled.reshape(-1), minlength=count + 1)[1:]
-        border = np.zeros(count + 1, bool)
-        first, last = rows.start == 0, rows.stop == self.shape[0]
-        for line in (labelled[:, 0], labelled[:, -1], labelled[0] if first else (), labelled[-1] if last else ()):
-            border[np.asarray(line, np.int64)] = True
+        lines = [labelled[:, 0], labelled[:, -1]]
+        lines += [labelled[0]] * (rows.start == 0) + [labelled[-1]] * (rows.stop == self.shape[0])
+        border = np.bincount(np.concatenate(lines), minlength=count + 1)[1:]
         boxes = np.tile([self.shape[0], 0, self.shape[1], 0], (count, 1))
-        objects = ndimage.find_objects(labelled)
-        for i in np.flatnonzero(area >= RUN):
+        inner = np.flatnonzero((area >= RUN) & (border == 0))
+        objects = ndimage.find_objects(labelled) if inner.size else []
+        for i in inner:
             y, x = objects[i]
             boxes[i] = rows.start + y.start, rows.start + y.stop, x.start, x.stop
         index = np.where(labelled[[0, -1]] > 0, labelled[[0, -1]] + np.int64(self._count - 1), -1)
@@ -135,18 +148,18 @@ class _Regions:
         self.offsets.append(self._count)
         self._count += count
         self._areas.append(area)
-        self._border.append(border[1:])
+        self._border.append(border)
         self._boxes.append(boxes)
 
     def joined(self) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
-        """Of each strip's regions, as parts of those of the slice: area, whether at the border, whether a rectangle."""
+        """Of each strip's regions, as parts of those of the slice: area, pixels at the border, whether a rectangle."""
         area, border, boxes = (np.concatenate(each) for each in (self._areas, self._border, self._boxes))
         if self._pairs and self._count:
             a, b = np.concatenate(self._pairs, axis=1)
             graph = coo_array((np.ones(a.size, bool), (a, b)), shape=(self._count, self._count))
             count, of = connected_components(graph, directed=False)
             area = np.bincount(of, area, count).astype(np.int64)[of]
-            border = (np.bincount(of, border, count) > 0)[of]
+            border = np.bincount(of, border, count).astype(np.int64)[of]
             whole = np.tile([self.shape[0], 0, self.shape[1], 0], (count, 1))
             for side, join in enumerate((np.minimum, np.maximum, np.minimum, np.maximum)):
                 join.at(whole[:, side], of, boxes[:, side])
@@ -158,7 +171,7 @@ class _Regions:
 
 def _with_soft_edge(strip: NDArray[Any], region: NDArray[np.bool_], value: float) -> NDArray[np.bool_]:
     """The region with what a lossy compression has made of its edge, where most of the next pixels are much like it."""
-    around = ndimage.maximum_filter(region, 3) & ~region
+    around = grown(region, 1) & ~region
     if not around.any():
         return region
     distance = np.abs(strip.astype(np.float32) - np.float32(value))
@@ -166,5 +179,7 @@ def _with_soft_edge(strip: NDArray[Any], region: NDArray[np.bool_], value: float
     near = distance <= tolerance
     if 2 * np.count_nonzero(near & around) < np.count_nonzero(around):
         return region
-    grown: NDArray[np.bool_] = ndimage.binary_dilation(region, np.ones((3, 3)), _BLOCK, mask=near)
-    return grown | region
+    if grown(~region, _BLOCK // 4).all():  # thinner than a block
+        return region
+    soft: NDArray[np.bool_] = ndimage.binary_dilation(region, np.ones((3, 3)), _BLOCK, mask=near)
+    return soft | region

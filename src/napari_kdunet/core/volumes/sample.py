@@ -10,7 +10,7 @@ the borders and in every 32nd row, costs little, so that slices without padding 
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,6 +30,7 @@ _NOISE_SHARE = 0.02  # ... or standard deviation, as a share of the range of 8 a
 _UNLIKE = 0.02  # correlation of neighbouring pixels below which they have nothing in common
 _SURELY_ALIKE = 0.3  # ... and above which a look at every 32nd row is enough
 _FILLED_ROWS = 256
+_KEPT = 2**22  # pixels of a window whose mirror images are kept for the next slice
 
 
 class UnusableError(ValueError):
@@ -85,7 +86,7 @@ def summarise(
     if outside.any():
         moments = _Moments()
         for rows in strips_of(shape[0], _STRIP_ROWS):
-            moments.add(read(rows)[~outside.window(rows, grown=BLURRED)])
+            moments.add(read(rows)[~outside.window(rows, grow=BLURRED)])
         if moments.finite and moments.size < min(RUN * RUN, _LEAST_SAMPLE * math.prod(shape)):
             mean = scan.moments.mean_and_std()[0] if scan.moments.finite else 0.0
             return Summary(mean, 0.0, None, lost=True)
@@ -139,21 +140,42 @@ def mirrored(
         A new array of the size of `inner`, of the dtype of `pixels`.
     """
     result: NDArray[Any] = pixels[inner].copy()
-    (top, bottom, _), (left, right, _) = (part.indices(n) for part, n in zip(inner, pixels.shape, strict=True))
-    filler = np.asarray(value if pixels.dtype.kind == "f" else round(value)).astype(pixels.dtype)
-    if outside.all():
-        result[:] = filler
-        return result
-    nearest = ndimage.distance_transform_edt(outside, return_distances=False, return_indices=True)
-    for first in range(top, bottom, _FILLED_ROWS):
-        rows = slice(first, min(first + _FILLED_ROWS, bottom))
-        here = np.stack(np.nonzero(outside[rows, left:right]))
-        near = nearest[:, rows, left:right][:, here[0], here[1]].astype(np.int64)
-        offset = near - here - [[first], [left]]
-        y, x = (np.clip(at, 0, n - 1) for at, n in zip(near + offset, pixels.shape, strict=True))
-        usable = (np.square(offset).sum(axis=0) <= reach**2) & ~outside[y, x]
-        result[here[0] + first - top, here[1]] = np.where(usable, pixels[y, x], filler)
+    result[outside[inner]] = np.asarray(value if pixels.dtype.kind == "f" else round(value)).astype(pixels.dtype)
+    target, source = _mirror_images(outside, inner, reach)
+    result.reshape(-1)[target] = pixels.reshape(-1)[source]
     return result
+
+
+_Indices: TypeAlias = NDArray[np.int32]
+_last: tuple[NDArray[np.bool_], tuple[slice, slice], int, tuple[_Indices, _Indices]] | None = None
+"""What `_mirror_images` has found last: the slices of a stack are often cut alike."""
+
+
+def _mirror_images(outside: NDArray[np.bool_], inner: tuple[slice, slice], reach: int) -> tuple[_Indices, _Indices]:
+    """Of the pixels to replace: flat indices in the result, and of their mirror images in the whole window."""
+    global _last
+    last = _last
+    if last is not None and last[1:3] == (inner, reach) and np.array_equal(last[0], outside):
+        return last[3]
+    (top, bottom, _), (left, right, _) = (part.indices(n) for part, n in zip(inner, outside.shape, strict=True))
+    if outside.all():
+        return np.empty(0, np.int32), np.empty(0, np.int32)
+    nearest = ndimage.distance_transform_edt(outside, return_distances=False, return_indices=True)
+    targets, sources = [], []
+    for first in range(top, bottom, _FILLED_ROWS):
+        y, x = np.nonzero(outside[first : min(first + _FILLED_ROWS, bottom), left:right])
+        near_y, near_x = (each[first:bottom, left:right][y, x] for each in nearest)
+        off_y, off_x = near_y - y - first, near_x - x - left
+        mirror_y, mirror_x = (
+            np.clip(near + off, 0, n - 1)
+            for near, off, n in zip((near_y, near_x), (off_y, off_x), outside.shape, strict=True)
+        )
+        usable = (off_y**2 + off_x**2 <= reach**2) & ~outside[mirror_y, mirror_x]
+        targets.append(((y + first - top) * (right - left) + x)[usable].astype(np.int32))
+        sources.append((mirror_y * outside.shape[1] + mirror_x)[usable].astype(np.int32))
+    found = np.concatenate(targets), np.concatenate(sources)
+    _last = (outside, inner, reach, found) if outside.size <= _KEPT else None
+    return found
 
 
 class _Moments:
@@ -270,7 +292,7 @@ def _is_noise(read: ReadRows, mean: float, std: float, outside: Mask | None, sca
     for rows in strips_of(shape[0], _STRIP_ROWS):
         values = (read(rows).astype(np.float64) - mean).astype(np.float32)
         if outside is not None:
-            values[outside.window(rows, grown=BLURRED)] = 0
+            values[outside.window(rows, grow=BLURRED)] = 0
         pixels += int(np.count_nonzero(values))
         products = (values * values, values[:, 1:] * values[:, :-1], values[1:] * values[:-1])
         sums += [product.sum(dtype=np.float64) for product in products]

@@ -172,13 +172,13 @@ class Volume:
         None where there is nothing outside the sample to replace.
         """
         summary, window = self._summary(z), [part.indices(n) for part, n in zip((y, x), self.shape[1:], strict=True)]
-        if summary.outside is None or not summary.outside.window(y, x, grown=BLURRED).any():
+        if summary.outside is None or not summary.outside.window(y, x, grow=BLURRED).any():
             return None
         wide = [slice(max(start - 2 * reach, 0), stop + 2 * reach) for start, stop, _ in window]
         inner = [
             slice(start - part.start, stop - part.start) for (start, stop, _), part in zip(window, wide, strict=True)
         ]
-        outside = summary.outside.window(wide[0], wide[1], grown=BLURRED)
+        outside = summary.outside.window(wide[0], wide[1], grow=BLURRED)
         return mirrored(self.read(z, *wide), outside, (inner[0], inner[1]), reach, summary.mean)
 
     def _summary(self, z: int, whole: np.ndarray[Any, Any] | None = None) -> Summary:
