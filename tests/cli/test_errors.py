@@ -165,10 +165,11 @@ def test_full_disk(words, data, teacher, tmp_path, full_disk):
 
 def test_collapsed(data, tmp_path):
     rng = np.random.default_rng(0)
-    core.write_volume(np.full(SHAPE, 7, np.uint8), tmp_path / "flat.tif", voxel_size=VOXEL)
+    slope = np.broadcast_to(np.add.outer(np.arange(SHAPE[1]), np.arange(SHAPE[2])).astype(np.uint8), SHAPE)
+    core.write_volume(slope, tmp_path / "slope.tif", voxel_size=VOXEL)  # a constant image would be no sample at all
     core.write_volume(rng.integers(0, 2, SHAPE).astype(np.uint8), tmp_path / "noise.tif", voxel_size=VOXEL)
     model = tmp_path / "m.safetensors"
-    result = run("train", tmp_path / "flat.tif", tmp_path / "noise.tif", "-o", model, "--k", 1, "--steps", 4, *SMALL)
+    result = run("train", tmp_path / "slope.tif", tmp_path / "noise.tif", "-o", model, "--k", 1, "--steps", 4, *SMALL)
     assert result.code == 1
     assert result.out == ""
     assert [line for line in result.lines if line.startswith("error: ")] == result.lines[-1:]
