@@ -88,10 +88,10 @@ def test_slices_that_are_no_images_are_skipped(raw, tmp_path, content):
 
 
 def test_a_training_tells_what_was_assumed(tmp_path):
-    raw = np.zeros((5, 64, 64), np.uint8)
+    raw = np.random.default_rng(0).integers(0, 50, (5, 64, 64)).astype(np.uint8)  # a constant border would be no sample
     raw[:, 20:40, 20:40] = 200
     tifffile.imwrite(tmp_path / "raw.tif", raw, resolution=(72, 72), resolutionunit="INCH", metadata={"axes": "ZYX"})
-    np.save(tmp_path / "labels.npy", (raw > 0).astype(np.uint8))
+    np.save(tmp_path / "labels.npy", (raw == 200).astype(np.uint8))
     events = core.iter_train(
         tmp_path / "raw.tif", tmp_path / "labels.npy", core.TrainConfig(k=1, steps=1, device="cpu")
     )
