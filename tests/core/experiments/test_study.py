@@ -258,8 +258,10 @@ def test_wrong_volumes_make_no_folder(wrong, runs, volumes, tmp_path, one_line):
 
 def test_a_collapsed_teacher_still_teaches(runs, volumes, tmp_path):
     (_, labels), (_, truth) = volumes
-    flat = (np.full_like(labels, 7), labels), (np.full_like(truth, 7), truth)
-    teacher, student = results(study(runs[:2], flat, tmp_path))
+    empty = [
+        np.broadcast_to(np.add.outer(*map(np.arange, a.shape[1:])).astype(np.uint8), a.shape) for a in (labels, truth)
+    ]
+    teacher, student = results(study(runs[:2], ((empty[0], labels), (empty[1], truth)), tmp_path))
     assert teacher.outcome == student.outcome == "collapsed"
     assert (tmp_path / "teacher.safetensors").exists()
 
