@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import io
 import os
 import subprocess
 import sys
-from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from unittest import mock
 
@@ -14,24 +12,11 @@ import numpy as np
 import pytest
 import tifffile
 
+from command_line import MODULE, run
 from napari_kdunet import core
-from napari_kdunet.cli import main
 from napari_kdunet.core.writing import writer
 
 MODEL = "lucchi-1unet"
-MODULE = (sys.executable, "-m", "napari_kdunet")
-
-
-def run(*argv) -> tuple[int, str, str]:
-    out, err = io.StringIO(), io.StringIO()
-    with (
-        mock.patch.object(sys, "argv", ["napari-kdunet", *map(str, argv)]),
-        redirect_stdout(out),
-        redirect_stderr(err),
-        pytest.raises(SystemExit) as caught,
-    ):
-        main()
-    return int(caught.value.code or 0), out.getvalue(), err.getvalue()
 
 
 def refused(*argv) -> str:

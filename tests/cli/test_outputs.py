@@ -2,46 +2,23 @@
 
 from __future__ import annotations
 
-import io
 import os
 import re
 import signal
-import sys
-from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
-from typing import NamedTuple
 from unittest import mock
 
 import numpy as np
 import pytest
 import tifffile
 
+from command_line import run
 from napari_kdunet import core
-from napari_kdunet.cli import main
 from napari_kdunet.core.writing import writer
 from napari_kdunet.sample import synthetic_em
 
 MODEL = "lucchi-1unet"
 VOXEL = (10.0, 10.0, 10.0)
-
-
-class Result(NamedTuple):
-    code: int
-    out: str
-    err: str
-
-
-def run(*argv) -> Result:
-    """The console entry in this process."""
-    out, err = io.StringIO(), io.StringIO()
-    with (
-        mock.patch.object(sys, "argv", ["napari-kdunet", *map(str, argv)]),
-        redirect_stdout(out),
-        redirect_stderr(err),
-        pytest.raises(SystemExit) as caught,
-    ):
-        main()
-    return Result(int(caught.value.code or 0), out.getvalue(), err.getvalue())
 
 
 def refused(*argv) -> str:
