@@ -14,8 +14,7 @@ from matplotlib.image import imread
 from scipy import ndimage
 
 from command_line import run
-from napari_kdunet import core
-from napari_kdunet.cli import experiments
+from napari_kdunet import core, sample
 from napari_kdunet.core.experiments.paper import REPORTED
 from napari_kdunet.core.experiments.summary import finding
 from napari_kdunet.core.training.trainer import Trainer
@@ -114,12 +113,19 @@ def test_a_stopped_study_goes_on(volumes, tmp_path):
 
 
 def test_study_of_the_embedded_volumes(tmp_path, monkeypatch):
-    monkeypatch.setattr(experiments, "_SHAPES", ((5, 48, 48), (2, 40, 40)))
+    honest, made = sample.synthetic_em, []
+
+    def small(shape, *, seed):
+        made.append((shape, seed))
+        return honest((shape[0] // 6, 48, 40), seed=seed)
+
+    monkeypatch.setattr(sample, "synthetic_em", small)  # the real ones take many seconds
     argv = ["study", "depth", "--out", tmp_path, "--max-k", 2, "--setting", "ours", *TINY]
     result = run(*argv)
     assert result.code == 0, result.err
     assert [row["k"] for row in rows(tmp_path / "depth.csv")] == ["2", "1"]
-    assert {row["test_slices"] for row in rows(tmp_path / "depth.csv")} == {"2"}
+    assert made == [((32, 256, 256), 0), ((16, 256, 256), 1)]
+    assert {row["test_slices"] for row in rows(tmp_path / "depth.csv")} == {"2"}  # of the second
     assert "note" not in result.err  # the pixel size is known
 
 

@@ -245,10 +245,8 @@ def test_the_process_of_a_network_has_a_limit(exported):
     assert int(peak.split()[1]) / 1024 < MEGABYTES
 
 
-def test_an_end_in_the_midst(exported, tmp_path, monkeypatch):
+def test_an_end_in_the_midst(tmp_path):
     """A network that is quick on the first patch and endless on others is ended too."""
-    monkeypatch.setattr(onnx_teacher, "_TILE_SECONDS", 1.0)
-    monkeypatch.setattr(onnx_teacher, "_SLOWER", 0.0)
     condition = [
         helper.make_node("ReduceMax", ["x"], ["most"], keepdims=0),
         helper.make_node("Cast", ["most"], ["yes"], to=TensorProto.BOOL),
@@ -259,10 +257,10 @@ def test_an_end_in_the_midst(exported, tmp_path, monkeypatch):
     made.graph.node.insert(0, condition[0])
     path = tmp_path / "t.onnx"
     path.write_bytes(made.SerializeToString())
-    teacher = as_teacher(path, CONFIG)
+    network = onnx_teacher.OnnxNetwork(path, tile_seconds=1.0)
     begin = time.perf_counter()
     with pytest.raises(core.ModelError, match="takes more than 1 s"):
-        teacher.net(torch.ones(1, 1, 32, 32))
+        network(torch.ones(1, 1, 32, 32))
     assert time.perf_counter() - begin < 3
 
 

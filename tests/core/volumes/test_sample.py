@@ -13,7 +13,7 @@ from PIL import Image
 from scipy import ndimage
 
 from napari_kdunet import core
-from napari_kdunet.core.volumes import padding
+from napari_kdunet.core.volumes.padding import find_regions
 from napari_kdunet.core.volumes.volume import open_volume
 
 DTYPES = ["uint8", "uint16", "int16", "int32", "float32", "float64"]
@@ -131,16 +131,23 @@ def test_padding_of_a_jpeg(quality):
 
 
 @pytest.mark.parametrize("at_once", [1500, 2000, 5000])
-def test_slices_larger_than_what_is_labelled_at_a_time(monkeypatch, at_once):
+def test_slices_larger_than_what_is_labelled_at_a_time(at_once):
     image = texture((250, 170))
     image[corners(image.shape, 20)] = 0
     image[60:140, 60:110] = 9  # a tile over several strips
     image[:, 130] = 0  # joins the corners above and below
     image = image.astype(np.uint8)
-    whole = open_volume(image).outside(0)
-    monkeypatch.setattr(padding, "_LABELLED", at_once)
-    assert whole.sum() > 60 * 40
-    assert np.array_equal(open_volume(image).outside(0), whole)
+    found = np.zeros(image.shape, bool)
+    for value in (0, 9):
+        whole, in_strips = (
+            find_regions(image.__getitem__, image.shape, value, stated=False, **strips).window()
+            for strips in ({}, {"pixels_at_once": at_once})
+        )
+        np.testing.assert_array_equal(in_strips, whole)
+        found |= whole
+    assert found[60:140, 60:110].all()
+    assert found[corners(image.shape, 20)].all()
+    np.testing.assert_array_equal(open_volume(image).outside(0), found)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -33,7 +33,7 @@ PROBE_SIDE = 128
 _MOST_BYTES = 2**30  # of a file
 _START_SECONDS = 60.0  # to import the libraries, on a machine that is busy
 _PROBE_SECONDS, _BYTES_A_SECOND = 1.0, 4e6  # the first patch: a second, and one more for each 4 MB of the file
-_TILE_SECONDS, _SLOWER = 60.0, 30.0  # a tile: a minute, or 30 times as long a pixel as the first patch
+_SLOWER = 30.0  # times as long as the first patch, a pixel, a tile may take
 _NO_WINDOW: int = getattr(subprocess, "CREATE_NO_WINDOW", 0)  # on Windows a console would open
 
 
@@ -47,6 +47,8 @@ class OnnxNetwork(UsualUNet, nn.Module):
     ----------
     path : Path
         The file. It is read whole and given to onnxruntime as bytes.
+    tile_seconds : float
+        Seconds that every tile may take; one of a slow network has 30 times as long a pixel as the first patch.
 
     Raises
     ------
@@ -55,7 +57,7 @@ class OnnxNetwork(UsualUNet, nn.Module):
         not installed.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, tile_seconds: float = 60.0) -> None:
         super().__init__()
         if not path.is_file():
             raise ModelError(f"no teacher {str(path)!r}: give a model, an ONNX file or a probability volume.")
@@ -67,7 +69,7 @@ class OnnxNetwork(UsualUNet, nn.Module):
             self._content = path.read_bytes()
         except OSError as error:
             raise ModelError(f"{path} cannot be read: {error.strerror}.") from error
-        self.path = path
+        self.path, self.tile_seconds = path, tile_seconds
         self._probe_seconds = 0.0
         self._process: _Process | None = None
         self._lock = threading.Lock()
@@ -107,7 +109,7 @@ class OnnxNetwork(UsualUNet, nn.Module):
             process = self._running(torch.get_num_threads())
             seconds = self._seconds_to_start()
             if self._probe_seconds:
-                seconds = max(_TILE_SECONDS, _SLOWER * self._probe_seconds * image.size)
+                seconds = max(self.tile_seconds, _SLOWER * self._probe_seconds * image.size)
             content = np.ascontiguousarray(image, np.float32)
             answer, out = process.ask({"shape": list(image.shape)}, content.tobytes(), seconds)
         return np.frombuffer(bytearray(out), np.float32).reshape(answer["shape"])

@@ -21,7 +21,6 @@ LEAST_REGION = 64
 _LEAST_CORNER = 4 * RUN  # pixels of a region at the border
 _BLOCK = 16  # pixels that a block of a lossy JPEG and its neighbour reach into the padding
 _RECTANGULAR = 0.95  # least share of its bounding box that a missing tile covers
-_LABELLED = 2**24  # pixels whose regions are labelled at a time
 
 ReadRows: TypeAlias = Callable[[slice], NDArray[Any]]
 """Reads rows of a slice, (rows, X)."""
@@ -80,19 +79,22 @@ class Mask:
         return mask[top - first_y :, left - first_x :][: bottom - top, : right - left]
 
 
-def find_regions(read: ReadRows, shape: tuple[int, int], value: float, stated: bool) -> Mask:
+def find_regions(
+    read: ReadRows, shape: tuple[int, int], value: float, stated: bool, pixels_at_once: int = 2**24
+) -> Mask:
     """Connected regions of exactly this value that lie outside the sample.
 
     Of a value that somebody has `stated` all but specks. Of one that is guessed those that are large and either reach
     the border, or have the value of one that does, or are rectangles, as missing tiles are. Of NaN, which
     is no value of an image, all but specks at the border; elsewhere it stays an error, unless it is stated.
+    The slice is labelled in strips of `pixels_at_once`, and the regions are joined across them.
     """
 
     def label(rows: slice) -> tuple[NDArray[Any], NDArray[np.int32], int]:
         strip = read(rows)
         return strip, *ndimage.label(np.isnan(strip) if math.isnan(value) else strip == value)
 
-    strips, regions = list(strips_of(shape[0], max(1, _LABELLED // shape[1]))), _Regions(shape)
+    strips, regions = list(strips_of(shape[0], max(1, pixels_at_once // shape[1]))), _Regions(shape)
     for rows in strips:
         strip, labelled, count = label(rows)
         regions.add(rows, labelled, count)
