@@ -2,30 +2,12 @@
 
 from __future__ import annotations
 
-import io
-import sys
-from contextlib import redirect_stderr, redirect_stdout
-from unittest import mock
-
 import numpy as np
 import pytest
 import tifffile
 
+from command_line import run
 from napari_kdunet import core
-from napari_kdunet.cli import main
-
-
-def run(*argv: object) -> tuple[int, str]:
-    """The exit code of a command, and what it told."""
-    told = io.StringIO()
-    with (
-        mock.patch.object(sys, "argv", ["napari-kdunet", *map(str, argv)]),
-        redirect_stdout(io.StringIO()),
-        redirect_stderr(told),
-        pytest.raises(SystemExit) as ended,
-    ):
-        main()
-    return int(ended.value.code or 0), told.getvalue()
 
 
 @pytest.fixture(scope="module")
@@ -40,10 +22,8 @@ def expected(raw) -> np.ndarray:
 
 
 @pytest.mark.parametrize("command", ["train", "distill", "predict", "sweep", "study"])
-def test_every_command_that_takes_an_image_has_the_options(command, capsys):
-    with mock.patch.object(sys, "argv", ["napari-kdunet", command, "--help"]), pytest.raises(SystemExit):
-        main()
-    told = capsys.readouterr().out
+def test_every_command_that_takes_an_image_has_the_options(command):
+    told = run(command, "--help").out
     for option in ("--axes", "--channel", "--time", "--series"):
         assert option in told
 
@@ -52,11 +32,11 @@ def test_predict_of_chosen_axes_and_channel(raw, expected, tmp_path):
     both = np.stack([raw + 1, raw]).transpose(3, 2, 1, 0)
     np.save(tmp_path / "raw.npy", np.ascontiguousarray(both))
     given = ["predict", "lucchi-1unet", tmp_path / "raw.npy", "-o", tmp_path / "mask.tif", "--voxel-size", "10"]
-    code, told = run(*given)
+    code, _, told = run(*given)
     assert (code, "axes" in told) == (2, True)
-    code, told = run(*given, "--axes", "XYZC")
+    code, _, told = run(*given, "--axes", "XYZC")
     assert (code, "choose one channel" in told) == (2, True)
-    assert run(*given, "--axes", "XYZC", "--channel", "1", "--threads", "1")[0] == 0
+    assert run(*given, "--axes", "XYZC", "--channel", "1", "--threads", "1").code == 0
     np.testing.assert_array_equal(tifffile.imread(tmp_path / "mask.tif"), expected)
 
 
@@ -67,7 +47,7 @@ def test_notes_are_printed(raw, expected, tmp_path):
         tifffile.imwrite(folder / f"s{z}.tif", image)
         tifffile.imwrite(folder / f"s{z}_mask.tif", image > 100)
     out = tmp_path / "mask.tif"
-    code, told = run("predict", "lucchi-1unet", folder, "-o", out, "--voxel-size", "10", "--threads", "1")
+    code, _, told = run("predict", "lucchi-1unet", folder, "-o", out, "--voxel-size", "10", "--threads", "1")
     assert code == 0
     assert f"note: {folder}: 3 files beside the images are taken as masks" in told
     np.testing.assert_array_equal(tifffile.imread(out), expected)
@@ -80,9 +60,9 @@ def test_slices_that_are_no_images_are_skipped(raw, tmp_path, content):
         tifffile.imwrite(tmp_path / "em" / f"s{z}.tif", image)
     (tmp_path / "em" / "s1.tif").write_bytes(content)
     given = ["predict", "lucchi-1unet", tmp_path / "em", "-o", tmp_path / "mask.tif", "--voxel-size", "10"]
-    code, told = run(*given, "--threads", "1")
+    code, _, told = run(*given, "--threads", "1")
     assert (code, "s1.tif" in told) == (2, True)
-    code, told = run(*given, "--on-error", "skip", "--threads", "1")
+    code, _, told = run(*given, "--on-error", "skip", "--threads", "1")
     assert (code, "s1.tif" in told) == (0, True)
     assert not tifffile.imread(tmp_path / "mask.tif")[1].any()
 

@@ -49,41 +49,45 @@ Slices: TypeAlias = Generator[Any, None, None]
 _M_ARENA_MAX = -8  # from glibc's malloc.h
 _ENDINGS = (".tif", ".tiff", ".zarr", ".h5", ".hdf5", ".mrc")
 
+RawVolumes = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="RAW",
+        help="TIFF, OME-TIFF, (OME-)Zarr, .npy or folder of slices; ZYX. With --out-dir several, or patterns "
+        "such as 'data/*.tif'.",
+    ),
+]
+Out = Annotated[
+    Path | None, typer.Option("-o", "--out", help="Volume to write (.tif, .zarr, .h5 or .mrc), of one RAW.")
+]
+OutDir = Annotated[
+    Path | None, typer.Option(help="Folder to write a volume into for each RAW, under the name of that.")
+]
+Format = Annotated[Literal["tif", "zarr", "h5", "mrc"], typer.Option("--format", help="What to write with --out-dir.")]
+Probabilities = Annotated[
+    bool, typer.Option("--probabilities", help="Write float32 probabilities instead of uint8 labels.")
+]
+Threshold = Annotated[
+    float | None, typer.Option(help="Probability above which a pixel is labelled; the model's own if not given.")
+]
+OmeVersion = Annotated[Literal["0.5", "0.4"], typer.Option(help="Version of OME-Zarr; 0.4 is for older viewers.")]
+
 
 @with_selection
 def predict(
     model: ModelName,
-    raw: Annotated[
-        list[str],
-        typer.Argument(
-            metavar="RAW",
-            help="TIFF, OME-TIFF, (OME-)Zarr, .npy or folder of slices; ZYX. With --out-dir several, or patterns "
-            "such as 'data/*.tif'.",
-        ),
-    ],
-    out: Annotated[
-        Path | None, typer.Option("-o", "--out", help="Volume to write (.tif, .zarr, .h5 or .mrc), of one RAW.")
-    ] = None,
-    out_dir: Annotated[
-        Path | None, typer.Option(help="Folder to write a volume into for each RAW, under the name of that.")
-    ] = None,
-    kind: Annotated[
-        Literal["tif", "zarr", "h5", "mrc"], typer.Option("--format", help="What to write with --out-dir.")
-    ] = "tif",
-    probabilities: Annotated[
-        bool, typer.Option("--probabilities", help="Write float32 probabilities instead of uint8 labels.")
-    ] = False,
-    threshold: Annotated[
-        float | None, typer.Option(help="Probability above which a pixel is labelled; the model's own if not given.")
-    ] = None,
+    raw: RawVolumes,
+    out: Out = None,
+    out_dir: OutDir = None,
+    kind: Format = "tif",
+    probabilities: Probabilities = False,
+    threshold: Threshold = None,
     views: Views = 1,
     planes: Planes = "z",
     voxel_size: VoxelSize = None,
     fill: Fill = None,
     sample: Sample = None,
-    ome_version: Annotated[
-        Literal["0.5", "0.4"], typer.Option(help="Version of OME-Zarr; 0.4 is for older viewers.")
-    ] = "0.5",
+    ome_version: OmeVersion = "0.5",
     overwrite: Overwrite = False,
     device: Device = "auto",
     threads: Threads = None,
@@ -98,12 +102,8 @@ def predict(
 
     _use_one_heap()
     jobs = _jobs(raw, out, out_dir, kind)
-    many = out_dir is not None
-    if scheduler and not is_zarr_name(jobs[0].out):
-        raise ConfigError(f"--scheduler with {jobs[0].out}: workers cannot write one file together, give a .zarr.")
-    if planes == "zyx" and on_error == "skip":
-        raise ConfigError("--on-error skip with --planes zyx: every block needs all slices, mend the volume first.")
-    if not many:
+    _check_combinations(jobs, planes, on_error, scheduler)
+    if out_dir is None:
         check_out(jobs[0].out, model, jobs[0].raw, suffixes=_ENDINGS, overwrite=overwrite)
     settings = _Settings(
         core.load_model(model),
@@ -117,11 +117,11 @@ def predict(
         skipping=on_error == "skip",
     )
     with connect(scheduler) if scheduler else nullcontext():
-        if many:
-            _predict_many(jobs, settings)
-        else:
+        if out_dir is None:
             _predict_one(jobs[0], settings)
             print_result(str(jobs[0].out))
+        else:
+            _predict_many(jobs, settings)
 
 
 @dataclass(frozen=True)
@@ -163,6 +163,14 @@ def _jobs(raw: list[str], out: Path | None, out_dir: Path | None, kind: str) -> 
     check_apart(out_dir, sources, adds=True)
     make_folder(out_dir)
     return [_Job(source, out_dir / f"{name}.{kind}") for source, name in zip(sources, names, strict=True)]
+
+
+def _check_combinations(jobs: list[_Job], planes: str, on_error: str, scheduler: str | None) -> None:
+    """Refuse options that exclude each other."""
+    if scheduler and not is_zarr_name(jobs[0].out):
+        raise ConfigError(f"--scheduler with {jobs[0].out}: workers cannot write one file together, give a .zarr.")
+    if planes == "zyx" and on_error == "skip":
+        raise ConfigError("--on-error skip with --planes zyx: every block needs all slices, mend the volume first.")
 
 
 def _expand(given: str) -> list[str]:
