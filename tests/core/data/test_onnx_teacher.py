@@ -261,7 +261,7 @@ def test_an_end_in_the_midst(tmp_path):
     begin = time.perf_counter()
     with pytest.raises(core.ModelError, match="takes more than 1 s"):
         network(torch.ones(1, 1, 32, 32))
-    assert time.perf_counter() - begin < 3
+    assert time.perf_counter() - begin < 20  # and not the minute that a tile has by default
 
 
 def test_without_onnxruntime(exported, monkeypatch, one_line):

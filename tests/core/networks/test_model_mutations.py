@@ -167,11 +167,11 @@ import resource, sys, time
 from napari_kdunet import core
 core.KUNet(1), core.load_model
 peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-before, begin = peak(), time.perf_counter()
+before, begin = peak(), time.process_time()
 try:
     core.load_model({str(path)!r})
 except core.ModelError:
-    print(time.perf_counter() - begin, (peak() - before) / 1024)
+    print(time.process_time() - begin, (peak() - before) / 1024)
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=60)
     seconds, megabytes = map(float, done.stdout.split())
