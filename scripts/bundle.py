@@ -13,7 +13,7 @@ from napari_kdunet import core
 
 PACKAGE = Path(__file__).parents[1] / "src" / "napari_kdunet" / "models"
 DATA = {
-    "volume": "EPFL CVLab hippocampus, CA1, FIB-SEM, 5 nm: the training volume, 165 slices of 768 x 1024",
+    "volume": "EPFL CVLab hippocampus, CA1, FIB-SEM, 5 nm: the public testing volume, 165 slices of 768 x 1024",
     "citation": "Lucchi, Li & Fua, CVPR 2013; Lucchi et al., IEEE TMI 31 (2012)",
     "licence": "terms of the volume are not stated where it is found: cite it; research use",
     "card": "napari_kdunet/models/README.md",
