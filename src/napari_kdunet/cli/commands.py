@@ -6,6 +6,7 @@ import errno
 import json
 import math
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -28,9 +29,12 @@ from napari_kdunet.cli.arguments import (
     Start,
     ValLabelsOfEach,
     ValRaws,
+    VoxelSize,
     VoxelSizes,
     check_model_out,
+    given_volume,
     given_volumes,
+    print_notes,
 )
 from napari_kdunet.cli.experiments import study, sweep
 from napari_kdunet.cli.options import with_selection, with_settings
@@ -49,6 +53,12 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     help="Train a U-Net on electron-microscopy volumes and distil it into a tiny k-Unet.",
+)
+
+#: Settings that are for labels.
+_NOT_OF_ADAPT = (
+    *("slices", "ignore", "mode", "lam", "soft_share", "unlabelled_share", "class_weights", "volume_weights"),
+    *("style", "classes"),
 )
 
 #: Raised for a wrong command line: click's class in older versions of typer, a copy of it in newer ones.
@@ -224,6 +234,38 @@ def distill(
             fabric=fabric,
         )
         _follow(f"distilling a {config.k}-Unet", events, out, resume, fabric)
+
+
+@app.command(cls=Command)
+@with_settings(DistillConfig, without=_NOT_OF_ADAPT, defaults=DistillConfig.adapting)
+@with_selection
+def adapt(
+    model: ModelName,
+    raw: Raw,
+    out: Out,
+    config: DistillConfig,
+    voxel_size: VoxelSize = None,
+    overwrite: Overwrite = False,
+    start: Start = None,
+    *,
+    selection: dict[str, Any],
+) -> None:
+    """Teach a tiny k-Unet a volume without labels: MODEL predicts parts of it, and the student learns from that.
+
+    The student begins as the bundled generalist of its k, or as MODEL itself, unless --start names another.
+    """
+    from napari_kdunet.core import iter_adapt, load_model
+    from napari_kdunet.core.training.adapt import bundled_student
+
+    check_model_out(out, model, raw, start, overwrite=overwrite, resume=False)
+    teacher = load_model(model)
+    volume = given_volume(raw, voxel_size, **selection)
+    print_notes(volume)
+    student = load_model(start) if start else bundled_student(config.k, teacher)
+    if student is not None:
+        config = replace(config, **student.form_and_pixel_size)
+    events = iter_adapt(teacher, volume, config, start=student, out=out)
+    _follow(f"adapting a {config.k}-Unet to {volume.name}", events, out, False, None)
 
 
 app.command(cls=Command)(predict)

@@ -31,12 +31,16 @@ _EXAMPLES = {"slices": "e.g. 3,8,20:30", "class_weights": "e.g. 1,4", "volume_we
 
 
 def with_settings(
-    kind: type[TrainConfig], *, without: tuple[str, ...] = ()
+    kind: type[TrainConfig],
+    *,
+    without: tuple[str, ...] = (),
+    defaults: Callable[..., TrainConfig] | None = None,
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Decorate a command with an option for each field of `kind` except `without`; it is called with a `config`.
 
-    Only options that are given are passed on, so that defaults are those of `kind`; with ``--paper`` they are the
-    paper's, and with a command's ``--start`` the form and pixel size are those of that model.
+    Only options that are given are passed on, so that defaults are those of `kind`, or of `defaults`, a function of
+    settings; with ``--paper``, where `defaults` is not given, they are the paper's, and with a command's ``--start``
+    the form and pixel size are those of that model.
     """
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
@@ -45,16 +49,18 @@ def with_settings(
         names = {option.name for option in options}
 
         @functools.wraps(command)
-        def run(paper: bool = False, **given: Any) -> None:
+        def run(**given: Any) -> None:
+            make = kind.paper if given.pop("paper", False) else defaults or kind
             typed = {name: given.pop(name) for name in names}
             typed = {name: _PARSERS.get(name, _same)(v) for name, v in typed.items() if v is not None}
             if given.get("start"):
                 from napari_kdunet.core import load_model
 
                 typed = load_model(given["start"]).form_and_pixel_size | typed
-            command(config=kind.paper(**typed) if paper else kind(**typed), **given)
+            command(config=make(**typed), **given)
 
-        signature = inspect.Signature([*own, _paper_option(), *options])
+        shared = [] if defaults else [_paper_option()]
+        signature = inspect.Signature([*own, *shared, *options])
         run.__signature__ = signature  # type: ignore[attr-defined]
         run.__annotations__ = {p.name: p.annotation for p in signature.parameters.values()}
         return run

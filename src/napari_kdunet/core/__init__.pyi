@@ -19,6 +19,7 @@ from .metrics import Confusion, Scores, evaluate
 from .networks.model import Model, bundled_models, load_model
 from .networks.unet import KUNet
 from .prediction.predict import predict
+from .training.adapt import adapt, iter_adapt
 from .training.events import Done, Event, Saved, Started, Stepped, Validated
 from .training.losses import Losses, dice_loss, distillation_loss, hard_loss, soft_loss
 from .training.train import distill, iter_distill, iter_train, train
@@ -54,12 +55,14 @@ __all__ = [
     "Validated",
     "Volume",
     "VolumeError",
+    "adapt",
     "bundled_models",
     "dice_loss",
     "distill",
     "distillation_loss",
     "evaluate",
     "hard_loss",
+    "iter_adapt",
     "iter_distill",
     "iter_study",
     "iter_sweep",

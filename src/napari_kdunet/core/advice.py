@@ -271,6 +271,12 @@ ADVICE: dict[str, Advice] = {
         "Teacher's views",
         "Higher: a slightly better teacher, and so many times slower to ask.",
     ),
+    "confidence": Advice(
+        "Teacher's confidence",
+        "Higher: learns more from what the teacher is sure of, less from its doubts. Raise it where the teacher does "
+        "not know this kind of image.",
+        step=0.5,
+    ),
 }
 
 _DISTIL = {

@@ -298,6 +298,11 @@ class TrainConfig:
         return 1.0
 
     @property
+    def confidence_power(self) -> float:
+        """Power of the teacher's confidence that weights a pixel in the soft loss; 0 weights all alike."""
+        return 0.0
+
+    @property
     def labels_from(self) -> float:
         """Share of the budget from which on the labels replace the teacher; 0 where the loss does not change."""
         return 0.0
@@ -401,6 +406,18 @@ class DistillConfig(TrainConfig):
         choices=VIEWS,
         advanced=True,
     )
+    confidence: float = setting(
+        0.0,
+        "Weight of a pixel in the soft loss: |2 p - 1| of the teacher's probability p, to this power; 0 is all alike.",
+        ge=0,
+        le=8,
+        advanced=True,
+    )
+
+    @classmethod
+    def adapting(cls, **settings: Any) -> Self:
+        """Settings for a student of a teacher that knows the kind of image but not this one, without labels."""
+        return cls(**{**ADAPTING, **settings})
 
     def loss_weights(self, used: float) -> tuple[float | None, float | None]:
         """As in `TrainConfig`, by `mode`: both, the teacher alone, or first the teacher and then the labels."""
@@ -414,6 +431,11 @@ class DistillConfig(TrainConfig):
         return self.tau
 
     @property
+    def confidence_power(self) -> float:
+        """As in `TrainConfig`."""
+        return self.confidence
+
+    @property
     def labels_from(self) -> float:
         """As in `TrainConfig`."""
         return self.soft_share if self.mode == "sequential" else 0.0
@@ -421,3 +443,9 @@ class DistillConfig(TrainConfig):
     def unlabelled_patches(self, labelled: int, unlabelled: int) -> float:
         """As in `TrainConfig`: `unlabelled_share` beside labels, in proportion to the blocks without them."""
         return self.unlabelled_share if self.mode == "mixed" else unlabelled / (labelled + unlabelled)
+
+
+#: As in `DistillConfig.adapting`: the teacher alone, at its own probabilities, what it is sure of first.
+ADAPTING: Mapping[str, Any] = MappingProxyType(
+    {"mode": "soft", "tau": 1.0, "confidence": 1.0, "teacher_views": 4, "intensity": 0.5}
+)

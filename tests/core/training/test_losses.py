@@ -172,3 +172,19 @@ def test_one_part_alone(random):
     assert hard.total.item() == pytest.approx(F.cross_entropy(student, index, ignore_index=-1).item())
     with pytest.raises(ValueError, match="nothing to learn"):
         core.distillation_loss(student, None, None)
+
+
+def test_confidence_by_hand():
+    # the teacher's probabilities are 3/4, 1/2 and 1/10: a confidence of 1/2, 0 and 4/5
+    p = torch.tensor([0.75, 0.5, 0.1], dtype=torch.float64)
+    teacher = torch.stack((torch.zeros_like(p), (p / (1 - p)).log())).view(1, 2, 1, 3)
+    q = torch.tensor([0.6, 0.9, 0.3], dtype=torch.float64)
+    student = torch.stack((torch.zeros_like(q), (q / (1 - q)).log())).view(1, 2, 1, 3)
+    entropy = -(p * q.log() + (1 - p) * (1 - q).log())
+    for power, weights in ((1.0, (0.5, 0.0, 0.8)), (2.0, (0.25, 0.0, 0.64))):
+        weight = torch.tensor(weights, dtype=torch.float64)
+        expected = (weight * entropy).sum() / weight.sum()
+        assert core.soft_loss(student, teacher, 1.0, confidence=power).item() == pytest.approx(expected.item())
+    inside = torch.tensor([[[1.0, 1.0, 0.0]]], dtype=torch.float64)
+    outside_left_out = core.soft_loss(student, teacher, 1.0, confidence=1.0, inside=inside).item()
+    assert outside_left_out == pytest.approx(entropy[0].item())

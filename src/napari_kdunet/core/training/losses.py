@@ -79,6 +79,7 @@ def soft_loss(
     dice: float = 0.0,
     *,
     inside: Tensor | None = None,
+    confidence: float = 0.0,
     total: Total = _identity,
 ) -> Tensor:
     """Cross entropy of the softened student against the softened teacher, times tau squared.
@@ -97,11 +98,19 @@ def soft_loss(
         Weight of the soft Dice loss.
     inside : Tensor, optional
         (N, Y, X), 1 for the pixels that count and 0 for the others; all if None.
+    confidence : float
+        Each pixel is weighted by the teacher's confidence, to this power: its largest probability (at tau = 1), from 0
+        where all classes are as likely to 1 where one is certain. 0 weights all alike.
     total : callable
         As in `hard_loss`; all processes have as many pixels.
     """
     teacher_logits = teacher_logits.detach()
     entropy = -((teacher_logits / tau).softmax(dim=1) * F.log_softmax(logits / tau, dim=1)).sum(dim=1)
+    if confidence:
+        classes = teacher_logits.shape[1]
+        largest = teacher_logits.softmax(dim=1).amax(dim=1)
+        weight = ((largest - 1 / classes) / (1 - 1 / classes)).clamp_min(0) ** confidence
+        inside = weight if inside is None else weight * inside
     share = entropy.new_ones(())
     if inside is not None:
         entropy, share = entropy * inside, inside.mean()
@@ -133,6 +142,7 @@ def distillation_loss(
     class_weights: Sequence[float] | Tensor | None = None,
     dice: float = 0.0,
     inside: Tensor | None = None,
+    confidence: float = 0.0,
     total: Total = _identity,
 ) -> Losses:
     """The loss ``hard + lam * soft`` (paper, "The Distillation Procedure", L_KD).
@@ -141,8 +151,11 @@ def distillation_loss(
 
     Arguments as in `hard_loss` and `soft_loss`; `lam` weighs the teacher. Of `target` what is not inside is 0.
     """
-    hard = None if target is None else hard_loss(logits, target, class_weights, dice, total=total)
-    soft = None if teacher_logits is None else soft_loss(logits, teacher_logits, tau, dice, inside=inside, total=total)
+    hard = soft = None
+    if target is not None:
+        hard = hard_loss(logits, target, class_weights, dice, total=total)
+    if teacher_logits is not None:
+        soft = soft_loss(logits, teacher_logits, tau, dice, inside=inside, confidence=confidence, total=total)
     if hard is not None and soft is not None:
         return Losses(hard + lam * soft, hard, soft)
     only = soft if hard is None else hard

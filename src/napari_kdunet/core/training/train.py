@@ -21,7 +21,7 @@ from napari_kdunet.core.training.distributed import single_process
 from napari_kdunet.core.training.events import Done, Event
 from napari_kdunet.core.training.trainer import Edited, Trainer
 
-__all__ = ["distill", "iter_distill", "iter_train", "train"]
+__all__ = ["distill", "iter_distill", "iter_train", "last_model", "train"]
 
 Pair = tuple[Any, Any]
 
@@ -165,7 +165,7 @@ def train(
     CollapsedError
         If even the best model gives nearly the same output everywhere; it is in the error's `model`.
     """
-    return _last(iter_train(raw, labels, config, **more), on_event)
+    return last_model(iter_train(raw, labels, config, **more), on_event)
 
 
 def distill(
@@ -178,10 +178,11 @@ def distill(
     **more: Any,
 ) -> Model:
     """Distil a teacher and return the best student; arguments as in `iter_distill`, errors as in `train`."""
-    return _last(iter_distill(teacher, raw, labels, config, **more), on_event)
+    return last_model(iter_distill(teacher, raw, labels, config, **more), on_event)
 
 
-def _last(events: Iterator[Event], on_event: Callable[[Event], Any] | None) -> Model:
+def last_model(events: Iterator[Event], on_event: Callable[[Event], Any] | None) -> Model:
+    """The model of the last event of a training, each of which is handed to `on_event`; errors as in `train`."""
     for event in events:
         if on_event is not None:
             on_event(event)

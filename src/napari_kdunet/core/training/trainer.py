@@ -232,6 +232,7 @@ class Trainer:
             class_weights=self.class_weights,
             dice=self.config.dice,
             inside=batch.inside,
+            confidence=self.config.confidence_power,
             total=self.group.total,
         )
 

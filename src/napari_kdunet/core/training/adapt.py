@@ -1,0 +1,184 @@
+"""Adaptation without labels: a teacher predicts parts of a new volume, and a tiny student learns from that.
+
+The teacher is asked as well as it can be, by several views of a slice and, where voxels are isotropic, by the slices
+along all three axes; but only about parts that are spread over the volume. The student learns from those and is then
+fast on the whole.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from napari_kdunet.core.config import DistillConfig
+from napari_kdunet.core.data.splits import spaced
+from napari_kdunet.core.devices import training_threads
+from napari_kdunet.core.networks.model import Model, bundled_models, load_model
+from napari_kdunet.core.prediction.orthoplanes import is_isotropic
+from napari_kdunet.core.prediction.predict import predict
+from napari_kdunet.core.training.events import Event
+from napari_kdunet.core.training.train import iter_distill, last_model
+from napari_kdunet.core.volumes.resampling import Grid
+from napari_kdunet.core.volumes.volume import Volume, open_volume
+
+__all__ = ["PIXELS", "adapt", "bundled_student", "iter_adapt", "lesson"]
+
+PIXELS = 16e6
+"""Working pixels that a teacher is asked about, by default."""
+
+_SIDE = 1024  # working pixels of a window of a larger slice
+_SLAB = 40  # slices, where planes along y and x are to be seen
+_GOLDEN = (math.sqrt(5) - 1) / 2  # its multiples, without their whole parts, are spread evenly however many there are
+_LEAST = 1e-4  # probabilities are kept so far off 0 and 1
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Slices and a window of them that the teacher is asked about."""
+
+    z: tuple[int, ...]
+    y: slice
+    x: slice
+
+
+def iter_adapt(
+    teacher: Model,
+    raw: Any,
+    config: DistillConfig | None = None,
+    *,
+    pixels: float = PIXELS,
+    start: Model | None = None,
+    out: str | Path | None = None,
+) -> Iterator[Event]:
+    """Teach a k-Unet a volume that nobody has labelled, event by event.
+
+    Parts of the volume, spread over it, are predicted by the teacher: by `config.teacher_views` views of a slice, or,
+    where voxels are isotropic, by the slices along z, y and x. Its probabilities, moved so that its threshold is 0.5,
+    are what the student learns from, softly, each pixel weighted by the teacher's confidence.
+
+    Parameters
+    ----------
+    teacher : Model
+        A network that knows images of this kind.
+    raw : volume
+        Anything that `open_volume` takes, ZYX, with its voxel size.
+    config : DistillConfig, optional
+        Settings; those of `DistillConfig.adapting` if None. Minutes count from the beginning, the teacher's included,
+        but the student has half of them at least.
+    pixels : float
+        Of how many pixels, at its working pixel size, the teacher is asked at most; one part at least.
+    start : Model, optional
+        Initial weights of the student; see `bundled_student`.
+    out : path, optional
+        As in `iter_train`.
+
+    Yields
+    ------
+    Event
+        As `iter_train`; scores are against the teacher.
+
+    Raises
+    ------
+    InputError, DivergedError
+        As `iter_train`.
+    """
+    config = config or DistillConfig.adapting()
+    began = time.monotonic()
+    images, probabilities, voxel_size = lesson(teacher, open_volume(raw), config, pixels)
+    config = _remaining(config, time.monotonic() - began)
+    image = open_volume(images, voxel_size=voxel_size, name="the parts to learn from")
+    probability = open_volume(probabilities, voxel_size=voxel_size, name="the teacher's probabilities")
+    yield from iter_distill(probability, image, None, config, start=start, out=out)
+
+
+def adapt(
+    teacher: Model,
+    raw: Any,
+    config: DistillConfig | None = None,
+    *,
+    on_event: Callable[[Event], Any] | None = None,
+    **more: Any,
+) -> Model:
+    """Teach a k-Unet a volume that nobody has labelled, and return it; arguments as in `iter_adapt`.
+
+    Raises
+    ------
+    InputError, DivergedError, CollapsedError
+        As `train`.
+    """
+    return last_model(iter_adapt(teacher, raw, config, **more), on_event)
+
+
+def bundled_student(k: int, teacher: Model) -> Model | None:
+    """The bundled generalist of `k` channels, or the teacher itself if it is of that size; None if there is neither."""
+    if teacher.form.get("k") == k:
+        return teacher
+    name = f"mito-{k}unet"
+    return load_model(name) if name in bundled_models() else None
+
+
+def lesson(
+    teacher: Model, volume: Volume, config: DistillConfig, pixels: float = PIXELS
+) -> tuple[NDArray[Any], NDArray[np.float32], tuple[float, float, float] | None]:
+    """Parts of a volume (ZYX, raw values), the teacher's probabilities of them (float32), and their voxel size, in nm.
+
+    Arguments as in `iter_adapt`.
+    """
+    planes = volume.shape[0] >= _SLAB and volume.voxel_size is not None and is_isotropic(volume.voxel_size)
+    threads = training_threads(config.k, config.threads)[1]
+    images, probabilities = [], []
+    for part in _parts(volume, teacher, _SLAB if planes else 1, pixels):
+        image = np.stack([volume.read(z, part.y, part.x) for z in part.z])
+        stack = replace(open_volume(image, voxel_size=volume.voxel_size, name=volume.name), fill=volume.fill)
+        probability = predict(
+            teacher,
+            stack,
+            views=1 if planes else config.teacher_views,
+            planes="zyx" if planes else "z",
+            device=config.device,
+            threads=threads,
+        )
+        images.append(image)
+        probabilities.append(_centred(np.asarray(probability), teacher.threshold))
+    return np.concatenate(images), np.concatenate(probabilities), volume.voxel_size
+
+
+def _parts(volume: Volume, teacher: Model, slab: int, pixels: float) -> list[_Part]:
+    """Slabs of so many slices, evenly spaced in z, each with a window of the same size, spread over the slices."""
+    count, height, width = volume.shape
+    grid = Grid.between(volume.voxel_size[1:] if volume.voxel_size else None, teacher.pixel_size)
+    sides = [min(n, math.floor(_SIDE / ratio)) for n, ratio in zip((height, width), grid.ratio, strict=True)]
+    of_a_slice = math.prod(grid.working_size((sides[0], sides[1])))
+    most = min(count // slab, max(1, int(pixels // (of_a_slice * slab))))
+    firsts = spaced(range(count - slab + 1), most)
+    parts = []
+    for i, first in enumerate(firsts):
+        places = ((i + 0.5) / len(firsts), (0.5 + i * _GOLDEN) % 1)
+        y, x = (
+            slice(start := round(place * (n - side)), start + side)
+            for n, side, place in zip((height, width), sides, places, strict=True)
+        )
+        parts.append(_Part(tuple(range(first, first + slab)), y, x))
+    return parts
+
+
+def _centred(probability: NDArray[Any], threshold: float) -> NDArray[np.float32]:
+    """Probabilities of which `threshold` has become 0.5: their logits without its logit."""
+    p = probability.astype(np.float32).clip(_LEAST, 1 - _LEAST)
+    middle = min(max(threshold, _LEAST), 1 - _LEAST)
+    odds = p / (1 - p) * ((1 - middle) / middle)
+    centred: NDArray[np.float32] = (odds / (1 + odds)).astype(np.float32)
+    return centred
+
+
+def _remaining(config: DistillConfig, seconds: float) -> DistillConfig:
+    """The settings with what is left of their minutes, half of them at least."""
+    total = config.budget[1]
+    return config if total is None else replace(config, minutes=max(total - seconds, total / 2) / 60)

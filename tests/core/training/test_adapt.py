@@ -1,0 +1,83 @@
+"""Adaptation without labels: what the teacher is asked, and what the student knows afterwards."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from napari_kdunet import core
+from napari_kdunet.core.training.adapt import bundled_student, lesson
+from napari_kdunet.core.volumes.volume import open_volume
+
+ADAPTING = {"k": 1, "depth": 2, "batch": 4, "patch": 32, "threads": 1, "validations": 2, "pixel_size": 0.0}
+
+
+@pytest.fixture(scope="module")
+def teacher(blobs, quick) -> core.Model:
+    model = core.train(*blobs((8, 64, 64)), quick(k=4, depth=2, steps=50, batch=4, pixel_size=0.0))
+    assert model.summary["validation"]["iou"] > 0.85
+    return model
+
+
+def test_a_student_learns_a_volume_without_labels(blobs, teacher):
+    raw, labels = blobs((8, 64, 64), seed=1)
+    started = next(core.iter_adapt(teacher, raw, core.DistillConfig.adapting(steps=1, **ADAPTING)))
+    assert (started.validated_on, started.labelled_slices, started.parameters) == ("teacher", (), 530)
+    student = core.adapt(teacher, raw, core.DistillConfig.adapting(steps=80, **ADAPTING))
+    assert core.evaluate(core.predict(student, raw, output="labels"), labels).iou > 0.75
+
+
+def test_the_lesson_is_centred_on_the_teachers_threshold(blobs, teacher):
+    raw = open_volume(blobs((4, 64, 64), seed=2)[0])
+    strict = replace(teacher, threshold=0.9)
+    _, probabilities, _ = lesson(strict, raw, core.DistillConfig.adapting(teacher_views=1, **ADAPTING))
+    expected = np.asarray(core.predict(strict, raw))
+    np.testing.assert_array_equal(probabilities > 0.5, expected > 0.9)
+    certain = abs(expected - 0.9) > 0.05
+    assert certain.mean() > 0.5
+    assert ((probabilities > 0) & (probabilities < 1)).all()
+
+
+def test_isotropic_volumes_are_seen_along_three_axes(blobs, teacher):
+    raw = open_volume(blobs((40, 48, 64), seed=2)[0], voxel_size=(10.0, 10.0, 10.0))
+    half = replace(teacher, threshold=0.5)
+    config = core.DistillConfig.adapting(**ADAPTING)
+    image, probabilities, voxel_size = lesson(half, raw, config)
+    np.testing.assert_array_equal(image, np.asarray(raw))
+    assert voxel_size == (10.0, 10.0, 10.0)
+    expected = np.asarray(core.predict(half, raw, planes="zyx"))
+    np.testing.assert_allclose(probabilities, expected, atol=2e-4)
+    sections = replace(raw, voxel_size=(50.0, 10.0, 10.0))
+    _, probabilities, _ = lesson(half, sections, config)
+    np.testing.assert_allclose(probabilities, np.asarray(core.predict(half, sections, views=4)), atol=2e-4)
+
+
+def test_of_a_large_volume_parts_are_asked_about(teacher):
+    class Counting:
+        """Noise of 200 large slices, of which it is remembered what was read."""
+
+        shape, dtype, ndim = (200, 3000, 2000), np.dtype(np.uint8), 3
+
+        def __init__(self) -> None:
+            self.read: set[int] = set()
+
+        def __getitem__(self, key):
+            z, y, x = key
+            self.read.add(z)
+            rng = np.random.default_rng(z)
+            return rng.integers(0, 255, (len(range(3000)[y]), len(range(2000)[x])), np.uint8)
+
+    source = Counting()
+    pixels = 3.5 * 1024 * 1024
+    image, probability, _ = lesson(
+        teacher, open_volume(source), core.DistillConfig.adapting(teacher_views=1, **ADAPTING), pixels
+    )
+    assert image.shape == probability.shape == (3, 1024, 1024)
+    assert source.read == {33, 100, 166}, "spread over the volume"
+
+
+def test_students_that_there_are(teacher, model):
+    assert bundled_student(4, teacher) is teacher
+    assert bundled_student(3, teacher) is None
