@@ -17,7 +17,7 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif("KDUNET_DATA" not in os.environ, reason="KDUNET_DATA does not name a folder of real EM volumes"),
 ]
-FLOOR = 0.55  # reached: 0.69 and 0.73 with seeds 1 and 0; full trainings reach over 0.80
+FLOOR = 0.55  # reached: 0.74, 0.73 and 0.73 with seeds 0, 1 and 2; full trainings reach over 0.80
 VOXEL = (5.0, 5.0, 5.0)
 
 
@@ -38,7 +38,7 @@ def best_threshold_iou(raw: np.ndarray, labels: np.ndarray) -> float:
 def test_a_two_unet_learns_mitochondria_from_eight_slices():
     raw, labels = volume("train-raw"), volume("train-labels")
     config = core.TrainConfig(
-        k=2, steps=250, batch=4, slices=tuple(range(5, 165, 20)), validations=2, threads=1, device="cpu"
+        k=2, steps=150, batch=4, slices=tuple(range(5, 165, 20)), validations=2, threads=1, device="cpu"
     )
     model = core.train(raw, labels, config)
     some = slice(8, 64, 20)
