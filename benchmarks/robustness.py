@@ -1,27 +1,40 @@
-"""What padding, rotation and lost sections do to a mask: IoU beside that of the image as it is.
+"""What padding, rotation, lost sections and an unknown pixel size do to a mask.
 
     python benchmarks/robustness.py RAW LABELS [--voxel-size 5,5,5] [--models lucchi-1unet,lucchi-2unet,lucchi-4unet]
-                                    [--slices 3] [--threads 1]
+                                    [--slices 3] [--threads 1] [--tables outside,size] [--csv FILE]
 
 **Outside the sample.** Evenly spaced slices of a labelled volume are padded, rotated, cut and blanked in memory. The
 IoU is that inside the sample, at the model's threshold; beside it stands the IoU of the same pixels where the rest is
 what lies there: the image itself, or its mirror image where a rotation turns in from outside. The last column is the
 share of the pixels outside that are called foreground, which should be 0.
+
+**Pixel size not stated.** The volume is rescaled, so that its true pixel size is twice to half of that given, and
+`core.find_pixel_size` looks for it. Beside the size found stands the IoU there (slices spread over the volume, at the
+model's threshold), the IoU at the true size, at the best of five sizes from half to twice the true one, and where an
+unknown size is taken as the model's. Rows are added to the file of --csv.
 """
 
 from __future__ import annotations
 
 import argparse
+import csv
+import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from scipy import ndimage
 
 from napari_kdunet import core
 
 Array = NDArray[Any]
+
+SCALES = (1.0, 0.5, 0.7, 1.4, 2.0)
+"""Pixels of a side, in parts of those that there are."""
 
 
 class Case(NamedTuple):
@@ -97,6 +110,63 @@ def outside_the_sample(raw: Array, labels: Array, size: tuple[float, float, floa
             print(f"| {name} | {case.name} | {row} |", flush=True)
 
 
+def rescaled(image: Array, scale: float, mode: str) -> Array:
+    """Slices (Z, Y, X) of `scale` times as many pixels a side."""
+    if scale == 1:
+        return image
+    smooth = {"antialias": True, "align_corners": False} if mode == "bilinear" else {}
+    sides = [round(n * scale) for n in image.shape[1:]]
+    slices = F.interpolate(torch.from_numpy(image.astype(np.float32))[:, None], sides, mode=mode, **smooth)
+    return slices[:, 0].round().numpy().astype(image.dtype)
+
+
+def size_not_stated(raw: Array, labels: Array, size: tuple[float, float, float], given: argparse.Namespace) -> None:
+    print(f"\nPixel size not stated: {len(raw)} slices of {given.raw}\n")
+    print(
+        "| model | true size, nm | found | doubt | margin | IoU there | at the true size | best | at the model's | s |"
+    )
+    print("|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|")
+    for scale in SCALES:
+        image, truth = rescaled(raw, scale, "bilinear"), rescaled(labels, scale, "nearest-exact") > 0
+        for name in given.models.split(","):
+            row = search(core.load_model(name), image, truth, size[2] / scale, given.threads)
+            row = {"volume": Path(given.raw).stem, "model": name, **row}
+            told = [f"{value:.3f}" if isinstance(value, float) else str(value) for value in row.values()]
+            print(f"| {' | '.join(told[1:])} |", flush=True)
+            if given.csv:
+                new = not Path(given.csv).exists()
+                with Path(given.csv).open("a", newline="") as file:
+                    writer = csv.DictWriter(file, row, lineterminator="\n")
+                    writer.writerows([dict(zip(row, row, strict=True))] * new + [dict(zip(row, told, strict=True))])
+
+
+def search(model: core.Model, image: Array, truth: Array, true: float, threads: int) -> dict[str, Any]:
+    begin = time.monotonic()
+    found = core.find_pixel_size(model, image, threads=threads)
+    seconds = time.monotonic() - begin
+    best = min((each for each in found.tried if not each.inverted), key=lambda each: each.doubt)
+
+    def at(size: float | None, inverted: bool = False) -> float | str:
+        if size is None:
+            return ""
+        volume = core.open_volume(255 - image if inverted else image, voxel_size=(size, size, size))
+        return iou(np.asarray(core.predict(model, volume, output="labels", threads=threads)) > 0, truth)
+
+    ious = {factor: at(factor * true) for factor in (0.5, 0.7, 1.0, 1.4, 2.0)}
+    told = found.pixel_size or f"none ({best.pixel_size:.3g})"
+    return {
+        "true size": true,
+        "found": f"{told}{' inverted' if found.inverted else ''}",
+        "doubt": best.doubt,
+        "margin": found.margin,
+        "IoU there": at(found.pixel_size, found.inverted),
+        "at the true size": ious[1.0],
+        "best": max(ious.values()),
+        "at the model's": at(model.pixel_size),
+        "seconds": round(seconds, 1),
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("raw", help="8-bit volume")
@@ -105,12 +175,15 @@ def main() -> None:
     parser.add_argument("--models", default="lucchi-1unet,lucchi-2unet,lucchi-4unet")
     parser.add_argument("--slices", type=int, default=3)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--tables", default="outside,size", help="outside, size, or both")
+    parser.add_argument("--csv", help="file that the rows of the second table are added to")
     given = parser.parse_args()
     z, y, x = (float(part) for part in given.voxel_size.split(","))
     volume, truth = core.open_volume(given.raw), core.open_volume(given.labels)
     chosen = [(2 * i + 1) * len(volume) // (2 * given.slices) for i in range(given.slices)]
     raw, labels = (np.stack([each.read(i) for i in chosen]) for each in (volume, truth))
-    outside_the_sample(raw, labels, (z, y, x), given)
+    for table in given.tables.split(","):
+        {"outside": outside_the_sample, "size": size_not_stated}[table](raw, labels, (z, y, x), given)
 
 
 if __name__ == "__main__":

@@ -34,3 +34,16 @@ def test_evaluate(data, teacher, probability, tmp_path):
     assert re.search(r"^iou +not defined$", nothing.out, re.MULTILINE)
     ignoring = json.loads(run("evaluate", mask, data / "labels.tif", "--json", "--ignore", 1).out)
     assert (ignoring["tp"], ignoring["fp"], ignoring["tn"]) == (0, told["fp"], told["tn"])
+
+
+def test_outside_the_sample_nothing_is_scored(tmp_path):
+    raw, labels = blobs()
+    raw, labels = (np.pad(each, ((0, 0), (40, 0), (0, 0))) for each in (raw, labels))
+    mask = labels.copy()
+    mask[:, :40] = 1  # called foreground where there is no sample
+    for name, volume in (("raw", raw), ("labels", labels), ("mask", mask), ("sample", (raw > 0).astype(np.uint8))):
+        core.write_volume(volume, tmp_path / f"{name}.tif")
+    argv = ["evaluate", tmp_path / "mask.tif", tmp_path / "labels.tif", "--json"]
+    assert json.loads(run(*argv).out)["iou"] < 0.9
+    for more in ([], ["--fill", 0], ["--sample", tmp_path / "sample.tif"]):
+        assert json.loads(run(*argv, "--raw", tmp_path / "raw.tif", *more).out)["iou"] == 1

@@ -16,6 +16,20 @@ from command_line import SHAPE, VOXEL, names, run
 from napari_kdunet import core
 
 
+def test_bright_and_dark_exchanged(data, teacher, tmp_path):
+    raw = np.asarray(core.open_volume(data / "raw.tif"))
+    core.write_volume(255 - raw, tmp_path / "negative.tif", voxel_size=VOXEL)
+    masks = []
+    for name, more in (("negative.tif", ["--invert"]), ("negative.tif", []), (data / "raw.tif", ["--no-invert"])):
+        out = tmp_path / "mask.tif"
+        result = run("predict", teacher, tmp_path / name, "-o", out, "--overwrite", *more)
+        assert (result.code, result.err) == (0, "")
+        masks.append(np.asarray(core.open_volume(out)))
+    assert masks[2].any()
+    assert np.array_equal(masks[0], masks[2])
+    assert not np.array_equal(masks[1], masks[2])
+
+
 @pytest.mark.parametrize("suffix", [".tif", ".zarr"])
 def test_predict_labels(suffix, data, teacher, tmp_path):
     path = tmp_path / f"mask{suffix}"
@@ -98,10 +112,16 @@ def test_predict_says_that_the_pixel_size_is_unknown(data, teacher, tmp_path):
     result = run("predict", teacher, data / "unknown.tif", "-o", path)
     assert result.code == 0
     assert result.lines == [
-        f"note: the pixel size of {data / 'unknown.tif'} is not known: "
-        "taken as the model's 10 nm; --voxel-size sets it."
+        f"note: the pixel size of {data / 'unknown.tif'} is not stated and not found: {teacher} is sure at none. Taken "
+        "as the model's 10 nm; give --voxel-size."
     ]
     assert core.open_volume(path).voxel_size is None
+    with tifffile.TiffFile(path) as tif:
+        assert '"pixel_size": "not found"' in tif.pages[0].description
+    asked = run("predict", teacher, data / "unknown.tif", "-o", path, "--overwrite", "--voxel-size", "auto")
+    assert asked.code == 2
+    assert "not stated and not found" in asked.err
+    assert "give --voxel-size" in asked.err
     argv = ["predict", teacher, data / "unknown.tif", "-o", path, "--overwrite", "--voxel-size"]
     assert run(*argv, "30,10,10").err == ""
     assert core.open_volume(path).voxel_size == VOXEL

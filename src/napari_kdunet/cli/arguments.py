@@ -12,11 +12,17 @@ from typer.core import TyperCommand
 from napari_kdunet.cli.progress import console
 from napari_kdunet.core.errors import ConfigError, OutputError
 
+AUTO = "auto"
+
 Raw = Annotated[str, typer.Argument(metavar="RAW", help="TIFF, OME-Zarr, HDF5, MRC, ... or folder of slices.")]
 Labels = Annotated[str, typer.Argument(metavar="LABELS", help="Labels of the same shape: 0 is background.")]
 Out = Annotated[Path, typer.Option("-o", "--out", help="Model to write (.safetensors).")]
 VoxelSize = Annotated[
-    str | None, typer.Option(help="Voxel size in nm, one number or Z,Y,X, in place of the one that the image states.")
+    str | None,
+    typer.Option(
+        help="Voxel size in nm, one number or Z,Y,X, in place of the one that the image states; or auto: that "
+        "one, else the pixel size at which the model is surest."
+    ),
 ]
 VoxelSizes = Annotated[
     list[str] | None,
@@ -35,10 +41,6 @@ ValRaws = Annotated[
 ValLabelsOfEach = Annotated[list[str] | None, typer.Option("--val-labels", help="Its labels; once a --val-raw.")]
 ValRaw = Annotated[str | None, typer.Option(help="Image to validate on instead of a held-out share.")]
 ValLabels = Annotated[str | None, typer.Option(help="Its labels.")]
-Fill = Annotated[
-    float | None, typer.Option(help="Value around the sample, e.g. 0 or nan, where it is not found by itself.")
-]
-Sample = Annotated[str | None, typer.Option(help="Mask volume that is non-zero in the sample, in place of --fill.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on from NAME.resume.safetensors beside the model.")]
 Start = Annotated[str | None, typer.Option(help="Model to go on training from, of its k, form and pixel size.")]
 Devices = Annotated[
@@ -104,7 +106,8 @@ def given_volume(source: str, voxel_size: str | None, **selection: Any) -> Any:
     """
     from napari_kdunet import core
 
-    if voxel_size is None:
+    selection["invert"] = bool(selection.get("invert"))
+    if voxel_size in (None, AUTO):
         return core.open_volume(source, **selection)
     try:
         sizes = [float(part) for part in voxel_size.split(",")]
@@ -112,7 +115,7 @@ def given_volume(source: str, voxel_size: str | None, **selection: Any) -> Any:
         sizes = []
     sizes = sizes * 3 if len(sizes) == 1 else sizes
     if len(sizes) != 3 or not all(0 < size < 1e9 for size in sizes):
-        raise ConfigError(f"voxel-size is {voxel_size!r}: give nm as one number or as Z,Y,X.")
+        raise ConfigError(f"voxel-size is {voxel_size!r}: give nm as one number or as Z,Y,X, or auto.")
     return core.open_volume(source, voxel_size=(sizes[0], sizes[1], sizes[2]), **selection)
 
 

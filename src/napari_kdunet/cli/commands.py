@@ -272,18 +272,25 @@ app.command(cls=Command)(predict)
 
 
 @app.command(cls=Command)
+@with_selection
 def evaluate(
     pred: Annotated[str, typer.Argument(metavar="PRED", help="Masks or probabilities (0-1, 0-255 or 0-65535), ZYX.")],
     labels: Labels,
     as_json: Json = False,
     threshold: Annotated[float, typer.Option(help="Where probabilities become foreground.", min=0, max=1)] = 0.5,
     ignore: Annotated[int | None, typer.Option(help="Label value of pixels that do not count.")] = None,
+    raw: Annotated[
+        str | None, typer.Option(help="Image that was segmented: what lies outside its sample does not count.")
+    ] = None,
+    *,
+    selection: dict[str, Any],
 ) -> None:
     """Score masks or probabilities against labels."""
     from napari_kdunet import core
 
     prediction = core.open_volume(pred)
-    scores = core.evaluate(prediction, labels, threshold=threshold, ignore=ignore).to_dict()
+    image = None if raw is None else given_volume(raw, None, **selection)
+    scores = core.evaluate(prediction, labels, threshold=threshold, ignore=ignore, raw=image).to_dict()
     if prediction.dtype.kind == "u" and "ce" in scores:
         most = 2 ** (8 * prediction.dtype.itemsize) - 1
         console.print(f"note: the values of {pred} are taken as probabilities from 0 to {most}")

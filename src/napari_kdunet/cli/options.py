@@ -21,11 +21,19 @@ _PARSERS: dict[str, Callable[[str], Any]] = {
     "class_weights": parse_class_weights,
     "volume_weights": parse_volume_weights,
 }
-_SELECTION: list[tuple[str, type, int | None, str]] = [
+_SELECTION: list[tuple[str, Any, int | None, str]] = [
     ("axes", str, None, "Stored axes of the image, slowest first, e.g. XYZ or CZYX, in place of those that it states."),
     ("channel", int, 0, "Channel of the image, from 0."),
     ("time", int, 0, "Time point of the image, from 0."),
     ("series", int, 0, "Which image of a file with several, from 0; the largest if not given."),
+    ("fill", float, None, "Value around the sample, e.g. 0 or nan, where it is not found by itself."),
+    ("sample", str, None, "Mask volume that is non-zero in the sample, in place of --fill."),
+    (
+        "invert",
+        bool,
+        None,
+        "Exchange bright and dark in the image, or never; where a pixel size is searched it is tried.",
+    ),
 ]
 _EXAMPLES = {"slices": "e.g. 3,8,20:30", "class_weights": "e.g. 1,4", "volume_weights": "even | area | e.g. 1,4"}
 
@@ -81,7 +89,8 @@ def with_selection(command: Callable[..., None]) -> Callable[..., None]:
 
     @functools.wraps(command)
     def run(**given: Any) -> None:
-        command(selection={name: given.pop(name) for name, *_ in _SELECTION}, **given)
+        selection = {name: given.pop(name) for name, *_ in _SELECTION}
+        command(selection=selection, **given)
 
     signature = inspect.Signature([*own, *options])
     run.__signature__ = signature  # type: ignore[attr-defined]

@@ -18,12 +18,10 @@ from rich.table import Table
 
 from napari_kdunet.cli.arguments import (
     Device,
-    Fill,
     ModelName,
     OnError,
     Overwrite,
     Planes,
-    Sample,
     Scheduler,
     Threads,
     Views,
@@ -33,6 +31,7 @@ from napari_kdunet.cli.arguments import (
     print_notes,
 )
 from napari_kdunet.cli.options import with_selection
+from napari_kdunet.cli.pixel_size import with_pixel_size
 from napari_kdunet.cli.progress import follow_slices
 from napari_kdunet.cli.terminal import console, escape, print_result, print_table, shorten
 from napari_kdunet.core.errors import ConfigError, InputError, KDUNetError, VolumeError
@@ -85,8 +84,6 @@ def predict(
     views: Views = 1,
     planes: Planes = "z",
     voxel_size: VoxelSize = None,
-    fill: Fill = None,
-    sample: Sample = None,
     ome_version: OmeVersion = "0.5",
     overwrite: Overwrite = False,
     device: Device = "auto",
@@ -111,7 +108,7 @@ def predict(
         {"output": "probability" if probabilities else "labels", "views": views, "planes": planes},
         threshold,
         voxel_size,
-        {"fill": fill, "sample": sample, "on_error": on_error, **selection},
+        {"on_error": on_error, **selection},
         {"device": device, "threads": threads},
         {"labels": not probabilities, "ome_version": ome_version, "overwrite": overwrite},
         skipping=on_error == "skip",
@@ -242,18 +239,16 @@ def _predict_one(job: _Job, settings: _Settings) -> int:
 
     model, volume = settings.model, given_volume(job.raw, settings.voxel_size, **settings.opening)
     print_notes(volume)
-    if volume.voxel_size is None and model.pixel_size:
-        size = f"{model.pixel_size:g} nm"
-        console.print(
-            f"note: the pixel size of {job.raw} is not known: taken as the model's {size}; --voxel-size sets it."
-        )
+    volume, stated, about = with_pixel_size(
+        volume, model, settings.model_name, settings.voxel_size, settings.opening["invert"], settings.resources
+    )
     threshold = model.threshold if settings.threshold is None else settings.threshold
     how = {**settings.how, "threshold": threshold}
     result = core.predict(model, volume, **settings.resources, **how)
     target = {
         "path": job.out,
-        "voxel_size": volume.voxel_size,
-        "metadata": {"model": settings.model_name, **how},
+        "voxel_size": stated,
+        "metadata": {"model": settings.model_name, **how, **about},
         "resume_key": prediction_key(model, volume, **how),
         **settings.writing,
     }

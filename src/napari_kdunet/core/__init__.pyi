@@ -18,6 +18,7 @@ from .experiments.sweep import Tradeoff, iter_sweep, smallest_within
 from .metrics import Confusion, Scores, evaluate
 from .networks.model import Model, bundled_models, load_model
 from .networks.unet import KUNet
+from .prediction.pixel_size import PixelSizeSearch, TriedSize, find_pixel_size, iter_find_pixel_size
 from .prediction.predict import predict
 from .training.adapt import adapt, iter_adapt
 from .training.events import Done, Event, Saved, Started, Stepped, Validated
@@ -42,6 +43,7 @@ __all__ = [
     "Model",
     "ModelError",
     "OutputError",
+    "PixelSizeSearch",
     "Run",
     "RunResult",
     "Saved",
@@ -51,6 +53,7 @@ __all__ = [
     "Tradeoff",
     "TrainConfig",
     "TrainingError",
+    "TriedSize",
     "UnlabelledError",
     "Validated",
     "Volume",
@@ -61,9 +64,11 @@ __all__ = [
     "distill",
     "distillation_loss",
     "evaluate",
+    "find_pixel_size",
     "hard_loss",
     "iter_adapt",
     "iter_distill",
+    "iter_find_pixel_size",
     "iter_study",
     "iter_sweep",
     "iter_train",

@@ -108,7 +108,9 @@ def _defined(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def evaluate(prediction: Any, labels: Any, *, threshold: float = 0.5, ignore: int | None = None) -> Scores:
+def evaluate(
+    prediction: Any, labels: Any, *, threshold: float = 0.5, ignore: int | None = None, raw: Any = None
+) -> Scores:
     """Score a prediction against labels, slice by slice.
 
     Parameters
@@ -123,6 +125,8 @@ def evaluate(prediction: Any, labels: Any, *, threshold: float = 0.5, ignore: in
         Where probabilities become foreground (above it).
     ignore : int, optional
         Label value of pixels that do not count.
+    raw : volume, optional
+        The image that was segmented, of the same shape: what lies outside its sample does not count.
 
     Raises
     ------
@@ -132,11 +136,15 @@ def evaluate(prediction: Any, labels: Any, *, threshold: float = 0.5, ignore: in
         If one of them cannot be read, a probability is not in [0, 1], or integers have no background.
     """
     predicted, truth = open_pair(prediction, labels)
+    image = None if raw is None else open_pair(raw, truth)[0]
     soft = is_probability(predicted)
     slices, entropy = [], 0.0
     for z in range(truth.shape[0]):
         index = class_index(truth.read(z), 2, ignore)
         counted, values = index >= 0, read_probability(predicted, z) if soft else predicted.read(z)
+        outside = None if image is None else image.outside(z)
+        if outside is not None:
+            counted &= ~outside
         if soft:
             entropy += float(cross_entropy(values[counted], index[counted] > 0).sum())
         slices.append(Confusion.of(values > threshold if soft else values != 0, index > 0, counted))

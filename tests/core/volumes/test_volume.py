@@ -168,3 +168,34 @@ def test_real_volume():
     assert (volume.shape, volume.dtype, volume.voxel_size) == ((165, 768, 1024), np.uint8, (5.0, 5.0, 5.0))
     mean, std = volume.statistics(80)
     assert (mean, std) == pytest.approx((volume.read(80).mean(), volume.read(80).std()))
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "uint16", "int16", "int32", "float32", "bool"])
+def test_inverted_contrast(dtype):
+    rng = np.random.default_rng(0)
+    raw = (rng.random((2, 40, 50)) > 0.5) if dtype == "bool" else (120 * rng.random((2, 40, 50))).astype(dtype)
+    inverted = open_volume(raw, invert=True)
+    mean, std = open_volume(raw).statistics(0)
+    other_mean, other_std = inverted.statistics(0)
+    assert inverted.dtype == raw.dtype
+    straight = (raw[0].astype(float) - mean) / std
+    np.testing.assert_allclose((inverted.read(0).astype(float) - other_mean) / other_std, -straight, atol=1e-4)
+    assert np.array_equal(open_volume(inverted, invert=True)[:], raw)
+    assert np.array_equal(inverted.data.compute(), inverted[:])
+
+
+def test_a_fill_value_is_inverted_too():
+    raw = np.random.default_rng(0).integers(10, 200, (1, 80, 80), dtype=np.uint8)
+    raw[:, :20] = 9
+    inverted = open_volume(raw, fill=9, invert=True)
+    assert inverted.fill == 246
+    assert np.array_equal(inverted.outside(0), open_volume(raw, fill=9).outside(0))
+
+
+@pytest.mark.parametrize("size", [(50, 0.05, 5), (50, 5, 501), (0.005,) * 3, (5000,) * 3])
+def test_implausible_sizes_are_asked_about(size, one_line):
+    raw = np.zeros((2, 8, 8), np.uint8)
+    with one_line(VolumeError, "under 0.1 or over 500 nm", "is it in nm"):
+        open_volume(raw, voxel_size=size)
+    for plausible in ((5000, 0.2, 0.5), (0.01, 500, 500)):
+        assert open_volume(raw, voxel_size=plausible).voxel_size == plausible

@@ -146,7 +146,7 @@ def prediction_key(model: Model, volume: Volume, **settings: Any) -> str:
     path = Path(volume.name)
     date = path.stat().st_mtime_ns if path.exists() else 0
     metadata = (__version__, model.pixel_size, volume.name, date, volume.shape, str(volume.dtype), volume.voxel_size)
-    sample = (volume.fill, volume.sample and volume.sample.name)
+    sample = (volume.fill, volume.sample and volume.sample.name, *["inverted"] * volume.inverted)
     digest.update(repr((metadata, sample, sorted(settings.items()))).encode())
     return digest.hexdigest()
 

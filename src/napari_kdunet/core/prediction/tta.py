@@ -13,7 +13,7 @@ from napari_kdunet.core.config import VIEWS
 from napari_kdunet.core.errors import ConfigError
 from napari_kdunet.core.prediction.engine import Forward
 
-__all__ = ["averaged"]
+__all__ = ["averaged", "turned"]
 
 
 def averaged(forward: Forward, views: int) -> Forward:
@@ -36,6 +36,16 @@ def averaged(forward: Forward, views: int) -> Forward:
     if views not in VIEWS:
         raise ConfigError(f"views is {views}: choose {', '.join(map(str, VIEWS[:-1]))} or {VIEWS[-1]}.")
     return forward if views == 1 else _Averaged(forward, views)
+
+
+def turned(forward: Forward) -> Forward:
+    """The logits of the image turned by a quarter, turned back: those of another view; arguments as in `averaged`."""
+
+    def view(batch: Tensor) -> Tensor:
+        logits = forward(batch.transpose(-2, -1).flip(-1).contiguous())
+        return logits.flip(-1).transpose(-2, -1).contiguous()
+
+    return view
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -17,10 +18,11 @@ import numpy as np
 
 from napari_kdunet.core.errors import LabelsError, VolumeError
 from napari_kdunet.core.volumes.axes import Selection
+from napari_kdunet.core.volumes.padding import Mask
 from napari_kdunet.core.volumes.readers import name_of, open_source
 from napari_kdunet.core.volumes.sample import BLURRED, Summary, UnusableError, mirrored, summarise
-from napari_kdunet.core.volumes.sources import AxesView, Key, Source, check_memory, one_line
-from napari_kdunet.core.volumes.voxel_size import VoxelSize
+from napari_kdunet.core.volumes.sources import AxesView, Key, MappedArray, Source, check_memory, one_line
+from napari_kdunet.core.volumes.voxel_size import VoxelSize, is_plausible
 
 __all__ = ["Volume", "VoxelSize", "check_labels", "open_pair", "open_volume"]
 
@@ -46,6 +48,8 @@ class Volume:
         Value of the pixels outside the sample, where somebody has stated it; else it is found.
     sample : Volume or None
         Mask of the sample, non-zero within, of the same shape; in place of `fill`.
+    inverted : bool
+        Whether bright and dark have changed places since it was stored; `fill` has too.
     notes : tuple of str
         What was assumed on opening, a phrase each: of axes, of several images, of metadata that mean nothing.
     """
@@ -56,6 +60,7 @@ class Volume:
     notes: tuple[str, ...] = ()
     fill: float | None = field(default=None, kw_only=True)
     sample: Volume | None = field(default=None, kw_only=True, repr=False)
+    inverted: bool = field(default=False, kw_only=True)
     _summaries: dict[int, Summary] = field(default_factory=dict, init=False, repr=False)
     _lost: dict[int, bool] = field(default_factory=dict, init=False, repr=False)
 
@@ -181,6 +186,25 @@ class Volume:
         outside = summary.outside.window(wide[0], wide[1], grow=BLURRED)
         return mirrored(self.read(z, *wide), outside, (inner[0], inner[1]), reach, summary.mean)
 
+    def extract(self, windows: Sequence[tuple[int, slice, slice]]) -> Volume:
+        """Windows of slices in memory, standardised as their whole slices are.
+
+        Parameters
+        ----------
+        windows : sequence of (int, slice, slice)
+            Slice, rows and columns of each; all of one shape.
+        """
+        pixels = np.stack([self.read(*window) for window in windows])
+        held = Volume(self.name, AxesView(pixels, "zyx"), self.voxel_size)
+        for i, (z, y, x) in enumerate(windows):
+            mean, std = self.statistics(z)
+            outside = self.outside(z, y, x)
+            mask = None if outside is None else Mask(pixels.shape[1:])
+            if mask is not None:
+                mask.add(slice(0, pixels.shape[1]), outside)
+            held._summaries[i] = Summary(mean, std, mask, self.is_lost(z))
+        return held
+
     def _summary(self, z: int, whole: np.ndarray[Any, Any] | None = None) -> Summary:
         known = self._summaries.get(z)
         if known is not None:
@@ -214,6 +238,7 @@ def open_volume(
     name: str | None = None,
     fill: float | None = None,
     sample: Any = None,
+    invert: bool = False,
 ) -> Volume:
     """Open an image or labels volume lazily: headers are read, pixels are not.
 
@@ -242,6 +267,9 @@ def open_volume(
         and lost sections are found without it.
     sample : volume, optional
         Mask of the sample, non-zero within; any of what `source` may be, of the same shape.
+    invert : bool
+        Exchange bright and dark, for a model that knows the opposite contrast: integers to the largest of their type
+        minus them (-1 minus them where they are signed), floats to their negative.
 
     Returns
     -------
@@ -264,11 +292,17 @@ def open_volume(
         raise VolumeError(f"{volume.name} has dtype {volume.dtype}: convert it to an integer or floating-point type")
     if fill is not None or sample is not None:
         volume = _with_sample(volume, fill, sample)
+    if invert:
+        volume = _inverted(volume)
     if voxel_size is None:
         return volume
     if len(voxel_size) != 3 or not all(0 < size < math.inf for size in voxel_size):
         raise VolumeError(f"voxel size {voxel_size} of {volume.name}: give three positive numbers, nm, Z Y X")
     sizes = (float(voxel_size[0]), float(voxel_size[1]), float(voxel_size[2]))
+    if not is_plausible(sizes, level):
+        raise VolumeError(
+            f"voxel size {sizes} of {volume.name} is under 0.1 or over 500 nm in plane: is it in nm, and Z Y X?"
+        )
     notes = tuple(note for note in volume.notes if not note.startswith(_UNKNOWN_SIZE))
     return replace(volume, voxel_size=sizes, notes=notes)
 
@@ -278,6 +312,18 @@ def _with_sample(volume: Volume, fill: float | None, sample: Any) -> Volume:
     if mask is not None and mask.shape != volume.shape:
         raise VolumeError(f"sample {mask.name} has shape {mask.shape}, {volume.name} {volume.shape}: give one of that")
     return replace(volume, fill=fill, sample=mask)
+
+
+def _inverted(volume: Volume) -> Volume:
+    fill = volume.fill
+    if fill is not None and math.isfinite(fill):
+        fill = float(_negative(np.asarray(fill).astype(volume.dtype)))
+    source = MappedArray(volume.source, _negative, volume.dtype)
+    return replace(volume, source=source, fill=fill, inverted=not volume.inverted)
+
+
+def _negative(pixels: Any) -> Any:
+    return np.negative(pixels) if pixels.dtype.kind == "f" else np.invert(pixels)
 
 
 def _open(source: Any, selection: Selection, name: str | None) -> Volume:

@@ -10,7 +10,16 @@ from typing import Any, TypeAlias
 
 from napari_kdunet.core.volumes.sources import one_line
 
-__all__ = ["Sizes", "Stated", "VoxelSize", "nanometres", "read_metadata", "read_voxel_size", "to_number"]
+__all__ = [
+    "Sizes",
+    "Stated",
+    "VoxelSize",
+    "is_plausible",
+    "nanometres",
+    "read_metadata",
+    "read_voxel_size",
+    "to_number",
+]
 
 VoxelSize: TypeAlias = tuple[float, float, float]
 Sizes: TypeAlias = dict[str, tuple[Any, Any]]
@@ -77,13 +86,18 @@ def read_voxel_size(stated: Stated, *, level: int = 0) -> tuple[VoxelSize | None
     if not (x and y):
         told = next((text for axis in "xyz" if (text := odd.get(axis))), None)
         return None, (f"pixel size unknown: it is stated as {told}",) if told else ()
-    if not (min(x, y) >= _SMALLEST and max(x, y) <= _LARGEST * 2**level):
+    if not is_plausible((x, y, x), level):
         told = f"{y:.6g} x {x:.6g} nm is stated, which is under {_SMALLEST:g} or over {_LARGEST:g} nm"
         return None, (f"pixel size unknown: {told}",)
     told = odd.get("z")
     notes = (f"slice distance unknown: it is stated as {told}, and taken as the pixel size",) if told else ()
     z, y, x = (float(f"{size:.7g}") for size in (sizes.get("z") or x, y, x))  # many were single precision
     return (z, y, x), notes
+
+
+def is_plausible(size: VoxelSize, level: int = 0) -> bool:
+    """Whether a microscope has pixels of this size (nm, ZYX) in plane, at a scale level of a pyramid."""
+    return min(size[1:]) >= _SMALLEST and max(size[1:]) <= _LARGEST * 2**level
 
 
 def read_metadata(read: Callable[[], Sizes], what: str) -> tuple[Sizes, tuple[str, ...]]:

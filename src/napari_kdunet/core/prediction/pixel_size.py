@@ -1,0 +1,336 @@
+"""The pixel size of an image that does not state it: the one at which a model is surest of what it sees."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import product
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from napari_kdunet.core.errors import ConfigError
+from napari_kdunet.core.networks.model import Model
+from napari_kdunet.core.prediction.engine import Forward
+from napari_kdunet.core.prediction.tiler import Tiler, foreground
+from napari_kdunet.core.prediction.tta import turned
+from napari_kdunet.core.volumes.resampling import Grid
+from napari_kdunet.core.volumes.volume import Volume, open_volume
+
+__all__ = ["PixelSizeSearch", "TriedSize", "find_pixel_size", "iter_find_pixel_size"]
+
+_OCTAVES = (0.0, -0.5, -1.0, -1.5, -2.0, 0.5, 1.0, 1.5, 2.0)  # of the model's own pixel size
+_FINE = 0.25  # octaves to both sides of the best of these
+_SLICES = 3
+_LOOKED_AT = 12  # slices, until so many are found that are not lost
+_WORKING_SIDE = 640  # working pixels of the window that is predicted
+_LARGEST_SIDE = 2048  # pixels of the image that are held of a slice
+_PLACES = (0.5, 0.25, 0.75, 0.0, 1.0)  # of that window along a side, the first one that is good
+_LITTLE_OUTSIDE = 0.25  # share of a good window that is outside the sample
+_VIEWS_WEIGHT = 0.2
+_SURE = 0.1  # doubt of a model that knows the tissue; see docs/recipe.md
+_LEAST_FOREGROUND, _MOST_FOREGROUND = 5e-4, 0.3
+_SURER = 0.6  # of the doubt as it is: contrast is inverted only where the model is so much surer
+_NEAR = 1.3  # sizes within this factor are not rivals
+
+
+@dataclass(frozen=True)
+class TriedSize:
+    """How a model sees an image at one assumed pixel size.
+
+    Attributes
+    ----------
+    pixel_size : float
+        In nm.
+    inverted : bool
+        Whether contrast was inverted.
+    doubt : float
+        From 0, sure of every pixel; infinite where (nearly) nothing or far too much is foreground. See
+        `find_pixel_size`.
+    foreground : float
+        Mean probability of the foreground.
+    """
+
+    pixel_size: float
+    inverted: bool
+    doubt: float
+    foreground: float
+
+
+@dataclass(frozen=True)
+class PixelSizeSearch:
+    """What a search for the pixel size has found (so far).
+
+    Attributes
+    ----------
+    tried : tuple of TriedSize
+        In the order in which they were tried.
+    steps : int
+        How many are tried in all.
+    """
+
+    tried: tuple[TriedSize, ...]
+    steps: int
+
+    @property
+    def best(self) -> TriedSize | None:
+        """Where the model is surest; None where it is sure of nothing."""
+        straight, inverted = (min(self._minima(contrast), key=_doubt, default=None) for contrast in (False, True))
+        best = straight or inverted
+        if straight and inverted and inverted.doubt < _SURER * straight.doubt:
+            best = inverted
+        return best if best is not None and best.doubt < _SURE else None
+
+    def _minima(self, inverted: bool) -> list[TriedSize]:
+        """Sizes of one contrast whose neighbours are no surer; the largest size is there as a neighbour alone."""
+        row = sorted((each for each in self.tried if each.inverted is inverted), key=lambda each: each.pixel_size)
+        doubts = [math.inf, *map(_doubt, row)]
+        return [row[i] for i in range(max(len(row) - 1, 1)) if row and doubts[i + 1] <= min(doubts[i : i + 3])]
+
+    @property
+    def pixel_size(self) -> float | None:
+        """In nm, three digits; None where it was not found."""
+        return None if self.best is None else float(f"{self.best.pixel_size:.3g}")
+
+    @property
+    def inverted(self) -> bool:
+        """Whether the model sees more where contrast is inverted: bright and dark are the other way round."""
+        return self.best is not None and self.best.inverted
+
+    @property
+    def margin(self) -> float:
+        """How many times the best's doubt that of the next best is, at another size or contrast; 0 if not found."""
+        best = self.best
+        if best is None:
+            return 0.0
+        rivals = [each.doubt for each in self.tried if each.inverted is not best.inverted or not _near(each, best)]
+        return min(rivals, default=math.inf) / max(best.doubt, 1e-9)
+
+    def doubt_at(self, pixel_size: float) -> float:
+        """The doubt of the size that was tried nearest to `pixel_size`, contrast as it is."""
+        straight = [each for each in self.tried if not each.inverted]
+        return min(straight, key=lambda each: abs(math.log(each.pixel_size / pixel_size))).doubt
+
+
+def find_pixel_size(
+    model: Model,
+    raw: Any,
+    *,
+    sizes: Sequence[float] | None = None,
+    slices: int = _SLICES,
+    invert: bool = True,
+    device: str = "auto",
+    threads: int | None = None,
+    on_tried: Callable[[PixelSizeSearch], Any] | None = None,
+) -> PixelSizeSearch:
+    """Find the pixel size of an image, and whether its contrast is inverted, as that at which a model is surest.
+
+    A few slices are predicted at sizes from a quarter to four times the model's own, half an octave apart, with
+    contrast as it is and inverted, then a quarter of an octave to both sides of the best. The doubt at a size is
+
+        mean entropy of the pixels / entropy of their mean + 0.2 * (1 - agreement of two views).
+
+    The entropies are binary, of the foreground's probability p. Their ratio is the share of the uncertainty about a
+    pixel that is left once the network has looked: 0 where each p is 0 or 1, and 1 where all are alike. The views are
+    the image as it is and turned by a quarter; their agreement is Dice's coefficient of the two p. A size does not
+    count without foreground (mean p under 0.0005), where foreground covers far more than it should (0.3, or three times
+    its share in validation where the model knows that), and at the largest: enlarged four times, anything dark may
+    look like a mitochondrion.
+
+    Nothing is found where the doubt has no minimum under 0.1: the network does not know this tissue, or the image is
+    empty. A network is surest where structures have the size that it has learnt, so on other animals and tissue the
+    answer is off as theirs differ, and in a few square micrometres there may be too few of them (docs/recipe.md).
+
+    Parameters
+    ----------
+    model : Model
+        With a working pixel size.
+    raw : volume
+        Anything that `open_volume` takes, ZYX. Pixels outside its sample do not count. Where it states a voxel size,
+        the proportion of x to y is kept.
+    sizes : sequence of float, optional
+        Pixel sizes to try, nm, in place of those.
+    slices : int
+        How many, evenly spaced; lost ones are left out.
+    invert : bool
+        Whether inverted contrast is tried too.
+    device, threads
+        As in `predict`.
+    on_tried : callable, optional
+        Called after each size; what it raises ends the search.
+
+    Returns
+    -------
+    PixelSizeSearch
+        Its `pixel_size` is None where nothing was found.
+
+    Raises
+    ------
+    ConfigError
+        If the model has no working pixel size, or a size is not a positive number.
+    VolumeError
+        If the volume cannot be used.
+    """
+    search = PixelSizeSearch((), 0)
+    how: dict[str, Any] = {"sizes": sizes, "slices": slices, "invert": invert, "device": device, "threads": threads}
+    for search in iter_find_pixel_size(model, raw, **how):
+        if on_tried is not None:
+            on_tried(search)
+    return search
+
+
+def iter_find_pixel_size(
+    model: Model,
+    raw: Any,
+    *,
+    sizes: Sequence[float] | None = None,
+    slices: int = _SLICES,
+    invert: bool = True,
+    device: str = "auto",
+    threads: int | None = None,
+) -> Iterator[PixelSizeSearch]:
+    """As `find_pixel_size`, size by size: yields what is known so far, the last is the answer; `close()` stops it."""
+    volume = open_volume(raw)
+    if not model.pixel_size:
+        raise ConfigError("the model works at the pixels of each image (pixel size 0): there is no pixel size to find.")
+    if sizes is not None and not all(0 < size < math.inf for size in sizes):
+        raise ConfigError(f"sizes {list(sizes)[:5]} to try: give positive numbers, nm.")
+    coarse = [model.pixel_size * 2**octave for octave in _OCTAVES] if sizes is None else list(sizes)
+    search = PixelSizeSearch((), (1 + invert) * len(coarse) + 2 * (sizes is None))
+    probes = _probes(volume, slices)
+    if probes is None:
+        yield replace(search, steps=0)
+        return
+    probe = _Probe(model, probes, volume, Tiler.of(model, probes, device, threads))
+    for inverted in (False, True)[: 1 + invert]:
+        for size in coarse:
+            search = replace(search, tried=(*search.tried, probe.at(size, inverted)))
+            yield search
+    best = search.best
+    for octave in (-_FINE, _FINE) if best is not None and sizes is None else ():
+        search = replace(search, tried=(*search.tried, probe.at(best.pixel_size * 2**octave, best.inverted)))
+        yield search
+
+
+def _doubt(tried: TriedSize) -> float:
+    return tried.doubt
+
+
+def _near(one: TriedSize, other: TriedSize) -> bool:
+    return abs(math.log(one.pixel_size / other.pixel_size)) < math.log(_NEAR)
+
+
+def _probes(volume: Volume, slices: int) -> Volume | None:
+    """Windows of evenly spaced slices, in memory: those where there is sample; None where there is none anywhere."""
+    count = min(max(slices, 1), len(volume))
+    spaced = [(2 * i + 1) * len(volume) // (2 * count) for i in range(count)]
+    more = [(2 * i + 1) * len(volume) // (2 * _LOOKED_AT) for i in range(_LOOKED_AT)]
+    held = [z for z in spaced if not volume.is_lost(z)]
+    for z in more if len(held) < count else ():
+        if z not in spaced and len(held) < count and not volume.is_lost(z):
+            held.append(z)
+    whole = max(volume.shape[1:]) <= _LARGEST_SIDE and all(volume.outside(z) is None for z in held)
+    window = (slice(None), slice(None))
+    return volume.extract([(z, *(window if whole else _window(volume, z))) for z in sorted(held)]) if held else None
+
+
+def _window(volume: Volume, z: int) -> tuple[slice, slice]:
+    """A part of a slice, of the same shape for each, where little is outside the sample: the middle if it is there."""
+    shape = volume.shape[1:]
+    height, width = (min(n, max(n // 2, _WORKING_SIDE), _LARGEST_SIDE) for n in shape)
+    best, least = (slice(0, height), slice(0, width)), math.inf
+    for at_y, at_x in product(_PLACES, _PLACES):
+        top, left = round(at_y * (shape[0] - height)), round(at_x * (shape[1] - width))
+        window = slice(top, top + height), slice(left, left + width)
+        outside = volume.outside(z, *window)
+        share = 0.0 if outside is None else float(outside.mean())
+        if share < least:
+            best, least = window, share
+        if least <= _LITTLE_OUTSIDE:
+            break
+    return best
+
+
+@dataclass(frozen=True)
+class _Probe:
+    """Predicts a few windows of slices at any assumed pixel size."""
+
+    model: Model
+    probes: Volume
+    volume: Volume
+    tiler: Tiler
+
+    def at(self, size: float, inverted: bool) -> TriedSize:
+        """The doubt at one pixel size (nm)."""
+        grid = self._grid(size)
+        if grid is None:
+            return TriedSize(size, inverted, math.inf, 0.0)
+        forward = _negated(self.tiler.forward) if inverted else self.tiler.forward
+        first = self._predicted(replace(self.tiler, grid=grid, forward=forward))
+        mean, ratio = _uncertainty(first)
+        if not _LEAST_FOREGROUND <= mean <= self._most_foreground():
+            ratio = math.inf
+        if ratio >= _SURE:
+            return TriedSize(size, inverted, ratio, mean)
+        second = self._predicted(replace(self.tiler, grid=grid, forward=turned(forward)))
+        return TriedSize(size, inverted, ratio + _VIEWS_WEIGHT * (1 - _agreement(first, second)), mean)
+
+    def _grid(self, size: float) -> Grid | None:
+        stated = self.volume.voxel_size
+        try:
+            return Grid.between((size, size * stated[2] / stated[1] if stated else size), self.model.pixel_size)
+        except ConfigError:  # too far from the working pixel size
+            return None
+
+    def _most_foreground(self) -> float:
+        """The largest share of foreground that is believed."""
+        validation = self.model.summary.get("validation")
+        known = validation.get("foreground") if isinstance(validation, dict) else None
+        return max(_MOST_FOREGROUND, min(3 * known, 0.9) if isinstance(known, float) else 0.0)
+
+    def _predicted(self, tiler: Tiler) -> NDArray[np.float32]:
+        """Probabilities of the foreground of all pixels of the sample in the middle of each window."""
+        spans = []
+        for n, ratio in zip(self.probes.shape[1:], tiler.grid.ratio, strict=True):
+            side = min(n, max(1, int(_WORKING_SIDE / ratio)))
+            spans.append(((n - side) // 2, (n - side) // 2 + side))
+        y, x = spans
+        found = []
+        for z in range(len(self.probes)):
+            probability = foreground(tiler.window(self.probes, z, y, x))
+            outside = self.probes.outside(z, slice(*y), slice(*x))
+            found.append(probability.ravel() if outside is None else probability[~outside])
+        return np.concatenate(found)
+
+
+def _negated(forward: Forward) -> Forward:
+    """For an image that is standardised, contrast inverted."""
+
+    def inverted(batch: Tensor) -> Tensor:
+        return forward(torch.neg(batch))
+
+    return inverted
+
+
+def _entropy(p: NDArray[Any]) -> NDArray[np.float64]:
+    """Binary entropy in nats."""
+    q = np.clip(p.astype(np.float64), 1e-7, 1 - 1e-7)
+    return -(q * np.log(q) + (1 - q) * np.log1p(-q))
+
+
+def _uncertainty(p: NDArray[np.float32]) -> tuple[float, float]:
+    """Mean probability, and the mean entropy in parts of the mean's."""
+    if not p.size:
+        return 0.0, math.inf
+    mean = float(p.mean(dtype=np.float64))
+    return mean, float(_entropy(p).mean() / _entropy(np.array([mean]))[0])
+
+
+def _agreement(first: NDArray[np.float32], second: NDArray[np.float32]) -> float:
+    """Dice's coefficient of two probabilities."""
+    both = np.dot(first, second)
+    return float(2 * both / max(np.dot(first, first) + np.dot(second, second), 1e-12))

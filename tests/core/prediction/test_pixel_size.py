@@ -1,0 +1,132 @@
+"""The pixel size at which a model is surest, where the image does not state it."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from scipy.special import expit
+from torch import nn
+
+from napari_kdunet import core
+
+
+class Detector(nn.Module):
+    """Sure of bright discs with a radius of 10 pixels: a difference of Gaussians of a fixed size."""
+
+    classes, in_channels, multiple, reach, k = 2, 1, 1, 14, 1
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gain = nn.Parameter(torch.tensor(60.0))
+
+    def smooth(self, x: torch.Tensor, sigma: float) -> torch.Tensor:
+        at = torch.arange(-14, 15, dtype=torch.float32)
+        kernel = torch.softmax(-(at**2) / (2 * sigma**2), 0)
+        x = F.conv2d(F.pad(x, (14,) * 4, mode="replicate"), kernel[None, None, :, None])
+        return F.conv2d(x, kernel[None, None, None, :])
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        logits = self.gain * (self.smooth(x, 3.5) - self.smooth(x, 7.0) - 0.45)
+        return torch.cat((torch.zeros_like(logits), logits), 1)
+
+
+def discs(size: float, seed: int = 0) -> np.ndarray:
+    """Discs with a radius of 100 nm, in pixels of this size."""
+    rng = np.random.default_rng(seed)
+    y, x = np.mgrid[: round(1300 / size), : round(1300 / size)] * size
+    raw = np.zeros((1, *y.shape))
+    for z, row, column in np.ndindex(1, 3, 3):
+        at = np.array((row, column)) * 400 + 250 + rng.uniform(-40, 40, 2)
+        raw[z] += expit((100 - np.hypot(y - at[0], x - at[1])) / 5)
+    return (100 + 80 * raw + rng.normal(0, 6, raw.shape)).clip(0, 255).astype(np.uint8)
+
+
+@pytest.fixture(scope="module")
+def knowing():
+    """A network that knows discs, at a working pixel size of 10 nm, and an image of discs at that."""
+    return core.Model(Detector(), 10.0), discs(10.0)
+
+
+@pytest.mark.parametrize("size", [5.0, 10.0, 16.0])
+def test_the_size_is_found_near_the_true_one(knowing, size):
+    search = core.find_pixel_size(knowing[0], discs(size, seed=1), threads=1)
+    assert search.pixel_size is not None
+    assert size / 1.45 < search.pixel_size < size * 1.45
+    assert not search.inverted
+    assert search.margin > 1
+
+
+def test_inverted_contrast_is_found_unless_it_may_not_be(knowing):
+    model, raw = knowing
+    search = core.find_pixel_size(model, 255 - raw, threads=1)
+    assert search.inverted
+    assert 7 < search.pixel_size < 14.5
+    again = core.find_pixel_size(model, core.open_volume(255 - raw, invert=True), invert=False, threads=1)
+    assert (again.pixel_size, again.inverted) == (search.pixel_size, False)
+    assert not any(tried.inverted for tried in again.tried)
+
+
+def test_nothing_is_found_in_noise_or_by_a_network_that_has_not_learnt(knowing, model):
+    trained, raw = knowing
+    noise = np.random.default_rng(0).integers(0, 256, raw.shape, dtype=np.uint8)
+    for search in (core.find_pixel_size(trained, noise, threads=1), core.find_pixel_size(model(pixel_size=10.0), raw)):
+        assert (search.pixel_size, search.best, search.inverted, search.margin) == (None, None, False, 0)
+    assert core.find_pixel_size(trained, np.zeros_like(raw)).tried == ()
+
+
+def test_padding_does_not_count(knowing):
+    model, raw = knowing
+    padded = np.pad(raw, ((1, 1), (0, 300), (300, 0)))  # lost slices too
+    search, plain = (core.find_pixel_size(model, image, threads=1) for image in (padded, raw))
+    assert search.pixel_size == plain.pixel_size
+    for with_, without in zip(search.tried, plain.tried, strict=True):
+        assert with_.foreground == pytest.approx(without.foreground, rel=0.25, abs=0.01)
+
+
+def test_sizes_may_be_given_and_a_search_stopped(knowing):
+    model, raw = knowing
+    seen = []
+    search = core.find_pixel_size(model, raw, sizes=(5, 10, 20), slices=1, on_tried=seen.append, threads=1)
+    assert [tried.pixel_size for tried in search.tried] == [5, 10, 20] * 2
+    assert [len(each.tried) for each in seen] == [1, 2, 3, 4, 5, 6]
+    assert {each.steps for each in seen} == {6}
+    assert search.doubt_at(10.4) == search.tried[1].doubt
+
+    def stop(search):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        core.find_pixel_size(model, raw, on_tried=stop)
+    going = core.iter_find_pixel_size(model, raw)
+    assert len(next(going).tried) == 1
+    going.close()
+
+
+def test_a_stated_proportion_of_the_sides_is_kept(knowing):
+    model, raw = knowing
+    wide = np.repeat(raw, 2, axis=2)
+    search = core.find_pixel_size(model, core.open_volume(wide, voxel_size=(30, 4, 2)), sizes=(10,), threads=1)
+    plain = core.find_pixel_size(model, raw, sizes=(10,), threads=1)
+    assert search.tried[0].doubt == pytest.approx(plain.tried[0].doubt, rel=0.3)
+
+
+def test_what_cannot_be_searched_is_one_line(knowing, model, one_line):
+    trained, raw = knowing
+    with one_line(core.ConfigError, "pixel size 0"):
+        core.find_pixel_size(model(), raw)
+    with one_line(core.ConfigError, "positive numbers"):
+        core.find_pixel_size(trained, raw, sizes=(0,))
+    assert core.find_pixel_size(trained, raw, sizes=(1e6,)).pixel_size is None
+
+
+@pytest.mark.data
+@pytest.mark.skipif("KDUNET_DATA" not in os.environ, reason="KDUNET_DATA is not set")
+def test_the_size_of_a_real_volume(tmp_path):
+    raw = core.open_volume(Path(os.environ["KDUNET_DATA"]) / "epfl-training-raw.tif")
+    search = core.find_pixel_size(core.load_model("lucchi-2unet"), raw, slices=1, invert=False)
+    assert 4 < search.pixel_size < 7  # 5 nm
