@@ -58,8 +58,9 @@ def with_pixel_size(
         console.print(f"note: {why}. Taken as the model's {model.pixel_size:g} nm; give --voxel-size.")
         return volume, None, {"pixel_size": "not found"}
     contrast = ", bright and dark exchanged (--no-invert: never)" if best.inverted else ""
+    hardly = "" if search.knows_tissue else ", though it hardly knows this tissue"
     console.print(
-        f"note: the pixel size of {volume.name} is not stated: {size:g} nm{contrast}, where {name} is surest; "
+        f"note: the pixel size of {volume.name} is not stated: {size:g} nm{contrast}, where {name} is surest{hardly}; "
         "--voxel-size sets it."
     )
     about = {"pixel_size": size, "pixel_size_margin": round(search.margin, 3), "inverted": best.inverted}

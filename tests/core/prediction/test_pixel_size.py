@@ -58,6 +58,7 @@ def test_the_size_is_found_near_the_true_one(knowing, size):
     assert search.pixel_size is not None
     assert size / 1.45 < search.pixel_size < size * 1.45
     assert not search.inverted
+    assert search.knows_tissue
     assert search.margin > 1
 
 

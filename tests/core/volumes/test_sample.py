@@ -214,3 +214,14 @@ def test_masks_are_small_and_not_pickled():
     before = len(pickle.dumps(volume))
     volume.outside(1)
     assert len(pickle.dumps(volume)) == before
+
+
+@pytest.mark.parametrize("legs", [(18, 18), (24, 17), (31, 20)])
+@pytest.mark.parametrize("turn", range(4))
+def test_corners_of_a_rotation_by_little_are_found(legs, turn):
+    y, x = np.mgrid[:200, :260]
+    outside = y / legs[0] + x / legs[1] < 1
+    raw, outside = (np.rot90(each, turn) for each in (np.where(outside, 0, texture((200, 260))), outside))
+    volume = open_volume(raw.astype(np.uint8))
+    assert volume.outside(0) is not None
+    assert np.array_equal(volume.outside(0), outside)

@@ -168,6 +168,8 @@ def _check_both(volumes: list[TrainingVolume], sampler: PatchSampler) -> None:
     names = ", ".join(volume.labels.name for volume in volumes[:3] if volume.labels is not None)
     for name, pixels in (("foreground", sum(others)), ("background", background)):
         if not pixels:
+            for image in (volume.raw for volume in volumes if all(map(volume.raw.is_lost, volume.slices))):
+                raise VolumeError(f"{image.name} shows nothing in the slices to train on: they are constant, or noise.")
             where = "in the slices to train on"
             raise UnlabelledError(f"{names} has no {name} {where}: label some or name others.")
 

@@ -33,6 +33,7 @@ _PLACES = (0.5, 0.25, 0.75, 0.0, 1.0)  # of that window along a side, the first 
 _LITTLE_OUTSIDE = 0.25  # share of a good window that is outside the sample
 _VIEWS_WEIGHT = 0.2
 _SURE = 0.1  # doubt of a model that knows the tissue; see docs/recipe.md
+_AT_HOME = 0.065  # the same, of a model on the tissue that it has learnt
 _LEAST_FOREGROUND, _MOST_FOREGROUND = 5e-4, 0.3
 _SURER = 0.6  # of the doubt as it is: contrast is inverted only where the model is so much surer
 _NEAR = 1.3  # sizes within this factor are not rivals
@@ -95,6 +96,11 @@ class PixelSizeSearch:
     def pixel_size(self) -> float | None:
         """In nm, three digits; None where it was not found."""
         return None if self.best is None else float(f"{self.best.pixel_size:.3g}")
+
+    @property
+    def knows_tissue(self) -> bool:
+        """Whether the model is as sure as on tissue that it has learnt; else the size is little more than a hint."""
+        return self.best is not None and self.best.doubt < _AT_HOME
 
     @property
     def inverted(self) -> bool:

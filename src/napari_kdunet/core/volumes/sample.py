@@ -22,6 +22,7 @@ __all__ = ["BLURRED", "Summary", "UnusableError", "mirrored", "standardised", "s
 
 BLURRED = 2  # pixels along the edge of the sample that interpolation mixes with the padding
 _MOST_FILLS = 8
+_CORNER = 16  # equal values along both sides of a corner
 _STRIP_ROWS = 1024
 _AT_ONCE = 2**15  # pixels that are float64 at a time: few enough for the cache
 _LEAST_SAMPLE = 0.01  # share of a slice; with less, and less than a few pixels, there is none
@@ -238,6 +239,10 @@ class _Scan:
 
     def add(self, rows: slice, strip: NDArray[Any]) -> None:
         """Take in the next strip."""
+        if rows.start == 0:
+            self._count_corners(strip)
+        if rows.stop == self.shape[0]:
+            self._count_corners(strip[::-1])
         self.moments.add(strip)
         self._nan = self._nan or (not self.moments.finite and bool(np.isnan(strip).any()))
         self.lines.append(strip[::RUN].copy())
@@ -246,6 +251,14 @@ class _Scan:
         if rows.stop == self.shape[0]:
             self._count_runs(strip[-1:])
             self._count_runs(np.concatenate(self._columns).T)
+
+    def _count_corners(self, strip: NDArray[Any]) -> None:
+        """Note the value of a corner that is alike along both sides: a rotation by little leaves no longer run."""
+        for corner in (strip[:_CORNER, :_CORNER], strip[:_CORNER, : -_CORNER - 1 : -1]):
+            sides = np.concatenate((corner[0], corner[:, 0]))
+            if len(sides) == 2 * _CORNER and (sides == sides[0]).all():
+                value = sides[0].item()
+                self._runs[value] = self._runs.get(value, 0) + _CORNER
 
     def _count_runs(self, lines: NDArray[Any]) -> None:
         """Note the values of which there are `RUN` or more side by side."""
