@@ -9,7 +9,8 @@ assumed pixel sizes. With --single one learns from each source alone, too, and t
 
 What a row of the table has, mean and standard deviation over the seeds:
     best size   IoU at the best of the assumed pixel sizes, which needs labels to be known; threshold of the model
-    found size  IoU at the size of the lowest entropy of a pixel, divided by the share of foreground: without labels
+    found size  IoU at that of these sizes which is nearest to what `core.find_pixel_size` finds, without labels; where
+                it finds nothing, nearest to the model's own, as `predict` takes it
     oracle      IoU at the best of the sizes and the best threshold
     at home     IoU on slices of its own sources that were held out to choose model and threshold
 
@@ -94,24 +95,20 @@ def score(model: core.Model, name: str, given: argparse.Namespace) -> Row:
     """IoU on a source at each assumed pixel size, and at the one that the model is surest at."""
     raw, labels = volumes(name, given)
     slices = spaced(range(len(raw)), given.slices)
-    ious, oracles, doubts = {}, {}, {}
+    ious, oracles = {}, {}
     for factor in FACTORS:
         z, y, x = SOURCES[name][1]
         assumed = core.open_volume(raw, voxel_size=(z, factor * y, factor * x))
         predicted = core.predict(model, assumed, threads=1)
-        curve, entropy, share = Curve(), 0.0, 0.0
+        curve = Curve()
         for at in slices:
             probability = np.asarray(predicted[at])
             curve.add(probability, (labels.read(at) > 0).astype(np.int16))
-            p = probability.astype(np.float64).clip(1e-7, 1 - 1e-7)
-            entropy += float(-(p * np.log(p) + (1 - p) * np.log(1 - p)).mean())
-            share += float((probability > model.threshold).mean())
         ious[factor], oracles[factor] = curve.iou(model.threshold), curve.iou(curve.best_threshold())
-        doubts[factor] = entropy / max(share, 1e-4)
-    found = min(FACTORS, key=lambda factor: doubts[factor])
+    size = core.find_pixel_size(model, raw, invert=False, threads=1).pixel_size or model.pixel_size
+    found = min(FACTORS, key=lambda factor: abs(np.log(size / (factor * SOURCES[name][1][2]))))
     row = {"best size": max(ious.values()), "found size": ious[found], "oracle": max(oracles.values()), "found": found}
-    row |= {f"IoU at {factor:g}": ious[factor] for factor in FACTORS}
-    return row | {f"doubt at {factor:g}": doubts[factor] for factor in FACTORS}
+    return row | {f"IoU at {factor:g}": ious[factor] for factor in FACTORS}
 
 
 def runs(given: argparse.Namespace) -> Iterator[tuple[str, int, int, tuple[str, ...]]]:
