@@ -6,6 +6,7 @@ import ast
 import json
 import pickle
 import re
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -130,14 +131,37 @@ def test_objects_in_an_array_are_refused(tmp_path):
             core.open_volume(tmp_path / name).read(0)
 
 
-@pytest.mark.parametrize("filters", [[{"id": "pickle"}], [{"id": "delta", "dtype": "|u1"}, {"id": "pickle"}], None])
-@pytest.mark.parametrize("dtype", ["|u1", "|O"])
-def test_zarr_is_not_unpickled(tmp_path, filters, dtype):
-    path = tmp_path / "a.zarr"
+OBJECTS = ["vlen-utf8", "json2", "msgpack2", "categorize"]  # other codecs of numcodecs that give objects
+FILTERS = [[{"id": "pickle"}], [{"id": "delta", "dtype": "|u1"}, {"id": "pickle"}], [{"id": "pickle", "protocol": 5}]]
+FILTERS += [[{"id": name}, {"id": "pickle"}] for name in OBJECTS]
+
+
+@pytest.mark.parametrize("compressor", [None, {"id": "pickle"}, {"id": "zlib", "level": 1}])
+@pytest.mark.parametrize("filters", [*FILTERS, None])
+@pytest.mark.parametrize("dtype", ["|u1", "|O", "|V8", "|S8"])
+def test_zarr_2_is_not_unpickled(tmp_path, filters, compressor, dtype):
+    path, kind = tmp_path / "a.zarr", (compressor or {}).get("id")
     path.mkdir()
     array = {"zarr_format": 2, "shape": [2, 4, 4], "chunks": [2, 4, 4], "order": "C", "fill_value": 0, "dtype": dtype}
-    codec = {"filters": filters, "compressor": None if filters else {"id": "pickle"}}
-    (path / ".zarray").write_text(json.dumps(array | codec))
-    (path / "0.0.0").write_bytes(pickle.dumps(Trap()))
+    (path / ".zarray").write_text(json.dumps(array | {"filters": filters, "compressor": compressor}))
+    sent = pickle.dumps(Trap())
+    (path / "0.0.0").write_bytes(zlib.compress(sent) if kind == "zlib" else sent)
     with pytest.raises(core.VolumeError, match=r"a\.zarr"):
         core.open_volume(path).read(0)
+
+
+@pytest.mark.parametrize(
+    "codec", ["pickle", "numcodecs.pickle", *(f"numcodecs.{name}" for name in OBJECTS), "vlen-utf8"]
+)
+@pytest.mark.parametrize("kind", ["uint8", "object", "string", "variable_length_bytes", {"name": "numpy.object"}])
+def test_zarr_3_is_not_unpickled(tmp_path, codec, kind):
+    for codecs in ([{"name": codec}], [{"name": codec}, {"name": "bytes"}], [{"name": "bytes"}, {"name": codec}]):
+        path = tmp_path / f"{len(codecs)}-{codecs[0]['name']}.zarr"
+        (path / "c" / "0" / "0").mkdir(parents=True)
+        grid = {"name": "regular", "configuration": {"chunk_shape": [2, 4, 4]}}
+        array = {"zarr_format": 3, "node_type": "array", "shape": [2, 4, 4], "chunk_grid": grid, "codecs": codecs}
+        more = {"chunk_key_encoding": {"name": "default"}, "data_type": kind, "fill_value": 0, "attributes": {}}
+        (path / "zarr.json").write_text(json.dumps(array | more))
+        (path / "c" / "0" / "0" / "0").write_bytes(pickle.dumps(Trap()))
+        with pytest.raises(core.VolumeError, match=r"\.zarr"):
+            core.open_volume(path).read(0)

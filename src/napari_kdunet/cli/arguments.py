@@ -91,6 +91,7 @@ def check_model_out(out: Path, *inputs: str | None, overwrite: bool, resume: boo
     from napari_kdunet.core.training.checkpoint import resume_path
 
     check_out(out, *inputs, overwrite=True)
+    check_out(resume_path(out), *inputs, overwrite=True)
     if out.exists() and not (overwrite or resume):
         to_go_on = ", --resume to go on with its training" if resume_path(out).exists() else ""
         raise OutputError(

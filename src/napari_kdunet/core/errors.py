@@ -15,7 +15,8 @@
         └── CollapsedError    the network gives (nearly) the same output everywhere
 
 Every message is one line that names the input and says what to do next; the command line prints it as
-it is and exits with 2 for an `InputError` or an `OutputError`, and with 1 for a `TrainingError`.
+it is and exits with 2 for an `InputError` or an `OutputError`, and with 1 for a `TrainingError`. It has less than
+300 characters and none that a terminal would obey, whatever a file or a name holds.
 """
 
 from __future__ import annotations
@@ -37,9 +38,23 @@ __all__ = [
     "is_out_of_memory",
 ]
 
+_LONGEST = 299  # characters of a message
+_END = 90  # of them from its end, where it says what to do
+
 
 class KDUNetError(Exception):
     """Anything that napari-kdunet raises on purpose."""
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__(_bounded(message))
+
+
+def _bounded(message: str) -> str:
+    r"""A message of which control characters are escaped (``\x1b``), and the middle left out where it is too long."""
+    message = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in message)
+    if len(message) <= _LONGEST:
+        return message
+    return f"{message[: _LONGEST - _END - 5]} ... {message[-_END:]}"
 
 
 class InputError(KDUNetError):

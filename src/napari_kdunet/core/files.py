@@ -23,9 +23,27 @@ from typing import Any
 from napari_kdunet.core.errors import OutputError
 from napari_kdunet.core.parsing import parse_json
 
-__all__ = ["Process", "is_zarr_name", "make_folder", "read_json", "remove", "replacing", "temporaries", "write_bytes"]
+__all__ = [
+    "Process",
+    "is_file",
+    "is_zarr_name",
+    "make_folder",
+    "read_json",
+    "remove",
+    "replacing",
+    "temporaries",
+    "write_bytes",
+]
 
 _MAX_AGE = 24 * 3600.0  # s since a temporary was written to, after which its process on another machine counts as dead
+
+
+def is_file(path: Path) -> bool:
+    """Whether there is a regular file of this name; no name, however odd or long, is an error."""
+    try:
+        return path.is_file()
+    except (OSError, ValueError):  # it is too long, or there is no permission to look
+        return False
 
 
 def is_zarr_name(path: Path) -> bool:
@@ -120,10 +138,13 @@ def replacing(path: Path) -> Iterator[Path]:
         For any `OSError` in the block (the disk is full, the folder is missing or may not be written to, ...): read
         input outside of it, or turn its errors into others. All other exceptions pass as they are.
     """
-    final = Path(os.path.realpath(path))
-    _remove_leftovers(final)
-    temporary = _temporary_name(final)
+    if "\0" in str(path):
+        raise OutputError(f"cannot write {path}: there is a null character in its name")
+    temporary: Path | None = None
     try:
+        final = Path(os.path.realpath(path))
+        _remove_leftovers(final)
+        temporary = _temporary_name(final)
         yield temporary
         if temporary.is_dir() and final.is_dir():
             _swap(temporary, final)
@@ -133,7 +154,8 @@ def replacing(path: Path) -> Iterator[Path]:
         reason = " ".join((error.strerror or str(error)).split())
         raise OutputError(f"cannot write {path}: {reason}; make room or choose another folder") from error
     finally:
-        remove(temporary)
+        if temporary is not None:
+            remove(temporary)
 
 
 def _temporary_name(path: Path) -> Path:
@@ -143,17 +165,17 @@ def _temporary_name(path: Path) -> Path:
 
 
 def temporaries(path: Path) -> Iterator[tuple[Path, Process | None]]:
-    """Temporaries of `replacing` for `path`, and the process that writes or wrote each; None if it is not known."""
+    """Temporaries of `replacing` for `path`, and the process that writes or wrote each; None of those that are kept."""
     stem, suffix = re.escape(path.stem), re.escape(path.suffix)
-    name = re.compile(rf"\.{stem}\.part-(?:(\d+)-([0-9a-f]+)-([0-9a-f]{{8}})-[0-9a-f]{{6}}|[-\w]+){suffix}")
+    name = re.compile(rf"\.{stem}\.part-(kept-)?(\d+)-([0-9a-f]+)-([0-9a-f]{{8}})-[0-9a-f]{{6}}{suffix}")
     try:
         entries = sorted(entry.name for entry in os.scandir(path.parent))
     except OSError:
         return
     for entry in entries:
         if match := name.fullmatch(entry):
-            pid, start, machine = match.groups()
-            yield path.with_name(entry), Process("", int(pid), int(start, 16), machine) if pid else None
+            kept, pid, start, machine = match.groups()
+            yield path.with_name(entry), None if kept else Process("", int(pid[:19]), int(start[:19], 16), machine)
 
 
 def _remove_leftovers(path: Path) -> None:

@@ -163,3 +163,15 @@ def test_bundled_models(model, tmp_path, monkeypatch, one_line):
     assert core.load_model("tiny").net.k == 2
     with one_line(core.ModelError, "nosuch", "tiny"):
         core.load_model("nosuch")
+
+
+@pytest.mark.parametrize("name", ["n" * 300, "n/" * 3000, "n\0n", "\x1b[31m" * 60])
+def test_odd_and_long_names(model, tmp_path, name, one_line):
+    with one_line(core.ModelError, "no model"):
+        core.load_model(tmp_path / f"{name}.safetensors")
+    with one_line(core.ModelError, "no model"):
+        core.load_model(name)
+    if name.startswith("n"):
+        with one_line(core.OutputError, "cannot write"):
+            model().save(tmp_path / f"{name}.safetensors")
+    assert list(tmp_path.iterdir()) == []

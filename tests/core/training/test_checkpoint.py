@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import os
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -164,3 +167,40 @@ def test_errors(blobs, settings, quick, tmp_path, one_line):
     core.Model(core.KUNet(1)).save(state)
     with one_line(core.ModelError, "not the state"):
         core.iter_train(*blobs(), settings, out=out, resume=True)
+
+
+def test_two_trainings_to_one_file(blobs, quick, tmp_path, one_line):
+    """The second is refused before its first event, with --resume too; the first goes on undisturbed."""
+    out, (raw, labels) = tmp_path / "m.safetensors", blobs((6, 32, 32))
+    config, soft = quick(k=1, depth=1, steps=40, validations=4), quick(k=1, depth=1, steps=4, tau=4.0)
+    first = core.iter_train(raw, labels, config, out=out)
+    for event in first:
+        if isinstance(event, core.Saved):
+            break
+    state = (tmp_path / "m.resume.safetensors").read_bytes()
+    for second in (
+        lambda: core.iter_train(raw, labels, config, out=out),
+        lambda: core.iter_train(raw, labels, config, out=out, resume=True),
+        lambda: core.iter_distill(np.zeros(raw.shape, np.float32), raw, labels, soft, out=out),
+    ):
+        with one_line(core.OutputError, str(out), f"process {os.getpid()} on ", "is writing it"):
+            next(iter(second()))
+    assert (tmp_path / "m.resume.safetensors").read_bytes() == state
+    assert [type(event) for event in first][-1] is core.Done
+    assert [path.name for path in tmp_path.iterdir()] == [out.name]
+    again = core.iter_train(raw, labels, config, out=out)
+    next(again)
+    again.close()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["m.resume.safetensors", out.name]
+
+
+def test_a_training_that_was_taken_for_dead_writes_nothing(blobs, quick, tmp_path, one_line):
+    out, (raw, labels) = tmp_path / "m.safetensors", blobs((6, 32, 32))
+    events = core.iter_train(raw, labels, quick(k=1, depth=1), out=out)
+    next(events)
+    lock = tmp_path / ".m.safetensors.lock"
+    about = {"host": "node7", "pid": 1, "start": 1, "machine": "00000000"}
+    lock.write_text(json.dumps({"token": "another", "process": about}))
+    with one_line(core.OutputError, str(out), "process 1 on node7 has taken over"):
+        list(events)
+    assert [path.name for path in tmp_path.iterdir()] == [lock.name]

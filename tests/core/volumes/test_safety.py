@@ -76,7 +76,7 @@ def test_a_pipe_as_the_data_of_a_header(pixels, tmp_path, fails):
     fails(tmp_path / "a.nhdr", "a.raw", "no regular file")
     with h5py.File(tmp_path / "a.h5", "w") as file:
         file.create_dataset("em", (4, 4, 4), "u1", external=[("a.raw", 0, 64)])
-    fails(tmp_path / "a.h5", "a.raw", "no regular file")
+    fails(tmp_path / "a.h5", "a.h5", "other files")
 
 
 # ---------------------------------------------------------------- what claims to be huge
@@ -234,3 +234,121 @@ def test_what_may_not_be_read_is_said(tmp_path, monkeypatch, fails):
 
     monkeypatch.setattr(Path, "iterdir", refuse)
     fails(tmp_path, "no permission to read", str(tmp_path))
+
+
+# ---------------------------------------------------------------- files that name others
+
+
+@pytest.fixture
+def secret(pixels, tmp_path) -> Path:
+    """A file of the user's, outside of the folder in which the stranger's are."""
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "theirs").mkdir()
+    tifffile.imwrite(tmp_path / "mine" / "a.tif", pixels, photometric="minisblack")
+    with h5py.File(tmp_path / "mine" / "a.h5", "w") as file:
+        file["em"] = pixels
+    return tmp_path / "mine"
+
+
+@pytest.mark.parametrize("name", ["../mine/a.tif", "&#46;&#46;/mine/a.tif", "&x;", "FULL"])
+def test_an_ome_tiff_takes_no_pixels_from_elsewhere(pixels, secret, name, fails):
+    path = secret.parent / "theirs" / "a.ome.tif"
+    tifffile.imwrite(path, np.zeros_like(pixels), ome=True, metadata={"axes": "ZYX"})
+    text = tifffile.tiffcomment(path)
+    part = '<TiffData FirstZ="{0}" IFD="{0}" PlaneCount="1"><UUID FileName="{1}">urn:uuid:1</UUID></TiffData>'
+    parts = "".join(part.format(z, name.replace("FULL", str(secret / "a.tif"))) for z in range(len(pixels)))
+    start, end = text.index("<TiffData"), text.index("</Pixels>")
+    kind = '<!DOCTYPE a [<!ENTITY x "../mine/a.tif">]>' if name == "&x;" else ""
+    tifffile.tiffcomment(path, (text[:start] + parts + text[end:]).replace("<OME", f"{kind}<OME", 1).encode())
+    if kind:  # it is not asked what it says
+        assert not np.asarray(open_volume(path)).any()
+    else:
+        fails(path, str(path), "outside of its folder")
+
+
+def test_a_header_takes_no_pixels_from_elsewhere(secret, fails):
+    path = secret.parent / "theirs" / "a.nhdr"
+    for data in ("../mine/a.tif", secret / "a.tif"):
+        path.write_text(f"NRRD0004\ntype: uint8\ndimension: 3\nsizes: 4 4 4\nencoding: raw\ndata file: {data}\n")
+        fails(path, str(path), "outside of its folder")
+
+
+def test_hdf5_takes_no_pixels_from_elsewhere(pixels, secret, fails, monkeypatch):
+    folder = secret.parent / "theirs"
+    monkeypatch.chdir(folder)
+    os.mkfifo(folder / "pipe")
+
+    def make(name: str, source: str, dataset: str = "em") -> Path:
+        layout = h5py.VirtualLayout(pixels.shape, "u1")
+        layout[:] = h5py.VirtualSource(source, dataset, shape=pixels.shape)
+        with h5py.File(folder / name, "w") as file:
+            file.create_virtual_dataset("em", layout)
+        return folder / name
+
+    with h5py.File(folder / "link.h5", "w") as file:
+        file["em"], file["soft"] = h5py.ExternalLink("pipe", "em"), h5py.SoftLink("/em")
+        file["loop"] = h5py.SoftLink("/loop")
+    for inside in ("em", "soft"):
+        fails(f"{folder}/link.h5:/{inside}", "links to another file")
+    fails(f"{folder}/link.h5:/loop", "no dataset loop")
+    with h5py.File(folder / "external.h5", "w") as file:
+        file.create_dataset("em", (4, 4, 4), "u1", external=[(str(secret / "a.tif"), 0, 64)])
+    fails(folder / "external.h5", "other files")
+    fails(make("far.h5", str(secret / "a.h5")), "outside of its folder")
+    fails(make("pipes.h5", "pipe"), "no regular file")
+    fails(make("gone.h5", "nothing.h5"), "not there")
+    fails(make("chain.h5", "external.h5"), "other files")
+    fails(make("linked.h5", "link.h5", "soft"), "links to another file")
+    fails(make("itself.h5", "itself.h5"), "other files")
+    os.link(secret / "a.h5", folder / "part.h5")
+    np.testing.assert_array_equal(np.asarray(open_volume(make("ours.h5", "part.h5"))), pixels)
+
+
+def test_links_within_an_hdf5_are_followed(pixels, tmp_path):
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file["group/em"], file["other"], file["em"] = pixels, h5py.SoftLink("group"), h5py.SoftLink("/other/em")
+    for inside in ("em", "other", "other/em", "group"):
+        np.testing.assert_array_equal(np.asarray(open_volume(f"{tmp_path}/a.h5:/{inside}")), pixels)
+
+
+@pytest.mark.parametrize(
+    "case", ["deflated twice", "deflated and packed", "packed", "a large chunk", "virtual", "of small chunks"]
+)
+def test_chunks_of_hdf5_are_judged_before_they_are_decompressed(tmp_path, case, fails):
+    bomb, created = zlib.compress(bytes(10**9), 9), h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+    side = 64 if case == "of small chunks" else 1024
+    created.set_chunk((1, side, side))
+    if case == "packed":
+        bomb = b"\0a" + b"\xe0\xff\0" * 300_000
+        created.set_filter(32000, 0, ())
+    else:
+        created.set_deflate(9)
+    if case == "deflated twice":
+        created.set_deflate(9)
+        bomb = zlib.compress(bomb, 9)
+        assert len(bomb) < 10_000
+    elif case == "deflated and packed":
+        created.set_filter(32000, 0, ())
+    path = tmp_path / "a.h5"
+    with h5py.File(path, "w") as file:
+        space = h5py.h5s.create_simple((2, side, side))
+        dataset = h5py.h5d.create(file.id, b"em", h5py.h5t.NATIVE_UINT8, space, created)
+        dataset.write_direct_chunk((0, 0, 0), bomb)
+    if case in ("virtual", "of small chunks"):
+        layout = h5py.VirtualLayout((2, side, side), "u1")
+        layout[:] = h5py.VirtualSource("a.h5", "em", shape=(2, side, side))
+        path = tmp_path / "b.h5"
+        with h5py.File(path, "w") as file:
+            file.create_virtual_dataset("em", layout)
+    del bomb
+    with bounded():
+        fails(lambda: open_volume(path).read(0), "damaged")
+
+
+def test_honest_filters_of_hdf5(pixels, tmp_path):
+    large = np.random.default_rng(0).integers(0, 255, (2, 700, 700), dtype=np.uint8)  # deflated 490 kB a slice
+    ways = ({"compression": "gzip", "shuffle": True, "fletcher32": True}, {"scaleoffset": 0}, {"compression": "lzf"})
+    for i, (array, how) in enumerate((a, how) for a in (pixels, large) for how in ways):
+        with h5py.File(tmp_path / f"{i}.h5", "w") as file:
+            file.create_dataset("em", data=array, chunks=(1, *array.shape[1:]), **how)
+        np.testing.assert_array_equal(np.asarray(open_volume(tmp_path / f"{i}.h5")), array)

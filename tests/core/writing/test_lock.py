@@ -104,12 +104,32 @@ def test_another_machine_that_does_not_is_dead_after_a_while(tmp_path):
         assert time.monotonic() - begin < 5
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", '{"token": 1, "process": {}}', '{"process": 3}'])
+ME = '{"token": "a", "process": {"host": "h", "pid": %s, "start": 1, "machine": "m"}}'
+CONTENTS = ["", "{", "[]", '"a"', "1e999", "[" * 100_000, '{"token": 1, "process": {}}', '{"process": 3}']
+CONTENTS += [ME % pid for pid in ("0", "-1", '"1"', "null", "1.5", "[]")]
+
+
+@pytest.mark.parametrize("content", CONTENTS)
 def test_a_damaged_lock_holds_nobody_up(tmp_path, content):
     (tmp_path / ".a.zarr.lock").write_text(content)
     with TargetLock(tmp_path / "a.zarr"):
         pass
     assert names(tmp_path) == []
+
+
+def test_a_pipe_in_the_place_of_a_lock_holds_nobody_up(tmp_path):
+    os.mkfifo(tmp_path / ".a.zarr.lock")
+    with TargetLock(tmp_path / "a.zarr"):
+        pass
+    assert names(tmp_path) == []
+
+
+def test_a_lock_of_the_future_is_waited_for_no_longer_than_others(tmp_path):
+    """Of a machine whose clock is wrong."""
+    os.utime(lock_of(tmp_path / "a.zarr"), (2**32, 2**32))
+    begin = time.monotonic()
+    with quick(tmp_path / "a.zarr"):
+        assert time.monotonic() - begin < 5
 
 
 def test_whoever_was_taken_for_dead_notices(tmp_path, one_line):

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 import tifffile
@@ -80,7 +82,23 @@ def test_an_existing_result_is_replaced_only_if_asked(tmp_path, suffix, one_line
 
 
 @pytest.mark.parametrize("version", ["0.4", "0.5"])
-@pytest.mark.parametrize("where", ["note.txt", "0/note.txt", "0/3/note.txt", "photos/1.jpg", "raw/zarr.json"])
+@pytest.mark.parametrize(
+    "where",
+    [
+        "note.txt",
+        "0/note.txt",
+        "0/3/note.txt",
+        "photos/1.jpg",
+        "raw/zarr.json",
+        "0/7",
+        "0/c/7",
+        "0/c/0/0/1",
+        "0/c/zarr.json",
+        "0/0/.zarray",
+        "7",
+        "0/3/0/0",
+    ],
+)
 def test_what_a_user_put_into_a_result_of_ours_is_kept(tmp_path, version, where, one_line):
     path = tmp_path / "out.zarr"
     write_volume(PIXELS, path, ome_version=version)
@@ -140,6 +158,9 @@ def inputs(tmp_path) -> Path:
         tifffile.imwrite(tmp_path / "elsewhere" / f"{z}.tif", PIXELS[z])
         (tmp_path / "links" / f"{z}.tif").symlink_to(tmp_path / "elsewhere" / f"{z}.tif")
     zarr.open_group(tmp_path / "raw.zarr", mode="w").create_array("em", data=PIXELS)
+    write_volume(PIXELS, tmp_path / "result.zarr")
+    zarr.open_group(tmp_path / "group.zarr", mode="w")
+    (tmp_path / "group.zarr" / "em").symlink_to(tmp_path / "result.zarr" / "0")
     (tmp_path / "alias").symlink_to(tmp_path / "slices")
     os.link(tmp_path / "raw.tif", tmp_path / "twin.tif")
     return tmp_path
@@ -162,6 +183,7 @@ def inputs(tmp_path) -> Path:
         ("raw.zarr/new.zarr", "raw.zarr"),
         ("raw.zarr/em/new.zarr", "raw.zarr/em"),
         ("raw.tif", "raw.tif:/data"),
+        ("result.zarr", "group.zarr"),
     ],
 )
 def test_an_output_is_apart_from_the_inputs(inputs, out, given, one_line):
@@ -178,3 +200,50 @@ def test_outputs_beside_the_inputs(inputs):
         check_apart(inputs, [inputs / "raw.tif"])
     with pytest.raises(OutputError, match="in the input"):
         check_apart(inputs / "slices" / "results", [inputs / "slices"], adds=True)
+
+
+def test_parts_of_an_input_are_inputs(tmp_path, one_line):
+    """Other files that an OME-TIFF, an HDF5 or an NRRD takes pixels of."""
+    tifffile.imwrite(tmp_path / "a.ome.tif", PIXELS, photometric="minisblack", ome=True, metadata={"axes": "ZYX"})
+    text = tifffile.tiffcomment(tmp_path / "a.ome.tif")
+    part = '<TiffData FirstZ="1" IFD="0" PlaneCount="1"><UUID FileName="part.tif">urn:uuid:1</UUID></TiffData>'
+    at = text.index("</Pixels>")
+    tifffile.tiffcomment(tmp_path / "a.ome.tif", (text[:at] + part + text[at:]).encode())
+    (tmp_path / "a.nhdr").write_text(
+        "NRRD0004\ntype: uint8\ndimension: 2\nsizes: 4 4\nencoding: raw\ndata file: part.tif\n"
+    )
+    layout = h5py.VirtualLayout(PIXELS.shape, "u1")
+    layout[:] = h5py.VirtualSource("part.tif", "em", shape=PIXELS.shape)
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file.create_virtual_dataset("em", layout)
+    tifffile.imwrite(tmp_path / "part.tif", PIXELS, photometric="minisblack")
+    (tmp_path / "link.tif").symlink_to("part.tif")
+    for given in ("a.ome.tif", "a.nhdr", "a.h5", "a.h5:/em"):
+        for out in ("part.tif", "link.tif"):
+            with one_line(OutputError, str(tmp_path / out), str(tmp_path / given), "takes pixels of it"):
+                check_target(tmp_path / out, inputs=[tmp_path / given], overwrite=True)
+        check_target(tmp_path / "new.tif", inputs=[tmp_path / given])
+
+
+def test_a_device_or_a_pipe_is_not_replaced(tmp_path, one_line):
+    os.mkfifo(tmp_path / "out.tif")
+    (tmp_path / "null.tif").symlink_to("/dev/null")
+    for name in ("out.tif", "null.tif"):
+        with one_line(OutputError, str(tmp_path / name), "device or a pipe"):
+            check_target(tmp_path / name, overwrite=True)
+
+
+@pytest.mark.parametrize("version", ["0.4", "0.5"])
+def test_links_and_attributes_in_a_result_of_ours_are_kept(tmp_path, version, one_line):
+    def changed(change) -> None:
+        write_volume(PIXELS, tmp_path / "out.zarr", ome_version=version)
+        change(tmp_path / "out.zarr")
+        with one_line(OutputError, "out.zarr", "not written"):
+            write_volume(PIXELS, tmp_path / "out.zarr", overwrite=True)
+        shutil.rmtree(tmp_path / "out.zarr")
+
+    chunk = Path("0/c/0/0/0" if version == "0.5" else "0/0/0/0")
+    changed(lambda path: zarr.open_array(path / "0").attrs.update(remark="mine"))
+    changed(lambda path: (path / chunk).unlink() or (path / chunk).symlink_to(tmp_path))
+    changed(lambda path: (path / chunk.parent / "9").symlink_to(tmp_path))
+    changed(lambda path: (path / (".zattrs" if version == "0.5" else "zarr.json")).write_text("mine"))

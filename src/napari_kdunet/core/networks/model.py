@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from napari_kdunet import __version__
 from napari_kdunet.core.config import LEAST_PIXEL_SIZE, check_setting
 from napari_kdunet.core.errors import ConfigError, ModelError
+from napari_kdunet.core.files import is_file
 from napari_kdunet.core.networks.model_file import DamagedError, TensorFile, save_tensors
 from napari_kdunet.core.networks.protocol import Counted, Network, UsualUNet
 from napari_kdunet.core.networks.unet import KUNet
@@ -131,9 +132,9 @@ def load_model(source: str | Path) -> Model:
         If there is no such file or name, or the file is damaged or not one of ours.
     """
     path = Path(source)
-    if not path.exists() and str(source) in bundled_models():
+    if not is_file(path) and str(source) in bundled_models():
         path = bundled_models()[str(source)]
-    if not path.is_file():
+    if not is_file(path):
         known = ", ".join(bundled_models())
         hint = f"give a .safetensors file or one of {known}" if known else "give a .safetensors file"
         raise ModelError(f"no model {str(path)!r}: {hint}.")

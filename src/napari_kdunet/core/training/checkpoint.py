@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ from napari_kdunet.core.networks.model import Model, load_model
 from napari_kdunet.core.networks.model_file import DamagedError, TensorFile, save_tensors
 from napari_kdunet.core.networks.unet import KUNet
 from napari_kdunet.core.training.distributed import ProcessGroup
+from napari_kdunet.core.writing.lock import TargetLock
 
 __all__ = ["Checkpointer", "Progress", "model_of", "other_settings", "resume_path"]
 
@@ -77,7 +80,35 @@ class Checkpointer:
         self._settings = {**config.to_dict(), "processes": group.size}
         self.net, self.average, self.optimizer = net, average, optimizer
         self.best: Model | None = None
+        self._lock: TargetLock | None = None
         self.forget_score()
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep other processes from training to the same file meanwhile.
+
+        Raises
+        ------
+        OutputError
+            If another one does; `TrainingError` in all processes of this training but the first.
+        """
+        if self.out is None:
+            yield
+            return
+        lock = TargetLock(self.out)
+        self.group.on_rank_zero(lock.acquire)
+        self._lock = None if self.group.rank else lock
+        try:
+            yield
+        finally:
+            if self._lock is not None:
+                self._lock.release()
+                self._lock = None
+
+    def _check_lock(self) -> None:
+        """Raise `OutputError` if another process has taken this one for dead and trains to the same file."""
+        if self._lock is not None:
+            self._lock.check()
 
     def forget_score(self) -> None:
         """Let the next validation be the best so far: the labels that the best model was scored on have changed."""
@@ -100,6 +131,7 @@ class Checkpointer:
         """Write the state to resume from, if anything is to be written."""
         if self.out is None or self.group.rank:
             return
+        self._check_lock()
         best: dict[str, Any] = {"iou": self.iou, "collapsed": self.collapsed}
         if self.best is not None:
             best |= {"threshold": self.best.threshold, "summary": self.best.summary}
@@ -173,6 +205,7 @@ class Checkpointer:
         """Write the best model to `out`, unless there is none or it collapsed."""
         if self.out is None or self.group.rank or self.best is None or self.collapsed:
             return None
+        self._check_lock()
         return self.best.save(self.out)
 
     def finish(self) -> Path | None:

@@ -75,6 +75,8 @@ def iter_train(
     ------
     InputError
         If something cannot be used; before the first event.
+    OutputError
+        If `out` cannot be written, or another process trains to it: before the first event as far as that can be seen.
     DivergedError
         If the loss is no longer finite; the last good model is in its `model`, and at `out`.
     TrainingError

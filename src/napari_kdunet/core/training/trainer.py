@@ -101,7 +101,16 @@ class Trainer:
         ------
         Event
             As `iter_train`; closed between two events, it writes the best model and the state to resume from.
+
+        Raises
+        ------
+        OutputError
+            If another process trains to the same file; before the first event.
         """
+        with self.checkpoints.locked():
+            yield from self._run(edited)
+
+    def _run(self, edited: Edited | None) -> Iterator[Event]:
         try:
             yield self._started()
             while not (reason := self._stop_reason()):

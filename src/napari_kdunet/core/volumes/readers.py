@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -11,19 +12,20 @@ from typing import Any, TypeAlias
 import zarr
 
 from napari_kdunet.core.errors import VolumeError
+from napari_kdunet.core.files import is_file
 from napari_kdunet.core.volumes.axes import Opened, Selection, Stored, view_zyx
 from napari_kdunet.core.volumes.formats.chunked import is_n5, is_precomputed, open_n5, open_precomputed
 from napari_kdunet.core.volumes.formats.folder import open_folder
-from napari_kdunet.core.volumes.formats.hdf5 import HDF5_ENDINGS, open_hdf5, split_hdf5
+from napari_kdunet.core.volumes.formats.hdf5 import HDF5_ENDINGS, hdf5_parts, open_hdf5, split_hdf5
 from napari_kdunet.core.volumes.formats.images import open_image
-from napari_kdunet.core.volumes.formats.medical import open_nifti, open_nrrd
+from napari_kdunet.core.volumes.formats.medical import nrrd_parts, open_nifti, open_nrrd
 from napari_kdunet.core.volumes.formats.mrc import open_mrc
 from napari_kdunet.core.volumes.formats.numpy_file import open_npy
-from napari_kdunet.core.volumes.formats.tiff import open_tiff
+from napari_kdunet.core.volumes.formats.tiff import open_tiff, tiff_parts
 from napari_kdunet.core.volumes.formats.zarr_image import is_zarr, open_zarr, open_zarr_node, open_zarr_url
 from napari_kdunet.core.volumes.sources import check_regular
 
-__all__ = ["FORMATS", "READERS", "Format", "name_of", "open_source"]
+__all__ = ["FORMATS", "READERS", "Format", "name_of", "open_source", "parts_of"]
 
 Reader: TypeAlias = Callable[[Path, Selection, str], Stored]
 
@@ -46,6 +48,8 @@ class Format:
         Tells, of a folder, whether it is one.
     needs : str, optional
         Module without which it cannot be read; the extra `formats` brings it.
+    parts : callable, optional
+        Gives the names of other files, as a file states them, that it takes pixels of.
     """
 
     title: str
@@ -54,6 +58,7 @@ class Format:
     endings: tuple[str, ...] = ()
     holds: Callable[[Path], bool] | None = None
     needs: str | None = None
+    parts: Callable[[Path], set[str]] | None = None
 
 
 FORMATS = (
@@ -63,6 +68,7 @@ FORMATS = (
         "axes (OME-XML, ImageJ, tifffile); voxel size from OME-XML, ImageJ (a unit for each axis), the tags of FEI, "
         "Zeiss and Olympus SIS, or resolution tags; pyramids, several images, orientation, palette, white as 0",
         (".tif", ".tiff", ".btf"),
+        parts=tiff_parts,
     ),
     Format("PNG", open_image, "orientation; indexed greys become grey values", (".png",)),
     Format("JPEG", open_image, "orientation", (".jpg", ".jpeg")),
@@ -79,8 +85,16 @@ FORMATS = (
         "a dataset by FILE:/PATH or the only 3-D one; axes of ilastik (axistags) and of dimension labels; "
         "voxel size of CREMI (resolution, nm) or element_size_um",
         HDF5_ENDINGS,
+        parts=hdf5_parts,
     ),
-    Format("NRRD", open_nrrd, "axes by labels, else X, Y, Z; sizes with their units", (".nrrd", ".nhdr"), needs="nrrd"),
+    Format(
+        "NRRD",
+        open_nrrd,
+        "axes by labels, else X, Y, Z; sizes with their units",
+        (".nrrd", ".nhdr"),
+        needs="nrrd",
+        parts=nrrd_parts,
+    ),
     Format("NIfTI", open_nifti, "axes X, Y, Z, T; zooms with their units", (".nii", ".nii.gz"), needs="nibabel"),
     Format(
         "Zarr 2 and 3, OME-Zarr 0.1 to 0.5",
@@ -126,6 +140,26 @@ def open_source(source: Any, selection: Selection, name: str) -> Opened:
     return view_zyx(_open(source, selection, name), selection, name)
 
 
+def parts_of(path: Path) -> set[Path]:
+    """Files and folders elsewhere that a volume takes pixels of: those of an OME-TIFF, links in a Zarr group."""
+    if path.is_dir() and is_zarr(path):
+        with suppress(OSError):
+            return {entry for entry in path.iterdir() if entry.is_symlink()}
+        return set()
+    row = _row_of(path)
+    if row is None or row.parts is None or not is_file(path):
+        return set()
+    try:
+        return {path.parent / name for name in row.parts(path)}
+    except Exception:  # noqa: BLE001 - it is damaged, or its library is missing: opening it says so
+        return set()
+
+
+def _row_of(path: Path) -> Format | None:
+    """The format of a file, by the longest ending that fits."""
+    return READERS.get(max((e for e in READERS if path.name.lower().endswith(e)), key=len, default=""))
+
+
 def name_of(source: Any) -> str:
     """Name of a source for messages: its path, with control characters escaped, or what it is."""
     if isinstance(source, (str, Path)):
@@ -156,11 +190,11 @@ def _open_path(source: str, selection: Selection, name: str) -> Stored:
     if path.is_dir():
         row = next(row for row in FORMATS if row.holds is not None and row.holds(path))
     else:
-        ending = max((e for e in READERS if path.name.lower().endswith(e)), key=len, default="")
-        if not ending:
+        known = _row_of(path)
+        if known is None:
             raise VolumeError(f"{name} has an unknown ending: give {', '.join(READERS)}, a Zarr or a folder of slices")
         check_regular(path, name)
-        row = READERS[ending]
+        row = known
     if row.needs and importlib.util.find_spec(row.needs) is None:
         raise VolumeError(f'{name} is {row.title}: install its reader, pip install "napari-kdunet[formats]"')
     return open_hdf5(path, selection, name, inside) if inside else row.open(path, selection, name)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import bz2
+import lzma
 import math
 import os
 import stat
@@ -27,6 +29,7 @@ __all__ = [
     "check_block",
     "check_compressed",
     "check_memory",
+    "check_part",
     "check_regular",
     "one_line",
 ]
@@ -35,6 +38,7 @@ Key: TypeAlias = tuple[int | slice, slice, slice]
 
 _LARGEST_BLOCK = 2**29  # bytes that must be decoded at once, of a chunk or an image
 _DEFLATE, _ZSTD_HEADER = 1032, 18  # the largest ratio, and bytes of a header
+_LZMA_MEMORY = 2**27  # bytes, twice what its highest setting takes
 _IN_MEMORY = 2**30  # bytes of pages that are decoded once and kept, where every slice takes a line of each
 
 
@@ -226,6 +230,28 @@ def check_regular(path: Path, name: str) -> None:
         raise VolumeError(f"{name} is {'a folder' if stat.S_ISDIR(mode) else 'no regular file'}: give a file")
 
 
+def check_part(path: Path, other: str, name: str) -> Path:
+    """Check a file that another names as a part of it: a regular one in its folder, or in one below it.
+
+    A stranger's file could name any other, whose bytes would become pixels. Symbolic links are followed.
+
+    Parameters
+    ----------
+    path : Path
+        The file that names the other.
+    other : str
+        Its name there.
+    name : str
+        Of the former, for messages.
+    """
+    part = path.parent / other
+    if part.exists() and not part.is_dir():
+        check_regular(part, f"{other}, of which {name} takes pixels,")
+    if not Path(os.path.normpath(part)).is_relative_to(os.path.normpath(path.parent)):
+        raise VolumeError(f"{name} takes pixels of {other}, outside of its folder: put that into it, or save it as one")
+    return part
+
+
 def check_block(nbytes: int, stored: int, name: str, what: str) -> None:
     """Check by its header that what must be decoded at once is of a sensible size.
 
@@ -258,22 +284,34 @@ def check_compressed(data: memoryview, stored: int, nbytes: int, name: str) -> N
     Parameters
     ----------
     data : memoryview
-        The chunk as it is stored; of gzip it is decompressed up to `nbytes` if it could become too large.
+        The chunk as it is stored; of zlib, bzip2 and xz it is decompressed up to `nbytes` if it could become too large.
     stored, nbytes : int
         Bytes that may be stored at most, in one file, and bytes of a decoded chunk.
     name : str
         For the message.
     """
     claimed, head = 0, bytes(data[:_ZSTD_HEADER])
-    if head.startswith(b"\x1f\x8b") and len(data) * _DEFLATE > _LARGEST_BLOCK:
-        with suppress(zlib.error):  # of pixels that only begin like it
-            claimed = len(zlib.decompressobj(31).decompress(data, nbytes + 1))
+    if head.startswith((b"\x1f\x8b", b"\x78", b"BZh", b"\xfd7zXZ")):
+        claimed = _decompressed_size(data, nbytes)
     elif head.startswith(b"\x28\xb5\x2f\xfd") and len(head) == _ZSTD_HEADER:
         claimed = _zstd_size(head)
     elif len(head) == _ZSTD_HEADER and int.from_bytes(data[12:16], "little") == len(data):  # of Blosc
         claimed = int.from_bytes(data[4:8], "little")
     if claimed > nbytes or len(data) > 1.1 * stored + 4096:
         raise VolumeError(f"{name} holds more than a chunk of {nbytes:,} bytes: it is damaged")
+
+
+def _decompressed_size(data: memoryview, nbytes: int) -> int:
+    """Bytes that a chunk becomes by the decompressor that its first bytes ask for; more than `nbytes` count as one."""
+    kind = bytes(data[:1])
+    with suppress(zlib.error, OSError, EOFError, lzma.LZMAError):  # of pixels that only begin like it
+        if kind == b"B":
+            return len(bz2.BZ2Decompressor().decompress(data, nbytes + 1))
+        if kind == b"\xfd":
+            return len(lzma.LZMADecompressor(memlimit=_LZMA_MEMORY).decompress(data, nbytes + 1))
+        if len(data) * _DEFLATE > _LARGEST_BLOCK // 2:
+            return len(zlib.decompressobj(47).decompress(data, nbytes + 1))  # zlib or gzip
+    return 0
 
 
 def _zstd_size(data: bytes) -> int:

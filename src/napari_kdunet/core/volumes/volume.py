@@ -28,7 +28,6 @@ __all__ = ["Volume", "VoxelSize", "check_labels", "open_pair", "open_volume"]
 
 _CACHED_SUMMARIES = 2**16  # slices
 _CACHED_BYTES = 2**26  # of their masks
-_LONGEST, _LONGEST_NAME = 300, 100  # characters of a message, and of a name in one that is too long
 _UNKNOWN_SIZE = ("pixel size unknown", "slice distance unknown")
 
 
@@ -118,8 +117,7 @@ class Volume:
             return np.array(self.source[key], dtype=self.dtype)
         except Exception as error:
             z = key[0] if isinstance(key[0], int) else "{}-{}".format(*key[0].indices(self.shape[0]))
-            message = _shortened(f"cannot read slice z={z} of {self.name}: {one_line(error)}", self.name)
-            raise VolumeError(message) from error
+            raise VolumeError(f"cannot read slice z={z} of {self.name}: {one_line(error)}") from error
 
     def __getitem__(self, key: Any) -> np.ndarray[Any, Any]:
         z, y, x = (*(key if isinstance(key, tuple) else (key,)), slice(None), slice(None))[:3]
@@ -330,20 +328,12 @@ def _open(source: Any, selection: Selection, name: str | None) -> Volume:
     name = name or name_of(source)
     try:
         return Volume(name, *open_source(source, selection, name))
-    except VolumeError as error:
-        raise VolumeError(_shortened(str(error), name)) from error
+    except VolumeError:
+        raise
     except PermissionError as error:
-        raise VolumeError(_shortened(f"no permission to read {name}: ask its owner for it", name)) from error
+        raise VolumeError(f"no permission to read {name}: ask its owner for it") from error
     except Exception as error:
-        raise VolumeError(_shortened(f"cannot read {name}: {one_line(error)}", name)) from error
-
-
-def _shortened(message: str, name: str) -> str:
-    """A message under 300 characters, printable: of a long name its end is kept, of the rest its beginning."""
-    message = "".join(c if c.isprintable() else repr(c)[1:-1] for c in message)
-    if len(message) >= _LONGEST and len(name) > _LONGEST_NAME:
-        message = message.replace(name, f"...{name[-_LONGEST_NAME:]}")
-    return message if len(message) < _LONGEST else f"{message[: _LONGEST - 4]}..."
+        raise VolumeError(f"cannot read {name}: {one_line(error)}") from error
 
 
 def check_labels(raw: Volume, labels: Volume) -> None:

@@ -16,7 +16,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 try:
     import fcntl
@@ -24,11 +23,14 @@ except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
 from napari_kdunet.core.errors import OutputError
-from napari_kdunet.core.files import Process
+from napari_kdunet.core.files import Process, read_json
 
 __all__ = ["TargetLock"]
 
 _log = logging.getLogger(__name__)
+
+_MOST_BYTES = 2**16  # of a lock file
+_LONGEST_HOST = 100  # characters of a name that are shown
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,14 @@ class TargetLock:
         self._released = threading.Event()
 
     def __enter__(self) -> TargetLock:
+        self.acquire()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.release()
+
+    def acquire(self) -> None:
+        """What entering does."""
         with self._os_errors():
             while not self._create():
                 holder = _read(self.path)
@@ -74,9 +84,9 @@ class TargetLock:
                 self._remove_dead(holder)
         self._renewal = threading.Thread(target=self._renew, name="kdunet-lock", daemon=True)
         self._renewal.start()
-        return self
 
-    def __exit__(self, *error: object) -> None:
+    def release(self) -> None:
+        """What leaving does."""
         self._released.set()
         self._renewal.join()
         if self.is_mine:
@@ -122,7 +132,7 @@ class TargetLock:
         alive = holder.process.is_alive
         if alive is not None:
             return alive
-        age, begin = self._now() - holder.renewed, time.monotonic()
+        age, begin = max(0.0, self._now() - holder.renewed), time.monotonic()  # clocks differ
         if age < self.lost_timeout:
             _log.warning(
                 "%s may be left over of %s: waiting up to %.0f s for a sign of life",
@@ -168,13 +178,19 @@ class TargetLock:
 
 
 def _read(path: Path) -> _Holder | None:
+    """What a lock file says; None where there is none, or it is not one of ours."""
     try:
-        with path.open() as file:
-            content: dict[str, Any] = json.load(file)
-            renewed = os.fstat(file.fileno()).st_mtime
-        return _Holder(Process(**content["process"]), str(content["token"]), renewed)
-    except (OSError, ValueError, TypeError, LookupError):
-        return None
+        match read_json(path, _MOST_BYTES):
+            case {
+                "token": str(token),
+                "process": {"host": str(host), "pid": int(pid), "start": int(start), "machine": str(machine)},
+            } if pid > 0:
+                return _Holder(
+                    Process(ascii(host)[1:-1][:_LONGEST_HOST], pid, start, machine), token, path.stat().st_mtime
+                )
+    except (OSError, ValueError):
+        pass
+    return None
 
 
 @contextmanager

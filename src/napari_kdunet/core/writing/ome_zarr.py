@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,7 +21,7 @@ __all__ = ["Levels", "find_foreign", "incomplete_slices", "zarr_writer"]
 _CHUNK_SIDE = 1024  # pixels; a level that is not larger is the last
 _STRIP_ROWS = 128
 _FOREGROUND = [86, 180, 233, 255]  # RGBA, of the label 1
-_METADATA_FILES = {"zarr.json", ".zgroup", ".zarray", ".zattrs", ".zmetadata"}
+_METADATA_FILES = {2: {".zgroup", ".zarray", ".zattrs"}, 3: {"zarr.json"}}  # by the version of Zarr
 _ATTRIBUTES = {"ome", "multiscales", "image-label", "napari_kdunet"}
 
 
@@ -151,30 +152,46 @@ def incomplete_slices(path: Path, skipped: list[int]) -> list[int]:
 def find_foreign(path: Path) -> str | None:
     """What there is in a Zarr that `zarr_writer` has not written, relative to `path`; None if it is all ours."""
     try:
-        attributes: Any = zarr.open_group(path, mode="r").attrs.asdict()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that there is metadata of two versions
+            attributes: Any = zarr.open_group(path, mode="r").attrs.asdict()
         datasets = [str(d["path"]) for d in attributes.get("ome", attributes)["multiscales"][0]["datasets"]]
     except (OSError, ValueError, TypeError, LookupError, AttributeError):
         datasets = []
     else:
         if "napari_kdunet" not in attributes:
             return datasets[0] if datasets else "."
-        if foreign := attributes.keys() - _ATTRIBUTES:
+        inside = attributes.get("ome", {})
+        if foreign := (attributes.keys() - _ATTRIBUTES) | (inside.keys() - _ATTRIBUTES - {"version"}):
             return f"attribute {json.dumps(min(foreign))}"
+    kept = _METADATA_FILES[3 if (path / "zarr.json").exists() else 2]
     for entry in sorted(path.iterdir()):
-        if entry.name in datasets and entry.is_dir():
-            foreign_chunk = _foreign_chunk(entry)
+        if entry.name in datasets and entry.is_dir() and not entry.is_symlink():
+            foreign_chunk = _foreign_chunk(entry, kept)
             if foreign_chunk is not None:
-                return str(foreign_chunk.relative_to(path))
-        elif entry.name not in _METADATA_FILES:
+                return foreign_chunk
+        elif entry.name not in kept or not _is_plain_file(entry):
             return entry.name
     return None if datasets else "."
 
 
-def _foreign_chunk(array: Path) -> Path | None:
-    """What is in the folder of an array and is neither metadata nor a chunk."""
-    for entry in array.rglob("*"):
-        parts = entry.relative_to(array).parts
-        parts = parts[1:] if parts[0] == "c" else parts
-        if not (all(part.isdigit() for part in parts) or entry.name in _METADATA_FILES):
-            return entry
+def _foreign_chunk(folder: Path, kept: set[str]) -> str | None:
+    """What is in an array's folder and is neither its metadata nor a chunk of it; an attribute, for one."""
+    array: Any = zarr.open_array(folder, mode="r")
+    if attributes := array.attrs.asdict():
+        return f"attribute {json.dumps(min(attributes))} of {folder.name}"
+    grid = [-(-n // side) for n, side in zip(array.shape, array.chunks, strict=True)]
+    for entry in folder.rglob("*"):
+        parts = entry.relative_to(folder).parts
+        if len(parts) == 1 and parts[0] in kept and _is_plain_file(entry):
+            continue
+        at = (parts[1:] if parts[0] == "c" else ()) if "zarr.json" in kept else parts
+        in_grid = len(at) <= len(grid) and all(i.isdecimal() and int(i[:9]) < n for i, n in zip(at, grid, strict=False))
+        whole = _is_plain_file(entry) if len(at) == len(grid) else entry.is_dir() and not entry.is_symlink()
+        if not in_grid or not whole or (parts[0] == "c") != ("zarr.json" in kept):
+            return str(Path(folder.name, *parts))
     return None
+
+
+def _is_plain_file(path: Path) -> bool:
+    return path.is_file() and not path.is_symlink()

@@ -8,12 +8,14 @@ import os
 from bisect import bisect_right
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
-from napari_kdunet.core.files import remove, temporaries, write_bytes
+from napari_kdunet.core.files import read_json, remove, temporaries, write_bytes
 
 __all__ = ["ProgressRecord"]
 
 _RECORD_NAME = "kdunet-progress.json"
+_MOST_BYTES = 2**24
 
 
 class ProgressRecord:
@@ -41,9 +43,9 @@ class ProgressRecord:
         """
         best = cls(temporary, key)
         for left, process in temporaries(Path(os.path.realpath(target))):
-            if left == temporary or (process is not None and process.is_alive):
+            if left == temporary or (process is not None and process.is_alive) or left.is_symlink():
                 continue
-            record = _load(left)
+            record = None if _has_links(left) else _load(left)
             if record is None:
                 remove(left)  # a file, or nothing was complete
             elif record.key is not None and record.key == key:
@@ -60,6 +62,8 @@ class ProgressRecord:
 
     def missing(self, depth: int) -> list[int]:
         """Indices of the slices, of `depth` in all, that are not complete."""
+        if self.runs and self.runs[-1][1] > depth:  # of another volume, or damaged
+            self.runs = []
         ends = [0, *chain.from_iterable(self.runs), depth]
         return [z for start, stop in zip(ends[::2], ends[1::2], strict=True) for z in range(start, stop)]
 
@@ -90,8 +94,21 @@ class ProgressRecord:
 
 
 def _load(folder: Path) -> ProgressRecord | None:
+    """The record of an unfinished Zarr; None where there is none, or it is not one that `add` has written."""
     try:
-        record = json.loads((folder / _RECORD_NAME).read_text())
-        return ProgressRecord(folder, str(record["key"]), [[int(start), int(stop)] for start, stop in record["slices"]])
-    except (OSError, ValueError, TypeError, LookupError):
-        return None
+        match read_json(folder / _RECORD_NAME, _MOST_BYTES):
+            case {"key": str(key), "slices": [*runs]} if all(_is_run(run) for run in runs):
+                ends = list(chain.from_iterable(runs))
+                return ProgressRecord(folder, key, runs) if ends == sorted(set(ends)) else None
+    except ValueError:
+        pass
+    return None
+
+
+def _has_links(folder: Path) -> bool:
+    """Whether there are links in a folder, over which chunks would be written elsewhere; we make none."""
+    return any(Path(at, name).is_symlink() for at, folders, files in os.walk(folder) for name in (*folders, *files))
+
+
+def _is_run(run: Any) -> bool:
+    return isinstance(run, list) and len(run) == 2 and all(type(end) is int and end >= 0 for end in run)

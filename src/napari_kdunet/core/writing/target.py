@@ -10,6 +10,7 @@ from pathlib import Path
 from napari_kdunet.core.errors import OutputError
 from napari_kdunet.core.files import is_zarr_name
 from napari_kdunet.core.volumes.formats.zarr_image import is_zarr
+from napari_kdunet.core.volumes.readers import parts_of
 from napari_kdunet.core.writing.formats import WRITERS
 from napari_kdunet.core.writing.ome_zarr import find_foreign
 
@@ -56,7 +57,7 @@ def check_target(
     _check_length(path)
     final = Path(os.path.realpath(path))
     if not _is_folder(final.parent):
-        raise OutputError(f"cannot write {path}: there is no folder {final.parent}, make it first")
+        raise OutputError(f"cannot write {path}: there is no folder for it, make that first")
     if not os.access(final.parent, os.W_OK | os.X_OK):
         raise OutputError(f"cannot write {path}: no permission to write in {final.parent}, choose another folder")
     check_apart(path, inputs)
@@ -82,15 +83,17 @@ def check_apart(path: Path, inputs: Iterable[str | Path], *, adds: bool = False)
         It does.
     """
     output = _identity(path)
-    around_output = {_identity(folder) for folder in _with_parents(path)}
+    around_output = _around(path) - {None}
     for given in inputs:
         source = _existing_part(given)
         if source is None:
             continue
+        if any(_identity(part) in around_output or output in _around(part) for part in parts_of(source)) and output:
+            raise OutputError(f"cannot write {path}: {given} takes pixels of it; choose another name")
         if _identity(source) in around_output or (output and output in _inside(source)):
             relation = "is the input" if _identity(source) == output else "is in the input"
             raise OutputError(f"cannot write {path}: it {relation} {given}; choose another name")
-        if not adds and output and output in {_identity(folder) for folder in _with_parents(source)}:
+        if not adds and output and output in _around(source):
             raise OutputError(f"cannot write {path}: it contains the input {given}; choose another name")
 
 
@@ -115,6 +118,11 @@ def _identity(path: Path) -> tuple[int, int] | None:
 def _with_parents(path: Path) -> Iterator[Path]:
     final = Path(os.path.realpath(path))
     yield from (final, *final.parents)
+
+
+def _around(path: Path) -> set[tuple[int, int] | None]:
+    """What a path and the folders that it is in are, links resolved."""
+    return {_identity(each) for each in _with_parents(path)}
 
 
 def _inside(folder: Path) -> set[tuple[int, int] | None]:
@@ -147,6 +155,8 @@ def _check_length(path: Path) -> None:
 def _check_existing(path: Path, overwrite: bool) -> None:
     if not os.path.lexists(path) or (path.is_symlink() and not path.exists()):
         return
+    if not (path.is_file() or path.is_dir()):
+        raise OutputError(f"cannot write {path}: there is a device or a pipe of this name, choose another name")
     if not is_zarr_name(path) and path.is_dir():
         raise OutputError(f"cannot write {path}: there is a folder of this name, choose another name")
     if is_zarr_name(path):

@@ -14,7 +14,7 @@ import numpy as np
 
 from napari_kdunet.core.errors import VolumeError
 from napari_kdunet.core.volumes.axes import Selection, Stored, axis_letters, check_level
-from napari_kdunet.core.volumes.sources import LazyArray, check_block, check_regular
+from napari_kdunet.core.volumes.sources import LazyArray, check_block, check_part, check_regular
 from napari_kdunet.core.volumes.voxel_size import Sizes, read_metadata, to_number
 
 __all__ = ["is_n5", "is_precomputed", "open_n5", "open_precomputed"]
@@ -142,6 +142,7 @@ def open_precomputed(path: Path, selection: Selection, name: str) -> Stored:
     kvstore = {"driver": "file", "path": str(path)}
     spec = {"driver": "neuroglancer_precomputed", "kvstore": kvstore, "scale_index": selection.level}
     scale = scales[selection.level]
+    check_part(path / "info", str(scale.get("key")), name)
     if isinstance(scale.get("sharding"), dict):
         for shard in (path / str(scale.get("key"))).glob("*.shard"):
             check_regular(shard, str(shard))

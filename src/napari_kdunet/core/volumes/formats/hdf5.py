@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import math
+import zlib
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,12 +15,19 @@ import h5py
 from napari_kdunet.core.errors import VolumeError
 from napari_kdunet.core.volumes.axes import Selection, Stored, check_level
 from napari_kdunet.core.volumes.formats.attributes import axes_and_sizes
-from napari_kdunet.core.volumes.sources import LazyArray, check_block, check_regular
+from napari_kdunet.core.volumes.sources import LazyArray, check_block, check_part
 
-__all__ = ["HDF5_ENDINGS", "open_hdf5", "split_hdf5"]
+__all__ = ["HDF5_ENDINGS", "hdf5_parts", "open_hdf5", "split_hdf5"]
 
 HDF5_ENDINGS = (".h5", ".hdf5", ".hdf")
 _SHOWN = 6
+_MOST_LINKS = 16  # within a file, on the way to a dataset
+_DEFLATE, _LZF = 1, 32000  # HDF5's numbers of the filters
+_NOT_COMPRESSING = {2, 3}  # shuffle, fletcher32
+_OF_CLAIMED_SIZE = (5, 6)  # nbit, scaleoffset: parameters 2 and 4 are the number and the bytes of the values
+_LARGE_DEFLATED = 2**18  # bytes, which become 270 MB at most
+_LARGE_LZF = 2**16  # bytes; HDF5 takes time with the square of what they become
+_CHECKSUM = 4  # bytes, of fletcher32
 
 
 def split_hdf5(source: str) -> tuple[Path, str]:
@@ -48,10 +57,7 @@ def open_hdf5(path: Path, selection: Selection, name: str, inside: str = "") -> 
     check_level(selection.level, 1, name)
     with h5py.File(path, "r") as file:
         dataset = _find(file, inside.strip("/"), name)
-        _check_files(dataset, path, name)
-        if dataset.chunks:
-            nbytes = math.prod(dataset.chunks) * dataset.dtype.itemsize
-            check_block(nbytes, dataset.id.get_storage_size(), name, "chunks")
+        _check_storage(dataset, path, name)
         attributes = {key: _attribute(dataset, key) for key in dataset.attrs}
         labels = [dimension.label for dimension in dataset.dims]
         if all(labels):
@@ -62,29 +68,150 @@ def open_hdf5(path: Path, selection: Selection, name: str, inside: str = "") -> 
 
 
 class _Dataset:
-    """A dataset whose chunks are checked before they are decompressed."""
+    """A dataset whose chunks are checked before they are decompressed: HDF5 decompresses whatever there is."""
 
     def __init__(self, path: Path, inside: str) -> None:
+        self.path = path
         self.dataset: Any = h5py.File(path, "r")[inside]
         self.shape, self.dtype, self.chunks = self.dataset.shape, self.dataset.dtype, self.dataset.chunks
+        self._filters = _filters(self.dataset)
+        self._unchecked = self.dataset.virtual_sources() if self.dataset.is_virtual else []
 
     def __getitem__(self, key: tuple[int | slice, ...]) -> Any:
-        if self.chunks and self.dataset.compression:
-            self._check_chunks(key)
-        return self.dataset[key]
-
-    def _check_chunks(self, key: tuple[int | slice, ...]) -> None:
-        """Check that no stored chunk is larger than a decoded one: it would become far more."""
-        nbytes = math.prod(self.chunks) * self.dtype.itemsize
         ranges = [
             range(n)[k] if isinstance(k, slice) else range(k, k + 1) for k, n in zip(key, self.shape, strict=True)
         ]
-        starts = [
-            range(min(r) // n * n, max(r) + 1, n) if r else range(0) for r, n in zip(ranges, self.chunks, strict=True)
-        ]
-        for start in itertools.product(*starts):
-            if self.dataset.id.get_chunk_info_by_coord(start).size > 1.1 * nbytes + 4096:
-                raise VolumeError(f"the chunk at {start} holds more than {nbytes:,} bytes: it is damaged")
+        if self.chunks and self._filters:
+            starts = [
+                range(min(r) // n * n, max(r) + 1, n) if r else range(0)
+                for r, n in zip(ranges, self.chunks, strict=True)
+            ]
+            for start in itertools.product(*starts):
+                _check_chunk(self.dataset, self._filters, start)
+        for source in [source for source in self._unchecked if _overlaps(source.vspace, ranges)]:
+            self._check_source(source)
+            self._unchecked.remove(source)
+        return self.dataset[key]
+
+    def _check_source(self, source: Any) -> None:
+        """Check all chunks of a dataset that this virtual one takes pixels of."""
+        with h5py.File(self.path if source.file_name == "." else self.path.parent / source.file_name, "r") as file:
+            dataset = file[source.dset_name]
+            filters = _filters(dataset)
+            if filters:
+                starts = list[tuple[int, ...]]()
+                dataset.id.chunk_iter(lambda chunk: starts.append(chunk.chunk_offset))
+                for start in starts:
+                    _check_chunk(dataset, filters, start)
+
+
+def _overlaps(space: Any, ranges: list[range]) -> bool:
+    """Whether a selection has pixels in a window."""
+    bounds = zip(*space.get_select_bounds(), ranges, strict=True)
+    return all(r and first <= max(r) and min(r) <= last for first, last, r in bounds)
+
+
+def _check_chunk(dataset: Any, filters: dict[int, tuple[int, ...]], start: tuple[int, ...]) -> None:
+    """Check that the chunk at `start` does not become more than a chunk."""
+    nbytes = math.prod(dataset.chunks) * dataset.dtype.itemsize
+    size = dataset.id.get_chunk_info_by_coord(start).size
+    bomb = size > 1.1 * nbytes + 4096  # what does not compress takes no more
+    if not bomb and _DEFLATE in filters and size > _LARGE_DEFLATED:
+        bomb = _inflated_size(dataset.id.read_direct_chunk(start)[1], nbytes) > nbytes + _CHECKSUM
+    elif not bomb and _LZF in filters and size > _LARGE_LZF:
+        bomb = _lzf_size(dataset.id.read_direct_chunk(start)[1], nbytes) > nbytes + _CHECKSUM
+    if bomb:
+        raise VolumeError(f"the chunk at {start} holds more than {nbytes:,} bytes: it is damaged")
+
+
+def _inflated_size(data: bytes, nbytes: int) -> int:
+    """Bytes that deflated data becomes; it is decompressed until they are more than a chunk and its checksum."""
+    with suppress(zlib.error):  # HDF5 says what is wrong with it
+        return len(zlib.decompressobj().decompress(data, nbytes + _CHECKSUM + 1))
+    return 0
+
+
+def _lzf_size(data: bytes, nbytes: int) -> int:
+    """As `_inflated_size`, of LZF: runs of bytes, and references to those before."""
+    size = at = 0
+    while at < len(data) and size <= nbytes + _CHECKSUM:
+        length, at = data[at] >> 5, at + 1
+        if length == 0:  # a run
+            count = (data[at - 1] & 31) + 1
+            size, at = size + count, at + count
+        else:
+            if length == 7 and at < len(data):
+                length, at = length + data[at], at + 1
+            size, at = size + length + 2, at + 1
+    return size
+
+
+def _filters(dataset: Any) -> dict[int, tuple[int, ...]]:
+    """The filters of a dataset's chunks, by HDF5's numbers, with their parameters."""
+    created = dataset.id.get_create_plist()
+    return {code: values for code, _, values, _ in map(created.get_filter, range(created.get_nfilters()))}
+
+
+def _check_storage(dataset: Any, path: Path, name: str, *, virtual: bool = True) -> None:
+    """Check where and how the pixels of a dataset are stored, before any is read.
+
+    Its chunks must be of a sensible size, their filters must not claim more, and no two of them decompress: each can
+    make a thousand times as much. Pixels in other files must stand in files beside it, of which none takes them from
+    others again.
+    """
+    if dataset.external or (dataset.is_virtual and not virtual):
+        raise VolumeError(f"{name} takes pixels of other files: save it as one")
+    if dataset.chunks:
+        nbytes = math.prod(dataset.chunks) * dataset.dtype.itemsize
+        check_block(nbytes, dataset.id.get_storage_size(), name, "chunks")
+        filters = _filters(dataset)
+        count = dataset.id.get_create_plist().get_nfilters()
+        claimed = [math.prod(filters[code][2:5:2]) for code in _OF_CLAIMED_SIZE if len(filters.get(code, ())) > 4]
+        if count > len(filters) or len(filters.keys() - _NOT_COMPRESSING) > 1 or any(n > nbytes for n in claimed):
+            raise VolumeError(f"{name} has chunks that are compressed in no sensible way: it is damaged")
+    if dataset.is_virtual:
+        for source in {(each.file_name, each.dset_name) for each in dataset.virtual_sources()}:
+            _check_source(*source, path, name)
+
+
+def _check_source(file_name: str, inside: str, path: Path, name: str) -> None:
+    """Check a dataset that a virtual one takes pixels of."""
+    part = path if file_name == "." else check_part(path, file_name, name)
+    if not part.is_file():
+        raise VolumeError(f"{name} takes pixels of {file_name}, which is not there: put it beside it")
+    with h5py.File(part, "r") as file:
+        source = _followed(file, inside, name)
+        if isinstance(source, h5py.Dataset):
+            _check_storage(source, part, name, virtual=False)
+
+
+def hdf5_parts(path: Path) -> set[str]:
+    """Names of the other files that the datasets of an HDF5 file take pixels of."""
+    names = set[str]()
+    with h5py.File(path, "r") as file:
+        for dataset in _datasets(file):
+            names |= {item[0] for item in dataset.external or []}
+            if dataset.is_virtual:
+                names |= {source.file_name for source in dataset.virtual_sources()} - {"."}
+    return names
+
+
+def _followed(file: Any, inside: str, name: str) -> Any:
+    """What is at a path, which may lead over links within the file, but not to another one; None if nothing is."""
+    left, at, links = inside.strip("/").split("/"), "/", 0
+    while left:
+        part = left.pop(0)
+        group = file[at]
+        link = group.get(part, getlink=True) if isinstance(group, h5py.Group) and part in group.keys() else None  # noqa: SIM118 - `in` follows it
+        if isinstance(link, h5py.ExternalLink):
+            raise VolumeError(f"{name} links to another file, {link.filename}: give that")
+        if isinstance(link, h5py.SoftLink) and (links := links + 1) <= _MOST_LINKS:
+            at, left = "/" if link.path.startswith("/") else at, [*link.path.strip("/").split("/"), *left]
+        elif isinstance(link, h5py.HardLink):
+            at = f"{at.rstrip('/')}/{part}"
+        elif part not in ("", "."):
+            return None
+    return file[at]
 
 
 def _attribute(dataset: Any, key: str) -> Any:
@@ -96,9 +223,9 @@ def _attribute(dataset: Any, key: str) -> Any:
 
 def _find(file: Any, inside: str, name: str) -> Any:
     """The dataset at a path, or the only one of three axes (else of two or more) there."""
-    if inside and inside not in file:
+    node = _followed(file, inside, name)
+    if node is None:
         raise VolumeError(f"{name} has no dataset {inside}: it has {_shown(_datasets(file))}")
-    node = file[inside] if inside else file
     if isinstance(node, h5py.Dataset):
         return node
     found = _datasets(node)
@@ -125,15 +252,3 @@ def _datasets(group: Any) -> list[Any]:
 def _shown(datasets: list[Any]) -> str:
     names = [dataset.name for dataset in datasets]
     return ", ".join(names[:_SHOWN]) + (", ..." if len(names) > _SHOWN else "") if names else "none"
-
-
-def _check_files(dataset: Any, path: Path, name: str) -> None:
-    """Check that other files that a dataset takes its pixels from are regular ones."""
-    others = [item[0] for item in dataset.external or []]
-    if dataset.is_virtual:
-        others += [source.file_name for source in dataset.virtual_sources() if source.file_name != "."]
-    if Path(dataset.file.filename) != path:
-        others.append(dataset.file.filename)
-    for other in others:
-        if (path.parent / other).exists():
-            check_regular(path.parent / other, f"{other}, of which {name} takes pixels,")

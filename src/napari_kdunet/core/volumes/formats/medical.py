@@ -13,10 +13,10 @@ import numpy as np
 
 from napari_kdunet.core.errors import VolumeError
 from napari_kdunet.core.volumes.axes import Selection, Stored, axis_letters, check_level
-from napari_kdunet.core.volumes.sources import LazyArray, RawArray, check_block, check_regular
+from napari_kdunet.core.volumes.sources import LazyArray, RawArray, check_block, check_part
 from napari_kdunet.core.volumes.voxel_size import Sizes, read_metadata
 
-__all__ = ["open_nifti", "open_nrrd"]
+__all__ = ["nrrd_parts", "open_nifti", "open_nrrd"]
 
 
 def open_nrrd(path: Path, selection: Selection, name: str) -> Stored:
@@ -32,8 +32,7 @@ def open_nrrd(path: Path, selection: Selection, name: str) -> Stored:
     if detached is not None:
         if "%" in detached or detached.upper().startswith("LIST"):
             raise VolumeError(f"{name} is spread over several files: save it as one")
-        data, offset = path.parent / detached, 0
-        check_regular(data, f"{detached}, the data of {name},")
+        data, offset = check_part(path, detached, name), 0
     shape, dtype = tuple(int(n) for n in reversed(header["sizes"])), _nrrd_dtype(header)
     nbytes = math.prod(shape) * dtype.itemsize
     skip = int(header.get("byte skip", header.get("byteskip", 0)))
@@ -47,6 +46,16 @@ def open_nrrd(path: Path, selection: Selection, name: str) -> Stored:
         array = LazyArray(partial(_load_nrrd, data, offset, header["encoding"], max(skip, 0), shape, dtype))
     axes = "" if selection.axes else _nrrd_axes(header, len(shape), name)
     return Stored(array, axes, *read_metadata(lambda: _nrrd_sizes(header, len(shape)), "space directions"))
+
+
+def nrrd_parts(path: Path) -> set[str]:
+    """Name of the other file that an NRRD takes its pixels of."""
+    import nrrd
+
+    with path.open("rb") as file:
+        header = nrrd.read_header(file)
+    named = header.get("data file", header.get("datafile"))
+    return set() if named is None else {str(named)}
 
 
 def _nrrd_dtype(header: Any) -> np.dtype[Any]:

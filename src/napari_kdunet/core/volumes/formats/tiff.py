@@ -25,12 +25,12 @@ from napari_kdunet.core.volumes.sources import (
     PagedArray,
     RawArray,
     check_block,
-    check_regular,
+    check_part,
     one_line,
 )
 from napari_kdunet.core.volumes.voxel_size import to_number
 
-__all__ = ["open_tiff"]
+__all__ = ["open_tiff", "tiff_parts"]
 
 _MAX_CHANNELS = 4  # beyond, the "channels" of a TIFF are slices: tifffile calls them so unless told otherwise
 _MAX_LABELS = 16  # different values: an image that is shown inverted has more, a mask has not
@@ -56,6 +56,7 @@ _KINDS = [
     "nih",
     "mdgel",
 ]
+_OF_FILES_BESIDE = {"is_mmstack": False, "is_ndtiff": False}  # kinds that would open whatever is there under some names
 _TURNS = {
     2: ("yx", "x"),
     3: ("yx", "yx"),
@@ -175,18 +176,30 @@ def _open(path: Path, selection: Selection, name: str, *, plain: bool) -> Stored
 
 
 def _tiff_file(path: Path, plain: bool) -> tifffile.TiffFile:
-    flags: dict[str, Any] = dict.fromkeys((f"is_{kind}" for kind in _KINDS), False) if plain else {}
+    flags: dict[str, Any] = dict.fromkeys((f"is_{kind}" for kind in _KINDS), False) if plain else _OF_FILES_BESIDE
     return tifffile.TiffFile(path, **flags)
 
 
 def _check_companions(path: Path, name: str) -> str:
-    """Check that the other files of an OME-TIFF are regular ones before tifffile opens them; returns its OME-XML."""
-    with _tiff_file(path, plain=True) as tif:
-        description: str = tif.pages.first.description if tif.pages else ""
-    for companion in ome_file_names(description):
-        if (path.parent / companion).exists():
-            check_regular(path.parent / companion, f"{companion}, of which {name} is a part,")
+    """Check the other files of an OME-TIFF before tifffile opens them; returns its OME-XML."""
+    description = _description(path)
+    if has_sane_ome(description):  # else it is not asked
+        for companion in ome_file_names(description):
+            check_part(path, companion, name)
     return description
+
+
+def _description(path: Path) -> str:
+    with _tiff_file(path, plain=True) as tif:
+        return str(tif.pages.first.description) if tif.pages else ""
+
+
+def tiff_parts(path: Path) -> set[str]:
+    """Names of the other files that a TIFF takes pixels of."""
+    with _hold_log() as held:
+        names = ome_file_names(_description(path))
+        held.clear()
+        return names
 
 
 def _find_image(tif: tifffile.TiffFile, selection: Selection, name: str) -> _Image:

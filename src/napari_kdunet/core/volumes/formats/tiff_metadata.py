@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import html
 import math
 import re
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import Any
 from xml.etree import ElementTree
 
@@ -46,11 +48,21 @@ def stated_sizes(tif: tifffile.TiffFile, series: int) -> tuple[Sizes, tuple[str,
 
 def ome_file_names(xml: str) -> set[str]:
     """Names of the files of which an OME-TIFF says that they hold parts of it."""
-    return set(re.findall(r"FileName\s*=\s*[\"']([^\"']+)[\"']", xml)) if "<OME" in xml or ":OME" in xml else set()
+    if "<OME" not in xml and ":OME" not in xml:
+        return set()
+    names = {html.unescape(name) for _, name in re.findall(r"FileName\s*=\s*([\"'])(.+?)\1", xml, re.DOTALL)}
+    with suppress(ElementTree.ParseError):
+        names |= {element.attrib["FileName"] for element in ElementTree.fromstring(xml).iterfind(".//*[@FileName]")}
+    return names
 
 
 def has_sane_ome(xml: str) -> bool:
-    """Whether OME-XML speaks of numbers of planes that tifffile can take: it makes lists of that length."""
+    """Whether OME-XML speaks of numbers of planes that tifffile can take: it makes lists of that length.
+
+    And whether names in it are what they look like: a document type could define entities.
+    """
+    if "<!DOCTYPE" in xml:
+        return False
     counts = re.findall(r"(?:Size[ZCT]|First[ZCT]|IFD|NumPlanes|PlaneCount)\s*=\s*[\"']\s*\+?(\d+)", xml)
     sizes = [re.findall(r"Size[ZCT]\s*=\s*[\"']\s*\+?(\d+)", tag) for tag in re.findall(r"<[^<>]*SizeX[^<>]*", xml)]
     planes = [math.prod(int(n[:12]) for n in tag) for tag in sizes]

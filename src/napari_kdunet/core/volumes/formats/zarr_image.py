@@ -19,6 +19,7 @@ from napari_kdunet.core.volumes.voxel_size import Sizes, read_metadata, to_numbe
 
 __all__ = ["is_zarr", "open_zarr", "open_zarr_node", "open_zarr_url"]
 
+_COMPRESSORS = {"blosc", "bz2", "gzip", "lz4", "lzma", "pcodec", "zfpy", "zlib", "zstd"}
 _METADATA = ("zarr.json", ".zarray", ".zgroup")
 
 
@@ -103,11 +104,28 @@ def _open_array(array: Any, selection: Selection, name: str) -> Stored:
 
 
 def _check_chunks(array: Any, name: str) -> None:
-    """Check that no chunk takes more memory than the file can fill."""
+    """Check that no chunk takes more memory than its file can fill or is compressed twice, each time a thousandfold."""
+    if _most_compressors(array.metadata.to_dict()) > 1:
+        raise VolumeError(f"{name} has chunks that are compressed several times: it is damaged")
     nbytes = math.prod(array.chunks) * array.dtype.itemsize
     if nbytes > 2**29 and isinstance(array.store, LocalStore):
         folder = array.store.root / array.path
         check_block(nbytes, sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()), name, "chunks")
+
+
+def _most_compressors(metadata: Any) -> int:
+    """How many compressors a chunk, or one in a shard, goes through by the metadata of its array."""
+    lists = [metadata["codecs"]] if "codecs" in metadata else [[*(metadata.get("filters") or ())]]
+    if "codecs" not in metadata and metadata.get("compressor"):
+        lists[0].append(metadata["compressor"])
+    most = 0
+    while lists:
+        codecs = [codec if isinstance(codec, dict) else codec.get_config() for codec in lists.pop()]
+        names = [str(codec.get("name", codec.get("id"))).removeprefix("numcodecs.") for codec in codecs]
+        most = max(most, sum(name in _COMPRESSORS for name in names))
+        inner = [codec.get("configuration") or {} for codec in codecs]
+        lists += [each[key] for each in inner for key in ("codecs", "index_codecs") if key in each]
+    return most
 
 
 def _open_group(group: zarr.Group, selection: Selection, name: str) -> Stored:
