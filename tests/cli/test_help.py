@@ -24,7 +24,9 @@ def test_help_does_not_import_torch():
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
-@pytest.mark.parametrize("command", ["demo", "train", "distill", "adapt", "predict", "evaluate", "info", "study", "sweep"])
+@pytest.mark.parametrize(
+    "command", ["demo", "train", "distill", "adapt", "predict", "evaluate", "info", "study", "sweep"]
+)
 def test_help(command, monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
     result = run(command, "--help")

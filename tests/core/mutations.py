@@ -131,7 +131,7 @@ def keeps_promise(read: Callable[[], Any], seconds: float = SECONDS) -> Any:
     except KDUNetError as error:
         message = str(error)
         assert message.isprintable(), message
-        assert len(message) < 400, message
+        assert len(message) < 300, message
         result = error.with_traceback(None)  # which holds what was opened, a process too
     took, waited = _cpu_seconds() - begin, time.perf_counter() - clock
     assert took < seconds, f"{took:.1f} s"

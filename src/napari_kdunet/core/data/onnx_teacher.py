@@ -34,6 +34,7 @@ _MOST_BYTES = 2**30  # of a file
 _START_SECONDS = 60.0  # to import the libraries, on a machine that is busy
 _PROBE_SECONDS, _BYTES_A_SECOND = 1.0, 4e6  # the first patch: a second, and one more for each 4 MB of the file
 _SLOWER = 30.0  # times as long as the first patch, a pixel, a tile may take
+_PATIENCE = 10.0  # times as long, where the cores are busy with other work
 _NO_WINDOW: int = getattr(subprocess, "CREATE_NO_WINDOW", 0)  # on Windows a console would open
 
 
@@ -174,17 +175,17 @@ class _Process:
         return self._answer(seconds, (line, content))
 
     def _answer(self, seconds: float, message: Sequence[bytes] = ()) -> tuple[dict[str, Any], bytes]:
-        process, late = self._process, threading.Event()
+        process, done, late = self._process, threading.Event(), threading.Event()
         assert process.stdin is not None
         assert process.stdout is not None
 
-        def end() -> None:
-            late.set()
-            process.kill()
+        def end_late() -> None:
+            if _is_late(process.pid, seconds, done):
+                late.set()
+                process.kill()
 
-        timer = threading.Timer(seconds, end)
-        timer.daemon = True
-        timer.start()
+        watch = threading.Thread(target=end_late, name="kdunet-onnx", daemon=True)
+        watch.start()
         answer: dict[str, Any] = {}
         try:
             with suppress(OSError):
@@ -194,7 +195,8 @@ class _Process:
                 answer = json.loads(line) if line else {}
                 content = process.stdout.read(answer.get("bytes", 0))
         finally:
-            timer.cancel()
+            done.set()
+            watch.join()
         if late.is_set():
             raise ModelError(
                 f"{self.path} takes more than {seconds:.0f} s for a patch: give a faster or other network."
@@ -206,6 +208,27 @@ class _Process:
             reason = "".join(letter if letter.isprintable() else "?" for letter in answer["error"])
             raise ModelError(f"{self.path} cannot teach ({reason}).")
         return answer, content
+
+
+def _is_late(pid: int, seconds: float, done: threading.Event) -> bool:
+    """Wait until `done`, at most so long; where other work has the cores, until the process has computed so long."""
+    begin, before = time.monotonic(), _cpu_seconds(pid)
+    left = seconds
+    while not done.wait(left):
+        left = seconds - (_cpu_seconds(pid) - before)
+        if left <= 0 or time.monotonic() - begin > _PATIENCE * seconds or not before:
+            return True
+        left = max(left, 0.05)
+    return False
+
+
+def _cpu_seconds(pid: int) -> float:
+    """Time that a process has computed, by fields 14 and 15 of Linux' ``/proc/PID/stat``; 0 if unknown."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    except (OSError, ValueError, IndexError, AttributeError):
+        return 0.0
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
