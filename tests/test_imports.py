@@ -36,7 +36,7 @@ FLOORS = (
     ("core.experiments",),
     ("core.training",),
     ("core.data",),
-    ("core.prediction",),
+    ("core.prediction", "core.objects"),
     ("core.networks", "core.metrics", "core.writing"),
     ("core.volumes", "core.config", "core.advice", "core.devices", "core.files"),
     ("core.kernels", "core.parsing"),

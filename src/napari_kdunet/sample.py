@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,8 +31,12 @@ _WALL = 24.0  # nm between an organelle and the membrane of its cell, at least
 
 
 def synthetic_em(
-    shape: tuple[int, int, int] = (48, 256, 256), *, voxel_size: Triple = VOXEL_SIZE, seed: int = 0
-) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    shape: tuple[int, int, int] = (48, 256, 256),
+    *,
+    voxel_size: Triple = VOXEL_SIZE,
+    seed: int = 0,
+    instances: bool = False,
+) -> tuple[NDArray[np.uint8], NDArray[Any]]:
     """Make a volume that looks like FIB-SEM of neuropil, and its mitochondria labels.
 
     Vesicle clusters, post-synaptic densities, lysosomes, vacuoles, reticulum and neurites with dark cytoplasm are as
@@ -45,13 +50,16 @@ def synthetic_em(
         In nm, ZYX, up to 100. Structures keep their size in nm: smaller voxels show less tissue in more detail.
     seed
         Same arguments and seed, same bytes.
+    instances
+        Number the mitochondria instead of marking them.
 
     Returns
     -------
     raw
         uint8, `shape`. Membranes and organelles are dark.
     labels
-        uint8, `shape`: 1 = mitochondrion (there is always some), 0 = anything else.
+        uint8, `shape`: 1 = mitochondrion (there is always some), 0 = anything else. With `instances` uint16: each
+        mitochondrion, of what is seen of it each connected part, has an id from 1.
 
     Raises
     ------
@@ -73,7 +81,17 @@ def synthetic_em(
     _draw_synapses(space, image, np.where(surface < 15, -1, cell), depth, vesicular)
     _draw_organelles(space, image, organelles, organelle, surface)
     labels = (surface < 0) & (np.array([o.kind for o in organelles])[organelle] == _MITO)
-    return _acquire(space, image), labels.astype(np.uint8)
+    raw = _acquire(space, image)
+    return raw, _numbered(labels, organelle) if instances else labels.astype(np.uint8)
+
+
+def _numbered(labels: NDArray[np.bool_], organelle: Index) -> NDArray[np.uint16]:
+    """Ids from 1 of the connected parts (26 neighbours) of each organelle."""
+    ids = np.zeros(labels.shape, np.uint16)
+    for index in np.unique(organelle[labels]):
+        parts, _ = ndimage.label(labels & (organelle == index), np.ones((3, 3, 3)))
+        ids[parts > 0] = parts[parts > 0] + ids.max()
+    return ids
 
 
 @dataclass(frozen=True)

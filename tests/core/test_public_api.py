@@ -24,6 +24,7 @@ PUBLIC = [
     "Losses",
     "Model",
     "ModelError",
+    "ObjectsConfig",
     "OutputError",
     "PixelSizeSearch",
     "Run",
@@ -48,6 +49,7 @@ PUBLIC = [
     "evaluate",
     "find_pixel_size",
     "hard_loss",
+    "instances",
     "iter_adapt",
     "iter_distill",
     "iter_find_pixel_size",
@@ -55,6 +57,7 @@ PUBLIC = [
     "iter_sweep",
     "iter_train",
     "load_model",
+    "measure",
     "open_volume",
     "predict",
     "smallest_within",
@@ -64,7 +67,7 @@ PUBLIC = [
     "write_volume",
 ]
 GUI = ("napari", "qtpy", "magicgui", "superqt", "pyqtgraph", "PyQt5", "PyQt6", "PySide6", "vispy")
-HEAVY = (*GUI, "torch", "lightning_fabric", "dask", "zarr", "scipy", "skimage", "matplotlib")
+HEAVY = (*GUI, "torch", "lightning_fabric", "dask", "zarr", "scipy", "skimage", "matplotlib", "pandas")
 USE_ALL = """
 import numpy as np
 raw = np.random.default_rng(0).integers(0, 255, (5, 32, 32), dtype=np.uint8)

@@ -18,6 +18,9 @@ from .experiments.sweep import Tradeoff, iter_sweep, smallest_within
 from .metrics import Confusion, Scores, evaluate
 from .networks.model import Model, bundled_models, load_model
 from .networks.unet import KUNet
+from .objects.config import ObjectsConfig
+from .objects.instances import instances
+from .objects.measure import measure
 from .prediction.pixel_size import PixelSizeSearch, TriedSize, find_pixel_size, iter_find_pixel_size
 from .prediction.predict import predict
 from .training.adapt import adapt, iter_adapt
@@ -42,6 +45,7 @@ __all__ = [
     "Losses",
     "Model",
     "ModelError",
+    "ObjectsConfig",
     "OutputError",
     "PixelSizeSearch",
     "Run",
@@ -66,6 +70,7 @@ __all__ = [
     "evaluate",
     "find_pixel_size",
     "hard_loss",
+    "instances",
     "iter_adapt",
     "iter_distill",
     "iter_find_pixel_size",
@@ -73,6 +78,7 @@ __all__ = [
     "iter_sweep",
     "iter_train",
     "load_model",
+    "measure",
     "open_volume",
     "predict",
     "smallest_within",

@@ -14,7 +14,18 @@ from typing import Any, Self
 
 from napari_kdunet.core.errors import ConfigError
 
-__all__ = ["GOING_ON", "LEAST_PIXEL_SIZE", "LIVE", "PAPER", "VIEWS", "DistillConfig", "TrainConfig", "check_setting"]
+__all__ = [
+    "GOING_ON",
+    "LEAST_PIXEL_SIZE",
+    "LIVE",
+    "PAPER",
+    "VIEWS",
+    "DistillConfig",
+    "TrainConfig",
+    "check_field",
+    "check_setting",
+    "setting",
+]
 
 VIEWS = (1, 2, 4, 8)
 """Over how many mirror images and quarter turns a network's logits can be averaged; see `core.prediction.tta`."""
@@ -62,7 +73,7 @@ _BOUNDS: dict[str, tuple[str, Callable[[Any, Any], bool]]] = {
 }
 
 
-def _check(spec: Field[Any], value: Any) -> None:
+def check_field(spec: Field[Any], value: Any) -> None:
     """Raise `ConfigError` where `value` is not what the field `spec` allows."""
     meta, types = spec.metadata, spec.metadata["types"]
     if value is None and NoneType in types:
@@ -256,7 +267,7 @@ class TrainConfig:
         for spec in fields(self):
             if tuple in spec.metadata["types"]:
                 object.__setattr__(self, spec.name, _frozen(getattr(self, spec.name)))
-            _check(spec, getattr(self, spec.name))
+            check_field(spec, getattr(self, spec.name))
         if 0 < self.pixel_size < LEAST_PIXEL_SIZE:
             raise ConfigError(f"pixel_size is {self.pixel_size}: give at least {LEAST_PIXEL_SIZE} nm, or 0.")
         if self.steps is not None and self.minutes is not None:
@@ -370,7 +381,7 @@ LIVE: Mapping[str, Any] = MappingProxyType(
 
 def check_setting(name: str, value: Any) -> None:
     """Raise `ConfigError` where `value` is not what `TrainConfig` allows for the setting `name`, by itself."""
-    _check(next(spec for spec in fields(TrainConfig) if spec.name == name), value)
+    check_field(next(spec for spec in fields(TrainConfig) if spec.name == name), value)
 
 
 @dataclass(frozen=True, kw_only=True)

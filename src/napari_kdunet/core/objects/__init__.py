@@ -1,0 +1,1 @@
+"""From a mask to objects: instances, their measurements, contacts and scores."""

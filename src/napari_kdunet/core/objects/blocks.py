@@ -1,0 +1,140 @@
+"""Volumes in blocks: how they are cut, read as probabilities, and where intermediate labels are kept."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import shutil
+import tempfile
+import weakref
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import dask.array as da
+import numpy as np
+import zarr
+from numpy.typing import NDArray
+from zarr.codecs import BloscCodec
+
+from napari_kdunet.core.errors import OutputError, VolumeError
+from napari_kdunet.core.objects.foreground import Window
+from napari_kdunet.core.volumes.probability import kind_of, read_probability
+from napari_kdunet.core.volumes.sources import AxesView, RawArray
+from napari_kdunet.core.volumes.volume import Volume
+from napari_kdunet.core.writing.slices import iter_slices
+
+__all__ = ["Probability", "Scratch", "cut_blocks", "iter_windows"]
+
+_VOXELS = 2**26  # that a block has, with what is around it
+_IN_MEMORY = 2**28  # bytes of intermediate results
+_CHUNK = (16, 256, 256)
+_SLAB = 16  # slices of a volume that are staged together
+
+
+class Scratch:
+    """An array of zeros to write to: in memory if it is small, or else compressed in a temporary folder.
+
+    The folder is removed with the last reference to the array, or at the end of the process.
+    """
+
+    def __init__(self, shape: tuple[int, int, int], dtype: Any, folder: Path | None = None) -> None:
+        self.shape, self.dtype, self.ndim = shape, np.dtype(dtype), 3
+        self.chunks = tuple(map(min, _CHUNK, shape))
+        self._array: Any
+        if math.prod(shape) * self.dtype.itemsize <= _IN_MEMORY:
+            self._array = np.zeros(shape, dtype)
+            return
+        try:
+            path = tempfile.mkdtemp(prefix=".kdunet-objects-", dir=folder)
+        except OSError as error:
+            raise OutputError(f"cannot write to {folder or tempfile.gettempdir()}: {error.strerror}") from error
+        weakref.finalize(self, shutil.rmtree, path, ignore_errors=True)
+        codec = BloscCodec(cname="lz4", clevel=3)
+        self._array = zarr.create_array(path, shape=shape, dtype=dtype, chunks=self.chunks, compressors=codec)
+
+    def __getitem__(self, key: Any) -> NDArray[Any]:
+        return np.asarray(self._array[key])
+
+    def __setitem__(self, key: Any, value: NDArray[Any]) -> None:
+        try:
+            self._array[key] = value
+        except OSError as error:
+            raise OutputError(f"cannot keep intermediate results: {error.strerror or error}") from error
+
+
+class Probability:
+    """A prediction, read in windows: bool of masks, float32 or unsigned integers of probabilities.
+
+    What is read as whole slices (TIFF, a lazy prediction) is read once, and kept for the windows to come.
+    """
+
+    def __init__(self, volume: Volume, folder: Path | None, progress: Callable[[float], object]) -> None:
+        self.volume, self.shape, self.kind = volume, volume.shape, kind_of(volume)
+        self._staged = self._stage(folder, progress) if _is_read_by_slices(volume) else None
+
+    def _stage(self, folder: Path | None, progress: Callable[[float], object]) -> Scratch:
+        depth = self.shape[0]
+        kept = Scratch(self.shape, np.bool_ if self.kind != "probability" else self.volume.dtype, folder)
+        slab: list[NDArray[Any]] = []
+        for z, pixels in iter_slices(self.volume.data, range(depth)):
+            if isinstance(pixels, Exception):
+                raise pixels if isinstance(pixels, VolumeError) else VolumeError(f"cannot read {self.volume.name}")
+            slab.append(self._checked(np.asarray(pixels), z))
+            if len(slab) == _SLAB or z == depth - 1:
+                kept[z + 1 - len(slab) : z + 1] = np.stack(slab)
+                slab.clear()
+                progress((z + 1) / depth)
+        return kept
+
+    def read(self, window: Window) -> NDArray[Any]:
+        """A new array of what is in a window; `VolumeError` where it cannot be read or is not in [0, 1]."""
+        if self._staged is not None:
+            return self._staged[window].copy()
+        return self._checked(self.volume[window], window[0].start)
+
+    def _checked(self, values: NDArray[Any], z: int) -> NDArray[Any]:
+        if self.kind != "probability":
+            return np.asarray(values != 0)
+        if values.dtype.kind == "f":
+            values = values.astype(np.float32)
+            if not (values.min() >= 0 and values.max() <= 1):
+                for inside in range(z, min(z + len(values) if values.ndim == 3 else z + 1, self.shape[0])):
+                    read_probability(self.volume, inside)  # raises, naming the slice
+        return values
+
+
+def _is_read_by_slices(volume: Volume) -> bool:
+    source = volume.source
+    array = source.array if isinstance(source, AxesView) else source
+    if isinstance(array, da.Array):
+        return True
+    whole = tuple(source.chunks[1:]) == tuple(volume.shape[1:])
+    return whole and not isinstance(array, np.ndarray | RawArray | Scratch)
+
+
+def cut_blocks(
+    shape: tuple[int, ...], halo: tuple[int, ...], block: tuple[int, int, int] | None = None
+) -> tuple[tuple[int, ...], list[list[slice]]]:
+    """Cut a volume into blocks, those of a layer along z in a list each.
+
+    Parameters
+    ----------
+    shape, halo : tuple of int
+        Of the volume, and what is read around a block, ZYX.
+    block : tuple of int, optional
+        Shape of a block; by default as large as memory allows, and of whole chunks of a `Scratch`.
+    """
+    if block is None:
+        area = [n if n <= 1.5 * chunk else chunk for n, chunk in zip(shape[1:], _CHUNK[1:], strict=True)]
+        around = [min(n + 2 * h, m) for n, h, m in zip(area, halo[1:], shape[1:], strict=True)]
+        depth = _VOXELS // math.prod(around) - 2 * halo[0]
+        block = (max(_CHUNK[0], depth // _CHUNK[0] * _CHUNK[0]), area[0], area[1])
+    sides = tuple(map(min, block, shape))
+    cuts = [[slice(a, min(a + side, n)) for a in range(0, n, side)] for n, side in zip(shape, sides, strict=True)]
+    return sides, cuts
+
+
+def iter_windows(cuts: list[list[slice]], z: slice) -> Iterator[Window]:
+    """The blocks of a layer."""
+    return ((z, y, x) for y, x in itertools.product(cuts[1], cuts[2]))

@@ -1,0 +1,57 @@
+"""How objects are made of probabilities: lengths in nm, shares from 0 to 1."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+from napari_kdunet.core.config import check_field, setting
+
+__all__ = ["ObjectsConfig"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ObjectsConfig:
+    """How a mask or probabilities are split into objects.
+
+    Raises
+    ------
+    ConfigError
+        If a value is out of the bounds in its field's metadata.
+    """
+
+    threshold: float = setting(0.5, "Probability above which a voxel is foreground.", ge=0, lt=1)
+    split: float = setting(
+        0.7,
+        "Objects come apart at necks thinner than this share of the thinner of their two sides, or as much less sure; "
+        "0 keeps together whatever touches.",
+        ge=0,
+        le=1,
+    )
+    min_diameter: float = setting(
+        100.0,
+        "Smaller objects are left out: the diameter of a ball (of one slice: a disc) of their size.",
+        unit="nm",
+        ge=0,
+        le=1e6,
+    )
+    holes: float = setting(50.0, "Width up to which enclosed holes are filled; 0 fills none.", unit="nm", ge=0, le=500)
+    smoothing: float = setting(
+        0.0, "Standard deviation of a Gaussian over the probability; 0 is off.", unit="nm", ge=0, le=200
+    )
+    mode: str = setting(
+        "auto",
+        "In 3-D at once, or in each slice and then along z by overlap; auto: 3-D if slices are at most twice as far "
+        "apart as pixels.",
+        choices=("auto", "2d", "3d"),
+    )
+    link: float = setting(
+        0.3,
+        "Overlap (IoU) of two outlines in neighbouring slices above which they are one object; of mode 2d.",
+        ge=0,
+        lt=1,
+        advanced=True,
+    )
+
+    def __post_init__(self) -> None:
+        for spec in fields(self):
+            check_field(spec, getattr(self, spec.name))

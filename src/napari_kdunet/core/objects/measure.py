@@ -1,0 +1,336 @@
+"""Measurements of objects, as a table with a row each."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import cc3d
+import edt
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from scipy import ndimage
+from scipy.optimize import brentq
+from scipy.spatial import cKDTree
+
+from napari_kdunet.core.errors import ConfigError, LabelsError, OutputError, VolumeError
+from napari_kdunet.core.files import replacing
+from napari_kdunet.core.objects.instances import known_voxel_size
+from napari_kdunet.core.objects.shape import find_skeleton, make_mesh, thinned
+from napari_kdunet.core.volumes.volume import Volume, VoxelSize, open_volume
+from napari_kdunet.core.writing.slices import iter_slices
+
+__all__ = ["measure", "write_table"]
+
+Floats = NDArray[np.float64]
+Mask = NDArray[np.bool_]
+
+_AXES = ("z", "y", "x")
+
+
+def measure(
+    instances: Any,
+    raw: Any = None,
+    *,
+    voxel_size: VoxelSize | None = None,
+    contacts: Any = None,
+    within: float = 30.0,
+    progress: Callable[[float], object] | None = None,
+) -> pd.DataFrame:
+    """Measure objects, in nm.
+
+    The volume is read twice, slice by slice; what is in memory are the boxes of the objects that a slice cuts.
+
+    Parameters
+    ----------
+    instances : volume
+        Anything that `open_volume` takes, ZYX: whole numbers, an object each; 0 is background.
+    raw : volume, optional
+        The image, for the mean grey value, of the same shape.
+    voxel_size : tuple of float, optional
+        nm (Z, Y, X), in place of the one that the instances state.
+    contacts : volume, optional
+        Mask of something else (reticulum, membrane, nucleus) of the same shape, non-zero within.
+    within : float
+        Distance in nm up to which the surface of an object is in contact with it.
+    progress : callable, optional
+        Called with the share that is done, from 0 to 1. An exception that it raises stops the work.
+
+    Returns
+    -------
+    pandas.DataFrame
+        A row for each object, in the order of their ids. Columns: `id`; `first_slice`, `last_slice`, `slices`;
+        `voxels`; `volume_um3`; `field_fraction` (of the volume of the whole image); `surface_um2` (of a mesh, closed
+        at the edge of the image); `sphericity` (1 for a ball; Wadell 1932); `centroid_*_nm` and `box_*_nm` (of the
+        faces of the box, from the corner of the volume); `axis_major_nm`, `axis_middle_nm`, `axis_minor_nm` (full
+        lengths of the axes of the ellipsoid with the same second moments) and `direction_*` (unit vector of the major
+        one); `elongation` (major to middle axis); `skeleton_length_nm` (from tip to tip, along all branches);
+        `mean_width_nm` (of a tube with round ends of that length and the volume); `branches`; `mean_grey`;
+        `touches_border`; `nearest_neighbour_nm` (between centroids). With `contacts`: `contact_area_um2`,
+        `contact_fraction` (of the surface) and `contacts` (connected patches).
+
+    Raises
+    ------
+    LabelsError
+        The instances are no whole numbers, or another volume has another shape.
+    VolumeError
+        A volume cannot be read, or the voxel size is not known.
+    """
+    labels = open_volume(instances, voxel_size=voxel_size)
+    size = known_voxel_size(labels)
+    image = None if raw is None else open_volume(raw)
+    other = None if contacts is None else open_volume(contacts)
+    _check(labels, image, other)
+    if not (math.isfinite(within) and within > 0):
+        raise ConfigError(f"within is {within}: give a distance in nm, more than 0.")
+    told = progress or (lambda share: None)
+    depth = labels.shape[0]
+    moments = _Moments(size, labels.shape)
+    for z, ids, grey in _read(labels, image):
+        moments.add(z, ids, grey)
+        told(0.2 * (z + 1) / depth)
+    table = moments.table(image is not None)
+    rows = table.set_index("id")
+    shapes: dict[int, dict[str, float]] = {}
+    for z, found in _iter_boxes(labels, other, moments, 0.0 if other is None else within):
+        for box in found:
+            shapes[box.id] = _shape(box, size, within, rows.loc[box.id])
+        told(0.2 + 0.8 * (z + 1) / depth)
+    more = pd.DataFrame([shapes[i] for i in table["id"]], columns=list(_shape_columns(other is not None)))
+    return _ordered(pd.concat([table, more], axis=1))
+
+
+def _check(labels: Volume, *others: Volume | None) -> None:
+    if labels.dtype.kind == "f":
+        raise LabelsError(
+            f"{labels.name} has dtype {labels.dtype}: objects are whole numbers, see the command objects."
+        )
+    for volume in others:
+        if volume is not None and volume.shape != labels.shape:
+            raise LabelsError(f"{volume.name} has shape {volume.shape}, {labels.name} {labels.shape}: give one of that")
+
+
+def _read(labels: Volume, *others: Volume | None) -> Iterator[Any]:
+    """Slices, and those of the other volumes."""
+    volumes, every = (labels, *others), range(len(labels))
+    streams = [None if volume is None else iter_slices(volume.data, every) for volume in volumes]
+    for z in range(len(labels)):
+        parts = [None if stream is None else next(stream)[1] for stream in streams]
+        for part, volume in zip(parts, volumes, strict=True):
+            if isinstance(part, Exception):
+                name = "" if volume is None else volume.name
+                raise part if isinstance(part, VolumeError) else VolumeError(f"cannot read slice z={z} of {name}")
+        yield (z, *parts)
+
+
+class _Moments:
+    """Sums over the voxels of each object, slice by slice."""
+
+    def __init__(self, size: VoxelSize, shape: tuple[int, int, int]) -> None:
+        self.size, self.shape = np.array(size), shape
+        self.index: dict[int, int] = {}
+        self.sums = np.zeros((0, 11))  # voxels; z, y, x; zz, yy, xx, zy, zx, yx; grey
+        self.low, self.high = np.zeros((0, 3), np.int64), np.zeros((0, 3), np.int64)
+        self.slices = np.zeros(0, np.int64)
+
+    def add(self, z: int, ids: NDArray[Any], grey: NDArray[Any] | None) -> None:
+        """Count a slice."""
+        inside = np.flatnonzero(ids)
+        if not len(inside):
+            return
+        present, part = np.unique(ids.ravel()[inside], return_inverse=True)
+        rows = np.array([self.index.setdefault(int(i), len(self.index)) for i in present])
+        self._grow(len(self.index))
+        y, x = np.divmod(inside, ids.shape[1])
+        at = np.stack([np.full(len(inside), z), y, x]) + 0.5
+        nm = at * self.size[:, None]
+        values = np.zeros(len(inside)) if grey is None else grey.ravel()[inside].astype(np.float64)
+        terms = [np.ones(len(inside)), *nm, *(nm[i] * nm[j] for i, j in _PAIRS), values]
+        for column, term in enumerate(terms):
+            self.sums[rows, column] += np.bincount(part, term, len(present))
+        self.slices[rows] += 1
+        self.high[rows, 0] = z + 1
+        self.low[rows, 0] = np.minimum(self.low[rows, 0], z)
+        for axis, place in ((1, y), (2, x)):
+            low, high = np.full(len(present), 2**62), np.full(len(present), -1)
+            np.minimum.at(low, part, place)
+            np.maximum.at(high, part, place)
+            self.low[rows, axis] = np.minimum(self.low[rows, axis], low)
+            self.high[rows, axis] = np.maximum(self.high[rows, axis], high + 1)
+
+    def _grow(self, count: int) -> None:
+        more = count - len(self.sums)
+        if more:
+            self.sums = np.concatenate([self.sums, np.zeros((more, self.sums.shape[1]))])
+            self.low = np.concatenate([self.low, np.full((more, 3), 2**62)])
+            self.high = np.concatenate([self.high, np.full((more, 3), -1)])
+            self.slices = np.concatenate([self.slices, np.zeros(more, np.int64)])
+
+    def table(self, grey: bool) -> pd.DataFrame:
+        """What follows from the sums alone."""
+        ids = np.array(sorted(self.index), dtype=np.uint64)
+        rows = np.array([self.index[int(i)] for i in ids], np.int64)
+        sums, low, high = self.sums[rows], self.low[rows], self.high[rows]
+        voxels, volume = sums[:, 0], math.prod(self.size)
+        centre = sums[:, 1:4] / np.maximum(voxels, 1)[:, None]
+        lengths, direction = self._axes(sums, centre)
+        last = low.shape[0] > 1
+        near = cKDTree(centre).query(centre, k=2)[0][:, 1] if last else np.full(len(ids), np.nan)
+        border = (low == 0) | (high == self.shape)
+        border = border[:, 1:] if self.shape[0] == 1 else border
+        columns: dict[str, Any] = {
+            "id": ids,
+            "first_slice": low[:, 0],
+            "last_slice": high[:, 0] - 1,
+            "slices": self.slices[rows],
+            "voxels": voxels.astype(np.int64),
+            "volume_um3": voxels * volume / 1e9,
+            "field_fraction": voxels / math.prod(self.shape),
+            **{f"centroid_{axis}_nm": centre[:, i] for i, axis in enumerate(_AXES)},
+            **{f"box_{axis}_min_nm": low[:, i] * self.size[i] for i, axis in enumerate(_AXES)},
+            **{f"box_{axis}_max_nm": high[:, i] * self.size[i] for i, axis in enumerate(_AXES)},
+            **{f"axis_{name}_nm": lengths[:, i] for i, name in enumerate(("major", "middle", "minor"))},
+            **{f"direction_{axis}": direction[:, i] for i, axis in enumerate(_AXES)},
+            "elongation": lengths[:, 0] / lengths[:, 1] if len(ids) else np.empty(0),
+            "mean_grey": sums[:, 10] / np.maximum(voxels, 1) if grey else np.full(len(ids), np.nan),
+            "touches_border": border.any(1),
+            "nearest_neighbour_nm": near,
+        }
+        return pd.DataFrame(columns)
+
+    def _axes(self, sums: Floats, centre: Floats) -> tuple[Floats, Floats]:
+        """Full lengths (n, 3) of the axes, the longest first, and the direction (n, 3) of that."""
+        if not len(sums):
+            return np.empty((0, 3)), np.empty((0, 3))
+        matrix = np.zeros((len(sums), 3, 3))
+        for column, (i, j) in enumerate(_PAIRS):
+            value = sums[:, 4 + column] / sums[:, 0] - centre[:, i] * centre[:, j]
+            matrix[:, i, j] = matrix[:, j, i] = value + (self.size[i] ** 2 / 12 if i == j else 0)  # of a voxel itself
+        values, vectors = np.linalg.eigh(matrix)
+        lengths = 2 * np.sqrt(5 * np.maximum(values[:, ::-1], 0))
+        direction = vectors[:, :, 2]
+        sign = np.sign(np.take_along_axis(direction, np.abs(direction).argmax(1)[:, None], 1))
+        return lengths, direction * sign
+
+
+_PAIRS = ((0, 0), (1, 1), (2, 2), (0, 1), (0, 2), (1, 2))
+
+
+@dataclass
+class _Box:
+    """An object cut out, with what is around it of the other mask."""
+
+    id: int
+    low: NDArray[np.int64]
+    high: NDArray[np.int64]
+    mask: Mask = field(init=False)
+    other: Mask | None = None
+
+    def __post_init__(self) -> None:
+        self.mask = np.zeros(self.high - self.low, bool)
+
+
+def _iter_boxes(
+    labels: Volume, other: Volume | None, moments: _Moments, margin: float
+) -> Iterator[tuple[int, list[_Box]]]:
+    """Read the volume again, and hand on each object after its last slice."""
+    around = np.ceil(margin / moments.size).astype(np.int64)
+    begins: dict[int, list[tuple[int, NDArray[np.int64], NDArray[np.int64]]]] = {}
+    for i, row in moments.index.items():
+        low = np.maximum(moments.low[row] - around, 0)
+        high = np.minimum(moments.high[row] + around, moments.shape)
+        begins.setdefault(int(low[0]), []).append((i, low, high))
+    active: list[_Box] = []
+    for z, ids, second in _read(labels, other):
+        for plan in begins.pop(z, []):
+            made = _Box(*plan)
+            made.other = None if other is None else np.zeros_like(made.mask)
+            active.append(made)
+        for box in active:
+            window = (slice(box.low[1], box.high[1]), slice(box.low[2], box.high[2]))
+            box.mask[z - box.low[0]] = ids[window] == box.id
+            if box.other is not None:
+                box.other[z - box.low[0]] = second[window] != 0
+        yield z, [box for box in active if box.high[0] == z + 1]
+        active = [box for box in active if box.high[0] > z + 1]
+
+
+def _shape_columns(contacts: bool) -> tuple[str, ...]:
+    shape = ("surface_um2", "sphericity", "skeleton_length_nm", "mean_width_nm", "branches")
+    return shape + (("contact_area_um2", "contact_fraction", "contacts") if contacts else ())
+
+
+def _shape(box: _Box, size: VoxelSize, within: float, row: Any) -> dict[str, float]:
+    mask, step = thinned(box.mask, size)
+    mesh = make_mesh(mask, step)
+    volume = float(row["volume_um3"]) * 1e9
+    skeleton = find_skeleton(mask, step, 2 * volume / mesh.area)
+    found: dict[str, float] = {
+        "surface_um2": mesh.area / 1e6,
+        "sphericity": min(math.pi ** (1 / 3) * (6 * volume) ** (2 / 3) / mesh.area, 1.0),
+        "skeleton_length_nm": skeleton.length,
+        "mean_width_nm": _tube_width(volume, skeleton.length),
+        "branches": skeleton.branches,
+    }
+    if box.other is not None:
+        other, _ = thinned(box.other, size)
+        found |= _contacts(mask, other, step, within, mesh)
+    return found
+
+
+def _tube_width(volume: float, length: float) -> float:
+    """Diameter w of a tube with round ends: volume = pi / 4 w² (length - w / 3)."""
+    ball = (6 * volume / math.pi) ** (1 / 3)
+    if length <= ball:
+        return ball
+    return float(brentq(lambda w: math.pi / 4 * w**2 * (length - w / 3) - volume, 0.0, ball))
+
+
+def _contacts(mask: Mask, other: Mask, size: VoxelSize, within: float, mesh: Any) -> dict[str, float]:
+    """Area of the mesh, and patches of the surface's voxels, within a distance of the other mask."""
+    if not other.any():
+        return {"contact_area_um2": 0.0, "contact_fraction": 0.0, "contacts": 0}
+    # to the faces of the other's voxels: half a voxel nearer than their middles
+    distance = np.maximum(edt.edt(np.ascontiguousarray(~other), anisotropy=size) - min(size) / 2, 0)
+    middles = mesh.corners[mesh.faces].mean(1) / np.array(size)  # corners are at the middles of voxels
+    near = ndimage.map_coordinates(distance, middles.T, order=1, mode="nearest") <= within
+    area = float(mesh.areas[near].sum())
+    surface = mask & ~ndimage.binary_erosion(mask) & (distance <= within + min(size) / 2)
+    patches = cc3d.connected_components(surface, connectivity=26, return_N=True)[1]
+    return {"contact_area_um2": area / 1e6, "contact_fraction": area / mesh.area, "contacts": int(patches)}
+
+
+def _ordered(table: pd.DataFrame) -> pd.DataFrame:
+    """The shape behind the volume, and what there is no image for left out."""
+    names = list(table.columns)
+    for i, name in enumerate(("surface_um2", "sphericity")):
+        names.remove(name)
+        names.insert(names.index("field_fraction") + 1 + i, name)
+    if table["mean_grey"].isna().all():
+        names.remove("mean_grey")
+    return table[names]
+
+
+def write_table(table: pd.DataFrame, path: str | Path) -> None:
+    """Write a table as CSV, or, to a name that ends in ``.parquet``, as Parquet; it appears whole or not at all.
+
+    Raises
+    ------
+    OutputError
+        It cannot be written, or pyarrow, which Parquet needs, is not there.
+    """
+    target = Path(path)
+    try:
+        with replacing(target) as temporary:
+            if target.suffix.lower() == ".parquet":
+                table.to_parquet(temporary, index=False)
+            else:
+                table.to_csv(temporary, index=False, float_format="%.7g")
+    except ImportError as error:
+        raise OutputError(
+            f"cannot write {target}: Parquet needs pyarrow, pip install 'napari-kdunet[parquet]', or give a .csv"
+        ) from error

@@ -1,0 +1,223 @@
+"""Watershed whose result does not depend on how a volume is cut into blocks.
+
+Every foreground voxel points to the highest of its neighbours; those that lead to one maximum are a basin. Basins are
+merged over their saddles, the highest first, unless a saddle is low beside both maxima: the seeds of a marker-based
+watershed are what is left. A voxel's pointer depends on its 26 neighbours alone, so blocks find the same basins as the
+whole volume does, and hand on a table of basins and saddles instead of voxels.
+"""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+
+__all__ = ["Basins", "Saddles", "find_basins", "merge_basins"]
+
+Ints = NDArray[np.int64]
+Heights = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Saddles:
+    """Pairs of basins that touch, and the height (n,) at which they do; infinite where they are one.
+
+    Attributes
+    ----------
+    first : (n,) int64
+        Basins.
+    second : (n,) int64
+        Basins or, of pairs across the faces of a block, the voxel there (index into the flat volume).
+    """
+
+    first: Ints
+    second: Ints
+    heights: Heights
+
+    @staticmethod
+    def join(parts: list[Saddles]) -> Saddles:
+        """All of several."""
+        empty = Saddles(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.float32))
+        columns = zip(*((p.first, p.second, p.heights) for p in [empty, *parts]), strict=True)
+        return Saddles(*(np.concatenate(column) for column in columns))
+
+    def __getitem__(self, key: Any) -> Saddles:
+        return Saddles(self.first[key], self.second[key], self.heights[key])
+
+
+@dataclass(frozen=True)
+class Basins:
+    """The basins of a block.
+
+    Attributes
+    ----------
+    labels : (Z, Y, X) uint32
+        Basin of each voxel of the block, from 1; 0 is background.
+    roots : (n,) int64
+        Place of the maximum of each, as index into the flat volume; -1 where it lies in another block.
+    peaks : (n,) float32
+        Height there; 0 where it lies in another block.
+    inner, outer : Saddles
+        Within the block, and from a basin to a voxel beyond its faces.
+    shell : tuple of (m,) int64
+        Places of the foreground voxels at the faces of the block, and their basins.
+    """
+
+    labels: NDArray[np.uint32]
+    roots: Ints
+    peaks: Heights
+    inner: Saddles
+    outer: Saddles
+    shell: tuple[Ints, Ints]
+
+
+def find_basins(height: Heights, origin: tuple[int, ...], shape: tuple[int, ...], *, flat: bool) -> Basins:
+    """Find the basins of a block and where they touch.
+
+    Parameters
+    ----------
+    height : (Z + 2, Y + 2, X + 2) float32
+        The block, with a voxel of its surroundings on each side; above 0 in the foreground, 0 elsewhere.
+    origin : tuple of int
+        Where the block begins in the volume.
+    shape : tuple of int
+        Of the volume.
+    flat : bool
+        Whether each slice is a landscape of its own, with 8 neighbours a voxel instead of 26.
+    """
+    heights, strides = height.ravel(), np.array([height.shape[1] * height.shape[2], height.shape[2], 1])
+    steps = list(itertools.product(([0] if flat else [-1, 0, 1]), (-1, 0, 1), (-1, 0, 1)))
+    offsets = [int(np.dot(step, strides)) for step in steps]
+    inside = np.zeros(height.shape, bool)
+    inside[1:-1, 1:-1, 1:-1] = height[1:-1, 1:-1, 1:-1] > 0
+    here = np.flatnonzero(inside)
+    value = heights.take(here)
+    highest, parent = np.full(len(here), -1, np.float32), np.empty_like(here)
+    for offset in offsets:  # ascending, so that of equal heights the last voxel wins, as in the whole volume
+        near = here + offset
+        at = heights.take(near)
+        better = at >= highest
+        np.copyto(highest, at, where=better)
+        np.copyto(parent, near, where=better)
+
+    # Voxels of the block, then those beyond its faces that a path leads to, which point to themselves.
+    index = np.full(heights.size, -1, np.int32)
+    index[here] = np.arange(len(here), dtype=np.int32)
+    beyond = np.unique(parent[index.take(parent) < 0])
+    index[beyond] = len(here) + np.arange(len(beyond), dtype=np.int32)
+    to = np.concatenate([index.take(parent), len(here) + np.arange(len(beyond), dtype=np.int32)])
+    while not np.array_equal(further := to.take(to), to):
+        to = further
+    ends, basin = np.unique(to[: len(here)], return_inverse=True)
+    basin = basin.astype(np.int64)
+
+    def place(voxels: Ints) -> Ints:
+        z, y, x = np.unravel_index(voxels, height.shape)
+        z, y, x = z + (origin[0] - 1), y + (origin[1] - 1), x + (origin[2] - 1)
+        return np.asarray((z * shape[1] + y) * shape[2] + x, np.int64)
+
+    own = ends < len(here)
+    where = np.concatenate([here, beyond])[ends]
+    peaks = np.where(own, heights.take(where), 0).astype(np.float32)
+    inner, outer = [], [Saddles(np.flatnonzero(~own), place(where[~own]), np.full((~own).sum(), np.inf, np.float32))]
+    at_basin = np.full(heights.size, -1, np.int32)
+    at_basin[here] = basin
+    for offset in offsets[len(offsets) // 2 + 1 :]:
+        near = here + offset
+        low = np.minimum(heights.take(near), value)
+        other = at_basin.take(near)
+        pairs = np.flatnonzero((other >= 0) & (other != basin))
+        inner.append(_highest(basin[pairs], other[pairs].astype(np.int64), low[pairs], len(ends)))
+        pairs = np.flatnonzero((other < 0) & (low > 0))
+        outer.append(Saddles(basin[pairs], place(near[pairs]), low[pairs]))
+    labels = np.zeros(height.shape, np.uint32)
+    labels.ravel()[here] = basin + 1
+    inside[2:-2, 2:-2, 2:-2] = False
+    faces = np.flatnonzero(inside)
+    return Basins(
+        np.ascontiguousarray(labels[1:-1, 1:-1, 1:-1]),
+        np.where(own, place(where), -1),
+        peaks,
+        Saddles.join(inner),
+        Saddles.join(outer),
+        (place(faces), at_basin.take(faces).astype(np.int64)),
+    )
+
+
+def _highest(first: Ints, second: Ints, heights: Heights, count: int) -> Saddles:
+    """One saddle for each pair of basins, the highest; basins are below `count`."""
+    key = np.minimum(first, second) * count + np.maximum(first, second)
+    order = np.lexsort((-heights, key))
+    _, kept = np.unique(key[order], return_index=True)
+    low, high = np.divmod(key[order[kept]], count)
+    return Saddles(low, high, heights[order[kept]])
+
+
+def merge_basins(roots: Ints, peaks: Heights, saddles: Saddles, ratio: float) -> Ints:
+    """Merge basins over their saddles, and number what is left.
+
+    Two are merged where the saddle between them is at least `ratio` times the lower of their maxima: this is their
+    dynamics (Grimaud 1992; Najman & Schmitt 1996) with a relative threshold.
+
+    Parameters
+    ----------
+    roots : (n,) int64
+        Places of the maxima; -1 for a part of a basin, which an infinite saddle joins to the rest of it.
+    peaks : (n,) float32
+        Heights there.
+    saddles : Saddles
+        In any order, with repetitions.
+    ratio : float
+        In [0, 1]; 0 merges all that touches.
+
+    Returns
+    -------
+    (n,) int64
+        Object of each basin, from 0, in the order of the first of its maxima.
+    """
+    count = len(roots)
+    same = saddles[np.isinf(saddles.heights)]
+    graph = coo_array((np.ones(len(same.first), bool), (same.first, same.second)), shape=(count, count))
+    parts, whole = connected_components(graph, directed=False)
+    root, peak = np.full(parts, -1, np.int64), np.zeros(parts, np.float32)
+    np.maximum.at(root, whole, roots)
+    np.maximum.at(peak, whole, peaks)
+    order = np.argsort(root)  # basins by the place of their maximum, whatever block they were found in
+    rank = np.empty(parts, np.int64)
+    rank[order] = np.arange(parts)
+    whole, root, peak = rank[whole], root[order], peak[order]
+    first, second = whole[saddles.first], whole[saddles.second]
+    usable = (first != second) & (saddles.heights >= np.float32(ratio) * np.minimum(peak[first], peak[second]))
+    pairs = _highest(first[usable], second[usable], saddles.heights[usable], parts)
+    pairs = pairs[np.lexsort((pairs.second, pairs.first, -pairs.heights))]
+    owner = _merged(peak, pairs, ratio)
+    ends, number = np.unique(owner, return_inverse=True)
+    earliest = np.full(len(ends), parts, np.int64)
+    np.minimum.at(earliest, number, np.arange(parts))
+    final = np.empty(len(ends), np.int64)
+    final[np.argsort(earliest)] = np.arange(len(ends))
+    return np.asarray(final[number][whole], np.int64)
+
+
+def _merged(peak: Heights, pairs: Saddles, ratio: float) -> Ints:
+    """Owner of each basin after merging over `pairs`, the highest saddle first (Kruskal's order)."""
+    owner, high = list(range(len(peak))), peak.tolist()
+
+    def find(basin: int) -> int:
+        while owner[basin] != basin:
+            owner[basin] = owner[owner[basin]]
+            basin = owner[basin]
+        return basin
+
+    for a, b, saddle in zip(pairs.first.tolist(), pairs.second.tolist(), pairs.heights.tolist(), strict=True):
+        a, b = find(a), find(b)
+        if a != b and saddle >= ratio * min(high[a], high[b]):
+            if (high[a], a) < (high[b], b):
+                a, b = b, a
+            owner[b] = a
+    return np.array([find(basin) for basin in range(len(peak))], np.int64)

@@ -1,0 +1,141 @@
+"""Measurements of bodies of known size, at cubic and at flat voxels."""
+
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from napari_kdunet import core
+
+SIZES = [(10.0, 10.0, 10.0), (40.0, 8.0, 8.0)]
+
+
+def space(voxel_size, shape_nm):
+    """Places (3, Z, Y, X) in nm of the middles of voxels."""
+    axes = [(np.arange(math.ceil(n / v)) + 0.5) * v for n, v in zip(shape_nm, voxel_size, strict=True)]
+    return np.stack(np.meshgrid(*axes, indexing="ij"))
+
+
+def tube(places, start, end, radius):
+    """Which places lie in a tube with round ends."""
+    a, axis = (np.reshape(v, (3, 1, 1, 1)).astype(float) for v in (start, np.subtract(end, start)))
+    along = np.clip(((places - a) * axis).sum(0) / max((axis**2).sum(), 1e-9), 0, 1)
+    return ((places - a - along * axis) ** 2).sum(0) <= radius**2
+
+
+@pytest.mark.parametrize("voxel_size", SIZES)
+def test_ball(voxel_size):
+    mask = tube(space(voxel_size, (500, 500, 600)), (250, 240, 260), (250, 240, 260), 180)
+    (row,) = core.measure(mask.astype(np.uint8) * 7, voxel_size=voxel_size).to_dict("records")
+    assert row["id"] == 7
+    assert row["voxels"] == mask.sum()
+    assert row["volume_um3"] == pytest.approx(4 / 3 * math.pi * 0.18**3, rel=0.02)
+    assert row["surface_um2"] == pytest.approx(4 * math.pi * 0.18**2, rel=0.03)
+    assert row["sphericity"] == pytest.approx(1, abs=0.03)
+    assert [row[f"centroid_{a}_nm"] for a in "zyx"] == pytest.approx([250, 240, 260], abs=2)
+    assert [row[f"axis_{a}_nm"] for a in ("major", "middle", "minor")] == pytest.approx([360] * 3, rel=0.02)
+    assert row["field_fraction"] == mask.mean()
+    assert not row["touches_border"]
+
+
+@pytest.mark.parametrize("voxel_size", SIZES)
+def test_ellipsoid(voxel_size):
+    places = space(voxel_size, (520, 520, 900)) - np.reshape((260, 260, 450), (3, 1, 1, 1))
+    half = (200.0, 150.0, 400.0)
+    mask = ((places / np.reshape(half, (3, 1, 1, 1))) ** 2).sum(0) <= 1
+    (row,) = core.measure(mask, voxel_size=voxel_size).to_dict("records")
+    assert row["volume_um3"] == pytest.approx(4 / 3 * math.pi * math.prod(half) / 1e9, rel=0.02)
+    assert [row[f"axis_{a}_nm"] for a in ("major", "middle", "minor")] == pytest.approx([800, 400, 300], rel=0.02)
+    assert [row[f"direction_{a}"] for a in "zyx"] == pytest.approx([0, 0, 1], abs=0.02)
+    assert row["elongation"] == pytest.approx(2, rel=0.02)
+    p = 1.6075  # Thomsen's formula, within 1.1 %
+    a, b, c = (h / 1000 for h in half)
+    area = 4 * math.pi * (((a * b) ** p + (a * c) ** p + (b * c) ** p) / 3) ** (1 / p)
+    assert row["surface_um2"] == pytest.approx(area, rel=0.03)
+
+
+@pytest.mark.parametrize("voxel_size", SIZES)
+def test_branched(voxel_size):
+    """A Y of tubes 240 nm wide, its arms of 900 and 800 nm from the middle."""
+    places = space(voxel_size, (400, 1500, 1900))
+    middle, radius = np.array((200, 750, 950)), 120.0
+    arms = [(0, 0, 900 - radius), (0, 520, -450), (0, -520, -450)]
+    mask = np.logical_or.reduce([tube(places, middle, middle + arm, radius) for arm in arms])
+    (row,) = core.measure(mask, voxel_size=voxel_size).to_dict("records")
+    length = sum(np.linalg.norm(arm) + radius for arm in arms)
+    assert row["branches"] == 3
+    assert row["skeleton_length_nm"] == pytest.approx(length, rel=0.02)
+    assert row["mean_width_nm"] == pytest.approx(2 * radius, rel=0.05)  # the middle is shared by three
+
+
+def test_straight_tube_and_a_neighbour():
+    places = space((10.0, 10.0, 10.0), (400, 400, 1200))
+    ids = 3 * tube(places, (200, 120, 200), (200, 120, 1000), 80).astype(np.uint16)
+    ids += 9 * tube(places, (200, 320, 200), (200, 320, 1000), 80).astype(np.uint16)
+    raw = np.where(ids == 3, 50, np.where(ids == 9, 90, 200)).astype(np.uint8)
+    table = core.measure(ids, raw, voxel_size=(10.0, 10.0, 10.0))
+    assert table["id"].tolist() == [3, 9]
+    assert table["skeleton_length_nm"].to_numpy() == pytest.approx([960, 960], rel=0.02)
+    assert table["mean_width_nm"].to_numpy() == pytest.approx([160, 160], rel=0.02)
+    assert table["branches"].tolist() == [1, 1]
+    assert table["mean_grey"].tolist() == [50, 90]
+    assert table["nearest_neighbour_nm"].to_numpy() == pytest.approx([200, 200], abs=2)
+
+
+def test_box_border_and_slices():
+    ids = np.zeros((6, 20, 30), np.uint16)
+    ids[1:3, 4:8, 10:20] = 5
+    ids[4:6, 0:3, 2:4] = 2
+    first, second = core.measure(ids, voxel_size=(50.0, 5.0, 4.0)).to_dict("records")
+    assert (first["id"], first["touches_border"], first["first_slice"], first["last_slice"]) == (2, True, 4, 5)
+    assert (second["id"], second["touches_border"], second["slices"]) == (5, False, 2)
+    box = [second[f"box_{a}_{end}_nm"] for a in "zyx" for end in ("min", "max")]
+    assert box == [50, 150, 20, 40, 40, 80]
+    assert second["volume_um3"] == pytest.approx(80 * 1000 / 1e9)
+
+
+def test_contacts_are_what_lies_near():
+    """A cube of 400 nm with a sheet 20 nm beside one face, of half its size, and another one far away."""
+    ids, sheet = np.zeros((60, 60, 80), np.uint8), np.zeros((60, 60, 80), bool)
+    ids[10:50, 10:50, 10:50] = 1
+    sheet[10:50, 10:30, 52:54] = True
+    sheet[:, :, 75:] = True
+    row = core.measure(ids, voxel_size=(10.0,) * 3, contacts=sheet, within=25.0).iloc[0]
+    assert row["contact_area_um2"] == pytest.approx(0.4 * 0.2, rel=0.15)
+    assert row["contacts"] == 1
+    sheet[10:50, 40:50, 52:54] = True
+    assert core.measure(ids, voxel_size=(10.0,) * 3, contacts=sheet, within=25.0)["contacts"].tolist() == [2]
+    assert core.measure(ids, voxel_size=(10.0,) * 3, contacts=sheet, within=15.0)["contacts"].tolist() == [0]
+
+
+def test_nothing_to_measure():
+    table = core.measure(np.zeros((3, 8, 8), np.uint8), voxel_size=(10.0,) * 3)
+    assert len(table) == 0
+    assert "surface_um2" in table
+
+
+def test_what_cannot_be_measured():
+    with pytest.raises(core.LabelsError, match="whole numbers"):
+        core.measure(np.zeros((3, 8, 8), np.float32), voxel_size=(10.0,) * 3)
+    with pytest.raises(core.LabelsError, match="shape"):
+        core.measure(np.ones((3, 8, 8), np.uint8), np.ones((3, 8, 9), np.uint8), voxel_size=(10.0,) * 3)
+    with pytest.raises(core.VolumeError, match="voxel size"):
+        core.measure(np.ones((3, 8, 8), np.uint8))
+
+
+def test_tables_on_disk(tmp_path):
+    from napari_kdunet.core.objects.measure import write_table
+
+    table = pd.DataFrame({"id": [1, 2], "volume_um3": [0.5, 0.25]})
+    write_table(table, tmp_path / "t.csv")
+    assert pd.read_csv(tmp_path / "t.csv").equals(table)
+    try:
+        import pyarrow  # noqa: F401
+    except ImportError:
+        with pytest.raises(core.OutputError, match="pyarrow"):
+            write_table(table, tmp_path / "t.parquet")
+        assert not (tmp_path / "t.parquet").exists()
+    else:
+        write_table(table, tmp_path / "t.parquet")
+        assert pd.read_parquet(tmp_path / "t.parquet").equals(table)
