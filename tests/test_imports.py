@@ -38,7 +38,8 @@ FLOORS = (
     ("core.data",),
     ("core.prediction", "core.objects"),
     ("core.networks", "core.metrics", "core.writing"),
-    ("core.volumes", "core.config", "core.advice", "core.devices", "core.files"),
+    ("core.volumes", "core.config", "core.advice", "core.devices"),
+    ("core.files",),
     ("core.kernels", "core.parsing"),
     ("core.errors",),
     ("napari_kdunet",),  # the version

@@ -217,7 +217,9 @@ def iter_find_pixel_size(
             search = replace(search, tried=(*search.tried, probe.at(size, inverted)))
             yield search
     best = search.best
-    for octave in (-_FINE, _FINE) if best is not None and sizes is None else ():
+    if best is None or sizes is not None:
+        return
+    for octave in (-_FINE, _FINE):
         search = replace(search, tried=(*search.tried, probe.at(best.pixel_size * 2**octave, best.inverted)))
         yield search
 

@@ -197,8 +197,9 @@ class Volume:
         for i, (z, y, x) in enumerate(windows):
             mean, std = self.statistics(z)
             outside = self.outside(z, y, x)
-            mask = None if outside is None else Mask(pixels.shape[1:])
-            if mask is not None:
+            mask = None
+            if outside is not None:
+                mask = Mask(pixels.shape[1:])
                 mask.add(slice(0, pixels.shape[1]), outside)
             held._summaries[i] = Summary(mean, std, mask, self.is_lost(z))
         return held
