@@ -365,3 +365,9 @@ def test_a_held_out_slice_is_judged_by_its_new_labels_but_not_learnt_from(blobs,
     assert same(changed.model, honest.model)
     assert honest.ce < 0.3
     assert changed.ce > 1  # nearly all of it is wrong now
+
+
+def test_an_image_that_shows_nothing_is_named(blobs, quick, one_line):
+    _, labels = blobs()
+    with one_line(core.VolumeError, "flat.tif", "shows nothing"):
+        core.train(core.open_volume(np.full(labels.shape, 7, np.uint8), name="flat.tif"), labels, quick())
