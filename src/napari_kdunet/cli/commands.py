@@ -37,6 +37,7 @@ from napari_kdunet.cli.arguments import (
     print_notes,
 )
 from napari_kdunet.cli.experiments import study, sweep
+from napari_kdunet.cli.objects import objects
 from napari_kdunet.cli.options import with_selection, with_settings
 from napari_kdunet.cli.predict import predict
 from napari_kdunet.cli.progress import Interrupted, follow_to_file, launch_processes
@@ -269,6 +270,7 @@ def adapt(
 
 
 app.command(cls=Command)(predict)
+app.command(cls=Command)(objects)
 
 
 @app.command(cls=Command)
@@ -282,12 +284,22 @@ def evaluate(
     raw: Annotated[
         str | None, typer.Option(help="Image that was segmented: what lies outside its sample does not count.")
     ] = None,
+    by_object: Annotated[
+        bool, typer.Option("--objects", help="Score objects, as the command objects numbers them, against true ones.")
+    ] = False,
     *,
     selection: dict[str, Any],
 ) -> None:
-    """Score masks or probabilities against labels."""
+    """Score masks or probabilities, or objects, against labels."""
     from napari_kdunet import core
 
+    if by_object:
+        by_name = core.score_objects(pred, labels, ignore=ignore).to_dict()
+        if as_json:
+            print_result(json.dumps(by_name))
+        else:
+            _print_table(by_name)
+        return
     prediction = core.open_volume(pred)
     image = None if raw is None else given_volume(raw, None, **selection)
     scores = core.evaluate(prediction, labels, threshold=threshold, ignore=ignore, raw=image).to_dict()

@@ -41,12 +41,12 @@ from napari_kdunet.core.parsing import format_slices
 if TYPE_CHECKING:
     from napari_kdunet.core import Model
 
-__all__ = ["predict"]
+__all__ = ["ENDINGS", "predict"]
 
 Slices: TypeAlias = Generator[Any, None, None]
 
 _M_ARENA_MAX = -8  # from glibc's malloc.h
-_ENDINGS = (".tif", ".tiff", ".zarr", ".h5", ".hdf5", ".mrc")
+ENDINGS = (".tif", ".tiff", ".zarr", ".h5", ".hdf5", ".mrc")
 
 RawVolumes = Annotated[
     list[str],
@@ -101,7 +101,7 @@ def predict(
     jobs = _jobs(raw, out, out_dir, kind)
     _check_combinations(jobs, planes, on_error, scheduler)
     if out_dir is None:
-        check_out(jobs[0].out, model, jobs[0].raw, suffixes=_ENDINGS, overwrite=overwrite)
+        check_out(jobs[0].out, model, jobs[0].raw, suffixes=ENDINGS, overwrite=overwrite)
     settings = _Settings(
         core.load_model(model),
         model,
@@ -214,7 +214,7 @@ def _predict_many(jobs: list[_Job], settings: _Settings) -> None:
                     job.out,
                     settings.model_name,
                     *(other.raw for other in jobs),
-                    suffixes=_ENDINGS,
+                    suffixes=ENDINGS,
                     overwrite=settings.writing["overwrite"],
                 )
                 slices, result = str(_predict_one(job, settings)), str(job.out)

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Interrupted",
     "follow_runs",
+    "follow_share",
     "follow_slices",
     "follow_to_file",
     "follow_training",
@@ -229,3 +230,11 @@ def follow_slices(title: str, slices: Iterator[Written], count: int, *, resumabl
     except (Interrupted, KeyboardInterrupt):
         kept = f"{done} of {count} slices are kept, and the same command goes on" if resumable and done else ""
         raise Interrupted(f"stopped: {kept or 'nothing was written'}.") from None
+
+
+@contextmanager
+def follow_share(title: str) -> Iterator[Callable[[float], None]]:
+    """Show the progress of work that calls what this gives with the share that is done, from 0 to 1."""
+    with _progress_bar() as bar:
+        task = bar.add_task(title, total=1.0)
+        yield lambda share: bar.update(task, completed=share)

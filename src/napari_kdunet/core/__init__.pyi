@@ -21,6 +21,7 @@ from .networks.unet import KUNet
 from .objects.config import ObjectsConfig
 from .objects.instances import instances
 from .objects.measure import measure
+from .objects.scores import ObjectScores, score_objects
 from .prediction.pixel_size import PixelSizeSearch, TriedSize, find_pixel_size, iter_find_pixel_size
 from .prediction.predict import predict
 from .training.adapt import adapt, iter_adapt
@@ -45,6 +46,7 @@ __all__ = [
     "Losses",
     "Model",
     "ModelError",
+    "ObjectScores",
     "ObjectsConfig",
     "OutputError",
     "PixelSizeSearch",
@@ -81,6 +83,7 @@ __all__ = [
     "measure",
     "open_volume",
     "predict",
+    "score_objects",
     "smallest_within",
     "soft_loss",
     "study_runs",

@@ -1,10 +1,14 @@
 """Objects from masks and probabilities: they come apart, and do not depend on the blocks they are found in."""
 
+import os
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
+from skimage.segmentation import expand_labels
 
 from napari_kdunet import core
 from napari_kdunet.core.objects import blocks
@@ -123,13 +127,30 @@ def test_slices_far_apart_are_linked_by_overlap():
 
 
 def test_mitochondria_of_the_synthetic_volume():
-    """Those of the truth, apart, with nothing merged or in pieces."""
+    """Those of the truth; and where they are drawn 50 nm wider, so that they touch, most come apart again."""
     _, truth = synthetic_em(instances=True)
-    ids = found(truth > 0, holes=0.0)
-    large = [i for i in range(1, truth.max() + 1) if (truth == i).sum() > 200]
-    owner = [np.unique(ids[truth == i]) for i in large]
-    assert all(len(o) == 1 for o in owner)
-    assert len({int(o[0]) for o in owner}) == len(large) > 10
+    assert core.score_objects(found(truth > 0, holes=0.0), truth).f1() > 0.97
+    wider = expand_labels(truth, 5)
+    together = core.score_objects(found(wider > 0, holes=0.0, split=0.0), wider)
+    apart = core.score_objects(found(wider > 0, holes=0.0), wider)
+    assert together.merges > 8
+    assert apart.merges <= 2
+    assert apart.f1() > 0.95 > together.f1()
+
+
+@pytest.mark.data
+@pytest.mark.skipif("KDUNET_DATA" not in os.environ, reason="KDUNET_DATA names no folder of real volumes")
+def test_sections_of_a_fly():
+    """Outlines of vnc-train that are drawn wider until neighbours touch come apart again in most places."""
+    labels = np.asarray(core.open_volume(Path(os.environ["KDUNET_DATA"]) / "vnc-train-labels.tif"))[:4] > 0
+    merged = apart = 0
+    for section in labels:
+        truth = expand_labels(ndimage.label(section)[0], 12)[None]
+        size = (50.0, 4.6, 4.6)
+        merged += core.score_objects(found(truth > 0, size, split=0.0, holes=0.0), truth).merges
+        apart += core.score_objects(found(truth > 0, size, holes=0.0), truth).merges
+    assert merged >= 5
+    assert apart <= merged / 2
 
 
 def test_a_mask_of_nothing():

@@ -284,10 +284,11 @@ def _shape(box: _Box, size: VoxelSize, within: float, row: Any) -> dict[str, flo
 
 def _tube_width(volume: float, length: float) -> float:
     """Diameter w of a tube with round ends: volume = pi / 4 w² (length - w / 3)."""
-    ball: float = (6 * volume / math.pi) ** (1 / 3)
+    ball = math.cbrt(6 * volume / math.pi)
     if length <= ball:
         return ball
-    return float(brentq(lambda w: math.pi / 4 * w**2 * (length - w / 3) - volume, 0.0, ball))
+    width: float = brentq(lambda w: math.pi / 4 * w**2 * (length - w / 3) - volume, 0.0, ball)
+    return width
 
 
 def _contacts(mask: Mask, other: Mask, size: VoxelSize, within: float, mesh: Any) -> dict[str, float]:

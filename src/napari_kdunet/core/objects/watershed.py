@@ -135,12 +135,13 @@ def find_basins(height: Heights, origin: tuple[int, ...], shape: tuple[int, ...]
         inner.append(_highest(basin[pairs], other[pairs].astype(np.int64), low[pairs], len(ends)))
         pairs = np.flatnonzero((other < 0) & (low > 0))
         outer.append(Saddles(basin[pairs], place(near[pairs]), low[pairs]))
-    labels = np.zeros(height.shape, np.uint32)
-    labels.ravel()[here] = basin + 1
+    z, y, x = np.unravel_index(here, height.shape)
+    labels = np.zeros(tuple(n - 2 for n in height.shape), np.uint32)
+    labels[z - 1, y - 1, x - 1] = basin + 1
     inside[2:-2, 2:-2, 2:-2] = False
     faces = np.flatnonzero(inside)
     return Basins(
-        np.ascontiguousarray(labels[1:-1, 1:-1, 1:-1]),
+        labels,
         np.where(own, place(where), -1),
         peaks,
         Saddles.join(inner),

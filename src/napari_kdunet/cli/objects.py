@@ -1,0 +1,130 @@
+"""The command `objects`: from a mask or probabilities to numbered objects and a table of measurements."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+from napari_kdunet.cli.arguments import Overwrite, VoxelSize, check_out, given_volume, print_notes
+from napari_kdunet.cli.predict import ENDINGS
+from napari_kdunet.cli.progress import Interrupted, follow_share, follow_slices
+from napari_kdunet.cli.terminal import console, print_result
+from napari_kdunet.core.errors import ConfigError
+
+__all__ = ["objects"]
+
+
+def objects(
+    source: Annotated[
+        str, typer.Argument(metavar="MASK|PROB", help="Mask, or probabilities (0-1, 0-255 or 0-65535), ZYX.")
+    ],
+    out: Annotated[
+        Path, typer.Option("-o", "--out", metavar="INSTANCES", help="Objects to write (.tif, .zarr, .h5 or .mrc).")
+    ],
+    table: Annotated[
+        Path | None, typer.Option(help="Table of measurements to write, a row an object (.csv or .parquet).")
+    ] = None,
+    raw: Annotated[str | None, typer.Option(help="Image, for the mean grey value of each object.")] = None,
+    contacts: Annotated[
+        str | None, typer.Option(help="Mask of something else: contact area and number of contacts of each object.")
+    ] = None,
+    within: Annotated[float, typer.Option(help="Distance in nm that is a contact.", min=0)] = 30.0,
+    voxel_size: VoxelSize = None,
+    threshold: Annotated[
+        float, typer.Option(help="Probability above which a voxel is foreground.", min=0, max=1)
+    ] = 0.5,
+    split: Annotated[
+        float,
+        typer.Option(
+            help="Objects come apart at necks thinner than this share of the thinner side; 0: not at all.",
+            min=0,
+            max=1,
+        ),
+    ] = 0.7,
+    min_diameter: Annotated[
+        float, typer.Option(help="Leave out objects smaller than a ball (of one slice: a disc) of this diameter, nm.")
+    ] = 100.0,
+    holes: Annotated[float, typer.Option(help="Fill enclosed holes up to this width, nm.")] = 50.0,
+    smoothing: Annotated[
+        float, typer.Option(help="Standard deviation of a Gaussian over the probability, nm; 0 is off.")
+    ] = 0.0,
+    mode: Annotated[
+        Literal["auto", "2d", "3d"],
+        typer.Option(help="In 3-D, or in each slice and linked along z; auto: by the voxel size."),
+    ] = "auto",
+    link: Annotated[
+        float, typer.Option(help="Overlap (IoU) of outlines in neighbouring slices that makes them one; of 2d.")
+    ] = 0.3,
+    ome_version: Annotated[
+        Literal["0.5", "0.4"], typer.Option(help="Version of OME-Zarr; 0.4 is for older viewers.")
+    ] = "0.5",
+    overwrite: Overwrite = False,
+) -> None:
+    """Split a mask or probabilities into objects, number them, and measure them."""
+    from napari_kdunet import core
+    from napari_kdunet.core.objects.instances import is_flat
+    from napari_kdunet.core.objects.measure import write_table
+
+    config = core.ObjectsConfig(
+        threshold=threshold,
+        split=split,
+        min_diameter=min_diameter,
+        holes=holes,
+        smoothing=smoothing,
+        mode=mode,
+        link=link,
+    )
+    inputs = (source, raw, contacts)
+    check_out(out, *inputs, suffixes=ENDINGS, overwrite=overwrite)
+    if table is not None:
+        check_out(table, *inputs, suffixes=(".csv", ".parquet"), overwrite=overwrite)
+    elif raw or contacts:
+        raise ConfigError(f"--{'raw' if raw else 'contacts'} is for the measurements: give --table T.csv too.")
+    volume = given_volume(source, voxel_size)
+    print_notes(volume)
+    with _stopping("nothing was written"), follow_share("finding objects") as share:
+        found = core.instances(volume, config, scratch=out.absolute().parent, progress=share)
+    flat = is_flat(volume.voxel_size, mode)
+    console.print(f"note: {'in each slice, linked along z' if flat else 'in 3-D'} (voxels of {_nm(volume)}; --mode)")
+    _write(found, out, volume, config, ome_version, overwrite)
+    print_result(str(out))
+    if table is not None:
+        with _stopping(f"{out} is written, the table is not"), follow_share("measuring") as share:
+            rows = core.measure(
+                out, raw, voxel_size=volume.voxel_size, contacts=contacts, within=within, progress=share
+            )
+            write_table(rows, table)
+        print_result(f"{table}  {len(rows)} objects")
+
+
+def _nm(volume: Any) -> str:
+    return " x ".join(f"{size:g}" for size in volume.voxel_size) + " nm"
+
+
+def _write(found: Any, out: Path, volume: Any, config: Any, ome_version: str, overwrite: bool) -> None:
+    from napari_kdunet.core.writing.writer import iter_write
+
+    slices = iter_write(
+        found,
+        out,
+        voxel_size=volume.voxel_size,
+        metadata={"objects": asdict(config)},
+        labels=True,
+        ome_version=ome_version,
+        overwrite=overwrite,
+    )
+    follow_slices("writing objects", slices, len(found), resumable=False)
+
+
+@contextmanager
+def _stopping(what: str) -> Iterator[None]:
+    """Say at a Ctrl-C what is there."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise Interrupted(f"stopped: {what}.") from None

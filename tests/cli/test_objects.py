@@ -1,0 +1,92 @@
+"""napari-kdunet objects, and evaluate --objects: files, notes, and what is refused."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from command_line import names, run
+from napari_kdunet import core
+
+SIZE = (10.0, 10.0, 10.0)
+
+
+@pytest.fixture
+def mask(tmp_path):
+    """Two boxes that are apart, and one of them twice with a neck; its image beside it."""
+    volume = np.zeros((20, 60, 80), np.uint8)
+    volume[3:17, 5:20, 5:60] = 1
+    volume[3:17, 30:50, 5:25] = volume[3:17, 30:50, 35:60] = volume[8:12, 38:42, 25:35] = 1
+    core.write_volume(volume, tmp_path / "mask.tif", voxel_size=SIZE)
+    core.write_volume(volume * 50 + 20, tmp_path / "raw.tif", voxel_size=SIZE)
+    return tmp_path / "mask.tif"
+
+
+def test_objects_and_their_table(mask, tmp_path):
+    result = run(
+        "objects", mask, "-o", tmp_path / "i.tif", "--table", tmp_path / "t.csv", "--raw", tmp_path / "raw.tif"
+    )
+    assert result.code == 0, result.err
+    assert "3 objects" in result.out
+    assert "in 3-D" in result.err
+    ids = core.open_volume(tmp_path / "i.tif")
+    assert ids.voxel_size == SIZE
+    table = pd.read_csv(tmp_path / "t.csv")
+    assert table["id"].tolist() == [1, 2, 3]
+    assert table["voxels"].tolist() == np.bincount(np.asarray(ids).ravel())[1:].tolist()
+    assert table["mean_grey"].tolist() == [70, 70, 70]
+    assert names(tmp_path) == ["i.tif", "mask.tif", "raw.tif", "t.csv"]
+
+
+def test_settings_reach_the_core(mask, tmp_path):
+    assert run("objects", mask, "-o", tmp_path / "i.zarr", "--split", "0", "--min-diameter", "10").code == 0
+    assert np.asarray(core.open_volume(tmp_path / "i.zarr")).max() == 2
+    result = run("objects", mask, "-o", tmp_path / "j.tif", "--voxel-size", "50,10,10")
+    assert "in each slice" in result.err
+
+
+def test_objects_of_the_true_ones(mask, tmp_path):
+    run("objects", mask, "-o", tmp_path / "i.tif")
+    result = run("evaluate", tmp_path / "i.tif", tmp_path / "i.tif", "--objects", "--json")
+    assert json.loads(result.out)["f1"] == 1
+    assert json.loads(result.out)["objects"] == 3
+    assert "panoptic quality" in run("evaluate", tmp_path / "i.tif", tmp_path / "i.tif", "--objects").out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("mask.tif", "-o", "mask.tif", "--overwrite"), "it is the input"),
+        (("mask.tif", "-o", "i.png"), "i.png"),
+        (("mask.tif", "-o", "i.tif", "--table", "t.xlsx"), "t.xlsx"),
+        (("mask.tif", "-o", "i.tif", "--raw", "raw.tif"), "--table"),
+        (("mask.tif", "-o", "i.tif", "--min-diameter", "-1"), "min_diameter"),
+        (("nothing.tif", "-o", "i.tif"), "nothing.tif"),
+        (("unknown.npy", "-o", "i.tif"), "voxel size"),
+        (("mask.tif", "-o", "old.tif"), "--overwrite"),
+    ],
+)
+def test_one_line_for_what_cannot_be(mask, tmp_path, monkeypatch, arguments, words):
+    monkeypatch.chdir(tmp_path)
+    np.save("unknown.npy", np.zeros((3, 20, 20), bool))
+    (tmp_path / "old.tif").write_bytes(b"mine")
+    result = run("objects", *arguments)
+    assert result.code == 2
+    assert words in result.lines[-1]
+    assert len(result.lines) == 1
+    assert (tmp_path / "old.tif").read_bytes() == b"mine"
+    assert not (tmp_path / "i.tif").exists()
+
+
+def test_ctrl_c_leaves_nothing_behind(mask, tmp_path, monkeypatch):
+    from napari_kdunet.core.objects import instances
+
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(instances, "merge_basins", stop)
+    result = run("objects", mask, "-o", tmp_path / "i.tif")
+    assert result.code == 130
+    assert "nothing was written" in result.err
+    assert names(tmp_path) == ["mask.tif", "raw.tif"]
