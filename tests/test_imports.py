@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import tomllib
 from collections.abc import Iterable, Iterator
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
@@ -35,6 +36,7 @@ FLOORS = (
     ("core", "sample"),  # the public face of the core: for the rooms above, not for the core's own wings
     ("core.experiments",),
     ("core.training",),
+    ("core.export",),
     ("core.data",),
     ("core.prediction", "core.objects"),
     ("core.networks", "core.metrics", "core.writing"),
@@ -233,3 +235,15 @@ def test_circles_are_seen(bad):
 def test_a_new_wing_needs_a_floor():
     with pytest.raises(AssertionError, match=r"give \['core.rumours'\] a floor"):
         upward([Import("core.rumours.heard", "core.errors", 1)])
+
+
+def test_the_requirements_without_torch():
+    """They are the base install without torch, and the extra onnx."""
+    root = Path(__file__).parents[1]
+    if not (root / "requirements-onnx.txt").exists():
+        pytest.skip("no requirements beside these tests")
+    project = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    wanted = [each for each in project["dependencies"] if not each.startswith(("torch", "lightning-fabric"))]
+    wanted += project["optional-dependencies"]["onnx"]
+    lines = (root / "requirements-onnx.txt").read_text(encoding="utf-8").splitlines()
+    assert [line for line in lines if not line.startswith("#")] == sorted(wanted)

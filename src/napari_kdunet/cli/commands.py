@@ -37,6 +37,7 @@ from napari_kdunet.cli.arguments import (
     print_notes,
 )
 from napari_kdunet.cli.experiments import study, sweep
+from napari_kdunet.cli.export import export
 from napari_kdunet.cli.objects import objects
 from napari_kdunet.cli.options import with_selection, with_settings
 from napari_kdunet.cli.predict import predict
@@ -348,6 +349,7 @@ def _without_nan(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
+app.command(cls=Command)(export)
 app.command(cls=Command)(study)
 app.command(cls=Command)(sweep)
 

@@ -31,7 +31,7 @@ from napari_kdunet.cli.arguments import (
     print_notes,
 )
 from napari_kdunet.cli.options import with_selection
-from napari_kdunet.cli.pixel_size import with_pixel_size
+from napari_kdunet.cli.pixel_size import is_exported, with_pixel_size
 from napari_kdunet.cli.progress import follow_slices
 from napari_kdunet.cli.terminal import console, escape, print_result, print_table, shorten
 from napari_kdunet.core.errors import ConfigError, InputError, KDUNetError, VolumeError
@@ -39,7 +39,7 @@ from napari_kdunet.core.files import is_zarr_name, make_folder
 from napari_kdunet.core.parsing import format_slices
 
 if TYPE_CHECKING:
-    from napari_kdunet.core import Model
+    from napari_kdunet.core import Model, OnnxModel
 
 __all__ = ["ENDINGS", "predict"]
 
@@ -94,7 +94,6 @@ def predict(
     selection: dict[str, Any],
 ) -> None:
     """Segment a volume, or many. The same command goes on with a Zarr where a stopped one was."""
-    from napari_kdunet import core
     from napari_kdunet.core.writing.dask_cluster import connect
 
     _use_one_heap()
@@ -103,7 +102,7 @@ def predict(
     if out_dir is None:
         check_out(jobs[0].out, model, jobs[0].raw, suffixes=ENDINGS, overwrite=overwrite)
     settings = _Settings(
-        core.load_model(model),
+        _load(model, views, planes, device),
         model,
         {"output": "probability" if probabilities else "labels", "views": views, "planes": planes},
         threshold,
@@ -133,7 +132,7 @@ class _Job:
 class _Settings:
     """What all volumes of a command have in common."""
 
-    model: Model
+    model: Model | OnnxModel
     model_name: str
     how: dict[str, Any]
     threshold: float | None
@@ -142,6 +141,31 @@ class _Settings:
     resources: dict[str, Any]
     writing: dict[str, Any]
     skipping: bool
+
+
+def _load(model: str, views: int, planes: str, device: str) -> Model | OnnxModel:
+    """The model of that name; an exported one without importing torch, which need not be there."""
+    from napari_kdunet import core
+
+    if not is_exported(model):
+        return core.load_model(model)
+    if views != 1 or planes != "z" or device not in ("auto", "cpu"):
+        raise ConfigError(f"{model} is ONNX: it predicts on the CPU, without --views and --planes; leave these away.")
+    return core.OnnxModel.open(model)
+
+
+def _apply(settings: _Settings, volume: Any, how: dict[str, Any]) -> tuple[Any, str]:
+    """The lazy result, and its key."""
+    from napari_kdunet import core
+
+    model: Any = settings.model
+    device, threads = settings.resources["device"], settings.resources["threads"]
+    if not is_exported(settings.model_name):
+        from napari_kdunet.core.prediction.predict import prediction_key
+
+        return core.predict(model, volume, device=device, threads=threads, **how), prediction_key(model, volume, **how)
+    result = model.predict(volume, output=how["output"], threshold=how["threshold"], threads=threads)
+    return result, model.prediction_key(volume, **how)
 
 
 def _jobs(raw: list[str], out: Path | None, out_dir: Path | None, kind: str) -> list[_Job]:
@@ -234,9 +258,6 @@ def _predict_many(jobs: list[_Job], settings: _Settings) -> None:
 
 def _predict_one(job: _Job, settings: _Settings) -> int:
     """Segment a volume and return its number of slices."""
-    from napari_kdunet import core
-    from napari_kdunet.core.prediction.predict import prediction_key
-
     model, volume = settings.model, given_volume(job.raw, settings.voxel_size, **settings.opening)
     print_notes(volume)
     volume, stated, about = with_pixel_size(
@@ -244,12 +265,12 @@ def _predict_one(job: _Job, settings: _Settings) -> int:
     )
     threshold = model.threshold if settings.threshold is None else settings.threshold
     how = {**settings.how, "threshold": threshold}
-    result = core.predict(model, volume, **settings.resources, **how)
+    result, key = _apply(settings, volume, how)
     target = {
         "path": job.out,
         "voxel_size": stated,
         "metadata": {"model": settings.model_name, **how, **about},
-        "resume_key": prediction_key(model, volume, **how),
+        "resume_key": key,
         **settings.writing,
     }
     _write(result, target, volume, settings.skipping)

@@ -15,6 +15,8 @@ from .errors import (
 from .experiments.studies import Run, study_runs
 from .experiments.study import RunResult, iter_study
 from .experiments.sweep import Tradeoff, iter_sweep, smallest_within
+from .export.onnx_file import export_onnx
+from .export.onnx_model import OnnxModel
 from .metrics import Confusion, Scores, evaluate
 from .networks.model import Model, bundled_models, load_model
 from .networks.unet import KUNet
@@ -48,6 +50,7 @@ __all__ = [
     "ModelError",
     "ObjectScores",
     "ObjectsConfig",
+    "OnnxModel",
     "OutputError",
     "PixelSizeSearch",
     "Run",
@@ -70,6 +73,7 @@ __all__ = [
     "distill",
     "distillation_loss",
     "evaluate",
+    "export_onnx",
     "find_pixel_size",
     "hard_loss",
     "instances",

@@ -6,10 +6,12 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-
-import torch
+from typing import TYPE_CHECKING
 
 from napari_kdunet.core.errors import ConfigError
+
+if TYPE_CHECKING:  # exported models count the cores where there is no torch
+    import torch
 
 __all__ = ["TINY", "cores", "pick_device", "precision_notes", "training_threads", "using_threads"]
 
@@ -25,6 +27,8 @@ def pick_device(name: str = "auto") -> torch.device:
     ConfigError
         If this machine does not have it.
     """
+    import torch
+
     have = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if name == "auto":
         name = next(kind for kind, there in have.items() if there)
@@ -36,6 +40,8 @@ def pick_device(name: str = "auto") -> torch.device:
 
 def precision_notes(precision: str, device: torch.device) -> tuple[str, ...]:
     """What to know of an arithmetic on a device: a CPU without instructions for bfloat16 has it, but slowly."""
+    import torch
+
     able = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
     emulated = able.get("architecture") == "x86_64" and not (able.get("avx512_bf16") or able.get("amx_bf16"))
     if precision == "bf16-mixed" and device.type == "cpu" and emulated:
@@ -68,6 +74,8 @@ def training_threads(k: int, wanted: int | None = None) -> tuple[int, int]:
 @contextmanager
 def using_threads(count: int) -> Iterator[None]:
     """Let torch use `count` CPU threads for what this thread does inside, and what it had afterwards."""
+    import torch
+
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:

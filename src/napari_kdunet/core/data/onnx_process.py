@@ -19,6 +19,8 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
+__all__ = ["RefusedError", "check_operators"]
+
 _MORE_BYTES = 96 * 2**20  # for a small network, beside what its file and its patch take
 _BYTES_A_PIXEL = 8192  # of a patch: twice what a 64-Unet has at the top
 _STACK_BYTES = 16 * 2**20  # a thread
@@ -27,7 +29,7 @@ _TYPES = {1: np.float32, 10: np.float16, 11: np.float64}  # of an input, by ONNX
 _MOST_CHANNELS, _MOST_SIDES = 64, 2  # of an output; its sides in those of the input
 
 
-class _Refused(Exception):
+class RefusedError(Exception):
     """Why a network cannot teach, in words for its owner."""
 
 
@@ -99,8 +101,8 @@ class _Network:
         try:
             model = onnx.load_model_from_string(content)
         except Exception as error:
-            raise _Refused("it is not an ONNX file") from error
-        self.parameters = _check(model)
+            raise RefusedError("it is not an ONNX file") from error
+        self.parameters = check_operators(model)
         self._input, self._dtype, self.side = _input_of(model)
         del model
         options = onnxruntime.SessionOptions()
@@ -116,22 +118,22 @@ class _Network:
         _limit_memory(self._memory + _BYTES_A_PIXEL * image.size)
         (out,) = self._session.run([self._output], {self._input: image[None, None].astype(self._dtype)})
         if not isinstance(out, np.ndarray) or out.dtype.kind != "f" or out.ndim != 4 or out.shape[0] != 1:
-            raise _Refused("it must give (N, classes, Y, X) logits for (N, 1, Y, X)")
+            raise RefusedError("it must give (N, classes, Y, X) logits for (N, 1, Y, X)")
         sides = zip(out.shape[2:], image.shape, strict=True)
         if not 1 <= out.shape[1] <= _MOST_CHANNELS or not all(1 <= a <= _MOST_SIDES * b for a, b in sides):
-            raise _Refused(f"it gives an output of shape {out.shape} for an image of {image.shape}")
+            raise RefusedError(f"it gives an output of shape {out.shape} for an image of {image.shape}")
         return np.ascontiguousarray(out[0], np.float32)
 
 
-def _check(model: Any) -> int:
+def check_operators(model: Any) -> int:
     """Refuse what refers to anything outside of the file; the number of its parameters."""
     for message in _messages(model):
         match type(message).__name__:
             case "TensorProto":
                 if message.data_location or message.external_data:
-                    raise _Refused("it refers to other files: save it with its weights inside")
+                    raise RefusedError("it refers to other files: save it with its weights inside")
             case "NodeProto" if message.domain not in _DOMAINS:
-                raise _Refused(f"its operators are not all of ONNX: one is of {message.domain[:40]!r}")
+                raise RefusedError(f"its operators are not all of ONNX: one is of {message.domain[:40]!r}")
     return sum(math.prod(tensor.dims) for tensor in model.graph.initializer if tensor.data_type in _TYPES)
 
 
@@ -151,14 +153,14 @@ def _input_of(model: Any) -> tuple[str, Any, tuple[int, int] | None]:
     weights = {tensor.name for tensor in model.graph.initializer}
     inputs = [each for each in model.graph.input if each.name not in weights]
     if len(inputs) != 1 or not model.graph.output:
-        raise _Refused(f"it has {len(inputs)} inputs and {len(model.graph.output)} outputs: one image is asked for")
+        raise RefusedError(f"it has {len(inputs)} inputs and {len(model.graph.output)} outputs: one image is asked for")
     tensor = inputs[0].type.tensor_type
     sizes = [each.dim_value if each.WhichOneof("value") == "dim_value" else 0 for each in tensor.shape.dim]
     if tensor.elem_type not in _TYPES or len(sizes) != 4 or sizes[0] not in (0, 1) or sizes[1] not in (0, 1):
-        raise _Refused("its input must be of floats and of shape (N, 1, Y, X)")
+        raise RefusedError("its input must be of floats and of shape (N, 1, Y, X)")
     y, x = sizes[2:]
     if bool(y) != bool(x) or (y and not (16 <= y <= 4096 and 16 <= x <= 4096)):
-        raise _Refused(f"its input is {y} x {x} pixels: both sides must be free, or from 16 to 4096")
+        raise RefusedError(f"its input is {y} x {x} pixels: both sides must be free, or from 16 to 4096")
     return inputs[0].name, _TYPES[tensor.elem_type], (y, x) if y else None
 
 

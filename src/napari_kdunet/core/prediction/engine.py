@@ -12,7 +12,7 @@ from torch.nn.utils import fuse_conv_bn_weights
 
 from napari_kdunet.core.networks.unet import KUNet
 
-__all__ = ["Forward", "engine_for", "folded"]
+__all__ = ["Forward", "engine_for", "folded", "with_log_odds"]
 
 Forward: TypeAlias = Callable[[Tensor], Tensor]
 """From an image (1, 1, Y, X) on the engine's device to float32 logits (1, C, Y, X), valid until the next call.
@@ -33,7 +33,7 @@ def engine_for(net: nn.Module, device: torch.device, threads: int) -> Forward:
     if not isinstance(net, KUNet):
         with torch.no_grad():  # the copy of a TorchScript module would else hang on the original's graph
             return _Torch(copy.deepcopy(net).to(device) if _elsewhere(net, device) else net)
-    plain = _with_log_odds(folded(net))
+    plain = with_log_odds(folded(net))
     if device.type == "cpu" and net.k <= _COMPILED_UP_TO and not _elsewhere(net, device):
         try:
             from napari_kdunet.core.prediction.compiled import CompiledUNet
@@ -92,7 +92,7 @@ def folded(net: KUNet) -> KUNet:
 
 
 @torch.no_grad()
-def _with_log_odds(net: KUNet) -> KUNet:
+def with_log_odds(net: KUNet) -> KUNet:
     """Give a `net` of two classes, in place, a head for the difference of their logits; others stay as they are."""
     if net.classes == 2:
         weight, bias = net.head.weight, net.head.bias

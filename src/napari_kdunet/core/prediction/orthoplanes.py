@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 
 from napari_kdunet.core.errors import ConfigError, ModelError
 from napari_kdunet.core.networks.model import Model
-from napari_kdunet.core.prediction.tiler import Span, Tiler
+from napari_kdunet.core.prediction.tiler import Tiler
+from napari_kdunet.core.prediction.tiling import Span
 from napari_kdunet.core.volumes.resampling import Grid
 from napari_kdunet.core.volumes.sources import Key
 from napari_kdunet.core.volumes.volume import Volume

@@ -7,7 +7,6 @@ import threading
 import uuid
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 import dask.array as da
@@ -21,7 +20,8 @@ from napari_kdunet.core.errors import ConfigError, ModelError
 from napari_kdunet.core.networks.model import Model
 from napari_kdunet.core.prediction import orthoplanes
 from napari_kdunet.core.prediction.orthoplanes import OrthoPlanes
-from napari_kdunet.core.prediction.tiler import Span, Tiler, foreground, labels
+from napari_kdunet.core.prediction.tiler import Tiler, foreground, labels
+from napari_kdunet.core.prediction.tiling import Span
 from napari_kdunet.core.volumes.volume import Volume, open_volume
 
 __all__ = ["Blocks", "predict", "prediction_key"]
@@ -143,11 +143,7 @@ def prediction_key(model: Model, volume: Volume, **settings: Any) -> str:
     for name, value in model.net.state_dict().items():
         digest.update(name.encode())
         digest.update(value.cpu().contiguous().numpy().tobytes())
-    path = Path(volume.name)
-    date = path.stat().st_mtime_ns if path.exists() else 0
-    metadata = (__version__, model.pixel_size, volume.name, date, volume.shape, str(volume.dtype), volume.voxel_size)
-    sample = (volume.fill, volume.sample and volume.sample.name, *["inverted"] * volume.inverted)
-    digest.update(repr((metadata, sample, sorted(settings.items()))).encode())
+    digest.update(repr((__version__, model.pixel_size, volume.identity, sorted(settings.items()))).encode())
     return digest.hexdigest()
 
 

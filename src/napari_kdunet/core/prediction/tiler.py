@@ -7,7 +7,7 @@ import math
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import TypeAlias, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -16,27 +16,23 @@ from numpy.typing import NDArray
 from napari_kdunet.core.devices import cores, pick_device, using_threads
 from napari_kdunet.core.networks.model import Model
 from napari_kdunet.core.prediction.engine import Forward, engine_for
+from napari_kdunet.core.prediction.tiling import Tiling
 from napari_kdunet.core.prediction.tta import averaged
 from napari_kdunet.core.volumes.resampling import Grid
 from napari_kdunet.core.volumes.sample import standardised
 from napari_kdunet.core.volumes.volume import Volume
 
-__all__ = ["Span", "Tiler", "foreground", "labels"]
+__all__ = ["Tiler", "foreground", "labels"]
 
 T = TypeVar("T")
 
-Span: TypeAlias = tuple[int, int]
-"""A start and a stop, in pixels."""
-
-_TILE_BYTES = 2**28  # of activations at the top of the network, about a quarter of its peak
-_TILE_SIDE = 2048  # image pixels: of a shrunk image the pixels themselves take more than the activations
 _AT_ONCE = 2  # tiles in memory, whatever the number of dask's threads: one is read, the other computed
 
 _forward_lock = threading.Lock()  # one forward at a time: each already uses all its threads, or the whole GPU
 
 
 @dataclass(frozen=True)
-class Tiler:
+class Tiler(Tiling):
     """Logits of any window of a slice, equal to float rounding to the window cut from the whole slice's logits.
 
     The image is mirrored at its borders by one unit of the grid. A window is read with a halo that covers the
@@ -47,23 +43,17 @@ class Tiler:
     ----------
     forward : Forward
         The engine, with test-time augmentation where it is wanted.
-    grid : Grid
-        From image pixels to working pixels.
     device : torch.device
         Of the engine.
     threads : int
         CPU threads.
-    multiple, reach, k, classes : int
-        As the network says them, see `Network`; `k` estimates the memory of a tile.
+    classes : int
+        Of the network.
     """
 
     forward: Forward
-    grid: Grid
     device: torch.device
     threads: int
-    multiple: int
-    reach: int
-    k: int
     classes: int
     _slots: threading.Semaphore = field(
         default_factory=lambda: threading.BoundedSemaphore(_AT_ONCE), init=False, compare=False, repr=False
@@ -76,34 +66,15 @@ class Tiler:
         """The tiler that applies `model` to `volume`, with test-time augmentation by so many `views`."""
         net, where, threads = model.traits, pick_device(device), threads or cores()
         return cls(
-            averaged(engine_for(model.net, where, threads), views),
             Grid.between(volume.voxel_size[1:] if volume.voxel_size else None, model.pixel_size),
-            where,
-            threads,
             net.multiple,
             net.reach,
             net.k,
+            averaged(engine_for(model.net, where, threads), views),
+            where,
+            threads,
             net.classes,
         )
-
-    @property
-    def unit(self) -> tuple[int, int]:
-        """Windows start at multiples of this, in image pixels (Y, X)."""
-        return self.grid.unit(self.multiple)
-
-    @property
-    def halo(self) -> tuple[int, int]:
-        """Width of the halo around the whole units of a window, in image pixels (Y, X): multiples of `unit`."""
-        reaches = (math.ceil(self.reach / r) + (r > 1) for r in self.grid.ratio)  # enlarging looks at the next pixel
-        y, x = (-(-reach // unit) * unit for reach, unit in zip(reaches, self.unit, strict=True))
-        return y, x
-
-    def tile(self, working: int | None = None) -> tuple[int, int]:
-        """Sides of a tile in image pixels: about `working` working pixels, or what memory allows if None."""
-        most = int(min(1536, (_TILE_BYTES / (4 * self.k)) ** 0.5))
-        sides = (int(working / r) if working else min(int(most / r), _TILE_SIDE) for r in self.grid.ratio)
-        ty, tx = (max(1, side // u) * u for side, u in zip(sides, self.unit, strict=True))
-        return ty, tx
 
     def windows(self, shape: tuple[int, ...]) -> Iterator[tuple[tuple[int, int], tuple[int, int]]]:
         """(Y, X) windows, each a start and a stop, that tile the slices of a volume of this ZYX shape."""

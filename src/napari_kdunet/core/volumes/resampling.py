@@ -10,21 +10,21 @@ import math
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import reduce
-
-import torch
-import torch.nn.functional as F
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from napari_kdunet.core.errors import ConfigError
 
-__all__ = ["Grid"]
+if TYPE_CHECKING:  # exported models use the grid where there is no torch
+    from torch import Tensor
 
-_LARGEST_DENOMINATOR = 6  # 10 nm : 4.6 nm becomes 13 : 6; at worst, near 1 : 1, 8 % off: within the scale augmented
+__all__ = ["LARGEST_DENOMINATOR", "Grid"]
+
+LARGEST_DENOMINATOR = 6  # 10 nm : 4.6 nm becomes 13 : 6; at worst, near 1 : 1, 8 % off: within the scale augmented
 
 
 def _simple(ratio: float) -> Fraction:
     """The fraction of small integers nearest to a ratio of at least 1."""
-    return Fraction(ratio).limit_denominator(_LARGEST_DENOMINATOR)
+    return Fraction(ratio).limit_denominator(LARGEST_DENOMINATOR)
 
 
 @dataclass(frozen=True)
@@ -68,6 +68,8 @@ class Grid:
 
 
 def _resample(x: Tensor, ratio: tuple[Fraction, Fraction]) -> Tensor:
+    import torch.nn.functional as F
+
     size = [math.ceil(n * r) for n, r in zip(x.shape[-2:], ratio, strict=True)]
     for axis, r in zip((-2, -1), ratio, strict=True):
         if r < 1:
@@ -77,6 +79,9 @@ def _resample(x: Tensor, ratio: tuple[Fraction, Fraction]) -> Tensor:
 
 def _shrink(x: Tensor, axis: int, factor: Fraction) -> Tensor:
     """Mean of the area along one axis."""
+    import torch
+    import torch.nn.functional as F
+
     size = list(x.shape[-2:])
     if factor.denominator == 1 and size[axis] % factor == 0:  # as torch's, in a twentieth of the time
         total: Tensor = reduce(torch.add, x.unflatten(axis, (-1, int(factor))).unbind(axis))

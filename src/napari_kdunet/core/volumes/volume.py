@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
+from pathlib import Path
 from typing import Any, Literal
 
 import dask.array as da
@@ -74,6 +75,14 @@ class Volume:
     def dtype(self) -> np.dtype[Any]:
         """Type of a pixel, in native byte order."""
         return self.source.dtype
+
+    @property
+    def identity(self) -> tuple[Any, ...]:
+        """What a result that is to be gone on with depends on: name, date of the file, form and sample; no pixels."""
+        path = Path(self.name)
+        date = path.stat().st_mtime_ns if path.exists() else 0
+        sample = (self.fill, self.sample and self.sample.name, *["inverted"] * self.inverted)
+        return (self.name, date, self.shape, str(self.dtype), self.voxel_size, sample)
 
     @property
     def data(self) -> da.Array:

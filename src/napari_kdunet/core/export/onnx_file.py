@@ -1,0 +1,147 @@
+"""Write a model as an ONNX file, in 32, 16 or 8 bits."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Iterator
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+import numpy as np
+
+from napari_kdunet import __version__
+from napari_kdunet.core.errors import ConfigError
+from napari_kdunet.core.export.kunet import exportable
+from napari_kdunet.core.files import write_bytes
+from napari_kdunet.core.networks.model import Model
+from napari_kdunet.core.prediction.engine import folded, with_log_odds
+from napari_kdunet.core.volumes.volume import Volume, open_volume
+
+if TYPE_CHECKING:
+    import onnx
+
+__all__ = ["Precision", "export_onnx", "make_onnx"]
+
+Precision = Literal["float32", "float16", "int8"]
+_CALIBRATION_SLICES, _CALIBRATION_SIDE = 8, 512  # of a volume, and pixels of the window in the middle of each
+_QUANTISED = ("Conv", "ConvTranspose", "MaxPool", "LeakyRelu", "Relu")
+
+
+def export_onnx(
+    model: Model, path: str | Path, precision: Precision = "float32", *, calibrate: Any = None, name: str = ""
+) -> Path:
+    """Write a model as one ONNX file that goes from raw values to a mask, for any height and width.
+
+    Standardisation, resampling to the working pixel size, mirrored borders, the network with fused batch
+    normalisation, softmax and threshold are in the graph; `docs/export.md` has its inputs and outputs. The
+    probability is that of `predict`, within 1e-4 in ``float32``.
+
+    Parameters
+    ----------
+    model : Model
+        Of a `KUNet`.
+    path : path
+        To write; it is replaced if it exists.
+    precision : {"float32", "float16", "int8"}
+        Of the weights. ``float16`` halves the file and computes in float32; ``int8`` computes in 8 bits.
+    calibrate : volume, optional
+        What `open_volume` takes: images of the kind that the network is for, from which ``int8`` learns the range of
+        each layer's values. Only for that.
+    name : str
+        Of the model, in the file's metadata; the file's own if empty.
+
+    Returns
+    -------
+    Path
+        `path`.
+
+    Raises
+    ------
+    ModelError
+        If the network is not a `KUNet`.
+    ConfigError
+        If `precision` and `calibrate` do not fit, or the libraries of the extra ``onnx`` are missing.
+    OutputError
+        If the file cannot be written.
+    """
+    path = Path(path)
+    if precision not in get_args(Precision):
+        raise ConfigError(f"precision is {precision!r:.40}: choose float32, float16 or int8.")
+    if (precision == "int8") != (calibrate is not None):
+        need = "int8 needs images to calibrate with" if calibrate is None else "only int8 is calibrated"
+        raise ConfigError(f"precision is {precision}: {need}.")
+    volume = None if calibrate is None else open_volume(calibrate)
+    write_bytes(path, make_onnx(model, name or path.stem, volume, half=precision == "float16").SerializeToString())
+    return path
+
+
+def make_onnx(model: Model, name: str, calibrate: Volume | None = None, *, half: bool = False) -> onnx.ModelProto:
+    """The model as `export_onnx` writes it: in 8 bits if there is a volume to `calibrate` with; errors as there."""
+    net = exportable(model, "ONNX")
+    if find_spec("onnx") is None or (calibrate is not None and find_spec("onnxruntime") is None):
+        raise ConfigError('to export ONNX, install what writes it: pip install "napari-kdunet[onnx]".')
+    from napari_kdunet.core.export.onnx_graph import prediction_graph
+
+    graph = prediction_graph(with_log_odds(folded(net)), model.pixel_size, model.threshold, half)
+    if calibrate is not None:
+        graph = _quantised(graph, calibrate)
+    precision = "int8" if calibrate is not None else "float16" if half else "float32"
+    metadata = {
+        "name": name,
+        "version": __version__,
+        "precision": precision,
+        "pixel_size": model.pixel_size,
+        "threshold": model.threshold,
+        "class_names": list(model.class_names),
+        **{key: getattr(net, key) for key in ("k", "depth", "multiple", "reach", "parameter_count")},
+    }
+    for key, value in metadata.items():
+        entry = graph.metadata_props.add()
+        entry.key, entry.value = f"kdunet.{key}", json.dumps(value)
+    return graph
+
+
+def _quantised(graph: onnx.ModelProto, volume: Volume) -> onnx.ModelProto:
+    """Compute the network in 8 bits: symmetric weights a channel, and values in the range of those of `volume`."""
+    import onnx
+    import onnxruntime
+    from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_static
+
+    class Reader(CalibrationDataReader):  # type: ignore[misc]
+        def __init__(self) -> None:
+            self.inputs = _calibration(volume)
+
+        def get_next(self) -> dict[str, Any] | None:
+            return next(self.inputs, None)
+
+    onnxruntime.set_default_logger_severity(3)  # 2 says of each input's default that it is no constant
+    graph.metadata_props.add(key="onnx.quant.pre_process", value="onnxruntime.quant")  # else it asks for it
+    network = [node.name for node in graph.graph.node if node.op_type in _QUANTISED]
+    with tempfile.TemporaryDirectory() as folder:
+        written = Path(folder) / "model.onnx"
+        quantize_static(
+            graph,
+            written,
+            Reader(),
+            per_channel=True,
+            activation_type=QuantType.QUInt8,
+            weight_type=QuantType.QInt8,
+            nodes_to_quantize=network,
+        )
+        quantised = onnx.load_model_from_string(written.read_bytes())
+    quantised.ClearField("metadata_props")
+    return quantised
+
+
+def _calibration(volume: Volume) -> Iterator[dict[str, Any]]:
+    """Inputs of the graph: the middle of some slices, spread over the volume."""
+    top, left = (max(0, (n - _CALIBRATION_SIDE) // 2) for n in volume.shape[1:])
+    pixel = volume.voxel_size[1:] if volume.voxel_size else (0.0, 0.0)
+    for z in np.unique(np.linspace(0, len(volume) - 1, _CALIBRATION_SLICES).astype(int)):
+        mean, std = volume.statistics(int(z))
+        window = volume.read(int(z), slice(top, top + _CALIBRATION_SIDE), slice(left, left + _CALIBRATION_SIDE))
+        image = window[None, None].astype(np.float32)
+        scalars = {"mean": np.array(mean, np.float32), "std": np.array(std, np.float32)}
+        yield {"image": image, "pixel_size": np.array(pixel, np.float32), **scalars}

@@ -1,0 +1,245 @@
+"""Apply a model that was exported as ONNX, by onnxruntime: torch need not be installed."""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import dask.array as da
+import numpy as np
+from numpy.typing import NDArray
+
+from napari_kdunet import __version__
+from napari_kdunet.core.data.onnx_process import RefusedError, check_operators
+from napari_kdunet.core.devices import cores
+from napari_kdunet.core.errors import ConfigError, ModelError
+from napari_kdunet.core.parsing import parse_json
+from napari_kdunet.core.prediction.tiling import Tiling
+from napari_kdunet.core.volumes.resampling import Grid
+from napari_kdunet.core.volumes.sample import standardised
+from napari_kdunet.core.volumes.volume import Volume, open_volume
+
+__all__ = ["OnnxModel"]
+
+_MOST_BYTES = 2**30  # of a file
+_KEY = "kdunet."
+_BOUNDS = {
+    "pixel_size": (0, 1e6),
+    "threshold": (0, 1),
+    "multiple": (2, 64),
+    "reach": (1, 4096),
+    "k": (1, 512),
+}  # of what is computed with
+
+_lock = threading.Lock()  # one tile at a time: it already uses all threads
+
+
+@dataclass(frozen=True)
+class OnnxModel:
+    """A model that `export_onnx` has written.
+
+    >>> OnnxModel.open("model.onnx").predict("volume.zarr")       # doctest: +SKIP
+
+    Attributes
+    ----------
+    name : str
+        Of the file, for messages.
+    metadata : dict
+        Name, version, precision, working pixel size in nm, threshold, class names, and the form of the network.
+    """
+
+    name: str
+    metadata: dict[str, Any]
+    content: bytes = field(repr=False)
+    _sessions: dict[int, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
+
+    @classmethod
+    def open(cls, path: str | Path) -> OnnxModel:
+        """Read a file.
+
+        Raises
+        ------
+        ModelError
+            If there is none, it is damaged or was not written by `export_onnx`, or onnxruntime is not installed.
+        """
+        path = Path(path)
+        try:
+            import onnx
+            import onnxruntime  # noqa: F401
+        except ImportError:
+            raise ModelError(f'{path} is ONNX: install what reads it with pip install "napari-kdunet[onnx]".') from None
+        try:
+            if path.stat().st_size > _MOST_BYTES:
+                raise ModelError(f"{path} has more than {_MOST_BYTES // 2**20} MB: give a smaller network.")
+            content = path.read_bytes()
+        except OSError as error:
+            raise ModelError(f"{path} cannot be read: {error.strerror}.") from error
+        try:
+            model = onnx.load_model_from_string(content)
+            check_operators(model)
+            metadata = _metadata(model)
+        except Exception as error:  # of protobuf, for a file that is anything else
+            reason = str(error) if isinstance(error, RefusedError | ValueError) else "it is not an ONNX file"
+            raise ModelError(f"{path} was not exported by napari-kdunet or is damaged ({reason[:150]}).") from error
+        opened = cls(str(path), metadata, content)
+        opened._session(cores())
+        return opened
+
+    @property
+    def pixel_size(self) -> float:
+        """Pixel size in nm that the network works at; 0 is the image's own."""
+        return float(self.metadata["pixel_size"])
+
+    @property
+    def threshold(self) -> float:
+        """Foreground probability above which a pixel is foreground."""
+        return float(self.metadata["threshold"])
+
+    def predict(
+        self,
+        raw: Any,
+        *,
+        output: Literal["probability", "labels"] = "probability",
+        threshold: float | None = None,
+        threads: int | None = None,
+    ) -> da.Array:
+        """Segment a volume lazily, as `core.predict`.
+
+        Parameters
+        ----------
+        raw : volume
+            What `open_volume` takes.
+        output : {"probability", "labels"}
+            Probability of the foreground, float32, or labels, uint8.
+        threshold : float, optional
+            Foreground probability above which a label is not background; the model's own if None.
+        threads : int, optional
+            CPU threads; one a core if None.
+
+        Returns
+        -------
+        dask.array.Array
+            ZYX of the volume's shape, a chunk a tile.
+
+        Raises
+        ------
+        ConfigError, VolumeError
+            If an argument is off or the volume cannot be used; bad slices are found when they are read.
+        ModelError
+            If the network gives NaN, or cannot be computed, once it is.
+        """
+        volume = open_volume(raw)
+        level = self.threshold if threshold is None else threshold
+        if output not in ("probability", "labels") or not 0 <= level < 1:
+            raise ConfigError(
+                f"output {output!r:.40}, threshold {level}: give probability or labels, and 0 to below 1."
+            )
+        grid = Grid.between(volume.voxel_size[1:] if volume.voxel_size else None, self.pixel_size)
+        tiling = Tiling(grid, *(int(self.metadata[name]) for name in ("multiple", "reach", "k")))
+        prediction = _Prediction(self, volume, tiling, output == "labels", level, threads or cores())
+        chunks = (1, *(min(n, side) for n, side in zip(volume.shape[1:], tiling.tile(), strict=True)))
+        meta = np.empty((0, 0, 0), prediction.dtype)
+        lazy: da.Array = da.from_array(prediction, chunks=chunks, name=False, meta=meta, asarray=False)
+        return lazy
+
+    def prediction_key(self, volume: Volume, **settings: Any) -> str:
+        """SHA-256 of what a prediction depends on, as `prediction_key` of other models."""
+        text = repr((__version__, volume.identity, sorted(settings.items())))
+        return hashlib.sha256(self.content + text.encode()).hexdigest()
+
+    def compute(self, inputs: dict[str, Any], output: str, threads: int) -> NDArray[Any]:
+        """(Y, X) of an output of the graph, for one image."""
+        with _lock:
+            session = self._session(threads)
+            try:
+                (out,) = session.run([output], inputs)
+            except Exception as error:
+                reason = " ".join(str(error).split())[:150]
+                raise ModelError(f"{self.name} cannot be computed ({reason}).") from error
+        result: NDArray[Any] = out[0, 0]
+        return result
+
+    def _session(self, threads: int) -> Any:
+        if threads not in self._sessions:
+            import onnxruntime
+
+            options = onnxruntime.SessionOptions()
+            options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+            options.enable_cpu_mem_arena = False  # it takes more than it needs, and keeps it
+            options.log_severity_level = 4
+            options.add_session_config_entry("session.load_model_format", "ONNX")
+            options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+            try:
+                session = onnxruntime.InferenceSession(self.content, options, providers=["CPUExecutionProvider"])
+            except Exception as error:
+                reason = " ".join(str(error).split())[:150]
+                raise ModelError(f"{self.name} is damaged, or too new for this onnxruntime ({reason}).") from error
+            self._sessions[threads] = session
+        return self._sessions[threads]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_sessions": {}}
+
+
+def _metadata(model: Any) -> dict[str, Any]:
+    """What `export_onnx` has written into a file; `ValueError` where that is not all there, or out of bounds."""
+    entries = {entry.key: entry.value for entry in model.metadata_props}
+    metadata = {key.removeprefix(_KEY): parse_json(text) for key, text in entries.items() if key.startswith(_KEY)}
+    for name, (least, most) in _BOUNDS.items():
+        value = metadata.get(name)
+        if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value <= most:
+            raise ValueError(f"its {name} is missing, or out of bounds")
+    return metadata
+
+
+class _Prediction:
+    """The result, of which windows are computed when they are asked for; for `dask.array.from_array`."""
+
+    ndim = 3
+
+    def __init__(
+        self, model: OnnxModel, volume: Volume, tiling: Tiling, labels: bool, threshold: float, threads: int
+    ) -> None:
+        self.model, self.volume, self.tiling, self.threads = model, volume, tiling, threads
+        self.threshold, self.labels = threshold, labels
+        self.shape, self.dtype = volume.shape, np.dtype(np.uint8 if labels else np.float32)
+
+    def __getitem__(self, key: tuple[Any, Any, Any]) -> NDArray[Any]:
+        """Any part of it: dask asks for no more of a chunk than is wanted."""
+        z, y, x = (np.arange(n)[part] for part, n in zip(key, self.shape, strict=True))
+        shape = (*z.shape, *y.shape, *x.shape)
+        if 0 in shape:
+            return np.empty(shape, self.dtype)
+        window = ((int(y.min()), int(y.max()) + 1), (int(x.min()), int(x.max()) + 1))
+        wanted = np.ix_(np.ravel(y) - window[0][0], np.ravel(x) - window[1][0])
+        return np.stack([self._window(int(each), window)[wanted] for each in np.ravel(z)]).reshape(shape)
+
+    def _window(self, z: int, window: tuple[tuple[int, int], ...]) -> NDArray[Any]:
+        """A window of slice `z`, read with its halo from a whole unit on; the graph mirrors it at its borders."""
+        volume, inside, inner = self.volume, [], []
+        sides = zip(window, volume.shape[1:], self.tiling.unit, self.tiling.halo, strict=True)
+        for (start, stop), size, unit, halo in sides:
+            first = max((start - halo) // unit * unit, 0)
+            inside.append(slice(first, min(-(-stop // unit) * unit + halo, size)))
+            inner.append(slice(start - first, stop - first))
+        outside = volume.outside(z, *(slice(*each) for each in window))
+        if outside is not None and outside.all():
+            return np.zeros(outside.shape, self.dtype)
+        stored = volume.read(z, *inside)
+        mean, std = volume.statistics(z, stored if stored.shape == volume.shape[1:] else None)
+        filled = volume.mirrored(z, inside[0], inside[1], max(self.tiling.halo))
+        image = standardised(stored if filled is None else filled, mean, std)
+        pixel = volume.voxel_size[1:] if volume.voxel_size else (0, 0)
+        numbers = {"pixel_size": pixel, "mean": 0, "std": 1, "threshold": self.threshold}
+        inputs = {name: np.array(value, np.float32) for name, value in numbers.items()}
+        inputs["image"] = image[None, None]
+        result = self.model.compute(inputs, "mask" if self.labels else "probability", self.threads)
+        result = result[tuple(inner)].copy()
+        if result.dtype.kind == "f" and np.isnan(result).any():
+            raise ModelError(f"{self.model.name} gives NaN for slice z={z} of {volume.name}: its weights overflow.")
+        if outside is not None:
+            result[outside] = 0
+        return result

@@ -1,0 +1,54 @@
+"""Where the tiles of a slice lie, and what is read around them."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from napari_kdunet.core.volumes.resampling import Grid
+
+__all__ = ["Span", "Tiling"]
+
+Span: TypeAlias = tuple[int, int]
+"""A start and a stop, in pixels."""
+
+_TILE_BYTES = 2**28  # of activations at the top of the network, about a quarter of its peak
+_TILE_SIDE = 2048  # image pixels: of a shrunk image the pixels themselves take more than the activations
+
+
+@dataclass(frozen=True)
+class Tiling:
+    """The tiles of a slice, for a network and a grid.
+
+    Attributes
+    ----------
+    grid : Grid
+        From image pixels to working pixels.
+    multiple, reach, k : int
+        As the network says them, see `Network`; `k` estimates the memory of a tile.
+    """
+
+    grid: Grid
+    multiple: int
+    reach: int
+    k: int
+
+    @property
+    def unit(self) -> tuple[int, int]:
+        """Windows start at multiples of this, in image pixels (Y, X)."""
+        return self.grid.unit(self.multiple)
+
+    @property
+    def halo(self) -> tuple[int, int]:
+        """Width of the halo around the whole units of a window, in image pixels (Y, X): multiples of `unit`."""
+        reaches = (math.ceil(self.reach / r) + (r > 1) for r in self.grid.ratio)  # enlarging looks at the next pixel
+        y, x = (-(-reach // unit) * unit for reach, unit in zip(reaches, self.unit, strict=True))
+        return y, x
+
+    def tile(self, working: int | None = None) -> tuple[int, int]:
+        """Sides of a tile in image pixels: about `working` working pixels, or what memory allows if None."""
+        most = int(min(1536, (_TILE_BYTES / (4 * self.k)) ** 0.5))
+        sides = (int(working / r) if working else min(int(most / r), _TILE_SIDE) for r in self.grid.ratio)
+        ty, tx = (max(1, side // u) * u for side, u in zip(sides, self.unit, strict=True))
+        return ty, tx

@@ -1,0 +1,74 @@
+"""The command `export`, and `predict` with what it writes."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from command_line import names, run
+from napari_kdunet import core
+
+pytest.importorskip("onnx")
+pytest.importorskip("onnxruntime")
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory):
+    path = tmp_path_factory.mktemp("exported") / "m.onnx"
+    result = run("export", "lucchi-1unet", "-o", path)
+    assert result.code == 0, result.err
+    assert str(path) in result.out
+    return path
+
+
+def test_export_and_predict(data, exported, tmp_path):
+    for model, name in ((exported, "a"), ("lucchi-1unet", "b")):
+        result = run("predict", model, data / "raw.tif", "-o", tmp_path / f"{name}.zarr", "--probabilities")
+        assert result.code == 0, result.err
+    a, b = (core.open_volume(tmp_path / f"{name}.zarr") for name in "ab")
+    np.testing.assert_allclose(a[:], b[:], atol=1e-4)
+    assert a.voxel_size == b.voxel_size
+    result = run("predict", exported, data / "raw.tif", data / "other.tif", "--out-dir", tmp_path / "many")
+    assert result.code == 0, result.err
+    assert names(tmp_path / "many") == ["other.tif", "raw.tif"]
+
+
+def test_precisions(data, exported, tmp_path):
+    half, coarse = tmp_path / "half.onnx", tmp_path / "coarse.onnx"
+    assert run("export", "lucchi-1unet", "-o", half, "--precision", "float16").code == 0
+    assert half.stat().st_size < exported.stat().st_size
+    result = run("export", "lucchi-1unet", "-o", coarse, "--precision", "int8", "--calibrate", data / "raw.tif")
+    assert result.code == 0, result.err
+    assert run("predict", coarse, data / "raw.tif", "-o", tmp_path / "mask.tif").code == 0
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        (["--precision", "int8"], "--calibrate"),
+        (["--calibrate", "raw.tif"], "--precision int8"),
+        (["-o", "m.txt"], ".onnx"),
+        (["-o", "none/m.onnx"], "none"),
+    ],
+)
+def test_wrong_exports(tmp_path, monkeypatch, more, words):
+    monkeypatch.chdir(tmp_path)
+    result = run("export", "lucchi-1unet", "-o", "m.onnx", *more)
+    assert result.code == 2
+    assert len(result.lines) == 1
+    assert words in result.err
+    assert names(tmp_path) == []
+
+
+def test_nothing_is_replaced_unasked(exported):
+    before = exported.read_bytes()
+    result = run("export", "lucchi-2unet", "-o", exported)
+    assert (result.code, len(result.lines), exported.read_bytes()) == (2, 1, before)
+
+
+@pytest.mark.parametrize("more", [["--views", "4"], ["--planes", "zyx"], ["--device", "cuda"]])
+def test_what_onnx_does_not_predict(data, exported, tmp_path, more):
+    result = run("predict", exported, data / "raw.tif", "-o", tmp_path / "mask.tif", *more)
+    assert result.code == 2
+    assert "m.onnx is ONNX" in result.err
+    assert names(tmp_path) == []
