@@ -60,6 +60,17 @@ def test_wrong_exports(tmp_path, monkeypatch, more, words):
     assert names(tmp_path) == []
 
 
+def test_c(tmp_path):
+    path = tmp_path / "m.c"
+    result = run("export", "lucchi-1unet", "-o", path, "--format", "c")
+    assert result.code == 0, result.err
+    assert path.read_text().startswith("/* lucchi-1unet: a 1-Unet of napari-kdunet")
+    for more, words in ((["--precision", "float16"], "--format onnx"), (["-o", "m.onnx"], ".c")):
+        result = run("export", "lucchi-1unet", "-o", path, "--format", "c", "--overwrite", *more)
+        assert (result.code, len(result.lines)) == (2, 1)
+        assert words in result.err
+
+
 def test_nothing_is_replaced_unasked(exported):
     before = exported.read_bytes()
     result = run("export", "lucchi-2unet", "-o", exported)

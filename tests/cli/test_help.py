@@ -25,7 +25,8 @@ def test_help_does_not_import_torch():
 
 
 @pytest.mark.parametrize(
-    "command", ["demo", "train", "distill", "adapt", "predict", "evaluate", "info", "study", "sweep"]
+    "command",
+    ["demo", "train", "distill", "adapt", "predict", "objects", "evaluate", "info", "export", "study", "sweep"],
 )
 def test_help(command, monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
@@ -36,8 +37,10 @@ def test_help(command, monkeypatch):
         "distill": " TEACHER RAW [LABELS] [RAW LABELS]...",
         "adapt": " MODEL RAW",
         "predict": " MODEL RAW...",
+        "objects": " MASK|PROB",
         "evaluate": " PRED LABELS",
         "info": " MODEL",
+        "export": " MODEL",
         "study": " NAME [RAW] [LABELS]",
         "sweep": " TEACHER RAW LABELS",
     }

@@ -30,7 +30,7 @@ def is_exported(model: str) -> bool:
 
 def with_pixel_size(
     volume: Volume,
-    model: Model | OnnxModel,
+    model: Any,
     name: str,
     asked: str | None,
     invert: bool | None,

@@ -1,1 +1,1 @@
-"""From a model to files that other programs run: ONNX, one file of C, a package for the BioImage Model Zoo."""
+"""From a model to files that other programs run: ONNX, one file of C."""

@@ -1,0 +1,136 @@
+"""Write a tiny model as one file of C99: its weights, and the code that computes a prediction with them."""
+
+from __future__ import annotations
+
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import nn
+
+from napari_kdunet import __version__
+from napari_kdunet.core.export.kunet import exportable
+from napari_kdunet.core.files import write_bytes
+from napari_kdunet.core.networks.model import Model
+from napari_kdunet.core.networks.unet import KUNet
+from napari_kdunet.core.prediction.engine import folded, with_log_odds
+
+__all__ = ["export_c"]
+
+_LARGEST_K = 4
+
+_HEAD = """\
+/* {name}: a {net.k}-Unet of napari-kdunet {version}, as one file of C99 that needs only the C library (and -lm).
+
+   size_t kdunet_bytes(int height, int width, double pixel_y, double pixel_x);
+       Bytes of memory that an image of so many pixels needs, of so many nm each; 0 where it cannot be computed. A pixel
+       size of 0 is not known, and taken as {model.pixel_size:g} nm, which the network works at. {memory}
+   int kdunet_probability(const float *image, int height, int width, double pixel_y, double pixel_x,
+                          const float *mean_and_std, float *probability, void *memory);
+       From raw values, row by row, to the probability of the foreground, as many; both may be the same. The mean and
+       the standard deviation are the image's own where none are given (a null pointer). `memory` is of `kdunet_bytes`,
+       aligned as malloc does; nothing else is allocated. Returns 0, or -1 for a wrong size.
+
+   A pixel is foreground above kdunet_threshold. Compile with -O3 and for the processor at hand: -march=native, or
+   -msimd128 for WebAssembly. With -DKDUNET_MAIN it is a program. */
+
+#include <stddef.h>
+
+extern const float kdunet_threshold;
+const float kdunet_threshold = {model.threshold!r}f;
+size_t kdunet_bytes(int height, int width, double pixel_y, double pixel_x);
+int kdunet_probability(const float *image, int height, int width, double pixel_y, double pixel_x,
+                       const float *mean_and_std, float *probability, void *memory);
+
+#define KD_K {net.k}
+#define KD_DEPTH {net.depth}
+#define KD_SLOPE {net.slope!r}f
+static const double kd_pixel = {model.pixel_size!r};
+
+static const float kd_weights[] = {{
+{weights}
+}};
+
+"""
+
+
+def export_c(model: Model, path: str | Path, *, name: str = "") -> Path:
+    """Write a model with k up to 4 as one C99 file without dependencies, from raw values to a probability.
+
+    The head of the file says how it is called. The probability is that of `predict`, within 1e-4.
+
+    Parameters
+    ----------
+    model : Model
+        Of a `KUNet` of two classes.
+    path : path
+        To write; it is replaced if it exists.
+    name : str
+        Of the model, in the file; the file's own if empty.
+
+    Returns
+    -------
+    Path
+        `path`.
+
+    Raises
+    ------
+    ModelError
+        If the network is another, or too large.
+    OutputError
+        If the file cannot be written.
+    """
+    path = Path(path)
+    net = exportable(model, "C", most=_LARGEST_K, classes=2)
+    numbers = _weights(with_log_odds(folded(net)))
+    lines = [", ".join(map(_literal, numbers[i : i + 8])) for i in range(0, len(numbers), 8)]
+    planes = sum(3 * net.k * 2**level / 4**level for level in range(net.depth + 1))
+    text = _HEAD.format(
+        name="".join(c for c in name or path.stem if c.isalnum() or c in " -_."),
+        net=net,
+        model=model,
+        version=__version__,
+        memory=f"It is {4 * planes:.0f} bytes a working pixel, and margins.",
+        weights=",\n".join(lines),
+    )
+    code = (resources.files("napari_kdunet") / "core/export/kdunet.c").read_text(encoding="utf-8")
+    write_bytes(path, (text + code).encode())
+    return path
+
+
+def _literal(value: np.float32) -> str:
+    text = np.format_float_scientific(value, unique=True, trim="-", exp_digits=1)
+    return f"{text}f"
+
+
+def _weights(net: KUNet) -> NDArray[np.float32]:
+    """All weights in the order in which the code reads them."""
+    parts: list[NDArray[np.float32]] = []
+    for stage in net.down:
+        parts += _stage(stage)
+    for up, merge in zip(net.up, net.merge, strict=True):
+        weight, bias = _numbers(up)
+        for channel in range(len(bias)):  # (in, 2, 2) of each
+            parts += [bias[[channel]], weight[:, channel].ravel()]
+        parts += _stage(merge)
+    weight, bias = _numbers(net.head)
+    return np.concatenate([*parts, bias, weight.ravel()])
+
+
+def _stage(stage: Any) -> list[NDArray[np.float32]]:
+    """Of each convolution output channels in fours, then two, then one: biases, then (in, 3, 3, channels)."""
+    parts: list[NDArray[np.float32]] = []
+    for layer in (each for each in stage if isinstance(each, nn.Conv2d)):
+        weight, bias = _numbers(layer)
+        channel = 0
+        while channel < len(bias):
+            block = slice(channel, channel + next(size for size in (4, 2, 1) if channel + size <= len(bias)))
+            parts += [bias[block], weight[block].transpose(1, 2, 3, 0).ravel()]
+            channel = block.stop
+    return parts
+
+
+def _numbers(layer: Any) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    return layer.weight.detach().cpu().numpy(), layer.bias.detach().cpu().numpy()
