@@ -247,5 +247,5 @@ def test_wrong_volumes(model, one_line):
     assert np.isfinite(out[0].compute()).all()
     with one_line(core.VolumeError, "z=1", "NaN"):
         out[1].compute()
-    with one_line(core.ConfigError, "0.001 nm"):
-        core.predict(model(pixel_size=10.0), volume(raw, 0.001))
+    with one_line(core.ConfigError, "0.1 nm"):
+        core.predict(model(pixel_size=10.0), volume(raw, 0.1))

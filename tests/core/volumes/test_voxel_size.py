@@ -11,6 +11,7 @@ import pytest
 import tifffile
 import zarr
 
+from napari_kdunet.core.errors import VolumeError
 from napari_kdunet.core.volumes.volume import open_volume
 from napari_kdunet.core.volumes.voxel_size import nanometres, read_voxel_size, to_number
 
@@ -55,11 +56,12 @@ def test_what_is_stated_and_means_nothing_is_noted():
 
 
 @pytest.mark.parametrize("size", [0.09, 0.005, 501, 352778])
-def test_implausible_sizes_are_not_known(pixels, size):
+def test_implausible_sizes_are_not_known(pixels, size, one_line):
     known, (note,) = read_voxel_size({"x": (size, "nm"), "y": (size, "nm")})
     assert known is None
     assert f"{size:.6g}" in note
-    assert open_volume(pixels, voxel_size=(size,) * 3).voxel_size == (size,) * 3  # the user may say so
+    with one_line(VolumeError, f"{size:g}", "under 0.1 or over 500 nm in plane"):
+        open_volume(pixels, voxel_size=(size,) * 3)  # who states it is asked
 
 
 @pytest.mark.parametrize("size", [0.1, 500])

@@ -254,6 +254,8 @@ class _Scan:
 
     def _count_corners(self, strip: NDArray[Any]) -> None:
         """Note the value of a corner that is alike along both sides: a rotation by little leaves no longer run."""
+        if min(self.shape) < 4 * _CORNER:
+            return
         for corner in (strip[:_CORNER, :_CORNER], strip[:_CORNER, : -_CORNER - 1 : -1]):
             sides = np.concatenate((corner[0], corner[:, 0]))
             if len(sides) == 2 * _CORNER and (sides == sides[0]).all():
