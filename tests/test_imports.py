@@ -27,10 +27,11 @@ FLOORS = (
         "widgets.distill",
         "widgets.segment",
         "widgets.compare",
+        "widgets.objects",
         "widgets.samples",
         "widgets.readers",
     ),
-    ("widgets.training", "widgets.comparison"),
+    ("widgets.training", "widgets.comparison", "widgets.proofreading"),
     ("widgets.segmentation",),
     ("widgets.shared",),
     ("core", "sample"),  # the public face of the core: for the rooms above, not for the core's own wings

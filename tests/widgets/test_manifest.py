@@ -12,7 +12,7 @@ from superqt import QCollapsible
 import napari_kdunet
 
 PACKAGE = Path(napari_kdunet.__file__).parent
-WIDGETS = ("Train teacher", "Distil student", "Segment", "Compare with ground truth")
+WIDGETS = ("Train teacher", "Distil student", "Segment", "Compare with ground truth", "Objects")
 
 
 START = """

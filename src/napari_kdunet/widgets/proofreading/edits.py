@@ -1,0 +1,165 @@
+"""Corrections of objects in a labels layer; each is one step of napari's own undo and redo."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any
+
+import cc3d
+import numpy as np
+from napari.layers import Labels
+from numpy.typing import NDArray
+from scipy import ndimage
+from skimage.segmentation import watershed
+
+from napari_kdunet.core import LabelsError, VolumeError
+from napari_kdunet.core.volumes.probability import read_probability
+from napari_kdunet.widgets.shared.layers import volume_of, voxel_size_of
+
+__all__ = ["add_object", "delete_object", "fill_between", "merge_objects", "object_at", "smooth_object", "split_object"]
+
+Point = Sequence[float]
+
+_REACH = 256  # pixels around a click in which an object is added
+
+
+def object_at(layer: Labels, point: Point) -> int:
+    """The object at a point in the pixels of the layer; 0 for none."""
+    data = _array(layer)
+    at = tuple(round(float(p)) for p in point)
+    return int(data[at]) if all(0 <= p < n for p, n in zip(at, data.shape, strict=True)) else 0
+
+
+def merge_objects(layer: Labels, kept: int, other: int) -> None:
+    """Make `other` a part of `kept`."""
+    if 0 in (kept, other) or kept == other:
+        raise LabelsError("to merge, click on two different objects.")
+    _write(layer, np.nonzero(_array(layer) == other), kept)
+
+
+def delete_object(layer: Labels, number: int) -> None:
+    """Make an object background."""
+    if not number:
+        raise LabelsError("there is no object at that point: click on the one to delete.")
+    _write(layer, np.nonzero(_array(layer) == number), 0)
+
+
+def split_object(layer: Labels, first: Point, second: Point) -> int:
+    """Split the object that two points lie in between them; returns the id of the part of the second.
+
+    A watershed from both points over the distance to the background.
+    """
+    number = object_at(layer, first)
+    if not number or object_at(layer, second) != number or np.allclose(np.round(first), np.round(second)):
+        raise LabelsError("to split an object, click on two places in it, one on either side of the cut.")
+    data = _array(layer)
+    box = _box(data == number, 1)
+    mask = data[box] == number
+    markers = np.zeros(mask.shape, np.int32)
+    for mark, point in enumerate((first, second), 1):
+        markers[tuple(round(float(p)) - part.start for p, part in zip(point, box, strict=True))] = mark
+    size = voxel_size_of(layer) or (1.0,) * 3
+    depth = ndimage.distance_transform_edt(np.pad(mask, 1), sampling=size[-mask.ndim :])
+    parts = watershed(-depth[(slice(1, -1),) * mask.ndim], markers, mask=mask)
+    new = int(data.max()) + 1
+    _write(layer, _shifted(np.nonzero(parts == 2), box), new)
+    return new
+
+
+def add_object(layer: Labels, source: Any, point: Point, threshold: float) -> int:
+    """Add the foreground of `source` (an image of probabilities, or labels) that a point is connected to.
+
+    Up to 256 pixels from it, and no more than is background in `layer` yet. Returns the new id.
+    """
+    data, volume = _array(layer), volume_of(source)
+    at = [round(float(p)) for p in point]
+    if tuple(volume.shape[-data.ndim :]) != data.shape:
+        raise VolumeError(f"{volume.name} has shape {volume.shape}, the objects {data.shape}: choose that they are of.")
+    box = tuple(slice(max(p - _REACH, 0), min(p + _REACH + 1, n)) for p, n in zip(at, data.shape, strict=True))
+    z = box[0] if data.ndim == 3 else slice(0, 1)
+    probability = np.stack([read_probability(volume, i, *box[-2:]) for i in range(z.start, z.stop)])
+    free = (probability > threshold).reshape(data[box].shape) & (data[box] == 0)
+    parts = cc3d.connected_components(free, connectivity=26 if data.ndim == 3 else 8)
+    number = parts[tuple(p - part.start for p, part in zip(at, box, strict=True))]
+    if not number:
+        raise LabelsError("there is no foreground at that point: lower the threshold, or paint the object.")
+    new = int(data.max()) + 1
+    _write(layer, _shifted(np.nonzero(parts == number), box), new)
+    return new
+
+
+def smooth_object(layer: Labels, number: int) -> None:
+    """Smooth the outline of an object by a Gaussian of two pixels; it grows over background alone."""
+    data = _array(layer)
+    _check_there(data, number)
+    box = _box(data == number, 5)
+    mask = data[box] == number
+    size = np.array((voxel_size_of(layer) or (1.0,) * 3)[-data.ndim :])
+    smooth = ndimage.gaussian_filter(mask.astype(np.float32), 2 * size[-1] / size, mode="nearest") > 0.5
+    _replace(layer, number, box, smooth & (mask | (data[box] == 0)), mask)
+
+
+def fill_between(layer: Labels, number: int) -> int:
+    """Fill an object in the slices in which it is missing between two that have it; returns how many those are.
+
+    The outline is interpolated by the signed distance to it (Raya & Udupa 1990).
+    """
+    data = _array(layer)
+    _check_there(data, number)
+    if data.ndim < 3:
+        raise LabelsError("there is one slice: there is nothing to fill between.")
+    box = _box(data == number, 1)
+    mask = data[box] == number
+    there = np.flatnonzero(mask.any(axis=(1, 2)))
+    filled, count = mask.copy(), 0
+    for below, above in pairwise(there):
+        if above - below > 1:
+            low, high = (_signed_distance(mask[z]) for z in (below, above))
+            for z in range(below + 1, above):
+                share = (z - below) / (above - below)
+                filled[z] = (1 - share) * low + share * high > 0
+                count += 1
+    if not count:
+        raise LabelsError(f"object {number} is in all slices from its first to its last: there is nothing to fill.")
+    _replace(layer, number, box, filled & (mask | (data[box] == 0)), mask)
+    return count
+
+
+def _signed_distance(mask: NDArray[np.bool_]) -> Any:
+    padded = np.pad(mask, 1)
+    distance = ndimage.distance_transform_edt(padded) - ndimage.distance_transform_edt(~padded)
+    return distance[1:-1, 1:-1]
+
+
+def _array(layer: Labels) -> NDArray[Any]:
+    if not isinstance(layer.data, np.ndarray):
+        raise LabelsError(f"{layer.name} is not in memory: save it, and open the file as an array, to correct it.")
+    return layer.data
+
+
+def _check_there(data: NDArray[Any], number: int) -> None:
+    if not number or not (data == number).any():
+        raise LabelsError("no object is selected: click on one, or choose it in the table.")
+
+
+def _box(mask: NDArray[np.bool_], margin: int) -> tuple[slice, ...]:
+    """The box of a mask, and some more."""
+    (box,) = ndimage.find_objects(mask.astype(np.uint8))
+    return tuple(slice(max(b.start - margin, 0), min(b.stop + margin, n)) for b, n in zip(box, mask.shape, strict=True))
+
+
+def _shifted(indices: tuple[NDArray[Any], ...], box: tuple[slice, ...]) -> tuple[NDArray[Any], ...]:
+    return tuple(i + part.start for i, part in zip(indices, box, strict=True))
+
+
+def _replace(layer: Labels, number: int, box: tuple[slice, ...], new: Any, old: Any) -> None:
+    changed = np.nonzero(new != old)
+    _write(layer, _shifted(changed, box), np.where(new[changed], number, 0))
+
+
+def _write(layer: Labels, indices: tuple[NDArray[Any], ...], value: Any) -> None:
+    """Write to the layer, as one step of its undo."""
+    if not np.can_cast(np.min_scalar_type(int(np.max(value, initial=0))), layer.data.dtype):
+        raise LabelsError(f"{layer.name} is {layer.data.dtype}, which has no free id: convert it to a larger type.")
+    layer.data_setitem(indices, value)

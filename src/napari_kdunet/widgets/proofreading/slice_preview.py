@@ -1,0 +1,111 @@
+"""The objects of the slice on screen, found again whenever a setting or the slice changes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from napari.layers import Labels, Layer
+from napari.utils.transforms import Affine
+from qtpy.QtWidgets import QWidget
+
+from napari_kdunet.core import ObjectsConfig, instances
+from napari_kdunet.core.volumes.probability import read_probability
+from napari_kdunet.widgets.shared.layers import PREVIEW, current_slice, grid_of, volume_of
+from napari_kdunet.widgets.shared.thread_worker import EventWorker, run
+
+if TYPE_CHECKING:
+    import napari.viewer
+
+__all__ = ["SlicePreview"]
+
+_NEAR, _MOST = 100.0, 8  # nm, and slices: how far from the slice on screen the landscape is looked at
+
+
+class SlicePreview:
+    """A Labels layer ``<source> objects preview`` of the slice on screen.
+
+    Parameters
+    ----------
+    viewer : napari.viewer.Viewer
+        Where the layer goes.
+    owner : QWidget
+        The panel: work ends with it.
+
+    Attributes
+    ----------
+    layer : napari.layers.Labels or None
+        What is shown.
+    """
+
+    def __init__(self, viewer: napari.viewer.Viewer, owner: QWidget) -> None:
+        self.viewer, self.owner = viewer, owner
+        self.layer: Labels | None = None
+        self._worker: EventWorker | None = None
+        self._next: Callable[[], None] | None = None
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether objects are being found."""
+        return self._worker is not None
+
+    def show(self, source: Layer, config: ObjectsConfig) -> None:
+        """Find the objects of the slice on screen; of several calls the last counts.
+
+        Raises
+        ------
+        KDUNetError
+            The layer is no volume.
+        """
+        if self._worker is not None:
+            self._next = lambda: self.show(source, config)
+            return
+        volume, z = volume_of(source), current_slice(self.viewer, source)
+        size = volume.voxel_size or (1.0,) * 3
+        around = min(math.ceil(_NEAR / size[0]), _MOST)
+        first, last = max(z - around, 0), min(z + around + 1, len(volume))
+
+        def find() -> Iterator[Any]:
+            slab = np.stack([read_probability(volume, i) for i in range(first, last)])
+            yield instances(slab, config, voxel_size=volume.voxel_size)[z - first].compute(scheduler="synchronous")
+
+        grid = grid_of(source)
+        self._worker = run(
+            find,
+            on_event=lambda ids: self._found(source, ids, grid, z),
+            on_done=self._ended,
+            on_error=lambda _: self._ended(),
+            owner=self.owner,
+        )
+
+    def close(self) -> None:
+        """Remove the layer, and forget what is being found."""
+        self._next = None
+        if self._worker is not None:
+            self._worker.stop()
+            self._worker = None
+        layer, self.layer = self.layer, None
+        if layer is not None and layer in self.viewer.layers:
+            self.viewer.layers.remove(layer)
+
+    def _found(self, source: Layer, ids: Any, grid: dict[str, Any], z: int) -> None:
+        if source not in self.viewer.layers:
+            return
+        if source.ndim > 2:
+            ids = ids[None]
+            step = Affine(scale=grid["scale"], rotate=grid["rotate"], shear=grid["shear"]).linear_matrix[:, 0]
+            grid["translate"] = np.asarray(grid["translate"]) + z * step
+        if self.layer is None or self.layer not in self.viewer.layers:
+            name = f"{source.name} objects preview"
+            self.layer = self.viewer.add_labels(ids, name=name, metadata={PREVIEW: self}, **grid)
+            return
+        self.layer.data = ids
+        self.layer.translate = grid["translate"]
+
+    def _ended(self) -> None:
+        self._worker = None
+        following, self._next = self._next, None
+        if following is not None:
+            following()
