@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 __all__ = ["DistillWidget", "TeacherScored"]
 
+_IF_INVERTED = "As a teacher it would find little: invert the image first."
 _LOWER_K = "lower k, or take a larger teacher."
 
 
@@ -67,7 +68,9 @@ class DistillWidget(TrainingPanel):
             tooltip="An image layer of foreground probabilities (0 to 1), by any tool, that teaches in the place of a "
             "model.",
         )
-        inputs = [teacher.with_buttons(), *input_rows(viewer, self.add_strokes, no_labels="none: teacher alone")]
+        finds = (lambda: teacher.value, lambda: self.native, _IF_INVERTED)
+        rows = input_rows(viewer, self.add_strokes, finds, no_labels="none: teacher alone")
+        inputs = [teacher.with_buttons(), *rows]
         self.size_label = wrapped_label()
         self.size_label.setToolTip(
             "Learnable parameters of teacher and student, and how many times smaller the student is."

@@ -11,7 +11,7 @@ from magicgui.widgets import CheckBox, PushButton
 from napari_kdunet import core
 from napari_kdunet.widgets.shared.fields import Folding
 from napari_kdunet.widgets.shared.layers import chosen_layer, volume_of
-from napari_kdunet.widgets.shared.models import ModelChoice
+from napari_kdunet.widgets.shared.models import ModelChoice, models
 from napari_kdunet.widgets.shared.process_worker import run_in_process
 from napari_kdunet.widgets.training.corrections import corrected_mask, iter_corrections
 from napari_kdunet.widgets.training.edits import Edits
@@ -29,6 +29,7 @@ __all__ = ["TrainWidget"]
 
 _SET_BY_MODEL = ("k", "bn", "depth", "classes", "activation", "init", "prior_bias", "pixel_size")
 
+_IF_INVERTED = "A fresh network learns either contrast; one that you start from has to learn anew."
 _LIVE_TIP = (
     "Ticked: train on while you paint, until you press Stop. New strokes count within a second, and every other\n"
     "second the slice on screen is segmented again. Budget, batch, patch and learning rate are chosen for that.\n"
@@ -75,7 +76,8 @@ class TrainWidget(TrainingPanel):
             label="",
             tooltip="Paint a few strokes instead of whole slices, correct a mask, or go on from a model.",
         )
-        super().__init__(viewer, settings, input_rows(viewer, self.add_strokes), [more], "Train")
+        finds = (lambda: origin.value or models.best_for(""), lambda: self.native, _IF_INVERTED)
+        super().__init__(viewer, settings, input_rows(viewer, self.add_strokes, finds), [more], "Train")
         origin.changed.connect(lambda name: settings.set_enabled(_SET_BY_MODEL, not name))
         self.start_with(self.view.start_button, self.job)
         self.start_with(corrections.native, self.corrections_job)
@@ -120,13 +122,14 @@ class TrainWidget(TrainingPanel):
         raw, earlier = volume_of(image), None
         if self.labels_layer.value not in (None, mask):
             raw, earlier = volumes(self.image, self.labels_layer)
+        raw = core.open_volume(raw, invert=result.inverted)  # as the model has seen it
         config, origin = self.config().going_on(), self._origin()
 
         def events() -> Iterator[Any]:
             start = origin() or result.model
             yield from iter_corrections(result, raw, earlier, _like(start, config), start)
 
-        return Job("corrections", f"{raw.name} corrected", image, events)
+        return Job("corrections", f"{raw.name} corrected", image, events, inverted=result.inverted)
 
     def on_event(self, event: Any) -> None:
         """Show what a live training waits for; the next run starts from the model of a live or corrections run."""

@@ -40,6 +40,8 @@ class Result:
         Foreground probability above which a voxel is not background.
     memory : int, optional
         Bytes of memory that it may take; a quarter of the free memory if None.
+    inverted : bool
+        Whether bright and dark of the image are exchanged for the model.
 
     Attributes
     ----------
@@ -59,9 +61,15 @@ class Result:
     """
 
     def __init__(
-        self, model: core.Model, shape: tuple[int, int, int], threshold: float, *, memory: int | None = None
+        self,
+        model: core.Model,
+        shape: tuple[int, int, int],
+        threshold: float,
+        *,
+        memory: int | None = None,
+        inverted: bool = False,
     ) -> None:
-        self.model, self.threshold = model, threshold
+        self.model, self.threshold, self.inverted = model, threshold, inverted
         multiclass = len(model.class_names) > 2
         self.done = np.zeros(shape[0], bool)
         self._applied = np.full(shape[0], np.nan)  # threshold that was applied to each slice of the mask
@@ -143,6 +151,7 @@ def segment(volume: core.Volume, result: Result, focus: Focus) -> Iterator[int]:
     Only one slice of the volume is in memory at a time.
     """
     model = result.model
+    volume = core.open_volume(volume, invert=result.inverted)
     probability = core.predict(model, volume)
     multiclass = len(model.class_names) > 2
     classes = core.predict(model, volume, output="labels", threshold=0.0) if multiclass else None

@@ -56,7 +56,7 @@ class VolumeSegmentation(QObject):
         self.mask: Any = None
         self.probability: Any = None
         self._image: Any = None
-        self._data: Any = None
+        self._seen: tuple[Any, ...] = (None,)  # pixels, voxel size and contrast that the model sees
         self._name = ""
         self.kept = ""
         self._focus = Focus()
@@ -87,8 +87,8 @@ class VolumeSegmentation(QObject):
         spent = time.monotonic() - self._began
         return spent / (done - self._at_first) * (len(self.result.done) - done) if done > self._at_first else None
 
-    def start(self, image: Any, model: Model, name: str, threshold: float) -> None:
-        """Segment `image` by `model`; after a stop, its remaining slices.
+    def start(self, image: Any, model: Model, name: str, threshold: float, *, inverted: bool = False) -> None:
+        """Segment `image` by `model`, bright and dark exchanged if it is inverted; after a stop, its remaining slices.
 
         Raises
         ------
@@ -99,12 +99,13 @@ class VolumeSegmentation(QObject):
             return
         volume = volume_of(image)
         result = self.result
-        same = self._image == image and self._data is data_of(image)
+        seen = (data_of(image), volume.voxel_size, inverted)
+        same = self._image == image and self._seen[0] is seen[0] and self._seen[1:] == seen[1:]
         if result is None or not same or result.model is not model or result.done.all():
             memory = None if image.ndim == 3 else sys.maxsize
             self._make_room(image)
-            result = Result(model, volume.shape, threshold, memory=memory)
-            self.result, self._image, self._data = result, image, data_of(image)
+            result = Result(model, volume.shape, threshold, memory=memory, inverted=inverted)
+            self.result, self._image, self._seen = result, image, seen
             self._name = name if name.startswith(image.name) else f"{image.name} {name}"
             self._add_mask()
         self._moved()
@@ -212,7 +213,8 @@ class VolumeSegmentation(QObject):
     def _removed(self, event: Any) -> None:
         if self.mask is not None and event.value == self.mask:
             self.stop()
-            self.result = self.mask = self._image = self._data = None
+            self.result = self.mask = self._image = None
+            self._seen = (None,)
             self.changed.emit()
         elif self.probability is not None and event.value == self.probability:
             self.probability = None

@@ -1,21 +1,30 @@
-"""The row *Pixel size (nm)*: that of the chosen image, from its layer or from the file behind it, or typed."""
+"""The row *Pixel size (nm)*: that of the chosen image, from its layer or the file behind it, typed, or found."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from magicgui.widgets import Container
 from napari.layers import Layer
 from numpy.typing import ArrayLike
+from psygnal import Signal
 from qtpy.compat import isalive
+from qtpy.QtWidgets import QWidget
 
 from napari_kdunet import core
 from napari_kdunet.widgets.shared.fields import Choice, OptionalNumber, without_wheel
-from napari_kdunet.widgets.shared.layers import data_of, voxel_size_of
+from napari_kdunet.widgets.shared.layers import chosen_layer, data_of, volume_of, voxel_size_of
+from napari_kdunet.widgets.shared.models import models
+from napari_kdunet.widgets.shared.notify import report
+from napari_kdunet.widgets.shared.panel import button, in_a_row, note
+from napari_kdunet.widgets.shared.thread_worker import EventWorker, run
 
 if TYPE_CHECKING:
     import napari.viewer
+
+    from napari_kdunet.core import PixelSizeSearch
 
 __all__ = ["PixelSize", "set_pixel_size", "set_voxel_size", "voxel_size_in_file"]
 
@@ -23,6 +32,10 @@ _TIP = (
     "Width of a pixel of the image. A model works at one pixel size and finds little where it is wrong by much.\n"
     "It is that of the layer's scale and units, else that of the file that the layer is from. Type it where neither\n"
     "says so: it is written to the scale of the layer, and of the layers that lie on it."
+)
+_FIND_TIP = (
+    "Look at a few slices at pixel sizes from a quarter to four times the model's own, with contrast as it is and\n"
+    "inverted, and take the one at which the model is surest. Pressed again it stops, and nothing is changed."
 )
 _MARK = "border: 1px solid #E69F00"  # unknown
 
@@ -74,7 +87,7 @@ def set_voxel_size(viewer: napari.viewer.Viewer, layer: Layer, size: ArrayLike) 
 
 
 class PixelSize(Container):
-    """The row of the pixel size of the chosen image; to its right is room for what finds it.
+    """The row of the pixel size of the chosen image, with a button that finds it, and below what was found.
 
     Parameters
     ----------
@@ -82,18 +95,42 @@ class PixelSize(Container):
         Whose layers on the image get the same scale.
     image : Choice
         The image.
+    model : callable
+        Returns the name of the model that looks for the size, or None.
+    owner : callable
+        Returns the widget with which a search ends.
+    if_inverted : str
+        What to say where the contrast of the image is found to be inverted.
+
+    Attributes
+    ----------
+    found : psygnal.Signal
+        Emitted with the `PixelSizeSearch` once it has found a size, which the layer has by then.
     """
 
-    def __init__(self, viewer: napari.viewer.Viewer, image: Choice) -> None:
+    found = Signal(object)
+
+    def __init__(
+        self,
+        viewer: napari.viewer.Viewer,
+        image: Choice,
+        model: Callable[[], str | None] = lambda: models.best_for(""),
+        owner: Callable[[], QWidget | None] = lambda: None,
+        if_inverted: str = "",
+    ) -> None:
         self.viewer, self.chosen = viewer, image
+        self._model, self._owner, self._if_inverted = model, owner, if_inverted
+        self._worker: EventWorker | None = None
         self.number = OptionalNumber(
             name="image_pixel_size", min=0, max=1e6, step=0.5, empty="not known: type it", tooltip=_TIP
         )
         self.number.native.setKeyboardTracking(False)  # when it is typed to the end
         without_wheel(self.number)
-        super().__init__(
-            widgets=[self.number], layout="horizontal", labels=False, label="Pixel size (nm)", tooltip=_TIP
-        )
+        self.find_button = button("Find", _FIND_TIP, self.find_or_stop, "find_button")
+        self.finding = note("pixel_size_finding")
+        self.finding.visible = False
+        row = in_a_row(self.number, self.find_button)
+        super().__init__(widgets=[row, self.finding], labels=False, label="Pixel size (nm)", tooltip=_TIP)
         self.margins = (0, 0, 0, 0)
         self._watched: Layer | None = None
         self.number.changed.connect(self._typed)
@@ -106,6 +143,7 @@ class PixelSize(Container):
         layer = self.chosen.value
         if layer is not self._watched:
             self._unwatch()
+            self.stop()
             self._watched = layer
             if layer is not None:
                 layer.events.scale.connect(self._show)
@@ -135,4 +173,74 @@ class PixelSize(Container):
 
     def _typed(self, value: float | None) -> None:
         if self._watched is not None and value is not None and not np.isclose(value, self._size() or 0):
+            self.stop()
             set_pixel_size(self.viewer, self._watched, value)
+
+    def find_or_stop(self) -> None:
+        """Begin to look for the pixel size on a thread, or stop doing so."""
+        if self._worker is not None:
+            self.stop()
+            return
+        try:
+            layer, name = chosen_layer(self.chosen), self._model()
+            volume = volume_of(layer)
+            if not name:
+                raise core.ModelError("no model is there to find the pixel size with: train or open one, or type it.")
+        except core.KDUNetError as error:
+            self._failed(error)
+            report(error)
+            return
+        searches: list[PixelSizeSearch] = []
+
+        def search() -> Iterator[PixelSizeSearch]:
+            yield from core.iter_find_pixel_size(models.get(name), volume)
+
+        def tried(found: PixelSizeSearch) -> None:
+            searches[:] = [found]
+            if worker is self._worker:
+                self._say(f"Looking with {name}: {len(found.tried)} of {found.steps} sizes tried…")
+
+        def done() -> None:
+            if worker is self._worker:
+                self._worker, self.find_button.text = None, "Find"
+                self._take(searches[0], layer, name)
+
+        def failed(error: Exception) -> None:
+            if worker is self._worker:
+                self._failed(error)
+
+        self._say(f"Looking with {name}…")
+        self.find_button.text = "Stop"
+        self._worker = worker = run(search, on_event=tried, on_done=done, on_error=failed, owner=self._owner())
+
+    def stop(self) -> None:
+        """Stop looking, and forget what was found on the way and before."""
+        if self._worker is not None:
+            worker, self._worker = self._worker, None
+            worker.stop()
+        self.find_button.text = "Find"
+        self._say("")
+
+    def _take(self, search: PixelSizeSearch, layer: Layer, name: str) -> None:
+        """Write what was found to the layer, and say so."""
+        size = search.pixel_size
+        if size is None:
+            self._say(f"Not found: {name} is sure at no pixel size. Type the one of your microscope.")
+            return
+        set_pixel_size(self.viewer, layer, size)
+        words = [f"Found {size:g} nm, where {name} is surest."]
+        if not search.knows_tissue:
+            words.append("It hardly knows this tissue: compare with what you know of the image.")
+        if search.inverted:
+            words.append(f"Bright and dark are the other way round than in images that {name} knows.")
+            words.append(self._if_inverted)
+        self._say(" ".join(words).strip())
+        self.found.emit(search)
+
+    def _failed(self, error: Exception) -> None:
+        self._worker, self.find_button.text = None, "Find"
+        self._say(str(error))
+
+    def _say(self, text: str) -> None:
+        if isalive(self.native):
+            self.finding.value, self.finding.visible = text, bool(text)

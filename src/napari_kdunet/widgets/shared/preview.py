@@ -73,6 +73,8 @@ class Preview:
 
     Attributes
     ----------
+    inverted : bool
+        Whether bright and dark are exchanged for the model, from the next `show` on.
     probability : ndarray or None
         Foreground probability of the slice that is shown, YX float32.
 
@@ -89,7 +91,7 @@ class Preview:
         volume_of(image)  # raises now if it cannot be segmented
         self.layer: Layer | None = None
         self.probability: NDArray[np.float32] | None = None
-        self.z = -1
+        self.z, self.inverted = -1, False
         self._model: Model | None = None
         self._threshold: float | None = None
         self._worker: EventWorker | None = None
@@ -185,10 +187,11 @@ class Preview:
 
     def _start(self) -> None:
         assert self._wanted is not None
-        volume, (model, z) = volume_of(self.image), self._wanted  # read now, as data and scale of the layer can change
+        (model, z), inverted = self._wanted, self.inverted
+        volume = volume_of(self.image)  # read now, as data and scale of the layer can change
 
         def predict() -> Iterator[tuple[Model, int, NDArray[np.float32]]]:
-            one = core.open_volume(volume.read(z), voxel_size=volume.voxel_size, name=volume.name)
+            one = core.open_volume(volume.read(z), voxel_size=volume.voxel_size, name=volume.name, invert=inverted)
             yield model, z, core.predict(model, one)[0].compute(scheduler="synchronous")
 
         self._worker = run(

@@ -26,7 +26,9 @@ _STROKES = ("transparent", "#CC79A7", "#E69F00")  # background and mitochondrion
 _BRUSH = 8  # pixels
 
 
-def input_rows(viewer: napari.viewer.Viewer, strokes: Any, no_labels: str = "") -> list[Any]:
+def input_rows(
+    viewer: napari.viewer.Viewer, strokes: Any, finds: tuple[Any, Any, str], no_labels: str = ""
+) -> list[Any]:
     """The rows ``image``, ``image_pixel_size`` and ``labels_layer``.
 
     Parameters
@@ -35,6 +37,8 @@ def input_rows(viewer: napari.viewer.Viewer, strokes: Any, no_labels: str = "") 
         Where the layers are.
     strokes : callable
         Called by the button that adds a layer to paint on.
+    finds : tuple
+        What finds the pixel size: model, owner and what to say of inverted contrast, as of `PixelSize`.
     no_labels : str
         The choice of no labels; if empty, labels are required.
     """
@@ -58,7 +62,7 @@ def input_rows(viewer: napari.viewer.Viewer, strokes: Any, no_labels: str = "") 
     )
     row = in_a_row(labels, paint)
     row.label = labels.label
-    return [image, PixelSize(viewer, image), row]
+    return [image, PixelSize(viewer, image, *finds), row]
 
 
 def sparse_box() -> CheckBox:

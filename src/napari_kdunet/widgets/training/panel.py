@@ -40,6 +40,8 @@ class Job:
     endless: bool = False
     """Without a budget: it runs until it is stopped, and its latest model is kept, as labels that change make
     scores incomparable."""
+    inverted: bool = False
+    """Bright and dark of the image are exchanged for the network."""
 
 
 class TrainingPanel(Panel):
@@ -128,7 +130,7 @@ class TrainingPanel(Panel):
             job = (make_job or self.job)()
             if self._job is not None and self._job.image != job.image:
                 self.view.curves.clear()
-            self._prepare_preview(job.image)
+            self._prepare_preview(job.image, job.inverted)
             self._job, self._end, self.model_name = job, "", ""
             self.view.preparing(job.run, job.endless)
             self.native.layout().setStretchFactor(self.view, 1)  # the curves grow with the panel
@@ -203,9 +205,10 @@ class TrainingPanel(Panel):
         kept = f"The best model is “{self.model_name}” in the list of models." if self.model_name else ""
         self.view.ended(f"{how} {kept or 'There was no validation yet, so there is no model.'}")
 
-    def _prepare_preview(self, image: Layer) -> None:
+    def _prepare_preview(self, image: Layer, inverted: bool) -> None:
         if self.preview is None or self.preview.image != image or self.preview.is_closed:
             if self.preview is not None:
                 self.preview.close()
             self.preview = Preview(self.viewer, image, self.native, rest=_REST_MS)
             self.preview.get_ready()
+        self.preview.inverted = inverted
