@@ -47,6 +47,7 @@ def test_precisions(data, exported, tmp_path):
     [
         (["--precision", "int8"], "--calibrate"),
         (["--calibrate", "raw.tif"], "--precision int8"),
+        (["--author", "A"], "--format bioimageio"),
         (["-o", "m.txt"], ".onnx"),
         (["-o", "none/m.onnx"], "none"),
     ],
@@ -69,6 +70,17 @@ def test_c(tmp_path):
         result = run("export", "lucchi-1unet", "-o", path, "--format", "c", "--overwrite", *more)
         assert (result.code, len(result.lines)) == (2, 1)
         assert words in result.err
+
+
+def test_bioimageio(data, tmp_path):
+    path = tmp_path / "m.zip"
+    command = ("export", "lucchi-1unet", "-o", path, "--format", "bioimageio", "--author", "A", "--license", "MIT")
+    result = run(*command)
+    assert (result.code, len(result.lines)) == (2, 1)
+    assert "--example" in result.err
+    result = run(*command, "--example", data / "raw.tif")
+    assert result.code == 0, result.err
+    assert names(tmp_path) == ["m.zip"]
 
 
 def test_nothing_is_replaced_unasked(exported):

@@ -49,6 +49,7 @@ PUBLIC = [
     "distill",
     "distillation_loss",
     "evaluate",
+    "export_bioimageio",
     "export_c",
     "export_onnx",
     "find_pixel_size",

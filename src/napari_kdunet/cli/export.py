@@ -13,14 +13,15 @@ from napari_kdunet.core.errors import ConfigError
 
 __all__ = ["export"]
 
-_ENDINGS = {"onnx": ".onnx", "c": ".c"}
+_ENDINGS = {"onnx": ".onnx", "c": ".c", "bioimageio": ".zip"}
 
 
 def export(
     model: ModelName,
-    out: Annotated[Path, typer.Option("-o", "--out", help="File to write: .onnx or .c.")],
+    out: Annotated[Path, typer.Option("-o", "--out", help="File to write: .onnx, .c or .zip.")],
     kind: Annotated[
-        Literal["onnx", "c"], typer.Option("--format", help="ONNX, or one file of C for k up to 4.")
+        Literal["onnx", "c", "bioimageio"],
+        typer.Option("--format", help="ONNX; one file of C for k up to 4; a package for bioimage.io."),
     ] = "onnx",
     precision: Annotated[
         Literal["float32", "float16", "int8"], typer.Option(help="Of the weights of ONNX; int8 computes so too.")
@@ -28,20 +29,38 @@ def export(
     calibrate: Annotated[
         str | None, typer.Option(metavar="RAW", help="Images from which int8 learns the range of each layer's values.")
     ] = None,
+    example: Annotated[
+        str | None,
+        typer.Option(metavar="RAW", help="Image of which a part goes into the package: test input and cover."),
+    ] = None,
+    author: Annotated[str, typer.Option(help="Who made the model, in the package.")] = "",
+    license: Annotated[str, typer.Option(help="Licence of the weights, in the package, such as CC-BY-4.0.")] = "",
     overwrite: Overwrite = False,
 ) -> None:
     """Write a model as a file that runs without torch: see docs/export.md."""
     from napari_kdunet import core
 
-    check_out(out, model, calibrate, suffixes=(_ENDINGS[kind],), overwrite=overwrite)
-    if kind == "c" and (precision != "float32" or calibrate is not None):
+    check_out(out, model, calibrate, example, suffixes=(_ENDINGS[kind],), overwrite=overwrite)
+    _check(kind, precision, calibrate, example, author, license)
+    name = model if model in core.bundled_models() else Path(model).stem
+    loaded = core.load_model(model)
+    if kind == "onnx":
+        core.export_onnx(loaded, out, precision, calibrate=calibrate, name=name)
+    elif kind == "c":
+        core.export_c(loaded, out, name=name)
+    else:
+        core.export_bioimageio(loaded, out, example, author=author, license=license, name=name)
+    print_result(f"{out}  {out.stat().st_size / 1000:.0f} kB")
+
+
+def _check(kind: str, precision: str, calibrate: str | None, example: str | None, author: str, license: str) -> None:
+    """Refuse options that are of another format, or missing."""
+    if kind != "onnx" and (precision != "float32" or calibrate is not None):
         raise ConfigError("--precision and --calibrate are of --format onnx: leave them away.")
     if (precision == "int8") != (calibrate is not None):
         raise ConfigError("--precision int8 and --calibrate RAW go together: give both or neither.")
-    name = model if model in core.bundled_models() else Path(model).stem
-    loaded = core.load_model(model)
-    if kind == "c":
-        core.export_c(loaded, out, name=name)
-    else:
-        core.export_onnx(loaded, out, precision, calibrate=calibrate, name=name)
-    print_result(f"{out}  {out.stat().st_size / 1000:.0f} kB")
+    given = [example is not None, bool(author), bool(license)]
+    if kind == "bioimageio" and not all(given):
+        raise ConfigError("--format bioimageio needs --example RAW, --author NAME and --license SPDX: give all three.")
+    if kind != "bioimageio" and any(given):
+        raise ConfigError("--example, --author and --license are of --format bioimageio: leave them away.")

@@ -15,6 +15,7 @@ from .errors import (
 from .experiments.studies import Run, study_runs
 from .experiments.study import RunResult, iter_study
 from .experiments.sweep import Tradeoff, iter_sweep, smallest_within
+from .export.bioimageio import export_bioimageio
 from .export.c_file import export_c
 from .export.onnx_file import export_onnx
 from .export.onnx_model import OnnxModel
@@ -74,6 +75,7 @@ __all__ = [
     "distill",
     "distillation_loss",
     "evaluate",
+    "export_bioimageio",
     "export_c",
     "export_onnx",
     "find_pixel_size",

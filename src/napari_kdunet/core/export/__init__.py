@@ -1,1 +1,1 @@
-"""From a model to files that other programs run: ONNX, one file of C."""
+"""From a model to files that other programs run: ONNX, one file of C, a package for bioimage.io."""

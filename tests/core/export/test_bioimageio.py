@@ -1,0 +1,109 @@
+"""Packages for bioimage.io: what is in them, and that its own library takes and runs them."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import subprocess
+import sys
+import zipfile
+from importlib.util import find_spec
+
+import numpy as np
+import pytest
+import torch
+from numpy.testing import assert_allclose
+from PIL import Image
+from torch import nn
+
+from napari_kdunet import core
+
+pytest.importorskip("onnx")
+
+WHOSE = {"author": "A. Nobody", "license": "CC-BY-4.0"}
+
+
+@pytest.fixture(scope="module")
+def package(tmp_path_factory):
+    raw = np.random.default_rng(0).integers(0, 255, (3, 500, 620)).astype(np.uint8)
+    volume = core.open_volume(raw, voxel_size=(30.0, 5.0, 8.0))
+    path = tmp_path_factory.mktemp("package") / "m.zip"
+    return core.export_bioimageio(core.load_model("lucchi-1unet"), path, volume, **WHOSE)
+
+
+@pytest.fixture(scope="module")
+def content(package):
+    with zipfile.ZipFile(package) as archive:
+        files = {name: archive.read(name) for name in archive.namelist()}
+    return json.loads(files["bioimageio.yaml"]), files
+
+
+def test_both_weights_give_the_test_output(content):
+    description, files = content
+    image, expected = (np.load(io.BytesIO(files[f"test_{each}.npy"])) for each in ("input", "output"))
+    assert image.shape == (1, 1, 256, 256)
+    kwargs = description["inputs"][0]["preprocessing"][0]["kwargs"]
+    standardised = ((image - image.mean()) / (image.std() + kwargs["eps"])).astype(np.float32)
+    net = core.KUNet(**description["weights"]["pytorch_state_dict"]["architecture"]["kwargs"]).eval()
+    net.load_state_dict(torch.load(io.BytesIO(files["weights.pt"]), weights_only=True))
+    logits = net(torch.from_numpy(standardised)).detach()
+    assert_allclose(logits.softmax(1), expected, atol=1e-5)
+    session = pytest.importorskip("onnxruntime").InferenceSession(files["weights.onnx"])
+    assert_allclose(session.run(None, {"image": standardised})[0], logits, atol=1e-4)
+
+
+def test_the_description(content):
+    description, files = content
+    model = core.load_model("lucchi-1unet")
+    assert description["authors"] == [{"name": "A. Nobody"}]
+    assert description["license"] == "CC-BY-4.0"
+    for axis in (*description["inputs"][0]["axes"][2:], *description["outputs"][0]["axes"][2:]):
+        assert (axis["scale"], axis["unit"]) == (model.pixel_size, "nanometer")
+    for entry in (description["covers"][0], description["documentation"], *description["weights"].values()):
+        assert hashlib.sha256(files[entry["source"]]).hexdigest() == entry["sha256"]
+    assert Image.open(io.BytesIO(files["cover.png"])).size == (512, 256)
+    assert len(files["cover.png"]) < 500_000
+    assert "10 nm" in files["README.md"].decode()
+
+
+VALIDATE = """
+import sys
+from bioimageio.spec import load_description
+summary = load_description(sys.argv[1], perform_io_checks=True).validation_summary
+sys.exit(summary.format() if summary.status == "failed" else 0)
+"""
+RUN = """
+import sys
+from bioimageio.core import test_model
+summary = test_model(sys.argv[1])
+sys.exit(summary.format() if summary.status != "passed" else 0)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("library", "code"), [("bioimageio.spec", VALIDATE), ("bioimageio.core", RUN)])
+def test_their_library_takes_it(package, library, code):
+    if find_spec("bioimageio") is None or find_spec(library) is None:
+        pytest.skip(f"{library} is not installed")
+    done = subprocess.run([sys.executable, "-c", code, str(package)], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_a_small_image_and_more_classes(model, tmp_path):
+    raw = np.random.default_rng(0).integers(0, 255, (1, 40, 50)).astype(np.uint8)
+    for name, form in (("a", {"classes": 3}), ("b", {"pixel_size": 20.0})):
+        path = core.export_bioimageio(model(k=1, depth=2, **form), tmp_path / f"{name}.zip", raw, **WHOSE)
+        description = json.loads(zipfile.ZipFile(path).read("bioimageio.yaml"))
+        assert len(description["outputs"][0]["axes"][1]["channel_names"]) == form.get("classes", 2)
+        assert len(description["name"]) >= 5
+
+
+def test_what_cannot_be_exported(model, tmp_path):
+    path, raw = tmp_path / "m.zip", np.zeros((1, 40, 40), np.uint8)
+    with pytest.raises(core.ModelError, match=r"cannot be exported as a bioimage\.io package"):
+        core.export_bioimageio(core.Model(nn.Conv2d(1, 2, 1)), path, raw, **WHOSE)
+    for wrong in ({"author": " "}, {"license": ""}, {"author": "a/b"}):
+        with pytest.raises(core.ConfigError, match="author and license"):
+            core.export_bioimageio(model(k=1, depth=1), path, raw, **(WHOSE | wrong))
+    assert list(tmp_path.iterdir()) == []
