@@ -30,6 +30,7 @@ FLOORS = (
         "widgets.objects",
         "widgets.samples",
         "widgets.readers",
+        "widgets.writers",
     ),
     ("widgets.training", "widgets.comparison", "widgets.proofreading"),
     ("widgets.segmentation",),

@@ -1,7 +1,11 @@
 """Files that are dropped on napari's canvas, through the manifest."""
 
+import h5py
+import mrcfile
+import npe2
 import numpy as np
 import pytest
+import tifffile
 
 from napari_kdunet import core
 from napari_kdunet.widgets.shared.layers import voxel_size_of
@@ -18,6 +22,75 @@ def test_an_ome_zarr_comes_in_with_its_scale(make_napari_viewer, tmp_path):
     assert voxel_size_of(layer) == pytest.approx((50.0, 5.0, 5.0))
     assert layer.axis_labels == ("z", "y", "x")
     np.testing.assert_array_equal(np.asarray(layer.data), raw)
+
+
+RAW = np.arange(3 * 16 * 20, dtype=np.uint16).reshape(3, 16, 20)
+NM = (50.0, 5.0, 5.0)
+
+
+def write_mrc(path):
+    with mrcfile.new(path) as file:
+        file.set_data(RAW)
+        file.voxel_size = tuple(10 * size for size in NM[::-1])  # angstrom, X Y Z
+
+
+def write_hdf5(path):
+    with h5py.File(path, "w") as file:
+        file.create_dataset("volumes/raw", data=RAW, chunks=(1, 8, 8)).attrs["resolution"] = NM
+
+
+def write_n5(path):
+    tensorstore = pytest.importorskip("tensorstore")
+    spec = {"driver": "n5", "kvstore": {"driver": "file", "path": str(path)}}
+    metadata = {"dimensions": RAW.shape[::-1], "blockSize": [8, 8, 1], "dataType": "uint16"}
+    metadata |= {"compression": {"type": "gzip"}, "resolution": NM[::-1], "units": ["nm"] * 3}
+    store = tensorstore.open(spec | {"metadata": metadata}, create=True).result()
+    store.write(RAW.T).result()
+
+
+def write_slices(path):
+    path.mkdir()
+    for z, page in enumerate(RAW):
+        tifffile.imwrite(path / f"z{z}.tif", page, resolution=(1e7 / NM[1],) * 2, resolutionunit="CENTIMETER")
+
+
+@pytest.mark.parametrize(
+    ("name", "write"),
+    [
+        ("em.mrc", write_mrc),
+        ("em.REC", write_mrc),
+        ("em.map", write_mrc),
+        ("em.h5", write_hdf5),
+        ("em.hdf5", write_hdf5),
+        ("em.hdf", write_hdf5),
+        ("em.n5", write_n5),
+        ("em", write_slices),
+    ],
+)
+def test_what_napari_opens_without_its_scale(make_napari_viewer, tmp_path, name, write):
+    path = tmp_path / name
+    write(path)
+    viewer = make_napari_viewer()
+    (layer,) = viewer.open(path, plugin="napari-kdunet")
+    assert (layer.name, layer._type_string, layer.axis_labels) == ("em", "image", ("z", "y", "x"))
+    assert hasattr(layer.data, "compute"), "lazy"
+    np.testing.assert_array_equal(np.asarray(layer.data), RAW)
+    expected = NM if name != "em" else (5.0, 5.0, 5.0)  # slices do not state their distance
+    assert voxel_size_of(layer) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("name", ["em.tif", "em.tiff", "em.ome.tif", "em.png", "em.jpg", "em.npy"])
+def test_nothing_stands_between_a_user_and_a_plain_image(name):
+    readers = npe2.PluginManager.instance().iter_compatible_readers([name])
+    assert "napari-kdunet" not in {reader.plugin_name for reader in readers}
+
+
+def test_a_damaged_file_is_one_line(make_napari_viewer, tmp_path):
+    (tmp_path / "em.mrc").write_bytes(b"no volume at all" * 99)
+    viewer = make_napari_viewer()
+    with pytest.raises(core.VolumeError, match=r"em\.mrc"):
+        viewer.open(tmp_path / "em.mrc", plugin="napari-kdunet")
+    assert len(viewer.layers) == 0
 
 
 def test_a_model_that_is_dropped_is_in_the_list_and_no_layer(make_napari_viewer, tmp_path):

@@ -20,12 +20,12 @@ def get_reader(path: str | list[str]) -> Callable[[Any], list[LayerData]] | None
     """The function that reads a path, for napari; None for several paths at once."""
     if not isinstance(path, str):
         return None
-    return _read_model if path.endswith(".safetensors") else _read_volume
+    return _read_model if path.lower().endswith(".safetensors") else _read_volume
 
 
 def _read_volume(path: str) -> list[LayerData]:
     """An image layer, lazy, with scale in nm and axis labels; errors as of `core.open_volume`."""
-    volume = core.open_volume(path)
+    volume = core.open_volume(path)  # MRC, HDF5, N5, OME-Zarr, a folder of slices, ...
     ndim = 3 if len(volume) > 1 else 2
     options: dict[str, Any] = {"name": Path(path).stem, "axis_labels": ("z", "y", "x")[-ndim:]}
     if volume.voxel_size is not None:

@@ -25,6 +25,7 @@ __all__ = [
     "users_own",
     "volume_of",
     "voxel_size_of",
+    "voxel_size_of_grid",
 ]
 
 #: Key in the metadata of layers that are for display only and are not offered as inputs.
@@ -40,8 +41,13 @@ def voxel_size_of(layer: Layer) -> tuple[float, float, float] | None:
 
     Where only the units in plane are lengths, the size along y is taken along z too.
     """
+    return voxel_size_of_grid(layer.scale, layer.units)
+
+
+def voxel_size_of_grid(scales: Iterable[float], units: Iterable[Any]) -> tuple[float, float, float] | None:
+    """As `voxel_size_of`, from the scale and the units (pint's) alone."""
     sizes: list[float | None] = []
-    for scale, unit in zip(layer.scale, layer.units, strict=True):
+    for scale, unit in zip(scales, units, strict=True):
         length = (1 * unit).is_compatible_with("nm")
         sizes.append(abs(float(scale)) * float((1 * unit).to("nm").magnitude) if length else None)
     y, x = sizes[-2:]

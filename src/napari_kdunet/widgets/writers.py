@@ -1,0 +1,61 @@
+"""The writer for napari of masks and other labels: TIFF and OME-Zarr with their pixel size."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from napari_kdunet import core
+from napari_kdunet.widgets.shared.layers import RESULT, voxel_size_of_grid
+
+__all__ = ["write_labels"]
+
+_SMALL = (np.uint8, np.uint16, np.uint32)
+
+
+def write_labels(path: str, data: Any, attributes: dict[str, Any]) -> list[str]:
+    """Write a labels layer, which replaces a file of that name, when it is complete; for napari.
+
+    Parameters
+    ----------
+    path : str
+        Ends in ``.tif``, ``.tiff`` or ``.zarr``.
+    data : array
+        Labels, ZYX or YX, maybe lazy; of a pyramid the finest level is written. They are stored in the smallest type
+        that holds them.
+    attributes : dict
+        Of the layer: ``scale`` and ``units``, from which the voxel size is made, and ``name``.
+
+    Returns
+    -------
+    list of str
+        The path.
+
+    Raises
+    ------
+    VolumeError, OutputError
+        If the layer is no volume, or it cannot be written.
+    """
+    if attributes.get("multiscale"):
+        data = data[0]
+    volume = core.open_volume(data, name=attributes.get("name"))
+    size = voxel_size_of_grid(attributes["scale"], attributes["units"])
+    result = attributes.get("metadata", {}).get(RESULT)
+    metadata = None if result is None else {"threshold": result.threshold, "inverted": result.inverted}
+    core.write_volume(
+        volume, path, dtype=_smallest(volume), voxel_size=size, metadata=metadata, labels=True, overwrite=True
+    )
+    return [path]
+
+
+def _smallest(volume: core.Volume) -> np.dtype[Any]:
+    """The smallest unsigned type that holds all labels; that of the volume where none is smaller."""
+    if volume.dtype.itemsize == 1 or volume.dtype.kind not in "iu":
+        return volume.dtype
+    low, high = 0, 0
+    for z in range(len(volume)):
+        labels = volume.read(z)
+        low, high = min(low, int(labels.min())), max(high, int(labels.max()))
+    fits = (np.dtype(kind) for kind in _SMALL if low >= 0 and high <= np.iinfo(kind).max)
+    return next(fits, volume.dtype)

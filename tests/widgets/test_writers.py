@@ -1,0 +1,67 @@
+"""Masks saved by napari's own means, and read back by the libraries of the formats."""
+
+import dask.array as da
+import numpy as np
+import pytest
+import tifffile
+import zarr
+
+from napari_kdunet import core
+
+GRID = {"scale": (0.05, 0.005, 0.005), "units": ("um",) * 3}
+NM = (50.0, 5.0, 5.0)
+
+
+def labels(largest, dtype=np.int32):
+    data = np.zeros((3, 16, 20), dtype)
+    data[1, 4:9, 3:7] = largest
+    return data
+
+
+@pytest.mark.parametrize(("largest", "dtype"), [(1, "uint8"), (256, "uint16"), (65_536, "uint32")])
+def test_a_tiff_states_the_pixel_size_in_as_few_bits_as_it_needs(make_napari_viewer, tmp_path, largest, dtype):
+    viewer = make_napari_viewer()
+    viewer.add_labels(labels(largest), name="mask", **GRID)
+    path = tmp_path / "mask.tif"
+    assert viewer.layers.save(path, plugin="napari-kdunet") == [str(path)]
+    with tifffile.TiffFile(path) as file:
+        page = file.pages[0]
+        np.testing.assert_array_equal(file.asarray(), labels(largest))
+        assert (page.dtype, file.imagej_metadata["unit"], file.imagej_metadata["spacing"]) == (dtype, "nm", 50.0)
+        assert page.tags["XResolution"].value[1] / page.tags["XResolution"].value[0] == pytest.approx(5.0)
+    assert core.open_volume(path).voxel_size == pytest.approx(NM)
+
+
+def test_an_ome_zarr_states_scale_and_labels_and_is_napari_kdunets_by_its_ending(make_napari_viewer, tmp_path):
+    viewer = make_napari_viewer()
+    layer = viewer.add_labels(da.from_array(labels(300), chunks=(1, 16, 20)), name="mask", **GRID)
+    path = tmp_path / "mask.zarr"
+    layer.save(str(path))
+    ome = zarr.open_group(path, mode="r").attrs["ome"]
+    (image,) = ome["multiscales"]
+    assert [axis["unit"] for axis in image["axes"]] == ["nanometer"] * 3
+    assert image["datasets"][0]["coordinateTransformations"][0]["scale"] == pytest.approx(NM)
+    assert "image-label" in ome
+    volume = core.open_volume(path)
+    assert (volume.dtype, volume.voxel_size) == (np.uint16, pytest.approx(NM))
+    np.testing.assert_array_equal(np.asarray(volume), labels(300))
+
+
+def test_a_flat_mask_of_unknown_size_replaces_an_earlier_one(make_napari_viewer, tmp_path):
+    viewer = make_napari_viewer()
+    layer = viewer.add_labels(labels(1)[1], name="mask")
+    path = tmp_path / "mask.tif"
+    path.write_bytes(b"an earlier one")
+    layer.save(str(path), plugin="napari-kdunet")
+    np.testing.assert_array_equal(tifffile.imread(path), labels(1)[1])
+    assert core.open_volume(path).voxel_size is None
+
+
+def test_what_somebody_else_has_put_into_a_zarr_is_not_replaced(make_napari_viewer, tmp_path):
+    viewer = make_napari_viewer()
+    layer = viewer.add_labels(labels(1), name="mask")
+    (tmp_path / "mask.zarr").mkdir()
+    (tmp_path / "mask.zarr/notes.txt").write_text("mine")
+    with pytest.raises(core.OutputError, match=r"mask\.zarr"):
+        layer.save(str(tmp_path / "mask.zarr"), plugin="napari-kdunet")
+    assert (tmp_path / "mask.zarr/notes.txt").read_text() == "mine"
