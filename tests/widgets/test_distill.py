@@ -97,6 +97,26 @@ def test_the_control_run_is_the_same_student_without_the_teacher_in_the_same_plo
     assert widget.view.curves.teacher_iou == line
 
 
+def test_a_teacher_below_its_control_run_is_said_to_be_and_what_to_do(bench):
+    wrong = np.where(bench.mito.data > 0, 0.1, 0.9).astype(np.float32)
+    layer = bench.viewer.add_image(wrong, name="wrong", scale=bench.em.scale)
+    widget = bench.open("Distil student", steps=60)
+    widget.image.value, widget.teacher_layer.value = bench.em, layer
+    for button in (widget.view.start_button, widget.control_button):
+        assert widget.verdict_label.text() == ""
+        button.click()
+        bench.finish(widget)
+    control = max(widget.view.curves.runs["control"].ious)
+    assert widget.view.curves.teacher_iou < control
+    text = widget.verdict_label.text()
+    assert f"(IoU {widget.view.curves.teacher_iou:.3f} and {control:.3f}): take a teacher that knows" in text
+    widget.teacher_layer.value = bench.viewer.add_image(1 - wrong, name="right", scale=bench.em.scale)
+    widget.image.value = bench.em
+    widget.view.start_button.click()
+    bench.finish(widget)
+    assert widget.verdict_label.text() == ""
+
+
 def test_a_probability_layer_teaches(bench):
     labels = bench.mito.data
     probability = np.where(labels > 0, 0.9, 0.1).astype(np.float32)

@@ -413,6 +413,15 @@ def test_a_second_mask_replaces_the_first_unless_that_was_painted_on(segment, qt
     assert widget.segmentation.mask is not mask
     np.testing.assert_array_equal(viewer.layers["raw tiny mask"].data, painted)
     assert "You have painted on “raw tiny mask”: it stays" in widget.status.text()
+    assert "the new mask “raw tiny mask 2” lies beside it" in widget.status.text()
+    other = viewer.add_image(viewer.layers["raw"].data.copy(), name="other")
+    for image in (other, viewer.layers["raw"]):  # another image in between
+        widget.image.value, widget.model.value = image, "tiny"
+        widget.start()
+        finished(qtbot, widget)
+    masks = [layer.name for layer in viewer.layers if layer.name.endswith(("mask", "2", "]"))]
+    assert masks == ["raw tiny mask", "other tiny mask", "raw tiny mask 2"]
+    np.testing.assert_array_equal(viewer.layers["raw tiny mask"].data, painted)
 
 
 def test_a_mask_takes_the_place_of_the_preview(segment, qtbot):

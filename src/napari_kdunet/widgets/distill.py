@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 __all__ = ["DistillWidget", "TeacherScored"]
 
 _IF_INVERTED = "As a teacher it would find little: invert the image first."
+_WHAT_TO_DO = "take a teacher that knows such images better (trained longer, larger, or on more of them), or lower λ."
 _LOWER_K = "lower k, or take a larger teacher."
 
 
@@ -87,6 +88,8 @@ class DistillWidget(TrainingPanel):
         super().__init__(viewer, settings, inputs, [], "Distil")
         self.view.buttons.insertWidget(1, self.control_button, 1)
         self.view.add_line(self.size_label)
+        self.verdict_label = wrapped_label()
+        self.view.add_line(self.verdict_label)
         self.start_with(self.view.start_button, self.job)
         self.start_with(self.control_button, self.control_job)
         self._teacher_parameters: int | None = None
@@ -140,6 +143,8 @@ class DistillWidget(TrainingPanel):
         elif isinstance(event, core.Started):
             self._student_parameters = event.parameters
             self._show_size()
+        if isinstance(event, TeacherScored | core.Started | core.Validated):
+            self._compare_to_control()
 
     def _teacher(self, config: DistillConfig) -> Callable[[], tuple[Model | Volume | Path, Model | Volume]]:
         """A function that reads the teacher, for the worker thread: as the training is given it, and opened."""
@@ -158,6 +163,16 @@ class DistillWidget(TrainingPanel):
             return teacher, teacher
 
         return model
+
+    def _compare_to_control(self) -> None:
+        """Say so where the teacher scores below the control run, which has learnt from the labels alone."""
+        curves, text = self.view.curves, ""
+        control = max(curves.runs["control"].ious, default=None) if "control" in curves.runs else None
+        teacher = curves.teacher_iou
+        if control is not None and teacher is not None and self.view.has_score and teacher < control:
+            scores = f"IoU {teacher:.3f} and {control:.3f}"
+            text = f"The teacher is worse than a student from the labels alone ({scores}): {_WHAT_TO_DO}"
+        self.verdict_label.setText(text)
 
     def _show_size(self) -> None:
         student = f"Student: {self._student_parameters:,} parameters"

@@ -212,5 +212,8 @@ class SegmentWidget(Panel):
         if result.folder is not None:
             text += f".\nToo large for memory: it is in {result.folder} for as long as the layer is there. Save it"
         if segmentation.kept:
-            text += f".\nYou have painted on “{segmentation.kept}”: it stays as it is, and the new mask lies beside it"
+            new = "" if segmentation.mask is None else f" “{segmentation.mask.name}”"
+            text += (
+                f".\nYou have painted on “{segmentation.kept}”: it stays as it is, and the new mask{new} lies beside it"
+            )
         self.status.setText(text + ".")

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import sys
 import time
+import weakref
+from collections.abc import Iterator
+from itertools import count
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+from napari.layers import Labels
 from napari.utils import Colormap
 from qtpy.QtCore import QObject, Signal
 from qtpy.QtWidgets import QWidget
 
 from napari_kdunet.widgets.segmentation.result import Focus, Result, segment
-from napari_kdunet.widgets.shared.layers import RESULT, current_slice, data_of, grid_of, volume_of
+from napari_kdunet.widgets.shared.layers import IMAGE, RESULT, current_slice, data_of, grid_of, volume_of
 from napari_kdunet.widgets.shared.preview import close_previews
 from napari_kdunet.widgets.shared.thread_worker import EventWorker, run
 
@@ -44,7 +49,7 @@ class VolumeSegmentation(QObject):
     mask, probability : napari layer or None
         The Labels layer, and the Image layer of probabilities if it is shown.
     kept : str
-        Name of an earlier mask of the image that stays beside the new one, as somebody has painted on it; else empty.
+        Names of earlier masks of the image that stay beside the new one, as somebody has painted on them; else empty.
     """
 
     changed = Signal()  # another slice is done, it has ended, or a layer was removed
@@ -142,15 +147,16 @@ class VolumeSegmentation(QObject):
             self.viewer.layers.remove(layer)
 
     def _make_room(self, image: Any) -> None:
-        """Remove the earlier mask of the image, which the new one replaces, unless somebody has painted on it."""
-        self.kept = ""
-        if self.mask is not None and self._image == image and self.result is not None:
-            if self.result.corrected_slices():
-                self.kept = str(self.mask.name)
-                return
-            for layer in (self.probability, self.mask):
-                if layer is not None and layer in self.viewer.layers:
-                    self.viewer.layers.remove(layer)
+        """Remove earlier masks of the image, which the new one replaces, unless somebody has painted on them."""
+        earlier = [
+            layer for layer in self.viewer.layers if IMAGE in layer.metadata and layer.metadata[IMAGE]() is image
+        ]
+        painted = [layer for layer in earlier if isinstance(layer, Labels) and _is_painted_on(layer)]
+        self.kept = "”, “".join(layer.name for layer in painted)
+        stay = [layer.metadata[RESULT] for layer in painted]
+        for layer in earlier:
+            if not any(layer.metadata[RESULT] is result for result in stay):
+                self.viewer.layers.remove(layer)
 
     def _add_mask(self) -> None:
         assert self.result is not None
@@ -162,7 +168,9 @@ class VolumeSegmentation(QObject):
     def _add(self, add: Any, data: Any, what: str, **look: Any) -> Any:
         """Add a layer on the grid of the image; its metadata keep the result, and so any temporary files, alive."""
         data = data if self._image.ndim == 3 else data[0]
-        return add(data, name=f"{self._name} {what}", metadata={RESULT: self.result}, **look, **grid_of(self._image))
+        metadata, taken = {RESULT: self.result, IMAGE: weakref.ref(self._image)}, {x.name for x in self.viewer.layers}
+        name = next(name for name in _numbered(f"{self._name} {what}") if name not in taken)
+        return add(data, name=name, metadata=metadata, **look, **grid_of(self._image))
 
     def _segmented(self, z: int) -> None:
         self._draw(z)
@@ -219,3 +227,18 @@ class VolumeSegmentation(QObject):
         elif self.probability is not None and event.value == self.probability:
             self.probability = None
             self.changed.emit()
+
+
+def _is_painted_on(mask: Labels) -> bool:
+    """Whether somebody has painted on a mask, or given its layer other data."""
+    result, data = mask.metadata[RESULT], mask.data
+    arrays = isinstance(data, np.ndarray) and isinstance(result.mask, np.ndarray)
+    own = np.may_share_memory(data, result.mask) if arrays else data is result.mask
+    return not own or bool(result.corrected_slices())
+
+
+def _numbered(name: str) -> Iterator[str]:
+    """A name, then with numbers from 2 on."""
+    yield name
+    for number in count(2):
+        yield f"{name} {number}"

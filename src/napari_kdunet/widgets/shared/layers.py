@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     import napari.viewer
 
 __all__ = [
+    "IMAGE",
     "PREVIEW",
     "RESULT",
     "chosen_layer",
@@ -32,6 +33,8 @@ __all__ = [
 PREVIEW = "napari-kdunet preview"
 #: Key in the metadata of layers that show a `Result`; its value is that result.
 RESULT = "napari-kdunet result"
+#: Key in the metadata of the same layers; its value is a weak reference to the image that was segmented.
+IMAGE = "napari-kdunet image"
 
 _CHANNELS = {"c", "ch", "channel", "channels"}  # labels of an axis
 

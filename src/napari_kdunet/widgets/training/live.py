@@ -37,11 +37,21 @@ def iter_live(raw: Volume, labels: Volume, edits: Edits, config: TrainConfig, st
             events = core.iter_train(raw, labels, config, start=start, edited=_throttled(edits.take))
             break
         except core.UnlabelledError as missing:
-            yield Waiting(str(missing))
+            waiting = Waiting(_what_to_paint(config, str(missing).rpartition(": ")[0]))
+            yield waiting
             while not edits.take():
-                yield Waiting(str(missing))
+                yield waiting
                 edits.wait(_POLL_INTERVAL)
     yield from events
+
+
+def _what_to_paint(config: TrainConfig, missing: str) -> str:
+    """Which labels to paint; 0 is no label where it is to be ignored, and else the background."""
+    if config.ignore != 0:
+        return f"paint in a mitochondrion, any label but 0, which is background ({missing})."
+    other = "2 in a mitochondrion" if config.classes == 2 else "2 and up in the other classes"
+    missing = missing.replace("nothing but the ignore value 0", "nothing yet")
+    return f"paint label 1 on background and {other} ({missing})."
 
 
 def _throttled(take: Callable[[], list[int]]) -> Callable[[], list[int]]:
