@@ -63,6 +63,7 @@ ARMS: dict[str, dict[str, Any]] = {
 ARMS["appearance"] = (
     {"intensity": 0.5} | ARMS["gamma"] | ARMS["local contrast"] | ARMS["blur and noise"] | ARMS["style"]
 )
+ARMS["mild"] = {"intensity": 0.5, "zoom": 0.5, "gamma": 0.3}
 ARMS["appearance, zoom 1"] = ARMS["appearance"] | ARMS["zoom 1"]
 
 #: Assumed pixel sizes, in parts of the true one.

@@ -37,7 +37,7 @@ def main() -> None:
     learnable = sum(p.numel() for p in core.KUNet(k=2, bn=True).parameters() if p.requires_grad)
     check(learnable == PARAMETERS_OF_THE_PAPER, f"the 2-Unet has {learnable} parameters")
 
-    names = {"lucchi-1unet", "lucchi-2unet", "lucchi-4unet"}
+    names = {*(f"lucchi-{k}unet" for k in (1, 2, 4)), *(f"mito-{k}unet" for k in (1, 2, 4, 16))}
     check(set(core.bundled_models()) == names, f"the bundled models are {set(core.bundled_models())}")
     check(core.load_model("lucchi-2unet").parameter_count == PARAMETERS_OF_THE_PAPER, "lucchi-2unet is another network")
     card = importlib.resources.files("napari_kdunet") / "models" / "README.md"

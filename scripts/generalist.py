@@ -1,12 +1,13 @@
 """Train the bundled generalists, `mito-*`, on all sources, and put them into the package.
 
-    python scripts/generalist.py DATA --out DIR [--teacher-steps 3000] [--students 4:5000,2:8000,1:8000] [--seed 0]
-                                 [--bundle]
+    python scripts/generalist.py DATA --out DIR [--teacher-steps 3000,1500] [--students 2:6000,4:4000,1:6000]
+                                 [--seed 0] [--bundle]
 
-DATA is a folder as `benchmarks/generality.py` takes it. A 16-Unet learns from the labels of all three sources, each
-patch changed in pixel size and appearance; the students learn from it alone (`--mode soft --tau 1`), the labels
-choosing model and threshold. One core. Trainings go on where they were stopped; what is done is not done again.
-With --bundle the models are put into the package, in half precision.
+DATA is a folder as `benchmarks/generality.py` takes it. A 16-Unet learns from the labels of all three sources: first
+each patch strongly changed in appearance and by up to an octave in pixel size, then, at a lower rate, less. The
+students learn from it alone (`--mode soft --tau 1`), the labels choosing model and threshold. One core. Trainings go on
+where they were stopped; what is done is not done again. With --bundle the models are put into the package, in half
+precision.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ sys.path.append(str(ROOT / "benchmarks"))
 from generality import ARMS, SOURCES, volumes  # noqa: E402  (the sources and the settings are those of the benchmark)
 
 TEACHER_K = 16
-AUGMENTATION = ARMS["appearance, zoom 1"]
+STRONG, MILD = ARMS["appearance, zoom 1"], ARMS["mild"]
 DATA = {
     "volume": "EPFL CVLab hippocampus, FIB-SEM, 5 nm: z 48 to 164 of the public training volume; "
     "groundtruth-drosophila-vnc stack 1, ssTEM, 4.6 nm; the mitochondria training sample of CDeep3M, SBEM of brain, "
@@ -38,6 +39,7 @@ DATA = {
     "Haberl et al., Nature Methods 15:677 (2018)",
     "licence": "RESEARCH ONLY, not commercial: CC BY-NC-SA 3.0 (vnc); non-commercial research and education (CDeep3M); "
     "the terms of EPFL's volume are not stated where it is found",
+    "sources": len(SOURCES),
     "card": "napari_kdunet/models/README.md",
 }
 
@@ -72,32 +74,36 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data")
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--teacher-steps", type=int, default=3000)
-    parser.add_argument("--students", default="4:5000,2:8000,1:8000", help="K:STEPS with commas between")
+    parser.add_argument("--teacher-steps", default="3000,1500", help="strongly and mildly augmented")
+    parser.add_argument("--students", default="2:6000,4:4000,1:6000", help="K:STEPS with commas between")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--bundle", action="store_true", help="put them into the package")
     given = parser.parse_args()
     given.out.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)
     pairs = [volumes(name, given, first) for name, (_, _, first) in SOURCES.items()]
-    settings = {"batch": 2, "patch": 256, "threads": 1, "seed": given.seed, "validations": 20, **AUGMENTATION}
+    settings = {"batch": 2, "patch": 256, "threads": 1, "seed": given.seed, "validations": 20}
 
+    strong, mild = map(int, given.teacher_steps.split(","))
+    broad = teacher(pairs, given.out / "broad.safetensors", None, steps=strong, **settings, **STRONG)
     path = given.out / f"{name_of(TEACHER_K)}.safetensors"
-    config = core.TrainConfig(k=TEACHER_K, steps=given.teacher_steps, **settings)
-    teacher = trained(path, lambda resume: core.iter_train(pairs, config=config, out=path, resume=resume))
-    models = {TEACHER_K: teacher}
+    models = {TEACHER_K: teacher(pairs, path, broad, steps=mild, lr=3e-3, **{**settings, **MILD, "validations": 10})}
     for k, steps in (map(int, each.split(":")) for each in given.students.split(",") if each):
-        models[k] = student(teacher, pairs, given.out / f"{name_of(k)}.safetensors", k, steps, settings)
+        path = given.out / f"{name_of(k)}.safetensors"
+        models[k] = student(models[TEACHER_K], pairs, path, k=k, steps=steps, **settings, **MILD)
     for k, model in models.items() if given.bundle else ():
         path = halved(model).save(PACKAGE / f"{name_of(k)}.safetensors")
         print(f"{path.name}  {path.stat().st_size:,} bytes")
 
 
-def student(
-    teacher: core.Model, pairs: list[Any], path: Path, k: int, steps: int, settings: dict[str, Any]
-) -> core.Model:
-    config = core.DistillConfig(k=k, steps=steps, mode="soft", tau=1.0, **settings)
-    return trained(path, lambda resume: core.iter_distill(teacher, pairs, None, config, out=path, resume=resume))
+def teacher(pairs: list[Any], path: Path, start: core.Model | None, **settings: Any) -> core.Model:
+    config = core.TrainConfig(k=TEACHER_K, **settings)
+    return trained(path, lambda resume: core.iter_train(pairs, config=config, out=path, resume=resume, start=start))
+
+
+def student(by: core.Model, pairs: list[Any], path: Path, **settings: Any) -> core.Model:
+    config = core.DistillConfig(mode="soft", tau=1.0, **settings)
+    return trained(path, lambda resume: core.iter_distill(by, pairs, None, config, out=path, resume=resume))
 
 
 if __name__ == "__main__":

@@ -91,6 +91,9 @@ def test_which_model_is_taken_at_first(tmp_path, bundle):
     assert store.best_for("em") == "student", "the newest trained on this image"
     assert store.best_for("a third") == "b-good"
     assert store.newest_teacher() == "teacher"
+    general = scored(0.6, data={"sources": 3})
+    bundle(general.save(tmp_path / "c-general.safetensors"), scored(0.8).save(tmp_path / "b-good.safetensors"))
+    assert ModelStore().best_for("em") == "c-general", "one that knows several kinds of image"
 
 
 def test_what_is_saved_can_be_opened(chooser, model, tmp_path, monkeypatch, qtbot):

@@ -93,7 +93,7 @@ class ModelStore:
         session = self.session_names()
         trained = [name for name in session if image and self._images.get(name) == image]
         bundled = [name for name in self.names() if name not in self._models]
-        bundled.sort(key=lambda name: _score(self.get(name)) or 0, reverse=True)
+        bundled.sort(key=lambda name: (_sources(self.get(name)), _score(self.get(name)) or 0), reverse=True)
         return next(iter([*trained, *bundled, *session]), None)
 
     def newest_teacher(self) -> str | None:
@@ -120,6 +120,11 @@ def _score(model: Model) -> float | None:
     """The IoU on slices that the model has not learnt from, if there were any."""
     validation = model.summary.get("validation", {})
     return validation.get("iou") if validation.get("on") in ("held-out slices", "given volume") else None
+
+
+def _sources(model: Model) -> int:
+    """Of how many volumes a bundled model has learnt: the more, the more it knows of other images."""
+    return int(model.summary.get("data", {}).get("sources", 1))
 
 
 def _origin(model: Model) -> str:
