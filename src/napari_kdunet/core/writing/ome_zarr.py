@@ -20,6 +20,7 @@ __all__ = ["Levels", "find_foreign", "incomplete_slices", "zarr_writer"]
 
 _CHUNK_SIDE = 1024  # pixels; a level that is not larger is the last
 _STRIP_ROWS = 128
+_WRITTEN_AT_ONCE = 2**23  # bytes of a large slice, as Zarr holds copies of what is written together
 _FOREGROUND = [86, 180, 233, 255]  # RGBA, of the label 1
 _METADATA_FILES = {2: {".zgroup", ".zarray", ".zattrs"}, 3: {"zarr.json"}}  # by the version of Zarr
 _ATTRIBUTES = {"ome", "multiscales", "image-label", "napari_kdunet"}
@@ -63,7 +64,9 @@ class Levels:
         """Write slice `z`, shape (Y, X), to all levels."""
         for i, array in enumerate(self._arrays):
             pixels = _halved(pixels, self._nearest) if i else pixels
-            array[z] = pixels.astype(array.dtype, copy=False)
+            rows = array.chunks[1] * max(1, _WRITTEN_AT_ONCE // (array.chunks[1] * pixels[:1].nbytes))
+            for top in range(0, len(pixels), rows):
+                array[z, top : top + rows] = pixels[top : top + rows].astype(array.dtype, copy=False)
 
 
 def _metadata(path: Path) -> tuple[dict[str, Any], bool]:
