@@ -62,6 +62,7 @@ OnError = Annotated[
 Scheduler = Annotated[
     str | None, typer.Option(help="Address, or scheduler file, of a dask cluster that shall do the work (.zarr only).")
 ]
+OmeVersion = Annotated[Literal["0.5", "0.4"], typer.Option(help="Version of OME-Zarr; 0.4 is for older viewers.")]
 Overwrite = Annotated[
     bool, typer.Option("--overwrite", help="Replace the result that is there: a file, or a Zarr of napari-kdunet's.")
 ]

@@ -6,19 +6,22 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import typer
 
-from napari_kdunet.cli.arguments import Overwrite, VoxelSize, check_out, given_volume, print_notes
+from napari_kdunet.cli.arguments import OmeVersion, Overwrite, VoxelSize, check_out, given_volume, print_notes
+from napari_kdunet.cli.options import with_settings
 from napari_kdunet.cli.predict import ENDINGS
 from napari_kdunet.cli.progress import Interrupted, follow_share, follow_slices
 from napari_kdunet.cli.terminal import console, print_result
 from napari_kdunet.core.errors import ConfigError
+from napari_kdunet.core.objects.config import ObjectsConfig
 
 __all__ = ["objects"]
 
 
+@with_settings(ObjectsConfig, defaults=ObjectsConfig)
 def objects(
     source: Annotated[
         str, typer.Argument(metavar="MASK|PROB", help="Mask, or probabilities (0-1, 0-255 or 0-65535), ZYX.")
@@ -26,6 +29,7 @@ def objects(
     out: Annotated[
         Path, typer.Option("-o", "--out", metavar="INSTANCES", help="Objects to write (.tif, .zarr, .h5 or .mrc).")
     ],
+    config: ObjectsConfig,
     table: Annotated[
         Path | None, typer.Option(help="Table of measurements to write, a row an object (.csv or .parquet).")
     ] = None,
@@ -35,34 +39,7 @@ def objects(
     ] = None,
     within: Annotated[float, typer.Option(help="Distance in nm that is a contact.", min=0)] = 30.0,
     voxel_size: VoxelSize = None,
-    threshold: Annotated[
-        float, typer.Option(help="Probability above which a voxel is foreground.", min=0, max=1)
-    ] = 0.5,
-    split: Annotated[
-        float,
-        typer.Option(
-            help="Objects come apart at necks thinner than this share of the thinner side; 0: not at all.",
-            min=0,
-            max=1,
-        ),
-    ] = 0.7,
-    min_diameter: Annotated[
-        float, typer.Option(help="Leave out objects smaller than a ball (of one slice: a disc) of this diameter, nm.")
-    ] = 100.0,
-    holes: Annotated[float, typer.Option(help="Fill enclosed holes up to this width, nm.")] = 50.0,
-    smoothing: Annotated[
-        float, typer.Option(help="Standard deviation of a Gaussian over the probability, nm; 0 is off.")
-    ] = 0.0,
-    mode: Annotated[
-        Literal["auto", "2d", "3d"],
-        typer.Option(help="In 3-D, or in each slice and linked along z; auto: by the voxel size."),
-    ] = "auto",
-    link: Annotated[
-        float, typer.Option(help="Overlap (IoU) of outlines in neighbouring slices that makes them one; of 2d.")
-    ] = 0.3,
-    ome_version: Annotated[
-        Literal["0.5", "0.4"], typer.Option(help="Version of OME-Zarr; 0.4 is for older viewers.")
-    ] = "0.5",
+    ome_version: OmeVersion = "0.5",
     overwrite: Overwrite = False,
 ) -> None:
     """Split a mask or probabilities into objects, number them, and measure them."""
@@ -70,15 +47,6 @@ def objects(
     from napari_kdunet.core.objects.instances import is_flat
     from napari_kdunet.core.objects.measure import write_table
 
-    config = core.ObjectsConfig(
-        threshold=threshold,
-        split=split,
-        min_diameter=min_diameter,
-        holes=holes,
-        smoothing=smoothing,
-        mode=mode,
-        link=link,
-    )
     inputs = (source, raw, contacts)
     check_out(out, *inputs, suffixes=ENDINGS, overwrite=overwrite)
     if table is not None:
@@ -89,7 +57,7 @@ def objects(
     print_notes(volume)
     with _stopping("nothing was written"), follow_share("finding objects") as share:
         found = core.instances(volume, config, scratch=out.absolute().parent, progress=share)
-    flat = is_flat(volume.voxel_size, mode)
+    flat = is_flat(volume.voxel_size, config.mode)
     console.print(f"note: {'in each slice, linked along z' if flat else 'in 3-D'} (voxels of {_nm(volume)}; --mode)")
     _write(found, out, volume, config, ome_version, overwrite)
     print_result(str(out))

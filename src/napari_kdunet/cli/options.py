@@ -11,7 +11,6 @@ from typing import Any
 
 import typer
 
-from napari_kdunet.core.config import TrainConfig
 from napari_kdunet.core.parsing import parse_class_weights, parse_slices, parse_volume_weights
 
 __all__ = ["with_selection", "with_settings"]
@@ -39,10 +38,10 @@ _EXAMPLES = {"slices": "e.g. 3,8,20:30", "class_weights": "e.g. 1,4", "volume_we
 
 
 def with_settings(
-    kind: type[TrainConfig],
+    kind: type[Any],
     *,
     without: tuple[str, ...] = (),
-    defaults: Callable[..., TrainConfig] | None = None,
+    defaults: Callable[..., Any] | None = None,
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Decorate a command with an option for each field of `kind` except `without`; it is called with a `config`.
 

@@ -19,6 +19,7 @@ from rich.table import Table
 from napari_kdunet.cli.arguments import (
     Device,
     ModelName,
+    OmeVersion,
     OnError,
     Overwrite,
     Planes,
@@ -69,7 +70,6 @@ Probabilities = Annotated[
 Threshold = Annotated[
     float | None, typer.Option(help="Probability above which a pixel is labelled; the model's own if not given.")
 ]
-OmeVersion = Annotated[Literal["0.5", "0.4"], typer.Option(help="Version of OME-Zarr; 0.4 is for older viewers.")]
 
 
 @with_selection

@@ -33,12 +33,12 @@ class Compiled:
         command = [compiler or COMPILERS[0], *STRICT, *flags, "-shared", "-fPIC", source, "-o", library, "-lm"]
         done = subprocess.run(command, capture_output=True, text=True, timeout=300)
         assert done.returncode == 0, done.stderr
-        self.library = ctypes.CDLL(str(library))
-        self.library.kdunet_bytes.restype = ctypes.c_size_t
-        self.threshold = ctypes.c_float.in_dll(self.library, "kdunet_threshold").value
+        self.loaded = ctypes.CDLL(str(library))
+        self.loaded.kdunet_bytes.restype = ctypes.c_size_t
+        self.threshold = ctypes.c_float.in_dll(self.loaded, "kdunet_threshold").value
 
     def bytes(self, height, width, pixel) -> int:
-        return self.library.kdunet_bytes(height, width, *map(ctypes.c_double, pixel))
+        return self.loaded.kdunet_bytes(height, width, *map(ctypes.c_double, pixel))
 
     def __call__(self, image, pixel=(0.0, 0.0), statistics=None) -> np.ndarray:
         image = np.ascontiguousarray(image, np.float32)
@@ -48,7 +48,7 @@ class Compiled:
         given = None if statistics is None else np.array(statistics, np.float32)
         pointers = (each if each is None else ctypes.c_void_p(each.ctypes.data) for each in (given, out, memory[wall:]))
         source = ctypes.c_void_p(image.ctypes.data)
-        failed = self.library.kdunet_probability(source, *image.shape, *map(ctypes.c_double, pixel), *pointers)
+        failed = self.loaded.kdunet_probability(source, *image.shape, *map(ctypes.c_double, pixel), *pointers)
         assert failed == 0
         assert_array_equal(memory[[*range(wall), *range(-wall, 0)]], 7)
         return out
@@ -104,7 +104,7 @@ def test_wrong_sizes(bundled):
     for height, width, pixel in ((0, 5, (5, 5)), (5, -1, (5, 5)), (5, 5, (1e-3, 5)), (5, 5, (5, 1e5))):
         assert compiled.bytes(height, width, pixel) == 0
         arguments = (None, height, width, *map(ctypes.c_double, pixel), None, None, ctypes.c_void_p(8))
-        assert compiled.library.kdunet_probability(*arguments) == -1
+        assert compiled.loaded.kdunet_probability(*arguments) == -1
 
 
 @with_compiler
