@@ -128,3 +128,9 @@ def test_what_is_wrong_is_said(open_widget, notified):
     assert "no mask is chosen" in panel.error_label.text()
     panel.smooth()
     assert "no objects yet" in panel.error_label.text()
+
+
+def test_the_pixel_size_of_a_mask_is_not_looked_for(panel):
+    """A model looks at images: of a mask the size is typed, or known."""
+    assert not panel.image_pixel_size.native.isHidden()
+    assert panel.find_button.native.isHidden()

@@ -95,8 +95,8 @@ class PixelSize(Container):
         Whose layers on the image get the same scale.
     image : Choice
         The image.
-    model : callable
-        Returns the name of the model that looks for the size, or None.
+    model : callable, optional
+        Returns the name of the model that looks for the size, or None. Without it nothing does: the layer is no image.
     owner : callable
         Returns the widget with which a search ends.
     if_inverted : str
@@ -114,12 +114,12 @@ class PixelSize(Container):
         self,
         viewer: napari.viewer.Viewer,
         image: Choice,
-        model: Callable[[], str | None] = lambda: models.best_for(""),
+        model: Callable[[], str | None] | None = None,
         owner: Callable[[], QWidget | None] = lambda: None,
         if_inverted: str = "",
     ) -> None:
         self.viewer, self.chosen = viewer, image
-        self._model, self._owner, self._if_inverted = model, owner, if_inverted
+        self._model, self._owner, self._if_inverted = model or (lambda: None), owner, if_inverted
         self._worker: EventWorker | None = None
         self.number = OptionalNumber(
             name="image_pixel_size", min=0, max=1e6, step=0.5, empty="not known: type it", tooltip=_TIP
@@ -127,6 +127,7 @@ class PixelSize(Container):
         self.number.native.setKeyboardTracking(False)  # when it is typed to the end
         without_wheel(self.number)
         self.find_button = button("Find", _FIND_TIP, self.find_or_stop, "find_button")
+        self.find_button.visible = model is not None
         self.finding = note("pixel_size_finding")
         self.finding.visible = False
         row = in_a_row(self.number, self.find_button)
