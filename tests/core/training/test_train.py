@@ -148,10 +148,10 @@ def test_balanced_weights_are_those_of_the_labels(blobs, quick):
 
 
 def test_minutes(blobs, quick):
-    config = quick(minutes=0.01, validations=3)
+    config = quick(minutes=0.04, validations=3)  # a validation on a busy machine leaves some
     events = list(core.iter_train(*blobs(), config))
     done = events[-1]
-    assert 0.6 <= done.seconds < 60  # a step may be long on a busy machine; 5 minutes is the default
+    assert 2.4 <= done.seconds < 60  # a step may be long on a busy machine; 5 minutes is the default
     assert done.reason == "budget"
     assert 1 <= kinds(events).count("Validated") <= 3
     fractions = [e.fraction for e in events if isinstance(e, core.Stepped)]
