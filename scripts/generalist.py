@@ -27,6 +27,7 @@ from napari_kdunet.core.training.checkpoint import resume_path
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "src" / "napari_kdunet" / "models"
 sys.path.append(str(ROOT / "benchmarks"))
+from bundle import scored  # noqa: E402
 from generality import ARMS, SOURCES, volumes  # noqa: E402  (the sources and the settings are those of the benchmark)
 
 TEACHER_K = 16
@@ -92,7 +93,7 @@ def main() -> None:
         path = given.out / f"{name_of(k)}.safetensors"
         models[k] = student(models[TEACHER_K], pairs, path, k=k, steps=steps, **settings, **MILD)
     for k, model in models.items() if given.bundle else ():
-        path = halved(model).save(PACKAGE / f"{name_of(k)}.safetensors")
+        path = scored(halved(model), pairs).save(PACKAGE / f"{name_of(k)}.safetensors")
         print(f"{path.name}  {path.stat().st_size:,} bytes")
 
 

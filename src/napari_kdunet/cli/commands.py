@@ -40,6 +40,7 @@ from napari_kdunet.cli.experiments import study, sweep
 from napari_kdunet.cli.export import export
 from napari_kdunet.cli.objects import objects
 from napari_kdunet.cli.options import with_selection, with_settings
+from napari_kdunet.cli.pixel_size import with_found_pixel_sizes, with_pixel_size
 from napari_kdunet.cli.predict import predict
 from napari_kdunet.cli.progress import Interrupted, follow_to_file, launch_processes
 from napari_kdunet.cli.signals import EXIT_CODE
@@ -168,6 +169,9 @@ def train(
     inputs = (raw, labels, *(more or []), *(val_raw or []), *(val_labels or []), start)
     with launch_processes(config, devices, nodes) as fabric:
         volumes = given_volumes([raw, labels, *(more or [])], voxel_size, val_raw, val_labels, **selection)
+        first = load_model(start) if start else None
+        if first is not None:
+            volumes = with_found_pixel_sizes(volumes, first, str(start), selection["invert"], _resources(config))
         events = iter_train(
             volumes.pairs,
             None,
@@ -175,7 +179,7 @@ def train(
             val=volumes.val,
             out=check_model_out(out, *inputs, overwrite=overwrite, resume=resume),
             resume=resume,
-            start=load_model(start) if start else None,
+            start=first,
             fabric=fabric,
         )
         _follow(f"training a {config.k}-Unet", events, out, resume, fabric)
@@ -217,13 +221,16 @@ def distill(
     selection: dict[str, Any],
 ) -> None:
     """Distil a teacher into a tiny k-Unet."""
-    from napari_kdunet.core import iter_distill, load_model
+    from napari_kdunet.core import bundled_models, iter_distill, load_model
 
     inputs = (teacher, raw, labels, *(more or []), *(unlabelled or []), *(val_raw or []), *(val_labels or []), start)
     with launch_processes(config, devices, nodes) as fabric:
         volumes = given_volumes([raw, labels, *(more or [])], voxel_size, val_raw, val_labels, unlabelled, **selection)
+        knows = load_model(teacher) if teacher.endswith(".safetensors") or teacher in bundled_models() else None
+        if knows is not None:
+            volumes = with_found_pixel_sizes(volumes, knows, teacher, selection["invert"], _resources(config))
         events = iter_distill(
-            teacher,
+            knows or teacher,
             volumes.pairs,
             None,
             config,
@@ -254,7 +261,8 @@ def adapt(
 ) -> None:
     """Teach a tiny k-Unet a volume without labels: MODEL predicts parts of it, and the student learns from that.
 
-    The student begins as the bundled generalist of its k, or as MODEL itself, unless --start names another.
+    The student begins as MODEL itself if that is of its k and form, else as the bundled generalist that is, unless
+    --start names another.
     """
     from napari_kdunet.core import iter_adapt, load_model
     from napari_kdunet.core.training.adapt import bundled_student
@@ -263,10 +271,12 @@ def adapt(
     teacher = load_model(model)
     volume = given_volume(raw, voxel_size, **selection)
     print_notes(volume)
+    volume, stated, _ = with_pixel_size(volume, teacher, model, voxel_size, selection["invert"], _resources(config))
     student = load_model(start) if start else bundled_student(config.k, teacher)
-    if student is not None:
-        config = replace(config, **student.form_and_pixel_size)
-    events = iter_adapt(teacher, volume, config, start=student, out=out)
+    if student is not None and not start:
+        student, config = _fitting(student, config)
+    planes = None if stated else False  # the distance of slices is not known
+    events = iter_adapt(teacher, volume, config, planes=planes, start=student, out=out)
     _follow(f"adapting a {config.k}-Unet to {volume.name}", events, out, False, None)
 
 
@@ -338,6 +348,21 @@ def info(model: ModelName, as_json: Json = False) -> None:
         if isinstance(slices, list) and all(isinstance(z, int) for z in slices):
             flat[name] = format_slices(slices)
     _print_table(flat)
+
+
+def _fitting(student: Any, config: DistillConfig) -> tuple[Any, DistillConfig]:
+    """The student that nobody asked for by name, with settings of its form; None of another form than is typed."""
+    usual, form = DistillConfig.adapting(k=config.k), student.form_and_pixel_size
+    if all(getattr(config, name) == getattr(usual, name) for name in form):
+        return student, replace(config, **form)
+    if all(getattr(config, name) == value for name, value in student.form.items()):
+        return student, config
+    console.print(f"note: no {config.k}-Unet of this form is at hand to begin as: the student begins anew")
+    return None, config
+
+
+def _resources(config: TrainConfig) -> dict[str, Any]:
+    return {"device": config.device, "threads": config.threads}
 
 
 def _without_nan(value: Any) -> Any:

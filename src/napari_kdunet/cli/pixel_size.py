@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from napari_kdunet.cli.arguments import AUTO
+from napari_kdunet.cli.arguments import AUTO, Volumes
 from napari_kdunet.cli.terminal import console
 from napari_kdunet.core.errors import VolumeError
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from napari_kdunet.core import Model, PixelSizeSearch, Volume
     from napari_kdunet.core.volumes.voxel_size import VoxelSize
 
-__all__ = ["is_exported", "with_pixel_size"]
+__all__ = ["is_exported", "with_found_pixel_sizes", "with_pixel_size"]
 
 _FACTORS = (1.0, 0.5, 0.7, 1.4, 2.0)  # of a stated size, which the model may be surer at
 _SLICES = 2
@@ -81,6 +81,22 @@ def with_pixel_size(
     about = {"pixel_size": size, "pixel_size_margin": round(search.margin, 3), "inverted": best.inverted}
     found = core.open_volume(volume, voxel_size=(size, size, size), invert=best.inverted)
     return found, None, about
+
+
+def with_found_pixel_sizes(
+    volumes: Volumes, teacher: Any, name: str, invert: bool | None, resources: dict[str, Any]
+) -> Volumes:
+    """The volumes of a training, those that state no pixel size with that at which `teacher` is surest of them.
+
+    `teacher` is what the training begins from or learns from. Arguments else as in `with_pixel_size`.
+    """
+
+    def found(image: Volume) -> Volume:
+        return image if image.voxel_size else with_pixel_size(image, teacher, name, None, invert, resources)[0]
+
+    val = volumes.val and [(found(image), labels) for image, labels in volumes.val]
+    pairs = [(found(image), labels) for image, labels in volumes.pairs]
+    return Volumes(pairs, [found(image) for image in volumes.unlabelled], val)
 
 
 def _working_pixels(volume: Volume, model: Model) -> float:

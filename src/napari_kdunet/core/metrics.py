@@ -155,6 +155,13 @@ def evaluate(
     return Scores(total, tuple(slices), entropy / pixels if soft else None)
 
 
+def binary_entropy(probability: NDArray[Any]) -> NDArray[np.float64]:
+    """Entropy of each pixel's foreground probability in nats; probabilities are kept 1e-7 off 0 and 1."""
+    p = np.clip(probability.astype(np.float64), 1e-7, 1 - 1e-7)
+    entropy: NDArray[np.float64] = -(p * np.log(p) + (1 - p) * np.log1p(-p))
+    return entropy
+
+
 def cross_entropy(probability: NDArray[Any], truth: NDArray[np.bool_]) -> NDArray[np.float64]:
     """Binary cross entropy of each pixel in nats; probabilities are kept 1e-7 off 0 and 1."""
     right = np.where(truth, probability, 1 - probability).astype(np.float64)
@@ -172,6 +179,7 @@ class Curve:
     negative: NDArray[np.int64] = field(default_factory=lambda: np.zeros(_BINS, np.int64))
     entropy: float = 0.0
     moments: NDArray[np.float64] = field(default_factory=lambda: np.zeros(2))
+    uncertainty: float = 0.0
 
     def add(self, probability: NDArray[np.float32], index: NDArray[np.int16]) -> None:
         """Count one slice: its foreground probability and its `class_index`."""
@@ -182,6 +190,7 @@ class Curve:
         self.negative += np.bincount(bins[~truth], minlength=_BINS)
         self.entropy += float(cross_entropy(values, truth).sum())
         self.moments += (float(values.sum(dtype=np.float64)), float(np.square(values, dtype=np.float64).sum()))
+        self.uncertainty += float(binary_entropy(values).sum())
 
     @property
     def pixels(self) -> int:
@@ -208,6 +217,12 @@ class Curve:
         """Standard deviation of the probability over the pixels."""
         mean, square = self.moments / max(self.pixels, 1)
         return math.sqrt(max(square - mean**2, 0.0))
+
+    @property
+    def doubt(self) -> float:
+        """Mean entropy of the probability, in parts of the entropy of its mean: 0 is sure of every pixel."""
+        mean = float(self.moments[0]) / max(self.pixels, 1)
+        return self.uncertainty / max(self.pixels * float(binary_entropy(np.array(mean))), 1e-12)
 
     def iou(self, threshold: float) -> float:
         """Foreground IoU of ``probability > threshold``, to the width of a bin (1/512)."""

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from napari_kdunet.core.errors import ConfigError
+from napari_kdunet.core.metrics import binary_entropy
 from napari_kdunet.core.networks.model import Model
 from napari_kdunet.core.prediction.engine import Forward
 from napari_kdunet.core.prediction.tiler import Tiler, foreground
@@ -32,9 +33,11 @@ _LARGEST_SIDE = 2048  # pixels of the image that are held of a slice
 _PLACES = (0.5, 0.25, 0.75, 0.0, 1.0)  # of that window along a side, the first one that is good
 _LITTLE_OUTSIDE = 0.25  # share of a good window that is outside the sample
 _VIEWS_WEIGHT = 0.2
-_SURE = 0.1  # doubt of a model that knows the tissue; see docs/recipe.md
-_AT_HOME = 0.065  # the same, of a model on the tissue that it has learnt
+_SURE = 0.1  # doubt of a model that sees something in the image; see docs/recipe.md
+_AT_HOME = 0.065  # the same, on the tissue that it has learnt ...
+_OF_HOME = 1.3  # ... or so many times its doubt on the slices that validated it, where it knows that
 _LEAST_FOREGROUND, _MOST_FOREGROUND = 5e-4, 0.3
+_LEAST_OF_HOME, _MOST_OF_HOME = 0.1, 3.0  # the same, of the share in validation
 _SURER = 0.6  # of the doubt as it is: contrast is inverted only where the model is so much surer
 _NEAR = 1.3  # sizes within this factor are not rivals
 
@@ -72,10 +75,14 @@ class PixelSizeSearch:
         In the order in which they were tried.
     steps : int
         How many are tried in all.
+    home : float, optional
+        The model's doubt about the slices that validated it, without the views' share; None of a model that does not
+        say.
     """
 
     tried: tuple[TriedSize, ...]
     steps: int
+    home: float | None = None
 
     @property
     def best(self) -> TriedSize | None:
@@ -84,7 +91,7 @@ class PixelSizeSearch:
         best = straight or inverted
         if straight and inverted and inverted.doubt < _SURER * straight.doubt:
             best = inverted
-        return best if best is not None and best.doubt < _SURE else None
+        return best if best is not None and best.doubt < max(_SURE, _OF_HOME * (self.home or 0.0)) else None
 
     def _minima(self, inverted: bool) -> list[TriedSize]:
         """Sizes of one contrast whose neighbours are no surer; the largest size is there as a neighbour alone."""
@@ -100,7 +107,8 @@ class PixelSizeSearch:
     @property
     def knows_tissue(self) -> bool:
         """Whether the model is as sure as on tissue that it has learnt; else the size is little more than a hint."""
-        return self.best is not None and self.best.doubt < _AT_HOME
+        limit = _OF_HOME * self.home if self.home else _AT_HOME
+        return self.best is not None and self.best.doubt < limit
 
     @property
     def inverted(self) -> bool:
@@ -143,13 +151,14 @@ def find_pixel_size(
     The entropies are binary, of the foreground's probability p. Their ratio is the share of the uncertainty about a
     pixel that is left once the network has looked: 0 where each p is 0 or 1, and 1 where all are alike. The views are
     the image as it is and turned by a quarter; their agreement is Dice's coefficient of the two p. A size does not
-    count without foreground (mean p under 0.0005), where foreground covers far more than it should (0.3, or three times
-    its share in validation where the model knows that), and at the largest: enlarged four times, anything dark may
-    look like a mitochondrion.
+    count without foreground (mean p under 0.0005, or a tenth of its share in validation where the model knows that),
+    where foreground covers far more than it should (0.3, or three times that share), and at the largest: enlarged four
+    times, anything dark may look like a mitochondrion.
 
-    Nothing is found where the doubt has no minimum under 0.1: the network does not know this tissue, or the image is
-    empty. A network is surest where structures have the size that it has learnt, so on other animals and tissue the
-    answer is off as theirs differ, and in a few square micrometres there may be too few of them (docs/recipe.md).
+    Nothing is found where the doubt has no minimum under 0.1, or 1.3 times the model's doubt in validation: the network
+    does not know this tissue, or the image is empty. A network is surest where structures have the size that it has
+    learnt, so on other animals and tissue the answer is off as theirs differ, and in a few square micrometres there may
+    be too few of them (docs/recipe.md).
 
     Parameters
     ----------
@@ -206,7 +215,8 @@ def iter_find_pixel_size(
     if sizes is not None and not all(0 < size < math.inf for size in sizes):
         raise ConfigError(f"sizes {list(sizes)[:5]} to try: give positive numbers, nm.")
     coarse = [model.pixel_size * 2**octave for octave in _OCTAVES] if sizes is None else list(sizes)
-    search = PixelSizeSearch((), (1 + invert) * len(coarse) + 2 * (sizes is None))
+    home = _in_validation(model, "doubt")
+    search = PixelSizeSearch((), (1 + invert) * len(coarse) + 2 * (sizes is None), home)
     probes = _probes(volume, slices)
     if probes is None:
         yield replace(search, steps=0)
@@ -222,6 +232,13 @@ def iter_find_pixel_size(
     for octave in (-_FINE, _FINE):
         search = replace(search, tried=(*search.tried, probe.at(best.pixel_size * 2**octave, best.inverted)))
         yield search
+
+
+def _in_validation(model: Model, name: str) -> float | None:
+    """A share that the model's file says of its validation; the file may be somebody else's."""
+    validation = model.summary.get("validation")
+    value = validation.get(name) if isinstance(validation, dict) else None
+    return value if isinstance(value, float) and 0 < value < 1 else None
 
 
 def _doubt(tried: TriedSize) -> float:
@@ -280,9 +297,11 @@ class _Probe:
         forward = _negated(self.tiler.forward) if inverted else self.tiler.forward
         first = self._predicted(replace(self.tiler, grid=grid, forward=forward))
         mean, ratio = _uncertainty(first)
-        if not _LEAST_FOREGROUND <= mean <= self._most_foreground():
+        share = _in_validation(self.model, "foreground") or 0.0
+        least = max(_LEAST_FOREGROUND, _LEAST_OF_HOME * share)
+        if not least <= mean <= max(_MOST_FOREGROUND, min(_MOST_OF_HOME * share, 0.9)):
             ratio = math.inf
-        if ratio >= _SURE:
+        if ratio >= max(_SURE, _OF_HOME * (_in_validation(self.model, "doubt") or 0)):
             return TriedSize(size, inverted, ratio, mean)
         second = self._predicted(replace(self.tiler, grid=grid, forward=turned(forward)))
         return TriedSize(size, inverted, ratio + _VIEWS_WEIGHT * (1 - _agreement(first, second)), mean)
@@ -293,12 +312,6 @@ class _Probe:
             return Grid.between((size, size * stated[2] / stated[1] if stated else size), self.model.pixel_size)
         except ConfigError:  # too far from the working pixel size
             return None
-
-    def _most_foreground(self) -> float:
-        """The largest share of foreground that is believed."""
-        validation = self.model.summary.get("validation")
-        known = validation.get("foreground") if isinstance(validation, dict) else None
-        return max(_MOST_FOREGROUND, min(3 * known, 0.9) if isinstance(known, float) else 0.0)
 
     def _predicted(self, tiler: Tiler) -> NDArray[np.float32]:
         """Probabilities of the foreground of all pixels of the sample in the middle of each window."""
@@ -324,18 +337,12 @@ def _negated(forward: Forward) -> Forward:
     return inverted
 
 
-def _entropy(p: NDArray[Any]) -> NDArray[np.float64]:
-    """Binary entropy in nats."""
-    q = np.clip(p.astype(np.float64), 1e-7, 1 - 1e-7)
-    return -(q * np.log(q) + (1 - q) * np.log1p(-q))
-
-
 def _uncertainty(p: NDArray[np.float32]) -> tuple[float, float]:
     """Mean probability, and the mean entropy in parts of the mean's."""
     if not p.size:
         return 0.0, math.inf
     mean = float(p.mean(dtype=np.float64))
-    return mean, float(_entropy(p).mean() / _entropy(np.array([mean]))[0])
+    return mean, float(binary_entropy(p).mean() / binary_entropy(np.array(mean)))
 
 
 def _agreement(first: NDArray[np.float32], second: NDArray[np.float32]) -> float:

@@ -54,6 +54,7 @@ def iter_adapt(
     config: DistillConfig | None = None,
     *,
     pixels: float = PIXELS,
+    planes: bool | None = None,
     start: Model | None = None,
     out: str | Path | None = None,
 ) -> Iterator[Event]:
@@ -74,6 +75,8 @@ def iter_adapt(
         but the student has half of them at least.
     pixels : float
         Of how many pixels, at its working pixel size, the teacher is asked at most; one part at least.
+    planes : bool, optional
+        Whether the teacher sees the slices along y and x too; where voxels are isotropic if None.
     start : Model, optional
         Initial weights of the student; see `bundled_student`.
     out : path, optional
@@ -91,7 +94,7 @@ def iter_adapt(
     """
     config = config or DistillConfig.adapting()
     began = time.monotonic()
-    images, probabilities, voxel_size = lesson(teacher, open_volume(raw), config, pixels)
+    images, probabilities, voxel_size = lesson(teacher, open_volume(raw), config, pixels, planes)
     config = _remaining(config, time.monotonic() - began)
     image = open_volume(images, voxel_size=voxel_size, name="the parts to learn from")
     probability = open_volume(probabilities, voxel_size=voxel_size, name="the teacher's probabilities")
@@ -125,13 +128,15 @@ def bundled_student(k: int, teacher: Model) -> Model | None:
 
 
 def lesson(
-    teacher: Model, volume: Volume, config: DistillConfig, pixels: float = PIXELS
+    teacher: Model, volume: Volume, config: DistillConfig, pixels: float = PIXELS, planes: bool | None = None
 ) -> tuple[NDArray[Any], NDArray[np.float32], tuple[float, float, float] | None]:
     """Parts of a volume (ZYX, raw values), the teacher's probabilities of them (float32), and their voxel size, in nm.
 
     Arguments as in `iter_adapt`.
     """
-    planes = volume.shape[0] >= _SLAB and volume.voxel_size is not None and is_isotropic(volume.voxel_size)
+    if planes is None:
+        planes = volume.voxel_size is not None and is_isotropic(volume.voxel_size)
+    planes = planes and len(volume) >= _SLAB
     threads = training_threads(config.k, config.threads)[1]
     images, probabilities = [], []
     for part in _parts(volume, teacher, _SLAB if planes else 1, pixels):

@@ -277,7 +277,8 @@ class Trainer:
         scores: dict[str, Any] = {"iou": curve.iou(threshold), "ce": curve.ce, "prior_ce": curve.prior_ce}
         if len(curve.curves) > 1:
             scores["volume_ious"] = [each.iou(threshold) for each in curve.curves]
-        scores |= {"foreground": fmean(each.foreground for each in curve.curves), "step": self.progress.step}
+        scores |= {name: fmean(getattr(each, name) for each in curve.curves) for name in ("foreground", "doubt")}
+        scores["step"] = self.progress.step
         summary: dict[str, Any] = {
             "settings": self.config.to_dict(),
             "labelled_slices": list(data.labelled_slices),

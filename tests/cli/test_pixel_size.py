@@ -1,0 +1,56 @@
+"""Trainings on an image that states no pixel size, with a network at hand that knows the tissue."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from command_line import run
+from napari_kdunet import core
+
+pytestmark = [
+    pytest.mark.data,
+    pytest.mark.skipif("KDUNET_DATA" not in os.environ, reason="real volumes: set KDUNET_DATA to their folder"),
+]
+MODEL = "mito-1unet"
+QUICK = ("--k", 1, "--steps", 1, "--patch", 64, "--validations", 1, "--threads", 1)
+
+
+@pytest.fixture(scope="module")
+def unknown(tmp_path_factory):
+    """An image and labels without a pixel size, and the size at which the model is surest."""
+    folder = tmp_path_factory.mktemp("unknown")
+    data = Path(os.environ["KDUNET_DATA"])
+    for name in ("raw.tif", "labels.tif"):
+        volume = core.open_volume(data / f"epfl-training-{name}")
+        core.write_volume(np.stack([volume.read(z) for z in (60, 64, 68)]), folder / name)
+    size = core.find_pixel_size(core.load_model(MODEL), folder / "raw.tif", threads=1).pixel_size
+    assert size is not None
+    assert size != 10
+    return folder / "raw.tif", folder / "labels.tif", size
+
+
+@pytest.mark.parametrize("command", ["adapt", "distill", "train"])
+def test_the_size_is_that_at_which_the_network_at_hand_is_surest(unknown, tmp_path, command):
+    raw, labels, size = unknown
+    given = {"adapt": (MODEL, raw), "distill": (MODEL, raw, labels), "train": (raw, labels, "--start", MODEL)}[command]
+    options = {"adapt": QUICK, "distill": (*QUICK[2:], "--start", MODEL), "train": QUICK[2:]}[command]
+    result = run(command, *given, "-o", tmp_path / "m.safetensors", *options)
+    assert result.code == 0, result.err
+    assert f"{raw} is not stated: {size:g} nm, where {MODEL} is surest" in result.err
+    assert "taken as the model's" not in result.err
+    stated = run(command, *given, "-o", tmp_path / "n.safetensors", *options, "--voxel-size", "8")
+    assert stated.code == 0, stated.err
+    assert "surest" not in stated.err
+
+
+def test_what_is_typed_is_kept_by_adapt(unknown, tmp_path):
+    path = tmp_path / "m.safetensors"
+    given = ("adapt", MODEL, unknown[0], "-o", path, *QUICK, "--voxel-size", "5")
+    assert "the student begins anew" in run(*given, "--depth", "2").err
+    result = run(*given, "--pixel-size", "12", "--overwrite")
+    assert result.code == 0, result.err
+    assert core.load_model(path).pixel_size == 12
