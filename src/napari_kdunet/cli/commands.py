@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import errno
 import json
 import math
@@ -114,8 +115,13 @@ def _fail_os_error(error: OSError) -> NoReturn:
 
 
 def _fail(message: str, code: int) -> NoReturn:
+    atexit.register(setattr, sys, "unraisablehook", _ignore)  # libraries' unfinished requests print tracebacks then
     console.print(Text.assemble(("error: ", "bold red"), shorten(escape(message))))
     sys.exit(code)
+
+
+def _ignore(unraisable: object) -> None:
+    pass
 
 
 def _version(asked: bool) -> None:
