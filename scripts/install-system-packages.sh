@@ -2,7 +2,7 @@
 # Installs the Debian packages that a bare machine lacks, and says nothing where it lacks none.
 #
 #   install-system-packages.sh venv    what `python3 -m venv` needs
-#   install-system-packages.sh test    that, and what Qt 6 and OpenGL need under Xvfb
+#   install-system-packages.sh test    that, what Qt 6 and OpenGL need under Xvfb, and a browser for the exported page
 #
 # Debian and its kin only: elsewhere, or without the right to install, it prints what is needed and goes on.
 set -euo pipefail
@@ -21,6 +21,11 @@ case ${1:-} in
   test) wanted=("${gui[@]}") ;;
   *) echo "usage: ${0##*/} venv|test" >&2; exit 2 ;;
 esac
+
+# Any browser of the family will do: Debian has Chromium and its driver as packages, and others bring their own.
+if [[ $1 == test ]] && ! { command -v chromedriver && command -v chromium google-chrome chromium-browser; } >/dev/null; then
+  wanted+=(chromium chromium-driver)
+fi
 
 # Debian splits ensurepip off its python3; any other python3 brings its own.
 "${PYTHON:-python3}" -c 'import ensurepip' 2>/dev/null || wanted+=(python3-venv)
@@ -58,4 +63,11 @@ apt_get() {
     { cat "$log" >&2; return 1; }
 }
 apt_get update || echo "The package lists could not be refreshed; going on with those at hand." >&2
-apt_get install -y --no-install-recommends "${missing[@]}"
+# Not every release packages the browser; the tests that need it say so where it is missing.
+known=()
+for package in "${missing[@]}"; do
+  if [[ $package != chromium* || -n $(apt-cache madison "$package") ]]; then
+    known+=("$package")
+  fi
+done
+apt_get install -y --no-install-recommends "${known[@]}"

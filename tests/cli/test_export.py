@@ -95,3 +95,23 @@ def test_what_onnx_does_not_predict(data, exported, tmp_path, more):
     assert result.code == 2
     assert "m.onnx is ONNX" in result.err
     assert names(tmp_path) == []
+
+
+def test_web(data, tmp_path):
+    path = tmp_path / "m.html"
+    result = run("export", "lucchi-1unet", "-o", path, "--format", "web", "--example", data / "raw.tif")
+    assert result.code == 0, result.err
+    assert "<title>lucchi-1unet</title>" in path.read_text()
+    before = path.read_bytes()
+    for model, more, words in (
+        ("mito-16unet", ["--overwrite"], "16-Unet cannot be exported as a web page"),
+        ("lucchi-1unet", [], "--overwrite"),
+        ("lucchi-1unet", ["-o", "m.zip"], ".html"),
+        ("lucchi-1unet", ["--overwrite", "--author", "A"], "--format bioimageio"),
+        ("lucchi-1unet", ["--overwrite", "--example", data / "rgb.tif"], "rgb.tif"),
+    ):
+        result = run("export", model, "-o", path, "--format", "web", *more)
+        assert (result.code, len(result.lines)) == (2, 1)
+        assert words in result.err
+    assert names(tmp_path) == ["m.html"]
+    assert path.read_bytes() == before

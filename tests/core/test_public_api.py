@@ -52,6 +52,7 @@ PUBLIC = [
     "export_bioimageio",
     "export_c",
     "export_onnx",
+    "export_web",
     "find_pixel_size",
     "hard_loss",
     "instances",

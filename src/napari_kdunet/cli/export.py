@@ -13,15 +13,17 @@ from napari_kdunet.core.errors import ConfigError
 
 __all__ = ["export"]
 
-_ENDINGS = {"onnx": ".onnx", "c": ".c", "bioimageio": ".zip"}
+_ENDINGS = {"onnx": ".onnx", "c": ".c", "bioimageio": ".zip", "web": ".html"}
 
 
 def export(
     model: ModelName,
-    out: Annotated[Path, typer.Option("-o", "--out", help="File to write: .onnx, .c or .zip.")],
+    out: Annotated[Path, typer.Option("-o", "--out", help="File to write: .onnx, .c, .zip or .html.")],
     kind: Annotated[
-        Literal["onnx", "c", "bioimageio"],
-        typer.Option("--format", help="ONNX; one file of C for k up to 4; a package for bioimage.io."),
+        Literal["onnx", "c", "bioimageio", "web"],
+        typer.Option(
+            "--format", help="ONNX; one file of C, for k up to 4; a package for bioimage.io; a web page, for k up to 4."
+        ),
     ] = "onnx",
     precision: Annotated[
         Literal["float32", "float16", "int8"], typer.Option(help="Of the weights of ONNX; int8 computes so too.")
@@ -31,7 +33,10 @@ def export(
     ] = None,
     example: Annotated[
         str | None,
-        typer.Option(metavar="RAW", help="Image of which a part goes into the package: test input and cover."),
+        typer.Option(
+            metavar="RAW",
+            help="Image of which a part goes into the package (test input, cover) or the page (its example).",
+        ),
     ] = None,
     author: Annotated[str, typer.Option(help="Who made the model, in the package.")] = "",
     license: Annotated[str, typer.Option(help="Licence of the weights, in the package, such as CC-BY-4.0.")] = "",
@@ -48,6 +53,8 @@ def export(
         core.export_onnx(loaded, out, precision, calibrate=calibrate, name=name)
     elif kind == "c":
         core.export_c(loaded, out, name=name)
+    elif kind == "web":
+        core.export_web(loaded, out, example, name=name)
     else:
         core.export_bioimageio(loaded, out, example, author=author, license=license, name=name)
     print_result(f"{out}  {out.stat().st_size / 1000:.0f} kB")
@@ -59,8 +66,9 @@ def _check(kind: str, precision: str, calibrate: str | None, example: str | None
         raise ConfigError("--precision and --calibrate are of --format onnx: leave them away.")
     if (precision == "int8") != (calibrate is not None):
         raise ConfigError("--precision int8 and --calibrate RAW go together: give both or neither.")
-    given = [example is not None, bool(author), bool(license)]
-    if kind == "bioimageio" and not all(given):
+    if kind == "bioimageio" and not (example is not None and author and license):
         raise ConfigError("--format bioimageio needs --example RAW, --author NAME and --license SPDX: give all three.")
-    if kind != "bioimageio" and any(given):
-        raise ConfigError("--example, --author and --license are of --format bioimageio: leave them away.")
+    if kind != "bioimageio" and (author or license):
+        raise ConfigError("--author and --license are of --format bioimageio: leave them away.")
+    if kind not in ("bioimageio", "web") and example is not None:
+        raise ConfigError("--example is of --format bioimageio and web: leave it away.")

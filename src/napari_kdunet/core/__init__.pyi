@@ -19,6 +19,7 @@ from .export.bioimageio import export_bioimageio
 from .export.c_file import export_c
 from .export.onnx_file import export_onnx
 from .export.onnx_model import OnnxModel
+from .export.web_page import export_web
 from .metrics import Confusion, Scores, evaluate
 from .networks.model import Model, bundled_models, load_model
 from .networks.unet import KUNet
@@ -78,6 +79,7 @@ __all__ = [
     "export_bioimageio",
     "export_c",
     "export_onnx",
+    "export_web",
     "find_pixel_size",
     "hard_loss",
     "instances",

@@ -17,9 +17,9 @@ from napari_kdunet.core.networks.model import Model
 from napari_kdunet.core.networks.unet import KUNet
 from napari_kdunet.core.prediction.engine import folded, with_log_odds
 
-__all__ = ["export_c"]
+__all__ = ["LARGEST_K", "export_c", "ordered_weights"]
 
-_LARGEST_K = 4
+LARGEST_K = 4
 
 _HEAD = """\
 /* {name}: a {net.k}-Unet of napari-kdunet {version}, as one file of C99 that needs only the C library (and -lm).
@@ -83,8 +83,8 @@ def export_c(model: Model, path: str | Path, *, name: str = "") -> Path:
         If the file cannot be written.
     """
     path = Path(path)
-    net = exportable(model, "C", most=_LARGEST_K, classes=2)
-    numbers = _weights(with_log_odds(folded(net)))
+    net = exportable(model, "C", most=LARGEST_K, classes=2)
+    numbers = ordered_weights(net)
     lines = [", ".join(map(_literal, numbers[i : i + 8])) for i in range(0, len(numbers), 8)]
     planes = sum(3 * net.k * 2**level / 4**level for level in range(net.depth + 1))
     text = _HEAD.format(
@@ -105,8 +105,9 @@ def _literal(value: np.float32) -> str:
     return f"{text}f"
 
 
-def _weights(net: KUNet) -> NDArray[np.float32]:
-    """All weights in the order in which the code reads them."""
+def ordered_weights(net: KUNet) -> NDArray[np.float32]:
+    """All weights of a network of two classes in the order in which the code reads them, normalisation folded in."""
+    net = with_log_odds(folded(net))
     parts: list[NDArray[np.float32]] = []
     for stage in net.down:
         parts += _stage(stage)

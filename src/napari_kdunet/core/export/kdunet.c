@@ -20,6 +20,10 @@ typedef float vector __attribute__((vector_size(4 * LANES)));
 typedef float vector;
 #endif
 
+#ifndef KD_MOST_DEPTH
+#define KD_MOST_DEPTH KD_DEPTH
+#endif
+
 #define LOAD(v, from) memcpy(&(v), (from), sizeof(vector))
 #define STORE(to, v) memcpy((to), &(v), sizeof(vector))
 
@@ -45,7 +49,7 @@ typedef struct {
 
 typedef struct {
     axis y, x;
-    level levels[KD_DEPTH + 1];
+    level levels[KD_MOST_DEPTH + 1];
     tap *taps;
     float *row;
     size_t floats;

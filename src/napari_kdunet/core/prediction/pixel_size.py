@@ -22,7 +22,7 @@ from napari_kdunet.core.prediction.tta import turned
 from napari_kdunet.core.volumes.resampling import Grid
 from napari_kdunet.core.volumes.volume import Volume, open_volume
 
-__all__ = ["PixelSizeSearch", "TriedSize", "find_pixel_size", "iter_find_pixel_size"]
+__all__ = ["Limits", "PixelSizeSearch", "TriedSize", "find_pixel_size", "iter_find_pixel_size"]
 
 _OCTAVES = (0.0, -0.5, -1.0, -1.5, -2.0, 0.5, 1.0, 1.5, 2.0)  # of the model's own pixel size
 _FINE = 0.25  # octaves to both sides of the best of these
@@ -66,6 +66,28 @@ class TriedSize:
 
 
 @dataclass(frozen=True)
+class Limits:
+    """Between which shares of foreground a size counts, and under which doubt it is found and the tissue known."""
+
+    least_foreground: float = _LEAST_FOREGROUND
+    most_foreground: float = _MOST_FOREGROUND
+    found: float = _SURE
+    known: float = _AT_HOME
+
+    @classmethod
+    def of(cls, model: Model) -> Limits:
+        """As the model's file says what it was like in validation; these where it does not."""
+        share, doubt = (_in_validation(model, name) for name in ("foreground", "doubt"))
+        limits = cls()
+        if share:
+            least, most = max(_LEAST_FOREGROUND, _LEAST_OF_HOME * share), min(_MOST_OF_HOME * share, 0.9)
+            limits = replace(limits, least_foreground=least, most_foreground=max(_MOST_FOREGROUND, most))
+        if doubt:
+            limits = replace(limits, found=max(_SURE, _OF_HOME * doubt), known=_OF_HOME * doubt)
+        return limits
+
+
+@dataclass(frozen=True)
 class PixelSizeSearch:
     """What a search for the pixel size has found (so far).
 
@@ -75,14 +97,13 @@ class PixelSizeSearch:
         In the order in which they were tried.
     steps : int
         How many are tried in all.
-    home : float, optional
-        The model's doubt about the slices that validated it, without the views' share; None of a model that does not
-        say.
+    limits : Limits
+        Those of the model.
     """
 
     tried: tuple[TriedSize, ...]
     steps: int
-    home: float | None = None
+    limits: Limits = Limits()
 
     @property
     def best(self) -> TriedSize | None:
@@ -91,7 +112,7 @@ class PixelSizeSearch:
         best = straight or inverted
         if straight and inverted and inverted.doubt < _SURER * straight.doubt:
             best = inverted
-        return best if best is not None and best.doubt < max(_SURE, _OF_HOME * (self.home or 0.0)) else None
+        return best if best is not None and best.doubt < self.limits.found else None
 
     def _minima(self, inverted: bool) -> list[TriedSize]:
         """Sizes of one contrast whose neighbours are no surer; the largest size is there as a neighbour alone."""
@@ -107,8 +128,7 @@ class PixelSizeSearch:
     @property
     def knows_tissue(self) -> bool:
         """Whether the model is as sure as on tissue that it has learnt; else the size is little more than a hint."""
-        limit = _OF_HOME * self.home if self.home else _AT_HOME
-        return self.best is not None and self.best.doubt < limit
+        return self.best is not None and self.best.doubt < self.limits.known
 
     @property
     def inverted(self) -> bool:
@@ -215,8 +235,7 @@ def iter_find_pixel_size(
     if sizes is not None and not all(0 < size < math.inf for size in sizes):
         raise ConfigError(f"sizes {list(sizes)[:5]} to try: give positive numbers, nm.")
     coarse = [model.pixel_size * 2**octave for octave in _OCTAVES] if sizes is None else list(sizes)
-    home = _in_validation(model, "doubt")
-    search = PixelSizeSearch((), (1 + invert) * len(coarse) + 2 * (sizes is None), home)
+    search = PixelSizeSearch((), (1 + invert) * len(coarse) + 2 * (sizes is None), Limits.of(model))
     probes = _probes(volume, slices)
     if probes is None:
         yield replace(search, steps=0)
@@ -234,15 +253,15 @@ def iter_find_pixel_size(
         yield search
 
 
+def _doubt(tried: TriedSize) -> float:
+    return tried.doubt
+
+
 def _in_validation(model: Model, name: str) -> float | None:
     """A share that the model's file says of its validation; the file may be somebody else's."""
     validation = model.summary.get("validation")
     value = validation.get(name) if isinstance(validation, dict) else None
     return value if isinstance(value, float) and 0 < value < 1 else None
-
-
-def _doubt(tried: TriedSize) -> float:
-    return tried.doubt
 
 
 def _near(one: TriedSize, other: TriedSize) -> bool:
@@ -297,11 +316,10 @@ class _Probe:
         forward = _negated(self.tiler.forward) if inverted else self.tiler.forward
         first = self._predicted(replace(self.tiler, grid=grid, forward=forward))
         mean, ratio = _uncertainty(first)
-        share = _in_validation(self.model, "foreground") or 0.0
-        least = max(_LEAST_FOREGROUND, _LEAST_OF_HOME * share)
-        if not least <= mean <= max(_MOST_FOREGROUND, min(_MOST_OF_HOME * share, 0.9)):
+        limits = Limits.of(self.model)
+        if not limits.least_foreground <= mean <= limits.most_foreground:
             ratio = math.inf
-        if ratio >= max(_SURE, _OF_HOME * (_in_validation(self.model, "doubt") or 0)):
+        if ratio >= limits.found:
             return TriedSize(size, inverted, ratio, mean)
         second = self._predicted(replace(self.tiler, grid=grid, forward=turned(forward)))
         return TriedSize(size, inverted, ratio + _VIEWS_WEIGHT * (1 - _agreement(first, second)), mean)
