@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import re
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 
@@ -31,6 +36,34 @@ def test_export_and_predict(data, exported, tmp_path):
     result = run("predict", exported, data / "raw.tif", data / "other.tif", "--out-dir", tmp_path / "many")
     assert result.code == 0, result.err
     assert names(tmp_path / "many") == ["other.tif", "raw.tif"]
+
+
+def test_info(exported, tmp_path):
+    told, model = json.loads(run("info", exported, "--json").out), core.load_model("lucchi-1unet")
+    assert told == core.OnnxModel.open(exported).describe()
+    known = model.describe()
+    assert {name: told[name] for name in ("k", "depth", "pixel_size", "threshold", "class_names")} == {
+        name: known[name] for name in ("k", "depth", "pixel_size", "threshold", "class_names")
+    }
+    assert (told["format"], told["name"], told["precision"]) == ("ONNX", "lucchi-1unet", "float32")
+    table = dict(re.split(r" {2,}", line, maxsplit=1) for line in run("info", exported).out.splitlines())
+    assert (table["format"], table["k"], table["pixel size"]) == ("ONNX", "1", "10")
+    wrong = tmp_path / "wrong.onnx"
+    wrong.write_bytes(exported.read_bytes()[:-100])
+    for path in (wrong, tmp_path / "missing.onnx"):
+        result = run("info", path)
+        assert (result.code, len(result.lines)) == (2, 1)
+        assert path.name in result.err
+
+
+def test_info_and_predict_need_no_torch(data, exported, tmp_path):
+    """Where importing torch fails, as where it is not installed."""
+    code = "import sys; sys.modules['torch'] = sys.modules['lightning_fabric'] = None; import napari_kdunet.__main__"
+    for command in (["info", exported], ["predict", exported, data / "raw.tif", "-o", tmp_path / "mask.tif"]):
+        call = [sys.executable, "-c", f"{code}; napari_kdunet.__main__.main()", *map(str, command)]
+        done = subprocess.run(call, capture_output=True, text=True, timeout=120)
+        assert done.returncode == 0, done.stderr
+    assert (tmp_path / "mask.tif").exists()
 
 
 def test_precisions(data, exported, tmp_path):

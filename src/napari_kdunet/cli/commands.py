@@ -41,7 +41,7 @@ from napari_kdunet.cli.experiments import study, sweep
 from napari_kdunet.cli.export import export
 from napari_kdunet.cli.objects import objects
 from napari_kdunet.cli.options import with_selection, with_settings
-from napari_kdunet.cli.pixel_size import with_found_pixel_sizes, with_pixel_size
+from napari_kdunet.cli.pixel_size import is_exported, with_found_pixel_sizes, with_pixel_size
 from napari_kdunet.cli.predict import predict
 from napari_kdunet.cli.progress import Interrupted, follow_to_file, launch_processes
 from napari_kdunet.cli.signals import EXIT_CODE
@@ -339,11 +339,11 @@ def info(model: ModelName, as_json: Json = False) -> None:
     """Show what a model is and how it was trained."""
     from napari_kdunet import core
 
-    description = core.load_model(model).describe()
+    description = core.OnnxModel.open(model).describe() if is_exported(model) else core.load_model(model).describe()
     if as_json:
         print_result(json.dumps(_without_nan(description)))
         return
-    summary = description.pop("summary")  # anything: the file may be somebody else's
+    summary = description.pop("summary", {})  # anything: the file may be somebody else's
     groups = {name: values for name, values in summary.items() if isinstance(values, dict)}
     flat = {name: value for name, value in summary.items() if name not in groups} | description
     flat = {name: flat[name] for name in description | flat}

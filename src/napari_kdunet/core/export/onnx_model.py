@@ -33,6 +33,7 @@ _BOUNDS = {
     "reach": (1, 4096),
     "k": (1, 512),
 }  # of what is computed with
+_TOLD = ("name", "version", "precision", *_BOUNDS, "depth", "class_names", "parameter_count")
 
 _lock = threading.Lock()  # one tile at a time: it already uses all threads
 
@@ -144,6 +145,10 @@ class OnnxModel:
         meta = np.empty((0, 0, 0), prediction.dtype)
         lazy: da.Array = da.from_array(prediction, chunks=chunks, name=False, meta=meta, asarray=False)
         return lazy
+
+    def describe(self) -> dict[str, Any]:
+        """What the file says of the model, as JSON values: what `napari-kdunet info` shows."""
+        return {"format": "ONNX", **{name: self.metadata[name] for name in _TOLD if name in self.metadata}}
 
     def prediction_key(self, volume: Volume, **settings: Any) -> str:
         """SHA-256 of what a prediction depends on, as `prediction_key` of other models."""
