@@ -2,6 +2,7 @@
 
 import errno
 import os
+import threading
 
 import numpy as np
 import pytest
@@ -99,8 +100,12 @@ def test_live_hears_its_own_layer_alone(bench):
 
 
 def test_a_full_disk_while_a_run_goes_on_does_not_stop_it(bench, notified, monkeypatch, tmp_path):
-    def full(_):
-        raise OSError(errno.ENOSPC, "No space left on device")
+    fsync = os.fsync
+
+    def full(file):
+        if threading.current_thread() is threading.main_thread():
+            raise OSError(errno.ENOSPC, "No space left on device")
+        fsync(file)
 
     train = bench.open("Train teacher", **ENDLESS)
     train.view.start_button.click()

@@ -14,6 +14,7 @@ from napari_kdunet import core
 from napari_kdunet.widgets.shared.fields import Choice
 from napari_kdunet.widgets.shared.notify import reporting
 from napari_kdunet.widgets.shared.panel import button, in_a_row
+from napari_kdunet.widgets.shared.session import Session
 from napari_kdunet.widgets.shared.thread_worker import run
 
 if TYPE_CHECKING:
@@ -24,19 +25,26 @@ if TYPE_CHECKING:
 __all__ = ["ModelChoice", "ModelStore", "ask_and_save", "models"]
 
 _FILES = "Models (*.safetensors)"
-_TIP = "Models trained or opened in this session, and those that come with the plugin."
+_TIP = "Models trained or opened in this session, those that come with the plugin, and those of earlier sessions."
 _PLURALS = {"mitochondrion": "mitochondria"}
 
 
 class ModelStore:
-    """Models by name: those trained or opened in this session, the latest first, then the bundled ones."""
+    """Models by name: those of this session, the latest first, then the bundled ones, then those of earlier sessions.
+
+    Parameters
+    ----------
+    session : Session, optional
+        Where the models of earlier sessions are.
+    """
 
     changed = Signal()
 
-    def __init__(self) -> None:
+    def __init__(self, session: Session | None = None) -> None:
+        self.session = session or Session()
         self._models: dict[str, Model] = {}
         self._images: dict[str, str] = {}
-        self._bundled: dict[str, Model] = {}
+        self._read: dict[str, Model] = {}
 
     def add(self, name: str, model: Model, image: str = "") -> str:
         """Add a model, trained on the image `image`, and return its name: `name`, with a number if that is taken."""
@@ -57,11 +65,11 @@ class ModelStore:
         return list(reversed(self._models))
 
     def names(self) -> list[str]:
-        """All names: those of this session, the latest first, then the bundled ones."""
-        return self.session_names() + [name for name in core.bundled_models() if name not in self._models]
+        """All names: those of this session, the latest first, the bundled ones, and those of earlier sessions."""
+        return [*self.session_names(), *self._bundled_names(), *self.session.earlier]
 
     def get(self, name: str) -> Model:
-        """The model of this name, from any thread; a bundled one is read at its first use.
+        """The model of this name, from any thread; one that is a file is read at its first use.
 
         Raises
         ------
@@ -70,12 +78,14 @@ class ModelStore:
         """
         if name in self._models:
             return self._models[name]
-        if name not in self._bundled:
-            self._bundled[name] = core.load_model(name)
-        return self._bundled[name]
+        if name not in self._read:
+            self._read[name] = core.load_model(self.session.earlier.get(name, name))
+        return self._read[name]
 
     def describe(self, name: str) -> str:
-        """Name, what the model finds, its size, and how good it is on what."""
+        """Name, what the model finds, its size, and how good it is on what; of an earlier session the name alone."""
+        if name in self.session.earlier and name not in self._read:  # they may be many
+            return name
         try:
             model = self.get(name)
         except core.ModelError:
@@ -92,7 +102,7 @@ class ModelStore:
         """The model to segment the image of this name: the newest trained on it, else the best bundled one."""
         session = self.session_names()
         trained = [name for name in session if image and self._images.get(name) == image]
-        bundled = [name for name in self.names() if name not in self._models]
+        bundled = self._bundled_names()
         bundled.sort(key=lambda name: (_sources(self.get(name)), _score(self.get(name)) or 0), reverse=True)
         return next(iter([*trained, *bundled, *session]), None)
 
@@ -101,8 +111,11 @@ class ModelStore:
         teachers = [name for name in self.session_names() if "teacher" not in self._models[name].summary]
         return next(iter(teachers), None) or self.best_for("")
 
+    def _bundled_names(self) -> list[str]:
+        return [name for name in core.bundled_models() if name not in self._models]
+
     def clear(self) -> None:
-        """Remove the models of this session."""
+        """Forget the models of this session; those on disk stay."""
         self._models.clear()
         self._images.clear()
         self.changed.emit()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from magicgui.widgets.bases import Widget
@@ -16,7 +17,9 @@ from napari_kdunet.widgets.shared.layers import chosen_layer
 from napari_kdunet.widgets.shared.models import ask_and_save, models
 from napari_kdunet.widgets.shared.panel import Panel
 from napari_kdunet.widgets.shared.preview import Preview, warm_up
+from napari_kdunet.widgets.shared.session import Session
 from napari_kdunet.widgets.shared.thread_worker import EventWorker, run
+from napari_kdunet.widgets.training.closing import CloseGuard
 from napari_kdunet.widgets.training.inputs import new_strokes
 from napari_kdunet.widgets.training.run_view import RunView
 from napari_kdunet.widgets.training.settings import Settings
@@ -48,7 +51,7 @@ class TrainingPanel(Panel):
     """Base of the widgets that train.
 
     A subclass gives its rows and makes the `Job` that each of its buttons starts. From the first validation on, the
-    best model so far is in the list of models, so that no later error can lose it.
+    best model so far is in the list of models and in the folder of the session, so that no later error can lose it.
 
     Parameters
     ----------
@@ -86,6 +89,7 @@ class TrainingPanel(Panel):
         quality, *groups = settings.rows
         super().__init__(viewer, [*inputs, quality, *more, *groups], [self.view])
         self.worker: EventWorker | None = None
+        self.guard = CloseGuard(self)
         self.preview: Preview | None = None
         self.model_name = ""
         self._job: Job | None = None
@@ -135,12 +139,13 @@ class TrainingPanel(Panel):
             self.view.preparing(job.run, job.endless)
             self.native.layout().setStretchFactor(self.view, 1)  # the curves grow with the panel
             self.worker = run(
-                job.make_events,
+                partial(_on_disk, job, models.session),
                 on_event=self._on_any_event,
                 on_done=self._ended,
                 on_error=self._ended,
                 owner=self.native,
             )
+            self.guard.watch(job.image)
             self.worker.paused.connect(lambda: self.view.paused(True))
             self.worker.resumed.connect(lambda: self.view.paused(False))
 
@@ -196,6 +201,7 @@ class TrainingPanel(Panel):
 
     def _ended(self, error: Exception | None = None) -> None:
         self.worker = None
+        self.guard.leave()
         if isinstance(error, core.KDUNetError):
             self.error_label.setText(str(error))
             self.error_label.show()
@@ -212,3 +218,17 @@ class TrainingPanel(Panel):
             self.preview = Preview(self.viewer, image, self.native, rest=_REST_MS)
             self.preview.get_ready()
         self.preview.inverted = inverted
+
+
+def _on_disk(job: Job, session: Session) -> Iterator[Any]:
+    """Yield the events of a job, each best model once it is written; where that fails the training goes on."""
+    path, told = session.new_path(job.model_name), False
+    for event in job.make_events():
+        if isinstance(event, core.Validated) and (event.best or job.endless):
+            try:
+                session.write(event.model, path)
+            except core.OutputError as error:
+                if not told:
+                    show_warning(f"The model is in memory alone, so save it before you close napari: {error}")
+                told = True
+        yield event
