@@ -81,6 +81,7 @@ def own_process(in_this_process, monkeypatch, tmp_path):
     monkeypatch.setattr(process_worker, "Popen", Recorded)
     monkeypatch.setattr(process_worker, "OWN_PROCESS", True)
     yield processes
+    process_worker.release()
     for process in processes:
         assert (process.wait(60), process.log.read_text()) == (0, "")
 

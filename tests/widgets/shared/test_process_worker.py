@@ -14,7 +14,7 @@ import pytest
 from napari_kdunet import core
 from napari_kdunet.widgets.shared import process_worker as module
 from napari_kdunet.widgets.shared.models import models
-from napari_kdunet.widgets.shared.process_worker import Idle, run_in_process
+from napari_kdunet.widgets.shared.process_worker import Idle, prepare, run_in_process
 
 CONFIG = core.TrainConfig(k=1, patch=32, batch=2, steps=8, validations=2, device="cpu")
 ENDLESS = core.TrainConfig(k=1, patch=32, batch=2, minutes=60, validations=10_000, device="cpu")
@@ -47,6 +47,34 @@ def test_it_learns_the_very_same(em_volumes, running):
     ours, theirs = (events[-1].model.net.state_dict() for events in (here, there))
     assert all((ours[name] == theirs[name]).all() for name in ours)
     assert running() == []
+
+
+def test_a_process_that_was_prepared_learns_the_very_same(em_volumes, own_process):
+    prepare()
+    waiting = psutil.Process(own_process[0].pid)
+    assert any(waiting.cpu_percent(interval=0.5) < 5 for _ in range(120))
+    here, there = (
+        [event.loss for event in events if isinstance(event, core.Stepped)]
+        for events in (core.iter_train(*em_volumes, CONFIG), run_in_process(core.iter_train, *em_volumes, CONFIG))
+    )
+    assert len(own_process) == 1
+    assert here == there
+
+
+def test_a_process_that_was_prepared_and_died_is_replaced(em_volumes, own_process):
+    prepare()
+    dead = own_process.pop()
+    dead.kill()
+    dead.wait()
+    *_, done = run_in_process(core.iter_train, *em_volumes, CONFIG)
+    assert isinstance(done, core.Done)
+
+
+def test_a_closed_panel_leaves_no_process(bench, own_process):
+    widget = bench.open("Train teacher")
+    assert len(own_process) == 1
+    bench.viewer.window.remove_dock_widget(widget.native)
+    bench.wait(lambda: own_process[0].poll() == 0)
 
 
 def test_only_slices_that_are_read_travel(tiny_em, own_process):
@@ -207,7 +235,8 @@ def test_a_widget_trains_distils_and_previews(bench, own_process):
     assert student.view.status.text().startswith("Done")
     assert models.get(student.model_name).net.k == 1
     bench.assert_shown_and_gone(student)
-    assert [process.returncode for process in own_process] == [0, 0]
+    assert [process.returncode for process in own_process[:2]] == [0, 0]
+    assert len(own_process) == 3, "the third waits for the next start"
 
 
 @pytest.mark.parametrize("how", ["stop", "dock closed", "window closed"])
@@ -237,7 +266,7 @@ def test_strokes_reach_a_live_training(bench, own_process):
         bench.wait_for(widget, "live", steps=3, validations=1)
         bench.wait(lambda z=z: models.get(widget.model_name).summary["validation"]["slices"] == [z])
     bench.stop(widget)
-    assert [process.returncode for process in own_process] == [0]
+    assert own_process[0].returncode == 0
 
 
 def test_a_process_that_died_is_notified(bench, own_process, notified):

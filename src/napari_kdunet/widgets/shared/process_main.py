@@ -96,6 +96,11 @@ class _Parent:
         self._reader = threading.Thread(target=self._read, name="kdunet-input")
         self._reader.start()
 
+    @property
+    def has_task(self) -> bool:
+        """Whether a task is there, or the parent wants none any more."""
+        return not self._tasks.empty()
+
     def receive_task(self) -> Task | None:
         """The task to run; None where the parent wants none any more."""
         task = self._tasks.get()
@@ -168,7 +173,24 @@ class _Parent:
         return False
 
 
+def _warm_up(parent: _Parent) -> None:
+    """Import and compile what a training needs, as long as there is no task yet."""
+    import numpy as np
+
+    from napari_kdunet import core
+
+    train = core.iter_train  # imports torch, which a task needs in any case
+    raw = np.random.default_rng(0).integers(0, 255, (1, 64, 64), np.uint8)
+    config = core.TrainConfig(k=1, depth=1, patch=32, batch=1, steps=1, validations=1)
+    with suppress(Exception):  # the task will say what is wrong
+        events: Any = train(raw, raw > 127, config)
+        while not parent.has_task and next(events, None) is not None:
+            pass
+        events.close()
+
+
 def _run(parent: _Parent) -> None:
+    _warm_up(parent)
     request = parent.receive_task()
     if request is None:
         return

@@ -28,7 +28,7 @@ from napari.utils.notifications import show_warning
 
 from napari_kdunet.core import TrainingError, Volume
 
-__all__ = ["Idle", "run_in_process"]
+__all__ = ["Idle", "prepare", "release", "run_in_process"]
 
 #: Whether to use another process; if not, the task runs on the thread that iterates.
 OWN_PROCESS = True
@@ -78,7 +78,8 @@ def run_in_process(task: Callable[..., Iterator[Any]], *args: Any, **kwargs: Any
     if pickled is None:
         yield from task(*args, **kwargs)
         return
-    with _Process(pickled) as process:
+    with _prepared.take() as process:
+        process.send(("task", pickled))
         while True:
             match process.next_message():
                 case ("idle",):
@@ -97,7 +98,7 @@ def run_in_process(task: Callable[..., Iterator[Any]], *args: Any, **kwargs: Any
 class _Process:
     """The other process, as its parent sees it."""
 
-    def __init__(self, task: bytes) -> None:
+    def __init__(self) -> None:
         command = [sys.executable, "-m", "napari_kdunet.widgets.shared.process_main"]
         path = os.pathsep.join(each for each in sys.path if each)
         self._process = Popen(
@@ -110,7 +111,11 @@ class _Process:
         self._messages: queue.SimpleQueue[tuple[Any, ...]] = queue.SimpleQueue()
         self._reader = threading.Thread(target=self._read, name="kdunet-events", daemon=True)
         self._reader.start()
-        self.send(("task", task))
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether it runs."""
+        return self._process.poll() is None
 
     def __enter__(self) -> _Process:
         return self
@@ -156,6 +161,48 @@ class _Process:
         except Exception as unreadable:  # noqa: BLE001 - unpickling can raise anything
             error = TrainingError(f"the training's process has sent what cannot be read: {unreadable}")
         self._messages.put(("end", error))
+
+
+class _Prepared:
+    """The process that waits for the next task, if there is one."""
+
+    def __init__(self) -> None:
+        self._process: _Process | None = None
+        self._lock = threading.Lock()
+
+    def make(self) -> None:
+        with self._lock:
+            if self._process is None or not self._process.is_alive:
+                self._process = _Process()
+
+    def take(self) -> _Process:
+        with self._lock:
+            process, self._process = self._process, None
+        return process if process is not None and process.is_alive else _Process()
+
+    def end(self) -> None:
+        with self._lock:
+            process, self._process = self._process, None
+        if process is not None:
+            threading.Thread(target=process.__exit__, name="kdunet-end", daemon=True).start()  # it may take 2 s
+
+
+_prepared = _Prepared()
+
+
+def prepare() -> None:
+    """Start the process of the next task: it imports and compiles what a training needs while the user makes settings.
+
+    That takes it three quarters of the time to the first step. It waits, and takes some 500 MB, until a task comes,
+    `release` is called or this process ends.
+    """
+    if OWN_PROCESS:
+        _prepared.make()
+
+
+def release() -> None:
+    """End the process that `prepare` has started, if it has got no task."""
+    _prepared.end()
 
 
 class _Pickler(pickle.Pickler):

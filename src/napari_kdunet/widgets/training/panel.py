@@ -17,6 +17,7 @@ from napari_kdunet.widgets.shared.layers import chosen_layer
 from napari_kdunet.widgets.shared.models import ask_and_save, models
 from napari_kdunet.widgets.shared.panel import Panel
 from napari_kdunet.widgets.shared.preview import Preview, warm_up
+from napari_kdunet.widgets.shared.process_worker import prepare, release
 from napari_kdunet.widgets.shared.session import Session
 from napari_kdunet.widgets.shared.thread_worker import EventWorker, run
 from napari_kdunet.widgets.training.closing import CloseGuard
@@ -99,6 +100,8 @@ class TrainingPanel(Panel):
         self.view.save_clicked.connect(lambda: ask_and_save(self.model_name, models, self.native))
         self.native_parent_changed.connect(self._moved)
         warm_up(self.native)  # with the widget's opening rather than amid a training
+        prepare()
+        self.native.destroyed.connect(release)  # a function that outlives whatever the collector clears
 
     # for subclasses
 
@@ -162,9 +165,11 @@ class TrainingPanel(Panel):
             self.worker.stop()
 
     def _moved(self, *_: Any) -> None:
-        """Remove the preview when the dock of this panel is closed."""
-        if self.native.parent() is None and self.preview is not None:
-            self.preview.close()
+        """Remove the preview when the dock of this panel is closed, and the process that waits for a start."""
+        if self.native.parent() is None:
+            release()
+            if self.preview is not None:
+                self.preview.close()
 
     # events of the run
 
@@ -202,6 +207,7 @@ class TrainingPanel(Panel):
     def _ended(self, error: Exception | None = None) -> None:
         self.worker = None
         self.guard.leave()
+        prepare()
         if isinstance(error, core.KDUNetError):
             self.error_label.setText(str(error))
             self.error_label.show()
