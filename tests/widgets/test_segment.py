@@ -130,6 +130,63 @@ def test_it_fills_in_from_the_slice_on_screen(segment, em, qtbot, gate):
     assert gate.slices[2] == 0  # one was under way when the user moved
 
 
+def test_a_large_slice_fills_in_tile_by_tile(segment, qtbot, gate):
+    """It shows how far it is, stops amid the slice, and goes on from there."""
+    viewer, widget = segment
+    large = np.random.default_rng(0).integers(0, 255, (2000, 2100), np.uint8)
+    widget.image.value = viewer.add_image(large, name="large", scale=(20.0, 20.0), units=("nm", "nm"))
+    gate.hold()
+    widget.start()
+    gate.let(2)
+    qtbot.waitUntil(lambda: widget.bar.value() == 2)
+    tiles = widget.bar.maximum()
+    assert tiles > 4
+    assert f"0 of 1 slices, 2 of {tiles} tiles" in widget.status.text()
+    mask = viewer.layers["large tiny mask"].data
+    assert mask[:1000, :1000].any()
+    assert not mask[1500:].any()
+    widget.stop()
+    gate.let(1)
+    finished(qtbot, widget)
+    assert 2 <= widget.bar.value() <= 3
+    gate.release()
+    widget.start()
+    finished(qtbot, widget)
+    assert len(gate.slices) == tiles, "no tile twice"
+    model = models.get("tiny")
+    whole = core.predict(model, large, output="labels", threshold=widget.threshold.value).compute()[0]
+    assert (viewer.layers["large tiny mask"].data == whole).mean() > 0.9999
+
+
+def test_a_slice_that_is_read_for_long_can_be_stopped(segment, qtbot):
+    """Its mean is taken before its first tile, strip by strip."""
+    viewer, widget = segment
+    read, strips = [], threading.Semaphore(0)
+
+    def strip(block_info=None):
+        read.append(block_info)
+        strips.acquire(timeout=20)
+        return np.full((1024, 4096), 7, np.uint8)
+
+    lazy = da.map_blocks(strip, chunks=((1024,) * 16, (4096,)), dtype=np.uint8, meta=np.empty((0, 0), np.uint8))
+    for _ in range(100):
+        strips.release()
+    widget.image.value = viewer.add_image(lazy, name="slow", contrast_limits=(0, 255), visible=False)
+    while strips.acquire(blocking=False):
+        pass
+    before = len(read)
+    widget.start()
+    qtbot.waitUntil(lambda: len(read) > before)
+    widget.stop()
+    for _ in range(3):
+        strips.release()
+    finished(qtbot, widget)
+    for _ in range(100):
+        strips.release()
+    assert len(read) < before + 10
+    assert widget.start_button.enabled
+
+
 def test_threshold_changes_the_mask_without_predicting(segment, em, tiny_model, qtbot, gate):
     viewer, widget = segment
     widget.start_button.native.click()

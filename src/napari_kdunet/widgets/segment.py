@@ -10,6 +10,8 @@ from qtpy.compat import isalive
 from qtpy.QtWidgets import QProgressBar
 
 from napari_kdunet.core.parsing import clock
+from napari_kdunet.widgets.segmentation.batch import Recipe
+from napari_kdunet.widgets.segmentation.batch_rows import BatchRows
 from napari_kdunet.widgets.segmentation.volume_segmentation import VolumeSegmentation
 from napari_kdunet.widgets.shared.fields import threshold_slider
 from napari_kdunet.widgets.shared.layers import chosen_layer, layer_choice, voxel_size_of
@@ -44,6 +46,8 @@ class SegmentWidget(Panel):
         threshold, and what to show.
     segmentation : VolumeSegmentation
         The segmentation of the whole volume: its result, layers and worker.
+    batch : BatchRows
+        Several images, written to disk.
     preview : Preview or None
         The slice on screen, while that is wanted.
     loaded : Model or None
@@ -54,7 +58,7 @@ class SegmentWidget(Panel):
         self.preview: Preview | None = None
         self.loaded: Model | None = None
         self.bar, self.status = QProgressBar(), wrapped_label()
-        self.bar.setToolTip("Slices done.")
+        self.bar.setToolTip("Slices done, and of large slices tiles.")
         start = button(
             "Segment volume",
             "Segment all slices in the background into a new labels layer, beginning with the slice on screen.\n"
@@ -62,7 +66,12 @@ class SegmentWidget(Panel):
             self.start,
             "start_button",
         )
-        stop = button("Stop", "Stop after the slice under way. What is done stays.", self.stop, "stop_button")
+        stop = button(
+            "Stop",
+            "Stop after the slice, or tile of a large slice, that is under way. What is done stays.",
+            self.stop,
+            "stop_button",
+        )
         super().__init__(napari_viewer, self._rows(napari_viewer), [in_a_row(start, stop), self.bar, self.status])
         self.segmentation = VolumeSegmentation(napari_viewer, self.native)
         self._connect()
@@ -79,7 +88,7 @@ class SegmentWidget(Panel):
             self.segmentation.show_probability(self.show_probability.value)
 
     def stop(self) -> None:
-        """Stop after the current slice; the slices done so far stay."""
+        """Stop after the current tile; what is done so far stays."""
         self.stop_button.enabled = False
         self.segmentation.stop()
 
@@ -116,7 +125,13 @@ class SegmentWidget(Panel):
             viewer, image, lambda: model.value, lambda: self.native, "“Inverted contrast” is ticked for that."
         )
         pixel_size.found.connect(lambda search: setattr(inverted, "value", search.inverted))
-        return [image, pixel_size, model.with_buttons(), description, inverted, threshold, live, probability]
+        self.batch = BatchRows(viewer, lambda: self, self._recipe)
+        rows = [image, pixel_size, model.with_buttons(), description, inverted, threshold, live, probability]
+        return [*rows, self.batch]
+
+    def _recipe(self) -> Recipe:
+        """What the images of a batch have in common; errors as of `ModelChoice.model`."""
+        return Recipe(self.model.model(), self.model.value, self.threshold.value, self.inverted.value)
 
     def _connect(self) -> None:
         self.image.changed.connect(lambda: self.model.reset_choices())
@@ -202,9 +217,11 @@ class SegmentWidget(Panel):
         if segmentation.probability is None and not segmentation.is_running:
             self.show_probability.value = False
         done, total = int(result.done.sum()), len(result.done)
-        self.bar.setRange(0, total)
-        self.bar.setValue(done)
+        self.bar.setRange(0, total * result.tiles)
+        self.bar.setValue(int(result.tiles_done.sum()))
         text, left = f"{done} of {total} slices", segmentation.seconds_left
+        if result.tiles > 1 and done < total:
+            text += f", {self.bar.value():,} of {self.bar.maximum():,} tiles"
         if left is not None:
             text += f", {clock(left)} left"
         elif not segmentation.is_running and done < total:

@@ -47,3 +47,32 @@ def test_the_temporary_zarr_goes_with_the_result(tiny_model):
     del result
     gc.collect()
     assert not folder.exists()
+
+
+def test_a_very_large_slice_is_a_file_that_can_be_painted_on(tiny_model):
+    """Probabilities and mask of 20,000 x 20,000 pixels would take 1.2 GB of memory."""
+    result = Result(tiny_model, (1, 20_000, 20_000), 0.5)
+    assert result.folder is not None
+    for array in (result.mask, result.probability):
+        assert isinstance(array, np.memmap)
+    mask = result.mask[0]
+    mask[5, 7] = 1
+    assert result.mask[0, 5, 7] == 1
+    folder = result.folder
+    del result, array, mask
+    gc.collect()
+    assert not folder.exists()
+
+
+def test_tiles_of_a_slice_get_one_threshold(tiny_model):
+    result = Result(tiny_model, (1, 4, 8), 0.5)
+    result.tiles = 2
+    probability = np.linspace(0, 1, 32, dtype=np.float32).reshape(4, 8)
+    result.put(0, probability[:, :4], None, (slice(0, 4), slice(0, 4)))
+    result.threshold = 0.25
+    assert not result.done[0]
+    result.put(0, probability[:, 4:], None, (slice(0, 4), slice(4, 8)))
+    assert result.done[0]
+    np.testing.assert_array_equal(result.mask[0], probability > 0.5)
+    result.apply(0)
+    np.testing.assert_array_equal(result.mask[0], probability > 0.25)

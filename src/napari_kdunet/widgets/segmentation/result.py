@@ -1,14 +1,16 @@
-"""The result of segmenting a volume: probabilities and a mask, filled slice by slice."""
+"""The result of segmenting a volume: probabilities and a mask, filled slice by slice, and large slices tile by tile."""
 
 from __future__ import annotations
 
+import mmap
 import shutil
 import tempfile
 import threading
 import weakref
 from collections.abc import Iterator
+from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias, cast
 
 import numpy as np
 import psutil  # type: ignore[import-untyped]
@@ -16,17 +18,24 @@ import zarr
 from numpy.typing import NDArray
 
 from napari_kdunet import core
+from napari_kdunet.widgets.segmentation.stopping import stoppable, was_stopped
 
 __all__ = ["Result", "segment"]
 
 _ROUNDING = 1e-3  # a float16 probability may lie on the other side of a threshold this near
-_TILE = 1024  # of a chunk in a temporary Zarr
+_TILE = 1024  # of a chunk in a temporary Zarr, and of what is predicted between two looks whether to stop
+_SLICE_BYTES = 2**30  # of the result of a single slice in memory
+_ROWS = 1024  # that are looked at at a time
+
+Window: TypeAlias = tuple[slice, slice]
+"""Rows and columns of a slice."""
 
 
 class Result:
-    """Probabilities and a mask, ZYX, in memory, or of a very large volume in a temporary Zarr.
+    """Probabilities and a mask, ZYX, in memory, or of a very large volume in a temporary folder.
 
-    The Zarr is deleted with this object.
+    There it is a Zarr, and of a single slice mapped memory, which can be painted on in 2-D. It is deleted with this
+    object.
 
     The mask can be painted on: a new threshold changes only voxels whose probability lies between it and the old one.
 
@@ -39,7 +48,7 @@ class Result:
     threshold : float
         Foreground probability above which a voxel is not background.
     memory : int, optional
-        Bytes of memory that it may take; a quarter of the free memory if None.
+        Bytes of memory that it may take; a quarter of the free memory if None, and of a single slice 1 GiB at most.
     inverted : bool
         Whether bright and dark of the image are exchanged for the model.
 
@@ -51,8 +60,12 @@ class Result:
         uint8; 0 is background.
     done : ndarray
         bool, (Z,): whether each slice has been segmented.
+    tiles : int
+        Tiles of a slice.
+    tiles_done : ndarray
+        int, (Z,): how many of each slice have been segmented, row by row.
     folder : Path or None
-        Folder of the temporary Zarr, if there is one.
+        The temporary folder, if there is one.
 
     Raises
     ------
@@ -71,11 +84,12 @@ class Result:
     ) -> None:
         self.model, self.threshold, self.inverted = model, threshold, inverted
         multiclass = len(model.class_names) > 2
-        self.done = np.zeros(shape[0], bool)
+        self.done, self.tiles_done, self.tiles = np.zeros(shape[0], bool), np.zeros(shape[0], int), 1
         self._applied = np.full(shape[0], np.nan)  # threshold that was applied to each slice of the mask
         self._lock = threading.Lock()
         size = int(np.prod(shape, dtype=np.int64)) * (4 if multiclass else 3)
-        limit = psutil.virtual_memory().available // 4 if memory is None else memory
+        most = _SLICE_BYTES if shape[0] == 1 else size
+        limit = min(psutil.virtual_memory().available // 4, most) if memory is None else memory
         self.folder = _temporary_folder(size) if size > limit else None
         if self.folder is not None:
             weakref.finalize(self, shutil.rmtree, self.folder, ignore_errors=True)  # at exit too
@@ -86,19 +100,34 @@ class Result:
     def _make(self, name: str, shape: tuple[int, int, int], dtype: Any) -> Any:
         if self.folder is None:
             return np.zeros(shape, dtype)
+        if shape[0] == 1:
+            return np.memmap(self.folder / name, dtype, "w+", shape=shape)
         chunks = (1, *(min(n, _TILE) for n in shape[1:]))
         return zarr.create_array(self.folder / f"{name}.zarr", shape=shape, chunks=chunks, dtype=dtype, fill_value=0)
 
-    def put(self, z: int, probability: NDArray[np.float32], classes: NDArray[np.uint8] | None = None) -> None:
-        """Store slice `z`: its foreground probability (YX) and, with several classes, the likeliest class."""
+    def put(
+        self,
+        z: int,
+        probability: NDArray[np.float32],
+        classes: NDArray[np.uint8] | None = None,
+        window: Window = (slice(None), slice(None)),
+    ) -> None:
+        """Store the next tile of slice `z`: its foreground probability (YX) and, with several classes, the likeliest.
+
+        All tiles of a slice have the threshold of its first one, until `apply` gives the slice another.
+        """
         with self._lock:
-            level = self.threshold
-            foreground = probability > level
-            self.probability[z] = probability
+            if not self.tiles_done[z]:
+                self._applied[z] = self.threshold
+            foreground, at = probability > self._applied[z], (z, *window)
+            self.probability[at] = probability
             if self._classes is not None:
-                self._classes[z] = classes
-            self.mask[z] = foreground if classes is None else np.where(foreground, classes, 0)
-            self.done[z], self._applied[z] = True, level
+                self._classes[at] = classes
+            self.mask[at] = foreground if classes is None else np.where(foreground, classes, 0)
+            for array in (self.probability, self.mask, self._classes):
+                _leave_memory(array)
+            self.tiles_done[z] += 1
+            self.done[z] = self.tiles_done[z] >= self.tiles
 
     def missing(self, near: int) -> int | None:
         """The slice nearest to `near` that is not segmented yet."""
@@ -114,22 +143,29 @@ class Result:
             old, new = float(self._applied[z]), self.threshold
             if not self.done[z] or old == new:
                 return
-            probability, mask = self.probability[z], self.mask[z]
-            between = (probability >= min(old, new)) & (probability <= max(old, new))
-            value = 1 if self._classes is None else self._classes[z]
-            self.mask[z] = np.where(between, np.where(probability > new, value, 0), mask)
+            for rows in self._rows():
+                probability, mask = self.probability[z, rows], self.mask[z, rows]
+                between = (probability >= min(old, new)) & (probability <= max(old, new))
+                value = 1 if self._classes is None else self._classes[z, rows]
+                self.mask[z, rows] = np.where(between, np.where(probability > new, value, 0), mask)
             self._applied[z] = new
 
     def corrected_slices(self) -> dict[int, NDArray[np.uint8]]:
         """Copies of the slices of the mask, by z, that the user has painted on: they differ from the prediction."""
-        corrected = {}
-        for z in np.flatnonzero(self.done).tolist():
+        return {z: np.array(self.mask[z]) for z in np.flatnonzero(self.done).tolist() if self._is_corrected(z)}
+
+    def _is_corrected(self, z: int) -> bool:
+        for rows in self._rows():
             with self._lock:
-                above, mask = self.probability[z] - self._applied[z], self.mask[z]
-            value = 1 if self._classes is None else self._classes[z]
+                above, mask = self.probability[z, rows] - self._applied[z], self.mask[z, rows]
+            value = 1 if self._classes is None else self._classes[z, rows]
             if ((mask != np.where(above > 0, value, 0)) & (np.abs(above) > _ROUNDING)).any():
-                corrected[z] = np.array(mask)
-        return corrected
+                return True
+        return False
+
+    def _rows(self) -> Iterator[slice]:
+        """The rows of a slice, in parts that take little memory."""
+        return (slice(first, first + _ROWS) for first in range(0, self.mask.shape[1], _ROWS))
 
     def catch_up(self, focus: Focus) -> Iterator[int]:
         """Apply the threshold to all slices, the nearest to the focus first; yields z of each that changed."""
@@ -139,26 +175,59 @@ class Result:
 
 
 class Focus:
-    """The current slice, set by the GUI thread: workers begin with the slices nearest to it."""
+    """What the GUI thread tells the workers: the current slice, with which they begin, and whether to stop."""
 
     def __init__(self, z: int = 0) -> None:
         self.z = z
+        self.stopped = False
 
 
 def segment(volume: core.Volume, result: Result, focus: Focus) -> Iterator[int]:
-    """Segment the missing slices of `result` by its model, the nearest to the focus first; yields z of each.
+    """Segment the missing slices of `result` by its model, the nearest to the focus first; yields z after each tile.
 
-    Only one slice of the volume is in memory at a time.
+    Only one slice of the volume is in memory at a time, and of a large one only a tile.
     """
-    model = result.model
-    volume = core.open_volume(volume, invert=result.inverted)
+    volume = stoppable(core.open_volume(volume, invert=result.inverted), lambda: focus.stopped)
+    probability, classes = _lazy(result.model, volume)
+    result.tiles = len(probability.chunks[1]) * len(probability.chunks[2])
+    try:
+        while (z := result.missing(focus.z)) is not None:
+            window = _windows(probability)[result.tiles_done[z]]
+            tile = probability[(z, *window)].compute(scheduler="synchronous")
+            likeliest = None if classes is None else classes[(z, *window)].compute(scheduler="synchronous")
+            result.put(z, tile, likeliest, window)
+            result.apply(z)  # where the threshold has changed since its first tile
+            yield z
+    except core.VolumeError as error:
+        if not was_stopped(error):
+            raise
+
+
+def _lazy(model: core.Model, volume: core.Volume) -> tuple[Any, Any]:
+    """Probability and, with several classes, the likeliest class; a slice of several tiles in such of a second each."""
+    tile = None
     probability = core.predict(model, volume)
-    multiclass = len(model.class_names) > 2
-    classes = core.predict(model, volume, output="labels", threshold=0.0) if multiclass else None
-    while (z := result.missing(focus.z)) is not None:
-        labels = None if classes is None else classes[z].compute(scheduler="synchronous")
-        result.put(z, probability[z].compute(scheduler="synchronous"), labels)
-        yield z
+    if probability.numblocks[1:] != (1, 1):
+        tile = _TILE
+        probability = core.predict(model, volume, tile=tile)
+    if len(model.class_names) == 2:
+        return probability, None
+    return probability, core.predict(model, volume, tile=tile, output="labels", threshold=0.0)
+
+
+def _windows(lazy: Any) -> list[Window]:
+    """Rows and columns of the tiles of a slice."""
+    rows, columns = (
+        [slice(stop - n, stop) for n, stop in zip(sizes, np.cumsum(sizes).tolist(), strict=True)]
+        for sizes in lazy.chunks[1:]
+    )
+    return list(product(rows, columns))
+
+
+def _leave_memory(array: Any) -> None:
+    """Take the pages of a mapped file out of this process's memory, where the system can do that; they stay cached."""
+    if isinstance(array, np.memmap) and hasattr(mmap, "MADV_DONTNEED"):
+        cast(mmap.mmap, array.base).madvise(mmap.MADV_DONTNEED)
 
 
 def _nearest(slices: NDArray[np.intp], near: int) -> int | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 import weakref
 from collections.abc import Iterator
@@ -30,6 +29,7 @@ __all__ = ["VolumeSegmentation"]
 _COLOUR = "#56B4E9"  # Okabe and Ito's sky blue
 _RAMP = [(0.27, 0.0, 0.33, 0.0), (0.13, 0.57, 0.55, 0.6), (0.99, 0.91, 0.14, 0.9)]  # viridis; the unlikely is clear
 _REFRESH_3D = 1.0  # s between two redraws in the 3-D view, which needs the whole volume
+_MOST_DRAWING = 0.1  # share of the time that goes into redraws: of a very large slice one takes a second
 
 
 class VolumeSegmentation(QObject):
@@ -52,7 +52,7 @@ class VolumeSegmentation(QObject):
         Names of earlier masks of the image that stay beside the new one, as somebody has painted on them; else empty.
     """
 
-    changed = Signal()  # another slice is done, it has ended, or a layer was removed
+    changed = Signal()  # another tile is done, it has ended, or a layer was removed
 
     def __init__(self, viewer: napari.viewer.Viewer, owner: QWidget) -> None:
         super().__init__(owner)
@@ -67,7 +67,7 @@ class VolumeSegmentation(QObject):
         self._focus = Focus()
         self._worker: EventWorker | None = None
         self._updater: EventWorker | None = None
-        self._began, self._at_first, self._drawn = 0.0, 0, 0.0
+        self._began, self._at_first, self._drawn, self._cost = 0.0, 0, 0.0, 0.0
         point, removed, moved, gone = viewer.dims.events.point, viewer.layers.events.removed, self._moved, self._removed
         point.connect(moved)
         removed.connect(gone)
@@ -85,12 +85,13 @@ class VolumeSegmentation(QObject):
 
     @property
     def seconds_left(self) -> float | None:
-        """Estimated time to the end in s; None while nothing runs or no slice is done."""
+        """Estimated time to the end in s; None while nothing runs or no tile is done."""
         if self.result is None or self._worker is None:
             return None
-        done = int(self.result.done.sum())
+        done = int(self.result.tiles_done.sum())
+        left = len(self.result.done) * self.result.tiles - done
         spent = time.monotonic() - self._began
-        return spent / (done - self._at_first) * (len(self.result.done) - done) if done > self._at_first else None
+        return spent / (done - self._at_first) * left if done > self._at_first else None
 
     def start(self, image: Any, model: Model, name: str, threshold: float, *, inverted: bool = False) -> None:
         """Segment `image` by `model`, bright and dark exchanged if it is inverted; after a stop, its remaining slices.
@@ -107,14 +108,14 @@ class VolumeSegmentation(QObject):
         seen = (data_of(image), volume.voxel_size, inverted)
         same = self._image == image and self._seen[0] is seen[0] and self._seen[1:] == seen[1:]
         if result is None or not same or result.model is not model or result.done.all():
-            memory = None if image.ndim == 3 else sys.maxsize
             self._make_room(image)
-            result = Result(model, volume.shape, threshold, memory=memory, inverted=inverted)
+            result = Result(model, volume.shape, threshold, inverted=inverted)
             self.result, self._image, self._seen = result, image, seen
             self._name = name if name.startswith(image.name) else f"{image.name} {name}"
             self._add_mask()
         self._moved()
-        self._began, self._at_first = time.monotonic(), int(result.done.sum())
+        self._began, self._at_first = time.monotonic(), int(result.tiles_done.sum())
+        self._focus.stopped = False
         self._worker = run(
             lambda: segment(volume, result, self._focus),
             on_event=self._segmented,
@@ -125,8 +126,9 @@ class VolumeSegmentation(QObject):
         self.changed.emit()
 
     def stop(self) -> None:
-        """Stop after the current slice; the slices done so far stay."""
+        """Stop after the current tile; what is done so far stays."""
         if self._worker is not None:
+            self._focus.stopped = True
             self._worker.stop()
 
     def set_threshold(self, threshold: float) -> None:
@@ -178,13 +180,15 @@ class VolumeSegmentation(QObject):
 
     def _draw(self, z: int) -> None:
         """Redraw the layers if slice `z` is on screen."""
-        flat = self.viewer.dims.ndisplay == 2
-        if z != self._focus.z if flat else time.monotonic() - self._drawn < _REFRESH_3D:
+        flat, begin = self.viewer.dims.ndisplay == 2, time.monotonic()
+        rest = self._cost / _MOST_DRAWING if flat else _REFRESH_3D
+        if (flat and z != self._focus.z) or begin - self._drawn < rest:
             return
-        self._drawn = time.monotonic()
         for layer in (self.mask, self.probability):
             if layer is not None:
                 layer.refresh()
+        self._drawn = time.monotonic()
+        self._cost = self._drawn - begin
 
     def _ended(self) -> None:
         self._worker = None

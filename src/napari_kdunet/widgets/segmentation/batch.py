@@ -1,0 +1,131 @@
+"""Segment many images by one model and write the masks; one image that fails does not stop the others."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from napari_kdunet import core
+from napari_kdunet.core.files import make_folder
+from napari_kdunet.core.volumes.readers import READERS
+from napari_kdunet.core.writing.target import check_target
+from napari_kdunet.widgets.segmentation.stopping import stoppable, was_stopped
+
+if TYPE_CHECKING:
+    from napari_kdunet.core import Model, Volume
+
+__all__ = ["Item", "Progress", "Recipe", "images_in", "iter_batch", "target_of"]
+
+_RESULT = " mask"  # ends the name of a result
+
+
+@dataclass(frozen=True)
+class Item:
+    """An image to segment, and where the result goes."""
+
+    name: str
+    source: Volume | Path
+    target: Path
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What all images of a batch have in common."""
+
+    model: Model
+    model_name: str
+    threshold: float
+    inverted: bool
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far an image is."""
+
+    index: int
+    share: float
+    """0 to 1."""
+    note: str = ""
+    """What was assumed of it."""
+    error: str = ""
+    """Why it has failed; the batch goes on."""
+
+
+def images_in(folder: Path) -> list[Path]:
+    """The images in a folder, by name, but not the results of a batch among them."""
+    paths = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+    return [path for path in paths if path.suffix.lower() in READERS and not path.stem.endswith(_RESULT)]
+
+
+def target_of(name: str, file: Path | None, folder: Path | None, ending: str, taken: Iterable[Path]) -> Path:
+    """Where the result of an image goes: into `folder`, else beside its file; never twice to the same place.
+
+    Raises
+    ------
+    OutputError
+        If there is neither a folder nor a file.
+    """
+    where = folder or (None if file is None else file.parent)
+    if where is None:
+        raise core.OutputError(f"the layer {name} is from no file, beside which its result could go: choose a folder.")
+    stem = (name if file is None else file.stem).replace("/", "_").replace("\\", "_")
+    path, number = where / f"{stem}{_RESULT}{ending}", 2
+    while path in taken:
+        path, number = where / f"{stem} {number}{_RESULT}{ending}", number + 1
+    return path
+
+
+def iter_batch(items: Iterable[Item], recipe: Recipe, is_stopped: Callable[[], bool]) -> Iterator[Progress]:
+    """Segment image after image and write the masks; yields after each slice. What is there already is not replaced.
+
+    The result has its name when it is complete; of one that is stopped nothing is left, or of a Zarr what is gone on
+    with the next time.
+    """
+    for index, item in enumerate(items):
+        yield Progress(index, 0.0)
+        try:
+            yield from _segment(index, item, recipe, is_stopped)
+        except core.KDUNetError as error:
+            if is_stopped() or was_stopped(error):
+                return
+            yield Progress(index, 0.0, error=str(error))
+
+
+def _segment(index: int, item: Item, recipe: Recipe, is_stopped: Callable[[], bool]) -> Iterator[Progress]:
+    from napari_kdunet.core.prediction.predict import prediction_key
+    from napari_kdunet.core.writing.writer import iter_write
+
+    make_folder(item.target.parent)
+    check_target(item.target, inputs=[item.source] if isinstance(item.source, Path) else [])
+    volume = core.open_volume(item.source, invert=recipe.inverted)
+    stated = volume.voxel_size
+    volume, note, metadata = _with_pixel_size(stoppable(volume, is_stopped), recipe)
+    how: dict[str, Any] = {"output": "labels", "threshold": recipe.threshold}
+    slices = iter_write(
+        core.predict(recipe.model, volume, **how),
+        item.target,
+        voxel_size=stated,
+        metadata={"model": recipe.model_name, "inverted": recipe.inverted, **how, **metadata},
+        labels=True,
+        resume_key=prediction_key(recipe.model, volume, **how),
+    )
+    with closing(slices):
+        for written in slices:
+            yield Progress(index, written.done / len(volume), note)
+
+
+def _with_pixel_size(volume: Volume, recipe: Recipe) -> tuple[Volume, str, dict[str, Any]]:
+    """The volume with its pixel size, or that at which the model is surest; what to say of it, and to store."""
+    if volume.voxel_size is not None or not recipe.model.pixel_size:
+        return volume, "", {}
+    size = core.find_pixel_size(recipe.model, volume, invert=False).pixel_size
+    if size is None:
+        raise core.VolumeError(
+            f"the pixel size of {volume.name} is not known, and {recipe.model_name} is sure at none: open it, type the "
+            "size, and add the layer."
+        )
+    found = core.open_volume(volume, voxel_size=(size,) * 3)
+    return found, f"pixel size not known: {size:g} nm, where {recipe.model_name} is surest", {"pixel_size": size}

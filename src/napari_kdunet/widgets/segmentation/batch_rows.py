@@ -1,0 +1,241 @@
+"""The rows *Several images* of *Segment*: layers and files, how far each is, and where the results go."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from threading import Event
+from typing import TYPE_CHECKING
+
+from magicgui.widgets import ComboBox, LineEdit
+from napari.layers import Image, Layer
+from qtpy.QtCore import Qt
+from qtpy.QtWidgets import QAbstractItemView, QFileDialog, QHeaderView, QTableWidget, QTableWidgetItem
+
+from napari_kdunet import core
+from napari_kdunet.core.volumes.readers import READERS
+from napari_kdunet.widgets.segmentation.batch import Item, Progress, Recipe, images_in, iter_batch, target_of
+from napari_kdunet.widgets.shared.fields import Folding, without_wheel
+from napari_kdunet.widgets.shared.layers import PREVIEW, is_result, volume_of
+from napari_kdunet.widgets.shared.panel import button, in_a_row
+from napari_kdunet.widgets.shared.thread_worker import EventWorker, run
+
+if TYPE_CHECKING:
+    import napari.viewer
+
+    from napari_kdunet.widgets.shared.panel import Panel
+
+__all__ = ["BatchRows"]
+
+_ROWS_IN_SIGHT = 4
+
+
+class BatchRows(Folding):
+    """Several images, segmented by the model above one after the other, in the background, and written to disk.
+
+    Parameters
+    ----------
+    viewer : napari.viewer.Viewer
+        Whose selected image layers can be added.
+    panel : callable
+        Returns the panel, which shows errors.
+    recipe : callable
+        Returns the `Recipe` of the settings above; raises a `KDUNetError` where there is none.
+
+    Attributes
+    ----------
+    images : list of Layer or Path
+        What to segment.
+    states : list of str
+        How far each is, as it is shown.
+    folder, ending : magicgui widgets
+        ``batch_folder`` and ``batch_ending``: where the results go (beside each image if empty), and as what.
+    worker : EventWorker or None
+        The worker of the batch under way.
+    """
+
+    def __init__(self, viewer: napari.viewer.Viewer, panel: Callable[[], Panel], recipe: Callable[[], Recipe]) -> None:
+        self.viewer, self._panel, self._recipe = viewer, panel, recipe
+        self.images: list[Layer | Path] = []
+        self.states: list[str] = []
+        self.worker: EventWorker | None = None
+        self._targets: dict[int, Path] = {}
+        self._stop = Event()
+        self.folder = LineEdit(
+            name="batch_folder", label="Into", tooltip="Folder of the results; beside each image if empty."
+        )
+        self.folder.native.setPlaceholderText("beside each image")
+        self.folder.native.setMinimumWidth(40)
+        self.ending = ComboBox(
+            name="batch_ending",
+            label="As",
+            choices=[("TIFF", ".tif"), ("OME-Zarr", ".zarr"), ("HDF5", ".h5"), ("MRC", ".mrc")],
+            tooltip="What is written. A Zarr that was stopped is gone on with by the next start.",
+        )
+        without_wheel(self.ending)
+        self.start_button = button(
+            "Segment all",
+            "Segment all images of the list by the model above, in the background, and write the masks.\n"
+            "One that fails does not stop the others; what is there already is not replaced.",
+            self.start,
+            "batch_start",
+        )
+        self.stop_button = button("Stop", "Stop; masks that are complete stay.", self.stop, "batch_stop")
+        self.stop_button.enabled = False
+        choose = button("Choose…", "Choose the folder of the results.", self._ask_folder)
+        into = in_a_row(self.folder, choose)
+        into.label = self.folder.label
+        add = in_a_row(
+            button("Layers", "Add the selected image layers; all if none is.", self.add_layers, "add_layers"),
+            button("Files…", "Add files.", self._ask_files),
+            button("Folder…", "Add all images of a folder.", self._ask_images),
+            button("Clear", "Empty the list.", self.clear),
+        )
+        add.label = "Add"
+        super().__init__(
+            "Several images",
+            widgets=[add, into, self.ending, in_a_row(self.start_button, self.stop_button)],
+            name="several_images",
+            label="",
+            tooltip="Segment several layers, or the files of a folder, by the model above, and write the masks.",
+        )
+        self.table = QTableWidget(0, 2)
+        self._make_table()
+
+    def add(self, images: Iterable[Layer | str | Path]) -> None:
+        """Add image layers and files to the list; of a folder that is no image itself, those in it."""
+        if self.worker is not None:
+            return
+        for image in images:
+            if isinstance(image, Layer):
+                found: list[Layer | Path] = [image]
+            else:
+                path = Path(image)
+                is_folder = path.is_dir() and path.suffix.lower() not in READERS
+                found = [*images_in(path)] if is_folder else [path]
+            for each in found:
+                if each not in self.images:
+                    self.images.append(each)
+                    self.states.append("")
+        self._show_rows()
+
+    def add_layers(self) -> None:
+        """Add the selected image layers, or all that the user has brought if none is selected."""
+        layers = [x for x in self.viewer.layers if isinstance(x, Image) and PREVIEW not in x.metadata]
+        layers = [layer for layer in layers if not is_result(layer)]
+        self.add([layer for layer in layers if layer in self.viewer.layers.selection] or layers)
+
+    def clear(self) -> None:
+        """Empty the list."""
+        if self.worker is None:
+            self.images.clear()
+            self.states.clear()
+            self._show_rows()
+
+    def start(self) -> None:
+        """Segment all images of the list; of what is wrong with one its row tells."""
+        if self.worker is not None:
+            return
+        panel = self._panel()
+        with panel.telling():
+            if not self.images:
+                raise core.VolumeError("there are no images to segment: add layers, files or a folder.")
+            recipe = self._recipe()
+            items, rows = self._items()
+            self._stop.clear()
+            self.start_button.enabled, self.stop_button.enabled = False, True
+            self.worker = run(
+                lambda: iter_batch(items, recipe, self._stop.is_set),
+                on_event=lambda event: self._take(event, rows),
+                on_done=self._ended,
+                on_error=lambda _: self._ended(),
+                owner=panel.native,
+            )
+
+    def stop(self) -> None:
+        """Stop; masks that are complete stay."""
+        if self.worker is not None:
+            self._stop.set()
+            self.stop_button.enabled = False
+            self.worker.stop()
+
+    def _items(self) -> tuple[list[Item], list[int]]:
+        """The images that can be segmented, with their rows; the states of the others say why not."""
+        folder = Path(self.folder.value).expanduser() if self.folder.value.strip() else None
+        items: list[Item] = []
+        rows: list[int] = []
+        for row, image in enumerate(self.images):
+            name = image.name
+            try:
+                source: core.Volume | Path = volume_of(image) if isinstance(image, Layer) else image
+                path = image.source.path if isinstance(image, Layer) else image
+                file = Path(path) if path else None
+                target = target_of(name, file, folder, self.ending.value, [item.target for item in items])
+                items.append(Item(name, source, target))
+                rows.append(row)
+                self._show(row, "waiting")
+            except core.KDUNetError as error:
+                self._show(row, f"failed: {error}")
+        self._targets = {row: item.target for row, item in zip(rows, items, strict=True)}
+        return items, rows
+
+    def _take(self, event: Progress, rows: list[int]) -> None:
+        row = rows[event.index]
+        note = f" ({event.note})" if event.note else ""
+        if event.error:
+            self._show(row, f"failed: {event.error}")
+        elif event.share < 1:
+            self._show(row, f"{event.share:.0%}{note}")
+        else:
+            self._show(row, f"done: {self._targets[row].name}{note}")
+
+    def _ended(self) -> None:
+        self.worker = None
+        self.start_button.enabled, self.stop_button.enabled = True, False
+        for row, state in enumerate(self.states):
+            if state == "waiting" or state.partition(" (")[0].endswith("%"):
+                self._show(row, "stopped")
+
+    def _make_table(self) -> None:
+        table = self.table
+        table.setHorizontalHeaderLabels(["Image", "State"])
+        header, side = table.horizontalHeader(), table.verticalHeader()
+        assert header is not None
+        assert side is not None
+        header.setSectionResizeMode(QHeaderView.ResizeMode.Stretch)
+        side.hide()
+        table.setEditTriggers(QAbstractItemView.EditTrigger.NoEditTriggers)
+        table.setTextElideMode(Qt.TextElideMode.ElideMiddle)
+        table.setMinimumWidth(40)
+        table.setFixedHeight(header.sizeHint().height() + _ROWS_IN_SIGHT * side.defaultSectionSize())
+        layout = self.fold.content().layout()
+        assert layout is not None
+        layout.addWidget(table)
+
+    def _show_rows(self) -> None:
+        self.table.setRowCount(len(self.images))
+        for row, (image, state) in enumerate(zip(self.images, self.states, strict=True)):
+            item = QTableWidgetItem(image.name)
+            item.setToolTip(image.name if isinstance(image, Layer) else str(image))
+            self.table.setItem(row, 0, item)
+            self._show(row, state)
+
+    def _show(self, row: int, state: str) -> None:
+        self.states[row] = state
+        item = QTableWidgetItem(state)
+        item.setToolTip(state)
+        self.table.setItem(row, 1, item)
+
+    def _ask_files(self) -> None:
+        endings = " ".join(f"*{ending}" for ending in READERS)
+        paths, _ = QFileDialog.getOpenFileNames(self.native, "Add images", "", f"Images ({endings})")
+        self.add(paths)
+
+    def _ask_images(self) -> None:
+        path = QFileDialog.getExistingDirectory(self.native, "Add the images of a folder")
+        self.add([path] if path else [])
+
+    def _ask_folder(self) -> None:
+        path = QFileDialog.getExistingDirectory(self.native, "Folder of the results")
+        if path:
+            self.folder.value = path

@@ -1,0 +1,38 @@
+"""Volumes whose reading can be stopped: to read all of a large slice, for its mean, takes many seconds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+from numpy.typing import NDArray
+
+from napari_kdunet.core import Volume
+from napari_kdunet.core.volumes.sources import MappedArray
+
+__all__ = ["stoppable", "was_stopped"]
+
+
+class _StoppedError(Exception):
+    """Raised in the place of what was read."""
+
+
+def stoppable(volume: Volume, is_stopped: Callable[[], bool]) -> Volume:
+    """The volume, of which the next window that is read is an error once `is_stopped` returns True."""
+
+    def unless_stopped(pixels: NDArray[Any]) -> NDArray[Any]:
+        if is_stopped():
+            raise _StoppedError
+        return pixels
+
+    return replace(volume, source=MappedArray(volume.source, unless_stopped, volume.dtype))
+
+
+def was_stopped(error: BaseException | None) -> bool:
+    """Whether an error has come of that."""
+    while error is not None:
+        if isinstance(error, _StoppedError):
+            return True
+        error = error.__cause__
+    return False

@@ -1,0 +1,134 @@
+"""*Segment* with several images: one model, in the background, a row each, results on disk."""
+
+import numpy as np
+import pytest
+import tifffile
+
+from napari_kdunet import core
+from napari_kdunet.widgets.segmentation.batch_rows import BatchRows
+from napari_kdunet.widgets.shared.models import models
+
+NM = (20.0, 20.0, 20.0)
+
+
+@pytest.fixture
+def segment(open_widget, tiny_model, qtbot):
+    viewer, widget = open_widget("Segment")
+    models.add("tiny", tiny_model)
+    qtbot.waitUntil(lambda: widget.loaded is tiny_model)
+    return viewer, widget
+
+
+@pytest.fixture
+def folder(tmp_path, em):
+    """Two volumes, a damaged one between them, and a file that is no image."""
+    folder = tmp_path / "images"
+    folder.mkdir()
+    core.write_volume(em[0], folder / "a.tif", voxel_size=NM)
+    (folder / "b.tif").write_bytes(b"II*\0 no image")
+    core.write_volume(255 - em[0], folder / "c.tif", voxel_size=NM)
+    (folder / "notes.txt").write_text("none")
+    return folder
+
+
+def run(qtbot, widget):
+    widget.batch.start()
+    qtbot.waitUntil(lambda: widget.batch.worker is None, timeout=60_000)
+
+
+def expected(widget, model, raw):
+    volume = core.open_volume(raw, voxel_size=NM)
+    return core.predict(model, volume, output="labels", threshold=widget.threshold.value).compute()
+
+
+def test_a_folder_is_segmented_and_a_failure_stops_nothing(segment, em, tiny_model, folder, qtbot, notified):
+    viewer, widget = segment
+    widget.batch.add([folder])
+    assert [image.name for image in widget.batch.images] == ["a.tif", "b.tif", "c.tif"]
+    run(qtbot, widget)
+    states = widget.batch.states
+    assert states[0] == "done: a mask.tif"
+    assert states[1].startswith("failed: ")
+    assert "b.tif" in states[1]
+    assert states[2] == "done: c mask.tif"
+    assert [widget.batch.table.item(row, 1).text() for row in range(3)] == states
+    for name, raw in (("a", em[0]), ("c", 255 - em[0])):
+        written = core.open_volume(folder / f"{name} mask.tif")
+        np.testing.assert_array_equal(np.asarray(written), expected(widget, tiny_model, raw))
+        assert written.voxel_size == pytest.approx(NM)
+    assert len(viewer.layers) == 0
+    assert not notified
+    assert widget.batch_start.enabled
+    widget.batch.clear()
+    widget.batch.add([folder])
+    assert [image.name for image in widget.batch.images] == ["a.tif", "b.tif", "c.tif"], "results are no images"
+    before = (folder / "a mask.tif").stat().st_mtime_ns
+    run(qtbot, widget)
+    assert widget.batch.states[0].startswith("failed: ")
+    assert (folder / "a mask.tif").stat().st_mtime_ns == before, "nothing is replaced"
+
+
+def test_layers_go_to_a_chosen_folder(segment, em, tiny_model, tmp_path, qtbot):
+    viewer, widget = segment
+    for name, raw in (("one", em[0]), ("two", 255 - em[0]), ("four", np.zeros((2, 3, 64, 64), np.uint8))):
+        viewer.add_image(raw, name=name, scale=NM[-raw.ndim :] if raw.ndim < 4 else (1, *NM), units="nm")
+    viewer.layers.selection.clear()
+    widget.batch.add_layers()
+    assert [image.name for image in widget.batch.images] == ["one", "two", "four"]
+    run(qtbot, widget)
+    assert all("choose a folder" in state for state in widget.batch.states[:2])
+    widget.batch_folder.value, widget.batch_ending.value = str(tmp_path / "new" / "results"), ".zarr"
+    run(qtbot, widget)
+    assert widget.batch.states[:2] == ["done: one mask.zarr", "done: two mask.zarr"]
+    assert "4 axes" in widget.batch.states[2]
+    written = core.open_volume(tmp_path / "new" / "results" / "two mask.zarr")
+    np.testing.assert_array_equal(np.asarray(written), expected(widget, tiny_model, 255 - em[0]))
+
+
+def test_files_of_one_name_do_not_replace_each_other(segment, em, tmp_path, qtbot):
+    _, widget = segment
+    for place in ("x", "y"):
+        (tmp_path / place).mkdir()
+        tifffile.imwrite(tmp_path / place / "em.tif", em[0])
+    widget.batch.add(tmp_path / place / "em.tif" for place in ("x", "y"))
+    widget.batch_folder.value = str(tmp_path)
+    run(qtbot, widget)
+    assert widget.batch.states == ["done: em mask.tif", "done: em 2 mask.tif"]
+
+
+def test_a_batch_is_stopped_between_two_slices(segment, folder, qtbot, monkeypatch):
+    """What is complete stays, and of the image under way there is no half."""
+    _, widget = segment
+    widget.batch.add([folder])
+    take = BatchRows._take
+
+    def stop_in_the_last(rows, event, places):
+        take(rows, event, places)
+        if event.index == 2:
+            rows.stop()
+
+    monkeypatch.setattr(BatchRows, "_take", stop_in_the_last)
+    run(qtbot, widget)
+    assert widget.batch.states[0] == "done: a mask.tif"
+    assert sorted(path.name for path in folder.glob("*mask*")) in (["a mask.tif"], ["a mask.tif", "c mask.tif"])
+    assert widget.batch.states[2] in ("stopped", "done: c mask.tif")
+
+
+def test_nothing_to_do_is_told(segment, notified):
+    _, widget = segment
+    widget.batch.start()
+    assert "add layers, files or a folder" in notified[0]
+    assert widget.batch.worker is None
+
+
+def test_an_unknown_pixel_size_is_found_and_told(segment, em, tiny_model, tmp_path, qtbot):
+    _, widget = segment
+    tifffile.imwrite(tmp_path / "em.tif", em[0])
+    model = core.Model(tiny_model.net, pixel_size=20.0, threshold=tiny_model.threshold)
+    widget.model.value = models.add("at 20 nm", model)
+    widget.batch.add([tmp_path / "em.tif"])
+    run(qtbot, widget)
+    (state,) = widget.batch.states
+    assert "pixel size" in state
+    assert state.startswith(("failed: ", "done: "))
+    assert (tmp_path / "em mask.tif").exists() == state.startswith("done: ")
