@@ -9,7 +9,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from qtpy.QtWidgets import QApplication, QInputDialog
+
 from napari_kdunet import core
+from napari_kdunet.core.volumes.formats.hdf5 import HDF5_ENDINGS, hdf5_volumes
 
 __all__ = ["get_reader"]
 
@@ -25,12 +28,34 @@ def get_reader(path: str | list[str]) -> Callable[[Any], list[LayerData]] | None
 
 def _read_volume(path: str) -> list[LayerData]:
     """An image layer, lazy, with scale in nm and axis labels; errors as of `core.open_volume`."""
-    volume = core.open_volume(path)  # MRC, HDF5, N5, OME-Zarr, a folder of slices, ...
+    inside = _choose_inside(path)
+    if inside is None:
+        return [(None,)]
+    volume = core.open_volume(f"{path}:{inside}" if inside else path)  # MRC, HDF5, N5, OME-Zarr, a folder, ...
     ndim = 3 if len(volume) > 1 else 2
-    options: dict[str, Any] = {"name": Path(path).stem, "axis_labels": ("z", "y", "x")[-ndim:]}
+    name = f"{Path(path).stem} {inside.strip('/')}".strip()
+    options: dict[str, Any] = {"name": name, "axis_labels": ("z", "y", "x")[-ndim:]}
     if volume.voxel_size is not None:
         options |= {"scale": volume.voxel_size[-ndim:], "units": ("nm",) * ndim}
     return [(volume.data if ndim == 3 else volume.data[0], options, "image")]
+
+
+def _choose_inside(path: str) -> str | None:
+    """The path of the volume in an HDF5 file of several, which the user is asked for; None if that was cancelled.
+
+    Empty where there is no choice, or no window to ask in: an error then says which volumes there are.
+    """
+    if not path.lower().endswith(HDF5_ENDINGS) or QApplication.instance() is None:
+        return ""
+    try:
+        volumes = hdf5_volumes(Path(path))
+    except OSError:
+        return ""  # damaged, which the reader says in one line
+    if len(volumes) < 2:
+        return ""
+    words = f"{Path(path).name} has {len(volumes)} volumes. Which one?"
+    chosen, taken = QInputDialog.getItem(None, "Choose a volume", words, volumes, 0, False)
+    return chosen if taken else None
 
 
 def _read_model(path: str) -> list[LayerData]:

@@ -17,6 +17,7 @@ from napari_kdunet.widgets.shared.fields import threshold_slider
 from napari_kdunet.widgets.shared.layers import chosen_layer, layer_choice, voxel_size_of
 from napari_kdunet.widgets.shared.models import ModelChoice, models
 from napari_kdunet.widgets.shared.panel import Panel, button, in_a_row, note, wrapped_label
+from napari_kdunet.widgets.shared.parts import PartChoice
 from napari_kdunet.widgets.shared.pixel_size import PixelSize
 from napari_kdunet.widgets.shared.preview import Preview
 from napari_kdunet.widgets.shared.thread_worker import run
@@ -125,8 +126,9 @@ class SegmentWidget(Panel):
             viewer, image, lambda: model.value, lambda: self.native, "“Inverted contrast” is ticked for that."
         )
         pixel_size.found.connect(lambda search: setattr(inverted, "value", search.inverted))
+        part = PartChoice(viewer, image)
         self.batch = BatchRows(viewer, lambda: self, self._recipe)
-        rows = [image, pixel_size, model.with_buttons(), description, inverted, threshold, live, probability]
+        rows = [image, part, pixel_size, model.with_buttons(), description, inverted, threshold, live, probability]
         return [*rows, self.batch]
 
     def _recipe(self) -> Recipe:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     import napari.viewer
 
 __all__ = [
+    "CHANNELS",
     "IMAGE",
     "PREVIEW",
     "RESULT",
@@ -36,7 +37,8 @@ RESULT = "napari-kdunet result"
 #: Key in the metadata of the same layers; its value is a weak reference to the image that was segmented.
 IMAGE = "napari-kdunet image"
 
-_CHANNELS = {"c", "ch", "channel", "channels"}  # labels of an axis
+#: Labels of an axis of channels.
+CHANNELS = {"c", "ch", "channel", "channels"}
 
 
 def voxel_size_of(layer: Layer) -> tuple[float, float, float] | None:
@@ -101,13 +103,13 @@ def volume_of(layer: Layer, *, following: bool = False) -> Volume:
     shape = data_of(layer).shape
     if sum(length > 1 for length in shape) > 3:
         raise VolumeError(
-            f"the layer {layer.name} has {len(shape)} axes {shape}: right-click it, Split Stack, and choose a time "
-            "point or channel."
+            f"the layer {layer.name} has {len(shape)} axes {shape}: choose a time point or channel under Image, or "
+            "right-click it, Split Stack, and take one."
         )
-    if len(shape) > 2 and shape[-3] > 1 and str(layer.axis_labels[-3]).lower() in _CHANNELS:
+    if len(shape) > 2 and shape[-3] > 1 and str(layer.axis_labels[-3]).lower() in CHANNELS:
         raise VolumeError(
-            f"the layer {layer.name} has {shape[-3]} channels, which are no slices: right-click it, Split Stack, and "
-            "choose one."
+            f"the layer {layer.name} has {shape[-3]} channels, which are no slices: choose one under Image, or "
+            "right-click it, Split Stack, and take one."
         )
     data = _Following(layer) if following else data_of(layer)
     return open_volume(data, voxel_size=voxel_size_of(layer), name=layer.name)

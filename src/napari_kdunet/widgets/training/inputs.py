@@ -13,6 +13,7 @@ from napari_kdunet.core.volumes.volume import check_labels
 from napari_kdunet.widgets.shared.fields import Choice
 from napari_kdunet.widgets.shared.layers import chosen_layer, data_of, grid_of, layer_choice, volume_of
 from napari_kdunet.widgets.shared.panel import button, in_a_row
+from napari_kdunet.widgets.shared.parts import PartChoice
 from napari_kdunet.widgets.shared.pixel_size import PixelSize
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ _BRUSH = 8  # pixels
 def input_rows(
     viewer: napari.viewer.Viewer, strokes: Any, finds: tuple[Any, Any, str], no_labels: str = ""
 ) -> list[Any]:
-    """The rows ``image``, ``image_pixel_size`` and ``labels_layer``.
+    """The rows ``image``, ``part``, ``image_pixel_size`` and ``labels_layer``.
 
     Parameters
     ----------
@@ -62,7 +63,7 @@ def input_rows(
     )
     row = in_a_row(labels, paint)
     row.label = labels.label
-    return [image, PixelSize(viewer, image, *finds), row]
+    return [image, PartChoice(viewer, image), PixelSize(viewer, image, *finds), row]
 
 
 def sparse_box() -> CheckBox:

@@ -17,7 +17,7 @@ from napari_kdunet.core.volumes.axes import Selection, Stored, check_level
 from napari_kdunet.core.volumes.formats.attributes import axes_and_sizes
 from napari_kdunet.core.volumes.sources import LazyArray, check_block, check_part
 
-__all__ = ["HDF5_ENDINGS", "hdf5_parts", "open_hdf5", "split_hdf5"]
+__all__ = ["HDF5_ENDINGS", "hdf5_parts", "hdf5_volumes", "open_hdf5", "split_hdf5"]
 
 HDF5_ENDINGS = (".h5", ".hdf5", ".hdf")
 _SHOWN = 6
@@ -229,13 +229,23 @@ def _find(file: Any, inside: str, name: str) -> Any:
         raise VolumeError(f"{name} has no dataset {inside}: it has {_shown(_datasets(file))}")
     if isinstance(node, h5py.Dataset):
         return node
-    found = _datasets(node)
-    volumes = [dataset for dataset in found if dataset.ndim == 3] or found
+    volumes = _volumes(node)
     if len(volumes) == 1:
         return volumes[0]
     if not volumes:
         raise VolumeError(f"{name} is empty: it has no dataset of numbers with two axes or more")
     raise VolumeError(f"{name} has several volumes, give one as FILE:/PATH: {_shown(volumes)}")
+
+
+def hdf5_volumes(path: Path) -> list[str]:
+    """Paths of the datasets that `open_hdf5` would have to choose among: those of three axes, else of two or more."""
+    with h5py.File(path, "r") as file:
+        return [dataset.name for dataset in _volumes(file)]
+
+
+def _volumes(group: Any) -> list[Any]:
+    found = _datasets(group)
+    return [dataset for dataset in found if dataset.ndim == 3] or found
 
 
 def _datasets(group: Any) -> list[Any]:

@@ -1,0 +1,128 @@
+"""The row *Part*: which channel or time point of an image that has more than a volume's axes."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import dask.array as da
+import numpy as np
+from napari.layers import Image, Layer
+from qtpy.compat import isalive
+
+from napari_kdunet import core
+from napari_kdunet.widgets.shared.fields import Choice
+from napari_kdunet.widgets.shared.layers import CHANNELS, data_of
+
+if TYPE_CHECKING:
+    import napari.viewer
+
+__all__ = ["PartChoice", "extra_axis"]
+
+_TIMES = {"t", "time", "times", "frame", "frames", "timepoint", "timepoints"}  # labels of an axis
+_FEW = 4  # slices: so few along the third axis from the end are channels, where there is another axis
+_TIP = (
+    "The image has more axes than a volume. Choose a channel or a time point: it becomes a layer of its own, without\n"
+    "a copy of its pixels, and is taken as the image."
+)
+
+
+def extra_axis(layer: Layer) -> tuple[int, str] | None:
+    """The first axis of a layer that is none of a volume: its index, and what it is; None where there is none.
+
+    It goes by the labels of the axes; where they say nothing of four, the third from the end is channels if it is
+    short, and else the first is taken.
+    """
+    shape, labels = data_of(layer).shape, [str(label).lower() for label in layer.axis_labels]
+    if getattr(layer, "rgb", False):
+        return None
+    before = [i for i, length in enumerate(shape[:-2]) if length > 1]
+    for i in before:
+        if labels[i] in CHANNELS:
+            return i, "channel"
+        if labels[i] in _TIMES and len(before) > 1:  # of three axes, "frames" are mostly slices
+            return i, "time point"
+    if len(before) < 2:
+        return None
+    return (before[-1], "channel") if shape[before[-1]] <= _FEW else (before[0], "time point")
+
+
+class PartChoice(Choice):
+    """Choice of a channel or time point, in sight only where the image has several; magicgui has no such thing.
+
+    Parameters
+    ----------
+    viewer : napari.viewer.Viewer
+        Where a layer of the part goes.
+    image : Choice
+        The image; the part takes its place.
+    """
+
+    def __init__(self, viewer: napari.viewer.Viewer, image: Choice) -> None:
+        self.viewer, self.image = viewer, image
+        super().__init__(
+            self._parts, first=lambda _: None, none="choose one", name="part", label="Channel", tooltip=_TIP
+        )
+        self.visible = False
+        self.changed.connect(self._take)
+        image.changed.connect(self._image_changed)
+        self._image_changed()
+
+    def _parts(self, _: Any) -> list[tuple[str, int]]:
+        found = None if self.image.value is None else extra_axis(self.image.value)
+        if found is None:
+            return []
+        axis, kind = found
+        return [(f"{kind} {i}", i) for i in range(data_of(self.image.value).shape[axis])]
+
+    def _image_changed(self, *_: Any) -> None:
+        if not isalive(self.native):
+            return
+        layer = self.image.value
+        if layer is not None:
+            _label_channels(layer)
+        found = None if layer is None else extra_axis(layer)
+        with self.changed.blocked():
+            self.held = False
+            self.reset_choices()
+            self.set_value(None)
+            self.held = False
+        if found is not None:
+            self.label = found[1].capitalize()
+        self.visible = found is not None
+
+    def _take(self, index: int | None) -> None:
+        layer = self.image.value
+        found = None if layer is None or index is None else extra_axis(layer)
+        if found is None:
+            return
+        axis, kind = found
+        name = f"{layer.name} {kind} {index}"
+        if name not in self.viewer.layers:
+            self.viewer.add_layer(_part(layer, axis, index, name))
+        self.image.value = self.viewer.layers[name]
+
+
+def _part(layer: Layer, axis: int, index: int | None, name: str) -> Image:
+    """A layer of one position along an axis of another one, on the same pixels."""
+    levels = list(layer.data) if layer.multiscale else [layer.data]
+    arrays = [level if isinstance(level, np.ndarray | da.Array) else da.from_array(level) for level in levels]
+    parts = [array[(slice(None),) * axis + (index,)] for array in arrays]
+    grid = {key: np.delete(getattr(layer, key), axis) for key in ("scale", "translate")}
+    words = {key: tuple(np.delete(np.array(getattr(layer, key), object), axis)) for key in ("units", "axis_labels")}
+    return Image(parts if layer.multiscale else parts[0], name=name, multiscale=layer.multiscale, **grid, **words)
+
+
+def _label_channels(layer: Layer) -> None:
+    """Label the first of three axes as channels where the file behind the layer says so: napari shows them as slices.
+
+    Only its header is read.
+    """
+    path = layer.source.path
+    if not path or layer.ndim != 3 or str(layer.axis_labels[0]).lower() in CHANNELS:
+        return
+    try:
+        volume = core.open_volume(path, channel=1)  # an error where there is but one
+    except core.KDUNetError:
+        return
+    if volume.shape == (1, *data_of(layer).shape[-2:]) and len(data_of(layer)) > 1:
+        layer.axis_labels = ("c", *layer.axis_labels[1:])
