@@ -263,7 +263,7 @@ def test_a_flat_image_of_unknown_pixel_size_trains(bench):
     assert models.session_names() == ["flat k1"]
     assert widget.preview.layer.data.shape == (96, 96)
     assert "taken as the working 10 nm" in widget.view.notes.text()
-    assert widget.view.score.text().startswith("Agreement with the labels that it learns from: ")
+    assert widget.view.score.text().startswith("Check: masks of the slice as it is and of its mirror image agree")
     assert "IoU" not in widget.view.status.text(), "nothing is held out: there is no score"
     assert widget.view.curves.iou_plot.getAxis("left").labelText == "training IoU"
 

@@ -13,6 +13,7 @@ from napari_kdunet.widgets.shared.fields import Folding
 from napari_kdunet.widgets.shared.layers import chosen_layer, volume_of
 from napari_kdunet.widgets.shared.models import ModelChoice, models
 from napari_kdunet.widgets.shared.process_worker import run_in_process
+from napari_kdunet.widgets.training.check import Agreement, add_agreement, keep_strokes_aside, name_check
 from napari_kdunet.widgets.training.corrections import corrected_mask, iter_corrections
 from napari_kdunet.widgets.training.edits import Edits
 from napari_kdunet.widgets.training.inputs import check, input_rows, sparse_box, volumes
@@ -93,12 +94,21 @@ class TrainWidget(TrainingPanel):
         if self.live.value:
             return self.live_job()
         raw, labels = volumes(self.image, self.labels_layer)
+        assert labels is not None  # there is no choice of none
         config, origin, name = self.config(), self._origin(), self.origin.value
         check(self.labels_layer, config)
 
         def events() -> Iterator[Any]:
             start = origin()
-            yield from run_in_process(core.iter_train, raw, labels, _like(start, config), start=start)
+            settings, kept = _like(start, config), keep_strokes_aside(labels, config)
+            if kept is None:
+                yield from add_agreement(run_in_process(core.iter_train, raw, labels, settings, start=start), raw)
+                return
+            settings = replace(settings, ignore=0, slices="auto", val_share=0.0)
+            val = raw, kept.check
+            yield from name_check(
+                run_in_process(core.iter_train, raw, kept.train, settings, start=start, val=val), kept
+            )
 
         called = f"{raw.name} from {name}" if name else f"{raw.name} k{config.k}"
         return Job("training", called, chosen_layer(self.image), events)
@@ -132,9 +142,11 @@ class TrainWidget(TrainingPanel):
         return Job("corrections", f"{raw.name} corrected", image, events, inverted=result.inverted)
 
     def on_event(self, event: Any) -> None:
-        """Show what a live training waits for; the next run starts from the model of a live or corrections run."""
+        """Show what a live training waits for and the check; a live or corrections run gives the next one its start."""
         if isinstance(event, Waiting):
             self.view.waiting(event.what)
+        elif isinstance(event, Agreement):
+            self.view.show_agreement(event.iou)
         elif isinstance(event, core.Validated) and self._job is not None and self._job.run != "training":
             self.origin.value = self.model_name
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from napari_kdunet.core import Model, TrainConfig, Volume
     from napari_kdunet.widgets.segmentation.result import Result
 
-__all__ = ["corrected_mask", "iter_corrections"]
+__all__ = ["corrected_mask", "iter_corrections", "labels_of_slices"]
 
 
 def corrected_mask(viewer: napari.viewer.Viewer) -> tuple[Labels, Result]:
@@ -82,8 +82,8 @@ def iter_corrections(
         return class_index(earlier.read(z), config.classes, config.ignore)
 
     shape = result.mask.shape
-    train_labels = _labels(shape, "corrected labels", index_of, (corrected.keys() | known) - held_out)
-    val = (raw, _labels(shape, "earlier labels", index_of, held_out)) if held_out else None
+    train_labels = labels_of_slices(shape, "corrected labels", index_of, (corrected.keys() | known) - held_out)
+    val = (raw, labels_of_slices(shape, "earlier labels", index_of, held_out)) if held_out else None
     settings = replace(config, ignore=0, slices="auto", val_share=0.0)
     for event in run_in_process(core.iter_train, raw, train_labels, settings, start=start, val=val):
         if isinstance(event, core.Started):
@@ -110,10 +110,13 @@ def _earlier_slices(
     return set(known), held_out
 
 
-def _labels(
+def labels_of_slices(
     shape: tuple[int, int, int], name: str, index_of: Callable[[int], NDArray[np.int16]], slices: set[int]
 ) -> Volume:
-    """The labels of some slices, lazy, ZYX uint8: 0 = not annotated, 1 = background, 2 and up = the other classes."""
+    """The labels of some slices, lazy, ZYX uint8: 0 = not annotated, 1 = background, 2 and up = the other classes.
+
+    `index_of` gives the class indices of a slice, -1 where it is not annotated.
+    """
 
     def labels_of(block_id: Any = (0, 0, 0)) -> NDArray[np.uint8]:
         z = block_id[0]

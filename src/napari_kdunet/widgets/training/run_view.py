@@ -10,6 +10,7 @@ from qtpy.QtWidgets import QHBoxLayout, QLabel, QProgressBar, QPushButton, QVBox
 
 from napari_kdunet.core.parsing import clock
 from napari_kdunet.widgets.shared.panel import wrapped_label
+from napari_kdunet.widgets.training.check import STROKES
 from napari_kdunet.widgets.training.curves import Curves
 
 if TYPE_CHECKING:
@@ -20,7 +21,10 @@ if TYPE_CHECKING:
 __all__ = ["RunView"]
 
 _PER_MILLE = 1000
-_NO = "no slice is held out, and it is near 1 soon whatever the model is worth elsewhere."
+_NO = (
+    "no slice is held out, and it is near 1 soon whatever the model is worth elsewhere. Label a few slices more; of "
+    "strokes paint at least three of each kind, and one in five is kept aside as a check."
+)
 
 
 class RunView(QWidget):
@@ -108,9 +112,10 @@ class RunView(QWidget):
             "training slices": "training slices, none held out",
             "given volume": f"{len(event.val_slices)} earlier slice{plural}",
             "teacher": "agreement with the teacher",
+            STROKES: STROKES,
         }
         self._validated_on = kinds.get(event.validated_on, event.validated_on)
-        self._kind = "training" if event.validated_on == "training slices" else "validation"
+        self._kind = {"training slices": "training", STROKES: "check"}.get(event.validated_on, "validation")
         self.curves.measure(f"{self._kind} IoU")
         self.notes.setText("Note: " + " ".join(event.notes))
         self.notes.setVisible(bool(event.notes))
@@ -142,12 +147,20 @@ class RunView(QWidget):
                 f"Agreement with the labels that it learns from: {event.iou:.3f}. This is no score: {_NO}"
             )
         else:
-            self.score.setText(f"Validation IoU {event.iou:.3f} · best {self._best:.3f} · {self._validated_on}")
+            scores = f"IoU {event.iou:.3f} · best {self._best:.3f} · {self._validated_on}"
+            self.score.setText(f"{self._kind.capitalize()} {scores}")
+
+    def show_agreement(self, iou: float) -> None:
+        """Show how much two passes of the model agree, where nothing was kept aside to score it."""
+        self.score.setText(
+            f"Check: masks of the slice as it is and of its mirror image agree to IoU {iou:.3f}. A low one says that "
+            "the model is unsure; a high one does not say that it is right."
+        )
 
     @property
     def has_score(self) -> bool:
-        """Whether the IoU is of slices that are not learnt from."""
-        return self._kind != "training"
+        """Whether the IoU is of slices that are not learnt from, and no mere check."""
+        return self._kind == "validation"
 
     def paused(self, is_paused: bool) -> None:
         """Show whether the run is paused."""
