@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -10,8 +11,8 @@ from napari.layers import Layer
 from napari.utils.colormaps import CyclicLabelColormap
 from napari.utils.transforms import Affine
 from numpy.typing import NDArray
-from qtpy.QtCore import QTimer
 from qtpy.QtWidgets import QWidget
+from superqt.utils import qdebounced
 
 from napari_kdunet import core
 from napari_kdunet.widgets.shared.layers import PREVIEW, current_slice, data_of, grid_of, volume_of
@@ -97,10 +98,8 @@ class Preview:
         self._worker: EventWorker | None = None
         self._wanted: tuple[Model, int] | None = None
         self._closed = False
-        self._rest = QTimer()
-        self._rest.setSingleShot(True)
-        self._rest.setInterval(rest)
-        self._rest.timeout.connect(self._request)
+        self._request_soon = qdebounced(self._request, timeout=rest)
+        self._resting: Future[None] | None = None
         viewer.dims.events.point.connect(self._moved)
         viewer.layers.events.removed.connect(self._removed)
         image.events.name.connect(self._renamed)
@@ -125,7 +124,7 @@ class Preview:
     @property
     def is_busy(self) -> bool:
         """Whether a slice is being segmented, or is about to be."""
-        return self._wanted is not None or self._rest.isActive()
+        return self._wanted is not None or (self._resting is not None and not self._resting.done())
 
     @property
     def is_closed(self) -> bool:
@@ -152,7 +151,8 @@ class Preview:
         if self._closed:
             return
         self._closed, self._wanted = True, None
-        self._rest.stop()
+        self._request_soon.cancel()
+        self._resting = None
         self.viewer.dims.events.point.disconnect(self._moved)
         self.viewer.layers.events.removed.disconnect(self._removed)
         self.image.events.name.disconnect(self._renamed)
@@ -168,7 +168,7 @@ class Preview:
 
     def _moved(self, event: Any = None) -> None:
         if self._model is not None and current_slice(self.viewer, self.image) != (self._wanted or (None, self.z))[1]:
-            self._rest.start()
+            self._resting = self._request_soon()
 
     def _renamed(self, event: Any = None) -> None:
         if self.layer is not None:

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyqtgraph as pg
 from napari.utils.theme import get_theme
-from qtpy.QtCore import QSize, Qt, QTimer, Signal
+from qtpy.QtCore import QSize, Qt, Signal
 from qtpy.QtWidgets import QVBoxLayout, QWidget
+from superqt.utils import qthrottled
 
 if TYPE_CHECKING:
     import napari.viewer
@@ -109,10 +110,7 @@ class Curves(QWidget):
         layout = QVBoxLayout(self)
         layout.setContentsMargins(0, 0, 0, 0)
         layout.addWidget(self.graphics)
-        self._timer = QTimer(self)
-        self._timer.setSingleShot(True)
-        self._timer.setInterval(_REDRAW)
-        self._timer.timeout.connect(self._draw)
+        self._draw_soon = qthrottled(self._draw, timeout=_REDRAW, leading=False, parent=self)
         theme, follow = viewer.events.theme, self._follow_theme
         theme.connect(follow)
         self.destroyed.connect(lambda: theme.disconnect(follow))
@@ -140,7 +138,7 @@ class Curves(QWidget):
                 self.loss_plot.plot(pen=pen),
                 self.iou_plot.plot(pen=pen, name=name, **dots),
             )
-        self._timer.start()
+        self._draw_soon()
 
     def clear(self) -> None:
         """Remove all runs and the teacher's line."""
@@ -160,7 +158,7 @@ class Curves(QWidget):
         run.smooth.append(before + max(_SMOOTH, 1 / len(run.steps)) * (loss - before))
         run.losses.append(loss)
         _thin(run.steps, run.losses, run.smooth)
-        self._redraw_soon()
+        self._draw_soon()
 
     def add_validation(self, name: str, step: int, iou: float) -> None:
         """Add the validation IoU after a step."""
@@ -168,7 +166,7 @@ class Curves(QWidget):
         run.val_steps.append(step)
         run.ious.append(iou)
         _thin(run.val_steps, run.ious)
-        self._redraw_soon()
+        self._draw_soon()
 
     def set_teacher(self, iou: float | None) -> None:
         """Set the IoU of the teacher, drawn as a dashed line; None removes it."""
@@ -187,10 +185,6 @@ class Curves(QWidget):
         """The validation IoUs of a run that are drawn, which may be fewer than there are."""
         _, ious = self._items[name][2].getData()
         return [] if ious is None else list(ious)
-
-    def _redraw_soon(self) -> None:
-        if not self._timer.isActive():
-            self._timer.start()
 
     def _draw(self) -> None:
         self.drawing.emit()
