@@ -3,6 +3,9 @@
 import numpy as np
 import pandas as pd
 import pytest
+from qtpy.QtCore import QEvent, QPointF, Qt
+from qtpy.QtGui import QMouseEvent
+from qtpy.QtWidgets import QApplication
 
 from napari_kdunet.widgets.shared.layers import PREVIEW
 
@@ -49,14 +52,14 @@ def test_objects_are_found_and_measured(found):
     assert np.unique(found.layer.data).tolist() == [0, 1, 2, 3]
     assert np.array_equal(found.layer.scale, (10, 10, 10))
     assert found.table["mean_grey"].tolist() == [70] * 3
-    assert found.layer.features["volume_um3"].tolist() == found.table["volume_um3"].tolist()
-    assert found.rows.rowCount() == 3
+    assert found.layer.features["volume_um3"].tolist()[1:] == found.table["volume_um3"].tolist()
+    assert found.rows.ids == [1, 2, 3]
     assert "3 objects, 0 checked" in found.status.text()
 
 
 def test_a_row_shows_the_object_and_an_object_its_row(found):
     number = int(found.table["id"].iloc[-1])
-    found.rows.selectRow(next(r for r in range(3) if int(found.rows.item(r, 0).text()) == number))
+    found.rows.selectRow(found.rows.ids.index(number))
     assert found.layer.selected_label == number
     row = found.table.set_index("id").loc[number]
     expected = [row[f"centroid_{a}_nm"] - 5 for a in "zyx"]
@@ -64,7 +67,7 @@ def test_a_row_shows_the_object_and_an_object_its_row(found):
     assert camera.center[1:] == pytest.approx(expected[1:], abs=1)
     assert found.viewer.dims.point[0] == pytest.approx(expected[0], abs=10)
     found.layer.selected_label = 1
-    assert found.rows.selected() == 1
+    assert found.rows.selected() == [1]
 
 
 def test_corrections_by_clicks_and_undo(found, qtbot):
@@ -107,6 +110,113 @@ def test_export(found, tmp_path):
     table = pd.read_csv(tmp_path / "t.csv")
     assert table["id"].tolist() == [1, 2, 3]
     assert not table["checked"].any()
+    assert "3 of 3 objects are in t.csv" in found.status.text()
+
+
+def test_export_to_parquet(found, tmp_path):
+    pytest.importorskip("pyarrow")
+    found.export(str(tmp_path / "t.parquet"))
+    table = pd.read_parquet(tmp_path / "t.parquet")
+    expected = found.table.assign(checked=False)
+    assert table.dtypes.tolist() == expected.dtypes.tolist()
+    pd.testing.assert_frame_equal(table, expected)
+
+
+def test_sort_and_filter_by_measurement(found, tmp_path):
+    volumes = found.table.set_index("id")["volume_um3"]
+    header = found.rows.horizontalHeader()
+    column = list(found.rows.measurements.frame.columns).index("volume_um3")
+    found.select(2)
+    found.rows.sortByColumn(column, Qt.SortOrder.DescendingOrder)
+    assert found.rows.ids == volumes.sort_values(ascending=False).index.tolist()
+    assert found.rows.selected() == [2], "the selection goes with its object"
+    assert header.sortIndicatorSection() == column
+    limit = volumes.sort_values().iloc[0]
+    found.filter.value = f"volume_um3 > {limit:.9g} and not touches_border"
+    assert sorted(found.rows.ids) == sorted(volumes[volumes > limit].index)
+    assert "3 objects, 2 shown" in found.status.text()
+    assert len(found.plot.table) == 2
+    found.export(str(tmp_path / "t.csv"))
+    assert len(pd.read_csv(tmp_path / "t.csv")) == 2
+    for text, message in (("volum > 1", "no column 'volum'"), ("volume_um3 > > 1", "cannot be read")):
+        found.filter.value = text
+        assert message in found.error_label.text()
+    found.filter.value = ""
+    assert len(found.rows.ids) == 3
+    assert found.error_label.isHidden()
+
+
+def test_napari_s_own_table_and_the_panel_select_each_other(found, qtbot):
+    _, table = found.viewer.window.add_plugin_dock_widget("napari", "Features table widget")
+    found.viewer.layers.selection.active = found.layer
+    model = table.table.model()
+    column = list(found.layer.features.columns).index("volume_um3") + 1
+    found.select(3)
+    found.viewer.dims.set_point(0, 0)
+    for number, volume in found.table.set_index("id")["volume_um3"].items():
+        table.table.clearSelection()
+        row = next(r for r in range(model.rowCount()) if model.index(r, column).data() == volume)
+        table.table.selectRow(row)
+        assert found.layer.selected_label == number
+        assert found.rows.selected() == [number]
+        z = found.viewer.dims.current_step[0]
+        assert (found.layer.data[z] == number).any(), "it is on screen"
+        found.rows.selectRow(found.rows.ids.index(number % 3 + 1))
+        (selected,) = {model.mapToSource(index).row() for index in table.table.selectionModel().selectedIndexes()}
+        assert model.sourceModel().df["volume_um3"].iloc[selected] == found.table["volume_um3"][number % 3]
+
+
+def drag(plot, qtbot, points, modifier=Qt.KeyboardModifier.NoModifier):
+    """Drag the mouse along points in the units of a plot."""
+    view, port = plot.plot, plot.plot.viewport()
+    places = [view.mapFromScene(plot.box.mapViewToScene(QPointF(*point))) for point in points]
+    qtbot.mousePress(port, Qt.MouseButton.LeftButton, modifier, places[0])
+    for place in places[1:]:
+        event = QMouseEvent(
+            QEvent.Type.MouseMove,
+            QPointF(place),
+            QPointF(port.mapToGlobal(place)),
+            Qt.MouseButton.NoButton,
+            Qt.MouseButton.LeftButton,
+            modifier,
+        )
+        qtbot.wait(15)  # pyqtgraph takes a hundred a second
+        QApplication.sendEvent(port, event)
+    qtbot.mouseRelease(port, Qt.MouseButton.LeftButton, modifier, places[-1])
+
+
+def inner(plot):
+    """The range of a plot, without its very edge."""
+    return [(low + (high - low) / 100, high - (high - low) / 100) for low, high in plot.box.viewRange()]
+
+
+def test_a_lasso_a_box_and_a_range_select(found, qtbot):
+    plot, table = found.plot, found.table.set_index("id")
+    found.views.setCurrentWidget(plot)
+    found.native.window().show()
+    qtbot.waitExposed(found.native.window())
+    plot.along_x.setCurrentText("volume_um3")
+    plot.along_y.setCurrentText("centroid_y_nm")
+    qtbot.wait(50)
+    x, y = table["volume_um3"], table["centroid_y_nm"]
+    (left, right), (low, high) = inner(plot)
+    half = (y.min() + y.max()) / 2  # two objects lie below it
+    corners = [(left, low), (right, low), (right, half), (left, half), (left, low)]
+    drag(plot, qtbot, corners)
+    assert sorted(found.rows.selected()) == sorted(y[y < half].index) == sorted(found.selection)
+    plot.shape.setCurrentText("box")
+    drag(plot, qtbot, [(left, half), (left, high), (right, high)], Qt.KeyboardModifier.ShiftModifier)
+    assert sorted(found.rows.selected()) == [1, 2, 3]
+    plot.along_y.setCurrentText("count")
+    qtbot.wait(50)
+    (left, right), (low, high) = inner(plot)
+    least = x.sort_values()
+    drag(plot, qtbot, [(left, high / 2), ((least.iloc[0] + least.iloc[1]) / 2, high / 2)])
+    assert found.rows.selected() == [least.index[0]]
+    assert found.layer.selected_label == least.index[0]
+    found.delete_button.native.click()
+    settle(found, qtbot, 2)
+    assert sorted(plot.table["id"]) == sorted(least.index[1:])
 
 
 def test_preview_follows_settings_and_goes(panel, qtbot):

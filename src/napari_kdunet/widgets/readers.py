@@ -1,4 +1,4 @@
-"""Readers for napari: volumes that it does not open, or opens without their pixel size, and model files.
+"""Readers for napari: volumes that it does not open, or opens without their pixel size, sessions and model files.
 
 A plain TIFF is none of them: napari would ask each time which reader to take, and the panels ask the file of a layer.
 """
@@ -9,10 +9,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import napari
 from qtpy.QtWidgets import QApplication, QInputDialog
 
 from napari_kdunet import core
 from napari_kdunet.core.volumes.formats.hdf5 import HDF5_ENDINGS, hdf5_volumes
+from napari_kdunet.widgets.proofreading.session import is_session, session_layers
 
 __all__ = ["get_reader"]
 
@@ -23,7 +25,9 @@ def get_reader(path: str | list[str]) -> Callable[[Any], list[LayerData]] | None
     """The function that reads a path, for napari; None for several paths at once."""
     if not isinstance(path, str):
         return None
-    return _read_model if path.lower().endswith(".safetensors") else _read_volume
+    if path.lower().endswith(".safetensors"):
+        return _read_model
+    return _read_session if is_session(path) else _read_volume
 
 
 def _read_volume(path: str) -> list[LayerData]:
@@ -56,6 +60,12 @@ def _choose_inside(path: str) -> str | None:
     words = f"{Path(path).name} has {len(volumes)} volumes. Which one?"
     chosen, taken = QInputDialog.getItem(None, "Choose a volume", words, volumes, 0, False)
     return chosen if taken else None
+
+
+def _read_session(path: str) -> list[LayerData]:
+    """The objects of a session, and their image where it lies beside it; the panel *Objects* takes them up."""
+    viewer = napari.current_viewer()
+    return session_layers(path, () if viewer is None else viewer.layers)
 
 
 def _read_model(path: str) -> list[LayerData]:

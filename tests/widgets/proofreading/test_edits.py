@@ -27,7 +27,7 @@ def layer():
 def test_merge_and_delete(layer):
     edits.merge_objects(layer, 1, 2)
     assert (layer.data == 1).sum() == (boxes() == 1).sum() + (boxes() == 2).sum()
-    edits.delete_object(layer, 3)
+    edits.delete_objects(layer, [3])
     assert np.unique(layer.data).tolist() == [0, 1]
     layer.undo()
     layer.undo()
@@ -37,11 +37,30 @@ def test_merge_and_delete(layer):
 
 
 def test_split_at_the_neck(layer):
-    new = edits.split_object(layer, (3, 10, 8), (3, 10, 35))
+    new = edits.split_object(layer, [(3, 10, 8)], [(3, 10, 35)])
     assert new == 4
     assert (layer.data[:, 5:15, 5:20] == 1).sum() == 5 * 10 * 15
     assert (layer.data[:, 5:15, 25:40] == 4).sum() == 5 * 10 * 15
     assert np.array_equal(layer.data > 0, boxes() > 0)
+    layer.undo()
+    assert np.array_equal(layer.data, boxes())
+
+
+def test_split_by_strokes(layer):
+    """Each part is what its whole stroke lies in, where two points would cut elsewhere."""
+    layer.data[1:6, 5:15, 20:25] = 1  # no neck
+    edits.split_object(layer, [(3, 10, 8), (3, 10, 11)], [(3, 10, 14), (3, 10, 38)])
+    assert (layer.data[3, 10, 5:12] == 1).all()
+    assert (layer.data[3, 10, 15:40] == 4).all()
+    layer.undo()
+    assert np.unique(layer.data[3, 10]).tolist() == [0, 1]
+    with pytest.raises(LabelsError, match="twice"):
+        edits.split_object(layer, [(3, 10, 8), (3, 10, 11)], [(3, 10, 9), (3, 10, 10)])
+
+
+def test_delete_several_in_one_step(layer):
+    edits.delete_objects(layer, [1, 3])
+    assert np.unique(layer.data).tolist() == [0, 2]
     layer.undo()
     assert np.array_equal(layer.data, boxes())
 
@@ -75,8 +94,8 @@ def test_add_from_a_probability(layer):
 def test_what_cannot_be_done_changes_nothing(layer):
     for call in (
         lambda: edits.merge_objects(layer, 1, 1),
-        lambda: edits.delete_object(layer, 0),
-        lambda: edits.split_object(layer, (3, 10, 8), (3, 30, 8)),
+        lambda: edits.delete_objects(layer, [0]),
+        lambda: edits.split_object(layer, [(3, 10, 8)], [(3, 30, 8)]),
         lambda: edits.smooth_object(layer, 99),
     ):
         with pytest.raises(LabelsError):
@@ -86,8 +105,8 @@ def test_what_cannot_be_done_changes_nothing(layer):
 
 ACTIONS = {
     "merge": lambda layer: edits.merge_objects(layer, 1, 2),
-    "delete": lambda layer: edits.delete_object(layer, 3),
-    "split": lambda layer: edits.split_object(layer, (3, 10, 8), (3, 10, 35)),
+    "delete": lambda layer: edits.delete_objects(layer, [3]),
+    "split": lambda layer: edits.split_object(layer, [(3, 10, 8)], [(3, 10, 35)]),
     "smooth": lambda layer: edits.smooth_object(layer, 2),
     "fill": lambda layer: edits.fill_between(layer, 3),
     "paint": lambda layer: layer.paint((3, 20, 50), 7),

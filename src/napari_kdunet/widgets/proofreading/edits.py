@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -17,18 +17,32 @@ from napari_kdunet.core import LabelsError, VolumeError
 from napari_kdunet.core.volumes.probability import read_probability
 from napari_kdunet.widgets.shared.layers import volume_of, voxel_size_of
 
-__all__ = ["add_object", "delete_object", "fill_between", "merge_objects", "object_at", "smooth_object", "split_object"]
+__all__ = [
+    "add_object",
+    "delete_objects",
+    "fill_between",
+    "merge_objects",
+    "object_along",
+    "object_at",
+    "smooth_object",
+    "split_object",
+]
 
 Point = Sequence[float]
+Stroke = Sequence[Point]
 
 _REACH = 256  # pixels around a click in which an object is added
 
 
 def object_at(layer: Labels, point: Point) -> int:
     """The object at a point in the pixels of the layer; 0 for none."""
-    data = _array(layer)
-    at = tuple(round(float(p)) for p in point)
-    return int(data[at]) if all(0 <= p < n for p, n in zip(at, data.shape, strict=True)) else 0
+    return object_along(layer, [point])
+
+
+def object_along(layer: Labels, stroke: Stroke) -> int:
+    """The object that most of a stroke lies in, a point or more; 0 for none."""
+    ids = [number for point in _along(layer, stroke) if (number := int(_array(layer)[tuple(point)]))]
+    return max(set(ids), key=ids.count) if ids else 0
 
 
 def merge_objects(layer: Labels, kept: int, other: int) -> None:
@@ -38,27 +52,33 @@ def merge_objects(layer: Labels, kept: int, other: int) -> None:
     _write(layer, np.nonzero(_array(layer) == other), kept)
 
 
-def delete_object(layer: Labels, number: int) -> None:
-    """Make an object background."""
-    if not number:
+def delete_objects(layer: Labels, numbers: Collection[int]) -> None:
+    """Make objects background."""
+    numbers = [number for number in numbers if number]
+    where = np.nonzero(np.isin(_array(layer), numbers))
+    if not len(where[0]):
         raise LabelsError("there is no object at that point: click on the one to delete.")
-    _write(layer, np.nonzero(_array(layer) == number), 0)
+    _write(layer, where, 0)
 
 
-def split_object(layer: Labels, first: Point, second: Point) -> int:
-    """Split the object that two points lie in between them; returns the id of the part of the second.
+def split_object(layer: Labels, first: Stroke, second: Stroke) -> int:
+    """Split an object between two strokes in it, of a point or more; returns the id of the part of the second.
 
-    A watershed from both points over the distance to the background.
+    A watershed from both over the distance to the background.
     """
-    number = object_at(layer, first)
-    if not number or object_at(layer, second) != number or np.allclose(np.round(first), np.round(second)):
-        raise LabelsError("to split an object, click on two places in it, one on either side of the cut.")
     data = _array(layer)
+    number = object_along(layer, first)
+    one, other = (
+        {tuple(point) for point in _along(layer, stroke).tolist() if data[tuple(point)] == number}
+        for stroke in (first, second)
+    )
+    if not number or not other - one:
+        raise LabelsError("to split an object, click or draw in it twice, once on either side of the cut.")
     box = _box(data == number, 1)
     mask = data[box] == number
     markers = np.zeros(mask.shape, np.int32)
-    for mark, point in enumerate((first, second), 1):
-        markers[tuple(round(float(p)) - part.start for p, part in zip(point, box, strict=True))] = mark
+    for mark, points in ((1, one), (2, other - one)):
+        markers[tuple(np.array(sorted(points)).T - np.array([[part.start] for part in box]))] = mark
     size = voxel_size_of(layer) or (1.0,) * 3
     depth = ndimage.distance_transform_edt(np.pad(mask, 1), sampling=size[-mask.ndim :])
     parts = watershed(-depth[(slice(1, -1),) * mask.ndim], markers, mask=mask)
@@ -130,6 +150,17 @@ def _signed_distance(mask: NDArray[np.bool_]) -> Any:
     padded = np.pad(mask, 1)
     distance = ndimage.distance_transform_edt(padded) - ndimage.distance_transform_edt(~padded)
     return distance[1:-1, 1:-1]
+
+
+def _along(layer: Labels, stroke: Stroke) -> NDArray[np.intp]:
+    """The voxels (N, D) in the layer on the lines from point to point of a stroke."""
+    corners = np.asarray(stroke, dtype=float)
+    lines = [corners[:1]]
+    for start, end in pairwise(corners):
+        steps = max(int(np.abs(end - start).max()), 1)
+        lines.append(start + np.arange(1, steps + 1)[:, None] / steps * (end - start))
+    points = np.round(np.concatenate(lines)).astype(np.intp)
+    return points[((points >= 0) & (points < _array(layer).shape)).all(axis=1)]
 
 
 def _array(layer: Labels) -> NDArray[Any]:

@@ -1,18 +1,28 @@
-"""The table of objects in the panel: sorted by a click, a row selected is an object shown."""
+"""The table of objects in the panel: sorted by a click on a heading, rows selected are objects selected."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from qtpy.QtCore import QSignalBlocker, Qt, Signal
-from qtpy.QtWidgets import QAbstractItemView, QTableWidget, QTableWidgetItem
+from qtpy.QtCore import (
+    QAbstractTableModel,
+    QItemSelection,
+    QItemSelectionModel,
+    QModelIndex,
+    QSignalBlocker,
+    Qt,
+    Signal,
+)
+from qtpy.QtWidgets import QAbstractItemView, QTableView
 
-__all__ = ["ObjectTable", "suspicion"]
+__all__ = ["ObjectTable", "features_of", "suspicion"]
 
-_COLUMNS = {
+_TITLES = {
     "id": "Id",
+    "checked": "Checked",
     "volume_um3": "Volume (µm³)",
     "surface_um2": "Surface (µm²)",
     "skeleton_length_nm": "Length (nm)",
@@ -20,83 +30,165 @@ _COLUMNS = {
     "branches": "Branches",
     "sphericity": "Sphericity",
     "mean_grey": "Grey",
+    "mean_probability": "Probability",
     "touches_border": "Border",
-    "checked": "Checked",
 }
+_DENSE = 100_000  # rows of features beyond twice the number of objects
+_NONE = QModelIndex()
 
 
-def suspicion(table: pd.DataFrame) -> pd.Series:
-    """How much each object asks to be looked at: small, of an odd shape, or in one slice of several."""
+def suspicion(table: pd.DataFrame, threshold: float = 0.5) -> pd.Series:
+    """How much each object asks to be looked at: small, of an odd shape, doubtful, or in one slice of several."""
     small = 1 - table["volume_um3"].rank(pct=True)
     odd = 1 - table["sphericity"].rank(pct=True)
+    most = np.maximum(small, odd)
+    if "mean_probability" in table:  # the nearer to the threshold, the more
+        doubt = 1 - (table["mean_probability"] - threshold).rank(pct=True)
+        most = np.maximum(most, doubt)
     alone = (table["slices"] == 1) & (table["last_slice"].max() > table["first_slice"].min())
-    return pd.Series(np.maximum(small, odd) + alone, index=table.index)
+    return pd.Series(most + alone, index=table.index)
 
 
-class ObjectTable(QTableWidget):
+def features_of(table: pd.DataFrame) -> pd.DataFrame:
+    """A table as the features of a labels layer, with the row of an object at the position of its id.
+
+    napari's own table goes by the position. Where ids are much higher than there are objects, it goes by the column
+    ``index`` alone.
+    """
+    ids = table["id"].to_numpy(dtype=np.int64)
+    if not len(ids) or ids.max() > 2 * len(ids) + _DENSE:
+        return table.assign(index=ids)
+    rows = table.set_axis(ids, axis=0).reindex(range(int(ids.max()) + 1))
+    kinds = {name: kind for name, kind in table.dtypes.items() if kind.kind in "biu"}
+    rows = rows.astype(dict.fromkeys(kinds, object)).fillna(dict.fromkeys(kinds, 0)).astype(kinds)
+    there = np.isin(rows.index, ids)
+    return rows.assign(index=np.where(there, rows.index, -1))
+
+
+class _Measurements(QAbstractTableModel):
+    """A pandas table for Qt, sorted by the value in a column."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.frame = pd.DataFrame({"id": np.empty(0, np.int64)})
+        self._order: tuple[str, bool] | None = None  # column, ascending
+
+    def rowCount(self, parent: QModelIndex = _NONE) -> int:
+        """Objects."""
+        return 0 if parent.isValid() else len(self.frame)
+
+    def columnCount(self, parent: QModelIndex = _NONE) -> int:
+        """Measurements."""
+        return 0 if parent.isValid() else len(self.frame.columns)
+
+    def data(self, index: QModelIndex, role: int = Qt.ItemDataRole.DisplayRole) -> Any:
+        """The text of a cell."""
+        if role != Qt.ItemDataRole.DisplayRole or not index.isValid():
+            return None
+        value = self.frame.iat[index.row(), index.column()]
+        if isinstance(value, bool | np.bool_):
+            return "yes" if value else ""
+        return f"{value:.4g}" if isinstance(value, float | np.floating) else str(value)
+
+    def headerData(self, section: int, orientation: Qt.Orientation, role: int = Qt.ItemDataRole.DisplayRole) -> Any:
+        """The title of a column; its name, by which it is filtered, as a tooltip."""
+        if orientation != Qt.Orientation.Horizontal or section >= len(self.frame.columns):
+            return None
+        name = self.frame.columns[section]
+        if role == Qt.ItemDataRole.ToolTipRole:
+            return name
+        return _TITLES.get(name, name) if role == Qt.ItemDataRole.DisplayRole else None
+
+    def show(self, table: pd.DataFrame) -> None:
+        """Take another table, the usual columns first."""
+        self.beginResetModel()
+        usual = [name for name in _TITLES if name in table]
+        self.frame = table[[*usual, *(name for name in table if name not in _TITLES)]]
+        self._sort()
+        self.endResetModel()
+
+    def sort(self, column: int, order: Qt.SortOrder = Qt.SortOrder.AscendingOrder) -> None:
+        """Sort by a column."""
+        if 0 <= column < len(self.frame.columns):
+            self.layoutAboutToBeChanged.emit()
+            before, ids = self.persistentIndexList(), self.frame["id"].tolist()
+            self._order = (self.frame.columns[column], order == Qt.SortOrder.AscendingOrder)
+            self._sort()
+            row = {number: at for at, number in enumerate(self.frame["id"].tolist())}
+            after = [self.index(row[ids[index.row()]], index.column()) for index in before]
+            self.changePersistentIndexList(before, after)  # the selection goes by these
+            self.layoutChanged.emit()
+
+    def _sort(self) -> None:
+        if self._order is not None and self._order[0] in self.frame:
+            name, ascending = self._order
+            self.frame = self.frame.sort_values(name, ascending=ascending, kind="stable")
+
+
+class ObjectTable(QTableView):
     """The measurements of objects, a row each.
 
     Signals
     -------
-    chosen : int
-        The id of the row that the user has selected.
+    chosen : list of int
+        The ids of the rows that the user has selected.
     """
 
-    chosen = Signal(int)
+    chosen = Signal(list)
 
     def __init__(self) -> None:
-        super().__init__(0, len(_COLUMNS))
-        self.setToolTip("A row an object: click to go there. Click a heading to sort. Export has all columns.")
-        self.setHorizontalHeaderLabels(list(_COLUMNS.values()))
+        super().__init__()
+        self.measurements = _Measurements()
+        self.setModel(self.measurements)
+        self.setToolTip(
+            "A row an object: click to go there, with Ctrl or Shift to select several. Click a heading to sort."
+        )
         self.setSelectionBehavior(QAbstractItemView.SelectionBehavior.SelectRows)
-        self.setSelectionMode(QAbstractItemView.SelectionMode.SingleSelection)
-        self.setEditTriggers(QAbstractItemView.EditTrigger.NoEditTriggers)
+        self.setSelectionMode(QAbstractItemView.SelectionMode.ExtendedSelection)
         self.setMinimumHeight(120)
+        below = self.verticalHeader()
+        assert below is not None
+        below.hide()
+        below.setDefaultSectionSize(22)
         self.setSortingEnabled(True)
-        self.itemSelectionChanged.connect(self._selected)
+        self.sortByColumn(0, Qt.SortOrder.AscendingOrder)
+        self._selection.selectionChanged.connect(lambda *_: self._selected())
+
+    @property
+    def ids(self) -> list[int]:
+        """Ids of the rows, from above."""
+        return [int(i) for i in self.measurements.frame["id"]]
+
+    @property
+    def _selection(self) -> QItemSelectionModel:
+        found = self.selectionModel()
+        assert found is not None
+        return found
 
     def show_table(self, table: pd.DataFrame) -> None:
-        """Show other measurements; the selection stays where its object does."""
+        """Show other measurements; the selection stays where its objects do."""
         selected = self.selected()
         with QSignalBlocker(self):
-            self.setSortingEnabled(False)
-            self.setRowCount(len(table))
-            for column, name in enumerate(_COLUMNS):
-                self.setColumnHidden(column, name not in table)
-                for row, value in enumerate(table.get(name, ())):
-                    self.setItem(row, column, _cell(value))
-            self.setSortingEnabled(True)
+            self.measurements.show(table)
         self.select(selected)
 
-    def selected(self) -> int:
-        """Id of the row that is selected; 0 for none."""
-        items = self.selectedItems()
-        item = self.item(items[0].row(), 0) if items else None
-        return 0 if item is None else int(item.data(Qt.ItemDataRole.EditRole))
+    def selected(self) -> list[int]:
+        """Ids of the rows that are selected, from above."""
+        ids = self.measurements.frame["id"]
+        return [int(ids.iat[row]) for row in sorted({index.row() for index in self._selection.selectedRows()})]
 
-    def select(self, number: int) -> None:
-        """Select the row of an object, without a signal."""
+    def select(self, numbers: Iterable[int]) -> None:
+        """Select the rows of some objects, without a signal."""
+        rows = np.flatnonzero(self.measurements.frame["id"].isin([int(i) for i in numbers]))
+        last = self.measurements.columnCount() - 1
+        chosen = QItemSelection()
+        for row in rows.tolist():
+            chosen.select(self.measurements.index(row, 0), self.measurements.index(row, last))
         with QSignalBlocker(self):
-            self.clearSelection()
-            for row in range(self.rowCount()):
-                item = self.item(row, 0)
-                if item is not None and int(item.data(Qt.ItemDataRole.EditRole)) == number:
-                    self.selectRow(row)
-                    self.scrollToItem(item)
-                    return
+            self._selection.select(chosen, QItemSelectionModel.SelectionFlag.ClearAndSelect)
+            if len(rows):
+                self.scrollTo(self.measurements.index(int(rows[0]), 0))
 
     def _selected(self) -> None:
-        if number := self.selected():
-            self.chosen.emit(number)
-
-
-def _cell(value: Any) -> QTableWidgetItem:
-    """A cell that is sorted by its value."""
-    item = QTableWidgetItem()
-    if isinstance(value, bool | np.bool_):
-        item.setText("yes" if value else "")
-    elif isinstance(value, float | np.floating):
-        item.setData(Qt.ItemDataRole.EditRole, float(f"{value:.4g}"))
-    else:
-        item.setData(Qt.ItemDataRole.EditRole, int(value))
-    return item
+        if numbers := self.selected():
+            self.chosen.emit(numbers)

@@ -150,6 +150,15 @@ class Result:
                 self.mask[z, rows] = np.where(between, np.where(probability > new, value, 0), mask)
             self._applied[z] = new
 
+    def paint(self, z: int, where: NDArray[np.bool_], values: NDArray[np.uint8]) -> None:
+        """Change slice `z` of the mask (YX) to `values`, as the user does by painting."""
+        with self._lock:
+            self.mask[z] = np.where(where, values, self.mask[z])
+
+    def foreground_class(self, z: int) -> Any:
+        """The class (YX, or one for all) that pixels of slice `z` have where they are foreground."""
+        return 1 if self._classes is None else np.maximum(self._classes[z], 1)
+
     def corrected_slices(self) -> dict[int, NDArray[np.uint8]]:
         """Copies of the slices of the mask, by z, that the user has painted on: they differ from the prediction."""
         return {z: np.array(self.mask[z]) for z in np.flatnonzero(self.done).tolist() if self._is_corrected(z)}

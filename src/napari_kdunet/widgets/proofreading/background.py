@@ -1,0 +1,73 @@
+"""The work of the panel *Objects* in the background: one piece at a time, which can be stopped."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from threading import Event
+from typing import Any
+
+from qtpy.QtWidgets import QWidget
+
+from napari_kdunet.widgets.shared.thread_worker import EventWorker, run
+
+__all__ = ["Background"]
+
+
+class _StoppedError(Exception):
+    """The user has stopped the work."""
+
+
+class Background:
+    """Runs generators on a thread, one at a time.
+
+    Parameters
+    ----------
+    owner : QWidget
+        Work ends with it.
+    changed : callable
+        Called when work has begun or ended, with the error that ended it, or None.
+
+    Attributes
+    ----------
+    worker : EventWorker or None
+        What is under way.
+    """
+
+    def __init__(self, owner: QWidget, changed: Callable[[Exception | None], None]) -> None:
+        self.owner, self.changed = owner, changed
+        self.worker: EventWorker | None = None
+        self._stop = Event()
+
+    def stop(self) -> None:
+        """Stop what is under way, at its next call of `check`."""
+        self._stop.set()
+
+    def check(self, _: float = 0) -> None:
+        """The progress callback of the work: raises where it has been stopped."""
+        if self._stop.is_set():
+            raise _StoppedError
+
+    def run(
+        self,
+        work: Callable[[], Iterator[Any]],
+        on_event: Callable[[Any], None],
+        on_lost: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Run work; `on_lost` is called where an error or a stop has kept it from its end."""
+        self._stop.clear()
+        stopped = []
+
+        def events() -> Iterator[Any]:
+            try:
+                yield from work()
+            except _StoppedError:
+                stopped.append(True)
+
+        def ended(error: Exception | None = None) -> None:
+            self.worker = None
+            if error is not None or stopped:
+                on_lost()
+            self.changed(error)
+
+        self.worker = run(events, on_event=on_event, on_done=ended, on_error=ended, owner=self.owner)
+        self.changed(None)

@@ -1,0 +1,234 @@
+"""Histogram or scatter plot of the measurements of objects, in which a lasso or box selects."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+import pyqtgraph as pg
+from napari.utils.theme import get_theme
+from qtpy.QtCore import QSize, Qt, Signal
+from qtpy.QtWidgets import QComboBox, QHBoxLayout, QVBoxLayout, QWidget
+from skimage.measure import points_in_poly
+
+if TYPE_CHECKING:
+    import napari.viewer
+
+__all__ = ["COUNT", "ObjectPlot"]
+
+#: In place of a measurement along y: a histogram.
+COUNT = "count"
+
+_ALL, _SELECTED = "#56B4E9", "#E69F00"  # Okabe and Ito (2008)
+_FIRST = ("volume_um3", COUNT)
+_REACH = 12  # pixels from a click to the point that it selects
+
+
+class _Box(pg.ViewBox):
+    """A view box in which a drag draws, rather than moving the plot."""
+
+    drawn = Signal(object, bool)  # points (N, 2), whether they are added
+    drawing = Signal(object)
+
+    def __init__(self) -> None:
+        super().__init__(enableMenu=False)
+        self._points: list[tuple[float, float]] = []
+
+    def mouseDragEvent(self, event: Any, axis: Any = None) -> None:
+        """Collect the points of a drag of the left button."""
+        event.accept()
+        if event.button() != Qt.MouseButton.LeftButton:
+            return
+        if event.isStart():
+            start = self.mapSceneToView(event.buttonDownScenePos())
+            self._points = [(start.x(), start.y())]
+        place = self.mapSceneToView(event.scenePos())
+        self._points.append((place.x(), place.y()))
+        points = np.array(self._points)
+        if event.isFinish():
+            self.drawn.emit(points, bool(event.modifiers() & Qt.KeyboardModifier.ShiftModifier))
+        else:
+            self.drawing.emit(points)
+
+    def wheelEvent(self, event: Any, axis: Any = None) -> None:
+        """Leave the wheel to the panel."""
+        event.ignore()
+
+
+class ObjectPlot(QWidget):
+    """A plot of one measurement (histogram) or two (scatter) of the objects that the table shows.
+
+    A lasso or a box that is drawn in it selects objects, a range those of a histogram; with Shift, more of them.
+
+    Parameters
+    ----------
+    viewer : napari.viewer.Viewer
+        Its theme gives the colours.
+
+    Signals
+    -------
+    chosen : list of int
+        Ids of the objects that the user has selected.
+    """
+
+    chosen = Signal(list)
+
+    def __init__(self, viewer: napari.viewer.Viewer) -> None:
+        super().__init__()
+        self.viewer = viewer
+        self.table = pd.DataFrame({"id": np.empty(0, np.int64)})
+        self.selected: list[int] = []
+        self.along_x, self.along_y, self.shape = QComboBox(), QComboBox(), QComboBox()
+        for box, tip in (
+            (self.along_x, "Measurement along x."),
+            (self.along_y, "Measurement along y; count: a histogram."),
+        ):
+            box.setToolTip(tip)
+            box.setMinimumContentsLength(8)
+            box.setSizeAdjustPolicy(QComboBox.SizeAdjustPolicy.AdjustToMinimumContentsLengthWithIcon)
+            box.currentTextChanged.connect(lambda _: self._draw())
+        self.shape.addItems(["lasso", "box"])
+        self.shape.setToolTip("What a drag in the plot draws to select; in a histogram it is a range.")
+        self.box = _Box()
+        self.plot = pg.PlotWidget(viewBox=self.box)
+        self.plot.setToolTip("Drag around points, or over bars, to select these objects; with Shift, more of them.")
+        self.plot.hideButtons()
+        self.bars = pg.BarGraphItem(x=[], height=[], width=1, brush=_ALL, pen=None)
+        self.marked = pg.BarGraphItem(x=[], height=[], width=1, brush=_SELECTED, pen=None)
+        self.points = pg.ScatterPlotItem(size=7, pen=None)
+        self.line = pg.PlotCurveItem(pen=pg.mkPen(_SELECTED, width=2))
+        for item in (self.bars, self.marked, self.points, self.line):
+            self.plot.addItem(item)
+        self._lay_out()
+        self.box.drawing.connect(self._drawing)
+        self.box.drawn.connect(self._drawn)
+        self.plot.scene().sigMouseClicked.connect(self._clicked)
+        theme, follow = viewer.events.theme, self._follow_theme
+        theme.connect(follow)
+        self.destroyed.connect(lambda: theme.disconnect(follow))
+        self._follow_theme()
+
+    def sizeHint(self) -> QSize:
+        """As large as the table."""
+        return QSize(380, 200)
+
+    def show_table(self, table: pd.DataFrame) -> None:
+        """Plot other measurements; which ones stays, where they are there."""
+        self.table = table
+        numbers = [name for name in table if name != "id" and table[name].dtype.kind in "biuf"]
+        for box, names, first in ((self.along_x, numbers, _FIRST[0]), (self.along_y, [COUNT, *numbers], _FIRST[1])):
+            before = box.currentText()
+            if [box.itemText(i) for i in range(box.count())] != names:
+                box.blockSignals(True)
+                box.clear()
+                box.addItems(names)
+                box.setCurrentText(before if before in names else first)
+                box.blockSignals(False)
+        self._draw()
+
+    def select(self, numbers: Iterable[int]) -> None:
+        """Mark objects, without a signal."""
+        self.selected = list(numbers)
+        self._draw()
+
+    def _lay_out(self) -> None:
+        above = QHBoxLayout()
+        above.addWidget(self.along_x, 1)
+        above.addWidget(self.along_y, 1)
+        above.addWidget(self.shape)
+        layout = QVBoxLayout(self)
+        layout.setContentsMargins(0, 0, 0, 0)
+        layout.addLayout(above)
+        layout.addWidget(self.plot)
+        self.setMinimumHeight(150)
+
+    @property
+    def _values(self) -> tuple[Any, Any, Any]:
+        """Ids, x and y (None in a histogram) of the objects that have both."""
+        names = [self.along_x.currentText(), self.along_y.currentText()]
+        if names[0] not in self.table:
+            return np.empty(0, np.int64), np.empty(0), None
+        x = self.table[names[0]].to_numpy(dtype=float)
+        y = None if names[1] == COUNT else self.table[names[1]].to_numpy(dtype=float)
+        there = np.isfinite(x) if y is None else np.isfinite(x) & np.isfinite(y)
+        return self.table["id"].to_numpy()[there], x[there], None if y is None else y[there]
+
+    def _draw(self) -> None:
+        ids, x, y = self._values
+        chosen = np.isin(ids, self.selected)
+        flat = y is None
+        for item in (self.bars, self.marked):
+            item.setVisible(flat)
+        self.points.setVisible(not flat)
+        if flat:
+            edges = np.histogram_bin_edges(x, "auto") if len(x) else np.array([0.0, 1.0])
+            if len(edges) < 6:  # few objects
+                edges = np.histogram_bin_edges(x, 8) if len(x) else edges
+            width, middles = edges[1] - edges[0], (edges[1:] + edges[:-1]) / 2
+            for item, part in ((self.bars, x), (self.marked, x[chosen])):
+                item.setOpts(x=middles, height=np.histogram(part, edges)[0], width=0.95 * width)
+        else:
+            colours = np.array([pg.mkBrush(_ALL), pg.mkBrush(_SELECTED)])[chosen.astype(int)]
+            self.points.setData(x, y, brush=list(colours))
+        self.plot.setLabel("bottom", self.along_x.currentText())
+        self.plot.setLabel("left", self.along_y.currentText())
+        for side in ("left", "bottom"):
+            self.plot.getAxis(side).enableAutoSIPrefix(False)  # 1e-3 µm³ are not "0.001 kµm³"
+        self.plot.enableAutoRange()
+
+    def _outline(self, points: Any) -> Any:
+        """The polygon (N, 2) that a drag draws."""
+        if self._values[2] is not None and self.shape.currentText() == "lasso":
+            return points
+        (left, top), (right, bottom) = points[0], points[-1]
+        if self._values[2] is None:
+            bottom, top = self.box.viewRange()[1]
+        return np.array([(left, top), (right, top), (right, bottom), (left, bottom)])
+
+    def _drawing(self, points: Any) -> None:
+        outline = self._outline(points)
+        self.plot.disableAutoRange()
+        self.line.setData(*np.concatenate([outline, outline[:1]]).T)
+
+    def _drawn(self, points: Any, more: bool) -> None:
+        self.line.setData([], [])
+        ids, x, y = self._values
+        outline = self._outline(points)
+        if y is None:
+            inside = (x >= outline[:, 0].min()) & (x <= outline[:, 0].max())
+        else:
+            scale = np.ptp(outline, axis=0)
+            scale[scale == 0] = 1
+            inside = points_in_poly(np.stack([x, y], 1) / scale, outline / scale)
+        self._choose(ids[inside].tolist(), more)
+
+    def _clicked(self, event: Any) -> None:
+        """Select the point, or the objects of the bar, that is clicked on."""
+        ids, x, y = self._values
+        if event.button() != Qt.MouseButton.LeftButton or not len(ids):
+            return
+        place, pixel = self.box.mapSceneToView(event.scenePos()), self.box.viewPixelSize()
+        more = bool(event.modifiers() & Qt.KeyboardModifier.ShiftModifier)
+        if y is None:
+            middles, half = self.bars.opts["x"], self.bars.opts["width"] / 1.9
+            bar = middles[np.argmin(np.abs(middles - place.x()))]
+            self._choose(ids[np.abs(x - bar) <= half].tolist(), more)
+        else:
+            distance = np.hypot((x - place.x()) / pixel[0], (y - place.y()) / pixel[1])
+            near = int(distance.argmin())
+            self._choose([int(ids[near])] if distance[near] <= _REACH else [], more)
+
+    def _choose(self, numbers: list[int], more: bool) -> None:
+        self.selected = sorted({*self.selected, *numbers}) if more else numbers
+        self._draw()
+        self.chosen.emit(self.selected)
+
+    def _follow_theme(self, event: Any = None) -> None:
+        theme = get_theme(self.viewer.theme)
+        text = theme.text.as_hex()
+        self.plot.setBackground(theme.background.as_hex())
+        for side in ("left", "bottom"):
+            self.plot.getAxis(side).setPen(pg.mkPen(text, width=1))
+            self.plot.getAxis(side).setTextPen(text)

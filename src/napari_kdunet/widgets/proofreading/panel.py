@@ -1,0 +1,400 @@
+"""The base of the panel *Objects*: the layer it works on, its table and plot, and what is selected in them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+from weakref import WeakSet
+
+import numpy as np
+import pandas as pd
+from napari.layers import Image, Labels, Layer
+from qtpy.compat import isalive
+from qtpy.QtWidgets import QProgressBar, QTabWidget, QWidget
+from superqt.utils import qdebounced
+
+from napari_kdunet.core import KDUNetError, LabelsError, ObjectsConfig, Volume
+from napari_kdunet.widgets.proofreading.background import Background
+from napari_kdunet.widgets.proofreading.measuring import measure_objects
+from napari_kdunet.widgets.proofreading.object_plot import ObjectPlot
+from napari_kdunet.widgets.proofreading.object_table import ObjectTable, features_of
+from napari_kdunet.widgets.proofreading.rows import SETTINGS, finding_rows, footer
+from napari_kdunet.widgets.proofreading.session import (
+    OBJECTS,
+    Session,
+    image_of,
+    with_checked,
+)
+from napari_kdunet.widgets.proofreading.slice_preview import SlicePreview
+from napari_kdunet.widgets.proofreading.table_filter import filter_table
+from napari_kdunet.widgets.proofreading.tools import Tools, iter_drag
+from napari_kdunet.widgets.shared.layers import (
+    RESULT,
+    chosen_layer,
+    current_slice,
+    data_of,
+    volume_of,
+    voxel_size_of,
+)
+from napari_kdunet.widgets.shared.panel import Panel, wrapped_label
+from napari_kdunet.widgets.shared.thread_worker import EventWorker
+
+if TYPE_CHECKING:
+    import napari.viewer
+
+__all__ = ["ProofreadingPanel"]
+
+_NOT_OPEN = "is not open"
+_SETTLE_MS, _EDIT_MS = 300, 600
+
+
+class ProofreadingPanel(Panel):
+    """Base of the panel *Objects*, which adds what its buttons do.
+
+    It works on the objects layer that was found, opened or selected last; what belongs to each is in its metadata.
+
+    Parameters
+    ----------
+    viewer : napari.viewer.Viewer
+        Where the layers are.
+    accepts : callable
+        Whether a layer can be a mask or a probability.
+
+    Attributes
+    ----------
+    source, raw, image_pixel_size, threshold, split, min_diameter, holes, smoothing, mode, live, filter, tool : widgets
+        magicgui's: mask or probability, image for grey values, pixel size in nm, settings of `core.ObjectsConfig`,
+        preview on the slice, which objects the table shows, and what a click on the objects does.
+    layer : napari.layers.Labels or None
+        The objects; its features are the measurements.
+    session : Session
+        What belongs to that layer.
+    selection : list of int
+        Ids of the objects that are selected, the first of them in the layer too.
+    """
+
+    def __init__(self, viewer: napari.viewer.Viewer, accepts: Callable[[Layer], bool]) -> None:
+        self.layer: Labels | None = None
+        self.session = Session()
+        self.selection: list[int] = []
+        self._again = False
+        self._watched: WeakSet[Labels] = WeakSet()
+        self._note = ""
+        self.tools = Tools(lambda: (self._chosen_source(), self.threshold.value))
+        self.bar, self.status, self.rows, self.plot = QProgressBar(), wrapped_label(), ObjectTable(), ObjectPlot(viewer)
+        self.views = _tabs({"Table": self.rows, "Plot": self.plot})
+        self.bar.setRange(0, 0)
+        self.bar.setToolTip("Objects are being found, measured or saved.")
+        rows = finding_rows(viewer, lambda layer: accepts(layer) and OBJECTS not in layer.metadata)
+        super().__init__(viewer, rows, footer(self))
+        self.native.layout().setStretch(self.native.layout().indexOf(self.views), 2)
+        self.background = Background(self.native, self._background_changed)
+        self.preview = SlicePreview(viewer, self.native)
+        self._preview_soon = qdebounced(self._show_preview, timeout=_SETTLE_MS, parent=self.native)
+        self._measure_soon = qdebounced(self._measure_again, timeout=_EDIT_MS, parent=self.native)
+        self._connect()
+        self._update()
+        for layer in reversed(viewer.layers):
+            if OBJECTS in layer.metadata and self.layer is None:
+                self._work_on(layer)
+
+    @property
+    def config(self) -> ObjectsConfig:
+        """The settings in the panel."""
+        values = {name: getattr(self, name).value for name in SETTINGS}
+        return ObjectsConfig(**{**values, "threshold": min(values["threshold"], 0.99)})
+
+    @property
+    def worker(self) -> EventWorker | None:
+        """What is under way in the background."""
+        return self.background.worker
+
+    @property
+    def table(self) -> pd.DataFrame | None:
+        """The measurements."""
+        return self.session.table
+
+    @property
+    def checked(self) -> set[int]:
+        """Ids that are marked as checked."""
+        return self.session.checked
+
+    def select(self, number: int) -> None:
+        """Go to an object and select it in its layer and in the table."""
+        self.select_all([number], go=True)
+
+    def select_all(self, numbers: list[int], *, go: bool = False) -> None:
+        """Select objects in the table and in the layer, and show the first where it is not on screen, or if `go`."""
+        known = set() if self.table is None else set(self.table["id"].tolist())
+        self.selection = [number for number in numbers if number in known]
+        self.rows.select(self.selection)
+        self.plot.select(self.selection)
+        self._update()
+        if self.layer is None or not self.selection:
+            return
+        number = self.selection[0]
+        self.layer.selected_label = number
+        if go or (len(self.selection) == 1 and not self._is_on_screen(number)):
+            self._show(number)
+
+    def _connect(self) -> None:
+        for name in ("source", "live", *SETTINGS):
+            getattr(self, name).changed.connect(lambda: self._preview_soon())
+        self.viewer.dims.events.current_step.connect(self._stepped)
+        self.viewer.layers.events.inserted.connect(self._inserted)
+        self.viewer.layers.events.removed.connect(self._removed)
+        self.viewer.layers.selection.events.active.connect(self._activated)
+        self.rows.chosen.connect(lambda numbers: self.select_all(numbers, go=len(numbers) == 1))
+        self.plot.chosen.connect(self.select_all)
+        self.tool.changed.connect(self._tool_changed)
+        self.filter.changed.connect(lambda: self._filter())
+
+    def _stepped(self, *_: Any) -> None:
+        if isalive(self.native):
+            self._preview_soon()
+
+    def _inserted(self, event: Any) -> None:
+        if not isalive(self.native):
+            return
+        if OBJECTS in event.value.metadata:
+            self._work_on(event.value)
+        elif _NOT_OPEN in self._note:
+            self._find_image()
+
+    def _activated(self, event: Any) -> None:
+        if isalive(self.native) and event.value is not None and OBJECTS in event.value.metadata:
+            self._work_on(event.value)
+
+    def _removed(self, event: Any) -> None:
+        if not isalive(self.native):
+            return
+        if event.value is self.layer:
+            self.layer, self.session = None, Session()
+            self._show_table()
+        elif event.value is self.preview.layer:
+            self.live.value = False
+
+    def _work_on(self, layer: Labels) -> None:
+        """Show and correct the objects of a layer."""
+        if layer is self.layer:
+            return
+        self.layer, self.session = layer, layer.metadata[OBJECTS]
+        self.tools.first, self._note = None, ""
+        if layer not in self._watched:
+            self._watched.add(layer)
+            layer.events.selected_label.connect(lambda: self._label_selected(layer))
+            layer.events.labels_update.connect(lambda: self._edited(layer))
+            layer.mouse_drag_callbacks.append(self._mouse)
+            layer.selected_label = self.session.selected
+        for name in SETTINGS:
+            getattr(self, name).value = getattr(self.session.config, name)
+        self._find_image()
+        self._tool_changed()
+        self._show_table()
+        if self.session.stale:
+            self._measure_soon()
+
+    def _find_image(self) -> None:
+        """Choose the image of the session, or say that it is not open."""
+        image, self._note = self.session.image, ""
+        if image is None or self.layer is None:
+            return
+        found = next((x for x in self.viewer.layers if isinstance(x, Image) and image.is_of(x)), None)
+        if found is None:
+            where = f" ({image.path})" if image.path else ""
+            self._note = f"The image {image.name}{where} {_NOT_OPEN}: press Open image to look for it."
+        elif self.session.table is not None and "mean_grey" in self.session.table:
+            self.raw.value = found
+        self._update()
+
+    def _tool_changed(self) -> None:
+        self.tools.first = None
+        if self.layer is not None:
+            if self.tool.value != "off":
+                self.layer.mode = "pan_zoom"
+                self.viewer.layers.selection.active = self.layer
+            self.layer.mouse_pan = self.tool.value != "split" and self.layer.mode == "pan_zoom"
+        self._update()
+
+    def _show_preview(self) -> None:
+        if not self.live.value or self.source.value is None:
+            self.preview.close()
+            return
+        with self.telling():
+            self.preview.show(self.source.value, self.config)
+
+    def _chosen_source(self) -> Layer:
+        if self.source.value is None:
+            raise LabelsError("no mask is chosen: segment an image, or add a labels layer.")
+        return chosen_layer(self.source)
+
+    def _source_volume(self) -> Volume | None:
+        """The mask or probability, where it is of the shape of the objects."""
+        source, layer = self.source.value, self.layer
+        fits = source is not None and layer is not None and data_of(source).shape == data_of(layer).shape
+        return volume_of(source) if fits else None
+
+    def _image(self) -> Volume | None:
+        return None if self.raw.value is None else volume_of(self.raw.value)
+
+    def _image_layer(self) -> Layer | None:
+        return image_of(self.viewer, self.raw.value, self.source.value, self.layer)
+
+    def _background_changed(self, error: Exception | None) -> None:
+        if isinstance(error, KDUNetError):  # the user has been notified
+            self.error_label.setText(str(error))
+            self.error_label.show()
+        self._update()
+        if self._again and self.worker is None:
+            self._again = False
+            self._measure_soon()
+
+    def _take_table(self, session: Session, table: pd.DataFrame) -> None:
+        session.table = table
+        if session is self.session:
+            self._show_table()
+
+    def _label_selected(self, layer: Labels) -> None:
+        if isalive(self.native) and self.layer is not None and layer is self.layer:
+            number = int(self.layer.selected_label)
+            if number not in self.selection[:1]:
+                self.select_all([number])
+
+    def _edited(self, layer: Labels) -> None:
+        if isalive(self.native) and layer is self.layer:
+            self.session.stale = True
+            self._changed()
+            self._measure_soon()
+
+    def _changed(self) -> None:
+        self.session.saved = False
+
+    def _measure_again(self) -> None:
+        """Measure what has been corrected or painted, and hand it on to the mask that the objects are from."""
+        if self.layer is None or not self.session.stale:
+            return
+        if self.worker is not None:
+            self._again = True
+            return
+        session, corrections = self.session, self.session.corrections
+        session.stale = False
+        ids, raw, source = volume_of(self.layer), self._image(), self._source_volume()
+
+        def work() -> Iterator[Any]:
+            if corrections is not None:
+                yield list(corrections.iter_changes(ids))
+            yield measure_objects(ids, raw, source, self.background.check)
+
+        def take(event: Any) -> None:
+            if isinstance(event, pd.DataFrame):
+                self._take_table(session, event)
+                return
+            for change in event:
+                corrections.apply(*change)
+            for layer in self.viewer.layers:
+                if event and layer.metadata.get(RESULT) is corrections.result:
+                    layer.refresh()
+
+        def lost() -> None:
+            session.stale = True
+
+        self.background.run(work, take, lost)
+
+    def _mouse(self, layer: Labels, event: Any) -> Iterator[None]:
+        """A click or a stroke with a tool."""
+        tool = self.tool.value if isalive(self.native) else "off"
+        if tool == "off" or layer is not self.layer or self.viewer.dims.ndisplay == 3:
+            return
+        yield from iter_drag(layer, event, lambda points: self.stroke(points) if self._means(points) else None)
+
+    def _means(self, points: list[Any]) -> bool:
+        """Whether it is for a tool: a drag is for that alone which takes strokes."""
+        return len(points) == 1 or self.tool.value == "split"
+
+    def _objects(self) -> Labels:
+        if self.layer is None:
+            raise LabelsError("there are no objects yet: press Find objects.")
+        return self.layer
+
+    def _measured(self) -> pd.DataFrame:
+        if self.table is None:
+            raise LabelsError("nothing is measured yet: press Find objects, and wait for the table.")
+        return self.table
+
+    def _selected(self) -> list[int]:
+        number = int(self._objects().selected_label)
+        return self.selection if number in self.selection else [number]
+
+    def _is_on_screen(self, number: int) -> bool:
+        if self.layer is None or self.layer.ndim < 3 or self.viewer.dims.ndisplay == 3:
+            return True
+        return bool((np.asarray(data_of(self.layer)[current_slice(self.viewer, self.layer)]) == number).any())
+
+    def _show(self, number: int) -> None:
+        """Go to an object in the viewer."""
+        assert self.layer is not None
+        row = self._measured().set_index("id").loc[number]
+        size = np.array(voxel_size_of(self.layer) or (1.0,) * 3)
+        place = np.array([row[f"centroid_{axis}_nm"] for axis in "zyx"]) / size - 0.5
+        world = self.layer.data_to_world(place[-self.layer.ndim :])
+        self.viewer.dims.set_point(range(-self.layer.ndim, 0), world)
+        getattr(self.viewer, "scene", self.viewer).camera.center = tuple(world[-3:])  # napari 0.9, and before
+
+    def _shown(self) -> pd.DataFrame:
+        """The measurements that the filter lets through."""
+        self._measured()
+        return filter_table(with_checked(self.session), self.filter.value)
+
+    def _filter(self) -> None:
+        self.error_label.hide()
+        if self.table is None:
+            return
+        with self.telling():
+            shown = self._shown()
+            self.rows.show_table(shown)
+            self.plot.show_table(shown)
+        self._update()
+
+    def _show_table(self) -> None:
+        """Show the measurements in the panel and in the features of the layer."""
+        table = with_checked(self.session)
+        self.rows.show_table(table)
+        self.plot.show_table(table)
+        self._filter()
+        if self.layer is not None:
+            self.layer.features = features_of(table)
+            self.rows.select(self.selection or [int(self.layer.selected_label)])
+        self._update()
+
+    def _say(self, text: str) -> None:
+        self._note = text
+        self._update()
+
+    def _update(self) -> None:
+        busy, there = self.worker is not None, self.table is not None
+        self.start_button.enabled, self.stop_button.enabled = not busy, busy
+        self.bar.setVisible(busy)
+        for name in ("smooth_button", "fill_button", "delete_button", "tool"):
+            getattr(self, name).enabled = self.layer is not None
+        for name in ("next", "checks", "export_button"):
+            getattr(self, name).enabled = there
+        self.save_button.enabled = there and not busy
+        self.image_button.visible = _NOT_OPEN in self._note
+        text = []
+        if self.table is not None:
+            total, shown = len(self.table), len(self.rows.ids)
+            some = f", {shown} shown" if shown < total else ""
+            saved = "" if self.session.saved else ", not saved"
+            text.append(f"{total} objects{some}, {len(self.checked & set(self.table['id']))} checked{saved}.")
+            if len(self.selection) > 1:
+                text.append(f"{len(self.selection)} selected.")
+        self.status.setText(" ".join([*text, self.tools.hint(self.tool.value), self._note]).strip())
+
+
+def _tabs(widgets: dict[str, QWidget]) -> QTabWidget:
+    tabs = QTabWidget()
+    tabs.setToolTip("The measurements, as a table or plotted.")
+    tabs.setDocumentMode(True)
+    for title, widget in widgets.items():
+        tabs.addTab(widget, title)
+    return tabs

@@ -1,0 +1,332 @@
+"""A session of proofreading: all that belongs to the objects of a layer, and the one OME-Zarr that it is saved in.
+
+The file is a label image that any viewer opens. Image, settings, measurements and what is checked stand in its
+metadata, under ``napari_kdunet``. An image is a name and a path there; it is never opened from outside of the file's
+own folder without the user.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from napari.components import ViewerModel
+from napari.layers import Image, Layer
+
+from napari_kdunet.core import ObjectsConfig, OutputError, Volume, VolumeError, open_volume, write_volume
+from napari_kdunet.core.files import is_zarr_name, read_json
+from napari_kdunet.core.parsing import parse_json
+from napari_kdunet.widgets.proofreading.object_table import features_of
+from napari_kdunet.widgets.shared.layers import IMAGE, data_of, grid_of
+
+__all__ = [
+    "IN_MEMORY",
+    "OBJECTS",
+    "Reference",
+    "Session",
+    "grid_as_json",
+    "image_layer",
+    "image_of",
+    "is_session",
+    "read_session",
+    "save_session",
+    "session_layers",
+    "with_checked",
+]
+
+#: Key in the metadata of layers that hold objects; its value is their `Session`.
+OBJECTS = "napari-kdunet objects"
+
+IN_MEMORY = 4 * 2**30  # bytes of ids; more stay lazy, and cannot be corrected
+_MOST = 2**30  # bytes of metadata
+_GRID = ("scale", "translate", "rotate", "shear", "affine")
+
+
+@dataclass(frozen=True)
+class Reference:
+    """An image that is not part of a session.
+
+    Attributes
+    ----------
+    name : str
+        Of its layer.
+    path : str
+        Of its file, absolute; empty where it came from no file.
+    shape : tuple of int
+        Of the finest level.
+    """
+
+    name: str
+    path: str = ""
+    shape: tuple[int, ...] = ()
+
+    @classmethod
+    def of(cls, layer: Layer | None) -> Reference | None:
+        """The reference to a layer."""
+        if layer is None:
+            return None
+        path = getattr(layer.source, "path", None)
+        return cls(layer.name, str(Path(path).absolute()) if path else "", tuple(data_of(layer).shape))
+
+    def is_of(self, layer: Layer) -> bool:
+        """Whether a layer is that image: of that shape, and of that file or name."""
+        other = Reference.of(layer)
+        assert other is not None
+        return other.shape == self.shape and (other.name == self.name or bool(self.path and other.path == self.path))
+
+    def find_beside(self, session: Path) -> Path | None:
+        """The file where it is in the folder of a session or below, as it was or as both were moved; else None."""
+        folder = session.resolve().parent
+        inside = [Path(self.path)] if self.path else []
+        inside += [folder / Path(*Path(self.path).parts[-n:]) for n in (1, 2, 3)] if self.path else []
+        return next((each for each in inside if each.exists() and each.resolve().is_relative_to(folder)), None)
+
+
+@dataclass(eq=False)
+class Session:
+    """What is known of the objects of a layer besides their voxels.
+
+    Attributes
+    ----------
+    image, source : Reference or None
+        The image for grey values, and the mask or probability that the objects were found in.
+    config : ObjectsConfig
+        How they were found.
+    table : pandas.DataFrame or None
+        Their measurements; None until they are measured.
+    checked : set of int
+        Ids of objects that are marked as checked.
+    selected : int
+        Id of the selected object.
+    path : Path or None
+        Where it was saved or opened.
+    saved : bool
+        Whether nothing has changed since.
+    stale : bool
+        Whether the objects have changed since they were measured.
+    corrections : MaskCorrections or None
+        What hands corrections on to the mask that the objects were found in; not saved.
+    """
+
+    image: Reference | None = None
+    source: Reference | None = None
+    config: ObjectsConfig = field(default_factory=ObjectsConfig)
+    table: pd.DataFrame | None = None
+    checked: set[int] = field(default_factory=set)
+    selected: int = 1
+    path: Path | None = None
+    saved: bool = False
+    stale: bool = False
+    corrections: Any = None
+
+
+def save_session(
+    path: str | Path,
+    ids: Volume,
+    session: Session,
+    layer: Mapping[str, Any],
+    progress: Callable[[int], object] | None = None,
+) -> None:
+    """Write a session, which appears whole or not at all.
+
+    It replaces nothing but the file that it was saved in or opened from itself.
+
+    Parameters
+    ----------
+    path : str or Path
+        Ends in ``.zarr``.
+    ids : Volume
+        The objects.
+    session : Session
+        Measured.
+    layer : mapping
+        `grid_as_json` of the layer, and its `name`.
+    progress : callable, optional
+        As of `core.write_volume`.
+
+    Raises
+    ------
+    OutputError
+        It cannot be written, or there is something of that name.
+    """
+    path = Path(path)
+    if not is_zarr_name(path):
+        raise OutputError(f"cannot write {path}: a session is an OME-Zarr, give a name that ends in .zarr")
+    own = session.path is not None and path.exists() and session.path.exists() and path.samefile(session.path)
+    if not own and os.path.lexists(path):
+        raise OutputError(f"cannot write {path}: there is something of that name already; choose another name")
+    table = session.table
+    assert table is not None
+    content = {
+        "image": None if session.image is None else asdict(session.image),
+        "source": None if session.source is None else asdict(session.source),
+        "settings": asdict(session.config),
+        "checked": sorted(session.checked & {int(i) for i in table["id"]}),
+        "selected": session.selected,
+        "layer": dict(layer),
+        "table": _pack(table),
+    }
+    write_volume(ids, path, metadata={"objects": content}, labels=True, overwrite=own, progress=progress)
+
+
+def is_session(path: str | Path) -> bool:
+    """Whether a path is a session; quick for what is none."""
+    return _content(Path(path)) is not None
+
+
+def read_session(path: str | Path) -> tuple[Volume, Session, dict[str, Any]]:
+    """Read a session.
+
+    Parameters
+    ----------
+    path : str or Path
+        The OME-Zarr.
+
+    Returns
+    -------
+    ids : Volume
+        The objects, lazy.
+    session : Session
+        The rest.
+    layer : dict
+        Name and grid of the layer.
+
+    Raises
+    ------
+    VolumeError
+        It is no session, or damaged.
+    """
+    path = Path(path)
+    content = _content(path)
+    if content is None:
+        raise VolumeError(f"{path} is no session of objects: open one that Objects has saved.")
+    ids = open_volume(path)
+    try:
+        session = Session(
+            image=_reference(content["image"]),
+            source=_reference(content["source"]),
+            config=ObjectsConfig(**content["settings"]),
+            table=_unpack(content["table"]),
+            checked={int(i) for i in content["checked"]},
+            selected=int(content["selected"]),
+            path=path.absolute(),
+            saved=True,
+        )
+        layer = {"name": str(content["layer"]["name"]), **_grid(content["layer"])}
+        if len(layer["scale"]) not in (2, 3) or (len(layer["scale"]) == 2 and len(ids) > 1):
+            raise ValueError("its grid has other axes than its objects")
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise VolumeError(
+            f"the session {path} is damaged ({type(error).__name__}): its ids can still be opened as an image, and "
+            "found anew as a mask."
+        ) from error
+    return ids, session, layer
+
+
+def session_layers(path: str | Path, there: Iterable[Layer]) -> list[tuple[Any, dict[str, Any], str]]:
+    """A session as napari takes layers: its objects and, where it lies beside them and is not `there`, its image.
+
+    Errors are those of `read_session`; an image that cannot be read is left out.
+    """
+    ids, session, options = read_session(path)
+    flat = len(options["scale"]) == 2
+    data: Any = np.asarray(ids) if ids.data.nbytes <= IN_MEMORY else ids.data
+    layers: list[tuple[Any, dict[str, Any], str]] = []
+    image = session.image
+    if image is not None and not any(image.is_of(layer) for layer in there):
+        file = image.find_beside(Path(path))
+        if file is not None:
+            with suppress(VolumeError):
+                layers.append(image_layer(file, image, options))
+    options |= {"metadata": {OBJECTS: session}, "features": features_of(with_checked(session))}
+    return [*layers, (data[0] if flat else data, options, "labels")]
+
+
+def image_layer(path: str | Path, image: Reference, objects: Mapping[str, Any]) -> tuple[Any, dict[str, Any], str]:
+    """The image of a session as napari takes layers, on the grid of the objects; lazy.
+
+    Raises
+    ------
+    VolumeError
+        It cannot be read, or has another shape.
+    """
+    volume = open_volume(path)
+    data = volume.data[0] if len(image.shape) == 2 else volume.data
+    if tuple(data.shape) != image.shape:
+        raise VolumeError(f"{path} has shape {data.shape}, the image of the session {image.shape}: choose that one.")
+    grid = {name: value for name, value in objects.items() if name != "name"}
+    return data, {"name": image.name, "colormap": "gray", **grid}, "image"
+
+
+def image_of(viewer: ViewerModel, raw: Layer | None, source: Layer | None, objects: Layer | None) -> Layer | None:
+    """The image that objects are of: the chosen one, that which was segmented, or the only one of their shape."""
+    segmented = source.metadata[IMAGE]() if source is not None and IMAGE in source.metadata else None
+    if raw is not None or segmented is not None:
+        return raw or segmented
+    like = source if objects is None else objects
+    images = [layer for layer in viewer.layers if isinstance(layer, Image) and layer is not source]
+    same = [layer for layer in images if like is not None and data_of(layer).shape == data_of(like).shape]
+    return same[0] if len(same) == 1 else None
+
+
+def with_checked(session: Session) -> pd.DataFrame:
+    """The table of a session with a column of what is checked."""
+    table = pd.DataFrame({"id": np.empty(0, np.int64)}) if session.table is None else session.table
+    return table.assign(checked=table["id"].isin(list(session.checked)))
+
+
+def grid_as_json(layer: Layer) -> dict[str, Any]:
+    """Name and grid of a layer, as JSON values."""
+    grid = grid_of(layer)
+    numbers = {name: np.asarray(grid[name], dtype=float).tolist() for name in _GRID}
+    return {
+        "name": layer.name,
+        **numbers,
+        "units": [str(unit) for unit in grid["units"]],
+        "axis_labels": [str(label) for label in grid["axis_labels"]],
+    }
+
+
+def _grid(layer: Mapping[str, Any]) -> dict[str, Any]:
+    grid: dict[str, Any] = {name: np.asarray(layer[name], dtype=float) for name in _GRID}
+    if not all(np.isfinite(values).all() for values in grid.values()):
+        raise ValueError("its grid is not finite")
+    return {**grid, **{name: tuple(str(text) for text in layer[name]) for name in ("units", "axis_labels")}}
+
+
+def _content(path: Path) -> dict[str, Any] | None:
+    """The metadata of a session; None of anything else."""
+    try:
+        content = read_json(path / "zarr.json", _MOST)["attributes"]["napari_kdunet"]["objects"]
+    except (ValueError, KeyError, TypeError, OSError):
+        return None
+    return content if isinstance(content, dict) else None
+
+
+def _reference(values: Any) -> Reference | None:
+    if values is None:
+        return None
+    return Reference(str(values["name"]), str(values["path"]), tuple(int(n) for n in values["shape"]))
+
+
+def _pack(table: pd.DataFrame) -> dict[str, Any]:
+    """A table as JSON, its values as one text: Zarr would write a line for each number."""
+    values = {name: [v if math.isfinite(v) else str(v) for v in table[name].tolist()] for name in table}
+    types = {name: str(table[name].dtype) for name in table}
+    return {"types": types, "values": json.dumps(values, separators=(",", ":"), allow_nan=False)}
+
+
+def _unpack(packed: Mapping[str, Any]) -> pd.DataFrame:
+    values, types = parse_json(packed["values"]), packed["types"]
+    kinds = {name: np.dtype(kind) for name, kind in types.items()}
+    if values.keys() != kinds.keys() or "id" not in kinds or any(kind.kind not in "biuf" for kind in kinds.values()):
+        raise ValueError("its table has other columns than it says")
+    return pd.DataFrame({name: np.array(values[name], kinds[name]) for name in kinds})

@@ -1,0 +1,85 @@
+"""What clicks and strokes on the objects do, by the tool that is chosen."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from napari.layers import Labels, Layer
+
+from napari_kdunet.core import LabelsError
+from napari_kdunet.widgets.proofreading import edits
+
+__all__ = ["TOOLS", "Tools", "iter_drag"]
+
+TOOLS = {
+    "off": "Clicks do what napari does with them.",
+    "merge": "Click on two objects: the second becomes part of the first.",
+    "split": "Click, or draw, in one object twice, once on either side of the cut.",
+    "add": "Click on foreground that is no object yet, of the mask or the probability.",
+    "delete": "Click on an object to delete it.",
+}
+_SECOND = {"merge": "Now click on the object to merge into it.", "split": "Now the other side of the cut."}
+
+
+class Tools:
+    """The tools of proofreading.
+
+    Parameters
+    ----------
+    source : callable
+        Returns the layer from which objects are added, and the probability above which it is foreground.
+
+    Attributes
+    ----------
+    first : list of points or None
+        The first stroke, of a tool that takes two.
+    """
+
+    def __init__(self, source: Callable[[], tuple[Layer, float]]) -> None:
+        self.source = source
+        self.first: list[Any] | None = None
+
+    def hint(self, tool: str) -> str:
+        """What the user does next; empty while no tool is chosen."""
+        if tool == "off":
+            return ""
+        return TOOLS[tool] if self.first is None else _SECOND[tool]
+
+    def use(self, tool: str, layer: Labels, stroke: Sequence[Any]) -> None:
+        """Do what a tool does at a stroke, of a point or more in the pixels of the layer.
+
+        Raises
+        ------
+        KDUNetError
+            That is not possible there; nothing has changed.
+        """
+        number = edits.object_along(layer, stroke)
+        if tool in ("merge", "split"):
+            if not number:
+                raise LabelsError("there is no object at that point.")
+            layer.selected_label = number
+            if self.first is None:
+                self.first = list(stroke)
+                return
+            first, self.first = self.first, None
+            if tool == "merge":
+                kept = edits.object_along(layer, first)
+                edits.merge_objects(layer, kept, number)
+                layer.selected_label = kept
+            else:
+                edits.split_object(layer, first, stroke)
+        elif tool == "delete":
+            edits.delete_objects(layer, [number])
+        elif tool == "add":
+            layer.selected_label = edits.add_object(layer, self.source()[0], stroke[0], self.source()[1])
+
+
+def iter_drag(layer: Labels, event: Any, done: Callable[[list[Any]], None]) -> Iterator[None]:
+    """Follow the mouse from press to release, for `mouse_drag_callbacks`; `done` takes the points of the stroke."""
+    points = [layer.world_to_data(event.position)]
+    yield
+    while event.type == "mouse_move":
+        points.append(layer.world_to_data(event.position))
+        yield
+    done(points)
