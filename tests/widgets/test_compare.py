@@ -326,3 +326,60 @@ def test_a_mask_that_segment_changes_is_compared_again(compare, em, probability,
     guess.data[:] = em[1]
     guess.events.data(value=guess.data)  # as Segment tells it when it is done
     qtbot.waitUntil(lambda: widget.live_comparison.total.iou == 1)
+
+
+def object_pair():
+    """True objects, and a prediction in which one is split, two are merged, one is missed and one false."""
+    true, predicted = np.zeros((2, 8, 30, 60), np.uint16)
+    true[1:7, 2:12, 2:22], true[1:7, 2:12, 26:36], true[1:7, 2:12, 36:46], true[2:5, 20:28, 5:15] = 1, 2, 3, 4
+    predicted[1:7, 2:12, 2:12], predicted[1:7, 2:12, 12:22] = 1, 2
+    predicted[1:7, 2:12, 26:46] = 3
+    predicted[6:8, 20:28, 40:50] = 9
+    return predicted, true
+
+
+def test_errors_of_objects_are_listed_and_clicked_through(open_widget, qtbot):
+    predicted, true = object_pair()
+    viewer, widget = open_widget(NAME)
+    viewer.add_labels(true, name="truth", **GRID)
+    viewer.add_labels(predicted, name="objects", **GRID)
+    widget.prediction.value, widget.reference.value = viewer.layers["objects"], viewer.layers["truth"]
+    widget.objects_button.native.click()
+    qtbot.waitUntil(lambda: widget.object_worker is None, timeout=60_000)
+    scores, table = core.score_objects(predicted, true), widget.objects.table
+    rows = [[table.item(row, column).text() for column in range(3)] for row in range(table.rowCount())]
+    assert rows == [["split", "1, 2", "1"], ["merge", "3", "2, 3"], ["missed", "–", "4"], ["false", "9", "–"]]
+    text = widget.objects.summary.text()
+    assert "4 objects against 4" in text
+    assert f"F1 {scores.f1():.3f}" in text
+    assert f"AP 0.5–0.95 {scores.mean_average_precision:.3f}" in text
+    assert "1 split, 1 merged" in text
+    for row, (kind, at, ids) in enumerate(
+        [
+            ("split", (predicted, (1, 2)), (1, 1)),
+            ("merge", (true, (2, 3)), (3, 2)),
+            ("missed", (true, (4,)), (3, 4)),
+            ("false", (predicted, (9,)), (9, 4)),
+        ]
+    ):
+        table.selectRow(row)
+        camera = getattr(viewer, "scene", viewer).camera.center
+        point = viewer.layers["truth"].world_to_data((viewer.dims.point[0], *camera[-2:]))
+        assert at[0][tuple(np.round(point).astype(int))] in at[1], kind
+        selected = tuple(viewer.layers[name].selected_label for name in ("objects", "truth"))
+        assert selected == ids, kind
+    widget.prediction.value = viewer.layers["truth"]
+    assert table.rowCount() == 0
+
+
+def test_what_has_no_objects_is_said(compare, probability, notified, qtbot):
+    viewer, widget = compare
+    viewer.add_image(probability, name="probability", **GRID)
+    widget.prediction.value, widget.reference.value = viewer.layers["probability"], viewer.layers["truth"]
+    widget.objects_button.native.click()
+    qtbot.waitUntil(lambda: widget.object_worker is None, timeout=60_000)
+    assert len(notified) == 1
+    assert "probability has dtype float32: objects are whole numbers" in widget.error_label.text()
+    widget.sparse.value = True
+    widget.objects_button.native.click()
+    assert "untick" in widget.error_label.text()

@@ -1,4 +1,4 @@
-"""The dock widget *Compare with ground truth*: scores, IoU along z, and an overlay of agreement and errors."""
+"""The dock widget *Compare with ground truth*: scores, IoU along z, an overlay, and errors of objects."""
 
 from __future__ import annotations
 
@@ -7,18 +7,22 @@ from typing import TYPE_CHECKING, Any
 from magicgui.widgets import CheckBox, Container
 from napari.layers import Image, Layer
 from qtpy.compat import isalive
-from qtpy.QtWidgets import QFileDialog, QLabel
+from qtpy.QtWidgets import QFileDialog, QLabel, QTabWidget, QVBoxLayout, QWidget
 from superqt.utils import qdebounced, qthrottled
 
+from napari_kdunet.core import KDUNetError, LabelsError
+from napari_kdunet.core.objects.scores import ObjectError
 from napari_kdunet.widgets.comparison.comparison import write_csv
 from napari_kdunet.widgets.comparison.iou_profile import Profile
 from napari_kdunet.widgets.comparison.layer_pair import can_be_compared, default_pair
 from napari_kdunet.widgets.comparison.live_comparison import LiveComparison
+from napari_kdunet.widgets.comparison.object_errors import ObjectComparison, ObjectErrors, Place, iter_compare
 from napari_kdunet.widgets.comparison.overlay import LEGEND, Overlay
 from napari_kdunet.widgets.comparison.score_table import ScoreTable
 from napari_kdunet.widgets.shared.fields import threshold_slider
-from napari_kdunet.widgets.shared.layers import layer_choice
+from napari_kdunet.widgets.shared.layers import chosen_layer, layer_choice, volume_of
 from napari_kdunet.widgets.shared.panel import Panel, button, in_a_row
+from napari_kdunet.widgets.shared.thread_worker import EventWorker, run
 
 if TYPE_CHECKING:
     import napari.viewer
@@ -47,13 +51,14 @@ class CompareWidget(Panel):
     """
 
     def __init__(self, napari_viewer: napari.viewer.Viewer) -> None:
-        self.table, self.profile = ScoreTable(), Profile(napari_viewer)
+        self.table, self.profile, self.objects = ScoreTable(), Profile(napari_viewer), ObjectErrors()
         self.legend = QLabel(LEGEND)
-        start, results = self._buttons()
-        super().__init__(
-            napari_viewer, self._rows(napari_viewer), [start, self.table, self.profile, results, self.legend]
-        )
-        self.native.layout().setStretch(self.native.layout().indexOf(self.profile), 2)
+        self.object_worker: EventWorker | None = None
+        self._compared: tuple[Any, ...] = ()
+        self.pages = QTabWidget()
+        start, results, objects = self._buttons()
+        super().__init__(napari_viewer, self._rows(napari_viewer), [start, results, objects, self.pages])
+        self._fill_pages(results, objects)
         self.live_comparison = LiveComparison(napari_viewer, self.native)
         self.overlay = Overlay(napari_viewer)
         self.draw_soon = qthrottled(self._draw, timeout=_REDRAW_MS, parent=self.native)
@@ -69,9 +74,39 @@ class CompareWidget(Panel):
             self.prediction.held = self.reference.held = True
         self._draw()  # not soon: a short comparison can be stopped from its first moment
 
+    def compare_objects(self) -> None:
+        """Score the objects of the chosen layers, and list those that are split, merged, missed or false."""
+        with self.telling():
+            layers = self._chosen()
+            if None in layers or layers[0] is layers[1]:
+                raise LabelsError("choose two layers to compare: labels with a number for each object.")
+            if self.sparse.value:
+                raise LabelsError("objects are compared in whole slices: untick “unpainted = not looked at”.")
+            prediction, reference = (volume_of(chosen_layer(choice)) for choice in (self.prediction, self.reference))
+            self._stop_objects()
+            self.object_worker = worker = run(
+                lambda: iter_compare(prediction, reference),
+                on_event=lambda found: self._objects_compared(worker, layers, found),
+                on_done=lambda: self._objects_ended(worker),
+                on_error=lambda error: self._objects_ended(worker, error),
+                owner=self.native,
+            )
+        self._draw()
+
+    def go_to_error(self, error: ObjectError, place: Place) -> None:
+        """Go to an error of objects, and select those concerned in their layers."""
+        for layer, ids in zip(self._compared, (error.predicted, error.true), strict=True):
+            if ids and layer in self.viewer.layers:
+                layer.selected_label = ids[0]
+        layer = self._compared[1]
+        world = layer.data_to_world(place[-layer.ndim :])
+        self.viewer.dims.set_point(range(-layer.ndim, 0), world)
+        getattr(self.viewer, "scene", self.viewer).camera.center = tuple(world[-3:])  # napari 0.9, and before
+
     def stop(self) -> None:
         """Stop counting; the slices counted so far stay."""
         self.live_comparison.stop()
+        self._stop_objects()
 
     def go_to_worst(self) -> None:
         """Go to the slice of the lowest IoU."""
@@ -110,8 +145,8 @@ class CompareWidget(Panel):
         threshold = threshold_slider("Probability, 0 to 1, above which a voxel is foreground. Of no matter for labels.")
         return [prediction, reference, sparse, threshold]
 
-    def _buttons(self) -> tuple[Container, Container]:
-        """The row above the scores, and that below them."""
+    def _buttons(self) -> tuple[Container, Container, Container]:
+        """The row above all, that below the scores, and that above the errors of objects."""
         overlay = CheckBox(
             value=True,
             name="show_overlay",
@@ -144,9 +179,52 @@ class CompareWidget(Panel):
                 ),
                 overlay,
             ),
+            in_a_row(
+                button(
+                    "Compare objects",
+                    "Score objects against true objects, and list those that are split, merged, missed or false.",
+                    self.compare_objects,
+                    "objects_button",
+                )
+            ),
         )
 
+    def _fill_pages(self, results: Container, objects: Container) -> None:
+        """A page of the comparison voxel by voxel, and one of that object by object."""
+        self.pages.setDocumentMode(True)
+        self.pages.setToolTip("The comparison voxel by voxel, or object by object.")
+        for title, parts in (
+            ("Voxels", (self.table, self.profile, results.native, self.legend)),
+            ("Objects", (objects.native, self.objects)),
+        ):
+            page = QWidget()
+            layout = QVBoxLayout(page)
+            layout.setContentsMargins(0, 4, 0, 0)
+            for part in parts:
+                layout.addWidget(part, int(part in (self.profile, self.objects)))
+            self.pages.addTab(page, title)
+        self.native.layout().setStretch(self.native.layout().indexOf(self.pages), 2)
+
+    def _objects_compared(self, worker: EventWorker, layers: tuple[Any, Any], found: ObjectComparison) -> None:
+        if worker is self.object_worker:
+            self._compared = layers
+            self.objects.show_comparison(found)
+
+    def _objects_ended(self, worker: EventWorker, error: Exception | None = None) -> None:
+        if isinstance(error, KDUNetError):  # the user has been notified
+            self.error_label.setText(str(error))
+            self.error_label.show()
+        if worker is self.object_worker:
+            self.object_worker = None
+        self._draw()
+
+    def _stop_objects(self) -> None:
+        if self.object_worker is not None:
+            self.object_worker.stop()
+            self.object_worker = None
+
     def _connect(self) -> None:
+        self.objects.chosen.connect(self.go_to_error)
         live = self.live_comparison
         for choice in (self.prediction, self.reference):
             choice.changed.connect(self._choice_changed)
@@ -166,6 +244,10 @@ class CompareWidget(Panel):
         if self.live_comparison.layers and self._chosen() != self.live_comparison.layers:
             self.overlay.hide()
             self.live_comparison.clear()
+        if self._compared and self._chosen() != self._compared:
+            self._stop_objects()
+            self._compared = ()
+            self.objects.show_comparison(None)
         self.draw_soon()
 
     def _setting_changed(self) -> None:
@@ -197,7 +279,8 @@ class CompareWidget(Panel):
         self.profile.set(live.ious, total.iou)
         self.profile.set_current(z)
         self.start_button.enabled = not live.is_running
-        self.stop_button.enabled = live.is_running
+        self.objects_button.enabled = self.object_worker is None
+        self.stop_button.enabled = live.is_running or self.object_worker is not None
         for each in (self.worst_button, self.copy_button, self.csv_button):
             each.enabled = bool(counted)
         self.threshold.enabled = any(isinstance(layer, Image) for layer in self._chosen())

@@ -93,3 +93,31 @@ def test_what_cannot_be_scored():
         core.score_objects(np.ones((1, 4, 4), np.uint8), np.ones((1, 4, 5), np.uint8))
     with pytest.raises(core.LabelsError, match="whole numbers"):
         core.score_objects(np.ones((1, 4, 4), np.float32), np.ones((1, 4, 4), np.uint8))
+
+
+def test_errors_name_the_objects():
+    true = np.zeros((4, 10, 40), np.uint8)
+    true[:, 1:9, 1:11], true[:, 1:9, 12:20], true[:, 1:9, 21:28], true[:, 1:9, 32:38] = 1, 2, 3, 9
+    predicted = np.zeros_like(true)
+    predicted[:, 1:9, 1:6], predicted[:, 1:9, 6:11] = 5, 6  # 1 is split
+    predicted[:, 1:9, 12:28] = 7  # 2 and 3 are merged
+    predicted[:2, 0:1, 28:31] = 8  # false; 9 is missed
+    scores = core.score_objects(predicted, true)
+    assert scores.errors() == [
+        ("split", (5, 6), (1,)),
+        ("merge", (7,), (2, 3)),
+        ("missed", (), (9,)),
+        ("false", (8,), ()),
+    ]
+    assert (scores.splits, scores.merges) == (1, 1)
+    assert core.score_objects(true, true).errors() == []
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_errors_are_as_many_as_the_counts(seed):
+    scores = core.score_objects(*random_pair(seed))
+    errors = scores.errors()
+    assert sum(len(e.predicted) - 1 for e in errors if e.kind == "split") == scores.splits
+    assert sum(len(e.true) - 1 for e in errors if e.kind == "merge") == scores.merges
+    told = {i for e in errors for i in e.true}
+    assert scores.count[1] - len(scores.matches()) <= len(told)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,13 +15,22 @@ from napari_kdunet.core.errors import LabelsError
 from napari_kdunet.core.volumes.volume import open_pair
 from napari_kdunet.core.writing.slices import iter_slices
 
-__all__ = ["ObjectScores", "score_objects"]
+__all__ = ["ObjectError", "ObjectScores", "score_objects"]
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
 
 _THRESHOLDS = tuple(round(0.5 + 0.05 * i, 2) for i in range(10))
+_MATCH = 0.5  # IoU above which two objects are one
 _PART = 0.1  # of the smaller of two objects: a smaller overlap is neither a split nor a merge
+
+
+class ObjectError(NamedTuple):
+    """One thing that is wrong: its kind (split, merge, missed or false), and the ids of the objects concerned."""
+
+    kind: str
+    predicted: tuple[int, ...]
+    true: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -155,22 +164,48 @@ class ObjectScores:
 
         A part lies mostly in its true object, and is a tenth of it, or of itself, at least.
         """
-        return self._parts(of_true=True)
+        return sum(len(parts) - 1 for parts in self._parts(of_true=True).values())
 
     @property
     def merges(self) -> int:
         """True objects too many in a predicted one, likewise."""
-        return self._parts(of_true=False)
+        return sum(len(parts) - 1 for parts in self._parts(of_true=False).values())
 
-    def _parts(self, *, of_true: bool) -> int:
+    def errors(self) -> list[ObjectError]:
+        """What is wrong, object by object: `splits`, `merges`, then true objects that are missed and false ones.
+
+        Missed and false are those without a match at IoU 0.5 that no split and no merge tells of already.
+        """
+        split, merged = self._parts(of_true=True), self._parts(of_true=False)
+        found = [ObjectError("split", tuple(parts), (whole,)) for whole, parts in split.items()]
+        found += [ObjectError("merge", (whole,), tuple(parts)) for whole, parts in merged.items()]
+        a, b, first, second, _ = self._table
+        rows, columns, ious = self._ious
+        matched = ious > _MATCH
+        told = ({i for error in found for i in error.predicted}, {i for error in found for i in error.true})
+        for kind, ids, sizes, hits, known in (
+            ("missed", b, second, columns[matched], told[1]),
+            ("false", a, first, rows[matched], told[0]),
+        ):
+            free = np.flatnonzero((ids != 0) & (sizes > 0) & ~np.isin(np.arange(len(ids)), hits))
+            for number in ids[free].tolist():
+                if number not in known:
+                    found.append(ObjectError(kind, *(((), (number,)) if kind == "missed" else ((number,), ()))))
+        return found
+
+    def _parts(self, *, of_true: bool) -> dict[int, list[int]]:
+        """The parts of each true (or predicted) object that has several, by their ids."""
         a, b, first, second, overlaps = self._table
         rows, columns, shared = overlaps[0].astype(np.int64), overlaps[1].astype(np.int64), overlaps[2]
         objects = (a[rows] != 0) & (b[columns] != 0)
         rows, columns, shared = rows[objects], columns[objects], shared[objects]
         part, whole, size = (rows, columns, first) if of_true else (columns, rows, second)
         inside = (shared > 0.5 * size[part]) & (shared >= _PART * np.minimum(first[rows], second[columns]))
-        parts = np.bincount(whole[inside])
-        return int(np.maximum(parts - 1, 0).sum())
+        names, wholes = (a, b) if of_true else (b, a)
+        groups: dict[int, list[int]] = {}
+        for i, j in zip(whole[inside].tolist(), part[inside].tolist(), strict=True):
+            groups.setdefault(int(wholes[i]), []).append(int(names[j]))
+        return {number: sorted(parts) for number, parts in sorted(groups.items()) if len(parts) > 1}
 
     def to_dict(self) -> dict[str, Any]:
         """All scores as JSON values; what is not defined is None."""
