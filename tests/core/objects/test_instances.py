@@ -1,6 +1,7 @@
 """Objects from masks and probabilities: they come apart, and do not depend on the blocks they are found in."""
 
 import os
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -181,3 +182,19 @@ def test_progress_and_stop():
 
     with pytest.raises(KeyboardInterrupt):
         core.instances(noisy(0), voxel_size=CUBES, progress=stop)
+
+
+def test_memory_does_not_grow_with_depth(tmp_path, monkeypatch):
+    """What blocks hand on are tables of basins, not of all the paths that cross their faces."""
+    monkeypatch.setattr(blocks, "_IN_MEMORY", 2**10)
+
+    def peak(depth):
+        bar = np.zeros((depth, 64, 64), bool)
+        bar[:, 4:60, 4:60] = True
+        tracemalloc.start()
+        core.instances(bar, voxel_size=(40.0,) * 3, block=(16, 32, 32), scratch=tmp_path)
+        memory = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return memory
+
+    assert peak(512) < 2 * peak(64)

@@ -26,9 +26,10 @@ from napari_kdunet.core.writing.slices import iter_slices
 
 __all__ = ["Probability", "Scratch", "cut_blocks", "iter_windows"]
 
-_VOXELS = 2**26  # that a block has, with what is around it
+_VOXELS = 3 * 2**24  # that a block has, with what is around it
 _IN_MEMORY = 2**28  # bytes of intermediate results
-_CHUNK = (16, 256, 256)
+_CHUNK = (4, 256, 256)  # as many slices are read together: few, as they are large
+_DEPTH = 16  # slices, or a multiple, that a block has
 _SLAB = 16  # slices of a volume that are staged together
 
 
@@ -129,7 +130,7 @@ def cut_blocks(
         area = [n if n <= 1.5 * chunk else chunk for n, chunk in zip(shape[1:], _CHUNK[1:], strict=True)]
         around = [min(n + 2 * h, m) for n, h, m in zip(area, halo[1:], shape[1:], strict=True)]
         depth = _VOXELS // math.prod(around) - 2 * halo[0]
-        block = (max(_CHUNK[0], depth // _CHUNK[0] * _CHUNK[0]), area[0], area[1])
+        block = (max(_DEPTH, depth // _DEPTH * _DEPTH), area[0], area[1])
     sides = tuple(map(min, block, shape))
     cuts = [[slice(a, min(a + side, n)) for a in range(0, n, side)] for n, side in zip(shape, sides, strict=True)]
     return sides, cuts

@@ -20,7 +20,7 @@ from napari_kdunet.core.objects.blocks import Probability, Scratch, cut_blocks, 
 from napari_kdunet.core.objects.config import ObjectsConfig
 from napari_kdunet.core.objects.foreground import Landscape, Window
 from napari_kdunet.core.objects.linking import link_outlines
-from napari_kdunet.core.objects.watershed import Basins, Saddles, find_basins, merge_basins
+from napari_kdunet.core.objects.watershed import Basins, Saddles, find_basins, join_parts, merge_basins
 from napari_kdunet.core.volumes.volume import Volume, VoxelSize, open_volume
 
 __all__ = ["instances", "is_flat"]
@@ -161,7 +161,9 @@ class _Table:
         waiting = Saddles.join(self.waiting)
         at = np.minimum(np.searchsorted(places, waiting.second), max(len(places) - 1, 0))
         found = places[at] == waiting.second if len(places) else np.zeros(len(at), bool)
-        self.saddles.append(Saddles(waiting.first[found], labels[at[found]], waiting.heights[found]))
+        resolved = Saddles(waiting.first[found], labels[at[found]], waiting.heights[found])
+        # at each face a basin is cut into as many parts as it has paths across: all in all they would grow with volume
+        self.saddles = join_parts(Saddles.join([*self.saddles, resolved]), self.total)
         self.waiting = [waiting[~found]]
         self.shells, self.before = self.shells[self.before :], len(self.shells) - self.before
 

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-__all__ = ["Basins", "Saddles", "find_basins", "merge_basins"]
+__all__ = ["Basins", "Saddles", "find_basins", "join_parts", "merge_basins"]
 
 Ints = NDArray[np.int64]
 Heights = NDArray[np.float32]
@@ -48,6 +48,15 @@ class Saddles:
 
     def __getitem__(self, key: Any) -> Saddles:
         return Saddles(self.first[key], self.second[key], self.heights[key])
+
+    def highest(self) -> Saddles:
+        """One for each pair of basins, the highest, in the order of the pairs."""
+        low, high = np.minimum(self.first, self.second), np.maximum(self.first, self.second)
+        order = np.lexsort((-self.heights, high, low))
+        low, high = low[order], high[order]
+        new = np.ones(len(order), bool)
+        new[1:] = (low[1:] != low[:-1]) | (high[1:] != high[:-1])
+        return Saddles(low[new], high[new], self.heights[order][new])
 
 
 @dataclass(frozen=True)
@@ -132,7 +141,7 @@ def find_basins(height: Heights, origin: tuple[int, ...], shape: tuple[int, ...]
         low = np.minimum(heights.take(near), value)
         other = at_basin.take(near)
         pairs = np.flatnonzero((other >= 0) & (other != basin))
-        inner.append(_highest(basin[pairs], other[pairs].astype(np.int64), low[pairs], len(ends)))
+        inner.append(Saddles(basin[pairs], other[pairs].astype(np.int64), low[pairs]).highest())
         pairs = np.flatnonzero((other < 0) & (low > 0))
         outer.append(Saddles(basin[pairs], place(near[pairs]), low[pairs]))
     z, y, x = np.unravel_index(here, height.shape)
@@ -144,19 +153,30 @@ def find_basins(height: Heights, origin: tuple[int, ...], shape: tuple[int, ...]
         labels,
         np.where(own, place(where), -1),
         peaks,
-        Saddles.join(inner),
+        Saddles.join(inner).highest(),
         Saddles.join(outer),
         (place(faces), at_basin.take(faces).astype(np.int64)),
     )
 
 
-def _highest(first: Ints, second: Ints, heights: Heights, count: int) -> Saddles:
-    """One saddle for each pair of basins, the highest; basins are below `count`."""
-    key = np.minimum(first, second) * count + np.maximum(first, second)
-    order = np.lexsort((-heights, key))
-    _, kept = np.unique(key[order], return_index=True)
-    low, high = np.divmod(key[order[kept]], count)
-    return Saddles(low, high, heights[order[kept]])
+def join_parts(saddles: Saddles, count: int) -> list[Saddles]:
+    """Infinite saddles from each of `count` basins to the first that is one with it, and finite ones between those."""
+    whole = _wholes(saddles, count)
+    first = np.full(int(whole.max(initial=-1)) + 1, count, np.int64)
+    np.minimum.at(first, whole, np.arange(count))
+    owner = first[whole]
+    parts = np.flatnonzero(owner != np.arange(count))
+    links = Saddles(owner[parts], parts, np.full(len(parts), np.inf, np.float32))
+    one, other = owner[saddles.first], owner[saddles.second]
+    kept = np.flatnonzero(one != other)
+    return [links, Saddles(one[kept], other[kept], saddles.heights[kept]).highest()]
+
+
+def _wholes(saddles: Saddles, count: int) -> Ints:
+    """Number of the whole, from 0, that each of `count` basins belongs to: infinite saddles join its parts."""
+    same = saddles[np.isinf(saddles.heights)]
+    graph = coo_array((np.ones(len(same.first), bool), (same.first, same.second)), shape=(count, count))
+    return np.asarray(connected_components(graph, directed=False)[1], np.int64)
 
 
 def merge_basins(roots: Ints, peaks: Heights, saddles: Saddles, ratio: float) -> Ints:
@@ -182,9 +202,8 @@ def merge_basins(roots: Ints, peaks: Heights, saddles: Saddles, ratio: float) ->
         Object of each basin, from 0, in the order of the first of its maxima.
     """
     count = len(roots)
-    same = saddles[np.isinf(saddles.heights)]
-    graph = coo_array((np.ones(len(same.first), bool), (same.first, same.second)), shape=(count, count))
-    parts, whole = connected_components(graph, directed=False)
+    whole = _wholes(saddles, count)
+    parts = int(whole.max(initial=-1)) + 1
     root, peak = np.full(parts, -1, np.int64), np.zeros(parts, np.float32)
     np.maximum.at(root, whole, roots)
     np.maximum.at(peak, whole, peaks)
@@ -194,7 +213,7 @@ def merge_basins(roots: Ints, peaks: Heights, saddles: Saddles, ratio: float) ->
     whole, root, peak = rank[whole], root[order], peak[order]
     first, second = whole[saddles.first], whole[saddles.second]
     usable = (first != second) & (saddles.heights >= np.float32(ratio) * np.minimum(peak[first], peak[second]))
-    pairs = _highest(first[usable], second[usable], saddles.heights[usable], parts)
+    pairs = Saddles(first[usable], second[usable], saddles.heights[usable]).highest()
     pairs = pairs[np.lexsort((pairs.second, pairs.first, -pairs.heights))]
     owner = _merged(peak, pairs, ratio)
     ends, number = np.unique(owner, return_inverse=True)
