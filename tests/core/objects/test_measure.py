@@ -1,12 +1,15 @@
 """Measurements of bodies of known size, at cubic and at flat voxels."""
 
 import math
+import sys
+import tracemalloc
 
 import numpy as np
 import pandas as pd
 import pytest
 
 from napari_kdunet import core
+from napari_kdunet.core.objects import shape
 
 SIZES = [(10.0, 10.0, 10.0), (40.0, 8.0, 8.0)]
 
@@ -35,6 +38,9 @@ def test_ball(voxel_size):
     assert row["sphericity"] == pytest.approx(1, abs=0.03)
     assert [row[f"centroid_{a}_nm"] for a in "zyx"] == pytest.approx([250, 240, 260], abs=2)
     assert [row[f"axis_{a}_nm"] for a in ("major", "middle", "minor")] == pytest.approx([360] * 3, rel=0.02)
+    assert row["skeleton_length_nm"] == pytest.approx(360, rel=0.02)
+    assert row["mean_width_nm"] == pytest.approx(360, rel=0.02)
+    assert row["branches"] == 1
     assert row["field_fraction"] == mask.mean()
     assert not row["touches_border"]
 
@@ -48,11 +54,32 @@ def test_ellipsoid(voxel_size):
     assert row["volume_um3"] == pytest.approx(4 / 3 * math.pi * math.prod(half) / 1e9, rel=0.02)
     assert [row[f"axis_{a}_nm"] for a in ("major", "middle", "minor")] == pytest.approx([800, 400, 300], rel=0.02)
     assert [row[f"direction_{a}"] for a in "zyx"] == pytest.approx([0, 0, 1], abs=0.02)
+    assert row["skeleton_length_nm"] == pytest.approx(800, rel=0.02)
     assert row["elongation"] == pytest.approx(2, rel=0.02)
     p = 1.6075  # Thomsen's formula, within 1.1 %
     a, b, c = (h / 1000 for h in half)
     area = 4 * math.pi * (((a * b) ** p + (a * c) ** p + (b * c) ** p) / 3) ** (1 / p)
     assert row["surface_um2"] == pytest.approx(area, rel=0.03)
+
+
+@pytest.mark.parametrize("voxel_size", SIZES)
+def test_a_disc_is_as_long_as_it_is_wide(voxel_size):
+    places = space(voxel_size, (740, 720, 400)) - np.reshape((370, 360, 200), (3, 1, 1, 1))
+    mask = ((places / np.reshape((300, 300, 150), (3, 1, 1, 1))) ** 2).sum(0) <= 1
+    (row,) = core.measure(mask, voxel_size=voxel_size).to_dict("records")
+    assert row["skeleton_length_nm"] == pytest.approx(600, rel=0.02)
+    assert row["branches"] == 1
+
+
+@pytest.mark.parametrize("voxel_size", SIZES)
+@pytest.mark.parametrize("along", [(0.88, -0.43, 0.23), (-0.76, -0.56, -0.33), (0.16, -0.82, 0.55)])
+def test_a_tube_is_as_long_in_any_direction(voxel_size, along):
+    half = 450 * np.array(along) / np.linalg.norm(along)
+    around = 2 * np.abs(half) + 300
+    mask = tube(space(voxel_size, around), around / 2 - half, around / 2 + half, 100)
+    (row,) = core.measure(mask, voxel_size=voxel_size).to_dict("records")
+    assert row["skeleton_length_nm"] == pytest.approx(1100, rel=0.02)
+    assert row["mean_width_nm"] == pytest.approx(200, rel=0.03)
 
 
 @pytest.mark.parametrize("voxel_size", SIZES)
@@ -130,12 +157,47 @@ def test_tables_on_disk(tmp_path):
     table = pd.DataFrame({"id": [1, 2], "volume_um3": [0.5, 0.25]})
     write_table(table, tmp_path / "t.csv")
     assert pd.read_csv(tmp_path / "t.csv").equals(table)
-    try:
-        import pyarrow  # noqa: F401
-    except ImportError:
-        with pytest.raises(core.OutputError, match="pyarrow"):
-            write_table(table, tmp_path / "t.parquet")
-        assert not (tmp_path / "t.parquet").exists()
-    else:
-        write_table(table, tmp_path / "t.parquet")
-        assert pd.read_parquet(tmp_path / "t.parquet").equals(table)
+
+
+def test_parquet_needs_pyarrow(tmp_path, monkeypatch):
+    from napari_kdunet.core.objects.measure import write_table
+
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(core.OutputError, match="pyarrow"):
+        write_table(pd.DataFrame({"id": [1]}), tmp_path / "t.parquet")
+    assert not list(tmp_path.iterdir())
+
+
+def test_parquet_keeps_numbers_and_types(tmp_path):
+    from napari_kdunet.core.objects.measure import write_table
+
+    pytest.importorskip("pyarrow")
+    ids = np.zeros((6, 20, 30), np.uint16)
+    ids[1:3, 4:8, 10:20] = 5
+    table = core.measure(ids, voxel_size=(50.0, 5.0, 4.0))
+    write_table(table, tmp_path / "t.parquet")
+    pd.testing.assert_frame_equal(pd.read_parquet(tmp_path / "t.parquet"), table)
+
+
+class Rods:
+    """A volume of one object, two rods along z in opposite corners, that is made when it is read."""
+
+    dtype, ndim = np.dtype(np.uint8), 3
+
+    def __init__(self, depth):
+        self.slice = np.zeros((256, 256), np.uint8)
+        self.slice[:40, :40] = self.slice[-40:, -40:] = 1
+        self.shape = (depth, *self.slice.shape)
+
+    def __getitem__(self, key):
+        return np.broadcast_to(self.slice, self.shape)[key]
+
+
+def test_memory_does_not_grow_with_an_object_that_reaches_everywhere(monkeypatch):
+    monkeypatch.setattr(shape, "_LARGEST", 2**15)
+
+    tracemalloc.start()
+    core.measure(Rods(480), voxel_size=(20.0,) * 3)
+    memory = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert memory < 480 * 256 * 256 * 2 / 3  # a byte a voxel of its box would be more

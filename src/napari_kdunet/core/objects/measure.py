@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,7 +21,7 @@ from scipy.spatial import cKDTree
 from napari_kdunet.core.errors import ConfigError, LabelsError, OutputError, VolumeError
 from napari_kdunet.core.files import replacing
 from napari_kdunet.core.objects.instances import known_voxel_size
-from napari_kdunet.core.objects.shape import find_skeleton, make_mesh, thinned
+from napari_kdunet.core.objects.shape import Skeleton, find_skeleton, make_mesh, thinning
 from napari_kdunet.core.volumes.volume import Volume, VoxelSize, open_volume
 from napari_kdunet.core.writing.slices import iter_slices
 
@@ -30,6 +31,7 @@ Floats = NDArray[np.float64]
 Mask = NDArray[np.bool_]
 
 _AXES = ("z", "y", "x")
+_ELLIPSOID = 0.97  # of the ellipsoid of its moments that an object fills which is one; of a long tube it is 0.93
 
 
 def measure(
@@ -43,7 +45,8 @@ def measure(
 ) -> pd.DataFrame:
     """Measure objects, in nm.
 
-    The volume is read twice, slice by slice; what is in memory are the boxes of the objects that a slice cuts.
+    The volume is read twice, slice by slice; what is in memory is one object's box, and the others that the slice cuts
+    in compressed form.
 
     Parameters
     ----------
@@ -68,10 +71,11 @@ def measure(
         at the edge of the image); `sphericity` (1 for a ball; Wadell 1932); `centroid_*_nm` and `box_*_nm` (of the
         faces of the box, from the corner of the volume); `axis_major_nm`, `axis_middle_nm`, `axis_minor_nm` (full
         lengths of the axes of the ellipsoid with the same second moments) and `direction_*` (unit vector of the major
-        one); `elongation` (major to middle axis); `skeleton_length_nm` (from tip to tip, along all branches);
-        `mean_width_nm` (of a tube with round ends of that length and the volume); `branches`; `mean_grey`;
-        `touches_border`; `nearest_neighbour_nm` (between centroids). With `contacts`: `contact_area_um2`,
-        `contact_fraction` (of the surface) and `contacts` (connected patches).
+        one); `elongation` (major to middle axis); `skeleton_length_nm` (from tip to tip, along all branches, as of
+        TEASAR, Sato et al. 2000, whose paths end at the surface: of a ball its diameter, where the medial axis of Blum
+        1967 is a point; of any ellipsoid its major axis); `mean_width_nm` (of a tube with round ends of that length
+        and the volume); `branches`; `mean_grey`; `touches_border`; `nearest_neighbour_nm` (between centroids). With
+        `contacts`: `contact_area_um2`, `contact_fraction` (of the surface) and `contacts` (connected patches).
 
     Raises
     ------
@@ -222,16 +226,44 @@ _PAIRS = ((0, 0), (1, 1), (2, 2), (0, 1), (0, 2), (1, 2))
 
 @dataclass
 class _Box:
-    """An object cut out, with what is around it of the other mask."""
+    """An object that is being cut out, and what is around it of the other mask, slice by slice.
+
+    Of one too large to work on every `step`-th voxel along each axis is taken. Slices are kept compressed, as many
+    boxes are open at once, and that of an object that reaches everywhere is as large as the volume.
+    """
 
     id: int
     low: NDArray[np.int64]
     high: NDArray[np.int64]
-    mask: Mask = field(init=False)
-    other: Mask | None = None
+    step: int = field(init=False)
+    _slices: list[tuple[bytes, bytes]] = field(default_factory=list, init=False)
 
     def __post_init__(self) -> None:
-        self.mask = np.zeros(self.high - self.low, bool)
+        self.step = thinning(self.high - self.low)
+
+    def add(self, z: int, ids: NDArray[Any], other: NDArray[Any] | None) -> None:
+        """Take what is inside of a slice, and of that of the other mask."""
+        if (z - self.low[0]) % self.step:
+            return
+        window = tuple(slice(a, b, self.step) for a, b in zip(self.low[1:], self.high[1:], strict=True))
+        self._slices.append((_packed(ids[window] == self.id), b"" if other is None else _packed(other[window] != 0)))
+
+    def masks(self) -> tuple[Mask, Mask | None]:
+        """The object and the other mask, if there is one, in the box."""
+        _, height, width = (-(-(b - a) // self.step) for a, b in zip(self.low, self.high, strict=True))
+        shape = (int(height), int(width))
+        own, others = zip(*self._slices, strict=True)
+        other = np.stack([_unpacked(bits, shape) for bits in others]) if others[0] else None
+        return np.stack([_unpacked(bits, shape) for bits in own]), other
+
+
+def _packed(mask: Mask) -> bytes:
+    return zlib.compress(np.packbits(mask).tobytes(), 1)
+
+
+def _unpacked(bits: bytes, shape: tuple[int, int]) -> Mask:
+    values = np.unpackbits(np.frombuffer(zlib.decompress(bits), np.uint8), count=math.prod(shape))
+    return values.reshape(shape).view(bool)
 
 
 def _iter_boxes(
@@ -246,15 +278,9 @@ def _iter_boxes(
         begins.setdefault(int(low[0]), []).append((i, low, high))
     active: list[_Box] = []
     for z, ids, second in _read(labels, other):
-        for plan in begins.pop(z, []):
-            made = _Box(*plan)
-            made.other = None if other is None else np.zeros_like(made.mask)
-            active.append(made)
+        active += [_Box(*plan) for plan in begins.pop(z, [])]
         for box in active:
-            window = (slice(box.low[1], box.high[1]), slice(box.low[2], box.high[2]))
-            box.mask[z - box.low[0]] = ids[window] == box.id
-            if box.other is not None:
-                box.other[z - box.low[0]] = second[window] != 0
+            box.add(z, ids, second)
         yield z, [box for box in active if box.high[0] == z + 1]
         active = [box for box in active if box.high[0] > z + 1]
 
@@ -265,10 +291,15 @@ def _shape_columns(contacts: bool) -> tuple[str, ...]:
 
 
 def _shape(box: _Box, size: VoxelSize, within: float, row: Any) -> dict[str, float]:
-    mask, step = thinned(box.mask, size)
+    mask, other = box.masks()
+    step = (size[0] * box.step, size[1] * box.step, size[2] * box.step)
     mesh = make_mesh(mask, step)
     volume = float(row["volume_um3"]) * 1e9
-    skeleton = find_skeleton(mask, step, 2 * volume / mesh.area)
+    axes = [float(row[f"axis_{name}_nm"]) for name in ("major", "middle", "minor")]
+    if volume > _ELLIPSOID * math.pi / 6 * math.prod(axes):  # whose middle is a surface, or a point
+        skeleton = Skeleton(axes[0], 1)
+    else:
+        skeleton = find_skeleton(mask, step, 2 * volume / mesh.area)
     found: dict[str, float] = {
         "surface_um2": mesh.area / 1e6,
         "sphericity": min(math.pi ** (1 / 3) * (6 * volume) ** (2 / 3) / mesh.area, 1.0),
@@ -276,8 +307,7 @@ def _shape(box: _Box, size: VoxelSize, within: float, row: Any) -> dict[str, flo
         "mean_width_nm": _tube_width(volume, skeleton.length),
         "branches": skeleton.branches,
     }
-    if box.other is not None:
-        other, _ = thinned(box.other, size)
+    if other is not None:
         found |= _contacts(mask, other, step, within, mesh)
     return found
 

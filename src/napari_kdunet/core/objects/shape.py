@@ -15,7 +15,7 @@ from scipy.sparse.csgraph import dijkstra
 from scipy.spatial import cKDTree
 from skimage.measure import marching_cubes
 
-__all__ = ["Mesh", "Skeleton", "find_skeleton", "make_mesh"]
+__all__ = ["Mesh", "Skeleton", "find_skeleton", "make_mesh", "thinning"]
 
 Mask = NDArray[np.bool_]
 Floats = NDArray[np.float64]
@@ -24,6 +24,7 @@ Sizes = tuple[float, float, float]
 _BLUR = 0.8  # of the largest side of a voxel: standard deviation that takes the stairs off a surface
 _MARGIN = 3  # voxels around an object
 _LARGEST = 2**25  # voxels of an object's box; of a larger one every second, third, ... is taken
+_MOST_NODES = 2**20  # voxels of the skeleton's grid: some 1 KB of memory each
 _FINE = 6.0  # steps of the skeleton's grid to a radius
 _BODY = 1.4  # radii around a path that belong to it
 _CENTRED = 16  # power of the penalty for paths off the middle
@@ -53,11 +54,9 @@ class Skeleton:
     branches: int
 
 
-def thinned(mask: Mask, voxel_size: Sizes) -> tuple[Mask, Sizes]:
-    """Every n-th voxel of a mask that is too large to work on, and the size of those."""
-    step = math.ceil((mask.size / _LARGEST) ** (1 / 3))
-    z, y, x = (size * step for size in voxel_size)
-    return (mask[::step, ::step, ::step], (z, y, x)) if step > 1 else (mask, voxel_size)
+def thinning(shape: NDArray[np.int64]) -> int:
+    """Every how many-th voxel along each axis of an object's box of this shape is taken: 1 unless it is too large."""
+    return math.ceil(math.cbrt(math.prod(shape.tolist()) / _LARGEST))
 
 
 def make_mesh(mask: Mask, voxel_size: Sizes) -> Mesh:
@@ -104,7 +103,9 @@ def find_skeleton(mask: Mask, voxel_size: Sizes, radius: float) -> Skeleton:
     radius : float
         About half of what the object is thick, nm.
     """
-    solid, step = _on_cubic_grid(mask, voxel_size, max(min(voxel_size), radius / _FINE))
+    field, step = _on_cubic_grid(mask, voxel_size, _skeleton_step(mask, voxel_size, radius))
+    level = min(0.5, 0.5 * float(field.max()))  # of a part thinner than the grid
+    solid = field > level
     depth = edt.edt(np.ascontiguousarray(solid), black_border=True)
     voxels = np.argwhere(solid)
     radii = depth[tuple(voxels.T)].astype(np.float64)
@@ -124,11 +125,30 @@ def find_skeleton(mask: Mask, voxel_size: Sizes, radius: float) -> Skeleton:
     around = 2 * math.ceil(radius / step) + 1
     bodies = ndimage.maximum_filter(depth, around)[tuple(voxels.T)].astype(np.float64)
     paths = _grow(voxels, bodies, far, before, tip)
+    edge = np.argwhere(mask & ~ndimage.binary_erosion(mask)).astype(np.float64)
+    surface = (edge + 0.5 + _MARGIN) * np.array(voxel_size) / step - 0.5
+    length = _length(paths, depth, surface, min(voxel_size) / step)
+    return Skeleton(length * step, _count_branches(paths, bodies))
+
+
+def _length(paths: list[NDArray[np.int64]], depth: NDArray[np.float32], surface: Floats, voxel: float) -> float:
+    """Length of all smoothed paths up to the surface, in steps; `surface` and `voxel` are the mask's, in steps too."""
     total = 0.0
     for i, path in enumerate(paths):
-        points = _smoothed(path, float(np.median(depth[tuple(path.T)])))
-        total += float(np.linalg.norm(np.diff(points, axis=0), axis=1).sum()) + (1.0 if i == 0 else 0.5)
-    return Skeleton(total * step, _count_branches(paths, bodies))
+        along = depth[tuple(path.T)].astype(np.float64)
+        points, ends = _straight_ends(path, along, both=i == 0)
+        points = _smoothed(points, float(np.median(along)))
+        total += float(np.linalg.norm(np.diff(points, axis=0), axis=1).sum())
+        for end, inner in ends:
+            total += _to_surface(surface, end, inner) + voxel / 2
+    return total
+
+
+def _skeleton_step(mask: Mask, voxel_size: Sizes, radius: float) -> float:
+    """Side in nm of the cubic grid: no finer than the mask is, and such that neither box nor graph get too large."""
+    voxel = math.prod(voxel_size)
+    box, body = mask.size * voxel / _LARGEST, int(mask.sum()) * voxel / _MOST_NODES
+    return max(min(voxel_size), radius / _FINE, math.cbrt(box), math.cbrt(body))
 
 
 def _graph(pairs: NDArray[np.int64], weights: Floats, count: int) -> Any:
@@ -181,24 +201,59 @@ def _count_branches(paths: list[NDArray[np.int64]], bodies: Floats) -> int:
     return count
 
 
-def _on_cubic_grid(mask: Mask, voxel_size: Sizes, step: float) -> tuple[Mask, float]:
-    """The mask on a grid of `step` nm along each axis, with room around it."""
+def _on_cubic_grid(mask: Mask, voxel_size: Sizes, step: float) -> tuple[NDArray[np.float32], float]:
+    """The mask as shares from 0 to 1 on a grid of `step` nm along each axis, with room around it."""
     padded = np.pad(mask, _MARGIN).astype(np.float32)
     factors = [size / step for size in voxel_size]
     if all(abs(f - 1) < 0.05 for f in factors):
-        return padded > 0, step
+        return padded, min(voxel_size)
     values = ndimage.gaussian_filter(padded, [max(0.5, 0.4 / f) for f in factors], mode="constant")
     for axis, factor in enumerate(factors):  # linear along one axis after the other
         at = (np.arange(math.ceil(values.shape[axis] * factor)) + 0.5) / factor - 0.5
         left = np.clip(np.floor(at).astype(int), 0, values.shape[axis] - 2)
         part = np.clip(at - left, 0, 1).astype(np.float32).reshape([-1 if i == axis else 1 for i in range(3)])
         values = values.take(left, axis) * (1 - part) + values.take(left + 1, axis) * part
-    return values > min(0.5, 0.5 * float(values.max())), step
+    return values, step
 
 
-def _smoothed(points: NDArray[np.int64], radius: float) -> Floats:
+def _straight_ends(path: NDArray[np.int64], radii: Floats, *, both: bool) -> tuple[Floats, list[tuple[Floats, Floats]]]:
+    """A path that runs straight from a tip to the last maximal inscribed ball that the tip lies in; one or both ends.
+
+    In that ball, and in all of an object that is one, the middle is but a point, and the steps of the grid would lead
+    there in a zigzag. The second value are the tips, and the point that each is straight from.
+    """
+    points = path.astype(np.float64)
+    first, last = _in_ball(points, radii), len(path) - 1
+    if both:
+        last -= _in_ball(points[::-1], radii[::-1])
+    if first >= last:  # one ball holds both
+        points = np.linspace(points[0], points[-1], len(path))
+        first, last = len(path) - 1, 0
+    else:
+        points[: first + 1] = np.linspace(points[0], points[first], first + 1)
+        points[last:] = np.linspace(points[last], points[-1], len(path) - last)
+    tips = [(points[0], points[first])] + ([(points[-1], points[last])] if both else [])
+    return points, tips
+
+
+def _to_surface(voxels: Floats, tip: Floats, before: Floats) -> float:
+    """How much further than a tip an object reaches in the direction of its end, in steps; less than 0 from outside.
+
+    `voxels` (n, 3) are the middles of those at its surface: a tip of the coarser grid is not the last of them.
+    """
+    away = (tip - before) / max(float(np.linalg.norm(tip - before)), 1e-9)
+    near = voxels[np.abs(voxels - tip).max(1) <= 3]
+    return float(((near - tip) @ away).max(initial=-0.5))
+
+
+def _in_ball(points: Floats, radii: Floats) -> int:
+    """The last point of those from the start in whose inscribed balls the start lies."""
+    inside = np.linalg.norm(points - points[0], axis=1) <= 1.25 * radii + 0.5
+    return len(points) - 1 if inside.all() else int(np.argmin(inside)) - 1
+
+
+def _smoothed(path: Floats, radius: float) -> Floats:
     """A path without the stairs of its voxels, by a Gaussian of three quarters of a radius; its ends stay."""
-    path = points.astype(np.float64)
     ends = 2 * np.array([path[0], path[-1]])
     count = min(len(path) - 1, 3 * math.ceil(radius) + 2)  # mirrored in the ends, which therefore stay
     long = np.concatenate([ends[0] - path[count:0:-1], path, ends[1] - path[-2 : -2 - count : -1]])
