@@ -21,7 +21,6 @@ from napari_kdunet.widgets.proofreading.object_table import suspicion
 from napari_kdunet.widgets.proofreading.panel import ProofreadingPanel
 from napari_kdunet.widgets.proofreading.session import (
     IN_MEMORY,
-    OBJECTS,
     Reference,
     Session,
     grid_as_json,
@@ -30,6 +29,7 @@ from napari_kdunet.widgets.proofreading.session import (
     session_layers,
 )
 from napari_kdunet.widgets.shared.layers import (
+    OBJECTS,
     RESULT,
     grid_of,
     volume_of,

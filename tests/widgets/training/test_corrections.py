@@ -138,3 +138,47 @@ def test_earlier_labels_of_another_shape_are_notified(bench, segmented, notified
     assert len(notified) == 2
     assert "corrected labels have shape (8, 96, 96), but their image cut em has shape (8, 80, 96)" in notified[1]
     bench.assert_ready(train)
+
+
+@pytest.fixture
+def objects(bench, segmented):
+    """The panel *Objects* with the objects of the mask."""
+    _, panel = bench.viewer.window.add_plugin_dock_widget("napari-kdunet", "Objects")
+    panel.source.value, panel.min_diameter.value = segmented[2], 60.0
+    panel.start()
+    bench.wait(lambda: panel.worker is None and panel.table is not None)
+    return panel
+
+
+def test_corrected_objects_are_learnt_from(bench, segmented, objects, notified):
+    """What is deleted, painted and undone in the objects is so in the mask that they are from, and nothing else."""
+    train, _, mask = segmented
+    before, layer = mask.data.copy(), objects.layer
+    found = layer.data.copy()
+    assert ((before > 0) != (found > 0)).any(), "finding objects leaves small ones out"
+    train.labels_layer.value = mask
+    train.corrections_button.native.click()
+    bench.finish(train)
+    assert "nothing is corrected yet" in notified.pop()
+    z, y, x = np.argwhere(found > 0)[0]
+    objects.tool.value = "delete"
+    objects.click((z, y, x))
+    gone = (found > 0) & (layer.data == 0)
+    bench.wait(lambda: objects.worker is None and not objects.session.stale)
+    assert np.array_equal(mask.data, np.where(gone, 0, before)), "with no button pressed"
+    y, x = np.argwhere(before[2] == 0)[0]
+    layer.paint((2, y, x), 500)
+    added = layer.data == 500
+    assert added.any()
+    bench.viewer.layers.selection.active = layer
+    train.corrections_button.native.click()  # before the table has followed
+    assert np.array_equal(mask.data > 0, ((before > 0) & ~gone) | added)
+    bench.finish(train)
+    model = models.get("em corrected")
+    assert {2, *np.unique(np.nonzero(gone)[0]).tolist()} >= set(model.summary["labelled_slices"]) >= {2}
+    layer.undo()
+    layer.undo()
+    bench.wait(lambda: objects.worker is None and not objects.session.stale)
+    assert np.array_equal(layer.data, found)
+    assert np.array_equal(mask.data, before)
+    assert notified == []

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import threading
+from collections.abc import Callable
 
 import numpy as np
 import pandas as pd
@@ -54,22 +55,26 @@ class MaskCorrections:
         self._start = [np.packbits(ids.read(z) != 0) for z in range(len(ids))]
         self._known = list(self._start)
         self._before: dict[int, NDArray[np.uint8]] = {}  # slices of the mask as they were
+        self._lock = threading.Lock()
 
-    def iter_changes(self, ids: Volume) -> Iterator[tuple[int, NDArray[np.bool_], NDArray[np.bool_]]]:
-        """Yield z, what has changed (YX) since the last call, and the foreground (YX), of slices that have changed."""
-        for z, known in enumerate(self._known):
-            inside = ids.read(z) != 0
-            now = np.packbits(inside)
-            if not np.array_equal(now, known):
-                self._known[z] = now
-                yield z, _unpacked(now ^ known, inside.shape), inside
+    def hand_on(self, ids: Volume) -> list[int]:
+        """Change the mask where the objects have changed since the last call; returns the z of these slices.
 
-    def apply(self, z: int, changed: NDArray[np.bool_], inside: NDArray[np.bool_]) -> None:
-        """Change a slice of the mask; where a correction is taken back it is again as it was."""
-        before = self._before.setdefault(z, np.array(self.result.mask[z]))
-        undone = inside == _unpacked(self._start[z], inside.shape)
-        corrected = np.where(inside, self.result.foreground_class(z), 0)
-        self.result.paint(z, changed, np.where(undone, before, corrected).astype(np.uint8))
+        Where a correction was taken back, the mask is again as it was. From any thread.
+        """
+        changed = []
+        with self._lock:
+            for z, known in enumerate(self._known):
+                inside = ids.read(z) != 0
+                now = np.packbits(inside)
+                if not np.array_equal(now, known):
+                    before = self._before.setdefault(z, np.array(self.result.mask[z]))
+                    undone = inside == _unpacked(self._start[z], inside.shape)
+                    corrected = np.where(inside, self.result.foreground_class(z), 0).astype(np.uint8)
+                    self.result.paint(z, _unpacked(now ^ known, inside.shape), np.where(undone, before, corrected))
+                    self._known[z] = now
+                    changed.append(z)
+        return changed
 
 
 def _unpacked(bits: NDArray[np.uint8], shape: tuple[int, ...]) -> NDArray[np.bool_]:

@@ -20,7 +20,6 @@ from napari_kdunet.widgets.proofreading.object_plot import ObjectPlot
 from napari_kdunet.widgets.proofreading.object_table import ObjectTable, features_of
 from napari_kdunet.widgets.proofreading.rows import SETTINGS, finding_rows, footer
 from napari_kdunet.widgets.proofreading.session import (
-    OBJECTS,
     Session,
     image_of,
     with_checked,
@@ -29,6 +28,7 @@ from napari_kdunet.widgets.proofreading.slice_preview import SlicePreview
 from napari_kdunet.widgets.proofreading.table_filter import filter_table
 from napari_kdunet.widgets.proofreading.tools import Tools, iter_drag
 from napari_kdunet.widgets.shared.layers import (
+    OBJECTS,
     RESULT,
     chosen_layer,
     current_slice,
@@ -44,6 +44,7 @@ if TYPE_CHECKING:
 
 __all__ = ["ProofreadingPanel"]
 
+_HISTORIES = ("_undo_history", "_redo_history")  # of a napari layer
 _NOT_OPEN = "is not open"
 _SETTLE_MS, _EDIT_MS = 300, 600
 
@@ -78,6 +79,7 @@ class ProofreadingPanel(Panel):
         self.session = Session()
         self.selection: list[int] = []
         self._again = False
+        self._history = [0, 0]
         self._watched: WeakSet[Labels] = WeakSet()
         self._note = ""
         self.tools = Tools(lambda: (self._chosen_source(), self.threshold.value))
@@ -180,10 +182,13 @@ class ProofreadingPanel(Panel):
             return
         self.layer, self.session = layer, layer.metadata[OBJECTS]
         self.tools.first, self._note = None, ""
+        self._history = [len(getattr(layer, name, ())) for name in _HISTORIES]
         if layer not in self._watched:
             self._watched.add(layer)
             layer.events.selected_label.connect(lambda: self._label_selected(layer))
-            layer.events.labels_update.connect(lambda: self._edited(layer))
+            for event in (layer.events.labels_update, layer.events.data):
+                event.connect(lambda: self._edited(layer))
+            layer.events.set_data.connect(lambda: self._drawn_again(layer))
             layer.mouse_drag_callbacks.append(self._mouse)
             layer.selected_label = self.session.selected
         for name in SETTINGS:
@@ -266,6 +271,14 @@ class ProofreadingPanel(Panel):
             self._changed()
             self._measure_soon()
 
+    def _drawn_again(self, layer: Labels) -> None:
+        """Take notice of an undo or redo: napari tells of them as it does of scrolling, but for its history."""
+        if isalive(self.native) and layer is self.layer:
+            history = [len(getattr(layer, name, ())) for name in _HISTORIES]
+            if history != self._history:
+                self._history = history
+                self._edited(layer)
+
     def _changed(self) -> None:
         self.session.saved = False
 
@@ -282,15 +295,13 @@ class ProofreadingPanel(Panel):
 
         def work() -> Iterator[Any]:
             if corrections is not None:
-                yield list(corrections.iter_changes(ids))
+                yield corrections.hand_on(ids)
             yield measure_objects(ids, raw, source, self.background.check)
 
         def take(event: Any) -> None:
             if isinstance(event, pd.DataFrame):
                 self._take_table(session, event)
                 return
-            for change in event:
-                corrections.apply(*change)
             for layer in self.viewer.layers:
                 if event and layer.metadata.get(RESULT) is corrections.result:
                     layer.refresh()

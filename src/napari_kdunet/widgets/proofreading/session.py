@@ -25,11 +25,10 @@ from napari_kdunet.core import ObjectsConfig, OutputError, Volume, VolumeError, 
 from napari_kdunet.core.files import is_zarr_name, read_json
 from napari_kdunet.core.parsing import parse_json
 from napari_kdunet.widgets.proofreading.object_table import features_of
-from napari_kdunet.widgets.shared.layers import IMAGE, data_of, grid_of
+from napari_kdunet.widgets.shared.layers import IMAGE, OBJECTS, data_of, grid_of
 
 __all__ = [
     "IN_MEMORY",
-    "OBJECTS",
     "Reference",
     "Session",
     "grid_as_json",
@@ -41,9 +40,6 @@ __all__ = [
     "session_layers",
     "with_checked",
 ]
-
-#: Key in the metadata of layers that hold objects; its value is their `Session`.
-OBJECTS = "napari-kdunet objects"
 
 IN_MEMORY = 4 * 2**30  # bytes of ids; more stay lazy, and cannot be corrected
 _MOST = 2**30  # bytes of metadata

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import numpy as np
 from napari.layers import Labels, Layer
 
 from napari_kdunet.core import LabelsError
@@ -19,6 +20,7 @@ TOOLS = {
     "add": "Click on foreground that is no object yet, of the mask or the probability.",
     "delete": "Click on an object to delete it.",
 }
+_TREMBLE = 3  # pixels of the screen that a click may move
 _SECOND = {"merge": "Now click on the object to merge into it.", "split": "Now the other side of the cut."}
 
 
@@ -76,10 +78,17 @@ class Tools:
 
 
 def iter_drag(layer: Labels, event: Any, done: Callable[[list[Any]], None]) -> Iterator[None]:
-    """Follow the mouse from press to release, for `mouse_drag_callbacks`; `done` takes the points of the stroke."""
-    points = [layer.world_to_data(event.position)]
+    """Follow the mouse from press to release, for `mouse_drag_callbacks`.
+
+    `done` takes the points of the stroke in the pixels of the layer; one alone where the hand only trembled.
+    """
+    start = np.array(event.pos)
+    points, moved = [layer.world_to_data(event.position)], 0.0
     yield
-    while event.type == "mouse_move":
+    while True:
+        moved = max(moved, float(np.abs(np.array(event.pos) - start).max()))
         points.append(layer.world_to_data(event.position))
+        if event.type != "mouse_move":
+            break
         yield
-    done(points)
+    done(points if moved > _TREMBLE else points[:1])

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 __all__ = [
     "CHANNELS",
     "IMAGE",
+    "OBJECTS",
     "PREVIEW",
     "RESULT",
     "chosen_layer",
@@ -36,6 +37,8 @@ PREVIEW = "napari-kdunet preview"
 RESULT = "napari-kdunet result"
 #: Key in the metadata of the same layers; its value is a weak reference to the image that was segmented.
 IMAGE = "napari-kdunet image"
+#: Key in the metadata of layers that hold objects, of *Objects*; its value is their `Session`.
+OBJECTS = "napari-kdunet objects"
 
 #: Labels of an axis of channels.
 CHANNELS = {"c", "ch", "channel", "channels"}

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from napari_kdunet import core
 from napari_kdunet.core.volumes.labels import class_index
 from napari_kdunet.core.volumes.volume import check_labels
-from napari_kdunet.widgets.shared.layers import RESULT
+from napari_kdunet.widgets.shared.layers import OBJECTS, RESULT, volume_of
 from napari_kdunet.widgets.shared.process_worker import run_in_process
 
 if TYPE_CHECKING:
@@ -28,14 +28,23 @@ __all__ = ["corrected_mask", "iter_corrections", "labels_of_slices"]
 
 
 def corrected_mask(viewer: napari.viewer.Viewer) -> tuple[Labels, Result]:
-    """The mask of *Segment* that is selected, else the topmost one, and the result that it shows.
+    """The mask of *Segment* that is selected, or whose objects are, else the topmost one, and the result that it shows.
+
+    What has been corrected in objects that were found in the mask is corrected in it too.
 
     Raises
     ------
     LabelsError
         If there is none.
     """
-    layers = [viewer.layers.selection.active, *reversed(viewer.layers)]
+    active = viewer.layers.selection.active
+    layers = [active, *reversed(viewer.layers)]
+    for layer in viewer.layers:
+        corrections = getattr(layer.metadata.get(OBJECTS), "corrections", None)
+        if corrections is not None:
+            corrections.hand_on(volume_of(layer))
+            if layer is active:
+                layers.sort(key=lambda each: getattr(each, "metadata", {}).get(RESULT) is not corrections.result)
     for layer in layers:
         if isinstance(layer, Labels) and RESULT in layer.metadata:
             return layer, layer.metadata[RESULT]
