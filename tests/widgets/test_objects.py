@@ -195,7 +195,7 @@ def test_a_lasso_a_box_and_a_range_select(found, qtbot):
     found.views.setCurrentWidget(plot)
     found.native.window().show()
     qtbot.waitExposed(found.native.window())
-    plot.along_x.setCurrentText("volume_um3")
+    assert (plot.along_x.currentText(), plot.along_y.currentText()) == ("volume_um3", "count"), "at first"
     plot.along_y.setCurrentText("centroid_y_nm")
     qtbot.wait(50)
     x, y = table["volume_um3"], table["centroid_y_nm"]

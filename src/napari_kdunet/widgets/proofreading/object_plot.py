@@ -117,7 +117,7 @@ class ObjectPlot(QWidget):
     def show_table(self, table: pd.DataFrame) -> None:
         """Plot other measurements; which ones stays, where they are there."""
         self.table = table
-        numbers = [name for name in table if name != "id" and table[name].dtype.kind in "biuf"]
+        numbers = [name for name in table if name != "id" and table[name].dtype.kind in "iuf"]
         for box, names, first in ((self.along_x, numbers, _FIRST[0]), (self.along_y, [COUNT, *numbers], _FIRST[1])):
             before = box.currentText()
             if [box.itemText(i) for i in range(box.count())] != names:
