@@ -13,7 +13,9 @@ from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
+import google_crc32c
 import h5py
+import imagecodecs
 import nibabel
 import numcodecs
 import numpy as np
@@ -164,6 +166,22 @@ def test_a_chunk_that_becomes_more_than_a_chunk(tmp_path, codec, fails):
         fails(lambda: volume.read(0), "more than a chunk")
 
 
+@pytest.mark.parametrize("codec", ["zlib", "gzip", "bz2", "xz"])
+def test_a_chunk_of_an_older_compressor_that_becomes_more(tmp_path, codec, fails):
+    """zarr decompresses these whole, whatever they become."""
+    name = {"zlib": "zlib", "gzip": "gzip", "bz2": "bz2", "xz": "lzma"}[codec]
+    options = {"preset": 0} if codec == "xz" else {"level": 9}
+    made = numcodecs.get_codec({"id": name} | options)
+    pixels = np.random.default_rng(0).integers(0, 250, (2, 600, 600), dtype=np.uint8)
+    path = tmp_path / "a.zarr"
+    zarr.create_array(path, data=pixels, chunks=(1, 600, 600), compressors=made, zarr_format=2)
+    (path / "0.0.0").write_bytes(made.encode(bytes(3 * 10**8)))
+    volume = open_volume(path)
+    np.testing.assert_array_equal(volume.read(1), pixels[1])
+    with bounded(seconds=4):
+        fails(lambda: volume.read(0), "more than a chunk")
+
+
 def test_a_chunk_of_hdf5_that_becomes_more(tmp_path, fails):
     with h5py.File(tmp_path / "a.h5", "w") as file:
         dataset = file.create_dataset("em", (2, 64, 64), "u1", chunks=(1, 64, 64), compression="gzip")
@@ -173,6 +191,126 @@ def test_a_chunk_of_hdf5_that_becomes_more(tmp_path, fails):
     assert volume.read(1).all()
     with bounded():
         fails(lambda: volume.read(0), "damaged")
+
+
+def test_a_chunk_in_a_shard_that_is_read_whole(tmp_path, fails):
+    path = tmp_path / "a.zarr"
+    pixels = np.random.default_rng(0).integers(0, 9, (2, 1024, 1024), dtype=np.uint8)
+    zarr.create_array(path, data=pixels, shards=(1, 1024, 1024), chunks=(1, 512, 512), compressors=GzipCodec())
+    shard, bomb = path / "c" / "0" / "0" / "0", zlib.compress(bytes(4 * 10**8), 9, 31)
+    data = shard.read_bytes()
+    body, index = data[:-68], list(struct.unpack("<8Q", data[-68:-4]))
+    index[6:] = len(body), len(bomb)
+    packed = struct.pack("<8Q", *index)
+    shard.write_bytes(body + bomb + packed + struct.pack("<I", google_crc32c.value(packed)))
+    volume = open_volume(path)
+    np.testing.assert_array_equal(volume.read(1), pixels[1])
+    with bounded():
+        fails(lambda: volume.read(0), "more than a chunk")
+        fails(lambda: volume.read(0, slice(600, 700), slice(600, 700)), "more than a chunk")
+
+
+@pytest.mark.filterwarnings("ignore:Combining a")
+def test_shards_in_shards_and_compressed_shards(tmp_path, fails):
+    zarr.create_array(tmp_path / "a.zarr", shape=(2, 64, 64), shards=(1, 64, 64), chunks=(1, 32, 32), dtype="u1")
+    metadata = json.loads((tmp_path / "a.zarr" / "zarr.json").read_text())
+    inner = json.loads(json.dumps(metadata["codecs"][0]))
+    inner["configuration"]["chunk_shape"] = [1, 16, 16]
+    gzipped = {"name": "gzip", "configuration": {"level": 5}}
+    sharded = metadata["codecs"][0]
+    for codecs in ([sharded | {"configuration": sharded["configuration"] | {"codecs": [inner]}}], [sharded, gzipped]):
+        (tmp_path / "a.zarr" / "zarr.json").write_text(json.dumps(metadata | {"codecs": codecs}))
+        fails(tmp_path / "a.zarr", "compressed several times")
+
+
+def test_chunks_of_text_in_an_array_of_numbers(tmp_path, fails):
+    """Each says how many strings it holds, for which memory is taken at once."""
+    zarr.create_array(tmp_path / "a.zarr", data=np.ones((2, 8, 8), np.uint8), chunks=(2, 8, 8))
+    metadata = json.loads((tmp_path / "a.zarr" / "zarr.json").read_text())
+    for name in ("vlen-utf8", "vlen-bytes"):
+        (tmp_path / "a.zarr" / "zarr.json").write_text(json.dumps(metadata | {"codecs": [{"name": name}]}))
+        (tmp_path / "a.zarr" / "c" / "0" / "0" / "0").write_bytes(b"\xff\xff\xff\x7f" * 9)
+        with bounded():
+            fails(lambda: open_volume(tmp_path / "a.zarr").read(0), "text or objects")
+
+
+def test_large_chunks_of_next_to_nothing(tmp_path, fails):
+    """The blank ones that are not there take no more memory than their slice."""
+    shape = (3, 16000, 12000)
+    zarr.create_array(tmp_path / "a.zarr", shape=shape, chunks=(1, *shape[1:]), dtype="u1")
+    with bounded(megabytes=300):
+        assert not open_volume(tmp_path / "a.zarr").read(0).any()
+    (tmp_path / "a.zarr" / "c" / "1" / "0").mkdir(parents=True)
+    (tmp_path / "a.zarr" / "c" / "1" / "0" / "0").write_bytes(ZstdCodec()._zstd_codec.encode(bytes(192_000_000)))
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        dataset = file.create_dataset("em", shape, "u1", chunks=(1, *shape[1:]), compression="gzip")
+        dataset.id.write_direct_chunk((1, 0, 0), zlib.compress(bytes(192_000_000)))
+    with bounded():
+        for name in ("a.zarr", "a.h5"):
+            fails(lambda: open_volume(tmp_path / name).read(1), "smaller chunks")  # noqa: B023
+
+
+def test_chunks_of_a_pixel(tmp_path, fails):
+    zarr.create_array(tmp_path / "a.zarr", shape=(2, 20000, 20000), chunks=(1, 1, 1), dtype="u1")
+    volume = open_volume(tmp_path / "a.zarr")
+    assert volume.read(0, slice(4), slice(4)).shape == (4, 4)
+    with bounded():
+        fails(lambda: volume.read(0), "400,000,000 chunks")
+
+
+@pytest.mark.parametrize("codec", ["jpeg2000", "jpegxl", "jpeg", "png", "webp"])
+def test_a_strip_that_says_it_is_an_image_of_another_size(tmp_path, codec, fails):
+    side, path = 3000, tmp_path / "a.tif"
+    encode = {"jpeg2000": imagecodecs.jpeg2k_encode, "jpegxl": imagecodecs.jpegxl_encode}.get(codec)
+    encode = encode or {"jpeg": imagecodecs.jpeg8_encode, "png": imagecodecs.png_encode}.get(codec)
+    for size in (64, side):
+        image = np.zeros((size, size), np.uint8)
+        data = imagecodecs.webp_encode(np.stack([image] * 3, -1), lossless=True) if encode is None else encode(image)
+        code = {"jpeg2000": 34712, "jpegxl": 50002, "jpeg": 7, "png": 34933, "webp": 50001}[codec]
+        tags = [
+            (256, 64),
+            (257, 64),
+            (258, 8),
+            (259, code),
+            (262, 1),
+            (273, 122),
+            (277, 1),
+            (278, 64),
+            (279, len(data)),
+        ]
+        entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags)
+        path.write_bytes(b"II*\0" + struct.pack("<IH", 8, len(tags)) + entries + bytes(4) + data)
+        if size == 64 and encode:
+            assert not open_volume(path).read(0).any()
+    with bounded():
+        fails(lambda: open_volume(path).read(0), f"says that it is {side} x {side}")
+
+
+def test_a_header_that_skips_most_of_a_compressed_file(tmp_path, fails):
+    head = "NRRD0004\ntype: uint8\ndimension: 3\nsizes: 4 4 4\nencoding: gzip\nbyte skip: {}\n\n"
+    for skip in (1000, 3 * 10**8):
+        (tmp_path / "a.nrrd").write_bytes(head.format(skip).encode() + zlib.compress(bytes(skip) + b"\1" * 64, 1, 31))
+        if skip == 1000:
+            assert open_volume(tmp_path / "a.nrrd").read(0).all()
+    with bounded():
+        fails(tmp_path / "a.nrrd", "skips 300,000,000 bytes")
+
+
+def test_a_window_of_a_virtual_hdf5_looks_at_the_chunks_of_its_own(tmp_path, fails):
+    """One that is damaged elsewhere is not read, as a source can be a terabyte."""
+    noise = np.random.default_rng(0).integers(0, 255, (8, 700, 700), dtype=np.uint8)
+    with h5py.File(tmp_path / "part.h5", "w") as file:
+        dataset = file.create_dataset("em", data=noise, chunks=(1, 700, 700), compression="gzip")
+        dataset.id.write_direct_chunk((5, 0, 0), zlib.compress(bytes(6 * 10**8)))
+    layout = h5py.VirtualLayout((9, 700, 700), "u1")
+    layout[1:9] = h5py.VirtualSource("part.h5", "em", shape=noise.shape)
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file.create_virtual_dataset("em", layout)
+    volume = open_volume(tmp_path / "a.h5")
+    for z in (1, 5, 7, 8):
+        np.testing.assert_array_equal(volume.read(z), noise[z - 1])
+    with bounded():
+        fails(lambda: volume.read(6), "holds more than")
 
 
 def test_large_images_that_compress_well_are_no_bombs(tmp_path):
@@ -303,6 +441,47 @@ def test_hdf5_takes_no_pixels_from_elsewhere(pixels, secret, fails, monkeypatch)
     fails(make("itself.h5", "itself.h5"), "other files")
     os.link(secret / "a.h5", folder / "part.h5")
     np.testing.assert_array_equal(np.asarray(open_volume(make("ours.h5", "part.h5"))), pixels)
+
+
+def test_a_precomputed_volume_takes_no_pixels_from_elsewhere(pixels, secret, fails):
+    (secret / "0-4_0-4_0-4").write_bytes(bytes(64))
+    path = secret.parent / "theirs" / "em"
+    path.mkdir()
+    for key in ("../../mine", str(secret), "a/../../../mine"):
+        scale = {"key": key, "size": [4, 4, 4], "encoding": "raw", "chunk_sizes": [[4, 4, 4]], "resolution": [4, 4, 40]}
+        info = {"@type": "neuroglancer_multiscale_volume", "data_type": "uint8", "num_channels": 1, "type": "image"}
+        (path / "info").write_text(json.dumps(info | {"scales": [scale | {"voxel_offset": [0, 0, 0]}]}))
+        fails(path, str(path), "outside of its folder")
+
+
+def test_a_tiff_of_micro_manager_is_its_own_pages(pixels, secret):
+    """An index beside an NDTiff, and that of an MMStack, would have tifffile open any file."""
+    path = secret.parent / "theirs" / "a_MMStack.tif"
+    summary = json.dumps({"MicroManagerVersion": "2", "Frames": 1, "Slices": 4}).encode()
+    name = b"../mine/a.tif"
+    axes = b'{"z": 0}'
+    entry = struct.pack("<I", len(axes)) + axes + struct.pack("<I", len(name)) + name
+    (path.parent / "NDTiff.index").write_bytes(entry + struct.pack("<8I", 8, 4, 4, 0, 0, 0, 0, 0))
+    tifffile.imwrite(
+        path,
+        np.full((4, 4), 7, np.uint8),
+        photometric="minisblack",
+        metadata=None,
+        extratags=[(51123, "s", 0, '{"a": 1}', True)],
+    )
+    old = path.read_bytes()
+    with tifffile.TiffFile(path) as tif:
+        first, data, tags = tif.pages.first.offset, tif.pages.first.dataoffsets[0], tif.pages.first.tags
+        moves = [(tags["StripOffsets"].offset, data), (tags[51123].offset, tags[51123].valueoffset)]
+    head = struct.pack("<4I", 483729, 2, 2355492, len(summary)) + summary
+    head += bytes(len(head) % 2)
+    moved = bytearray(old[8:])  # nothing but these two offsets points into a file of one strip
+    for at, value in moves:
+        struct.pack_into("<I", moved, at, value + len(head))
+    path.write_bytes(old[:4] + struct.pack("<I", first + len(head)) + head + moved)
+    with tifffile.TiffFile(path) as tif:
+        assert tif.is_ndtiff
+    assert (np.asarray(open_volume(path)) == 7).all()
 
 
 def test_links_within_an_hdf5_are_followed(pixels, tmp_path):

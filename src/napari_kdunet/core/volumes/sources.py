@@ -8,7 +8,7 @@ import math
 import os
 import stat
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias
@@ -27,6 +27,8 @@ __all__ = [
     "RawArray",
     "Source",
     "check_block",
+    "check_chunk",
+    "check_chunk_count",
     "check_compressed",
     "check_memory",
     "check_part",
@@ -37,6 +39,8 @@ __all__ = [
 Key: TypeAlias = tuple[int | slice, slice, slice]
 
 _LARGEST_BLOCK = 2**29  # bytes that must be decoded at once, of a chunk or an image
+_LARGEST_CHUNK = 2**27  # bytes of a chunk, which stands in memory beside the pixels that are taken of it
+_MOST_CHUNKS = 2**18  # at once, each of which takes some 0.1 ms
 _DEFLATE, _ZSTD_HEADER = 1032, 18  # the largest ratio, and bytes of a header
 _LZMA_MEMORY = 2**27  # bytes, twice what its highest setting takes
 _IN_MEMORY = 2**30  # bytes of pages that are decoded once and kept, where every slice takes a line of each
@@ -56,10 +60,13 @@ class Source(Protocol):
 
 
 class LazyArray:
-    """An array that `opener` opens on first use in each process; pickled as the opener alone."""
+    """An array that `opener` opens on first use in each process; pickled as the opener alone.
 
-    def __init__(self, opener: Callable[[], Any]) -> None:
-        self.opener = opener
+    `fresh` says that each block that is read of it is a new array, which nobody else holds.
+    """
+
+    def __init__(self, opener: Callable[[], Any], *, fresh: bool = False) -> None:
+        self.opener, self.fresh = opener, fresh
         array = opener()
         self._opened: tuple[int, Any] | None = (os.getpid(), array)
         self.shape, self.dtype = tuple(array.shape), np.dtype(array.dtype)
@@ -176,7 +183,7 @@ class AxesView:
 
     def __init__(self, array: Any, axes: str, fixed: dict[str, int] | None = None, reversed_axes: str = "") -> None:
         self.array, self.axes, self.fixed, self.reversed_axes = array, axes, fixed or {}, reversed_axes
-        self.dtype = np.dtype(array.dtype).newbyteorder("=")
+        self.dtype, self.fresh = np.dtype(array.dtype).newbyteorder("="), bool(getattr(array, "fresh", False))
         self.shape: tuple[int, int, int] = self._zyx(array.shape)
         chunks = getattr(array, "chunks", None)
         regular = isinstance(chunks, tuple) and all(isinstance(n, int) for n in chunks)
@@ -268,6 +275,17 @@ def check_block(nbytes: int, stored: int, name: str, what: str) -> None:
         raise VolumeError(f"{name} has {what} of {nbytes / 1e9:.1f} GB in a file of {stored:,} bytes: it is damaged")
 
 
+def check_chunk(nbytes: int, stored: int, name: str) -> None:
+    """Check a chunk that is there before it is decoded, by the bytes that it has and those that it is to become.
+
+    Stricter than `check_block` for all of them: a volume can be of any size, and whoever makes chunks large and of next
+    to nothing can make them smaller.
+    """
+    if nbytes > _LARGEST_CHUNK and nbytes > 100 * stored:
+        claim = f"{name} becomes {nbytes / 1e9:.1f} GB of {stored:,} bytes"
+        raise VolumeError(f"{claim}: it is damaged, or its volume has to be stored in smaller chunks")
+
+
 def check_memory(nbytes: int) -> None:
     """Check that a block fits in the machine's memory: a damaged shape may claim any size."""
     try:
@@ -278,15 +296,22 @@ def check_memory(nbytes: int) -> None:
         raise VolumeError(f"{nbytes / 1e9:,.1f} GB at once are more than the memory here: read a part")
 
 
-def check_compressed(data: memoryview, stored: int, nbytes: int, name: str) -> None:
+def check_chunk_count(lengths: Sequence[int], chunks: Sequence[int]) -> None:
+    """Check that a window of these lengths is not of so many chunks that it would take hours: one may be a pixel."""
+    count = math.prod(length // max(1, chunk) for length, chunk in zip(lengths, chunks, strict=True))
+    if count > _MOST_CHUNKS:
+        raise VolumeError(f"{count:,} chunks at once are too many: store it in larger ones, or read a part")
+
+
+def check_compressed(data: memoryview, nbytes: int, name: str) -> None:
     """Check, by what a compressed chunk says of itself, that it does not become (much) more than its chunk.
 
     Parameters
     ----------
     data : memoryview
         The chunk as it is stored; of zlib, bzip2 and xz it is decompressed up to `nbytes` if it could become too large.
-    stored, nbytes : int
-        Bytes that may be stored at most, in one file, and bytes of a decoded chunk.
+    nbytes : int
+        Bytes of a decoded chunk.
     name : str
         For the message.
     """
@@ -297,7 +322,7 @@ def check_compressed(data: memoryview, stored: int, nbytes: int, name: str) -> N
         claimed = _zstd_size(head)
     elif len(head) == _ZSTD_HEADER and int.from_bytes(data[12:16], "little") == len(data):  # of Blosc
         claimed = int.from_bytes(data[4:8], "little")
-    if claimed > nbytes or len(data) > 1.1 * stored + 4096:
+    if claimed > nbytes:
         raise VolumeError(f"{name} holds more than a chunk of {nbytes:,} bytes: it is damaged")
 
 

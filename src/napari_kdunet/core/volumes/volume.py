@@ -22,7 +22,15 @@ from napari_kdunet.core.volumes.axes import Selection
 from napari_kdunet.core.volumes.padding import Mask
 from napari_kdunet.core.volumes.readers import name_of, open_source
 from napari_kdunet.core.volumes.sample import BLURRED, Summary, UnusableError, mirrored, summarise
-from napari_kdunet.core.volumes.sources import AxesView, Key, MappedArray, Source, check_memory, one_line
+from napari_kdunet.core.volumes.sources import (
+    AxesView,
+    Key,
+    MappedArray,
+    Source,
+    check_chunk_count,
+    check_memory,
+    one_line,
+)
 from napari_kdunet.core.volumes.voxel_size import VoxelSize, is_plausible
 
 __all__ = ["Volume", "VoxelSize", "check_labels", "open_pair", "open_volume"]
@@ -123,7 +131,10 @@ class Volume:
         try:
             lengths = [len(range(n)[k]) if isinstance(k, slice) else 1 for k, n in zip(key, self.shape, strict=True)]
             check_memory(math.prod(lengths) * self.dtype.itemsize)
-            return np.array(self.source[key], dtype=self.dtype)
+            check_chunk_count(lengths, self.source.chunks)
+            block = np.asarray(self.source[key], dtype=self.dtype)
+            is_new = getattr(self.source, "fresh", False) and block.flags.writeable
+            return block if is_new else block.copy()  # a large one would stand in memory twice
         except Exception as error:
             z = key[0] if isinstance(key[0], int) else "{}-{}".format(*key[0].indices(self.shape[0]))
             raise VolumeError(f"cannot read slice z={z} of {self.name}: {one_line(error)}") from error

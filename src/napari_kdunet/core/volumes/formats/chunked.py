@@ -14,7 +14,7 @@ import numpy as np
 
 from napari_kdunet.core.errors import VolumeError
 from napari_kdunet.core.volumes.axes import Selection, Stored, axis_letters, check_level
-from napari_kdunet.core.volumes.sources import LazyArray, check_block, check_part, check_regular
+from napari_kdunet.core.volumes.sources import LazyArray, check_block, check_chunk, check_part, check_regular
 from napari_kdunet.core.volumes.voxel_size import Sizes, read_metadata, to_number
 
 __all__ = ["is_n5", "is_precomputed", "open_n5", "open_precomputed"]
@@ -61,6 +61,7 @@ class _TensorStore:
             path = self.folder / self.chunk_path(bounds, index)
             if path.exists():
                 check_regular(path, str(path))
+                check_chunk(math.prod(self.chunks) * self.dtype.itemsize, path.stat().st_size, str(path))
 
 
 def _chunk_shape(store: Any) -> Any:

@@ -15,7 +15,7 @@ import h5py
 from napari_kdunet.core.errors import VolumeError
 from napari_kdunet.core.volumes.axes import Selection, Stored, check_level
 from napari_kdunet.core.volumes.formats.attributes import axes_and_sizes
-from napari_kdunet.core.volumes.sources import LazyArray, check_block, check_part
+from napari_kdunet.core.volumes.sources import LazyArray, check_block, check_chunk, check_part
 
 __all__ = ["HDF5_ENDINGS", "hdf5_parts", "hdf5_volumes", "open_hdf5", "split_hdf5"]
 
@@ -75,34 +75,43 @@ class _Dataset:
         self.dataset: Any = h5py.File(path, "r")[inside]
         self.shape, self.dtype, self.chunks = self.dataset.shape, self.dataset.dtype, self.dataset.chunks
         self._filters = _filters(self.dataset)
-        self._unchecked = self.dataset.virtual_sources() if self.dataset.is_virtual else []
+        self._sources = self.dataset.virtual_sources() if self.dataset.is_virtual else []
 
     def __getitem__(self, key: tuple[int | slice, ...]) -> Any:
         ranges = [
             range(n)[k] if isinstance(k, slice) else range(k, k + 1) for k, n in zip(key, self.shape, strict=True)
         ]
-        if self.chunks and self._filters:
-            starts = [
-                range(min(r) // n * n, max(r) + 1, n) if r else range(0)
-                for r, n in zip(ranges, self.chunks, strict=True)
-            ]
-            for start in itertools.product(*starts):
-                _check_chunk(self.dataset, self._filters, start)
-        for source in [source for source in self._unchecked if _overlaps(source.vspace, ranges)]:
-            self._check_source(source)
-            self._unchecked.remove(source)
+        _check_chunks(self.dataset, self._filters, ranges)
+        for source in self._sources:
+            if _overlaps(source.vspace, ranges):
+                self._check_source(source, ranges)
         return self.dataset[key]
 
-    def _check_source(self, source: Any) -> None:
-        """Check all chunks of a dataset that this virtual one takes pixels of."""
+    def _check_source(self, source: Any, ranges: list[range]) -> None:
+        """Check the chunks that a window takes of a dataset, of which this virtual one has pixels."""
         with h5py.File(self.path if source.file_name == "." else self.path.parent / source.file_name, "r") as file:
             dataset = file[source.dset_name]
-            filters = _filters(dataset)
-            if filters:
-                starts = list[tuple[int, ...]]()
-                dataset.id.chunk_iter(lambda chunk: starts.append(chunk.chunk_offset))
-                for start in starts:
-                    _check_chunk(dataset, filters, start)
+            _check_chunks(dataset, _filters(dataset), _window_of(source, ranges, dataset.shape))
+
+
+def _window_of(source: Any, ranges: list[range], shape: tuple[int, ...]) -> list[range]:
+    """What a window of a virtual dataset takes of a source: a block that is moved, else all that is taken of that."""
+    low, high = (list(each) for each in source.vspace.get_select_bounds())
+    if source.src_space.get_select_type() == h5py.h5s.SEL_ALL:
+        bounds = [range(n) for n in shape]
+    else:
+        bounds = [range(first, last + 1) for first, last in zip(*source.src_space.get_select_bounds(), strict=True)]
+    wide = [axis for axis, first in enumerate(low) if high[axis] > first]
+    of_source = [axis for axis, taken in enumerate(bounds) if len(taken) > 1]
+    lengths = [high[axis] - low[axis] + 1 for axis in wide]
+    pixels = source.vspace.get_select_npoints()
+    if lengths != [len(bounds[axis]) for axis in of_source] or pixels != math.prod(lengths):
+        return bounds
+    for axis, other in zip(wide, of_source, strict=True):
+        first, last = max(min(ranges[axis]), low[axis]), min(max(ranges[axis]), high[axis])
+        start = bounds[other].start - low[axis]
+        bounds[other] = range(start + first, start + last + 1)
+    return bounds
 
 
 def _overlaps(space: Any, ranges: list[range]) -> bool:
@@ -111,10 +120,23 @@ def _overlaps(space: Any, ranges: list[range]) -> bool:
     return all(r and first <= max(r) and min(r) <= last for first, last, r in bounds)
 
 
+def _check_chunks(dataset: Any, filters: dict[int, tuple[int, ...]], ranges: list[range]) -> None:
+    """Check the chunks of a dataset that a window lies in."""
+    if dataset.chunks and filters:
+        starts = [
+            range(min(r) // n * n, max(r) + 1, n) if r else range(0)
+            for r, n in zip(ranges, dataset.chunks, strict=True)
+        ]
+        for start in itertools.product(*starts):
+            _check_chunk(dataset, filters, start)
+
+
 def _check_chunk(dataset: Any, filters: dict[int, tuple[int, ...]], start: tuple[int, ...]) -> None:
     """Check that the chunk at `start` does not become more than a chunk."""
     nbytes = math.prod(dataset.chunks) * dataset.dtype.itemsize
     size = dataset.id.get_chunk_info_by_coord(start).size
+    if size:  # else it is blank
+        check_chunk(nbytes, size, f"the chunk at {start}")
     bomb = size > 1.1 * nbytes + 4096  # what does not compress takes no more
     for code, large, measure in ((_DEFLATE, _LARGE_DEFLATED, _inflated_size), (_LZF, _LARGE_LZF, _lzf_size)):
         if not bomb and code in filters and size > large:

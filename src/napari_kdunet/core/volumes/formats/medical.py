@@ -18,6 +18,8 @@ from napari_kdunet.core.volumes.voxel_size import Sizes, read_metadata
 
 __all__ = ["nrrd_parts", "open_nifti", "open_nrrd"]
 
+_MOST_SKIPPED = 2**26  # bytes of a header of another format, which are decompressed first
+
 
 def open_nrrd(path: Path, selection: Selection, name: str) -> Stored:
     """Open an NRRD, attached or detached: raw pixels are read by position, compressed ones are loaded whole."""
@@ -38,6 +40,8 @@ def open_nrrd(path: Path, selection: Selection, name: str) -> Stored:
     skip = int(header.get("byte skip", header.get("byteskip", 0)))
     if int(header.get("line skip", header.get("lineskip", 0))):
         raise VolumeError(f"{name} skips lines of text before its data: save it without")
+    if header["encoding"] != "raw" and skip > _MOST_SKIPPED:
+        raise VolumeError(f"{name} skips {skip:,} bytes before its data: save it without")
     array: Any
     if header["encoding"] == "raw":
         array = RawArray(data, shape, dtype, data.stat().st_size - nbytes if skip == -1 else offset + skip, name)
@@ -79,7 +83,7 @@ def _load_nrrd(
             pixels = np.fromfile(file, dtype, count, sep=" ")
         else:
             stream = bz2.BZ2File(file) if encoding.lower() in ("bzip2", "bz2") else gzip.GzipFile(fileobj=file)
-            stream.read(skip)
+            stream.seek(skip)
             pixels = np.frombuffer(stream.read(count * dtype.itemsize), dtype)
     return pixels.reshape(shape)
 

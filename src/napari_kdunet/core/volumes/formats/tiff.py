@@ -19,6 +19,7 @@ import tifffile
 
 from napari_kdunet.core.errors import VolumeError
 from napari_kdunet.core.volumes.axes import Selection, Stored, check_level, pick
+from napari_kdunet.core.volumes.formats.tiff_codecs import check_parts
 from napari_kdunet.core.volumes.formats.tiff_metadata import has_sane_ome, ome_file_names, stated_sizes
 from napari_kdunet.core.volumes.sources import (
     MappedArray,
@@ -134,6 +135,7 @@ class _Pages:
         handle = page.parent.filehandle  # another file in a multi-file OME-TIFF
         handle.set_lock(True)
         handle.open()
+        check_parts(page, str(self.path))
         image: np.ndarray[Any, Any] = page.asarray()
         return image
 

@@ -4,22 +4,26 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import zarr
-from zarr.storage import LocalStore
+from zarr.abc.store import RangeByteRequest
+from zarr.storage import FsspecStore, LocalStore
 
 from napari_kdunet.core.errors import VolumeError
 from napari_kdunet.core.volumes.axes import Selection, Stored, axis_letters, check_level
 from napari_kdunet.core.volumes.formats.attributes import axes_and_sizes
-from napari_kdunet.core.volumes.sources import LazyArray, check_block, check_compressed, check_regular
+from napari_kdunet.core.volumes.sources import LazyArray, check_block, check_chunk, check_compressed, check_regular
 from napari_kdunet.core.volumes.voxel_size import Sizes, read_metadata, to_number
 
 __all__ = ["is_zarr", "open_zarr", "open_zarr_node", "open_zarr_url"]
 
 _COMPRESSORS = {"blosc", "bz2", "gzip", "lz4", "lzma", "pcodec", "zfpy", "zlib", "zstd"}
+_OF_OBJECTS = {"pickle", "json2", "msgpack2", "vlen-utf8", "vlen-bytes", "vlen-array", "categorize"}
 _METADATA = ("zarr.json", ".zarray", ".zgroup")
 
 
@@ -28,22 +32,65 @@ def is_zarr(path: Path) -> bool:
     return any((path / entry).exists() for entry in _METADATA)
 
 
-class _CheckedFiles(LocalStore):
-    """A folder whose files are checked: regular ones, as a FIFO may never end, with chunks that are not too large."""
+class _CheckedChunks:
+    """What checks the bytes that a store gives of an array: no chunk may become (much) more than a chunk."""
 
-    stored, nbytes = 0, 0
-    """Bytes of a file of chunks at most, and of a chunk; 0 where they are not known yet."""
+    nbytes, stored, in_shard, index_first = 0, 0, 0, False
+    """Bytes of a chunk and of a file at most, both 0 for metadata; chunks in a shard; where its index stands."""
 
-    async def get(self, key: str, *args: Any, **kwargs: Any) -> Any:
+    def of_array(self, array: Any) -> None:
+        """Check the chunks of this array from now on."""
+        self.nbytes = math.prod(array.chunks) * array.dtype.itemsize
+        self.stored = math.prod(array.shards or array.chunks) * array.dtype.itemsize
+        self.in_shard = math.prod(array.shards) // math.prod(array.chunks) if array.shards else 0
+        codecs = array.metadata.to_dict().get("codecs", ())
+        self.index_first = any(_configuration(codec).get("index_location") == "start" for codec in codecs)
+
+    async def get(self, key: str, prototype: Any = None, byte_range: Any = None) -> Any:
+        """Read what is stored under a key."""
+        found = await super().get(key, prototype, byte_range)  # type: ignore[misc]
+        if found is not None and self.nbytes and key.rpartition("/")[2] not in (*_METADATA, ".zattrs", ".zmetadata"):
+            data = memoryview(found.as_numpy_array()).cast("B")
+            name = f"{self}/{key}".removeprefix("file://")
+            if len(data) > 1.1 * self.stored + 4096 + self._index_size:
+                raise VolumeError(f"{name} holds more than a chunk of {self.nbytes:,} bytes: it is damaged")
+            for chunk in self._chunks(data, byte_range):
+                check_compressed(chunk, self.nbytes, name)
+                check_chunk(self.nbytes, len(chunk), name)
+        return found
+
+    @property
+    def _index_size(self) -> int:
+        """Bytes of the index of a shard: 16 a chunk, and a checksum of 4."""
+        return 16 * self.in_shard + 4 if self.in_shard else 0
+
+    def _chunks(self, data: memoryview, byte_range: Any) -> Iterator[memoryview]:
+        """The chunks in what was read: a file, or of a shard one chunk, the index, or the whole."""
+        if not self.in_shard:
+            yield data
+        elif byte_range is None:
+            table = data[: self._index_size - 4] if self.index_first else data[-self._index_size : -4]
+            if len(table) == 16 * self.in_shard:
+                for start, length in np.frombuffer(table, "<u8").reshape(-1, 2).tolist():
+                    if start < len(data):  # else there is no such chunk
+                        yield data[start : start + length]
+        elif isinstance(byte_range, RangeByteRequest) and not (self.index_first and byte_range.start == 0):
+            yield data
+
+
+class _CheckedFiles(_CheckedChunks, LocalStore):
+    """A folder, of regular files alone, as a FIFO may never end."""
+
+    async def get(self, key: str, prototype: Any = None, byte_range: Any = None) -> Any:
         """Read what is stored under a key."""
         path = self.root / key
         if path.exists():
             check_regular(path, str(path))
-        found = await super().get(key, *args, **kwargs)
-        if found is not None and self.nbytes and path.name not in (*_METADATA, ".zattrs", ".zmetadata"):
-            pixels: Any = found.as_numpy_array()
-            check_compressed(memoryview(pixels).cast("B"), self.stored, self.nbytes, str(path))
-        return found
+        return await super().get(key, prototype, byte_range)
+
+
+class _CheckedAddress(_CheckedChunks, FsspecStore):
+    """A folder at an address of fsspec."""
 
 
 def open_zarr(path: Path, selection: Selection, name: str) -> Stored:
@@ -67,18 +114,19 @@ def _open_folder(path: Path) -> Any:
     store = _CheckedFiles(path, read_only=True)
     node = zarr.open(store, mode="r")
     if isinstance(node, zarr.Array):
-        node_store: Any = node.store
-        node_store.nbytes = math.prod(node.chunks) * node.dtype.itemsize
-        node_store.stored = math.prod(node.shards or node.chunks) * node.dtype.itemsize
+        store.of_array(node)
     return node
 
 
 def _open_url(url: str) -> Any:
     try:
-        store = zarr.storage.FsspecStore.from_url(url, storage_options=_storage_options(url), read_only=True)
+        store: Any = _CheckedAddress.from_url(url, storage_options=_storage_options(url), read_only=True)
     except ImportError:
         raise VolumeError(f'{url} is remote: install what that takes, pip install "napari-kdunet[formats]"') from None
-    return zarr.open(store, mode="r")
+    node = zarr.open(store, mode="r")
+    if isinstance(node, zarr.Array):
+        store.of_array(node)
+    return node
 
 
 def _storage_options(url: str) -> dict[str, Any]:
@@ -91,7 +139,7 @@ def _storage_options(url: str) -> dict[str, Any]:
 def _reopened(array: Any) -> Any:
     """A Zarr array of a folder, opened again in another process: there, chunks of a missing folder would read as 0."""
     if isinstance(array.store, LocalStore):
-        return LazyArray(partial(_open_folder, array.store.root.absolute() / array.path))
+        return LazyArray(partial(_open_folder, array.store.root.absolute() / array.path), fresh=True)
     return array
 
 
@@ -105,7 +153,7 @@ def _open_array(array: Any, selection: Selection, name: str) -> Stored:
 
 def _check_chunks(array: Any, name: str) -> None:
     """Check that no chunk takes more memory than its file can fill or is compressed twice, each time a thousandfold."""
-    if _most_compressors(array.metadata.to_dict()) > 1:
+    if _most_compressors(array.metadata.to_dict(), name) > 1:
         raise VolumeError(f"{name} has chunks that are compressed several times: it is damaged")
     nbytes = math.prod(array.chunks) * array.dtype.itemsize
     if nbytes > 2**29 and isinstance(array.store, LocalStore):
@@ -113,19 +161,28 @@ def _check_chunks(array: Any, name: str) -> None:
         check_block(nbytes, sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()), name, "chunks")
 
 
-def _most_compressors(metadata: Any) -> int:
-    """How many compressors a chunk, or one in a shard, goes through by the metadata of its array."""
-    lists = [metadata["codecs"]] if "codecs" in metadata else [[*(metadata.get("filters") or ())]]
+def _most_compressors(metadata: Any, name: str) -> int:
+    """How many compressors a chunk goes through by the metadata of its array; a shard in a shard counts as many."""
+    codecs = metadata["codecs"] if "codecs" in metadata else [*(metadata.get("filters") or ())]
     if "codecs" not in metadata and metadata.get("compressor"):
-        lists[0].append(metadata["compressor"])
-    most = 0
-    while lists:
-        codecs = [codec if isinstance(codec, dict) else codec.get_config() for codec in lists.pop()]
-        names = [str(codec.get("name", codec.get("id"))).removeprefix("numcodecs.") for codec in codecs]
-        most = max(most, sum(name in _COMPRESSORS for name in names))
-        inner = [codec.get("configuration") or {} for codec in codecs]
-        lists += [each[key] for each in inner for key in ("codecs", "index_codecs") if key in each]
-    return most
+        codecs.append(metadata["compressor"])
+    names = [str(codec.get("name", codec.get("id"))).removeprefix("numcodecs.") for codec in map(_described, codecs)]
+    inner = [_configuration(codec) for codec in codecs]
+    if objects := _OF_OBJECTS.intersection(names):
+        raise VolumeError(f"{name} has chunks of text or objects, by {min(objects)}: give an array of numbers")
+    nested = [each[key] for each in inner for key in ("codecs", "index_codecs") if each.get(key)]
+    found = sum(each in _COMPRESSORS for each in names)
+    found += max((_most_compressors({"codecs": codecs}, name) for codecs in nested), default=0)
+    return found + 2 * sum("codecs" in _configuration(codec) for each in inner for codec in each.get("codecs") or ())
+
+
+def _described(codec: Any) -> dict[str, Any]:
+    described: dict[str, Any] = codec if isinstance(codec, dict) else codec.get_config()
+    return described
+
+
+def _configuration(codec: Any) -> dict[str, Any]:
+    return _described(codec).get("configuration") or {}
 
 
 def _open_group(group: zarr.Group, selection: Selection, name: str) -> Stored:
