@@ -128,6 +128,37 @@ def test_a_mask_says_that_it_holds_labels(version, data):
 SMALL = ("--k", "1", "--depth", "2", "--patch", "32", "--batch", "2", "--validations", "2", "--threads", "1")
 
 
+@pytest.mark.parametrize("command", ["train", "distill", "adapt"])
+def test_the_state_of_a_training_replaces_no_input(data, command):
+    """``NAME.resume.safetensors`` is written too, and removed in the end."""
+    start = data / "m.resume.safetensors"
+    core.load_model(MODEL).save(start)
+    before = contents(data)
+    given = {"train": [data / "raw.tif", data / "labels.tif"], "distill": [MODEL, data / "raw.tif"]}
+    argv = [command, *given.get(command, [MODEL, data / "raw.tif"]), "-o", data / "m.safetensors", "--start", start]
+    for more in ([], ["--overwrite"]):
+        assert "m.resume.safetensors" in refused(*argv, *more)
+    assert contents(data) == before
+
+
+def test_the_state_of_another_training_is_not_gone_on_with(data):
+    argv = ["train", data / "raw.tif", data / "labels.tif", "-o", data / "m.safetensors", *SMALL, "--steps", "4"]
+    other, state = data / "other.safetensors", data / "m.resume.safetensors"
+    events = core.iter_train(
+        data / "raw.tif", data / "labels.tif", core.TrainConfig(k=4, depth=3, patch=32, steps=9, threads=1), out=other
+    )
+    while not isinstance(next(events), core.Stepped):
+        pass
+    events.close()
+    (data / "other.resume.safetensors").rename(state)
+    before = contents(data)
+    assert "other settings: k 4 (now 1)" in refused(*argv, "--resume").replace("depth 3 (now 2), ", "")
+    core.load_model(MODEL).save(state)
+    assert "not the state of a training" in refused(*argv, "--resume")
+    state.write_bytes(before[str(state)])
+    assert contents(data) == before
+
+
 def test_a_model_is_replaced_only_if_asked(data):
     out = data / "m.safetensors"
     argv = ["train", data / "raw.tif", data / "labels.tif", "-o", out, *SMALL, "--steps", "4"]
