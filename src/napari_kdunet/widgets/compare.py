@@ -203,7 +203,7 @@ class CompareWidget(Panel):
             for part in parts:
                 layout.addWidget(part, int(part in (self.profile, self.objects)))
             self.pages.addTab(page, title)
-        self.native.layout().setStretch(self.native.layout().indexOf(self.pages), 2)
+        self.body.setStretch(self.body.indexOf(self.pages), 2)
 
     def _objects_compared(self, worker: EventWorker, layers: tuple[Any, Any], found: ObjectComparison) -> None:
         if worker is self.object_worker:

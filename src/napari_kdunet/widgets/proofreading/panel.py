@@ -89,7 +89,7 @@ class ProofreadingPanel(Panel):
         self.bar.setToolTip("Objects are being found, measured or saved.")
         rows = finding_rows(viewer, lambda layer: accepts(layer) and OBJECTS not in layer.metadata)
         super().__init__(viewer, rows, footer(self))
-        self.native.layout().setStretch(self.native.layout().indexOf(self.views), 2)
+        self.body.setStretch(self.body.indexOf(self.views), 2)
         self.background = Background(self.native, self._background_changed)
         self.preview = SlicePreview(viewer, self.native)
         self._preview_soon = qdebounced(self._show_preview, timeout=_SETTLE_MS, parent=self.native)

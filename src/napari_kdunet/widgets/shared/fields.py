@@ -16,7 +16,16 @@ from typing import Any
 from magicgui.widgets import ComboBox, Container, FloatSlider, FloatSpinBox, LineEdit, SpinBox, create_widget
 from magicgui.widgets.bases import ValueWidget, Widget
 from qtpy.QtCore import QEvent, QObject, QSettings, Qt
-from qtpy.QtWidgets import QComboBox, QCompleter, QWidget
+from qtpy.QtWidgets import (
+    QComboBox,
+    QCompleter,
+    QHBoxLayout,
+    QLabel,
+    QStyle,
+    QStyleOptionComboBox,
+    QStylePainter,
+    QWidget,
+)
 from superqt import QCollapsible
 
 from napari_kdunet.core.advice import advice_for
@@ -25,6 +34,7 @@ from napari_kdunet.core.errors import ConfigError
 from napari_kdunet.core.parsing import parse_class_weights, parse_slices
 
 __all__ = [
+    "AlignedLabels",
     "Choice",
     "Folding",
     "Number",
@@ -41,6 +51,7 @@ __all__ = [
 _PARSERS: dict[str, Callable[[str], Any]] = {"slices": parse_slices, "class_weights": parse_class_weights}
 _LARGEST = 2**31 - 1  # of a Qt spin box
 _MOST_DECIMALS = 9
+_TEXT_MARGIN = 4  # pixels beside the text of a combo box
 _NARROW = 80  # pixels: least width of a combo box
 
 
@@ -140,6 +151,7 @@ class Choice(ComboBox):
         box.setMinimumContentsLength(8)
         box.setMinimumWidth(_NARROW)  # long names are elided, and do not make the panel wide
         box.setPlaceholderText(placeholder)
+        box.installEventFilter(_Elided(box))
         box.activated.connect(self._chosen)
         without_wheel(self)
 
@@ -165,12 +177,69 @@ class Choice(ComboBox):
         self.held = True
 
 
+class _Elided(QObject):
+    """Paints a combo box with its text elided: under napari's style sheet Qt cuts it in the middle of a letter."""
+
+    def eventFilter(self, watched: QObject | None, event: QEvent | None) -> bool:
+        box = self.parent()
+        if event is None or event.type() != QEvent.Type.Paint or not isinstance(box, QComboBox):
+            return False
+        style, option = box.style(), QStyleOptionComboBox()
+        box.initStyleOption(option)
+        text = option.currentText or box.placeholderText()
+        assert style is not None
+        parts = QStyle.ComplexControl.CC_ComboBox, option, QStyle.SubControl.SC_ComboBoxEditField, box
+        room = style.subControlRect(*parts).width() - _TEXT_MARGIN
+        option.currentText = box.fontMetrics().elidedText(text, Qt.TextElideMode.ElideRight, room)
+        painter = QStylePainter(box)
+        painter.drawComplexControl(QStyle.ComplexControl.CC_ComboBox, option)
+        painter.drawControl(QStyle.ControlElement.CE_ComboBoxLabel, option)
+        painter.end()
+        return True
+
+
+class AlignedLabels(QObject):
+    """Gives the labels of rows one width when they are shown: magicgui does it before it knows their font.
+
+    Parameters
+    ----------
+    shown : QWidget
+        What holds the rows.
+    containers : sequence of Container
+        The rows are theirs.
+    """
+
+    def __init__(self, shown: QWidget, containers: Sequence[Container]) -> None:
+        super().__init__(shown)
+        self._containers = containers
+        shown.installEventFilter(self)
+
+    def eventFilter(self, watched: QObject | None, event: QEvent | None) -> bool:
+        """Make the labels as wide as the widest."""
+        if event is not None and event.type() == QEvent.Type.Show:
+            labels = [label for container in self._containers for row in container if (label := _label_of(row))]
+            widest = max((label.sizeHint().width() for label in labels), default=0)
+            for label in labels:
+                label.setMinimumWidth(widest)
+        return False
+
+
+def _label_of(row: Widget) -> QLabel | None:
+    """The label that magicgui has put to the left of a row."""
+    holder = row.native.parentWidget()
+    layout = None if holder is None else holder.layout()
+    first = layout.itemAt(0) if isinstance(layout, QHBoxLayout) else None
+    label = None if first is None else first.widget()
+    return label if isinstance(label, QLabel) and label is not row.native else None
+
+
 class Folding(Container):
     """Container under a title that folds it away, by superqt: magicgui has none."""
 
     def __init__(self, title: str, *, tooltip: str = "", **options: Any) -> None:
         super().__init__(**options)
         self.margins = (12, 0, 0, 0)
+        AlignedLabels(super().native, [self])
         self.fold = QCollapsible(title, expandedIcon="▾", collapsedIcon="▸")
         self.fold.setDuration(0)
         self.fold.setToolTip(tooltip)

@@ -195,11 +195,13 @@ class ModelChoice(Choice):
         run(load, on_event=loaded, owner=self.native)
 
     def with_buttons(self) -> Container:
-        """A row of this choice and the buttons to open and save."""
+        """The choice, as wide as the panel for its long names, and below it the buttons to open and save."""
         save = button("Save…", "Write the chosen model to a .safetensors file.", self._ask_and_save, "save_model")
-        row = in_a_row(
-            self, button("Open…", "Open a model from a .safetensors file.", self._ask_and_open, "open_model"), save
+        buttons = in_a_row(
+            button("Open…", "Open a model from a .safetensors file.", self._ask_and_open, "open_model"), save
         )
+        row = Container(widgets=[self, buttons], labels=False, tooltip=self.tooltip)
+        row.margins = (0, 0, 0, 0)
         row.label = self.label
         self.changed.connect(lambda value: setattr(save, "enabled", bool(value)))
         save.enabled = bool(self.value)

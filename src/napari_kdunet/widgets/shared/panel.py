@@ -12,16 +12,18 @@ from magicgui.widgets import Container, Label, PushButton
 from magicgui.widgets.bases import Widget
 from qtpy.compat import isalive
 from qtpy.QtCore import QSize, Qt, QTimer
-from qtpy.QtWidgets import QFrame, QLabel, QSizePolicy, QWidget
+from qtpy.QtWidgets import QFrame, QLabel, QScrollArea, QSizePolicy, QVBoxLayout, QWidget
 
 from napari_kdunet.core.errors import KDUNetError
-from napari_kdunet.widgets.shared.fields import Folding
+from napari_kdunet.widgets.shared.fields import AlignedLabels, Folding
 from napari_kdunet.widgets.shared.notify import report
 
 if TYPE_CHECKING:
     import napari.viewer
 
 __all__ = ["Panel", "button", "in_a_row", "note", "wrapped_label"]
+
+_LEAST_HEIGHT = 110  # pixels: what five docks above each other leave on a screen of 768
 
 
 class Scrolling(Container):
@@ -31,7 +33,7 @@ class Scrolling(Container):
         super().__init__(scrollable=True, **options)
         self.native.setFrameShape(QFrame.Shape.NoFrame)
         self.native.setMinimumWidth(0)  # magicgui sets it to what the rows would like to have
-        self.native.setMinimumHeight(60)
+        self.native.setMinimumHeight(40)
         super().native.layout().setAlignment(Qt.AlignmentFlag.AlignTop)
 
     @property
@@ -40,8 +42,34 @@ class Scrolling(Container):
         return self.root_native_widget
 
 
+class _WholePanel(QScrollArea):
+    """Scrolls a whole panel where it is lower than what must stay in sight, as with several docks above each other."""
+
+    def __init__(self, panel: QWidget) -> None:
+        super().__init__(panel)
+        inside = QWidget()
+        layout = panel.layout()
+        assert layout is not None
+        inside.setLayout(layout)  # magicgui goes on with it
+        self.setWidget(inside)
+        self.setWidgetResizable(True)
+        self.setFrameShape(QFrame.Shape.NoFrame)
+        self.setMinimumSize(0, _LEAST_HEIGHT)
+        outer = QVBoxLayout(panel)
+        outer.setContentsMargins(0, 0, 0, 0)
+        outer.addWidget(self)
+
+    def sizeHint(self) -> QSize:
+        """All of it."""
+        inside = self.widget()
+        return super().sizeHint() if inside is None else inside.sizeHint()
+
+
 class Panel(Container):
     """Base of the dock widgets.
+
+    The rows scroll, with the buttons and the progress below them; a panel that is lower than these scrolls as a whole,
+    so that several docks above each other fit on the screen of a laptop.
 
     What comes from the viewer is connected weakly and checked to find the widget alive, rather than disconnected when
     Qt destroys it: a container that nobody has docked belongs to Python, whose collector clears its connections first,
@@ -57,24 +85,32 @@ class Panel(Container):
         They scroll where the panel is low.
     footer : sequence of magicgui widgets or QWidget
         Stays in sight below the rows.
+
+    Attributes
+    ----------
+    body : QLayout
+        The layout of rows and footer, one below the other.
     """
 
     def __init__(
         self, viewer: napari.viewer.Viewer, rows: Sequence[Widget], footer: Sequence[Widget | QWidget]
     ) -> None:
-        super().__init__(widgets=[Scrolling(widgets=_blocks(rows), labels=False)], labels=False)
+        blocks = _blocks(rows)
+        super().__init__(widgets=[Scrolling(widgets=blocks, labels=False)], labels=False)
+        AlignedLabels(self.native, [block for block in blocks if type(block) is Container])
         self.viewer = viewer
         self.margins = (4, 4, 4, 4)
         self.error_label = wrapped_label()
         self.error_label.setStyleSheet("color: #D55E00; font-weight: bold")
         self.error_label.hide()
-        layout = self.native.layout()
+        self.body = layout = self.native.layout()
         layout.setStretch(0, 1)
         layout.addWidget(self.error_label)
         for widget in footer:
             if isinstance(widget, Widget):
                 self.append(widget)
             layout.addWidget(widget.native if isinstance(widget, Widget) else widget)
+        _WholePanel(self.native)
         events = viewer.layers.events  # napari does so only with what is docked
         for source in (events.inserted, events.removed, events.reordered, events.renamed):
             source.connect(self.reset_choices)

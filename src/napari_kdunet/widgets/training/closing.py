@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import Any
 
 from napari.layers import Layer
 from qtpy.QtCore import QEvent, QObject
 from qtpy.QtWidgets import QDockWidget, QMainWindow, QMessageBox
 
+from napari_kdunet.widgets.shared.panel import Panel
 from napari_kdunet.widgets.shared.session import KEPT_DAYS
-
-if TYPE_CHECKING:
-    from napari_kdunet.widgets.training.panel import TrainingPanel
 
 __all__ = ["CloseGuard"]
 
@@ -21,13 +20,17 @@ class CloseGuard(QObject):
 
     Parameters
     ----------
-    panel : TrainingPanel
+    panel : Panel
         The panel that trains.
+    model_name : callable
+        Returns the name of the best model so far; empty if there is none.
+    stop : callable
+        Stops the training.
     """
 
-    def __init__(self, panel: TrainingPanel) -> None:
+    def __init__(self, panel: Panel, model_name: Callable[[], str], stop: Callable[[], None]) -> None:
         super().__init__(panel.native)
-        self._panel = panel
+        self._panel, self._model_name, self._stop = panel, model_name, stop
         self._image: Layer | None = None
         self._window: QObject | None = None
         self._dock: Any = None
@@ -69,7 +72,7 @@ class CloseGuard(QObject):
 
     def _may_close(self) -> bool:
         """Ask; whether to stop."""
-        name = self._panel.model_name
+        name = self._model_name()
         kept = (
             f"Its best model so far, “{name}”, is kept: it is in the list of models for {KEPT_DAYS} days."
             if name
@@ -86,5 +89,5 @@ class CloseGuard(QObject):
         chosen = box.clickedButton()
         box.deleteLater()
         if chosen is stop:
-            self._panel.stop()
+            self._stop()
         return chosen is stop

@@ -90,7 +90,7 @@ class TrainingPanel(Panel):
         quality, *groups = settings.rows
         super().__init__(viewer, [*inputs, quality, *more, *groups], [self.view])
         self.worker: EventWorker | None = None
-        self.guard = CloseGuard(self)
+        self.guard = CloseGuard(self, lambda: self.model_name, self.stop)
         self.preview: Preview | None = None
         self.model_name = ""
         self._job: Job | None = None
@@ -140,7 +140,7 @@ class TrainingPanel(Panel):
             self._prepare_preview(job.image, job.inverted)
             self._job, self._end, self.model_name = job, "", ""
             self.view.preparing(job.run, job.endless)
-            self.native.layout().setStretchFactor(self.view, 1)  # the curves grow with the panel
+            self.body.setStretchFactor(self.view, 1)  # the curves grow with the panel
             self.worker = run(
                 partial(_on_disk, job, models.session),
                 on_event=self._on_any_event,

@@ -1,0 +1,65 @@
+"""The panels on the screen of a laptop: 350 pixels wide, 768 high, tabbed or above each other."""
+
+import pytest
+from qtpy.QtCore import QPoint
+from qtpy.QtWidgets import QApplication
+
+PANELS = ("Train teacher", "Distil student", "Segment", "Objects", "Compare with ground truth")
+
+
+@pytest.fixture
+def docks(make_napari_viewer):
+    """Opens panels, tabbed or not, in a window of 1366 x 768; gives the window and docks and widgets by name."""
+
+    def open_them(names, *, tabbed):
+        viewer = make_napari_viewer(show=True)
+        window = viewer.window._qt_window
+        window.resize(1366, 768)
+        opened = {
+            name: viewer.window.add_plugin_dock_widget("napari-kdunet", name, tabify=tabbed and bool(i))
+            for i, name in enumerate(names)
+        }
+        QApplication.processEvents()
+        return window, opened
+
+    return open_them
+
+
+def start_of(widget):
+    return widget.view.start_button if hasattr(type(widget), "start_with") else widget.start_button.native
+
+
+def is_in_sight(widget, panel):
+    """Whether the whole of a widget lies within the panel, as it is scrolled now."""
+    corners = widget.mapTo(panel, QPoint(0, 0)), widget.mapTo(panel, QPoint(widget.width() - 1, widget.height() - 1))
+    return all(panel.rect().contains(corner) for corner in corners) and not widget.visibleRegion().isEmpty()
+
+
+def test_four_docks_above_each_other_fit(docks):
+    window, opened = docks(("Train teacher", "Distil student", "Segment", "Compare with ground truth"), tabbed=False)
+    assert window.minimumSizeHint().height() <= 768 - 30  # of the window's own title
+    assert window.height() == 768
+    for _, widget in opened.values():
+        assert widget.native.height() >= 100
+
+
+@pytest.mark.parametrize("name", PANELS)
+def test_a_panel_of_350_pixels_shows_its_start(docks, name):
+    _, opened = docks(PANELS[:2] if name in PANELS[:2] else (PANELS[0], name), tabbed=True)
+    dock, widget = opened[name]
+    dock.raise_()
+    dock.setFixedWidth(350)
+    for _ in range(3):
+        QApplication.processEvents()
+    assert dock.width() == 350
+    assert widget.native.minimumSizeHint().width() <= 350
+    assert is_in_sight(start_of(widget), widget.native)
+    inside = widget.body.parentWidget()
+    assert inside.width() <= 350, "nothing lies to the right of the edge"
+
+
+def test_the_labels_of_rows_are_aligned(docks, qtbot):
+    _, opened = docks(("Objects",), tabbed=False)
+    _, widget = opened["Objects"]
+    rows = (widget.source, widget.raw, widget.threshold, widget.split, widget.min_diameter, widget.smoothing)
+    qtbot.waitUntil(lambda: len({row.native.mapTo(widget.native, QPoint(0, 0)).x() for row in rows}) == 1)
