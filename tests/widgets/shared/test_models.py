@@ -101,8 +101,8 @@ def test_what_is_saved_can_be_opened(chooser, model, tmp_path, monkeypatch, qtbo
     monkeypatch.setattr(QFileDialog, "getSaveFileName", lambda *_: (str(path), ""))
     monkeypatch.setattr(QFileDialog, "getOpenFileName", lambda *_: (str(path) + ".safetensors", ""))
     chooser.store.add("em", model)
-    chooser.row.save_model.native.click()
-    chooser.row.open_model.native.click()
+    chooser.row.model_buttons.save_model.native.click()
+    chooser.row.model_buttons.open_model.native.click()
     qtbot.waitUntil(lambda: chooser.value == "mine")
     assert chooser.model().summary == model.summary
 
@@ -111,8 +111,8 @@ def test_a_cancelled_dialog_does_nothing(chooser, model, monkeypatch):
     monkeypatch.setattr(QFileDialog, "getSaveFileName", lambda *_: ("", ""))
     monkeypatch.setattr(QFileDialog, "getOpenFileName", lambda *_: ("", ""))
     chooser.store.add("em", model)
-    chooser.row.save_model.native.click()
-    chooser.row.open_model.native.click()
+    chooser.row.model_buttons.save_model.native.click()
+    chooser.row.model_buttons.open_model.native.click()
     assert chooser.store.names() == ["em"]
 
 
@@ -134,7 +134,7 @@ def test_a_full_disk_is_notified_and_nothing_is_lost(chooser, model, tmp_path, m
     monkeypatch.setattr(os, "fsync", full)
     monkeypatch.setattr(QFileDialog, "getSaveFileName", lambda *_: (str(path), ""))
     chooser.store.add("em", model)
-    chooser.row.save_model.native.click()
+    chooser.row.model_buttons.save_model.native.click()
     assert len(notified) == 1
     assert "No space left on device" in notified[0]
     assert "make room" in notified[0]

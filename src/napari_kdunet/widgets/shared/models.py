@@ -197,9 +197,10 @@ class ModelChoice(Choice):
     def with_buttons(self) -> Container:
         """The choice, as wide as the panel for its long names, and below it the buttons to open and save."""
         save = button("Save…", "Write the chosen model to a .safetensors file.", self._ask_and_save, "save_model")
-        buttons = in_a_row(
-            button("Open…", "Open a model from a .safetensors file.", self._ask_and_open, "open_model"), save
-        )
+        open_ = button("Open…", "Open a model from a .safetensors file.", self._ask_and_open, "open_model")
+        buttons = in_a_row(open_, save)
+        buttons.name = "model_buttons"
+        buttons.native.layout().setStretch(1, 1)
         row = Container(widgets=[self, buttons], labels=False, tooltip=self.tooltip)
         row.margins = (0, 0, 0, 0)
         row.label = self.label
