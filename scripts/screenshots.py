@@ -22,13 +22,14 @@ from qtpy.QtCore import QEventLoop, QSettings, QTimer
 from scipy import ndimage
 
 from napari_kdunet import core
+from napari_kdunet.widgets.shared.layers import grid_of
 from napari_kdunet.widgets.shared.models import models
 from napari_kdunet.widgets.shared.session import Session
 
 SIZE, COLOURS = (1400, 1000), 256
 BRUSH = 8  # pixels
 LIVE_STEPS = 600  # as budgets are in steps here: the pictures do not depend on how busy the machine is
-NAMES = ("train", "distill", "segment", "compare", "live")
+NAMES = ("train", "distill", "segment", "compare", "live", "objects")
 
 
 def wait(seconds: float) -> None:
@@ -172,6 +173,49 @@ class Studio:
         widget.view.stop_button.click()
         wait_until(lambda: widget.worker is None)
         viewer.close()
+
+    def objects(self) -> None:
+        """Four pictures: the preview, the plot, proofreading, and the errors of a prediction made worse."""
+        viewer, widget = self.viewer("Objects")
+        image, labels = viewer.layers
+        labels.visible = False
+        widget.live.value = True
+        wait_until(lambda: widget.preview.layer is not None and not widget.preview.is_busy)
+        self.shoot(viewer, "objects-find")
+        widget.raw.value = image
+        widget.start()
+        wait_until(lambda: widget.worker is None and widget.table is not None)
+        viewer.layers.selection.active = widget.layer
+        widget.views.setCurrentWidget(widget.plot)
+        widget.plot.along_y.setCurrentText("skeleton_length_nm")
+        length = widget.table.set_index("id")["skeleton_length_nm"]
+        widget.select_all(length[length > length.quantile(0.7)].index.tolist())
+        self.shoot(viewer, "objects-plot")
+        widget.views.setCurrentWidget(widget.rows)
+        widget.filter.value = "volume_um3 > 0.002"
+        widget.next_suspicious()
+        for _ in range(3):
+            widget.check()
+        widget.tool.value = "split"
+        self.shoot(viewer, "objects-proofread")
+        self.errors(viewer, widget)
+        viewer.close()
+
+    def errors(self, viewer: Any, widget: Any) -> None:
+        """Merge the two largest objects and delete the third, and compare with what there was."""
+        truth = viewer.add_labels(widget.layer.data.copy(), name="truth", visible=False, **grid_of(widget.layer))
+        one, other, lost = widget.table.sort_values("voxels", ascending=False)["id"].tolist()[:3]
+        data = widget.layer.data
+        data[data == one], data[data == lost] = other, 0
+        widget.layer.refresh()
+        viewer.window.remove_dock_widget(widget.native)
+        _, compare = viewer.window.add_plugin_dock_widget("napari-kdunet", "Compare with ground truth")
+        compare.prediction.value, compare.reference.value = widget.layer, truth
+        compare.pages.setCurrentIndex(1)
+        compare.compare_objects()
+        wait_until(lambda: compare.object_worker is None)
+        compare.objects.table.selectRow(0)
+        self.shoot(viewer, "objects-errors")
 
 
 def main() -> None:
