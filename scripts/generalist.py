@@ -1,6 +1,6 @@
 """Train the bundled generalists, `mito-*`, on all sources, and put them into the package.
 
-    python scripts/generalist.py DATA --out DIR [--teacher-steps 3000,1500] [--students 2:6000,4:4000,1:6000]
+    python scripts/generalist.py DATA --out DIR [--teacher-steps 3000,3500] [--students 2:6000,4:4000,1:6000]
                                  [--seed 0] [--bundle]
 
 DATA is a folder as `benchmarks/generality.py` takes it. A 16-Unet learns from the labels of all three sources: first
@@ -75,7 +75,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data")
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--teacher-steps", default="3000,1500", help="strongly and mildly augmented")
+    parser.add_argument("--teacher-steps", default="3000,3500", help="strongly and mildly augmented")
     parser.add_argument("--students", default="2:6000,4:4000,1:6000", help="K:STEPS with commas between")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--bundle", action="store_true", help="put them into the package")

@@ -12,8 +12,8 @@ from napari_kdunet.cli import main
 
 PARAMETERS = {"lucchi-1unet": 7_878, "lucchi-2unet": 30_902, "lucchi-4unet": 122_394}
 PARAMETERS |= {"mito-1unet": 7_878, "mito-2unet": 30_902, "mito-4unet": 122_394, "mito-16unet": 1_943_778}
-FLOORS = {"lucchi-1unet": 0.70, "lucchi-2unet": 0.80, "lucchi-4unet": 0.82}
-FLOORS |= {"mito-1unet": 0.55, "mito-2unet": 0.60, "mito-4unet": 0.60, "mito-16unet": 0.60}
+FLOORS = {"lucchi-1unet": 0.70, "lucchi-2unet": 0.78, "lucchi-4unet": 0.78}
+FLOORS |= {"mito-1unet": 0.48, "mito-2unet": 0.55, "mito-4unet": 0.55, "mito-16unet": 0.60}
 
 data = Path(os.environ.get("KDUNET_DATA", "/nowhere"))
 

@@ -94,6 +94,6 @@ def test_what_cannot_be_searched_is_one_line(knowing, model, one_line):
 @pytest.mark.data
 @pytest.mark.skipif("KDUNET_DATA" not in os.environ, reason="KDUNET_DATA is not set")
 def test_the_size_of_a_real_volume(tmp_path):
-    raw = core.open_volume(Path(os.environ["KDUNET_DATA"]) / "epfl-training-raw.tif")
-    search = core.find_pixel_size(core.load_model("lucchi-2unet"), raw, slices=1, invert=False)
+    raw = core.open_volume(Path(os.environ["KDUNET_DATA"]) / "lucchi-train-raw.tif")
+    search = core.find_pixel_size(core.load_model("lucchi-2unet"), raw, invert=False)
     assert 4 < search.pixel_size < 7  # 5 nm
