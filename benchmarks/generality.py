@@ -106,7 +106,7 @@ def score(model: core.Model, name: str, given: argparse.Namespace) -> Row:
             probability = np.asarray(predicted[at])
             curve.add(probability, (labels.read(at) > 0).astype(np.int16))
         ious[factor], oracles[factor] = curve.iou(model.threshold), curve.iou(curve.best_threshold())
-    size = core.find_pixel_size(model, raw, invert=False, threads=1).pixel_size or model.pixel_size
+    size = core.find_pixel_size(model, raw, invert=False, threads=1).guess or model.pixel_size
     found = min(FACTORS, key=lambda factor: abs(np.log(size / (factor * SOURCES[name][1][2]))))
     row = {"best size": max(ious.values()), "found size": ious[found], "oracle": max(oracles.values()), "found": found}
     return row | {f"IoU at {factor:g}": ious[factor] for factor in FACTORS}

@@ -144,7 +144,6 @@ def search(model: core.Model, image: Array, truth: Array, true: float, threads: 
     begin = time.monotonic()
     found = core.find_pixel_size(model, image, threads=threads)
     seconds = time.monotonic() - begin
-    best = min((each for each in found.tried if not each.inverted), key=lambda each: each.doubt)
 
     def at(size: float | None, inverted: bool = False) -> float | str:
         if size is None:
@@ -153,13 +152,13 @@ def search(model: core.Model, image: Array, truth: Array, true: float, threads: 
         return iou(np.asarray(core.predict(model, volume, output="labels", threads=threads)) > 0, truth)
 
     ious = {factor: at(factor * true) for factor in (0.5, 0.7, 1.0, 1.4, 2.0)}
-    told = found.pixel_size or f"none ({best.pixel_size:.3g})"
+    told = found.pixel_size or f"none ({found.guess})"
     return {
         "true size": true,
         "found": f"{told}{' inverted' if found.inverted else ''}",
-        "doubt": best.doubt,
+        "doubt": min(each.doubt for each in found.tried if not each.inverted),
         "margin": found.margin,
-        "IoU there": at(found.pixel_size, found.inverted),
+        "IoU there": at(found.pixel_size or found.guess, found.inverted),
         "at the true size": ious[1.0],
         "best": max(ious.values()),
         "at the model's": at(model.pixel_size),

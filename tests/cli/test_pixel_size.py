@@ -54,3 +54,21 @@ def test_what_is_typed_is_kept_by_adapt(unknown, tmp_path):
     result = run(*given, "--pixel-size", "12", "--overwrite")
     assert result.code == 0, result.err
     assert core.load_model(path).pixel_size == 12
+
+
+def test_a_network_that_does_not_know_the_tissue_works_where_it_is_least_unsure(tmp_path):
+    """At its own 10 nm the specialist of a mouse finds next to nothing in the nerve cord of a fly, at 4.6 nm."""
+    model, raw = core.load_model("lucchi-1unet"), tmp_path / "raw.tif"
+    core.write_volume(core.open_volume(Path(os.environ["KDUNET_DATA"]) / "vnc-train-raw.tif").read(9)[None], raw)
+    search = core.find_pixel_size(model, raw, threads=1)
+    assert search.pixel_size is None
+    assert 3 < search.guess < 8
+    result = run("predict", "lucchi-1unet", raw, "-o", tmp_path / "mask.tif")
+    assert result.code == 0
+    assert f"is sure at none. Taken as {search.guess:g} nm, where it is least unsure; give --voxel-size." in result.err
+    mask = core.open_volume(tmp_path / "mask.tif")
+    assert mask.voxel_size is None
+    stated = core.predict(model, core.open_volume(raw, voxel_size=(search.guess,) * 3), output="labels", threads=1)
+    np.testing.assert_array_equal(mask[0], stated[0])
+    asked = run("predict", "lucchi-1unet", raw, "-o", tmp_path / "asked.tif", "--voxel-size", "auto")
+    assert (asked.code, asked.lines[-1].count("give --voxel-size")) == (2, 1)

@@ -39,7 +39,8 @@ def with_pixel_size(
     """The volume with a pixel size that `model` can work at: the stated one, else that at which it is surest.
 
     Each finding is printed. Returned are the volume, the voxel size that was stated, for the result, and what is to be
-    said of the search in the result's metadata. Where nothing is found the model's pixel size is taken, with a note.
+    said of the search in the result's metadata. Where nothing is found the size at which the model is least unsure is
+    taken, with a note, or the model's own if it sees nothing at any.
 
     Raises
     ------
@@ -70,8 +71,12 @@ def with_pixel_size(
         why = f"the pixel size of {volume.name} is not stated and not found: {name} is sure at none"
         if asked == AUTO:
             raise VolumeError(f"{why}; give --voxel-size.")
-        console.print(f"note: {why}. Taken as the model's {model.pixel_size:g} nm; give --voxel-size.")
-        return volume, None, {"pixel_size": "not found"}
+        if search.guess is None:
+            console.print(f"note: {why}. Taken as the model's {model.pixel_size:g} nm; give --voxel-size.")
+            return volume, None, {"pixel_size": "not found"}
+        console.print(f"note: {why}. Taken as {search.guess:g} nm, where it is least unsure; give --voxel-size.")
+        about = {"pixel_size": "not found", "pixel_size_taken": search.guess}
+        return core.open_volume(volume, voxel_size=(search.guess,) * 3), None, about
     contrast = ", bright and dark exchanged (--no-invert: never)" if best.inverted else ""
     hardly = "" if search.knows_tissue else ", though it hardly knows this tissue"
     console.print(

@@ -114,6 +114,12 @@ class PixelSizeSearch:
             best = inverted
         return best if best is not None and best.doubt < self.limits.found else None
 
+    @property
+    def guess(self) -> float | None:
+        """In nm, where the model is least unsure, contrast as it is, found or not; None if it counts at no size."""
+        surest = min(self._minima(False), key=_doubt, default=None)
+        return float(f"{surest.pixel_size:.3g}") if surest is not None and math.isfinite(surest.doubt) else None
+
     def _minima(self, inverted: bool) -> list[TriedSize]:
         """Sizes of one contrast whose neighbours are no surer; the largest size is there as a neighbour alone."""
         row = sorted((each for each in self.tried if each.inverted is inverted), key=lambda each: each.pixel_size)
