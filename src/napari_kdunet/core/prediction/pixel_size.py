@@ -37,7 +37,7 @@ _SURE = 0.1  # doubt of a model that sees something in the image; see docs/recip
 _AT_HOME = 0.065  # the same, on the tissue that it has learnt ...
 _OF_HOME = 1.3  # ... or so many times its doubt on the slices that validated it, where it knows that
 _LEAST_FOREGROUND, _MOST_FOREGROUND = 5e-4, 0.3
-_LEAST_OF_HOME, _MOST_OF_HOME = 0.1, 3.0  # the same, of the share in validation
+_LEAST_OF_HOME, _MOST_OF_HOME = 0.2, 3.0  # the same, of the share in validation
 _SURER = 0.6  # of the doubt as it is: contrast is inverted only where the model is so much surer
 _NEAR = 1.3  # sizes within this factor are not rivals
 
@@ -177,7 +177,7 @@ def find_pixel_size(
     The entropies are binary, of the foreground's probability p. Their ratio is the share of the uncertainty about a
     pixel that is left once the network has looked: 0 where each p is 0 or 1, and 1 where all are alike. The views are
     the image as it is and turned by a quarter; their agreement is Dice's coefficient of the two p. A size does not
-    count without foreground (mean p under 0.0005, or a tenth of its share in validation where the model knows that),
+    count without foreground (mean p under 0.0005, or a fifth of its share in validation where the model knows that),
     where foreground covers far more than it should (0.3, or three times that share), and at the largest: enlarged four
     times, anything dark may look like a mitochondrion.
 
