@@ -174,6 +174,7 @@ def train(
 
     inputs = (raw, labels, *(more or []), *(val_raw or []), *(val_labels or []), start)
     with launch_processes(config, devices, nodes) as fabric:
+        check_model_out(out, *inputs, overwrite=overwrite, resume=resume)
         volumes = given_volumes([raw, labels, *(more or [])], voxel_size, val_raw, val_labels, **selection)
         first = load_model(start) if start else None
         if first is not None:
@@ -183,7 +184,7 @@ def train(
             None,
             config,
             val=volumes.val,
-            out=check_model_out(out, *inputs, overwrite=overwrite, resume=resume),
+            out=out,
             resume=resume,
             start=first,
             fabric=fabric,
@@ -231,6 +232,7 @@ def distill(
 
     inputs = (teacher, raw, labels, *(more or []), *(unlabelled or []), *(val_raw or []), *(val_labels or []), start)
     with launch_processes(config, devices, nodes) as fabric:
+        check_model_out(out, *inputs, overwrite=overwrite, resume=resume)
         volumes = given_volumes([raw, labels, *(more or [])], voxel_size, val_raw, val_labels, unlabelled, **selection)
         knows = load_model(teacher) if teacher.endswith(".safetensors") or teacher in bundled_models() else None
         if knows is not None:
@@ -243,7 +245,7 @@ def distill(
             unlabelled=volumes.unlabelled,
             trust=trust_teacher,
             val=volumes.val,
-            out=check_model_out(out, *inputs, overwrite=overwrite, resume=resume),
+            out=out,
             resume=resume,
             start=load_model(start) if start else None,
             fabric=fabric,

@@ -89,7 +89,7 @@ def test_what_may_be_given_beside_the_image(bundled):
     assert_allclose(probability(pixel_size=[10, 10]), plain, atol=1e-6)  # the working pixel size is the default
     assert_allclose(probability(pixel_size=[0, 0]), plain, atol=1e-6)  # 0 is not known
     assert_allclose(probability(mean=image.mean(), std=image.std()), plain, atol=1e-4)
-    assert abs(probability(mean=100, std=50) - plain).max() > 0.01
+    assert abs(probability(mean=180, std=30) - plain).max() > 0.01
     (mask,) = run.run(["mask"], {"image": image, "threshold": np.array(0.9, np.float32)})
     assert_array_equal(mask, plain > 0.9)
 

@@ -13,7 +13,7 @@ from qtpy.compat import isalive
 from qtpy.QtWidgets import QProgressBar, QTabWidget, QWidget
 from superqt.utils import qdebounced
 
-from napari_kdunet.core import KDUNetError, LabelsError, ObjectsConfig, Volume
+from napari_kdunet.core import KDUNetError, LabelsError, ObjectsConfig, Volume, open_volume
 from napari_kdunet.widgets.proofreading.background import Background
 from napari_kdunet.widgets.proofreading.measuring import measure_objects
 from napari_kdunet.widgets.proofreading.object_plot import ObjectPlot
@@ -292,6 +292,9 @@ class ProofreadingPanel(Panel):
         session, corrections = self.session, self.session.corrections
         session.stale = False
         ids, raw, source = volume_of(self.layer), self._image(), self._source_volume()
+        if isinstance(self.layer.data, np.ndarray):  # as it is now: it may be edited meanwhile
+            now = np.array(self.layer.data).reshape(ids.shape)
+            ids = open_volume(now, voxel_size=ids.voxel_size, name=ids.name)
 
         def work() -> Iterator[Any]:
             if corrections is not None:

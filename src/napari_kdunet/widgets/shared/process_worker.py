@@ -172,19 +172,26 @@ class _Prepared:
 
     def make(self) -> None:
         with self._lock:
-            if self._process is None or not self._process.is_alive:
-                self._process = _Process()
+            self._process = _alive(self._process) or _Process()
 
     def take(self) -> _Process:
         with self._lock:
             process, self._process = self._process, None
-        return process if process is not None and process.is_alive else _Process()
+        return _alive(process) or _Process()
 
     def end(self) -> None:
         with self._lock:
             process, self._process = self._process, None
         if process is not None:
             threading.Thread(target=process.__exit__, name="kdunet-end", daemon=True).start()  # it may take 2 s
+
+
+def _alive(process: _Process | None) -> _Process | None:
+    """The process, unless it has died: then its pipes are closed."""
+    if process is not None and not process.is_alive:
+        process.__exit__()
+        return None
+    return process
 
 
 _prepared = _Prepared()

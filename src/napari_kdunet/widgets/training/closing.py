@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
 from typing import Any
 
 from napari.layers import Layer
+from qtpy.compat import isalive
 from qtpy.QtCore import QEvent, QObject
 from qtpy.QtWidgets import QDockWidget, QMainWindow, QMessageBox
 
@@ -31,34 +33,41 @@ class CloseGuard(QObject):
     def __init__(self, panel: Panel, model_name: Callable[[], str], stop: Callable[[], None]) -> None:
         super().__init__(panel.native)
         self._panel, self._model_name, self._stop = panel, model_name, stop
-        self._image: Layer | None = None
-        self._window: QObject | None = None
-        self._dock: Any = None
+        self._watched: list[weakref.ref[Any]] = []  # the image, the window and the dock: none is kept alive by this
 
     def watch(self, image: Layer) -> None:
         """Ask from now on; `image` is what is trained on."""
-        self._image, parent = image, self.parent()
+        self._watched, parent = [weakref.ref(image)], self.parent()
+        close_dock = weakref.WeakMethod(self._close_dock)
         while parent is not None:
-            if isinstance(parent, QDockWidget) and hasattr(parent, "destroyOnClose"):  # napari's, which has no event
-                self._dock = parent
-                self._dock.destroyOnClose = self._close_dock
+            dock: Any = parent
+            if isinstance(dock, QDockWidget) and hasattr(dock, "destroyOnClose"):  # napari's, which has no event
+                self._watched.append(weakref.ref(parent))
+                dock.destroyOnClose = lambda: (close := close_dock()) and close()
             if isinstance(parent, QMainWindow):
-                self._window = parent
+                self._watched.append(weakref.ref(parent))
                 parent.installEventFilter(self)
             parent = parent.parent()
 
     def leave(self) -> None:
         """Ask no more."""
-        if self._window is not None:
-            self._window.removeEventFilter(self)
-        if self._dock is not None:
-            del self._dock.destroyOnClose
-        self._window = self._dock = self._image = None
+        for watched in self._found():
+            if isinstance(watched, QMainWindow):
+                watched.removeEventFilter(self)
+            elif not isinstance(watched, Layer):
+                del watched.destroyOnClose
+        self._watched = []
+
+    def _found(self) -> list[Any]:
+        """What is watched and still there."""
+        found = [watched() for watched in self._watched]
+        return [each for each in found if isinstance(each, Layer) or (each is not None and isalive(each))]
 
     def eventFilter(self, watched: QObject | None, event: QEvent | None) -> bool:
         """Keep the window open if the user wants that; a script's ``viewer.close()`` has removed the layers before."""
         closing = event is not None and event.type() == QEvent.Type.Close
-        if not closing or self._image not in self._panel.viewer.layers or self._may_close():
+        learnt_from = any(each in self._panel.viewer.layers for each in self._found() if isinstance(each, Layer))
+        if not closing or not learnt_from or self._may_close():
             return False
         assert event is not None
         event.ignore()
@@ -66,9 +75,10 @@ class CloseGuard(QObject):
 
     def _close_dock(self) -> None:
         if self._may_close():
-            dock = self._dock
+            docks: list[Any] = [each for each in self._found() if isinstance(each, QDockWidget)]
             self.leave()
-            dock.destroyOnClose()
+            for dock in docks:
+                dock.destroyOnClose()
 
     def _may_close(self) -> bool:
         """Ask; whether to stop."""
