@@ -115,7 +115,7 @@ def test_what_is_missing_is_said(open_widget, qtbot, notified):
 @pytest.mark.slow
 @pytest.mark.skipif("KDUNET_DATA" not in os.environ, reason="KDUNET_DATA is not set")
 def test_a_bundled_model_finds_the_size_of_real_em(open_widget, qtbot, bundle):
-    bundle(Path(core.__file__).parents[1] / "models/lucchi-2unet.safetensors")
+    bundle(Path(core.__file__).parents[1] / "models/lucchi-4unet.safetensors")
     raw = core.open_volume(Path(os.environ["KDUNET_DATA"]) / "epfl-training-raw.tif")
     _, widget = opened(open_widget, qtbot, "Train teacher", raw.data[20:165:60].compute())
     text_after_find(qtbot, widget)
