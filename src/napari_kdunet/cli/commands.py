@@ -174,8 +174,8 @@ def train(
 
     inputs = (raw, labels, *(more or []), *(val_raw or []), *(val_labels or []), start)
     with launch_processes(config, devices, nodes) as fabric:
-        check_model_out(out, *inputs, overwrite=overwrite, resume=resume)
         volumes = given_volumes([raw, labels, *(more or [])], voxel_size, val_raw, val_labels, **selection)
+        check_model_out(out, *inputs, overwrite=overwrite, resume=resume)
         first = load_model(start) if start else None
         if first is not None:
             volumes = with_found_pixel_sizes(volumes, first, str(start), selection["invert"], _resources(config))
@@ -232,8 +232,8 @@ def distill(
 
     inputs = (teacher, raw, labels, *(more or []), *(unlabelled or []), *(val_raw or []), *(val_labels or []), start)
     with launch_processes(config, devices, nodes) as fabric:
-        check_model_out(out, *inputs, overwrite=overwrite, resume=resume)
         volumes = given_volumes([raw, labels, *(more or [])], voxel_size, val_raw, val_labels, unlabelled, **selection)
+        check_model_out(out, *inputs, overwrite=overwrite, resume=resume)
         knows = load_model(teacher) if teacher.endswith(".safetensors") or teacher in bundled_models() else None
         if knows is not None:
             volumes = with_found_pixel_sizes(volumes, knows, teacher, selection["invert"], _resources(config))
