@@ -10,7 +10,7 @@ assumed pixel sizes. With --single one learns from each source alone, too, and t
 What a row of the table has, mean and standard deviation over the seeds:
     best size   IoU at the best of the assumed pixel sizes, which needs labels to be known; threshold of the model
     found size  IoU at that of these sizes which is nearest to what `core.find_pixel_size` finds, without labels; where
-                it finds nothing, nearest to the model's own, as `predict` takes it
+                it finds nothing, nearest to its guess, as `predict` takes it
     oracle      IoU at the best of the sizes and the best threshold
     at home     IoU on slices of its own sources that were held out to choose model and threshold
 

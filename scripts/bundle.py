@@ -10,13 +10,13 @@ from __future__ import annotations
 import argparse
 from dataclasses import replace
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
 import torch
 
 from napari_kdunet import core
 from napari_kdunet.core.data.validation import Validation
+from napari_kdunet.core.metrics import MeanCurve
 
 PACKAGE = Path(__file__).parents[1] / "src" / "napari_kdunet" / "models"
 DATA = {
@@ -31,7 +31,7 @@ MOST_BYTES = 600_000
 def scored(model: core.Model, pairs: list[Any]) -> core.Model:
     """`model` with what its file says of the slices that were held out of each volume, as it is now.
 
-    That is its IoU, the foreground's share and its doubt, which `core.find_pixel_size` compares with.
+    That is its scores, the foreground's share and its doubt, which `core.find_pixel_size` compares with.
     """
     known = model.summary["validation"]
     slices: list[list[int]] = []
@@ -40,15 +40,11 @@ def scored(model: core.Model, pairs: list[Any]) -> core.Model:
             slices.append([])
         slices[-1].append(z)
     config = core.TrainConfig(**model.form_and_pixel_size)
-    curves = [
+    curves = tuple(
         Validation.against(core.open_volume(raw), core.open_volume(labels), at, config).score(model, "cpu", 1)
         for (raw, labels), at in zip(pairs, slices, strict=True)
-    ]
-    now: dict[str, Any] = {"iou": fmean(curve.iou(model.threshold) for curve in curves)}
-    if len(curves) > 1:
-        now["volume_ious"] = [curve.iou(model.threshold) for curve in curves]
-    now |= {name: fmean(getattr(curve, name) for curve in curves) for name in ("foreground", "doubt")}
-    return replace(model, summary=model.summary | {"validation": known | now})
+    )
+    return replace(model, summary=model.summary | {"validation": known | MeanCurve(curves).summary(model.threshold)})
 
 
 def main() -> None:

@@ -25,9 +25,8 @@ from napari_kdunet import core
 from napari_kdunet.core.training.checkpoint import resume_path
 
 ROOT = Path(__file__).parents[1]
-PACKAGE = ROOT / "src" / "napari_kdunet" / "models"
 sys.path.append(str(ROOT / "benchmarks"))
-from bundle import scored  # noqa: E402
+from bundle import PACKAGE, scored  # noqa: E402
 from generality import ARMS, SOURCES, volumes  # noqa: E402  (the sources and the settings are those of the benchmark)
 
 TEACHER_K = 16

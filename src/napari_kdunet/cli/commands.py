@@ -228,13 +228,14 @@ def distill(
     selection: dict[str, Any],
 ) -> None:
     """Distil a teacher into a tiny k-Unet."""
-    from napari_kdunet.core import bundled_models, iter_distill, load_model
+    from napari_kdunet.core import iter_distill, load_model
+    from napari_kdunet.core.data.teachers import is_own_model
 
     inputs = (teacher, raw, labels, *(more or []), *(unlabelled or []), *(val_raw or []), *(val_labels or []), start)
     with launch_processes(config, devices, nodes) as fabric:
         volumes = given_volumes([raw, labels, *(more or [])], voxel_size, val_raw, val_labels, unlabelled, **selection)
         check_model_out(out, *inputs, overwrite=overwrite, resume=resume)
-        knows = load_model(teacher) if teacher.endswith(".safetensors") or teacher in bundled_models() else None
+        knows = load_model(teacher) if is_own_model(teacher) else None
         if knows is not None:
             volumes = with_found_pixel_sizes(volumes, knows, teacher, selection["invert"], _resources(config))
         events = iter_distill(

@@ -278,6 +278,13 @@ class MeanCurve:
         """Mean over the volumes of the cross entropy of their foreground's share, nats a pixel."""
         return fmean(curve.prior_ce for curve in self.curves)
 
+    def summary(self, threshold: float) -> dict[str, Any]:
+        """What a model's file says of its validation, as JSON values: scores, the foreground's share, and the doubt."""
+        scores: dict[str, Any] = {"iou": self.iou(threshold), "ce": self.ce, "prior_ce": self.prior_ce}
+        if len(self.curves) > 1:
+            scores["volume_ious"] = [each.iou(threshold) for each in self.curves]
+        return scores | {name: fmean(getattr(each, name) for each in self.curves) for name in ("foreground", "doubt")}
+
     def iou(self, threshold: float) -> float:
         """Mean over the volumes of their foreground IoU at a threshold."""
         return fmean(curve.iou(threshold) for curve in self.curves)

@@ -58,6 +58,11 @@ def is_torchscript(path: str | Path) -> bool:
     return Path(path).suffix.lower() in _TORCHSCRIPT
 
 
+def is_own_model(source: str | Path) -> bool:
+    """Whether a teacher of this name is a model of this package: a ``.safetensors`` file, or a bundled one."""
+    return Path(source).suffix == ".safetensors" or str(source) in bundled_models()
+
+
 def as_teacher(source: Any, config: DistillConfig, *, trust: bool = False) -> Model | Volume:
     """Open and check a teacher.
 
@@ -84,7 +89,7 @@ def as_teacher(source: Any, config: DistillConfig, *, trust: bool = False) -> Mo
         return _foreign(source, type(source).__name__, config)
     if isinstance(source, str | Path):
         path = Path(source)
-        if path.suffix == ".safetensors" or str(source) in bundled_models():
+        if is_own_model(source):
             return _checked(load_model(source), config, str(source))
         if path.suffix.lower() == ".onnx":
             return _foreign(OnnxNetwork(path), str(path), config)

@@ -118,7 +118,7 @@ class PixelSizeSearch:
     def guess(self) -> float | None:
         """In nm, where the model is least unsure, contrast as it is, found or not; None if it counts at no size."""
         surest = min(self._minima(False), key=_doubt, default=None)
-        return float(f"{surest.pixel_size:.3g}") if surest is not None and math.isfinite(surest.doubt) else None
+        return _rounded(surest if surest is not None and math.isfinite(surest.doubt) else None)
 
     def _minima(self, inverted: bool) -> list[TriedSize]:
         """Sizes of one contrast whose neighbours are no surer; the largest size is there as a neighbour alone."""
@@ -129,7 +129,7 @@ class PixelSizeSearch:
     @property
     def pixel_size(self) -> float | None:
         """In nm, three digits; None where it was not found."""
-        return None if self.best is None else float(f"{self.best.pixel_size:.3g}")
+        return _rounded(self.best)
 
     @property
     def knows_tissue(self) -> bool:
@@ -246,7 +246,7 @@ def iter_find_pixel_size(
     if probes is None:
         yield replace(search, steps=0)
         return
-    probe = _Probe(model, probes, volume, Tiler.of(model, probes, device, threads))
+    probe = _Probe(model, search.limits, probes, volume, Tiler.of(model, probes, device, threads))
     for inverted in (False, True)[: 1 + invert]:
         for size in coarse:
             search = replace(search, tried=(*search.tried, probe.at(size, inverted)))
@@ -257,6 +257,11 @@ def iter_find_pixel_size(
     for octave in (-_FINE, _FINE):
         search = replace(search, tried=(*search.tried, probe.at(best.pixel_size * 2**octave, best.inverted)))
         yield search
+
+
+def _rounded(tried: TriedSize | None) -> float | None:
+    """Its pixel size, three digits."""
+    return None if tried is None else float(f"{tried.pixel_size:.3g}")
 
 
 def _doubt(tried: TriedSize) -> float:
@@ -310,6 +315,7 @@ class _Probe:
     """Predicts a few windows of slices at any assumed pixel size."""
 
     model: Model
+    limits: Limits
     probes: Volume
     volume: Volume
     tiler: Tiler
@@ -322,10 +328,9 @@ class _Probe:
         forward = _negated(self.tiler.forward) if inverted else self.tiler.forward
         first = self._predicted(replace(self.tiler, grid=grid, forward=forward))
         mean, ratio = _uncertainty(first)
-        limits = Limits.of(self.model)
-        if not limits.least_foreground <= mean <= limits.most_foreground:
+        if not self.limits.least_foreground <= mean <= self.limits.most_foreground:
             ratio = math.inf
-        if ratio >= limits.found:
+        if ratio >= self.limits.found:
             return TriedSize(size, inverted, ratio, mean)
         second = self._predicted(replace(self.tiler, grid=grid, forward=turned(forward)))
         return TriedSize(size, inverted, ratio + _VIEWS_WEIGHT * (1 - _agreement(first, second)), mean)

@@ -274,11 +274,7 @@ class Trainer:
     def _summary(self, curve: MeanCurve, threshold: float) -> dict[str, Any]:
         """How the model came about, for its file's metadata."""
         data, teacher = self.data, self.teacher
-        scores: dict[str, Any] = {"iou": curve.iou(threshold), "ce": curve.ce, "prior_ce": curve.prior_ce}
-        if len(curve.curves) > 1:
-            scores["volume_ious"] = [each.iou(threshold) for each in curve.curves]
-        scores |= {name: fmean(getattr(each, name) for each in curve.curves) for name in ("foreground", "doubt")}
-        scores["step"] = self.progress.step
+        scores = {**curve.summary(threshold), "step": self.progress.step}
         summary: dict[str, Any] = {
             "settings": self.config.to_dict(),
             "labelled_slices": list(data.labelled_slices),

@@ -7,11 +7,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from qtpy.QtCore import Signal
-from qtpy.QtWidgets import QAbstractItemView, QHeaderView, QTableWidget, QTableWidgetItem, QVBoxLayout, QWidget
+from qtpy.QtWidgets import QAbstractItemView, QTableWidgetItem, QVBoxLayout, QWidget
 
 from napari_kdunet.core import ObjectScores, Volume, score_objects
 from napari_kdunet.core.objects.scores import ObjectError
-from napari_kdunet.widgets.shared.panel import wrapped_label
+from napari_kdunet.widgets.shared.panel import list_table, wrapped_label
 
 __all__ = ["ObjectComparison", "ObjectErrors", "Place", "find_places", "iter_compare"]
 
@@ -85,17 +85,10 @@ class ObjectErrors(QWidget):
         super().__init__()
         self.comparison: ObjectComparison | None = None
         self.summary = wrapped_label(_START)
-        self.table = QTableWidget(0, len(_COLUMNS))
-        self.table.setHorizontalHeaderLabels(list(_COLUMNS))
+        self.table = list_table(*_COLUMNS)
         self.table.setToolTip("A row an error: click to go there.")
         self.table.setSelectionBehavior(QAbstractItemView.SelectionBehavior.SelectRows)
         self.table.setSelectionMode(QAbstractItemView.SelectionMode.SingleSelection)
-        self.table.setEditTriggers(QAbstractItemView.EditTrigger.NoEditTriggers)
-        left, above = self.table.verticalHeader(), self.table.horizontalHeader()
-        assert left is not None
-        assert above is not None
-        left.hide()
-        above.setSectionResizeMode(QHeaderView.ResizeMode.Stretch)
         layout = QVBoxLayout(self)
         layout.setContentsMargins(0, 0, 0, 0)
         layout.addWidget(self.summary)

@@ -291,12 +291,13 @@ class ProofreadingPanel(Panel):
             return
         session, corrections = self.session, self.session.corrections
         session.stale = False
-        ids, raw, source = volume_of(self.layer), self._image(), self._source_volume()
-        if isinstance(self.layer.data, np.ndarray):  # as it is now: it may be edited meanwhile
-            now = np.array(self.layer.data).reshape(ids.shape)
-            ids = open_volume(now, voxel_size=ids.voxel_size, name=ids.name)
+        live, raw, source = volume_of(self.layer), self._image(), self._source_volume()
+        pixels = self.layer.data
 
         def work() -> Iterator[Any]:
+            ids = live
+            if isinstance(pixels, np.ndarray):  # as it is now, as it is read twice and may be edited between
+                ids = open_volume(np.array(pixels).reshape(live.shape), voxel_size=live.voxel_size, name=live.name)
             if corrections is not None:
                 yield corrections.hand_on(ids)
             yield measure_objects(ids, raw, source, self.background.check)

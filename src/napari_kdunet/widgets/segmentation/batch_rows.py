@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING
 from magicgui.widgets import ComboBox, LineEdit
 from napari.layers import Image, Layer
 from qtpy.QtCore import Qt
-from qtpy.QtWidgets import QAbstractItemView, QFileDialog, QHeaderView, QTableWidget, QTableWidgetItem
+from qtpy.QtWidgets import QFileDialog, QTableWidgetItem
 
 from napari_kdunet import core
 from napari_kdunet.core.volumes.readers import READERS
 from napari_kdunet.widgets.segmentation.batch import Item, Progress, Recipe, images_in, iter_batch, target_of
 from napari_kdunet.widgets.shared.fields import Folding, without_wheel
 from napari_kdunet.widgets.shared.layers import PREVIEW, is_result, volume_of
-from napari_kdunet.widgets.shared.panel import button, in_a_row
+from napari_kdunet.widgets.shared.panel import button, in_a_row, list_table
 from napari_kdunet.widgets.shared.thread_worker import EventWorker, run
 
 if TYPE_CHECKING:
@@ -99,7 +99,7 @@ class BatchRows(Folding):
             label="",
             tooltip="Segment several layers, or the files of a folder, by the model above, and write the masks.",
         )
-        self.table = QTableWidget(0, 2)
+        self.table = list_table("Image", "State")
         self._make_table()
 
     def add(self, images: Iterable[Layer | str | Path]) -> None:
@@ -198,13 +198,9 @@ class BatchRows(Folding):
 
     def _make_table(self) -> None:
         table = self.table
-        table.setHorizontalHeaderLabels(["Image", "State"])
         header, side = table.horizontalHeader(), table.verticalHeader()
         assert header is not None
         assert side is not None
-        header.setSectionResizeMode(QHeaderView.ResizeMode.Stretch)
-        side.hide()
-        table.setEditTriggers(QAbstractItemView.EditTrigger.NoEditTriggers)
         table.setTextElideMode(Qt.TextElideMode.ElideMiddle)
         table.setMinimumWidth(40)
         table.setFixedHeight(header.sizeHint().height() + _ROWS_IN_SIGHT * side.defaultSectionSize())

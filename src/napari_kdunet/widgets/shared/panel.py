@@ -12,7 +12,17 @@ from magicgui.widgets import Container, Label, PushButton
 from magicgui.widgets.bases import Widget
 from qtpy.compat import isalive
 from qtpy.QtCore import QSize, Qt, QTimer
-from qtpy.QtWidgets import QFrame, QLabel, QScrollArea, QSizePolicy, QVBoxLayout, QWidget
+from qtpy.QtWidgets import (
+    QAbstractItemView,
+    QFrame,
+    QHeaderView,
+    QLabel,
+    QScrollArea,
+    QSizePolicy,
+    QTableWidget,
+    QVBoxLayout,
+    QWidget,
+)
 
 from napari_kdunet.core.errors import KDUNetError
 from napari_kdunet.widgets.shared.fields import AlignedLabels, Folding
@@ -21,7 +31,7 @@ from napari_kdunet.widgets.shared.notify import report
 if TYPE_CHECKING:
     import napari.viewer
 
-__all__ = ["Panel", "button", "in_a_row", "note", "wrapped_label"]
+__all__ = ["Panel", "button", "in_a_row", "list_table", "note", "wrapped_label"]
 
 _LEAST_HEIGHT = 110  # pixels: what five docks above each other leave on a screen of 768
 
@@ -214,6 +224,19 @@ class _WrappedLabel(QLabel):
 
     def minimumSizeHint(self) -> QSize:
         return QSize(0, super().minimumSizeHint().height())
+
+
+def list_table(*titles: str) -> QTableWidget:
+    """An empty table of rows to read, with columns of equal width."""
+    table = QTableWidget(0, len(titles))
+    table.setHorizontalHeaderLabels(list(titles))
+    table.setEditTriggers(QAbstractItemView.EditTrigger.NoEditTriggers)
+    above, left = table.horizontalHeader(), table.verticalHeader()
+    assert above is not None
+    assert left is not None
+    above.setSectionResizeMode(QHeaderView.ResizeMode.Stretch)
+    left.hide()
+    return table
 
 
 def wrapped_label(text: str = "") -> QLabel:

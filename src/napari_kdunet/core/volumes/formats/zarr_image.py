@@ -111,11 +111,7 @@ def open_zarr_node(node: Any, selection: Selection, name: str) -> Stored:
 
 
 def _open_folder(path: Path) -> Any:
-    store = _CheckedFiles(path, read_only=True)
-    node = zarr.open(store, mode="r")
-    if isinstance(node, zarr.Array):
-        store.of_array(node)
-    return node
+    return _opened(_CheckedFiles(path, read_only=True))
 
 
 def _open_url(url: str) -> Any:
@@ -123,6 +119,11 @@ def _open_url(url: str) -> Any:
         store: Any = _CheckedAddress.from_url(url, storage_options=_storage_options(url), read_only=True)
     except ImportError:
         raise VolumeError(f'{url} is remote: install what that takes, pip install "napari-kdunet[formats]"') from None
+    return _opened(store)
+
+
+def _opened(store: Any) -> Any:
+    """The group or the array in a store that checks chunks."""
     node = zarr.open(store, mode="r")
     if isinstance(node, zarr.Array):
         store.of_array(node)
