@@ -7,10 +7,11 @@ one thread, the probability of one 1024 x 1024 image at the model's working pixe
 through the network, to probabilities. All arms of a model take turns, so that what else runs on the machine meets them
 alike; printed is the median of the rounds, and behind it the least. The IoU is that of RAW at its own pixel size.
 
-Arms: the engine of `core.predict` (Numba); ONNX Runtime with float32 and int8; the file of C by gcc and by clang (-O3
--march=native); that C as WebAssembly, as the web page has it, and onnxruntime-web (its WebAssembly with vectors), both
-in Chromium. The last is fetched from npm into a temporary folder, or is taken from --web, a folder where `npm install
-onnxruntime-web` was run. An arm that is not installed, or for which the model is too large, is left out.
+Arms: the engine of `core.predict` (Numba); ONNX Runtime with float32, float16 weights and int8; the file of C by gcc
+and by clang (-O3 -march=native); that C as WebAssembly, as the web page has it, and onnxruntime-web (its WebAssembly
+with vectors), both in Chromium. The last is fetched from npm into a temporary folder, or is taken from --web, a folder
+where `npm install onnxruntime-web` was run. An arm that is not installed, or for which the model is too large, is left
+out.
 """
 
 from __future__ import annotations
@@ -178,7 +179,9 @@ class Quiet(SimpleHTTPRequestHandler):
 
 def arms_of(name: str, folder: Path, calibrate: Any, chromium: Chromium | None) -> dict[str, Timed]:
     model = core.load_model(name)
-    paths = {kind: folder / f"{name}.{kind}" for kind in ("safetensors", "onnx", "int8.onnx", "c", "html")}
+    paths = {
+        kind: folder / f"{name}.{kind}" for kind in ("safetensors", "onnx", "float16.onnx", "int8.onnx", "c", "html")
+    }
     model.save(paths["safetensors"])
 
     def size(kind: str) -> int:
@@ -192,9 +195,10 @@ def arms_of(name: str, folder: Path, calibrate: Any, chromium: Chromium | None) 
 
     arms = {"napari's engine": Timed(engine, size("safetensors"))}
     core.export_onnx(model, paths["onnx"])
+    core.export_onnx(model, paths["float16.onnx"], "float16")
     core.export_onnx(model, paths["int8.onnx"], "int8", calibrate=calibrate)
-    for title, kind in (("ONNX Runtime, float32", "onnx"), ("ONNX Runtime, int8", "int8.onnx")):
-        arms[title] = Timed(partial(runtime, core.OnnxModel.open(paths[kind])), size(kind))
+    for precision, kind in (("float32", "onnx"), ("float16", "float16.onnx"), ("int8", "int8.onnx")):
+        arms[f"ONNX Runtime, {precision}"] = Timed(partial(runtime, core.OnnxModel.open(paths[kind])), size(kind))
     tiny = True
     try:
         core.export_c(model, paths["c"])

@@ -1,4 +1,4 @@
-"""Write a model as a package for bioimage.io, which ilastik, deepImageJ, ImJoy and others open."""
+"""Write a model as a package for bioimage.io: weights for torch and ONNX, with nothing of napari-kdunet needed."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import io
 import json
 import math
 import zipfile
+from importlib import resources
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -90,6 +91,7 @@ def export_bioimageio(
     probability = _apply(net, image)
     files = {
         "weights.pt": _bytes_of(torch.save, net.state_dict()),
+        "architecture.py": resources.files(__package__).joinpath("architecture.py").read_bytes(),
         "weights.onnx": network_graph(folded(net)).SerializeToString(),
         "test_input.npy": _array(image),
         "test_output.npy": _array(probability),
@@ -143,7 +145,7 @@ def _describe(
 
     scale = {"scale": model.pixel_size, "unit": "nanometer"} if model.pixel_size else {}
     form = {"k": net.k, "bn": net.bn, "classes": net.classes, "depth": net.depth, "activation": net.activation}
-    architecture = {"callable": "KUNet", "import_from": "napari_kdunet.core.networks.unet", "kwargs": form}
+    architecture = {"callable": "KUNetProbability", **file("architecture.py"), "kwargs": form}
     size = {"min": _least_side(net), "step": net.multiple}
     spaces_in = [{"type": "space", "id": each, "size": size, **scale} for each in "yx"]
     spaces_out = [
@@ -180,7 +182,6 @@ def _describe(
                     *spaces_out,
                 ],
                 "data": {"type": "float32", "range": [0, 1]},
-                "postprocessing": [{"id": "softmax", "kwargs": {"axis": "channel"}}],
                 "test_tensor": file("test_output.npy"),
             }
         ],
@@ -204,22 +205,30 @@ def _identifier(text: str) -> str:
 def _documentation(model: Model, net: KUNet, name: str) -> str:
     size = f"{model.pixel_size:g} nm" if model.pixel_size else "that of the images it has learnt from"
     classes = ", ".join(f"{i} = {each}" for i, each in enumerate(model.class_names))
+    found = model.summary.get("validation", {}).get("iou")
+    scored = f"Its IoU on the held-out slices that chose its threshold is {found:.3f}. " if found else ""
     return f"""# {name}
+
+## Description
 
 A U-Net with {net.k} channels at the top and {net.parameter_count:,} parameters, made by napari-kdunet {__version__}.
 It segments electron micrographs slice by slice. Channels of the output: {classes}.
 
-## Use
+## Intended Use
 
 Resample the image to the model's pixel size, {size}, and the result back. A pixel is foreground where
 the probability of all classes but the background is above {model.threshold:.3g}, which was chosen on validation.
 Standardise by the mean and deviation of the sample, without what lies around it. napari-kdunet does all of this, and
-mirrors the borders of the image.
+mirrors the borders of the image. A network does not know images of another microscope or stain.
 
 ## Validation
 
-Look at the mask of a slice that you know, and score some labelled slices (`napari-kdunet evaluate MASK LABELS`):
-a network does not know images of another microscope or stain.
+{scored}Look at the mask of a slice that you know, and score some labelled slices
+(`napari-kdunet evaluate MASK LABELS`).
+
+## Citation
+
+{_PAPER["text"]}, https://doi.org/{_PAPER["doi"]}
 """
 
 

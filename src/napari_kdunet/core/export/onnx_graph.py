@@ -69,7 +69,7 @@ class _Graph:
 
 
 def network_graph(net: KUNet) -> onnx.ModelProto:
-    """The network alone, from (N, 1, Y, X) standardised working pixels to (N, classes, Y, X) logits.
+    """The network alone, from (N, 1, Y, X) standardised working pixels to (N, classes, Y, X) probabilities.
 
     Parameters
     ----------
@@ -77,8 +77,8 @@ def network_graph(net: KUNet) -> onnx.ModelProto:
         With fused batch normalisation: see `engine.folded`.
     """
     graph = _Graph()
-    _network(graph, net, "image", "logits")
-    return graph.model({"image": (TensorProto.FLOAT, ["n", 1, "y", "x"])}, {"logits": TensorProto.FLOAT})
+    graph.add("Softmax", _network(graph, net, "image"), name="probability", axis=1)
+    return graph.model({"image": (TensorProto.FLOAT, ["n", 1, "y", "x"])}, {"probability": TensorProto.FLOAT})
 
 
 def prediction_graph(net: KUNet, pixel_size: float, threshold: float, half: bool = False) -> onnx.ModelProto:
@@ -125,7 +125,7 @@ def prediction_graph(net: KUNet, pixel_size: float, threshold: float, half: bool
     )
 
 
-def _network(graph: _Graph, net: KUNet, x: str, to: str = "") -> str:
+def _network(graph: _Graph, net: KUNet, x: str) -> str:
     skips = []
     for level, stage in enumerate(net.down):
         x = graph.add("MaxPool", x, kernel_shape=[2, 2], strides=[2, 2]) if level else x
@@ -137,7 +137,7 @@ def _network(graph: _Graph, net: KUNet, x: str, to: str = "") -> str:
         x = graph.add("ConvTranspose", x, *graph.weights(up, f"up.{i}"), kernel_shape=[2, 2], strides=[2, 2])
         x = graph.add("Concat", skips.pop(), x, axis=1)
         x = _double_convolution(graph, net, merge, x, f"merge.{i}")
-    return graph.add("Conv", x, *graph.weights(net.head, "head"), name=to, kernel_shape=[1, 1])
+    return graph.add("Conv", x, *graph.weights(net.head, "head"), kernel_shape=[1, 1])
 
 
 def _double_convolution(graph: _Graph, net: KUNet, stage: Any, x: str, name: str) -> str:
