@@ -55,6 +55,17 @@ def test_the_graph_is_predict(bundled, size, pixel):
         assert_array_equal((mask[0, 0] == (expected > model.threshold)) | unsure, True)
 
 
+@pytest.mark.parametrize("pixel", [10.0, 12.0, 6.5])
+def test_the_graph_is_predict_in_a_wide_image(bundled, pixel):
+    """Where float32 sums, and positions counted in float32, are not enough."""
+    model, _, run = bundled
+    image = textured((80, 3000))
+    image[:, 1500:] //= 2
+    expected = np.asarray(core.predict(model, core.open_volume(image[None], voxel_size=(30.0, pixel, pixel))))[0]
+    inputs = {"image": image[None, None].astype(np.float32), "pixel_size": np.full(2, pixel, np.float32)}
+    assert_allclose(run.run(["probability"], inputs)[0][0, 0], expected, atol=3e-5)
+
+
 @pytest.mark.parametrize(
     "form",
     [

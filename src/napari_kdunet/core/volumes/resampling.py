@@ -74,7 +74,10 @@ def _resample(x: Tensor, ratio: tuple[Fraction, Fraction]) -> Tensor:
     for axis, r in zip((-2, -1), ratio, strict=True):
         if r < 1:
             x = _shrink(x, axis, 1 / r)
-    return x if list(x.shape[-2:]) == size else F.interpolate(x, size, mode="bilinear", align_corners=False)
+    if list(x.shape[-2:]) == size:
+        return x
+    exact = all(r.numerator & (r.numerator - 1) == 0 for r in ratio)  # else float32 is off by 1e-7 of the image's width
+    return F.interpolate(x if exact else x.double(), size, mode="bilinear", align_corners=False).to(x.dtype)
 
 
 def _shrink(x: Tensor, axis: int, factor: Fraction) -> Tensor:
