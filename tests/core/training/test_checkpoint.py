@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 from dataclasses import replace
@@ -167,6 +168,40 @@ def test_errors(blobs, settings, quick, tmp_path, one_line):
     core.Model(core.KUNet(1)).save(state)
     with one_line(core.ModelError, "not the state"):
         core.iter_train(*blobs(), settings, out=out, resume=True)
+
+
+def test_other_data_are_not_gone_on_with(blobs, quick, model, tmp_path, one_line):
+    """Of the same shape and settings: one other pixel of an image, of labels or of a teacher is found."""
+    out, (raw, labels) = tmp_path / "m.safetensors", blobs((6, 32, 32))
+    config = core.DistillConfig(**quick(k=1, depth=1, steps=4, val_share=0.25).to_dict())
+    teacher, volume = model(1, depth=1), (labels > 0).astype(np.float32)
+    other = copy.deepcopy(teacher)
+    with torch.no_grad():
+        other.net.head.bias += 1
+
+    def changed(array, z):
+        array = array.copy()
+        array[z, 3, 3] = 1 - (array[z, 3, 3] > 0)
+        return array
+
+    for first, same, others in (
+        ((teacher, raw, labels), (copy.deepcopy(teacher), raw.copy(), labels.copy()), [(other, raw, labels)]),
+        ((volume, raw, None), (volume.copy(), raw, None), [(changed(volume, 4), raw, None)]),
+        (
+            (teacher, raw, labels),
+            (teacher, raw, labels),
+            [(teacher, changed(raw, z), labels) for z in (0, 3, 5)]
+            + [(teacher, raw, changed(labels, z)) for z in (0, 3, 5)]
+            + [(teacher, core.open_volume(raw, voxel_size=(5, 5, 5)), labels)],
+        ),
+    ):
+        events = core.iter_distill(*first, config, out=out)
+        next(events), next(events)
+        events.close()
+        for given in others:
+            with one_line(core.ConfigError, str(out.with_suffix("")), "of other data", "start anew"):
+                core.iter_distill(*given, config, out=out, resume=True)
+        assert next(core.iter_distill(*same, config, out=out, resume=True)).step == 1
 
 
 def test_two_trainings_to_one_file(blobs, quick, tmp_path, one_line):

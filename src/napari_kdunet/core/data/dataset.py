@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from napari_kdunet.core.config import TrainConfig
+from napari_kdunet.core.data.fingerprint import volume_fingerprint
 from napari_kdunet.core.data.patches import PatchSampler, TrainingVolume, load_blocks
 from napari_kdunet.core.data.splits import is_labelled, spaced
 from napari_kdunet.core.data.teachers import TeacherOutput
@@ -33,6 +34,8 @@ class Dataset:
     unlabelled_slices: int
     first: TrainingVolume
     """The first volume, whose labels may change while it is trained on, and its slices that are not held out."""
+    volumes: tuple[TrainingVolume, ...] = ()
+    """All that is learnt from, with its slices: what has labels, and what the teacher alone knows."""
     notes: tuple[str, ...] = field(default=())
 
     @property
@@ -44,6 +47,16 @@ class Dataset:
     def validated_on(self) -> str:
         """As in `Started`."""
         return " and ".join(dict.fromkeys(validation.kind for validation in self.validations))
+
+    def fingerprint(self) -> dict[str, str]:
+        """Checksums of the images and of the labels, those validated on too, by which other data is told."""
+        raws = [(volume.raw, volume.slices) for volume in self.volumes]
+        raws += [(validation.raw, validation.slices) for validation in self.validations]
+        images = [volume_fingerprint(raw, slices, (raw.dtype, raw.voxel_size, raw.fill)) for raw, slices in raws]
+        truths = [(volume.labels, volume.slices) for volume in self.volumes if volume.labels is not None]
+        truths += [(each.labels, each.slices) for each in self.validations if each.labels is not None]
+        labels = [volume_fingerprint(truth, slices, (truth.dtype, slices)) for truth, slices in truths]
+        return {"images": " ".join(dict.fromkeys(images)), "labels": " ".join(dict.fromkeys(labels))}
 
     def read_again(self, z: int) -> None:
         """Read the labels of slice `z` of the first volume again; a held-out one is validated on, never trained on."""
@@ -131,7 +144,8 @@ def prepare(
     labelled_z = tuple(z for part in labelled for z in part.slices)
     unlabelled_slices = sum(len(part.slices) for part in others)
     first = replace(volumes[0], slices=splits[0].usable)
-    return Dataset(sampler, tuple(validations), labelled_z, unlabelled_slices, first, tuple(notes))
+    learnt = (*labelled, *others)
+    return Dataset(sampler, tuple(validations), labelled_z, unlabelled_slices, first, learnt, tuple(notes))
 
 
 def _pairs(given: Any) -> list[tuple[Any, Any]]:

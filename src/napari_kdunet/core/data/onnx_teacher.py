@@ -56,6 +56,11 @@ class OnnxNetwork(UsualUNet, nn.Module):
     ModelError
         If it cannot be read or is not a network that can teach, takes too long or too much memory, or onnxruntime is
         not installed.
+
+    Attributes
+    ----------
+    content : bytes
+        Of the file.
     """
 
     def __init__(self, path: Path, tile_seconds: float = 60.0) -> None:
@@ -67,7 +72,7 @@ class OnnxNetwork(UsualUNet, nn.Module):
         try:
             if path.stat().st_size > _MOST_BYTES:
                 raise ModelError(f"{path} has more than {_MOST_BYTES // 2**20} MB: give a smaller network.")
-            self._content = path.read_bytes()
+            self.content = path.read_bytes()
         except OSError as error:
             raise ModelError(f"{path} cannot be read: {error.strerror}.") from error
         self.path, self.tile_seconds = path, tile_seconds
@@ -120,11 +125,11 @@ class OnnxNetwork(UsualUNet, nn.Module):
         if self._process is None or self._process.threads != threads:
             if self._process is not None:
                 self._process.end()
-            self._process = _Process(self.path, self._content, threads, self._seconds_to_start())
+            self._process = _Process(self.path, self.content, threads, self._seconds_to_start())
         return self._process
 
     def _seconds_to_start(self) -> float:
-        return _PROBE_SECONDS + len(self._content) / _BYTES_A_SECOND
+        return _PROBE_SECONDS + len(self.content) / _BYTES_A_SECOND
 
     @property
     def parameter_count(self) -> int:

@@ -35,6 +35,8 @@ class Validation:
     slices: tuple[int, ...]
     kind: str
     """As in `Started.validated_on`."""
+    labels: Volume | None = None
+    """Those scored against; None where that is the teacher."""
 
     @classmethod
     def against(
@@ -46,7 +48,7 @@ class Validation:
             index = class_index(labels.read(z, slice(*y), slice(*x)), config.classes, config.ignore)
             return _without_outside(index, raw, z, y, x)
 
-        return cls(raw, truth, tuple(slices), kind)
+        return cls(raw, truth, tuple(slices), kind, labels)
 
     def prior_ce(self) -> float:
         """Cross entropy of the class prior, the slices' share of foreground, nats a pixel."""

@@ -6,7 +6,6 @@ A sweep and a study are many trainings in one folder. Called again with the same
 from __future__ import annotations
 
 import json
-import zlib
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import replace
@@ -17,9 +16,8 @@ from napari_kdunet.core.errors import ConfigError, ModelError
 from napari_kdunet.core.files import read_json, write_bytes
 from napari_kdunet.core.training.checkpoint import other_settings, resume_path
 from napari_kdunet.core.training.events import Done, Event, Started
-from napari_kdunet.core.volumes.volume import Volume
 
-__all__ = ["data_fingerprint", "forget_partial", "iter_once", "load_record", "save_record"]
+__all__ = ["forget_partial", "iter_once", "load_record", "save_record"]
 
 _MOST_BYTES = 2**24  # of a record
 
@@ -137,9 +135,3 @@ def _flat(metadata: dict[Any, Any]) -> dict[str, Any]:
     """The metadata, with the settings one level up."""
     settings: dict[str, Any] = metadata.get("settings", {})
     return {name: value for name, value in metadata.items() if name != "settings"} | settings
-
-
-def data_fingerprint(*volumes: Volume) -> str:
-    """Fingerprint of volumes at the cost of one slice each: shapes, and a checksum of the middle slices."""
-    checks = (zlib.crc32(volume.read(volume.shape[0] // 2).tobytes()) for volume in volumes)
-    return " ".join(f"{'x'.join(map(str, v.shape))}:{check:08x}" for v, check in zip(volumes, checks, strict=True))

@@ -9,17 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from napari_kdunet.core.config import DistillConfig, TrainConfig
+from napari_kdunet.core.data.fingerprint import data_fingerprint
 from napari_kdunet.core.data.splits import hold_out, spaced
 from napari_kdunet.core.data.validation import Validation
 from napari_kdunet.core.errors import DivergedError, TrainingError
 from napari_kdunet.core.experiments.history import History, lowest_mean
-from napari_kdunet.core.experiments.run_store import (
-    data_fingerprint,
-    forget_partial,
-    iter_once,
-    load_record,
-    save_record,
-)
+from napari_kdunet.core.experiments.run_store import forget_partial, iter_once, load_record, save_record
 from napari_kdunet.core.experiments.studies import Run
 from napari_kdunet.core.files import make_folder
 from napari_kdunet.core.networks.model import Model, load_model

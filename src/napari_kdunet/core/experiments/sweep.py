@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import statistics
 import time
-import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from napari_kdunet.core.config import DistillConfig
+from napari_kdunet.core.data.fingerprint import data_fingerprint, teacher_fingerprint
 from napari_kdunet.core.data.splits import hold_out
 from napari_kdunet.core.errors import ConfigError
-from napari_kdunet.core.experiments.run_store import data_fingerprint, iter_once, load_record, save_record
+from napari_kdunet.core.experiments.run_store import iter_once, load_record, save_record
 from napari_kdunet.core.files import make_folder
 from napari_kdunet.core.metrics import evaluate
 from napari_kdunet.core.networks.model import Model, load_model
@@ -121,7 +121,7 @@ def iter_sweep(
     (raw, labels), test = hold_out(raw, labels) if val is None else (open_pair(raw, labels), open_pair(*val))
     folder = Path(folder)
     make_folder(folder)
-    shared = {"data": data_fingerprint(raw, labels, *test), "teacher": _checksum(teacher)}
+    shared = {"data": data_fingerprint(raw, labels, *test), "teacher": teacher_fingerprint(teacher)}
     for student in (None, *students):
         name = "teacher" if student is None else f"{student.k}-unet"
         path = folder / f"{name}.safetensors"
@@ -143,13 +143,6 @@ def _distilling(teacher: Model, raw: Any, labels: Any, config: DistillConfig, un
         return iter_distill(teacher, raw, labels, config, unlabelled=unlabelled, out=out, resume=resume)
 
     return train
-
-
-def _checksum(model: Model) -> str:
-    total = 0
-    for value in model.net.state_dict().values():
-        total = zlib.crc32(value.cpu().contiguous().numpy().tobytes(), total)
-    return f"{model.parameter_count} parameters, {total:08x}"
 
 
 def smallest_within(students: Sequence[Tradeoff], margin: float = 0.01) -> Tradeoff:

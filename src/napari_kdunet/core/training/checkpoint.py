@@ -25,6 +25,7 @@ __all__ = ["Checkpointer", "Progress", "model_of", "other_settings", "resume_pat
 
 #: Settings that say where a training runs and not what it does: they may change when it is resumed.
 _MAY_CHANGE = {"device", "threads", "memory", "patience"}
+_DATA = {"images", "labels", "teacher"}  # in a state beside its settings
 _MOST_WORDS = 150  # characters about what differs
 
 
@@ -65,6 +66,11 @@ class Checkpointer:
         The network, the running average of its weights and the optimiser, saved and restored as a whole.
     group : ProcessGroup
         Only its rank 0 writes.
+
+    Attributes
+    ----------
+    about : dict of str to str
+        Fingerprints of images, labels and teacher by those names, which are kept in the state.
     """
 
     def __init__(
@@ -79,6 +85,7 @@ class Checkpointer:
         self.config, self.out, self.group = config, out, group
         self._settings = {**config.to_dict(), "processes": group.size}
         self.net, self.average, self.optimizer = net, average, optimizer
+        self.about: dict[str, str] = {}
         self.best: Model | None = None
         self._lock: TargetLock | None = None
         self.forget_score()
@@ -141,7 +148,7 @@ class Checkpointer:
             "best": {} if self.best is None else self.best.net.state_dict(),
             "optimizer": _optimizer_tensors(self.optimizer),
         }
-        _State(self._settings, progress, best, tensors).save(self.state_path)
+        _State(self._settings | self.about, progress, best, tensors).save(self.state_path)
 
     def _like(self, file: TensorFile) -> dict[str, Tensor]:
         """What the tensors of a state of this training are like, those of the parts that `file` has."""
@@ -163,7 +170,7 @@ class Checkpointer:
         Raises
         ------
         ModelError, ConfigError
-            If there is no state, it is damaged, or it was made with other settings.
+            If there is no state, it is damaged, or it was made with other settings or of other data.
         """
         if self.out is None:
             raise ConfigError("there is nothing to resume from without the path of the model: name it.")
@@ -188,7 +195,7 @@ class Checkpointer:
             file = TensorFile.open(path)
             if file.metadata.get("resume") != 1:
                 raise ModelError(f"{path} is a model, not the state of a training: name its .resume.safetensors file.")
-            return _State.load(file, self._settings, self._like(file))
+            return _State.load(file, self._settings | self.about, self._like(file))
         except DamagedError as error:
             best = f"; the best model so far, {self.out}, is still usable" if self._has_model() else ""
             reason = str(error)[:120]
@@ -247,16 +254,18 @@ class _State:
         DamagedError
             If it is not what `save` writes.
         ConfigError
-            If it was made with other settings.
+            If it was made with other settings, or of other images or labels or by another teacher.
         """
         path, metadata = file.path, file.metadata
         before, best = metadata.get("settings"), metadata.get("best")
         if not isinstance(before, dict) or not isinstance(best, dict):
             raise DamagedError("its metadata has no settings or no best score")
-        other = other_settings(before, settings)
+        unknown = {name: settings[name] for name in _DATA if name in settings}  # to states of older versions
+        other = other_settings(unknown | before, settings)
         if other:
             file.verify()  # a flipped bit in a setting is damage, and not another setting
-            raise ConfigError(f"{path} was made with other settings: {other}. Give the same, or start anew.")
+            what = "of other data" if set(_changed(unknown | before, settings)) <= _DATA else "with other settings"
+            raise ConfigError(f"{path} was made {what}: {other}. Give the same, or start anew.")
         progress = Progress(
             **{spec.name: _number(metadata, spec.name, type(spec.default) is int) for spec in fields(Progress)}
         )
@@ -284,10 +293,13 @@ def _number(values: dict[str, Any], name: str, whole: bool = False, least: float
 
 def other_settings(before: dict[str, Any], now: dict[str, Any]) -> str:
     """In which settings that matter two trainings differ, e.g. ``steps 100 (now 200)``; empty where in none."""
-    other = [name for name in before | now if before.get(name) != now.get(name) and name not in _MAY_CHANGE]
-    words = ", ".join(f"{name} {before.get(name)} (now {now.get(name)})" for name in other)
+    words = ", ".join(f"{name} {before.get(name)} (now {now.get(name)})" for name in _changed(before, now))
     words = "".join(letter if letter.isprintable() else "?" for letter in words)  # a file can hold anything
     return words if len(words) <= _MOST_WORDS else f"{words[:_MOST_WORDS]}..."
+
+
+def _changed(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    return [name for name in before | now if before.get(name) != now.get(name) and name not in _MAY_CHANGE]
 
 
 def _optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

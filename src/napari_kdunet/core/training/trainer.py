@@ -17,6 +17,7 @@ from lightning_fabric import Fabric
 
 from napari_kdunet.core.config import TrainConfig
 from napari_kdunet.core.data.dataset import Dataset
+from napari_kdunet.core.data.fingerprint import teacher_fingerprint
 from napari_kdunet.core.data.patches import Batch
 from napari_kdunet.core.data.prefetch import Prefetcher
 from napari_kdunet.core.devices import precision_notes, training_threads, using_threads
@@ -87,6 +88,9 @@ class Trainer:
         self.net, self.optimizer = self.fabric.setup(self.raw_net, optimizer)
         self.average = running_average(self.raw_net, config.ema)
         self.checkpoints = Checkpointer(config, out, self.raw_net, self.average, self.optimizer, self.group)
+        if out is not None and not self.group.rank:
+            taught = {} if teacher is None else {"teacher": teacher_fingerprint(teacher)}
+            self.checkpoints.about = data.fingerprint() | taught
         self.progress = self.checkpoints.restore() if resume else Progress()
 
     def run(self, edited: Edited | None = None) -> Iterator[Event]:
@@ -117,6 +121,8 @@ class Trainer:
                 for z in edited() if edited is not None else ():
                     self.data.read_again(z)
                     self.checkpoints.forget_score()
+                    if self.checkpoints.about:
+                        self.checkpoints.about |= self.data.fingerprint()
                 if not self._validation_is_due:
                     yield self.step()
                 else:
