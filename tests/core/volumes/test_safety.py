@@ -38,6 +38,31 @@ def bounded(seconds: float = 2, megabytes: float = 200):
     assert (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024 < megabytes
 
 
+# ---------------------------------------------------------------- what never ends
+
+
+@pytest.mark.parametrize(("order", "period"), [("<", 1), (">", 3), ("<", 150)])
+def test_pages_that_go_round(tmp_path, fails, order, period):
+    """A chain of pages without a tag, of which the last is followed by an earlier one."""
+    form = struct.Struct(f"{order}HI")
+    places = range(8, 8 + form.size * (period + 2), form.size)
+    chain = b"".join(form.pack(0, place) for place in (*places[1:], places[2]))
+    magic = b"II*\0" if order == "<" else b"MM\0*"
+    (tmp_path / "a.tif").write_bytes(magic + struct.pack(f"{order}I", places[0]) + chain)
+    with bounded():
+        fails(tmp_path / "a.tif", "a.tif is damaged", f"page {period + 2} ")
+
+
+@pytest.mark.parametrize("big", [False, True])
+def test_pages_with_many_reduced_copies(tmp_path, fails, big):
+    path = tmp_path / "a.tif"
+    tag = (65330, 16 if big else 4, 50_000, [8] * 50_000, True)
+    tifffile.imwrite(path, np.zeros((2, 8, 8), np.uint8), bigtiff=big, extratags=[tag], metadata=None)
+    path.write_bytes(path.read_bytes().replace(struct.pack("<H", 65330), struct.pack("<H", 330), 1))
+    with bounded():
+        fails(path, "a.tif is damaged", "page 0 has 50000 reduced copies")
+
+
 # ---------------------------------------------------------------- pipes and devices
 
 

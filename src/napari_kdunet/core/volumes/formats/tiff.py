@@ -57,6 +57,7 @@ _KINDS = [
     "nih",
     "mdgel",
 ]
+_SUB_IFDS, _MOST_SUB_IFDS = 330, 64  # the tag of a page with its reduced copies, of which each is half as large
 _OF_FILES_BESIDE = {"is_mmstack": False, "is_ndtiff": False}  # kinds that would open whatever is there under some names
 _TURNS = {
     2: ("yx", "x"),
@@ -183,12 +184,34 @@ def _tiff_file(path: Path, plain: bool) -> tifffile.TiffFile:
 
 
 def _check_companions(path: Path, name: str) -> str:
-    """Check the other files of an OME-TIFF before tifffile opens them; returns its OME-XML."""
+    """Check the pages of a TIFF, and the other files of an OME-TIFF, before tifffile does; returns its OME-XML."""
+    with _tiff_file(path, plain=True) as tif:
+        if tif.pages:
+            _check_chain(tif, name)
     description = _description(path)
     if has_sane_ome(description):  # else it is not asked
         for companion in ome_file_names(description):
             check_part(path, companion, name)
     return description
+
+
+def _check_chain(tif: tifffile.TiffFile, name: str) -> None:
+    """Refuse pages of which the last is followed by an earlier one, and those with more reduced copies than can be."""
+    form, file, offset = tif.tiff, tif.filehandle, tif.pages.first.offset
+    number = partial(int.from_bytes, byteorder="little" if form.byteorder == "<" else "big")
+    seen = set[int]()
+    while 0 < offset < file.size:
+        if offset in seen:
+            raise VolumeError(f"{name} is damaged: after its page {len(seen)} an earlier one comes again")
+        seen.add(offset)
+        file.seek(offset)
+        size = number(file.read(form.tagnosize)) * form.tagsize
+        tags = file.read(size + form.offsetsize)
+        for at in range(0, min(size, len(tags)), form.tagsize):
+            code, count = number(tags[at : at + 2]), number(tags[at + 4 : at + 2 + form.tagsize // 2])
+            if code == _SUB_IFDS and count > _MOST_SUB_IFDS:
+                raise VolumeError(f"{name} is damaged: its page {len(seen) - 1} has {count} reduced copies")
+        offset = number(tags[size:])
 
 
 def _description(path: Path) -> str:
