@@ -6,6 +6,8 @@ import ast
 import json
 import pickle
 import re
+import subprocess
+import sys
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -113,6 +115,38 @@ def test_loaders_are_seen(source, name):
 def test_what_is_no_loader_is_not_seen():
     source = "import re, torch\nre.compile('a')\nmodel.eval()\ntorch.save(a, b)\nself.load(p)\nloop.exec()"
     assert loaders(source) == set()
+
+
+# ---------------------------------------------------------------- nor does the folder that one is in
+
+
+IN_A_FOLDER = """
+import os, sys
+from napari_kdunet import core
+model = core.Model(core.KUNet(1, depth=1), pixel_size=0.0)
+image = [[[1, 2], [3, 4]]]
+os.chdir(sys.argv[1])
+first = core.predict(model, core.open_volume(__import__("numpy").array(image))).compute()
+os.chdir("/")
+import numba
+from napari_kdunet.core.kernels.inference import run
+os.chdir(sys.argv[1])
+second = core.predict(model, core.open_volume(__import__("numpy").array(image))).compute()
+assert abs(first - second).max() < 1e-5
+print(numba.config.CACHE_DIR)
+"""
+
+
+@pytest.mark.parametrize("settings", ["cache_dir: taken\n", "a: [", "1"])
+def test_numba_takes_no_settings_of_the_folder(tmp_path, settings):
+    """Which may be a stranger's: they name a cache, from which compiled code is taken."""
+    pytest.importorskip("numba")
+    (tmp_path / ".numba_config.yaml").write_text(settings)
+    argv = [sys.executable, "-P", "-c", IN_A_FOLDER, str(tmp_path)]
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert "taken" not in done.stdout
+    assert [path.name for path in tmp_path.iterdir()] == [".numba_config.yaml"]
 
 
 # ---------------------------------------------------------------- and the formats that could hold code do not run it

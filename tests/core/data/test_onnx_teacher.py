@@ -245,6 +245,15 @@ def test_the_process_of_a_network_has_a_limit(exported):
     assert int(peak.split()[1]) / 1024 < MEGABYTES
 
 
+def test_nothing_of_the_current_folder_is_imported(exported, tmp_path, monkeypatch):
+    """Where one stands is often a stranger's folder."""
+    for name in ("json", "numpy", "onnx", "onnxruntime", "napari_kdunet"):
+        (tmp_path / f"{name}.py").write_text("open('ran', 'w')\nraise SystemExit")
+    monkeypatch.chdir(tmp_path)
+    assert as_teacher(exported, CONFIG).net(torch.zeros(1, 1, 32, 32)).shape == (1, 2, 32, 32)
+    assert not (tmp_path / "ran").exists()
+
+
 def test_an_end_in_the_midst(tmp_path):
     """A network that is quick on the first patch and endless on others is ended too."""
     condition = [

@@ -17,7 +17,7 @@ from napari_kdunet import core
 from napari_kdunet.core.prediction.engine import engine_for, folded
 
 CPU = torch.device("cpu")
-COMPILED = ("prediction.compiled", "kernels.inference", "kernels.layout", "kernels.simd")
+COMPILED = ("prediction.compiled", "kernels.inference", "kernels.jit", "kernels.layout", "kernels.simd")
 
 
 def plain(net: core.KUNet, image: torch.Tensor) -> torch.Tensor:

@@ -157,6 +157,16 @@ def test_closing_ends_it_in_a_step_that_takes_too_long(own_process, tmp_path, mo
     assert [process.returncode for process in own_process] == [0]
 
 
+def test_nothing_of_the_current_folder_is_imported(em_volumes, own_process, tmp_path, monkeypatch):
+    """Where napari was started is often a stranger's folder."""
+    for name in ("json", "numpy", "torch", "napari_kdunet"):
+        (tmp_path / f"{name}.py").write_text("open('ran', 'w')\nraise SystemExit")
+    monkeypatch.chdir(tmp_path)
+    *_, done = run_in_process(core.iter_train, *em_volumes, CONFIG)
+    assert isinstance(done, core.Done)
+    assert not (tmp_path / "ran").exists()
+
+
 def test_it_does_not_run_ahead_of_a_pause(em_volumes, running):
     events = run_in_process(core.iter_train, *em_volumes, ENDLESS)
     first = next(event for event in events if isinstance(event, core.Stepped))

@@ -160,7 +160,12 @@ class _Process:
         self.path, self.threads = path, threads
         folders = os.pathsep.join(each for each in sys.path if each)
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "napari_kdunet.core.data.onnx_process"],
+            [
+                sys.executable,
+                "-P",
+                "-m",
+                "napari_kdunet.core.data.onnx_process",
+            ],  # -P: nothing of this folder is imported
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,

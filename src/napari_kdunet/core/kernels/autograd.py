@@ -8,22 +8,16 @@ fused, with one backward. Without Numba (the extra ``fast``) training does the s
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cache
-from importlib.util import find_spec
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from napari_kdunet.core.kernels.available import is_available
+
 __all__ = ["is_available", "resize", "run", "serves"]
 
 _WIDEST = 8  # channels: from more on PyTorch is as fast
-
-
-@cache
-def is_available() -> bool:
-    """Whether Numba is installed."""
-    return find_spec("numba") is not None
 
 
 def serves(x: Tensor, layer: nn.Module) -> bool:

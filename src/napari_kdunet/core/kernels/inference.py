@@ -12,9 +12,9 @@ import zlib
 from pathlib import Path
 
 import numpy as np
-from numba import njit
 
 from napari_kdunet.core.kernels import simd
+from napari_kdunet.core.kernels.jit import njit
 from napari_kdunet.core.kernels.simd import LANES, VECTORS, atomic_add, convolve, enlarge, shrink
 
 __all__ = ["BAND", "DOWN", "HEAD", "STAGE", "STEP", "UP", "run"]

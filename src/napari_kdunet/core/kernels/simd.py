@@ -12,8 +12,8 @@ from typing import Any
 
 import llvmlite.binding as llvm
 from llvmlite import ir
-from numba import types
-from numba.extending import intrinsic
+
+from napari_kdunet.core.kernels.jit import intrinsic, types
 
 __all__ = ["LANES", "VECTORS", "atomic_add", "convolve", "enlarge", "shrink"]
 

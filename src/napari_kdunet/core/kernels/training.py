@@ -9,7 +9,8 @@ the plane; the two outputs between rows mean nothing and are left out when copie
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
+
+from napari_kdunet.core.kernels.jit import njit
 
 _BAND = 2048  # places in one go: what is added up stays in the first cache
 

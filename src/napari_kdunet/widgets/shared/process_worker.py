@@ -99,7 +99,12 @@ class _Process:
     """The other process, as its parent sees it."""
 
     def __init__(self) -> None:
-        command = [sys.executable, "-m", "napari_kdunet.widgets.shared.process_main"]
+        command = [
+            sys.executable,
+            "-P",
+            "-m",
+            "napari_kdunet.widgets.shared.process_main",
+        ]  # -P: nothing of this folder
         path = os.pathsep.join(each for each in sys.path if each)
         self._process = Popen(
             command,

@@ -1,0 +1,19 @@
+"""Numba, imported here alone: it reads no settings of a folder, see `available`."""
+
+from __future__ import annotations
+
+import os
+
+from napari_kdunet.core.kernels.available import is_available
+
+if not is_available():
+    raise ImportError("there is no Numba, or .numba_config.yaml in this folder has settings for it")
+
+from numba import njit, types
+from numba.core import config
+from numba.extending import intrinsic
+
+__all__ = ["intrinsic", "njit", "types"]
+
+config._config_fname = os.devnull  # who has imported it before us may have been in another folder
+config.reload_config()  # type: ignore[no-untyped-call]
