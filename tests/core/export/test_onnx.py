@@ -14,6 +14,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 from scipy import ndimage
 from torch import nn
 
+from mutations import MEGABYTES, SECONDS, keeps_promise, peak_megabytes
 from napari_kdunet import core
 
 onnx = pytest.importorskip("onnx")
@@ -232,6 +233,51 @@ def test_files_that_are_not_ours(model, tmp_path, bundled):
         bad.write_bytes(changed.SerializeToString())
         with pytest.raises(core.ModelError, match=key):
             core.OnnxModel.open(bad)
+
+
+def hostile(path, case):
+    """One that `export_onnx` has written, with something else in the place of its mask."""
+    made, nodes = onnx.load(path), []
+    shape = {"a gigabyte": [1, 1, 2**14, 2**14], "a terabyte": [1, 1, 2**20, 2**20]}.get(case, [1, 1, 8, 8])
+    if case == "endless":
+        names = [("i", onnx.TensorProto.INT64, []), ("on", onnx.TensorProto.BOOL, [])]
+        given = [onnx.helper.make_tensor_value_info(*name) for name in names]
+        still = onnx.helper.make_tensor_value_info("still", onnx.TensorProto.BOOL, [])
+        kept = onnx.helper.make_tensor_value_info("kept", onnx.TensorProto.FLOAT, None)
+        carried = onnx.helper.make_tensor_value_info("carried", onnx.TensorProto.FLOAT, None)
+        body = [
+            onnx.helper.make_node("Identity", ["on"], ["still"]),
+            onnx.helper.make_node("Abs", ["carried"], ["kept"]),
+        ]
+        graph = onnx.helper.make_graph(body, "body", [*given, carried], [still, kept])
+        nodes = [onnx.helper.make_node("Loop", ["many", "yes", "image"], ["looped"], body=graph)]
+        nodes += [onnx.helper.make_node("Cast", ["looped"], ["mask"], to=onnx.TensorProto.UINT8)]
+        values = {"many": np.array(2**62), "yes": np.array(True)}
+    else:
+        nodes = [onnx.helper.make_node("ConstantOfShape", ["shape"], ["zeros"])]
+        nodes += [onnx.helper.make_node("Cast", ["zeros"], ["mask"], to=onnx.TensorProto.UINT8)]
+        values = {"shape": np.array(shape)}
+    kept = [node for node in made.graph.node if node.output[0] != "mask"]
+    del made.graph.node[:]
+    made.graph.node.extend([*kept, *nodes])
+    made.graph.initializer.extend([onnx.numpy_helper.from_array(value, name) for name, value in values.items()])
+    return made.SerializeToString()
+
+
+@pytest.mark.parametrize(
+    ("case", "words"),
+    [("endless", "more than 1 s"), ("a gigabyte", ""), ("a terabyte", ""), ("of another size", "shape")],
+)
+def test_a_graph_of_a_stranger_is_bounded(bundled, tmp_path, case, words):
+    """With the metadata of an export, as anybody can write them."""
+    bad = tmp_path / "bad.onnx"
+    bad.write_bytes(hostile(bundled[1], case))
+    before = peak_megabytes()
+    refused = keeps_promise(lambda: core.OnnxModel.open(bad), seconds=2 * SECONDS)  # a process is started
+    assert isinstance(refused, core.ModelError)
+    assert str(bad) in str(refused)
+    assert words in str(refused)
+    assert peak_megabytes() - before < MEGABYTES
 
 
 def test_a_network_that_overflows(model, tmp_path):

@@ -1,6 +1,6 @@
-"""The process that computes somebody else's ONNX network: checked before, and within limits of memory.
+"""The process that computes an ONNX network of somebody's: checked before, and within limits of memory.
 
-`core.data.onnx_teacher` starts it, gives it a time limit for each answer and ends it where that has passed. A message
+`core.data.limited_onnx` starts it, gives it a time limit for each answer and ends it where that has passed. A message
 in either direction is a line of JSON, and the bytes that the line announces. It holds no code, and neither does a
 network: its operators are those of ONNX, computed by onnxruntime, none of which reads or writes a file.
 """
@@ -49,11 +49,12 @@ def main() -> None:
         try:
             if network is None:
                 threads = request["threads"]
-                network = _Network(content, threads, base + _MORE_BYTES + _STACK_BYTES * threads + 6 * len(content))
+                kind = _Exported if request["kind"] == "exported" else _Network
+                network = kind(content, threads, base + _MORE_BYTES + _STACK_BYTES * threads + 6 * len(content))
                 _send(answers, {"side": network.side, "parameters": network.parameters})
             else:
-                out = network.compute(np.frombuffer(content, np.float32).reshape(request["shape"]))
-                _send(answers, {"shape": out.shape}, out.tobytes())
+                out = network.compute(np.frombuffer(content, np.float32).reshape(request["shape"]), request)
+                _send(answers, {"shape": out.shape, "dtype": str(out.dtype)}, out.tobytes())
         except Exception as error:  # noqa: BLE001 - a damaged network makes its libraries raise anything
             _send(answers, {"error": " ".join(str(error).split())[:150] or type(error).__name__})
 
@@ -113,8 +114,8 @@ class _Network:
         self._session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
         self._output = self._session.get_outputs()[0].name
 
-    def compute(self, image: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Logits (C, Y, X) of an image (Y, X)."""
+    def compute(self, image: NDArray[np.float32], request: dict[str, Any]) -> NDArray[Any]:
+        """Logits (C, Y, X), float32, of an image (Y, X)."""
         _limit_memory(self._memory + _BYTES_A_PIXEL * image.size)
         (out,) = self._session.run([self._output], {self._input: image[None, None].astype(self._dtype)})
         if not isinstance(out, np.ndarray) or out.dtype.kind != "f" or out.ndim != 4 or out.shape[0] != 1:
@@ -123,6 +124,21 @@ class _Network:
         if not 1 <= out.shape[1] <= _MOST_CHANNELS or not all(1 <= a <= _MOST_SIDES * b for a, b in sides):
             raise RefusedError(f"it gives an output of shape {out.shape} for an image of {image.shape}")
         return np.ascontiguousarray(out[0], np.float32)
+
+
+class _Exported(_Network):
+    """A network that `export_onnx` has written: an image and some numbers become a probability and a mask."""
+
+    def compute(self, image: NDArray[np.float32], request: dict[str, Any]) -> NDArray[Any]:
+        """(Y, X) of the output that the request names, of an image (Y, X) and the numbers of the request."""
+        _limit_memory(self._memory + request["memory"])
+        numbers = {name: np.array(value, np.float32) for name, value in request["numbers"].items()}
+        (out,) = self._session.run([request["output"]], {self._input: image[None, None]} | numbers)
+        if not isinstance(out, np.ndarray) or out.dtype not in (np.float32, np.uint8):
+            raise RefusedError("it gives something else than numbers")
+        if out.shape != (1, 1, *image.shape):
+            raise RefusedError(f"it gives an output of shape {out.shape} for an image of {image.shape}")
+        return np.ascontiguousarray(out[0, 0])
 
 
 def check_operators(model: Any) -> int:

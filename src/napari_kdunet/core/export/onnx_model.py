@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import threading
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from napari_kdunet import __version__
+from napari_kdunet.core.data.limited_onnx import LimitedNetwork, read_network, seconds_to_start
 from napari_kdunet.core.data.onnx_process import RefusedError, check_operators
 from napari_kdunet.core.devices import cores
 from napari_kdunet.core.errors import ConfigError, ModelError
@@ -24,7 +26,6 @@ from napari_kdunet.core.volumes.volume import Volume, open_volume
 
 __all__ = ["OnnxModel"]
 
-_MOST_BYTES = 2**30  # of a file
 _KEY = "kdunet."
 _BOUNDS = {
     "pixel_size": (0, 1e6),
@@ -34,6 +35,10 @@ _BOUNDS = {
     "k": (1, 512),
 }  # of what is computed with
 _TOLD = ("name", "version", "precision", *_BOUNDS, "depth", "class_names", "parameter_count")
+
+_PROBE = (1, 1)  # pixels of a first image, which shows that a network can be computed
+_TILE_SECONDS = 60.0  # for a tile, in which the largest that is known is computed ten times over
+_BYTES, _BYTES_A_CHANNEL = 256, 64  # a pixel, of a tile's image and of its network: four times what they take
 
 _lock = threading.Lock()  # one tile at a time: it already uses all threads
 
@@ -55,7 +60,7 @@ class OnnxModel:
     name: str
     metadata: dict[str, Any]
     content: bytes = field(repr=False)
-    _sessions: dict[int, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
+    _running_with: dict[int, LimitedNetwork] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @classmethod
     def open(cls, path: str | Path) -> OnnxModel:
@@ -64,7 +69,8 @@ class OnnxModel:
         Raises
         ------
         ModelError
-            If there is none, it is damaged or was not written by `export_onnx`, or onnxruntime is not installed.
+            If there is none, it is damaged or was not written by `export_onnx`, takes too long or too much memory, or
+            onnxruntime is not installed.
         """
         path = Path(path)
         try:
@@ -72,12 +78,7 @@ class OnnxModel:
             import onnxruntime  # noqa: F401
         except ImportError:
             raise ModelError(f'{path} is ONNX: install what reads it with pip install "napari-kdunet[onnx]".') from None
-        try:
-            if path.stat().st_size > _MOST_BYTES:
-                raise ModelError(f"{path} has more than {_MOST_BYTES // 2**20} MB: give a smaller network.")
-            content = path.read_bytes()
-        except OSError as error:
-            raise ModelError(f"{path} cannot be read: {error.strerror}.") from error
+        content = read_network(path)
         try:
             model = onnx.load_model_from_string(content)
             check_operators(model)
@@ -86,7 +87,7 @@ class OnnxModel:
             reason = str(error) if isinstance(error, RefusedError | ValueError) else "it is not an ONNX file"
             raise ModelError(f"{path} was not exported by napari-kdunet or is damaged ({reason[:150]}).") from error
         opened = cls(str(path), metadata, content)
-        opened._session(cores())
+        opened._running(cores())
         return opened
 
     @property
@@ -155,38 +156,44 @@ class OnnxModel:
         text = repr((__version__, volume.identity, sorted(settings.items())))
         return hashlib.sha256(self.content + text.encode()).hexdigest()
 
-    def compute(self, inputs: dict[str, Any], output: str, threads: int) -> NDArray[Any]:
-        """(Y, X) of an output of the graph, for one image."""
+    def compute(
+        self, image: NDArray[np.float32], numbers: dict[str, Any], output: str, threads: int, pixels: float
+    ) -> NDArray[Any]:
+        """(Y, X) of an output of the graph, for one image (Y, X) and the graph's numbers.
+
+        Raises
+        ------
+        ModelError
+            If it cannot be computed, in the time and memory that a network of its `k` takes for so many working pixels.
+        """
         with _lock:
-            session = self._session(threads)
-            try:
-                (out,) = session.run([output], inputs)
-            except Exception as error:
-                reason = " ".join(str(error).split())[:150]
-                raise ModelError(f"{self.name} cannot be computed ({reason}).") from error
-        result: NDArray[Any] = out[0, 0]
-        return result
+            return self._ask(self._running(threads), image, numbers, output, _TILE_SECONDS, pixels)
 
-    def _session(self, threads: int) -> Any:
-        if threads not in self._sessions:
-            import onnxruntime
+    def _ask(
+        self,
+        process: LimitedNetwork,
+        image: NDArray[np.float32],
+        numbers: dict[str, Any],
+        output: str,
+        seconds: float,
+        pixels: float,
+    ) -> NDArray[Any]:
+        memory = int((_BYTES + _BYTES_A_CHANNEL * self.metadata["k"]) * max(image.size, pixels))
+        request = {"shape": image.shape, "numbers": numbers, "output": output, "memory": memory}
+        answer, out = process.ask(request, np.ascontiguousarray(image, np.float32).tobytes(), seconds)
+        return np.frombuffer(bytearray(out), np.dtype(answer["dtype"])).reshape(answer["shape"])
 
-            options = onnxruntime.SessionOptions()
-            options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
-            options.enable_cpu_mem_arena = False  # it takes more than it needs, and keeps it
-            options.log_severity_level = 4
-            options.add_session_config_entry("session.load_model_format", "ONNX")
-            options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-            try:
-                session = onnxruntime.InferenceSession(self.content, options, providers=["CPUExecutionProvider"])
-            except Exception as error:
-                reason = " ".join(str(error).split())[:150]
-                raise ModelError(f"{self.name} is damaged, or too new for this onnxruntime ({reason}).") from error
-            self._sessions[threads] = session
-        return self._sessions[threads]
+    def _running(self, threads: int) -> LimitedNetwork:
+        """The process with so many threads, which has computed a first image."""
+        process = self._running_with.get(threads)
+        if process is None:
+            process = LimitedNetwork(Path(self.name), self.content, threads, "exported")
+            self._ask(process, np.zeros(_PROBE, np.float32), {}, "mask", seconds_to_start(self.content), 4096)
+            self._running_with[threads] = process
+        return process
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_sessions": {}}
+        return self.__dict__ | {"_running_with": {}}
 
 
 def _metadata(model: Any) -> dict[str, Any]:
@@ -238,10 +245,10 @@ class _Prediction:
         filled = volume.mirrored(z, inside[0], inside[1], max(self.tiling.halo))
         image = standardised(stored if filled is None else filled, mean, std)
         pixel = volume.voxel_size[1:] if volume.voxel_size else (0, 0)
-        numbers = {"pixel_size": pixel, "mean": 0, "std": 1, "threshold": self.threshold}
-        inputs = {name: np.array(value, np.float32) for name, value in numbers.items()}
-        inputs["image"] = image[None, None]
-        result = self.model.compute(inputs, "mask" if self.labels else "probability", self.threads)
+        numbers = {"pixel_size": list(pixel), "mean": 0, "std": 1, "threshold": self.threshold}
+        pixels = float(image.size * math.prod(self.tiling.grid.ratio))
+        output = "mask" if self.labels else "probability"
+        result = self.model.compute(image, numbers, output, self.threads, pixels)
         result = result[tuple(inner)].copy()
         if result.dtype.kind == "f" and np.isnan(result).any():
             raise ModelError(f"{self.model.name} gives NaN for slice z={z} of {volume.name}: its weights overflow.")

@@ -1,0 +1,163 @@
+"""A network in ONNX that a process with limits of time and memory computes; torch is not needed for it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+import weakref
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Literal
+
+from napari_kdunet.core.errors import ModelError
+
+__all__ = ["LimitedNetwork", "read_network", "seconds_to_start"]
+
+_MOST_BYTES = 2**30  # of a file
+_START_SECONDS = 60.0  # to import the libraries, on a machine that is busy
+_PROBE_SECONDS, _BYTES_A_SECOND = 1.0, 4e6  # the first patch: a second, and one more for each 4 MB of the file
+_PATIENCE = 10.0  # times as long, where the cores are busy with other work
+_NO_WINDOW: int = getattr(subprocess, "CREATE_NO_WINDOW", 0)  # on Windows a console would open
+
+
+def read_network(path: Path) -> bytes:
+    """The content of a file; `ModelError` if it cannot be read or is too large."""
+    try:
+        if path.stat().st_size > _MOST_BYTES:
+            raise ModelError(f"{path} has more than {_MOST_BYTES // 2**20} MB: give a smaller network.")
+        return path.read_bytes()
+    except OSError as error:
+        raise ModelError(f"{path} cannot be read: {error.strerror}.") from error
+
+
+def seconds_to_start(content: bytes) -> float:
+    """How long a network of this file may take to be made, and for its first patch."""
+    return _PROBE_SECONDS + len(content) / _BYTES_A_SECOND
+
+
+class LimitedNetwork:
+    """`core.data.onnx_process`, as its parent sees it: a network that one process computes.
+
+    Parameters
+    ----------
+    path : Path
+        Of the file, for messages.
+    content : bytes
+        Of the file.
+    threads : int
+        CPU threads.
+    kind : {"teacher", "exported"}
+        A network of one image, or one that `export_onnx` has written.
+
+    Attributes
+    ----------
+    side : (int, int) or None
+        Y and X of its patches, in pixels, where they are fixed.
+    parameters : int
+        Numbers in its weights.
+    end : callable
+        Ends the process.
+
+    Raises
+    ------
+    ModelError
+        If it is refused, or takes too long or too much memory.
+    """
+
+    def __init__(self, path: Path, content: bytes, threads: int, kind: Literal["teacher", "exported"]) -> None:
+        self.path, self.threads = path, threads
+        folders = os.pathsep.join(each for each in sys.path if each)
+        self._process = subprocess.Popen(
+            [
+                sys.executable,
+                "-P",
+                "-m",
+                "napari_kdunet.core.data.onnx_process",
+            ],  # -P: nothing of this folder is imported
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            env=os.environ | {"PYTHONPATH": folders, "MALLOC_ARENA_MAX": "1"},
+            creationflags=_NO_WINDOW,
+            start_new_session=True,  # Ctrl-C is for the training, which may still ask
+        )
+        self.end = weakref.finalize(self, _end, self._process)
+        self._answer(_START_SECONDS)
+        answer, _ = self.ask({"threads": threads, "kind": kind}, content, seconds_to_start(content))
+        self.side: tuple[int, int] | None = tuple(answer["side"]) if answer["side"] else None
+        self.parameters: int = answer["parameters"]
+
+    def ask(self, request: dict[str, Any], content: bytes, seconds: float) -> tuple[dict[str, Any], bytes]:
+        """Send a request and wait for its answer, at most so long; `ModelError` where there is none."""
+        line = json.dumps(request | {"bytes": len(content)}).encode() + b"\n"
+        return self._answer(seconds, (line, content))
+
+    def _answer(self, seconds: float, message: Sequence[bytes] = ()) -> tuple[dict[str, Any], bytes]:
+        process, done, late = self._process, threading.Event(), threading.Event()
+        assert process.stdin is not None
+        assert process.stdout is not None
+
+        def end_late() -> None:
+            if _is_late(process.pid, seconds, done):
+                late.set()
+                process.kill()
+
+        watch = threading.Thread(target=end_late, name="kdunet-onnx", daemon=True)
+        watch.start()
+        answer: dict[str, Any] = {}
+        try:
+            with suppress(OSError):
+                process.stdin.writelines(message)
+                process.stdin.flush()
+                line = process.stdout.readline()
+                answer = json.loads(line) if line else {}
+                content = process.stdout.read(answer.get("bytes", 0))
+        finally:
+            done.set()
+            watch.join()
+        if late.is_set():
+            raise ModelError(
+                f"{self.path} takes more than {seconds:.0f} s for a patch: give a faster or other network."
+            )
+        if not answer or len(content) < answer["bytes"]:
+            process.kill()
+            raise ModelError(f"{self.path} cannot be computed: it is damaged, or needs too much memory.")
+        if "error" in answer:
+            reason = "".join(letter if letter.isprintable() else "?" for letter in answer["error"])
+            raise ModelError(f"{self.path} cannot be used ({reason}).")
+        return answer, content
+
+
+def _is_late(pid: int, seconds: float, done: threading.Event) -> bool:
+    """Wait until `done`, at most so long; where other work has the cores, until the process has computed so long."""
+    begin, before = time.monotonic(), _cpu_seconds(pid)
+    left = seconds
+    while not done.wait(left):
+        left = seconds - (_cpu_seconds(pid) - before)
+        if left <= 0 or time.monotonic() - begin > _PATIENCE * seconds or not before:
+            return True
+        left = max(left, 0.05)
+    return False
+
+
+def _cpu_seconds(pid: int) -> float:
+    """Time that a process has computed, by fields 14 and 15 of Linux' ``/proc/PID/stat``; 0 if unknown."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    except (OSError, ValueError, IndexError, AttributeError):
+        return 0.0
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    process.kill()
+    for pipe in (process.stdin, process.stdout):
+        if pipe is not None:
+            with suppress(OSError):
+                pipe.close()
+    process.wait()
