@@ -158,6 +158,39 @@ def test_a_large_slice_fills_in_tile_by_tile(segment, qtbot, gate):
     assert (viewer.layers["large tiny mask"].data == whole).mean() > 0.9999
 
 
+def test_of_what_napari_cannot_draw_at_once_a_pyramid_is_shown(segment, em, tiny_model, qtbot, monkeypatch):
+    """The window waits neither for a redraw of all of it nor for a new threshold; its mask makes room for another."""
+    monkeypatch.setattr(result, "_DRAWN_WHOLE", 79)
+    monkeypatch.setattr(result, "_COARSEST", 20)
+    viewer, widget = segment
+    widget.show_probability.value = True
+    widget.start()
+    finished(qtbot, widget)
+    mask, layer = viewer.layers["raw tiny mask"], viewer.layers["raw tiny probability"]
+    for each, dtype in ((mask, np.uint8), (layer, np.float16)):
+        assert [level.shape for level in each.data] == [(5, 64, 80), (5, 32, 40), (5, 16, 20)]
+        assert each.dtype == dtype
+    np.testing.assert_array_equal(mask.data[0], expected(tiny_model, em[0], widget.threshold.value))
+    np.testing.assert_array_equal(mask.data[1], mask.data[0][:, ::2, ::2])
+    assert "napari cannot paint" in widget.status.text()
+    threads, apply = set(), result.Result.apply
+
+    def applied(*args):
+        threads.add(threading.current_thread())
+        apply(*args)
+
+    monkeypatch.setattr(result.Result, "apply", applied)
+    widget.threshold.value = tiny_model.threshold + 0.02
+    qtbot.waitUntil(lambda: not widget.segmentation.is_busy)
+    assert threads
+    assert threading.main_thread() not in threads
+    assert (mask.data[0] != expected(tiny_model, em[0], tiny_model.threshold + 0.02)).mean() < 2e-3
+    widget.start()
+    finished(qtbot, widget)
+    assert mask not in viewer.layers
+    assert "raw tiny mask" in viewer.layers
+
+
 def test_a_slice_that_is_read_for_long_can_be_stopped(segment, qtbot):
     """Its mean is taken before its first tile, strip by strip."""
     viewer, widget = segment

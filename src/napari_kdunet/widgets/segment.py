@@ -19,7 +19,7 @@ from napari_kdunet.widgets.shared.models import ModelChoice, models
 from napari_kdunet.widgets.shared.panel import Panel, button, in_a_row, note, wrapped_label
 from napari_kdunet.widgets.shared.parts import PartChoice
 from napari_kdunet.widgets.shared.pixel_size import PixelSize
-from napari_kdunet.widgets.shared.preview import Preview
+from napari_kdunet.widgets.shared.preview import Preview, warm_up
 from napari_kdunet.widgets.shared.thread_worker import run
 
 if TYPE_CHECKING:
@@ -76,6 +76,7 @@ class SegmentWidget(Panel):
         super().__init__(napari_viewer, self._rows(napari_viewer), [in_a_row(start, stop), self.bar, self.status])
         self.segmentation = VolumeSegmentation(napari_viewer, self.native)
         self._connect()
+        warm_up(self.native)
         self._read_model(self.model.value)
         self._update()
 
@@ -230,6 +231,8 @@ class SegmentWidget(Panel):
             text += ". Stopped: Segment volume goes on from here"
         if result.folder is not None:
             text += f".\nToo large for memory: it is in {result.folder} for as long as the layer is there. Save it"
+        if result.is_pyramid:
+            text += ".\nIt is drawn as a pyramid, on which napari cannot paint: to correct it, take a part of the image"
         if segmentation.kept:
             new = "" if segmentation.mask is None else f" “{segmentation.mask.name}”"
             text += (

@@ -5,6 +5,7 @@ import gc
 import numpy as np
 import pytest
 
+from napari_kdunet.widgets.segmentation import result as result_module
 from napari_kdunet.widgets.segmentation.result import Result
 
 
@@ -49,19 +50,29 @@ def test_the_temporary_zarr_goes_with_the_result(tiny_model):
     assert not folder.exists()
 
 
-def test_a_very_large_slice_is_a_file_that_can_be_painted_on(tiny_model):
-    """Probabilities and mask of 20,000 x 20,000 pixels would take 1.2 GB of memory."""
+def test_a_very_large_slice_is_a_file_that_is_drawn_in_part(tiny_model):
+    """Probabilities and mask of 20,000 x 20,000 pixels would take 1.2 GB of memory, and drawing them all seconds."""
     result = Result(tiny_model, (1, 20_000, 20_000), 0.5)
     assert result.folder is not None
     for array in (result.mask, result.probability):
         assert isinstance(array, np.memmap)
-    mask = result.mask[0]
-    mask[5, 7] = 1
-    assert result.mask[0, 5, 7] == 1
+        levels = result.levels(array[0])
+        assert levels[0].shape == (20_000, 20_000)
+        assert max(levels[-1].shape) <= 1024
+        array[0, 64, 96] = 1
+        assert [level[64 >> i, 96 >> i] for i, level in enumerate(levels)] == [1] * len(levels), "no copies"
     folder = result.folder
-    del result, array, mask
+    del result, array, levels
     gc.collect()
     assert not folder.exists()
+
+
+def test_several_large_slices_are_one_file_too(tiny_model, monkeypatch):
+    """Of a Zarr every other pixel would be as long to read as all of them."""
+    monkeypatch.setattr(result_module, "_DRAWN_WHOLE", 40)
+    result = Result(tiny_model, (3, 40, 50), 0.5, memory=0)
+    assert isinstance(result.mask, np.memmap)
+    assert Result(tiny_model, (3, 40, 40), 0.5, memory=0).levels("array") == "array"
 
 
 def test_tiles_of_a_slice_get_one_threshold(tiny_model):

@@ -26,6 +26,8 @@ _ROUNDING = 1e-3  # a float16 probability may lie on the other side of a thresho
 _TILE = 1024  # of a chunk in a temporary Zarr, and of what is predicted between two looks whether to stop
 _SLICE_BYTES = 2**30  # of the result of a single slice in memory
 _ROWS = 1024  # that are looked at at a time
+_DRAWN_WHOLE = 16_384  # pixels: the longest side of a slice that napari draws, and repaints in part, as one texture
+_COARSEST = 1024  # pixels: the longest side of the last level of a pyramid, at most
 
 Window: TypeAlias = tuple[slice, slice]
 """Rows and columns of a slice."""
@@ -34,8 +36,8 @@ Window: TypeAlias = tuple[slice, slice]
 class Result:
     """Probabilities and a mask, ZYX, in memory, or of a very large volume in a temporary folder.
 
-    There it is a Zarr, and of a single slice mapped memory, which can be painted on in 2-D. It is deleted with this
-    object.
+    There it is a Zarr, and of a single slice, or of slices that are drawn as pyramids, mapped memory. It is deleted
+    with this object.
 
     The mask can be painted on: a new threshold changes only voxels whose probability lies between it and the old one.
 
@@ -66,6 +68,8 @@ class Result:
         int, (Z,): how many of each slice have been segmented, row by row.
     folder : Path or None
         The temporary folder, if there is one.
+    is_pyramid : bool
+        Whether its slices are so large that napari would take seconds to draw one: see `levels`.
 
     Raises
     ------
@@ -90,6 +94,8 @@ class Result:
         size = int(np.prod(shape, dtype=np.int64)) * (4 if multiclass else 3)
         most = _SLICE_BYTES if shape[0] == 1 else size
         limit = min(psutil.virtual_memory().available // 4, most) if memory is None else memory
+        self.is_pyramid = max(shape[1:]) > _DRAWN_WHOLE
+        self._is_mapped = self.is_pyramid or shape[0] == 1
         self.folder = _temporary_folder(size) if size > limit else None
         if self.folder is not None:
             weakref.finalize(self, shutil.rmtree, self.folder, ignore_errors=True)  # at exit too
@@ -100,10 +106,22 @@ class Result:
     def _make(self, name: str, shape: tuple[int, int, int], dtype: Any) -> Any:
         if self.folder is None:
             return np.zeros(shape, dtype)
-        if shape[0] == 1:
+        if self._is_mapped:
             return np.memmap(self.folder / name, dtype, "w+", shape=shape)
         chunks = (1, *(min(n, _TILE) for n in shape[1:]))
         return zarr.create_array(self.folder / f"{name}.zarr", shape=shape, chunks=chunks, dtype=dtype, fill_value=0)
+
+    def levels(self, array: Any) -> Any:
+        """What a layer shows of `probability` or `mask`: of large slices a pyramid of views, of which none is a copy.
+
+        Of a pyramid napari draws the part on screen at the resolution of the screen; it cannot be painted on.
+        """
+        if not self.is_pyramid:
+            return array
+        levels = [array]
+        while max(levels[-1].shape[-2:]) > _COARSEST:
+            levels.append(levels[-1][..., ::2, ::2])
+        return levels
 
     def put(
         self,
@@ -158,6 +176,11 @@ class Result:
     def foreground_class(self, z: int) -> Any:
         """The class (YX, or one for all) that pixels of slice `z` have where they are foreground."""
         return 1 if self._classes is None else np.maximum(self._classes[z], 1)
+
+    @property
+    def is_corrected(self) -> bool:
+        """Whether the user has painted on any slice of the mask."""
+        return any(map(self._is_corrected, np.flatnonzero(self.done).tolist()))
 
     def corrected_slices(self) -> dict[int, NDArray[np.uint8]]:
         """Copies of the slices of the mask, by z, that the user has painted on: they differ from the prediction."""

@@ -15,7 +15,7 @@ from qtpy.QtCore import QObject, Signal
 from qtpy.QtWidgets import QWidget
 
 from napari_kdunet.widgets.segmentation.result import Focus, Result, segment
-from napari_kdunet.widgets.shared.layers import IMAGE, RESULT, current_slice, data_of, grid_of, volume_of
+from napari_kdunet.widgets.shared.layers import IMAGE, RESULT, current_slice, data_of, grid_of, one_colour, volume_of
 from napari_kdunet.widgets.shared.preview import close_previews
 from napari_kdunet.widgets.shared.thread_worker import EventWorker, run
 
@@ -132,11 +132,12 @@ class VolumeSegmentation(QObject):
             self._worker.stop()
 
     def set_threshold(self, threshold: float) -> None:
-        """Apply another threshold to the mask: to the current slice at once, to the others in the background."""
+        """Apply another threshold to the mask: to the current slice at once, to others and large ones on a thread."""
         if self.result is not None:
             self.result.threshold = threshold
-            self.result.apply(self._focus.z)
-            self._draw(self._focus.z)
+            if not self.result.is_pyramid:
+                self.result.apply(self._focus.z)
+                self._draw(self._focus.z)
             self._catch_up()
 
     def show_probability(self, wanted: bool) -> None:
@@ -164,15 +165,17 @@ class VolumeSegmentation(QObject):
         assert self.result is not None
         close_previews(self.viewer, self._image)
         self.probability = None  # that of an earlier result belongs to the earlier mask
-        look = {} if len(self.result.model.class_names) > 2 else {"colormap": {0: "transparent", None: _COLOUR}}
+        look = {} if len(self.result.model.class_names) > 2 else {"colormap": one_colour(_COLOUR)}
         self.mask = self._add(self.viewer.add_labels, self.result.mask, "mask", opacity=0.5, **look)
 
     def _add(self, add: Any, data: Any, what: str, **look: Any) -> Any:
         """Add a layer on the grid of the image; its metadata keep the result, and so any temporary files, alive."""
-        data = data if self._image.ndim == 3 else data[0]
+        assert self.result is not None
+        levels = self.result.levels(data if self._image.ndim == 3 else data[0])
         metadata, taken = {RESULT: self.result, IMAGE: weakref.ref(self._image)}, {x.name for x in self.viewer.layers}
         name = next(name for name in _numbered(f"{self._name} {what}") if name not in taken)
-        return add(data, name=name, metadata=metadata, **look, **grid_of(self._image))
+        look = {**look, **grid_of(self._image), "multiscale": self.result.is_pyramid}
+        return add(levels, name=name, metadata=metadata, **look)
 
     def _segmented(self, z: int) -> None:
         self._draw(z)
@@ -235,10 +238,10 @@ class VolumeSegmentation(QObject):
 
 def _is_painted_on(mask: Labels) -> bool:
     """Whether somebody has painted on a mask, or given its layer other data."""
-    result, data = mask.metadata[RESULT], mask.data
+    result, data = mask.metadata[RESULT], data_of(mask)
     arrays = isinstance(data, np.ndarray) and isinstance(result.mask, np.ndarray)
     own = np.may_share_memory(data, result.mask) if arrays else data is result.mask
-    return not own or bool(result.corrected_slices())
+    return not own or (not result.is_pyramid and result.is_corrected)
 
 
 def _numbered(name: str) -> Iterator[str]:

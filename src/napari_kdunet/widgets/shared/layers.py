@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 from napari.layers import Image, Labels, Layer
+from napari.utils.colormaps import CyclicLabelColormap
 
 from napari_kdunet.core import Volume, VolumeError, open_volume
 from napari_kdunet.widgets.shared.fields import Choice
@@ -25,6 +26,7 @@ __all__ = [
     "grid_of",
     "is_result",
     "layer_choice",
+    "one_colour",
     "users_own",
     "volume_of",
     "voxel_size_of",
@@ -122,6 +124,11 @@ def grid_of(layer: Layer) -> dict[str, Any]:
     """The grid of a layer (scale, translation, units, …), as arguments of a layer of the same shape that covers it."""
     names = ("scale", "translate", "rotate", "shear", "affine", "units", "axis_labels")
     return {name: getattr(layer, name) for name in names}
+
+
+def one_colour(colour: str) -> CyclicLabelColormap:
+    """A colormap that shows all labels alike; cyclic, as the first use of a direct one compiles code for seconds."""
+    return CyclicLabelColormap(colors=["transparent", colour])
 
 
 def current_slice(viewer: napari.viewer.Viewer, layer: Layer) -> int:

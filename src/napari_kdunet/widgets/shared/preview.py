@@ -8,14 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from napari.layers import Layer
-from napari.utils.colormaps import CyclicLabelColormap
 from napari.utils.transforms import Affine
 from numpy.typing import NDArray
 from qtpy.QtWidgets import QWidget
 from superqt.utils import qdebounced
 
 from napari_kdunet import core
-from napari_kdunet.widgets.shared.layers import PREVIEW, current_slice, data_of, grid_of, volume_of
+from napari_kdunet.widgets.shared.layers import PREVIEW, current_slice, data_of, grid_of, one_colour, volume_of
 from napari_kdunet.widgets.shared.thread_worker import EventWorker, run
 
 if TYPE_CHECKING:
@@ -29,15 +28,15 @@ _COLOUR = "#009E73"  # Okabe and Ito's green: visible on grey, and neither that 
 _CONTOUR = 3  # pixels: an outline, through which a mask is seen as it is painted on
 
 
-def _colormap() -> CyclicLabelColormap:
-    """A colormap of one colour, cyclic because the first use of a direct colormap compiles code for seconds."""
-    return CyclicLabelColormap(colors=["transparent", _COLOUR])
-
-
 def warm_up(owner: QWidget) -> None:
-    """Import torch on a thread before the first segmentation needs it; it blocks all threads for some 0.3 s."""
+    """Import on a thread what the first segmentation needs: torch, and pandas for napari's first labels layer.
+
+    In the window's thread that would block it for seconds.
+    """
 
     def load() -> Iterator[Any]:
+        import pandas  # noqa: F401
+
         network = core.Model(core.KUNet(k=1), pixel_size=0.0)
         yield core.predict(network, np.zeros((1, 64, 64), np.uint8)).compute(scheduler="synchronous")
 
@@ -232,7 +231,7 @@ class Preview:
         if self.layer is None:
             close_previews(self.viewer, self.image)
             selected = set(self.viewer.layers.selection)
-            look = {"opacity": 0.9, "colormap": _colormap(), "metadata": {PREVIEW: self}}
+            look = {"opacity": 0.9, "colormap": one_colour(_COLOUR), "metadata": {PREVIEW: self}}
             layers = self.viewer.layers
             self.layer = self.viewer.add_labels(mask, name=self._name, **look, **grid)
             self.layer.contour = _CONTOUR
