@@ -24,7 +24,7 @@ from scipy import ndimage
 from napari_kdunet import core
 from napari_kdunet.widgets.shared.layers import grid_of
 from napari_kdunet.widgets.shared.models import models
-from napari_kdunet.widgets.shared.session import Session
+from napari_kdunet.widgets.shared.session_folder import SessionFolder
 
 SIZE, COLOURS = (1400, 1000), 256
 BRUSH = 8  # pixels
@@ -233,7 +233,7 @@ def main() -> None:
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:  # the user's own settings are neither shown nor changed
         QSettings.setPath(QSettings.Format.IniFormat, QSettings.Scope.UserScope, folder)
-        models.session = Session(Path(folder) / "sessions")
+        models.session = SessionFolder(Path(folder) / "sessions")
         if arguments.model:
             models.add(Path(arguments.model).stem, core.load_model(arguments.model))
         studio = Studio(arguments)

@@ -17,7 +17,7 @@ from napari_kdunet import core
 from napari_kdunet.sample import synthetic_em
 from napari_kdunet.widgets.shared import process_worker
 from napari_kdunet.widgets.shared.models import models
-from napari_kdunet.widgets.shared.session import Session
+from napari_kdunet.widgets.shared.session_folder import SessionFolder
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -41,7 +41,7 @@ def own_settings(tmp_path):
 
 @pytest.fixture(autouse=True)
 def no_models(tmp_path, monkeypatch):
-    monkeypatch.setattr(models, "session", Session(tmp_path / "sessions"))
+    monkeypatch.setattr(models, "session", SessionFolder(tmp_path / "sessions"))
     models.clear()
     yield
     models.clear()

@@ -39,8 +39,11 @@ def test_four_docks_above_each_other_fit(docks):
     window, opened = docks(("Train teacher", "Distil student", "Segment", "Compare with ground truth"), tabbed=False)
     assert window.minimumSizeHint().height() <= 768 - 30  # of the window's own title
     assert window.height() == 768
-    for _, widget in opened.values():
+    for name, (_, widget) in opened.items():
         assert widget.native.height() >= 100
+        assert is_in_sight(start_of(widget), widget.native), name
+        if hasattr(type(widget), "start_with"):
+            assert is_in_sight(widget.view.bar, widget.native), name
 
 
 @pytest.mark.parametrize("name", PANELS)
@@ -54,6 +57,7 @@ def test_a_panel_of_350_pixels_shows_its_start(docks, name):
     assert dock.width() == 350
     assert widget.native.minimumSizeHint().width() <= 350
     assert is_in_sight(start_of(widget), widget.native)
+    assert not hasattr(type(widget), "start_with") or is_in_sight(widget.view.bar, widget.native)
     inside = widget.body.parentWidget()
     assert inside.width() <= 350, "nothing lies to the right of the edge"
 

@@ -57,7 +57,7 @@ class CompareWidget(Panel):
         self._compared: tuple[Any, ...] = ()
         self.pages = QTabWidget()
         start, results, objects = self._buttons()
-        super().__init__(napari_viewer, self._rows(napari_viewer), [start, results, objects, self.pages])
+        super().__init__(napari_viewer, self._rows(napari_viewer), [results, objects, self.pages], [start])
         self._fill_pages(results, objects)
         self.live_comparison = LiveComparison(napari_viewer, self.native)
         self.overlay = Overlay(napari_viewer)

@@ -73,7 +73,7 @@ class SegmentWidget(Panel):
             self.stop,
             "stop_button",
         )
-        super().__init__(napari_viewer, self._rows(napari_viewer), [in_a_row(start, stop), self.bar, self.status])
+        super().__init__(napari_viewer, self._rows(napari_viewer), [self.status], [in_a_row(start, stop), self.bar])
         self.segmentation = VolumeSegmentation(napari_viewer, self.native)
         self._connect()
         warm_up(self.native)

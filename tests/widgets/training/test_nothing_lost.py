@@ -11,7 +11,7 @@ from qtpy.QtWidgets import QApplication
 
 from napari_kdunet import core
 from napari_kdunet.widgets.shared.models import ModelStore, models
-from napari_kdunet.widgets.shared.session import KEPT_DAYS, Session
+from napari_kdunet.widgets.shared.session_folder import KEPT_DAYS, SessionFolder
 
 ENDLESS = {"steps": None, "minutes": 60.0, "validations": 10_000}
 DAY = 86_400.0
@@ -55,7 +55,7 @@ def test_a_model_is_listed_after_a_crash(bench, training):
     """While the training goes on, another napari lists it: nothing had to be ended in order."""
     (path,) = models.session.folder.glob("*.safetensors")
     assert core.load_model(path).net.k == 1
-    later = ModelStore(Session(models.session.root))
+    later = ModelStore(SessionFolder(models.session.root))
     (name,) = later.names()
     assert name.startswith(f"em k1 (session of {time.strftime('%Y-%m-%d')}")
     bench.stop(training)
@@ -65,7 +65,7 @@ def test_a_model_is_listed_after_a_crash(bench, training):
 
 
 def test_models_of_an_earlier_session_can_be_chosen(bench, tiny_model, qtbot):
-    earlier = Session(models.session.root)
+    earlier = SessionFolder(models.session.root)
     earlier.folder = earlier.root / "2026-01-02T03-04-05 1"
     earlier.write(tiny_model, earlier.new_path("em/k2"))
     segment = bench.viewer.window.add_plugin_dock_widget("napari-kdunet", "Segment")[1]
@@ -75,7 +75,7 @@ def test_models_of_an_earlier_session_can_be_chosen(bench, tiny_model, qtbot):
 
 
 def test_models_of_long_ago_are_deleted_and_others_stay(tiny_model, tmp_path):
-    old, new = (Session(tmp_path) for _ in range(2))
+    old, new = (SessionFolder(tmp_path) for _ in range(2))
     old.folder, new.folder = tmp_path / "2026-01-02T03-04-05 1", tmp_path / "2026-03-02T03-04-05 1"
     paths = [session.new_path("em") for session in (old, old, new)]
     for path, session, days in zip(paths, (old, old, new), (KEPT_DAYS + 1, KEPT_DAYS - 1, KEPT_DAYS - 2), strict=True):
@@ -86,7 +86,7 @@ def test_models_of_long_ago_are_deleted_and_others_stay(tiny_model, tmp_path):
     (tmp_path / "somebody's").mkdir()
     (tmp_path / "somebody's" / "own.safetensors").touch()
     os.utime(tmp_path / "somebody's" / "own.safetensors", (0, 0))
-    listed = list(Session(tmp_path).earlier)
+    listed = list(SessionFolder(tmp_path).earlier)
     assert listed == ["em (session of 2026-03-02 03:04:05)", "em 2 (session of 2026-01-02 03:04:05)"]
     assert [path.exists() for path in paths] == [False, True, True]
     assert half.exists()

@@ -14,7 +14,7 @@ from napari_kdunet import core
 from napari_kdunet.widgets.shared.fields import Choice
 from napari_kdunet.widgets.shared.notify import reporting
 from napari_kdunet.widgets.shared.panel import button, in_a_row
-from napari_kdunet.widgets.shared.session import Session
+from napari_kdunet.widgets.shared.session_folder import SessionFolder
 from napari_kdunet.widgets.shared.thread_worker import run
 
 if TYPE_CHECKING:
@@ -34,14 +34,14 @@ class ModelStore:
 
     Parameters
     ----------
-    session : Session, optional
+    session : SessionFolder, optional
         Where the models of earlier sessions are.
     """
 
     changed = Signal()
 
-    def __init__(self, session: Session | None = None) -> None:
-        self.session = session or Session()
+    def __init__(self, session: SessionFolder | None = None) -> None:
+        self.session = session or SessionFolder()
         self._models: dict[str, Model] = {}
         self._images: dict[str, str] = {}
         self._read: dict[str, Model] = {}

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 __all__ = ["Panel", "button", "in_a_row", "list_table", "note", "wrapped_label"]
 
 _LEAST_HEIGHT = 110  # pixels: what five docks above each other leave on a screen of 768
+_MARGIN = 4  # pixels
 
 
 class Scrolling(Container):
@@ -53,9 +54,9 @@ class Scrolling(Container):
 
 
 class _WholePanel(QScrollArea):
-    """Scrolls a whole panel where it is lower than what must stay in sight, as with several docks above each other."""
+    """Scrolls a panel where it is low, as with several docks above each other, all but the controls below it."""
 
-    def __init__(self, panel: QWidget) -> None:
+    def __init__(self, panel: QWidget, controls: Sequence[QWidget]) -> None:
         super().__init__(panel)
         inside = QWidget()
         layout = panel.layout()
@@ -64,10 +65,16 @@ class _WholePanel(QScrollArea):
         self.setWidget(inside)
         self.setWidgetResizable(True)
         self.setFrameShape(QFrame.Shape.NoFrame)
-        self.setMinimumSize(0, _LEAST_HEIGHT)
+        self.setMinimumSize(0, 0)
+        panel.setMinimumHeight(_LEAST_HEIGHT)
         outer = QVBoxLayout(panel)
         outer.setContentsMargins(0, 0, 0, 0)
-        outer.addWidget(self)
+        outer.addWidget(self, 1)
+        below = QVBoxLayout()
+        below.setContentsMargins(_MARGIN, 0, _MARGIN, _MARGIN if controls else 0)
+        outer.addLayout(below)
+        for control in controls:
+            below.addWidget(control)
 
     def sizeHint(self) -> QSize:
         """All of it."""
@@ -78,8 +85,8 @@ class _WholePanel(QScrollArea):
 class Panel(Container):
     """Base of the dock widgets.
 
-    The rows scroll, with the buttons and the progress below them; a panel that is lower than these scrolls as a whole,
-    so that several docks above each other fit on the screen of a laptop.
+    The rows scroll, with texts and plots below them; where the panel is low both scroll as one, so that several docks
+    above each other fit on the screen of a laptop. The buttons that start and stop, and the progress, scroll never.
 
     What comes from the viewer is connected weakly and checked to find the widget alive, rather than disconnected when
     Qt destroys it: a container that nobody has docked belongs to Python, whose collector clears its connections first,
@@ -94,7 +101,9 @@ class Panel(Container):
     rows : sequence of magicgui widgets
         They scroll where the panel is low.
     footer : sequence of magicgui widgets or QWidget
-        Stays in sight below the rows.
+        Below the rows.
+    controls : sequence of magicgui widgets or QWidget
+        Below all, always in sight.
 
     Attributes
     ----------
@@ -103,24 +112,28 @@ class Panel(Container):
     """
 
     def __init__(
-        self, viewer: napari.viewer.Viewer, rows: Sequence[Widget], footer: Sequence[Widget | QWidget]
+        self,
+        viewer: napari.viewer.Viewer,
+        rows: Sequence[Widget],
+        footer: Sequence[Widget | QWidget],
+        controls: Sequence[Widget | QWidget] = (),
     ) -> None:
         blocks = _blocks(rows)
         super().__init__(widgets=[Scrolling(widgets=blocks, labels=False)], labels=False)
         AlignedLabels(self.native, [block for block in blocks if type(block) is Container])
         self.viewer = viewer
-        self.margins = (4, 4, 4, 4)
+        self.margins = (_MARGIN,) * 4
         self.error_label = wrapped_label()
         self.error_label.setStyleSheet("color: #D55E00; font-weight: bold")
         self.error_label.hide()
         self.body = layout = self.native.layout()
         layout.setStretch(0, 1)
         layout.addWidget(self.error_label)
-        for widget in footer:
+        for widget in (*footer, *controls):
             if isinstance(widget, Widget):
                 self.append(widget)
-            layout.addWidget(widget.native if isinstance(widget, Widget) else widget)
-        _WholePanel(self.native)
+            layout.addWidget(_native(widget))
+        _WholePanel(self.native, [_native(widget) for widget in controls])
         events = viewer.layers.events  # napari does so only with what is docked
         for source in (events.inserted, events.removed, events.reordered, events.renamed):
             source.connect(self.reset_choices)
@@ -174,6 +187,11 @@ def _blocks(rows: Sequence[Widget]) -> list[Widget]:
             block.margins = (0, 0, 0, 0)
             blocks.append(block)
     return blocks
+
+
+def _native(widget: Widget | QWidget) -> QWidget:
+    native: QWidget = widget.native if isinstance(widget, Widget) else widget
+    return native
 
 
 def _leaves(container: Container) -> Iterator[Any]:

@@ -12,7 +12,7 @@ from qtpy.QtCore import QEvent, QObject
 from qtpy.QtWidgets import QDockWidget, QMainWindow, QMessageBox
 
 from napari_kdunet.widgets.shared.panel import Panel
-from napari_kdunet.widgets.shared.session import KEPT_DAYS
+from napari_kdunet.widgets.shared.session_folder import KEPT_DAYS
 
 __all__ = ["CloseGuard"]
 

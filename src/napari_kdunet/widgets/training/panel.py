@@ -18,7 +18,7 @@ from napari_kdunet.widgets.shared.models import ask_and_save, models
 from napari_kdunet.widgets.shared.panel import Panel
 from napari_kdunet.widgets.shared.preview import Preview, warm_up
 from napari_kdunet.widgets.shared.process_worker import prepare, release
-from napari_kdunet.widgets.shared.session import Session
+from napari_kdunet.widgets.shared.session_folder import SessionFolder
 from napari_kdunet.widgets.shared.thread_worker import EventWorker, run
 from napari_kdunet.widgets.training.closing import CloseGuard
 from napari_kdunet.widgets.training.inputs import new_strokes
@@ -88,7 +88,7 @@ class TrainingPanel(Panel):
         self.settings = settings
         self.view = RunView(viewer, start)
         quality, *groups = settings.rows
-        super().__init__(viewer, [*inputs, quality, *more, *groups], [self.view])
+        super().__init__(viewer, [*inputs, quality, *more, *groups], [self.view], [self.view.controls])
         self.worker: EventWorker | None = None
         self.guard = CloseGuard(self, lambda: self.model_name, self.stop)
         self.preview: Preview | None = None
@@ -226,7 +226,7 @@ class TrainingPanel(Panel):
         self.preview.inverted = inverted
 
 
-def _on_disk(job: Job, session: Session) -> Iterator[Any]:
+def _on_disk(job: Job, session: SessionFolder) -> Iterator[Any]:
     """Yield the events of a job, each best model once it is written; where that fails the training goes on."""
     path, told = session.new_path(job.model_name), False
     for event in job.make_events():

@@ -28,7 +28,7 @@ _NO = (
 
 
 class RunView(QWidget):
-    """Buttons to start, pause, stop and save; a progress bar with the remaining time; the status; the curves.
+    """The status and the curves of a run, and its `controls`.
 
     Parameters
     ----------
@@ -36,6 +36,11 @@ class RunView(QWidget):
         Its theme gives the colours of the curves.
     start : str
         Text of the start button.
+
+    Attributes
+    ----------
+    controls : QWidget
+        Buttons to start, pause, stop and save, and a progress bar with the remaining time.
     """
 
     pause_clicked = Signal()
@@ -59,10 +64,13 @@ class RunView(QWidget):
         self.notes.hide()
         self.curves = Curves(viewer)
         self.curves.hide()  # the settings have its place before the first run
+        self.controls = QWidget()
+        controls = QVBoxLayout(self.controls)
+        controls.setContentsMargins(0, 0, 0, 0)
+        controls.addLayout(self.buttons)
+        controls.addWidget(self.bar)
         layout = QVBoxLayout(self)
         layout.setContentsMargins(0, 0, 0, 0)
-        layout.addLayout(self.buttons)
-        layout.addWidget(self.bar)
         for label in (self.status, self.score, self.notes):
             self._lines.addWidget(label)
         layout.addLayout(self._lines)

@@ -18,7 +18,7 @@ from napari_kdunet.core.files import make_folder
 if TYPE_CHECKING:
     from napari_kdunet.core import Model
 
-__all__ = ["KEPT_DAYS", "Session"]
+__all__ = ["KEPT_DAYS", "SessionFolder"]
 
 #: Days after which a model is deleted that nobody has saved elsewhere.
 KEPT_DAYS = 30
@@ -27,7 +27,7 @@ _STAMP = "%Y-%m-%dT%H-%M-%S"
 _LONGEST = 100  # characters of a file name
 
 
-class Session:
+class SessionFolder:
     """The folder of this session's models, and the models of earlier sessions.
 
     Parameters
