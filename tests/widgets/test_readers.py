@@ -8,7 +8,8 @@ import pytest
 import tifffile
 
 from napari_kdunet import core
-from napari_kdunet.widgets.shared.layers import voxel_size_of
+from napari_kdunet.widgets import readers
+from napari_kdunet.widgets.shared.layers import volume_of, voxel_size_of
 from napari_kdunet.widgets.shared.models import models
 
 
@@ -22,6 +23,20 @@ def test_an_ome_zarr_comes_in_with_its_scale(make_napari_viewer, tmp_path):
     assert voxel_size_of(layer) == pytest.approx((50.0, 5.0, 5.0))
     assert layer.axis_labels == ("z", "y", "x")
     np.testing.assert_array_equal(np.asarray(layer.data), raw)
+
+
+def test_a_large_slice_comes_in_as_a_pyramid(make_napari_viewer, tmp_path, monkeypatch):
+    """Else napari would read all of it, and draw all of it each time anything changes."""
+    raw = np.random.default_rng(0).integers(0, 255, (1, 1200, 1100), np.uint8)
+    path = tmp_path / "em.zarr"
+    core.write_volume(raw, path, voxel_size=(50.0, 5.0, 5.0))
+    monkeypatch.setattr(readers, "_LARGE", 1100)
+    viewer = make_napari_viewer()
+    (layer,) = viewer.open(path, plugin="napari-kdunet")
+    assert [level.shape for level in layer.data][:2] == [(1200, 1100), (600, 550)]
+    assert volume_of(layer).shape == (1, 1200, 1100)
+    assert volume_of(layer).voxel_size == (5.0, 5.0, 5.0)
+    np.testing.assert_array_equal(np.asarray(layer.data[0]), raw[0])
 
 
 RAW = np.arange(3 * 16 * 20, dtype=np.uint16).reshape(3, 16, 20)

@@ -6,6 +6,7 @@ A plain TIFF is none of them: napari would ask each time which reader to take, a
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,8 @@ __all__ = ["get_reader"]
 
 LayerData = tuple[Any, ...]
 
+_LARGE = 4096  # pixels: the longest side of a slice that napari reads and draws whole without making one wait
+
 
 def get_reader(path: str | list[str]) -> Callable[[Any], list[LayerData]] | None:
     """The function that reads a path, for napari; None for several paths at once."""
@@ -31,17 +34,32 @@ def get_reader(path: str | list[str]) -> Callable[[Any], list[LayerData]] | None
 
 
 def _read_volume(path: str) -> list[LayerData]:
-    """An image layer, lazy, with scale in nm and axis labels; errors as of `core.open_volume`."""
+    """An image layer, lazy, with scale in nm and axis labels; errors as of `core.open_volume`.
+
+    Of large slices it is a pyramid where the file has one: napari draws the part on screen at the resolution of that.
+    """
     inside = _choose_inside(path)
     if inside is None:
         return [(None,)]
-    volume = core.open_volume(f"{path}:{inside}" if inside else path)  # MRC, HDF5, N5, OME-Zarr, a folder, ...
+    source = f"{path}:{inside}" if inside else path  # MRC, HDF5, N5, OME-Zarr, a folder, ...
+    volume = core.open_volume(source)
     ndim = 3 if len(volume) > 1 else 2
     name = f"{Path(path).stem} {inside.strip('/')}".strip()
     options: dict[str, Any] = {"name": name, "axis_labels": ("z", "y", "x")[-ndim:]}
     if volume.voxel_size is not None:
         options |= {"scale": volume.voxel_size[-ndim:], "units": ("nm",) * ndim}
-    return [(volume.data if ndim == 3 else volume.data[0], options, "image")]
+    levels = [level if ndim == 3 else level[0] for level in _levels(source, volume)]
+    return [(levels if len(levels) > 1 else levels[0], options | {"multiscale": len(levels) > 1}, "image")]
+
+
+def _levels(source: str, volume: core.Volume) -> list[Any]:
+    """The volume, ZYX, and of large slices the coarser scale levels that the file has."""
+    levels = [volume.data]
+    if max(volume.shape[1:]) > _LARGE:
+        with suppress(core.VolumeError):  # there is none more
+            while max((coarser := core.open_volume(source, level=len(levels)).data).shape) < max(levels[-1].shape):
+                levels.append(coarser)
+    return levels
 
 
 def _choose_inside(path: str) -> str | None:

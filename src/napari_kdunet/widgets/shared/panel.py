@@ -238,10 +238,13 @@ def in_a_row(*widgets: Widget, label: str = "") -> Container:
 
 
 class _WrappedLabel(QLabel):
-    """A label that never asks for more width than it is given."""
+    """A label that never asks for more width than it is given, and has no height without text."""
 
     def minimumSizeHint(self) -> QSize:
-        return QSize(0, super().minimumSizeHint().height())
+        return QSize(0, super().minimumSizeHint().height() if self.text() else 0)
+
+    def sizeHint(self) -> QSize:
+        return super().sizeHint() if self.text() else QSize(0, 0)
 
 
 def list_table(*titles: str) -> QTableWidget:

@@ -73,6 +73,7 @@ class RunView(QWidget):
         layout.setContentsMargins(0, 0, 0, 0)
         for label in (self.status, self.score, self.notes):
             self._lines.addWidget(label)
+        self._lines.setSpacing(2)
         layout.addLayout(self._lines)
         layout.addWidget(self.curves, 1)
         self._best, self._endless = math.nan, False
