@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from napari_kdunet import core
+from napari_kdunet.widgets.shared import preview as preview_module
 from napari_kdunet.widgets.shared.preview import Preview
 
 WORLD = {"scale": (20.0, 10.0, 10.0), "translate": (100.0, 200.0, 300.0), "units": ("nm",) * 3}
@@ -103,6 +104,29 @@ def test_a_2d_image_gets_a_2d_preview(viewer, model, settled, tiny_em):
     preview = Preview(viewer, em)
     preview.show(model)
     assert settled(preview).layer.data.shape == (96, 96)
+
+
+def test_of_a_large_slice_it_shows_the_part_on_screen(viewer, model, settled, tiny_em, monkeypatch):
+    """The middle of the screen, on the grid of the image, as all of it segmented has it; it follows the camera."""
+    monkeypatch.setattr(preview_module, "_MOST", 48)
+    monkeypatch.setattr(preview_module, "_STEP", 16)
+    em = viewer.add_image(tiny_em[0], name="em", **WORLD)
+    viewer.dims.set_current_step(0, 4)
+    preview = Preview(viewer, em)
+    preview.get_ready()
+    assert preview.layer.data.shape == (1, 48, 48)
+    whole = expected(model, tiny_em[0], 4)
+    for middle, (y, x) in (((0, 0), (0, 0)), ((70, 40), (48, 16))):
+        camera = getattr(viewer, "scene", viewer).camera
+        camera.center = em.data_to_world((4, *middle))
+        preview.show(model)
+        layer = settled(preview).layer
+        np.testing.assert_allclose(preview.probability, whole[y : y + 48, x : x + 48], atol=1e-5)
+        assert layer.data.shape == (1, 48, 48)
+        np.testing.assert_allclose(layer.data_to_world((0, 0, 0)), em.data_to_world((4, y, x)))
+    camera.center = em.data_to_world((4, 10, 90))
+    assert settled(preview).place == (4, slice(0, 48), slice(48, 96))
+    preview.close()
 
 
 def test_it_lies_right_on_an_image_turned_in_plane(viewer, model, settled, tiny_em):

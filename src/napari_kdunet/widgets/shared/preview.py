@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from concurrent.futures import Future
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 from napari.layers import Layer
@@ -26,6 +26,11 @@ __all__ = ["Preview", "close_previews", "warm_up"]
 
 _COLOUR = "#009E73"  # Okabe and Ito's green: visible on grey, and neither that of masks nor of strokes
 _CONTOUR = 3  # pixels: an outline, through which a mask is seen as it is painted on
+_MOST = 2048  # pixels along each side that are segmented; of a larger slice they are a part of it
+_STEP = 256  # pixels by which that part moves
+
+_Place: TypeAlias = tuple[int, slice, slice]
+"""z, rows and columns."""
 
 
 def warm_up(owner: QWidget) -> None:
@@ -54,7 +59,8 @@ def close_previews(viewer: napari.viewer.Viewer, image: Layer) -> None:
 class Preview:
     """A Labels layer ``<image> preview`` of the current slice, segmented.
 
-    It is one slice thick and moves with the user, so that its cost does not depend on the size of the volume. The
+    It is one slice thick and moves with the user, so that its cost does not depend on the size of the volume; of a
+    slice of more than 2048 pixels along a side it is the part in the middle of the screen. The
     latest request wins: one slice is segmented at a time, and an outdated one is not shown. The preview is closed when
     the user removes its layer or the image, or another preview of the image is opened. It is an outline, called after
     the image, and segmented again when the scale of the image changes.
@@ -75,8 +81,10 @@ class Preview:
     ----------
     inverted : bool
         Whether bright and dark are exchanged for the model, from the next `show` on.
+    place : tuple of int, slice and slice
+        Slice, rows and columns that are shown.
     probability : ndarray or None
-        Foreground probability of the slice that is shown, YX float32.
+        Foreground probability of them, YX float32.
 
     Raises
     ------
@@ -91,14 +99,19 @@ class Preview:
         volume_of(image)  # raises now if it cannot be segmented
         self.layer: Layer | None = None
         self.probability: NDArray[np.float32] | None = None
-        self.z, self.inverted = -1, False
+        self.inverted = False
+        self.place: _Place = (-1, slice(0, 0), slice(0, 0))
+        self._seen: tuple[Any, ...] = (None,)  # pixels, voxel size and contrast of the volume that follows
+        self._volume: core.Volume | None = None
         self._model: Model | None = None
         self._threshold: float | None = None
         self._worker: EventWorker | None = None
-        self._wanted: tuple[Model, int] | None = None
+        self._wanted: tuple[Model, _Place] | None = None
         self._closed = False
         self._request_soon = qdebounced(self._request, timeout=rest)
         self._resting: Future[None] | None = None
+        self._camera = getattr(viewer, "scene", viewer).camera  # napari 0.9, and before
+        self._camera.events.center.connect(self._moved)
         viewer.dims.events.point.connect(self._moved)
         viewer.layers.events.removed.connect(self._removed)
         image.events.name.connect(self._renamed)
@@ -121,6 +134,11 @@ class Preview:
         self._draw()
 
     @property
+    def z(self) -> int:
+        """The slice that is shown; -1 while there is none."""
+        return self.place[0]
+
+    @property
     def is_busy(self) -> bool:
         """Whether a slice is being segmented, or is about to be."""
         return self._wanted is not None or (self._resting is not None and not self._resting.done())
@@ -132,8 +150,8 @@ class Preview:
 
     def get_ready(self) -> None:
         """Add the layer, still empty, so that the first prediction has less to do."""
-        self.z = current_slice(self.viewer, self.image)
-        self._put(np.zeros(data_of(self.image).shape[-2:], np.uint8))
+        self.place = _, rows, columns = self._on_screen()
+        self._put(np.zeros((rows.stop - rows.start, columns.stop - columns.start), np.uint8))
 
     def show(self, model: Model) -> None:
         """Segment the current slice by this model, and from now on each slice that the user goes to."""
@@ -152,6 +170,7 @@ class Preview:
         self._closed, self._wanted = True, None
         self._request_soon.cancel()
         self._resting = None
+        self._camera.events.center.disconnect(self._moved)
         self.viewer.dims.events.point.disconnect(self._moved)
         self.viewer.layers.events.removed.disconnect(self._removed)
         self.image.events.name.disconnect(self._renamed)
@@ -166,7 +185,7 @@ class Preview:
             self.close()
 
     def _moved(self, event: Any = None) -> None:
-        if self._model is not None and current_slice(self.viewer, self.image) != (self._wanted or (None, self.z))[1]:
+        if self._model is not None and self._on_screen() != (self._wanted or (None, self.place))[1]:
             self._resting = self._request_soon()
 
     def _renamed(self, event: Any = None) -> None:
@@ -180,31 +199,48 @@ class Preview:
     def _request(self, event: Any = None) -> None:
         if self._closed or self._model is None:
             return
-        self._wanted = self._model, current_slice(self.viewer, self.image)
+        self._wanted = self._model, self._on_screen()
         if self._worker is None:
             self._start()
 
+    def _on_screen(self) -> _Place:
+        """What to segment: the slice on screen, and of a large one the part in the middle of the screen."""
+        shape, point = data_of(self.image).shape, np.array(self.viewer.dims.point[-self.image.ndim :])
+        if max(shape[-2:]) > _MOST:
+            point[-2:] = self._camera.center[-2:]
+            point = np.asarray(self.image.world_to_data(point))
+        starts = (
+            min(max(round((middle - _MOST / 2) / _STEP) * _STEP, 0), max(n - _MOST, 0))
+            for middle, n in zip(point[-2:], shape[-2:], strict=True)
+        )
+        rows, columns = (slice(start, min(start + _MOST, n)) for start, n in zip(starts, shape[-2:], strict=True))
+        return current_slice(self.viewer, self.image), rows, columns
+
+    def _volume_now(self) -> core.Volume:
+        """The image as it is now, as a volume that knows the mean of its slices once it has read them."""
+        volume = volume_of(self.image)
+        seen = data_of(self.image), volume.voxel_size, self.inverted
+        if self._volume is None or self._seen[0] is not seen[0] or self._seen[1:] != seen[1:]:
+            self._volume, self._seen = core.open_volume(volume, invert=self.inverted), seen
+        return self._volume
+
     def _start(self) -> None:
         assert self._wanted is not None
-        (model, z), inverted = self._wanted, self.inverted
-        volume = volume_of(self.image)  # read now, as data and scale of the layer can change
+        (model, place), volume = self._wanted, self._volume_now()
 
-        def predict() -> Iterator[tuple[Model, int, NDArray[np.float32]]]:
-            one = core.open_volume(volume.read(z), voxel_size=volume.voxel_size, name=volume.name, invert=inverted)
-            yield model, z, core.predict(model, one)[0].compute(scheduler="synchronous")
+        def predict() -> Iterator[tuple[Model, _Place, NDArray[np.float32]]]:
+            yield model, place, core.predict(model, volume)[place].compute(scheduler="synchronous")
 
         self._worker = run(
             predict, on_event=self._predicted, on_done=self._next, on_error=self._failed, owner=self.owner
         )
 
-    def _predicted(self, result: tuple[Model, int, NDArray[np.float32]]) -> None:
-        model, z, probability = result
-        if self._wanted is None or self._wanted[1] != z:
+    def _predicted(self, result: tuple[Model, _Place, NDArray[np.float32]]) -> None:
+        model, place, probability = result
+        if self._wanted is None or self._wanted[1] != place:
             return
-        self.z, self.probability = (
-            z,
-            probability,
-        )  # of an outdated model too: a fast training would never show one otherwise
+        # of an outdated model too: a fast training would never show one otherwise
+        self.place, self.probability = place, probability
         if self._wanted[0] is model:
             self._wanted = None
         self._draw()
@@ -224,10 +260,11 @@ class Preview:
 
     def _put(self, mask: NDArray[np.uint8]) -> None:
         grid = grid_of(self.image)
-        if self.image.ndim == 3:
-            mask = mask[None]
-            step = Affine(scale=grid["scale"], rotate=grid["rotate"], shear=grid["shear"]).linear_matrix[:, 0]
-            grid["translate"] = np.asarray(grid["translate"]) + self.z * step
+        mask = mask[None] if self.image.ndim == 3 else mask
+        z, rows, columns = self.place
+        steps = Affine(scale=grid["scale"], rotate=grid["rotate"], shear=grid["shear"]).linear_matrix
+        first = (z, rows.start, columns.start)[-self.image.ndim :]
+        grid["translate"] = np.asarray(grid["translate"]) + steps @ first
         if self.layer is None:
             close_previews(self.viewer, self.image)
             selected = set(self.viewer.layers.selection)
