@@ -216,6 +216,18 @@ def test_unlabelled_slices_are_learnt_from_too(bench, widget):
     assert summary["unlabelled_slices"] == 6
 
 
+def test_a_student_that_is_not_smaller_is_warned_of(bench):
+    """“0.255x smaller” says nothing to most."""
+    models.add("teacher", core.Model(core.KUNet(2)))
+    widget = bench.open("Distil student", k=4)
+    assert widget.size_label.text().startswith("The student is not smaller than its teacher, a 2-Unet: lower k")
+    widget.k.value = 1
+    assert widget.size_label.text() == ""
+    widget._student_parameters, widget._teacher_parameters = 121_000, 31_000
+    widget._show_size()
+    assert "not smaller (3.9x)".replace("x", "×") in widget.size_label.text()
+
+
 def test_no_teacher_is_notified(bench, notified):
     widget = bench.open("Distil student")
     widget.view.start_button.click()

@@ -23,6 +23,9 @@ def test_an_ome_zarr_comes_in_with_its_scale(make_napari_viewer, tmp_path):
     assert voxel_size_of(layer) == pytest.approx((50.0, 5.0, 5.0))
     assert layer.axis_labels == ("z", "y", "x")
     np.testing.assert_array_equal(np.asarray(layer.data), raw)
+    _, segment = viewer.window.add_plugin_dock_widget("napari-kdunet", "Segment")
+    assert segment.image.value is layer
+    assert segment.image_pixel_size.value == 5.0
 
 
 def test_a_large_slice_comes_in_as_a_pyramid(make_napari_viewer, tmp_path, monkeypatch):

@@ -437,9 +437,14 @@ def test_wrong_images_are_told(open_widget, tiny_model, qtbot, notified):
     viewer.add_image(np.zeros((2, 3, 32, 32), np.uint8), name="four")
     widget.start_button.native.click()
     assert "4 axes" in notified[-1]
-    assert len(notified) == 4
+    two = viewer.add_image(np.zeros((2, 32, 32), np.uint8), name="two", axis_labels=("c", "y", "x"))
+    widget.image.value = two
+    widget.start_button.native.click()
+    assert "2 channels, which are no slices: choose one under Image" in notified[-1]
+    assert widget.error_label.text() == notified[-1], "in full in the panel"
+    assert len(notified) == 5
     assert widget.start_button.enabled
-    assert len(viewer.layers) == 1
+    assert len(viewer.layers) == 2
 
 
 def test_removing_layers_meanwhile_breaks_nothing(segment, qtbot, gate, notified):
@@ -530,9 +535,11 @@ def test_another_models_threshold_leaves_the_mask_alone(segment, tiny_model, qtb
     widget.start()
     finished(qtbot, widget)
     before = viewer.layers["raw tiny mask"].data.copy()
-    other = core.Model(tiny_model.net, pixel_size=0, threshold=tiny_model.threshold + 0.02)
+    assert "threshold" not in widget.description.value
+    other = core.Model(tiny_model.net, pixel_size=0, threshold=0.06)
     widget.model.value = models.add("other", other, "raw")
     qtbot.waitUntil(lambda: widget.loaded is other)
-    assert widget.threshold.value == pytest.approx(other.threshold)
+    assert widget.threshold.value == pytest.approx(0.06)
+    assert "threshold of 0.06 is what scored best" in widget.description.value, "one so far from a half is explained"
     qtbot.waitUntil(lambda: not widget.segmentation.is_busy)
     np.testing.assert_array_equal(viewer.layers["raw tiny mask"].data, before)

@@ -216,9 +216,37 @@ def test_unusable_layers_are_told_at_the_click(bench, widget, notified):
     start.click()
     assert len(notified) == 5
     assert notified[4].startswith("the layer photo is RGB: convert it")
+    widget.image.value = viewer.add_image(np.zeros((2, 8, 96, 96), np.uint8), name="film")
+    start.click()
+    assert notified[5].startswith("the layer film has 4 axes (2, 8, 96, 96): choose a time point or channel")
+    widget.image.value = viewer.add_image(np.zeros((2, 96, 96), np.uint8), name="two", axis_labels=("c", "y", "x"))
+    start.click()
+    assert notified[6].startswith("the layer two has 2 channels, which are no slices: choose one")
+    assert widget.error_label.text() == notified[-1]
     bench.assert_ready(widget)
     assert [layer.name for layer in viewer.layers if "preview" in layer.name] == []
     assert models.session_names() == []
+
+
+def test_an_image_that_shows_nothing_is_named(bench, widget, notified):
+    bench.em.data = np.full_like(bench.em.data, 7)
+    widget.view.start_button.click()
+    bench.finish(widget)
+    assert notified == ["em shows nothing in the slices to train on: they are constant, or noise."]
+    assert widget.error_label.text() == notified[0]
+    bench.assert_ready(widget)
+
+
+def test_what_is_learnt_from_is_no_score(bench, widget):
+    bench.mito.data = bench.mito.data * (np.arange(8) == 3)[:, None, None]  # one slice: none is held out
+    scores, show = [], widget.view.validated
+    widget.view.validated = lambda event: (show(event), scores.append(widget.view.score.text()))
+    widget.view.start_button.click()
+    bench.finish(widget)
+    assert all(words.startswith("Agreement with the labels that it learns from: 0.") for words in scores)
+    assert all("This is no score" in words for words in scores)
+    assert len(scores) == 3
+    assert "IoU" not in models.describe(widget.model_name)
 
 
 def test_a_collapsed_network_is_said_to_be_one_and_kept(bench, notified):
