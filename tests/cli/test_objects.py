@@ -90,3 +90,38 @@ def test_ctrl_c_leaves_nothing_behind(mask, tmp_path, monkeypatch):
     assert result.code == 130
     assert "nothing was written" in result.err
     assert names(tmp_path) == ["mask.tif", "raw.tif"]
+
+
+def test_outlines_split_what_touches(tmp_path):
+    """The probability of outlines, of a model that has learnt them, from file to file; of another it is refused."""
+    bar = np.zeros((6, 40, 60), np.float32)
+    bar[:, 10:30, 10:50] = 0.9
+    lines = np.zeros_like(bar)
+    lines[:, 10:30, 28:32] = 0.8
+    for name, volume in (("prob.tif", bar), ("lines.tif", lines), ("less.tif", lines[:5])):
+        core.write_volume(volume, tmp_path / name, voxel_size=SIZE)
+    assert (
+        "1 objects"
+        in run("objects", tmp_path / "prob.tif", "-o", tmp_path / "a.tif", "--table", tmp_path / "a.csv").out
+    )
+    split = ("objects", tmp_path / "prob.tif", "--boundary", tmp_path / "lines.tif", "-o", tmp_path / "b.tif")
+    assert "2 objects" in run(*split, "--table", tmp_path / "b.csv").out
+    wrong = run(*split[:3], tmp_path / "less.tif", "-o", tmp_path / "c.tif")
+    assert wrong.code == 2
+    assert "(5, 40, 60)" in wrong.err
+
+
+def test_a_model_of_outlines_on_the_command_line(tmp_path):
+    names_ = ("background", "mitochondrion", "boundary")
+    model = core.Model(core.KUNet(1, classes=3, depth=2), pixel_size=0.0, class_names=names_)
+    path, raw = model.save(tmp_path / "m.safetensors"), np.random.default_rng(0).integers(0, 255, (2, 40, 48), np.uint8)
+    core.write_volume(raw, tmp_path / "raw.tif", voxel_size=SIZE)
+    out = ("-o", tmp_path / "o.tif", "--overwrite")
+    assert run("predict", path, tmp_path / "raw.tif", *out, "--boundary").code == 0
+    expected = core.predict(model, raw, output="boundary").compute()
+    np.testing.assert_allclose(np.asarray(core.open_volume(tmp_path / "o.tif")), expected, atol=1e-5)
+    assert "boundary" in run("info", path).out
+    both = run("predict", path, tmp_path / "raw.tif", *out, "--boundary", "--probabilities")
+    assert (both.code, "two commands" in both.err) == (2, True)
+    other = run("predict", "lucchi-1unet", tmp_path / "raw.tif", *out, "--boundary")
+    assert (other.code, "outlines" in other.err) == (2, True)

@@ -411,6 +411,35 @@ def test_multiclass_mask_holds_classes(open_widget, em, qtbot):
     assert (mask.data != core.predict(model, em[0], output="labels", threshold=0.8).compute()).mean() < 2e-3
 
 
+def test_outlines_are_in_the_mask_and_go_on_to_objects(open_widget, em, qtbot):
+    """Of a model with outlines the mask is one colour; *Objects* splits by them, in its preview too."""
+    torch.manual_seed(1)
+    names = ("background", "mitochondrion", "boundary")
+    model = core.Model(core.KUNet(k=2, bn=False, depth=2, classes=3), pixel_size=0, class_names=names)
+    viewer, widget = open_widget("Segment")
+    viewer.add_image(em[0], name="raw", scale=(10, 10, 10), units=("nm",) * 3)
+    models.add("outlined", model)
+    qtbot.waitUntil(lambda: widget.loaded is model)
+    widget.start_button.native.click()
+    finished(qtbot, widget)
+    mask = viewer.layers["raw outlined mask"]
+    level = widget.threshold.value
+    expected = core.predict(model, em[0], output="labels", threshold=level).compute()
+    assert set(np.unique(mask.data)) == {0, 1}
+    np.testing.assert_array_equal(mask.data, expected)
+    _, objects = viewer.window.add_plugin_dock_widget("napari-kdunet", "Objects")
+    objects.source.value, objects.min_diameter.value = mask, 0
+    objects.start()
+    qtbot.waitUntil(lambda: objects.worker is None and objects.table is not None, timeout=120_000)
+    outlines = core.predict(model, em[0], output="boundary")
+    wanted, without = (
+        np.asarray(core.instances(mask.data, objects.config, boundary=each, voxel_size=(10, 10, 10)))
+        for each in (outlines, None)
+    )
+    assert not np.array_equal(wanted, without)
+    np.testing.assert_array_equal(objects.layer.data, wanted)
+
+
 def test_2d_image(open_widget, em, tiny_model, qtbot):
     viewer, widget = open_widget("Segment")
     viewer.add_image(em[0][0], name="flat", scale=(5, 5))

@@ -30,6 +30,9 @@ def objects(
         Path, typer.Option("-o", "--out", metavar="INSTANCES", help="Objects to write (.tif, .zarr, .h5 or .mrc).")
     ],
     config: ObjectsConfig,
+    boundary: Annotated[
+        str | None, typer.Option(help="Probability of the outlines of objects, as predict --boundary writes it.")
+    ] = None,
     table: Annotated[
         Path | None, typer.Option(help="Table of measurements to write, a row an object (.csv or .parquet).")
     ] = None,
@@ -47,7 +50,7 @@ def objects(
     from napari_kdunet.core.objects.instances import is_flat
     from napari_kdunet.core.objects.measure import write_table
 
-    inputs = (source, raw, contacts)
+    inputs = (source, boundary, raw, contacts)
     check_out(out, *inputs, suffixes=ENDINGS, overwrite=overwrite)
     if table is not None:
         check_out(table, *inputs, suffixes=(".csv", ".parquet"), overwrite=overwrite)
@@ -56,7 +59,8 @@ def objects(
     volume = given_volume(source, voxel_size)
     print_notes(volume)
     with _stopping("nothing was written"), follow_share("finding objects") as share:
-        found = core.instances(volume, config, scratch=out.absolute().parent, progress=share)
+        scratch = out.absolute().parent
+        found = core.instances(volume, config, boundary=boundary, scratch=scratch, progress=share)
     flat = is_flat(volume.voxel_size, config.mode)
     console.print(f"note: {'in each slice, linked along z' if flat else 'in 3-D'} (voxels of {_nm(volume)}; --mode)")
     _write(found, out, volume, config, ome_version, overwrite)

@@ -67,6 +67,14 @@ Format = Annotated[Literal["tif", "zarr", "h5", "mrc"], typer.Option("--format",
 Probabilities = Annotated[
     bool, typer.Option("--probabilities", help="Write float32 probabilities instead of uint8 labels.")
 ]
+Outlines = Annotated[
+    bool,
+    typer.Option(
+        "--boundary",
+        help="Write the probability of the outlines of objects, float32, for objects --boundary; of a model that was "
+        "trained with --boundary.",
+    ),
+]
 Threshold = Annotated[
     float | None, typer.Option(help="Probability above which a pixel is labelled; the model's own if not given.")
 ]
@@ -80,6 +88,7 @@ def predict(
     out_dir: OutDir = None,
     kind: Format = "tif",
     probabilities: Probabilities = False,
+    boundary: Outlines = False,
     threshold: Threshold = None,
     views: Views = 1,
     planes: Planes = "z",
@@ -98,18 +107,21 @@ def predict(
 
     _use_one_heap()
     jobs = _jobs(raw, out, out_dir, kind)
+    if probabilities and boundary:
+        raise ConfigError("--probabilities and --boundary are two volumes: give them to two commands.")
+    output = "boundary" if boundary else "probability" if probabilities else "labels"
     _check_combinations(jobs, planes, on_error, scheduler)
     if out_dir is None:
         check_out(jobs[0].out, model, jobs[0].raw, suffixes=ENDINGS, overwrite=overwrite)
     settings = _Settings(
         _load(model, views, planes, device),
         model,
-        {"output": "probability" if probabilities else "labels", "views": views, "planes": planes},
+        {"output": output, "views": views, "planes": planes},
         threshold,
         voxel_size,
         {"on_error": on_error, **selection},
         {"device": device, "threads": threads},
-        {"labels": not probabilities, "ome_version": ome_version, "overwrite": overwrite},
+        {"labels": output == "labels", "ome_version": ome_version, "overwrite": overwrite},
         skipping=on_error == "skip",
     )
     with connect(scheduler) if scheduler else nullcontext():

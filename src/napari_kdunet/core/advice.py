@@ -40,6 +40,10 @@ ADVICE: dict[str, Advice] = {
         "Classes",
         "Leave at 2 for one structure and background; raise it when your labels hold several structures, 1, 2, 3 …",
     ),
+    "boundary": Advice(
+        "Outlines as a class",
+        "On: objects that touch come apart in Objects; the mask is as good. Label each with its own id for it.",
+    ),
     "activation": Advice(
         "Activation",
         "Touch it only to compare with the paper, which uses relu.",

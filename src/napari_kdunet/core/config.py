@@ -124,6 +124,11 @@ class TrainConfig:
     bn: bool = setting(True, "Batch normalisation after each 3x3 convolution.")
     depth: int = setting(4, "Number of down-samplings.", ge=1, le=6, advanced=True)
     classes: int = setting(2, "Classes, background included.", ge=2, le=64, advanced=True)
+    boundary: bool = setting(
+        False,
+        "Learn the outlines of objects as a third class: best with their ids as labels; those that touch come apart.",
+        advanced=True,
+    )
     activation: str = setting(
         "leaky_relu", "LeakyReLU keeps tiny networks alive.", choices=("leaky_relu", "relu"), advanced=True
     )
@@ -268,6 +273,10 @@ class TrainConfig:
             if tuple in spec.metadata["types"]:
                 object.__setattr__(self, spec.name, _frozen(getattr(self, spec.name)))
             check_field(spec, getattr(self, spec.name))
+        if self.boundary and self.classes > 3:
+            raise ConfigError(f"classes is {self.classes}: boundary is for objects of one class, leave one away.")
+        if self.boundary:
+            object.__setattr__(self, "classes", 3)
         if 0 < self.pixel_size < LEAST_PIXEL_SIZE:
             raise ConfigError(f"pixel_size is {self.pixel_size}: give at least {LEAST_PIXEL_SIZE} nm, or 0.")
         if self.steps is not None and self.minutes is not None:
@@ -302,6 +311,11 @@ class TrainConfig:
             Share of the budget that is used up, 0 to 1.
         """
         return 1.0, None
+
+    @property
+    def label_classes(self) -> int:
+        """Classes that the labels hold: those of the network without the outlines, which are made of objects."""
+        return 2 if self.boundary else self.classes
 
     @property
     def temperature(self) -> float:

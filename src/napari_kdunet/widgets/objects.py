@@ -70,7 +70,8 @@ class ObjectsWidget(ProofreadingPanel):
             self.source.held = True
 
             def work() -> Iterator[Any]:
-                found = instances(volume, config, progress=self.background.check)
+                outlines = None if result is None else result.outlines
+                found = instances(volume, config, boundary=outlines, progress=self.background.check)
                 ids = np.asarray(found) if found.nbytes <= IN_MEMORY else found
                 objects = open_volume(ids, voxel_size=volume.voxel_size)
                 if result is not None and isinstance(ids, np.ndarray):

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 __all__ = ["TrainWidget"]
 
-_SET_BY_MODEL = ("k", "bn", "depth", "classes", "activation", "init", "prior_bias", "pixel_size")
+_SET_BY_MODEL = ("k", "bn", "depth", "classes", "boundary", "activation", "init", "prior_bias", "pixel_size")
 
 _IF_INVERTED = "A fresh network learns either contrast; one that you start from has to learn anew."
 _LIVE_TIP = (

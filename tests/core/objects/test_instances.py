@@ -72,6 +72,15 @@ def test_blocks_give_what_the_whole_gives(seed, block, voxel_size, smoothing):
     assert np.array_equal(found(volume, voxel_size, block, smoothing=smoothing), whole)
 
 
+def test_blocks_with_outlines_give_what_the_whole_gives():
+    config, outlines = core.ObjectsConfig(min_diameter=0.0), np.minimum(noisy(5), noisy(6)) / 2
+    how = {"boundary": outlines, "voxel_size": CUBES}
+    whole = np.asarray(core.instances(noisy(5), config, **how))
+    assert np.array_equal(np.asarray(core.instances(noisy(5), config, block=(7, 16, 9), **how)), whole)
+    assert not np.array_equal(whole, found(noisy(5)))
+    assert np.array_equal(whole > 0, found(noisy(5)) > 0)
+
+
 def test_larger_than_memory_is_the_same(tmp_path, monkeypatch):
     expected = found(noisy(0))
     monkeypatch.setattr(blocks, "_IN_MEMORY", 0)

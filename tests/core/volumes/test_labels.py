@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from scipy.ndimage import binary_erosion
 
 from napari_kdunet import core
-from napari_kdunet.core.volumes.labels import class_index, target_probabilities
+from napari_kdunet.core.volumes.labels import class_index, outline_targets, target_probabilities
 
 
 @pytest.mark.parametrize("dtype", ["bool", "uint8", "uint16", "int32", "uint32", "int64"])
@@ -72,3 +73,40 @@ def test_shares():
     assert shares.dtype == np.float32
     assert shares.shape == (3, 2, 2)
     assert shares.transpose(1, 2, 0).tolist() == [[[1, 0, 0], [0, 1, 0]], [[0, 0, 1], [0, 0, 0]]]
+
+
+def test_outlines_of_objects_by_their_ids():
+    """As somebody would draw them: two pixels within each object, along the background and along its neighbour."""
+    ids = np.zeros((12, 20), np.uint16)
+    ids[2:11, 1:10], ids[2:11, 10:19] = 300, 7
+    background, inside, outline = outline_targets(ids)
+    expected = np.zeros(ids.shape, bool)
+    for left in (1, 10):
+        expected[4:9, left + 2 : left + 7] = True
+    assert np.array_equal(inside > 0, expected)
+    assert np.array_equal(background > 0, ids == 0)
+    assert np.array_equal(background + inside + outline, np.ones(ids.shape))
+    assert np.array_equal(outline_targets(ids > 0)[2] > 0, (ids > 0) & ~binary_erosion(ids > 0, iterations=2))
+
+
+def test_outlines_are_as_wide_in_nm_along_both_axes():
+    """Of pixels half as long along Y twice as many rows; of pixels that are longer than an outline one."""
+    ids = np.ones((40, 40), np.uint8)
+    ids[:, :3] = ids[:6] = ids[-6:] = 0
+    outline = outline_targets(ids, (0.5, 1.0))[2] > 0
+    assert (outline[:, 30].sum(), outline[20].sum()) == (8, 2)  # it goes on beyond the last column
+    assert outline_targets(ids, (4.0, 4.0))[2][20].sum() == 1
+
+
+def test_outlines_beside_what_nobody_has_looked_at():
+    """Where an object ends beside pixels to ignore, it may go on: inside and outline are as likely."""
+    labels = np.full((9, 30), 9, np.uint8)
+    labels[:, 5:25] = 1
+    labels[:, 25:] = 0
+    targets = outline_targets(labels, ignore=9)[:, 4]
+    assert targets[:, 4].tolist() == [0, 0, 0]
+    assert targets[:, 5].tolist() == targets[:, 6].tolist() == [0, 0.5, 0.5]
+    assert targets[:, 7].tolist() == [0, 1, 0]
+    assert targets[:, 24].tolist() == [0, 0, 1]
+    scribbles = np.where(labels == 9, 0, labels + 1)  # 0 is nothing, 1 background, 2 and up objects
+    assert np.array_equal(outline_targets(scribbles, ignore=0), outline_targets(labels, ignore=9))

@@ -17,7 +17,7 @@ from torch import Tensor
 from napari_kdunet.core.config import TrainConfig
 from napari_kdunet.core.data.augmentation import change_appearance, random_warp, warp
 from napari_kdunet.core.data.teachers import TeacherOutput
-from napari_kdunet.core.volumes.labels import target_probabilities
+from napari_kdunet.core.volumes.labels import OUTLINE, outline_targets, target_probabilities
 from napari_kdunet.core.volumes.resampling import Grid
 from napari_kdunet.core.volumes.sample import standardised
 from napari_kdunet.core.volumes.volume import Volume
@@ -113,10 +113,25 @@ def _read_block(volume: TrainingVolume, grid: Grid, config: TrainConfig, z: int,
     inside = None if outside is None else (working(~outside[None]) > _WHOLE).to(torch.uint8)
     target = None
     if volume.labels is not None:
-        known = target_probabilities(volume.labels.read(z, y, x), config.classes, config.ignore)
+        if config.boundary:
+            known = _outlines(volume.labels, grid, config, z, y, x)
+        else:
+            known = target_probabilities(volume.labels.read(z, y, x), config.classes, config.ignore)
         target = (working(known) * 255).round().to(torch.uint8)
         target = target if inside is None else target * inside
     return Block(volume, grid, z, y, x, working(image[None]).half(), target, inside, _sites(target, inside))
+
+
+def _outlines(labels: Volume, grid: Grid, config: TrainConfig, z: int, y: slice, x: slice) -> NDArray[np.float32]:
+    """Target probabilities (3, Y, X) of a window, as in the whole slice: what lies around it is looked at."""
+    pixel = (float(grid.ratio[0]), float(grid.ratio[1]))
+    around, inner = [], []
+    for part, size, side in zip((y, x), labels.shape[1:], pixel, strict=True):
+        margin = math.ceil(max(OUTLINE, *pixel) / side) + 1
+        first = max(part.start - margin, 0)
+        around.append(slice(first, min(part.stop + margin, size)))
+        inner.append(slice(part.start - first, part.stop - first))
+    return outline_targets(labels.read(z, *around), pixel, config.ignore)[:, inner[0], inner[1]]
 
 
 def _sites(target: Tensor | None, inside: Tensor | None) -> Tensor | None:

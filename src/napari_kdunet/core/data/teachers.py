@@ -101,12 +101,17 @@ def as_teacher(source: Any, config: DistillConfig, *, trust: bool = False) -> Mo
             f"{volume.name} is {volume.dtype} and holds several classes or none: give probabilities as floats, or as "
             "uint8 from 0 to 255, or a mask."
         )
+    if config.boundary:
+        raise VolumeError(f"{volume.name} is a probability of the foreground, without outlines: leave boundary away.")
     if config.classes != 2:
         raise VolumeError(f"{volume.name} is a probability of 2 classes, the student has {config.classes}.")
     return volume
 
 
 def _checked(model: Model, config: DistillConfig, name: str) -> Model:
+    if isinstance(model.net, KUNet) and model.boundary != config.boundary:
+        one, other = ("has", "give it boundary too") if model.boundary else ("has no", "leave it away")
+        raise ModelError(f"{name} {one} outlines as a class, which is the student's setting boundary: {other}.")
     if isinstance(model.net, KUNet) and model.net.classes != config.classes:
         raise ModelError(f"{name} has {model.net.classes} classes, the student {config.classes}: make them the same.")
     return model

@@ -45,7 +45,7 @@ class Validation:
         """Validate against the labels of some slices."""
 
         def truth(z: int, y: tuple[int, int], x: tuple[int, int]) -> NDArray[np.int16]:
-            index = class_index(labels.read(z, slice(*y), slice(*x)), config.classes, config.ignore)
+            index = class_index(labels.read(z, slice(*y), slice(*x)), config.label_classes, config.ignore)
             return _without_outside(index, raw, z, y, x)
 
         return cls(raw, truth, tuple(slices), kind, labels)
@@ -158,7 +158,7 @@ def _hold_out(
     if labels is None:
         assert volume.teacher is not None
         return Validation(raw, _teacher_truth(volume.teacher), chosen, "teacher"), frozenset(held_out)
-    if held_out and any((class_index(labels.read(z), config.classes, config.ignore) > 0).any() for z in chosen):
+    if held_out and any((class_index(labels.read(z), config.label_classes, config.ignore) > 0).any() for z in chosen):
         return Validation.against(raw, labels, chosen, config, "held-out slices"), frozenset(held_out)
     chosen = spaced(slices, config.val_slices)
     return Validation.against(raw, labels, chosen, config, "training slices"), frozenset()

@@ -84,7 +84,7 @@ def make_onnx(model: Model, name: str, calibrate: Volume | None = None, *, half:
         raise ConfigError('to export ONNX, install what writes it: pip install "napari-kdunet[onnx]".')
     from napari_kdunet.core.export.onnx_graph import prediction_graph
 
-    graph = prediction_graph(with_log_odds(folded(net)), model.pixel_size, model.threshold, half)
+    graph = prediction_graph(with_log_odds(folded(net)), model.pixel_size, model.threshold, half, model.boundary)
     if calibrate is not None:
         graph = _quantised(graph, calibrate)
     precision = "int8" if calibrate is not None else "float16" if half else "float32"

@@ -81,7 +81,9 @@ def network_graph(net: KUNet) -> onnx.ModelProto:
     return graph.model({"image": (TensorProto.FLOAT, ["n", 1, "y", "x"])}, {"probability": TensorProto.FLOAT})
 
 
-def prediction_graph(net: KUNet, pixel_size: float, threshold: float, half: bool = False) -> onnx.ModelProto:
+def prediction_graph(
+    net: KUNet, pixel_size: float, threshold: float, half: bool = False, boundary: bool = False
+) -> onnx.ModelProto:
     """A whole prediction, as `core.predict` computes it for slices without padding around the sample.
 
     Inputs: `image` (N, 1, Y, X) float32, raw values. The others have defaults and may be left out: `pixel_size` (2,)
@@ -99,6 +101,9 @@ def prediction_graph(net: KUNet, pixel_size: float, threshold: float, half: bool
         Default of the input `threshold`.
     half : bool
         Store the weights in 16 bits.
+    boundary : bool
+        The last class are the outlines of objects: the mask is 0 and 1, and there is a third output, their probability
+        `boundary` (N, 1, Y, X) float32.
     """
     graph = _Graph(half)
     graph.constant(np.full(2, pixel_size, np.float32), "pixel_size")
@@ -111,7 +116,10 @@ def prediction_graph(net: KUNet, pixel_size: float, threshold: float, half: bool
     logits = _network(graph, net, _resampled(graph, image, 1, up, down))
     logits = _resampled(graph, logits, net.head.out_channels, down, up)
     logits = graph.add("Slice", logits, unit, graph.add("Add", unit, size), _ints(2, 3))
-    _outputs(graph, logits, net.head.out_channels)
+    outputs: dict[str, int] = {"probability": TensorProto.FLOAT, "mask": TensorProto.UINT8}
+    if boundary:
+        outputs["boundary"] = TensorProto.FLOAT
+    _outputs(graph, logits, net.head.out_channels, boundary)
     scalar: tuple[int, list[Any]] = (TensorProto.FLOAT, [])
     return graph.model(
         {
@@ -121,7 +129,7 @@ def prediction_graph(net: KUNet, pixel_size: float, threshold: float, half: bool
             "std": scalar,
             "threshold": scalar,
         },
-        {"probability": TensorProto.FLOAT, "mask": TensorProto.UINT8},
+        outputs,
     )
 
 
@@ -257,16 +265,21 @@ def _area_means(graph: _Graph, many: str, few: str) -> str:
     return graph.add("Div", inside, graph.add("ReduceSum", inside, _ints(0)))
 
 
-def _outputs(graph: _Graph, logits: str, channels: int) -> None:
-    """As `tiler.foreground` and `tiler.labels`."""
+def _outputs(graph: _Graph, logits: str, channels: int, boundary: bool) -> None:
+    """As `tiler.foreground` and `tiler.labels`, or with `boundary` `tiler.mask` and `tiler.last_class`."""
     if channels == 1:
         probability = graph.add("Sigmoid", logits, name="probability")
         above = graph.add("Greater", probability, "threshold")
         graph.add("Cast", above, name="mask", to=TensorProto.UINT8)
         return
-    background = graph.add("Slice", graph.add("Softmax", logits, axis=1), _ints(0), _ints(1), _ints(1))
+    shares = graph.add("Softmax", logits, axis=1)
+    background = graph.add("Slice", shares, _ints(0), _ints(1), _ints(1))
     probability = graph.add("Sub", _single(1), background)
     probability = graph.add("Clip", probability, _single(0), _single(1), name="probability")
+    if boundary:
+        graph.add("Slice", shares, _ints(channels - 1), _ints(channels), _ints(1), name="boundary")
+        graph.add("Cast", graph.add("Greater", probability, "threshold"), name="mask", to=TensorProto.UINT8)
+        return
     others = graph.add("Slice", logits, _ints(1), _ints(channels), _ints(1))
     which = graph.add("Add", graph.add("ArgMax", others, axis=1), _ints(1))
     above = graph.add("Cast", graph.add("Greater", probability, "threshold"), to=TensorProto.INT64)

@@ -34,6 +34,7 @@ _BOUNDS = {
     "reach": (1, 4096),
     "k": (1, 512),
 }  # of what is computed with
+_OUTPUTS = {"probability": "probability", "labels": "mask", "boundary": "boundary"}  # and their names in the graph
 _TOLD = ("name", "version", "precision", *_BOUNDS, "depth", "class_names", "parameter_count")
 
 _PROBE = (1, 1)  # pixels of a first image, which shows that a network can be computed
@@ -100,11 +101,17 @@ class OnnxModel:
         """Foreground probability above which a pixel is foreground."""
         return float(self.metadata["threshold"])
 
+    @property
+    def boundary(self) -> bool:
+        """As `Model.boundary`."""
+        names = self.metadata.get("class_names")
+        return isinstance(names, list) and len(names) == 3 and names[-1] == "boundary"
+
     def predict(
         self,
         raw: Any,
         *,
-        output: Literal["probability", "labels"] = "probability",
+        output: Literal["probability", "labels", "boundary"] = "probability",
         threshold: float | None = None,
         threads: int | None = None,
     ) -> da.Array:
@@ -114,8 +121,9 @@ class OnnxModel:
         ----------
         raw : volume
             What `open_volume` takes.
-        output : {"probability", "labels"}
-            Probability of the foreground, float32, or labels, uint8.
+        output : {"probability", "labels", "boundary"}
+            Probability of the foreground, float32, or labels, uint8; or the probability of the outlines of objects, of
+            a model that has learnt them.
         threshold : float, optional
             Foreground probability above which a label is not background; the model's own if None.
         threads : int, optional
@@ -135,13 +143,15 @@ class OnnxModel:
         """
         volume = open_volume(raw)
         level = self.threshold if threshold is None else threshold
-        if output not in ("probability", "labels") or not 0 <= level < 1:
+        if output not in _OUTPUTS or not 0 <= level < 1:
             raise ConfigError(
-                f"output {output!r:.40}, threshold {level}: give probability or labels, and 0 to below 1."
+                f"output {output!r:.40}, threshold {level}: give probability, labels or boundary, and 0 to below 1."
             )
+        if output == "boundary" and not self.boundary:
+            raise ConfigError(f"output is boundary, but {self.name} has not learnt outlines: train one with boundary.")
         grid = Grid.between(volume.voxel_size[1:] if volume.voxel_size else None, self.pixel_size)
         tiling = Tiling(grid, *(int(self.metadata[name]) for name in ("multiple", "reach", "k")))
-        prediction = _Prediction(self, volume, tiling, output == "labels", level, threads or cores())
+        prediction = _Prediction(self, volume, tiling, _OUTPUTS[output], level, threads or cores())
         chunks = (1, *(min(n, side) for n, side in zip(volume.shape[1:], tiling.tile(), strict=True)))
         meta = np.empty((0, 0, 0), prediction.dtype)
         lazy: da.Array = da.from_array(prediction, chunks=chunks, name=False, meta=meta, asarray=False)
@@ -213,11 +223,11 @@ class _Prediction:
     ndim = 3
 
     def __init__(
-        self, model: OnnxModel, volume: Volume, tiling: Tiling, labels: bool, threshold: float, threads: int
+        self, model: OnnxModel, volume: Volume, tiling: Tiling, output: str, threshold: float, threads: int
     ) -> None:
         self.model, self.volume, self.tiling, self.threads = model, volume, tiling, threads
-        self.threshold, self.labels = threshold, labels
-        self.shape, self.dtype = volume.shape, np.dtype(np.uint8 if labels else np.float32)
+        self.threshold, self.output = threshold, output
+        self.shape, self.dtype = volume.shape, np.dtype(np.uint8 if output == "mask" else np.float32)
 
     def __getitem__(self, key: tuple[Any, Any, Any]) -> NDArray[Any]:
         """Any part of it: dask asks for no more of a chunk than is wanted."""
@@ -247,8 +257,7 @@ class _Prediction:
         pixel = volume.voxel_size[1:] if volume.voxel_size else (0, 0)
         numbers = {"pixel_size": list(pixel), "mean": 0, "std": 1, "threshold": self.threshold}
         pixels = float(image.size * math.prod(self.tiling.grid.ratio))
-        output = "mask" if self.labels else "probability"
-        result = self.model.compute(image, numbers, output, self.threads, pixels)
+        result = self.model.compute(image, numbers, self.output, self.threads, pixels)
         result = result[tuple(inner)].copy()
         if result.dtype.kind == "f" and np.isnan(result).any():
             raise ModelError(f"{self.model.name} gives NaN for slice z={z} of {volume.name}: its weights overflow.")

@@ -18,11 +18,12 @@ from napari_kdunet.core.networks.model_file import DamagedError, TensorFile, sav
 from napari_kdunet.core.networks.protocol import Counted, Network, UsualUNet
 from napari_kdunet.core.networks.unet import KUNet
 
-__all__ = ["Model", "bundled_models", "load_model"]
+__all__ = ["BOUNDARY_CLASSES", "Model", "bundled_models", "load_model"]
 
 _FORMAT = 1
 _FORM = ("k", "bn", "classes", "depth", "activation")  # the metadata that the network is rebuilt from
 _TWO_CLASSES = ("background", "mitochondrion")
+BOUNDARY_CLASSES = (*_TWO_CLASSES, "boundary")
 _LONGEST_NAME = 100  # characters of a class's name
 
 
@@ -67,6 +68,11 @@ class Model:
         return self.net if isinstance(self.net, Network) else UsualUNet()
 
     @property
+    def boundary(self) -> bool:
+        """Whether its last class are the outlines of objects, a part of the foreground: `TrainConfig.boundary`."""
+        return len(self.class_names) == 3 and self.class_names[-1] == BOUNDARY_CLASSES[-1]
+
+    @property
     def parameter_count(self) -> int:
         """Number of learnable parameters."""
         net = self.net
@@ -88,14 +94,14 @@ class Model:
 
     @property
     def form_and_pixel_size(self) -> dict[str, Any]:
-        """The settings of a training that goes on from this model as it is: its form, and the pixel size in nm.
+        """The settings of a training that goes on from this model as it is: form, outlines, and the pixel size in nm.
 
         Raises
         ------
         ModelError
             If the network is not a `KUNet`.
         """
-        return self.form | {"pixel_size": self.pixel_size}
+        return self.form | {"boundary": self.boundary, "pixel_size": self.pixel_size}
 
     def describe(self) -> dict[str, Any]:
         """All but the weights, as JSON values: what `napari-kdunet info` shows and the file's metadata holds."""

@@ -70,13 +70,19 @@ class Landscape:
         halo = tuple(s + h + 1 + r + 3 * p for s, h, r, p in zip(parts, holes, reach, pool, strict=True))
         return (0, *halo[1:]) if self.flat else halo
 
-    def heights(self, probability: NDArray[Any], window: Window, block: Window) -> NDArray[np.float32]:
+    def heights(
+        self, probability: NDArray[Any], window: Window, block: Window, boundary: NDArray[Any] | None = None
+    ) -> NDArray[np.float32]:
         """The landscape of a block, with one voxel around it: nm to the background times probability, 0 outside.
+
+        Where the probability of the outlines of objects is known, that of the inside of objects takes its place.
 
         Parameters
         ----------
         probability : (Z, Y, X)
             bool, float32 in [0, 1], or uint8 or uint16 for 0 to 1, in `window`; it is written to.
+        boundary : (Z, Y, X), optional
+            Probability of the outlines of objects, of the same kinds.
         window, block : Window
             In the volume: what was read, and the block in it. `window` begins at multiples of `pool` and goes `halo`
             beyond the block, or to the edge of the volume.
@@ -86,7 +92,7 @@ class Landscape:
             holes = _find_holes(mask, self._voxels(self.holes), self.flat)
             mask.ravel()[holes] = True
             probability.ravel()[holes] = 1 if probability.dtype.kind in "bf" else np.iinfo(probability.dtype).max
-        coarse = self._thickness(probability)
+        coarse = self._thickness(probability, boundary)
         heights = np.zeros(tuple(b.stop - b.start + 2 for b in block), np.float32)
         # part of the block and one voxel around that was read
         read = [(max(b.start - 1, w.start), min(b.stop + 1, w.stop)) for b, w in zip(block, window, strict=True)]
@@ -113,8 +119,8 @@ class Landscape:
             return probability, (table > np.float32(self.threshold))[probability]
         return probability, probability > np.float32(self.threshold)
 
-    def _thickness(self, probability: NDArray[Any]) -> NDArray[np.float32]:
-        """Distance to the background in nm, up to a limit, times probability, on the coarse grid."""
+    def _thickness(self, probability: NDArray[Any], boundary: NDArray[Any] | None) -> NDArray[np.float32]:
+        """Distance to the background in nm, up to a limit, times the probability of the inside, on the coarse grid."""
         mean = _pooled(probability, self.pool)
         size = np.array(self.voxel_size) * self.pool
         unit = float(size[1:].min() if self.flat else size.min())
@@ -125,6 +131,8 @@ class Landscape:
         else:
             squares = edt.edtsq(above, anisotropy=scale, black_border=False)
         squares = np.minimum(np.rint(256 * squares.astype(np.float64)) / 256, (_REACH / unit) ** 2)
+        if boundary is not None:
+            mean = np.maximum(mean - _pooled(boundary, self.pool), 0)
         thickness: NDArray[np.float32] = (unit * np.sqrt(squares) * mean).astype(np.float32)
         return thickness
 

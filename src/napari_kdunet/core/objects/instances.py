@@ -33,6 +33,7 @@ def instances(
     prediction: Any,
     config: ObjectsConfig | None = None,
     *,
+    boundary: Any = None,
     voxel_size: VoxelSize | None = None,
     block: tuple[int, int, int] | None = None,
     scratch: str | Path | None = None,
@@ -51,6 +52,10 @@ def instances(
         mask, in which whatever is not 0 is foreground.
     config : ObjectsConfig, optional
         Threshold, where to split, least size, holes, smoothing, 2-D or 3-D.
+    boundary : volume, optional
+        Probability of the outlines of objects, of the shape of the prediction: `predict` of a model that was trained
+        with `TrainConfig.boundary` gives it. The landscape is lowered by it, so that objects come apart where they
+        touch, however wide. What is foreground does not depend on it.
     voxel_size : tuple of float, optional
         nm (Z, Y, X), in place of the one that the prediction states.
     block : tuple of int, optional
@@ -71,7 +76,7 @@ def instances(
     Raises
     ------
     VolumeError
-        The prediction cannot be read, is not one, or its voxel size is not known.
+        The prediction cannot be read, is not one, or its voxel size is not known; or the boundary is none of it.
     OutputError
         Intermediate results cannot be kept.
     """
@@ -81,9 +86,11 @@ def instances(
     told = progress or (lambda share: None)
     landscape = Landscape(size, config.threshold, is_flat(size, config.mode), config.smoothing, config.holes)
     folder = None if scratch is None else Path(scratch)
+    edges = None if boundary is None else _boundary_of(volume, boundary)
     probability = Probability(volume, folder, lambda share: told(0.3 * share))
+    outline = None if edges is None else Probability(edges, folder, lambda share: told(0.3))
     kept = Scratch(volume.shape, np.uint32, folder)
-    found = _find_all(probability, landscape, kept, block, lambda share: told(0.3 + 0.6 * share))
+    found = _find_all((probability, outline), landscape, kept, block, lambda share: told(0.3 + 0.6 * share))
     owner = found.objects(config.split)
     sizes = np.bincount(owner, found.sizes, int(owner.max(initial=-1)) + 1)
     if landscape.flat and volume.shape[0] > 1:
@@ -115,6 +122,14 @@ def known_voxel_size(volume: Volume) -> VoxelSize:
 def is_flat(voxel_size: VoxelSize, mode: str) -> bool:
     """Whether slices are taken each for itself."""
     return mode == "2d" or (mode == "auto" and voxel_size[0] > _ANISOTROPIC * max(voxel_size[1:]))
+
+
+def _boundary_of(volume: Volume, boundary: Any) -> Volume:
+    """The probability of outlines, opened and held against the prediction; `VolumeError`."""
+    outlines = open_volume(boundary)
+    if outlines.shape != volume.shape:
+        raise VolumeError(f"{outlines.name} has shape {outlines.shape}, not {volume.shape} as {volume.name}.")
+    return outlines
 
 
 def _least_voxels(diameter: float, voxel_size: VoxelSize, depth: int) -> float:
@@ -180,20 +195,22 @@ class _Table:
 
 
 def _find_all(
-    probability: Probability,
+    given: tuple[Probability, Probability | None],
     landscape: Landscape,
     kept: Scratch,
     block: tuple[int, int, int] | None,
     progress: Callable[[float], object],
 ) -> _Table:
-    """Find the basins of all blocks and write them, numbered through, to `kept`."""
+    """Find the basins of all blocks and write them, numbered through, to `kept`; given are foreground and outlines."""
+    probability, outlines = given
     shape, table = probability.shape, _Table()
     _, cuts = cut_blocks(shape, landscape.halo, block)
     done, count = 0, math.prod(map(len, cuts))
 
     def work(part: Window) -> Basins:
         window = _around(part, landscape, shape)
-        heights = landscape.heights(probability.read(window), window, part)
+        outline = None if outlines is None else outlines.read(window)
+        heights = landscape.heights(probability.read(window), window, part, outline)
         return find_basins(heights, tuple(p.start for p in part), shape, flat=landscape.flat)
 
     with ThreadPoolExecutor(min(_WORKERS, os.cpu_count() or 1), "kdunet-objects") as pool:

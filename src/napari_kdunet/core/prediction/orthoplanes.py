@@ -25,7 +25,7 @@ from napari_kdunet.core.volumes.resampling import Grid
 from napari_kdunet.core.volumes.sources import Key
 from napari_kdunet.core.volumes.volume import Volume
 
-__all__ = ["OrthoPlanes", "foreground", "labels"]
+__all__ = ["OrthoPlanes", "foreground", "labels", "last_class", "mask"]
 
 _ORDERS = ((0, 1, 2), (1, 0, 2), (2, 0, 1))  # slices along z are YX, along y ZX, along x ZY
 _ISOTROPIC = 1.05  # largest ratio of the sides of a voxel: less than the scale that training varies
@@ -229,6 +229,17 @@ def labels(mean: NDArray[np.float32], threshold: float) -> NDArray[np.uint8]:
         shares = mean[:, z]
         np.copyto(result[z], shares.argmax(axis=0) + 1, casting="unsafe", where=shares.sum(axis=0) > threshold)
     return result
+
+
+def mask(mean: NDArray[np.float32], threshold: float) -> NDArray[np.uint8]:
+    """1 (Z, Y, X) where the sum of the mean probabilities (C - 1, Z, Y, X) is above the threshold; else 0."""
+    return (foreground(mean) > threshold).view(np.uint8)
+
+
+def last_class(mean: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Probability (Z, Y, X) of the last class, from the mean probabilities (C - 1, Z, Y, X)."""
+    last: NDArray[np.float32] = mean[-1]
+    return last.clip(0, 1, out=last)
 
 
 class _Window:

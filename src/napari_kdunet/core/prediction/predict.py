@@ -19,8 +19,9 @@ from napari_kdunet import __version__
 from napari_kdunet.core.errors import ConfigError, ModelError
 from napari_kdunet.core.networks.model import Model
 from napari_kdunet.core.prediction import orthoplanes
+from napari_kdunet.core.prediction import tiler as plane
 from napari_kdunet.core.prediction.orthoplanes import OrthoPlanes
-from napari_kdunet.core.prediction.tiler import Tiler, foreground, labels
+from napari_kdunet.core.prediction.tiler import Tiler
 from napari_kdunet.core.prediction.tiling import Span
 from napari_kdunet.core.volumes.volume import Volume, open_volume
 
@@ -36,7 +37,7 @@ def predict(
     model: Model,
     raw: Any,
     *,
-    output: Literal["probability", "labels"] = "probability",
+    output: Literal["probability", "labels", "boundary"] = "probability",
     threshold: float | None = None,
     tile: int | None = None,
     views: int = 1,
@@ -52,8 +53,10 @@ def predict(
         What to apply.
     raw : volume
         Anything that `open_volume` takes, ZYX; any integer or float dtype.
-    output : {"probability", "labels"}
-        Probability of the foreground, or class labels (0 = background).
+    output : {"probability", "labels", "boundary"}
+        Probability of the foreground, or class labels (0 = background). Of a model that was trained with `boundary`
+        the outlines of objects belong to the foreground, its labels are 0 and 1, and there is the probability of the
+        outlines too, for `instances`.
     threshold : float, optional
         Foreground probability above which a label is not background; the model's own if None.
     tile : int, optional
@@ -84,16 +87,18 @@ def predict(
         If the network gives NaN, once it is computed.
     """
     volume = open_volume(raw)
-    if output not in ("probability", "labels"):
-        raise ConfigError(f"output is {output!r}: choose probability or labels.")
+    if output not in ("probability", "labels", "boundary"):
+        raise ConfigError(f"output is {output!r}: choose probability, labels or boundary.")
+    if output == "boundary" and not model.boundary:
+        raise ConfigError("output is boundary, but the model has not learnt outlines: train one with boundary.")
     if planes not in ("z", "zyx"):
         raise ConfigError(f"planes is {planes!r}: choose z or zyx.")
     level = model.threshold if threshold is None else threshold
     if not 0 <= level < 1:
         raise ConfigError(f"threshold is {level}: give a number from 0 up to, not including, 1.")
-    dtype = np.float32 if output == "probability" else np.uint8
+    dtype = np.uint8 if output == "labels" else np.float32
     blocks = Blocks(
-        partial(_computation, model, volume, dtype, level, tile, planes, views, device, threads), volume.shape
+        partial(_computation, model, volume, output, level, tile, planes, views, device, threads), volume.shape
     )
     chunks = tuple(_pieces(n, side) for n, side in zip(volume.shape, blocks.sides, strict=True))
     name = f"kdunet-{uuid.uuid4().hex}"  # else dask hashes model and volume, and copies them to do so
@@ -106,7 +111,7 @@ def predict(
 def _computation(
     model: Model,
     volume: Volume,
-    dtype: type[np.float32] | type[np.uint8],
+    output: str,
     level: float,
     tile: int | None,
     planes: str,
@@ -117,10 +122,18 @@ def _computation(
     tiler = Tiler.of(model, volume, device, threads, views)
     if planes == "zyx":
         ortho = OrthoPlanes.of(model, volume, tiler)
-        of_mean = orthoplanes.foreground if dtype is np.float32 else partial(orthoplanes.labels, threshold=level)
-        return ortho.block_size(dtype, tile), partial(ortho.compute, of_mean)
-    finish = foreground if dtype is np.float32 else partial(labels, threshold=level)
+        dtype = np.uint8 if output == "labels" else np.float32
+        return ortho.block_size(dtype, tile), partial(ortho.compute, _finish(orthoplanes, model, output, level))
+    finish = _finish(plane, model, output, level)
     return (1, *tiler.tile(tile)), partial(_slice, tiler, volume, finish)
+
+
+def _finish(of: Any, model: Model, output: str, level: float) -> Callable[..., NDArray[Any]]:
+    """What makes the output of logits, or of mean probabilities: a function of the module that knows these."""
+    if output == "labels":
+        return partial(of.mask if model.boundary else of.labels, threshold=level)
+    chosen: Callable[..., NDArray[Any]] = of.foreground if output == "probability" else of.last_class
+    return chosen
 
 
 def _slice(

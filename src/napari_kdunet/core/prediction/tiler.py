@@ -22,7 +22,7 @@ from napari_kdunet.core.volumes.resampling import Grid
 from napari_kdunet.core.volumes.sample import standardised
 from napari_kdunet.core.volumes.volume import Volume
 
-__all__ = ["Tiler", "foreground", "labels"]
+__all__ = ["Tiler", "foreground", "labels", "last_class", "mask"]
 
 T = TypeVar("T")
 
@@ -161,3 +161,13 @@ def labels(logits: torch.Tensor, threshold: float) -> NDArray[np.uint8]:
         return (logits[0] > level).numpy().view(np.uint8)
     is_foreground = foreground(logits) > threshold
     return np.where(is_foreground, logits[1:].argmax(dim=0).numpy() + 1, 0).astype(np.uint8)
+
+
+def mask(logits: torch.Tensor, threshold: float) -> NDArray[np.uint8]:
+    """1 (Y, X) where the probability of the foreground is above the threshold, from `Tiler.logits`; else 0."""
+    return (foreground(logits) > threshold).view(np.uint8)
+
+
+def last_class(logits: torch.Tensor) -> NDArray[np.float32]:
+    """Probability (Y, X) of the last of three or more classes, from `Tiler.logits`."""
+    return logits.softmax(dim=0)[-1].numpy()

@@ -120,8 +120,11 @@ def adapt(
 
 
 def bundled_student(k: int, teacher: Model) -> Model | None:
-    """The bundled generalist of `k` channels, or the teacher itself if it is of that size; None if there is neither."""
-    if teacher.form.get("k") == k:
+    """The bundled generalist of `k` channels, or the teacher itself if it is of that size; None if there is neither.
+
+    A teacher of outlines is none: the student learns of its foreground alone.
+    """
+    if teacher.form.get("k") == k and not teacher.boundary:
         return teacher
     name = f"mito-{k}unet"
     return load_model(name) if name in bundled_models() else None

@@ -15,7 +15,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from napari_kdunet.core.config import TrainConfig
 from napari_kdunet.core.errors import ConfigError, ModelError
-from napari_kdunet.core.networks.model import Model, load_model
+from napari_kdunet.core.networks.model import BOUNDARY_CLASSES, Model, load_model
 from napari_kdunet.core.networks.model_file import DamagedError, TensorFile, save_tensors
 from napari_kdunet.core.networks.unet import KUNet
 from napari_kdunet.core.training.distributed import ProcessGroup
@@ -36,7 +36,8 @@ def resume_path(out: Path) -> Path:
 
 def model_of(net: torch.nn.Module, config: TrainConfig, **more: Any) -> Model:
     """The model of a network that is trained with these settings."""
-    return Model(net, config.pixel_size, **more)
+    names: dict[str, Any] = {"class_names": BOUNDARY_CLASSES} if config.boundary else {}
+    return Model(net, config.pixel_size, **names, **more)
 
 
 @dataclass

@@ -29,6 +29,7 @@ def starting_network(config: TrainConfig, sampler: PatchSampler, start: Model | 
     c = config
     if start is not None:
         other = [name for name, value in start.form.items() if value != getattr(c, name)]
+        other += ["boundary"] if start.boundary != c.boundary else []
         if other:
             raise ModelError(
                 f"the model to start from has another form than the settings: make {', '.join(other)} alike."

@@ -9,7 +9,9 @@ from numpy.typing import NDArray
 
 from napari_kdunet.core.errors import LabelsError
 
-__all__ = ["class_index", "target_probabilities"]
+__all__ = ["OUTLINE", "class_index", "outline_targets", "target_probabilities"]
+
+OUTLINE = 2.0  # working pixels that the outline of an object is wide, within it
 
 _OUTSIDE = np.uint64(2**64 - 3)  # background, as the volumes of the CREMI challenge have it
 _UNLABELLED = np.uint64(2**64 - 2)  # and 2^64-1
@@ -42,6 +44,17 @@ def class_index(labels: NDArray[Any], classes: int = 2, ignore: int | None = Non
         If a label is negative, or 2^64-1 or 2^64-2 without being named as `ignore`, or `ignore` is no value of the type
         of the labels, or, with more than two classes, beyond the last class.
     """
+    values, ignored = _ids(labels, ignore)
+    if classes == 2:
+        values = (values > 0).astype(np.int64)
+    elif values.max(initial=0) >= classes:
+        raise LabelsError(f"labels hold the class {values.max()}, but there are {classes} classes from 0 up.")
+    values[ignored] = -1
+    return values.astype(np.int16)
+
+
+def _ids(labels: NDArray[Any], ignore: int | None) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+    """Labels with 0 for the background, and in the pixels to ignore, which are the second value."""
     ignored = np.zeros(labels.shape, bool) if ignore is None else labels == _value(ignore, labels.dtype)
     values = _signed(labels, ignored)
     if ignore == 0:
@@ -49,12 +62,7 @@ def class_index(labels: NDArray[Any], classes: int = 2, ignore: int | None = Non
     values[ignored] = 0
     if values.min(initial=0) < 0:
         raise LabelsError(f"labels hold the negative value {values.min()}: name it as the ignore value or remove it.")
-    if classes == 2:
-        values = (values > 0).astype(np.int64)
-    elif values.max(initial=0) >= classes:
-        raise LabelsError(f"labels hold the class {values.max()}, but there are {classes} classes from 0 up.")
-    values[ignored] = -1
-    return values.astype(np.int16)
+    return values, ignored
 
 
 def _value(ignore: int, dtype: np.dtype[Any]) -> Any:
@@ -84,4 +92,35 @@ def target_probabilities(labels: NDArray[Any], classes: int = 2, ignore: int | N
     """One-hot target probabilities (C, Y, X), float32, of a labels slice (Y, X); all 0 where it is unlabelled."""
     index = class_index(labels, classes, ignore)
     targets: NDArray[np.float32] = (index == np.arange(classes).reshape(-1, 1, 1)).astype(np.float32)
+    return targets
+
+
+def outline_targets(
+    labels: NDArray[Any], pixel: tuple[float, float] = (1.0, 1.0), ignore: int | None = None
+) -> NDArray[np.float32]:
+    """Target probabilities (3, Y, X) of background, the inside of objects and their outlines; 0 where unlabelled.
+
+    The outline are the pixels of an object nearer than `OUTLINE` to anything else: where two objects touch it is twice
+    as wide. Where a pixel to ignore is as near, nobody knows which it is: both are as likely.
+
+    Parameters
+    ----------
+    labels : ndarray
+        (Y, X) integers or bool: each object its own value, 0 in between; errors as in `class_index`.
+    pixel : pair of float
+        Sides (Y, X) of a pixel in working pixels.
+    ignore : int, optional
+        As in `class_index`.
+    """
+    import edt  # not needed where torch is not, which reads labels too
+
+    values, ignored = _ids(labels, ignore)
+    parts = np.where(ignored, values.max(initial=0) + 1, values).astype(np.uint64)
+    away = edt.edt(parts, anisotropy=pixel, black_border=False)  # from another part: centre to centre
+    outline = (values > 0) & (away <= max(OUTLINE, *pixel) + 1e-3)
+    targets = np.stack([values == 0, (values > 0) & ~outline, outline]).astype(np.float32)
+    if ignored.any():
+        unclear = outline & (edt.edt(~ignored, anisotropy=pixel, black_border=False) <= away)
+        targets[1:, unclear] = 0.5
+        targets[:, ignored] = 0
     return targets

@@ -13,7 +13,7 @@ from qtpy.QtWidgets import QWidget
 
 from napari_kdunet.core import ObjectsConfig, instances
 from napari_kdunet.core.volumes.probability import read_probability
-from napari_kdunet.widgets.shared.layers import PREVIEW, current_slice, grid_of, volume_of
+from napari_kdunet.widgets.shared.layers import PREVIEW, RESULT, current_slice, grid_of, volume_of
 from napari_kdunet.widgets.shared.thread_worker import EventWorker, run
 
 if TYPE_CHECKING:
@@ -45,6 +45,7 @@ class SlicePreview:
         self.layer: Labels | None = None
         self._worker: EventWorker | None = None
         self._next: Callable[[], None] | None = None
+        self._outlines: tuple[Any, int, int, Any] | None = None
 
     @property
     def is_busy(self) -> bool:
@@ -69,7 +70,9 @@ class SlicePreview:
 
         def find() -> Iterator[Any]:
             slab = np.stack([read_probability(volume, i) for i in range(first, last)])
-            yield instances(slab, config, voxel_size=volume.voxel_size)[z - first].compute(scheduler="synchronous")
+            outlines = self._outlines_of(source, first, last)
+            found = instances(slab, config, boundary=outlines, voxel_size=volume.voxel_size)
+            yield found[z - first].compute(scheduler="synchronous")
 
         grid = grid_of(source)
         self._worker = run(
@@ -82,13 +85,23 @@ class SlicePreview:
 
     def close(self) -> None:
         """Remove the layer, and forget what is being found."""
-        self._next = None
+        self._next = self._outlines = None
         if self._worker is not None:
             self._worker.stop()
             self._worker = None
         layer, self.layer = self.layer, None
         if layer is not None and layer in self.viewer.layers:
             self.viewer.layers.remove(layer)
+
+    def _outlines_of(self, source: Layer, first: int, last: int) -> Any:
+        """Their probability in some slices, from the model of a segmentation that has learnt them."""
+        result = source.metadata.get(RESULT)
+        if result is None or result.outlines is None:
+            return None
+        if self._outlines is None or self._outlines[:3] != (result, first, last):
+            computed = result.outlines[first:last].compute(scheduler="synchronous")
+            self._outlines = (result, first, last, computed)
+        return self._outlines[3]
 
     def _found(self, source: Layer, ids: Any, grid: dict[str, Any], z: int) -> None:
         if source not in self.viewer.layers:

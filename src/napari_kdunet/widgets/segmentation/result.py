@@ -70,6 +70,8 @@ class Result:
         The temporary folder, if there is one.
     is_pyramid : bool
         Whether its slices are so large that napari would take seconds to draw one: see `levels`.
+    outlines : dask.array.Array or None
+        Of a model that has learnt them, the probability of the outlines of objects, ZYX, lazy: once it segments.
 
     Raises
     ------
@@ -87,10 +89,11 @@ class Result:
         inverted: bool = False,
     ) -> None:
         self.model, self.threshold, self.inverted = model, threshold, inverted
-        multiclass = len(model.class_names) > 2
+        multiclass = len(model.class_names) > 2 and not model.boundary
         self.done, self.tiles_done, self.tiles = np.zeros(shape[0], bool), np.zeros(shape[0], int), 1
         self._applied = np.full(shape[0], np.nan)  # threshold that was applied to each slice of the mask
         self._lock = threading.Lock()
+        self.outlines: Any = None
         size = int(np.prod(shape, dtype=np.int64)) * (4 if multiclass else 3)
         most = _SLICE_BYTES if shape[0] == 1 else size
         limit = min(psutil.virtual_memory().available // 4, most) if memory is None else memory
@@ -122,6 +125,11 @@ class Result:
         while max(levels[-1].shape[-2:]) > _COARSEST:
             levels.append(levels[-1][..., ::2, ::2])
         return levels
+
+    @property
+    def is_multiclass(self) -> bool:
+        """Whether the mask has several classes."""
+        return self._classes is not None
 
     def put(
         self,
@@ -219,7 +227,10 @@ def segment(volume: core.Volume, result: Result, focus: Focus) -> Iterator[int]:
 
     Only one slice of the volume is in memory at a time, and of a large one only a tile.
     """
-    volume = stoppable(core.open_volume(volume, invert=result.inverted), lambda: focus.stopped)
+    plain = core.open_volume(volume, invert=result.inverted)
+    if result.model.boundary:
+        result.outlines = core.predict(result.model, plain, output="boundary")
+    volume = stoppable(plain, lambda: focus.stopped)
     probability, classes = _lazy(result.model, volume)
     result.tiles = len(probability.chunks[1]) * len(probability.chunks[2])
     try:
@@ -242,7 +253,7 @@ def _lazy(model: core.Model, volume: core.Volume) -> tuple[Any, Any]:
     if probability.numblocks[1:] != (1, 1):
         tile = _TILE
         probability = core.predict(model, volume, tile=tile)
-    if len(model.class_names) == 2:
+    if len(model.class_names) == 2 or model.boundary:
         return probability, None
     return probability, core.predict(model, volume, tile=tile, output="labels", threshold=0.0)
 

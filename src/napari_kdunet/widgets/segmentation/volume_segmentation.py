@@ -165,7 +165,7 @@ class VolumeSegmentation(QObject):
         assert self.result is not None
         close_previews(self.viewer, self._image)
         self.probability = None  # that of an earlier result belongs to the earlier mask
-        look = {} if len(self.result.model.class_names) > 2 else {"colormap": one_colour(_COLOUR)}
+        look = {} if self.result.is_multiclass else {"colormap": one_colour(_COLOUR)}
         self.mask = self._add(self.viewer.add_labels, self.result.mask, "mask", opacity=0.5, **look)
 
     def _add(self, add: Any, data: Any, what: str, **look: Any) -> Any:

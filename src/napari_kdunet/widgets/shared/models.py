@@ -26,7 +26,7 @@ __all__ = ["ModelChoice", "ModelStore", "ask_and_save", "models"]
 
 _FILES = "Models (*.safetensors)"
 _TIP = "Models trained or opened in this session, those that come with the plugin, and those of earlier sessions."
-_PLURALS = {"mitochondrion": "mitochondria"}
+_PLURALS = {"mitochondrion": "mitochondria", "boundary": "outlines"}
 
 
 class ModelStore:

@@ -62,8 +62,8 @@ def keep_strokes_aside(labels: Volume, config: TrainConfig) -> KeptAside | None:
     slices = labelled_slices(labels, config)
     if config.ignore is None or held_out_slices(slices, config.val_share):
         return None
-    indices = {z: class_index(labels.read(z), config.classes, config.ignore) for z in slices}
-    strokes = _strokes(indices, config.classes)
+    indices = {z: class_index(labels.read(z), config.label_classes, config.ignore) for z in slices}
+    strokes = _strokes(indices, config.label_classes)
     if min(map(len, strokes)) < _LEAST:
         return None
     rng = np.random.default_rng(config.seed)

@@ -86,9 +86,9 @@ def iter_corrections(
 
     def index_of(z: int) -> NDArray[np.int16]:
         if z in corrected:
-            return class_index(corrected[z], config.classes)
+            return class_index(corrected[z], config.label_classes)
         assert earlier is not None
-        return class_index(earlier.read(z), config.classes, config.ignore)
+        return class_index(earlier.read(z), config.label_classes, config.ignore)
 
     shape = result.mask.shape
     train_labels = labels_of_slices(shape, "corrected labels", index_of, (corrected.keys() | known) - held_out)

@@ -49,7 +49,7 @@ def _what_to_paint(config: TrainConfig, missing: str) -> str:
     """Which labels to paint; 0 is no label where it is to be ignored, and else the background."""
     if config.ignore != 0:
         return f"paint in a mitochondrion, any label but 0, which is background ({missing})."
-    other = "2 in a mitochondrion" if config.classes == 2 else "2 and up in the other classes"
+    other = "2 in a mitochondrion" if config.label_classes == 2 else "2 and up in the other classes"
     missing = missing.replace("nothing but the ignore value 0", "nothing yet")
     return f"paint label 1 on background and {other} ({missing})."
 
