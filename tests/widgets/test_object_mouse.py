@@ -109,6 +109,14 @@ def test_all_tools_by_the_mouse(panel, qtbot, notified):
     assert {at(panel, 10, 8), at(panel, 20, 8)} == {at(panel, 15, 10)}
     assert camera.center == centre, "a stroke does not move the picture"
 
+    panel.tool.value = "cut"
+    assert "line right across" in panel.status.text()
+    mouse.stroke(layer, (2, 55), (28, 55))
+    assert at(panel, 15, 52) != at(panel, 15, 58) > 0
+    assert camera.center == centre
+    layer.undo()
+    assert at(panel, 15, 52) == at(panel, 15, 58)
+
     panel.tool.value = "delete"
     mouse.click(layer, (45, 20))
     assert at(panel, 45, 20) == 0
@@ -173,6 +181,7 @@ MOVES = {
         p.mouse.stroke(p.layer, (40, 14), (50, 14)),
         p.mouse.stroke(p.layer, (40, 36), (50, 36)),
     ),
+    "cut": lambda p: p.mouse.stroke(p.layer, (2, 48), (28, 52)),
     "delete": lambda p: p.mouse.click(p.layer, (45, 20)),
     "add": lambda p: p.mouse.click(p.layer, (45, 20)),
 }

@@ -58,6 +58,36 @@ def test_split_by_strokes(layer):
         edits.split_object(layer, [(3, 10, 8), (3, 10, 11)], [(3, 10, 9), (3, 10, 10)])
 
 
+def test_cut_along_a_line(layer):
+    """In the slice exactly along it, corner to corner too, where two points or no neck would cut elsewhere."""
+    layer.data[1:6, 5:15, 20:25] = 1  # no neck
+    start = layer.data.copy()
+    new = edits.cut_object(layer, [(3, 2, 8), (3, 17, 23)])
+    assert new == 4
+    y, x = np.nonzero(start[3] == 1)
+    side = x - (8 + (y - 2))
+    assert (layer.data[3][y[side < 0], x[side < 0]] == 4).all()  # the smaller part
+    assert (layer.data[3][y[side > 0], x[side > 0]] == 1).all()
+    for z in (1, 2, 4, 5):
+        assert (layer.data[z] == layer.data[3])[start[3] == 1].mean() > 0.95  # but for pixels on the line
+    assert np.array_equal(layer.data > 0, start > 0)
+    layer.undo()
+    assert np.array_equal(layer.data, start)
+
+
+def test_a_line_that_does_not_cross(layer):
+    for line in ([(3, 10, 2), (3, 10, 10)], [(3, 20, 2), (3, 20, 50)], [(3, 10, 10)]):
+        with pytest.raises(LabelsError, match="right across"):
+            edits.cut_object(layer, line)
+    assert np.array_equal(layer.data, boxes())
+    assert edits.cut_object(layer, [(3.1, 2.3, 9.7), (3.1, 27.6, 10.1)]) == 4  # between pixels, as a hand draws
+    layer.undo()
+    flat = Labels(boxes()[3])
+    assert edits.cut_object(flat, [(3, 10), (16, 10)]) == 3
+    assert (flat.data[5:15, 5:10] == 3).all()
+    assert (flat.data[25:35, 5:20] == 2).all()  # another object in the way is left alone
+
+
 def test_delete_several_in_one_step(layer):
     edits.delete_objects(layer, [1, 3])
     assert np.unique(layer.data).tolist() == [0, 2]
@@ -107,6 +137,7 @@ ACTIONS = {
     "merge": lambda layer: edits.merge_objects(layer, 1, 2),
     "delete": lambda layer: edits.delete_objects(layer, [3]),
     "split": lambda layer: edits.split_object(layer, [(3, 10, 8)], [(3, 10, 35)]),
+    "cut": lambda layer: edits.cut_object(layer, [(3, 3, 30), (3, 17, 31)]),
     "smooth": lambda layer: edits.smooth_object(layer, 2),
     "fill": lambda layer: edits.fill_between(layer, 3),
     "paint": lambda layer: layer.paint((3, 20, 50), 7),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Sequence
 from itertools import pairwise
 from typing import Any
@@ -19,6 +20,7 @@ from napari_kdunet.widgets.shared.layers import volume_of, voxel_size_of
 
 __all__ = [
     "add_object",
+    "cut_object",
     "delete_objects",
     "fill_between",
     "merge_objects",
@@ -81,8 +83,42 @@ def split_object(layer: Labels, first: Stroke, second: Stroke) -> int:
         markers[tuple(np.array(sorted(points)).T - np.array([[part.start] for part in box]))] = mark
     size = voxel_size_of(layer) or (1.0,) * 3
     depth = ndimage.distance_transform_edt(np.pad(mask, 1), sampling=size[-mask.ndim :])
-    parts = watershed(-depth[(slice(1, -1),) * mask.ndim], markers, mask=mask)
-    new = int(data.max()) + 1
+    return _split(layer, box, watershed(-depth[(slice(1, -1),) * mask.ndim], markers, mask=mask))
+
+
+def cut_object(layer: Labels, line: Stroke) -> int:
+    """Split the object that most of a line lies in along it; returns the id of the smaller part.
+
+    The line is drawn right across the object in one slice. In the others a voxel goes with the side that is nearer
+    within the object.
+    """
+    data = _array(layer)
+    number, points = object_along(layer, line), _along(layer, line)
+    if not number:
+        raise LabelsError("to cut an object, draw a line right across it.")
+    box = _box(data == number, 1)
+    mask = data[box] == number
+    on_line = np.zeros(data.shape, bool)
+    on_line[tuple(points.T)] = True
+    on_line = on_line[box]
+    plane = points[0, 0] - box[0].start if data.ndim == 3 else ...
+    outline, drawn = mask[plane], on_line[plane]
+    sides, _ = ndimage.label(outline & ~drawn)  # by their edges: a line of pixels from corner to corner parts them
+    beside = np.unique(sides[ndimage.binary_dilation(drawn & outline)])
+    beside = beside[beside > 0]
+    if len(beside) < 2:
+        raise LabelsError("the line ends within the object: draw it right across, from outside to outside.")
+    sizes = np.bincount(sides.ravel())[beside]
+    larger, smaller = beside[np.argsort(-sizes, kind="stable")[:2]]
+    markers = np.zeros(mask.shape, np.int32)
+    markers[plane][sides == larger] = 1
+    markers[plane][sides == smaller] = 2
+    return _split(layer, box, watershed(np.zeros(mask.shape, np.uint8), markers, mask=mask))
+
+
+def _split(layer: Labels, box: tuple[slice, ...], parts: NDArray[np.int32]) -> int:
+    """Make part 2 of an object in `box` one of its own; returns its id."""
+    new = int(_array(layer).max()) + 1
     _write(layer, _shifted(np.nonzero(parts == 2), box), new)
     return new
 
@@ -157,7 +193,7 @@ def _along(layer: Labels, stroke: Stroke) -> NDArray[np.intp]:
     corners = np.asarray(stroke, dtype=float)
     lines = [corners[:1]]
     for start, end in pairwise(corners):
-        steps = max(int(np.abs(end - start).max()), 1)
+        steps = max(math.ceil(np.abs(end - start).max()), 1)  # no pixel is left out in between
         lines.append(start + np.arange(1, steps + 1)[:, None] / steps * (end - start))
     points = np.round(np.concatenate(lines)).astype(np.intp)
     return points[((points >= 0) & (points < _array(layer).shape)).all(axis=1)]

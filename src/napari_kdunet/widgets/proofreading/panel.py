@@ -26,7 +26,7 @@ from napari_kdunet.widgets.proofreading.session import (
 )
 from napari_kdunet.widgets.proofreading.slice_preview import SlicePreview
 from napari_kdunet.widgets.proofreading.table_filter import filter_table
-from napari_kdunet.widgets.proofreading.tools import Tools, iter_drag
+from napari_kdunet.widgets.proofreading.tools import STROKES, Tools, iter_drag
 from napari_kdunet.widgets.shared.layers import (
     OBJECTS,
     RESULT,
@@ -218,7 +218,7 @@ class ProofreadingPanel(Panel):
             if self.tool.value != "off":
                 self.layer.mode = "pan_zoom"
                 self.viewer.layers.selection.active = self.layer
-            self.layer.mouse_pan = self.tool.value != "split" and self.layer.mode == "pan_zoom"
+            self.layer.mouse_pan = self.tool.value not in STROKES and self.layer.mode == "pan_zoom"
         self._update()
 
     def _show_preview(self) -> None:
@@ -324,7 +324,7 @@ class ProofreadingPanel(Panel):
 
     def _means(self, points: list[Any]) -> bool:
         """Whether it is for a tool: a drag is for that alone which takes strokes."""
-        return len(points) == 1 or self.tool.value == "split"
+        return len(points) == 1 or self.tool.value in STROKES
 
     def _objects(self) -> Labels:
         if self.layer is None:

@@ -11,15 +11,17 @@ from napari.layers import Labels, Layer
 from napari_kdunet.core import LabelsError
 from napari_kdunet.widgets.proofreading import edits
 
-__all__ = ["TOOLS", "Tools", "iter_drag"]
+__all__ = ["STROKES", "TOOLS", "Tools", "iter_drag"]
 
 TOOLS = {
     "off": "Clicks do what napari does with them.",
     "merge": "Click on two objects: the second becomes part of the first.",
     "split": "Click, or draw, in one object twice, once on either side of the cut.",
+    "cut": "Draw a line right across an object: it is split along it.",
     "add": "Click on foreground that is no object yet, of the mask or the probability.",
     "delete": "Click on an object to delete it.",
 }
+STROKES = ("split", "cut")  # for which a drag is a stroke, and does not move the picture
 _TREMBLE = 3  # pixels of the screen that a click may move
 _SECOND = {"merge": "Now click on the object to merge into it.", "split": "Now the other side of the cut."}
 
@@ -71,6 +73,9 @@ class Tools:
                 layer.selected_label = kept
             else:
                 edits.split_object(layer, first, stroke)
+        elif tool == "cut":
+            edits.cut_object(layer, stroke)
+            layer.selected_label = number
         elif tool == "delete":
             edits.delete_objects(layer, [number])
         elif tool == "add":
