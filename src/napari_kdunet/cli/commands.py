@@ -109,7 +109,7 @@ def _fail_os_error(error: OSError) -> NoReturn:
         flush_results()
     except OutputError as full:
         _fail(str(full), 2)
-    if error.errno == errno.ENAMETOOLONG:
+    if error.filename and error.errno in (errno.ENAMETOOLONG, errno.EACCES, errno.EPERM):
         _fail(f"{error.filename}: {error.strerror}; give another path.", 2)
     raise error
 

@@ -27,6 +27,7 @@ from zarr.codecs import BloscCodec, GzipCodec, ZstdCodec
 
 from napari_kdunet.core.errors import VolumeError
 from napari_kdunet.core.volumes.volume import open_volume
+from napari_kdunet.core.writing.target import check_target
 
 
 @contextmanager
@@ -398,6 +399,22 @@ def test_what_may_not_be_read_is_said(tmp_path, monkeypatch, fails):
 
     monkeypatch.setattr(Path, "iterdir", refuse)
     fails(tmp_path, "no permission to read", str(tmp_path))
+
+
+def test_a_folder_that_may_not_be_entered(pixels, tmp_path, monkeypatch, fails):
+    """Its names may be listed, but what they are may not be asked."""
+    folder, honest = tmp_path / "slices", Path.stat
+    folder.mkdir()
+    tifffile.imwrite(folder / "0.tif", pixels[0])
+
+    def refuse(path: Path, **options) -> os.stat_result:
+        if path.parent == folder:
+            raise PermissionError(13, "Permission denied", str(path))
+        return honest(path, **options)
+
+    monkeypatch.setattr(Path, "stat", refuse)
+    fails(folder, "no permission to read", str(folder))
+    check_target(tmp_path / "mask.tif", inputs=[folder])
 
 
 # ---------------------------------------------------------------- files that name others

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,8 +29,10 @@ _METADATA = ("zarr.json", ".zarray", ".zgroup")
 
 
 def is_zarr(path: Path) -> bool:
-    """Whether a folder is a Zarr array or group."""
-    return any((path / entry).exists() for entry in _METADATA)
+    """Whether a folder is a Zarr array or group, as far as it may be looked into."""
+    with suppress(PermissionError):  # who reads it as something else says so
+        return any((path / entry).exists() for entry in _METADATA)
+    return False
 
 
 class _CheckedChunks:
