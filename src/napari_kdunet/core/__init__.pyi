@@ -21,7 +21,8 @@ from .export.onnx_file import export_onnx
 from .export.onnx_model import OnnxModel
 from .export.web_page import export_web
 from .metrics import Confusion, Scores, evaluate
-from .networks.model import Model, bundled_models, load_model
+from .networks.bundled import bundled_models
+from .networks.model import Model, load_model
 from .networks.unet import KUNet
 from .objects.config import ObjectsConfig
 from .objects.instances import instances

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -171,7 +172,7 @@ class DistillWidget(TrainingPanel):
         teacher = curves.teacher_iou
         if control is not None and teacher is not None and self.view.has_score and teacher < control:
             scores = f"IoU {teacher:.3f} and {control:.3f}"
-            text = f"The teacher is worse than a student from the labels alone ({scores}): {_WHAT_TO_DO}"
+            text = f"The teacher is no better than a student from the labels alone ({scores}): {_WHAT_TO_DO}"
         self.verdict_label.setText(text)
 
     def _show_size(self) -> None:
@@ -190,9 +191,11 @@ class DistillWidget(TrainingPanel):
         if (name, self.k.value) == self._compared:
             return
         self._compared = name, self.k.value
-        net = models.get(name).net if name else None
-        if isinstance(net, core.KUNet) and net.k <= self.k.value:
-            self.size_label.setText(f"The student is not smaller than its teacher, a {net.k}-Unet: {_LOWER_K}")
+        k = None
+        with suppress(core.ModelError):  # said when it is read
+            k = models.about(name)["k"] if name else None
+        if k is not None and k <= self.k.value:
+            self.size_label.setText(f"The student is not smaller than its teacher, a {k}-Unet: {_LOWER_K}")
         else:
             self.size_label.clear()
 

@@ -1,5 +1,6 @@
 """The settings of a training as rows: quality, groups, the budget, and what outlasts a session."""
 
+import os
 import sys
 from subprocess import run
 
@@ -88,6 +89,14 @@ def test_values_persist_by_kind_and_can_be_reset(settings):
     assert settings(DistillConfig).config() == DistillConfig(minutes=5.0)
 
 
-def test_settings_do_not_need_torch():
-    code = "import sys, napari_kdunet.widgets.training.settings; sys.exit('torch' in sys.modules)"
-    assert run([sys.executable, "-c", code], check=False).returncode == 0
+def test_settings_and_the_list_of_models_do_not_need_torch(tmp_path):
+    """It takes seconds to import, for which the window would stand still as a panel is opened."""
+    code = (
+        "import sys, napari_kdunet.widgets.training.settings\n"
+        "from napari_kdunet.widgets.shared.models import models\n"
+        "assert models.best_for('') == models.newest_teacher() in models.names()\n"
+        "assert 'Unet' in models.describe(models.best_for(''))\n"
+        "sys.exit('torch' in sys.modules)"
+    )
+    home = {**os.environ, "XDG_DATA_HOME": str(tmp_path)}
+    assert run([sys.executable, "-c", code], env=home, check=False).returncode == 0

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from napari_kdunet.core.config import DistillConfig
 from napari_kdunet.core.data.onnx_teacher import PROBE_SIDE, OnnxNetwork
 from napari_kdunet.core.errors import ModelError, VolumeError
-from napari_kdunet.core.networks.model import Model, bundled_models, load_model
+from napari_kdunet.core.networks.bundled import bundled_models
+from napari_kdunet.core.networks.model import Model, load_model
 from napari_kdunet.core.networks.protocol import Counted, UsualUNet
 from napari_kdunet.core.networks.unet import KUNet
 from napari_kdunet.core.prediction.tiler import Tiler

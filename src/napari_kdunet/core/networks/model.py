@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +13,12 @@ from napari_kdunet import __version__
 from napari_kdunet.core.config import LEAST_PIXEL_SIZE, check_setting
 from napari_kdunet.core.errors import ConfigError, ModelError
 from napari_kdunet.core.files import is_file
+from napari_kdunet.core.networks.bundled import bundled_models
 from napari_kdunet.core.networks.model_file import DamagedError, TensorFile, save_tensors
 from napari_kdunet.core.networks.protocol import Counted, Network, UsualUNet
 from napari_kdunet.core.networks.unet import KUNet
 
-__all__ = ["BOUNDARY_CLASSES", "Model", "bundled_models", "load_model"]
+__all__ = ["BOUNDARY_CLASSES", "Model", "load_model"]
 
 _FORMAT = 1
 _FORM = ("k", "bn", "classes", "depth", "activation")  # the metadata that the network is rebuilt from
@@ -195,9 +195,3 @@ def _fill(net: KUNet, weights: dict[str, Tensor]) -> None:
             raise DamagedError(f"{name} holds what is not a finite number, or no variance")
     types = {name: value.dtype for name, value in net.state_dict().items()}
     net.load_state_dict({name: value.to(types[name]) for name, value in weights.items()}, assign=True)
-
-
-def bundled_models() -> dict[str, Path]:
-    """Names and files of the models that come with the package."""
-    folder = Path(str(resources.files("napari_kdunet"))) / "models"
-    return {path.stem: path for path in sorted(folder.glob("*.safetensors"))}

@@ -2,7 +2,8 @@
 
 A file can come from anybody. So its header is read first: JSON of limited length, in which each tensor's type, shape
 and place must fit each other and the length of the file. What the tensors must be is then compared with it, and only
-then are they read. A checksum over the whole file, itself left out, finds what was damaged on the way.
+then are they read, for which alone torch is imported. A checksum over the whole file, itself left out, finds what was
+damaged on the way.
 """
 
 from __future__ import annotations
@@ -15,14 +16,15 @@ import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError
-from safetensors.torch import load, save
-from torch import Tensor
 
 from napari_kdunet.core.files import write_bytes
 from napari_kdunet.core.parsing import parse_json
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 __all__ = ["DamagedError", "TensorFile", "save_tensors"]
 
@@ -137,6 +139,8 @@ class TensorFile:
         DamagedError
             If the file cannot be read, or its checksum is not that of its content.
         """
+        from safetensors.torch import load
+
         data = self.verify()
         try:
             return load(data)
@@ -152,6 +156,8 @@ def save_tensors(path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapp
     OutputError
         If it cannot be written.
     """
+    from safetensors.torch import save
+
     path = Path(path)
     data = save(dict(tensors), {_KEY: json.dumps(metadata), _CHECKSUM: _NO_CHECKSUM})
     at = _place_of_checksum(data[: 8 + int.from_bytes(data[:8], "little")])

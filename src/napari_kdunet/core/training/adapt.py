@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 from napari_kdunet.core.config import DistillConfig
 from napari_kdunet.core.data.splits import spaced
 from napari_kdunet.core.devices import training_threads
-from napari_kdunet.core.networks.model import Model, bundled_models, load_model
+from napari_kdunet.core.networks.bundled import bundled_models
+from napari_kdunet.core.networks.model import Model, load_model
 from napari_kdunet.core.prediction.orthoplanes import is_isotropic
 from napari_kdunet.core.prediction.predict import predict
 from napari_kdunet.core.training.events import Event

@@ -195,11 +195,13 @@ class Result:
         return {z: np.array(self.mask[z]) for z in np.flatnonzero(self.done).tolist() if self._is_corrected(z)}
 
     def _is_corrected(self, z: int) -> bool:
+        applied = np.float32(self._applied[z])
         for rows in self._rows():
             with self._lock:
-                above, mask = self.probability[z, rows] - self._applied[z], self.mask[z, rows]
+                probability, mask = self.probability[z, rows], self.mask[z, rows]
             value = 1 if self._classes is None else self._classes[z, rows]
-            if ((mask != np.where(above > 0, value, 0)) & (np.abs(above) > _ROUNDING)).any():
+            differs = mask != np.where(probability > applied, value, 0)
+            if differs.any() and (np.abs(probability[differs] - applied) > _ROUNDING).any():
                 return True
         return False
 

@@ -11,6 +11,7 @@ from qtpy.compat import isalive
 from qtpy.QtWidgets import QFileDialog, QWidget
 
 from napari_kdunet import core
+from napari_kdunet.core.networks.model_file import DamagedError, TensorFile
 from napari_kdunet.widgets.shared.fields import Choice
 from napari_kdunet.widgets.shared.notify import reporting
 from napari_kdunet.widgets.shared.panel import button, in_a_row
@@ -45,6 +46,7 @@ class ModelStore:
         self._models: dict[str, Model] = {}
         self._images: dict[str, str] = {}
         self._read: dict[str, Model] = {}
+        self._headers: dict[str, dict[str, Any]] = {}
 
     def add(self, name: str, model: Model, image: str = "") -> str:
         """Add a model, trained on the image `image`, and return its name: `name`, with a number if that is taken."""
@@ -82,18 +84,35 @@ class ModelStore:
             self._read[name] = core.load_model(self.session.earlier.get(name, name))
         return self._read[name]
 
+    def about(self, name: str) -> dict[str, Any]:
+        """What a model says of itself, as of `Model.describe`; of a file the header is read, without torch.
+
+        Raises
+        ------
+        ModelError
+            If there is none, or its file cannot be read.
+        """
+        if name in self._models:
+            return self._models[name].describe()
+        if name not in self._headers:
+            path = self.session.earlier.get(name) or core.bundled_models().get(name)
+            try:
+                self._headers[name] = TensorFile.open(path or Path(name)).metadata
+            except DamagedError as error:
+                raise core.ModelError(f"the model {name} cannot be read: {error}.") from error
+        return self._headers[name]
+
     def describe(self, name: str) -> str:
         """Name, what the model finds, its size, and how good it is on what; of an earlier session the name alone."""
         if name in self.session.earlier and name not in self._read:  # they may be many
             return name
         try:
-            model = self.get(name)
+            about = self.about(name)
         except core.ModelError:
             return name
-        found = ", ".join(_PLURALS.get(each, each) for each in model.class_names[1:])
-        sort = [f"{model.traits.k}-Unet"] if isinstance(model.net, core.KUNet) else []
-        parts = [name, found, *sort, f"{_short(model.parameter_count)} parameters"]
-        iou, where = _score(model), self._images.get(name) or _origin(model)
+        found = ", ".join(_PLURALS.get(each, each) for each in about["class_names"][1:])
+        parts = [name, found, f"{about['k']}-Unet", f"{_short(about['parameters'])} parameters"]
+        iou, where = _score(about), self._images.get(name) or _origin(about)
         if iou is not None:
             parts.append(f"IoU {iou:.2f} on {where}" if where else f"IoU {iou:.2f}")
         return " · ".join(parts)
@@ -103,7 +122,7 @@ class ModelStore:
         session = self.session_names()
         trained = [name for name in session if image and self._images.get(name) == image]
         bundled = self._bundled_names()
-        bundled.sort(key=lambda name: (_sources(self.get(name)), _score(self.get(name)) or 0), reverse=True)
+        bundled.sort(key=lambda name: (_sources(self.about(name)), _score(self.about(name)) or 0), reverse=True)
         return next(iter([*trained, *bundled, *session]), None)
 
     def newest_teacher(self) -> str | None:
@@ -129,20 +148,20 @@ def _short(number: int) -> str:
     return str(number)
 
 
-def _score(model: Model) -> float | None:
+def _score(about: dict[str, Any]) -> float | None:
     """The IoU on slices that the model has not learnt from, if there were any."""
-    validation = model.summary.get("validation", {})
+    validation = about["summary"].get("validation", {})
     return validation.get("iou") if validation.get("on") in ("held-out slices", "given volume") else None
 
 
-def _sources(model: Model) -> int:
+def _sources(about: dict[str, Any]) -> int:
     """Of how many volumes a bundled model has learnt: the more, the more it knows of other images."""
-    return int(model.summary.get("data", {}).get("sources", 1))
+    return int(about["summary"].get("data", {}).get("sources", 1))
 
 
-def _origin(model: Model) -> str:
+def _origin(about: dict[str, Any]) -> str:
     """The volume that a bundled model was trained on, up to the first comma of its description."""
-    return str(model.summary.get("data", {}).get("volume", "")).partition(",")[0]
+    return str(about["summary"].get("data", {}).get("volume", "")).partition(",")[0]
 
 
 #: The store that all panels share.
