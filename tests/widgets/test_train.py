@@ -38,6 +38,7 @@ def test_a_run_leaves_a_model_curves_and_a_preview(bench, widget):
     assert not widget.view.start_button.isEnabled()
     assert widget.view.pause_button.isEnabled()
     bench.finish(widget)
+    assert widget.view.curves.iou_plot.isVisible()
     bench.assert_ready(widget)
     assert models.session_names() == ["em k1"]
     model, run = models.get("em k1"), seen(widget)
@@ -246,6 +247,7 @@ def test_what_is_learnt_from_is_no_score(bench, widget):
     assert all(words.startswith("Agreement with the labels that it learns from: 0.") for words in scores)
     assert all("This is no score" in words for words in scores)
     assert len(scores) == 3
+    assert not widget.view.curves.iou_plot.isVisible(), "the loss alone is plotted"
     assert "IoU" not in models.describe(widget.model_name)
 
 

@@ -26,6 +26,7 @@ _SMOOTH = 0.1  # share of a new loss in the running mean that is drawn
 _REDRAW = 500
 _EMPTY = 100  # steps on the axis before there are any
 _MAX_VALUES = 20_000  # of a run, so that drawing stays fast; beyond that every other value is dropped
+_UNBOUNDED = 1e6  # pixels
 
 
 @dataclass
@@ -88,7 +89,6 @@ class Curves(QWidget):
         self.graphics = pg.GraphicsLayoutWidget()
         self.iou_plot = self.graphics.addPlot(row=0, col=0)
         self.loss_plot = self.graphics.addPlot(row=1, col=0, axisItems={"left": _LossAxis("left")})
-        self.loss_plot.setXLink(self.iou_plot)
         self.measure("validation IoU")
         self.loss_plot.setLabel("left", "training loss")
         self.loss_plot.setLabel("bottom", "step")
@@ -120,9 +120,12 @@ class Curves(QWidget):
         """Small enough for the screen of a laptop; the plots grow with the panel."""
         return QSize(320, 240)
 
-    def measure(self, what: str) -> None:
-        """Set the label of the upper plot."""
+    def measure(self, what: str, *, shown: bool = True) -> None:
+        """Set the label of the upper plot, and whether there is one."""
         self.iou_plot.setLabel("left", what)
+        self.iou_plot.setVisible(shown)
+        self.graphics.ci.layout.setRowMaximumHeight(0, _UNBOUNDED if shown else 0)
+        self.loss_plot.setXLink(self.iou_plot if shown else None)  # so that their axes lie below each other
 
     def begin(self, name: str) -> None:
         """Start a run; an earlier one of the same name is replaced."""
@@ -194,7 +197,8 @@ class Curves(QWidget):
             smooth.setData(run.steps, run.smooth)
             iou.setData(run.val_steps, run.ious)
         last = max((run.steps[-1] for run in self.runs.values() if run.steps), default=_EMPTY)
-        self.iou_plot.setXRange(0, last, padding=0.02)
+        for plot in (self.iou_plot, self.loss_plot):
+            plot.setXRange(0, last, padding=0.02)
 
     def _follow_theme(self, event: Any = None) -> None:
         theme = get_theme(self.viewer.theme)

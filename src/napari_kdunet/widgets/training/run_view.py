@@ -125,7 +125,7 @@ class RunView(QWidget):
         }
         self._validated_on = kinds.get(event.validated_on, event.validated_on)
         self._kind = {"training slices": "training", STROKES: "check"}.get(event.validated_on, "validation")
-        self.curves.measure(f"{self._kind} IoU")
+        self.curves.measure(f"{self._kind} IoU", shown=self._kind != "training")  # which is no score
         self.notes.setText("Note: " + " ".join(event.notes))
         self.notes.setVisible(bool(event.notes))
 
