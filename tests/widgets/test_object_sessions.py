@@ -105,6 +105,7 @@ def test_saved_and_opened_as_it_was(found, open_widget, wait, tmp_path, drop):
     assert "not saved" not in found.status.text()
     yaozarrs.validate_zarr_store(path)
     again = opened(open_widget, path, drop=drop)
+    wait(again)
     assert state(again) == before
     assert not again.error_label.isVisible()
     assert {layer.name for layer in again.viewer.layers} == {"em", "mask objects"}

@@ -168,10 +168,19 @@ class ObjectsWidget(ProofreadingPanel):
             self.background.run(work, take, lost)
 
     def open(self, path: str) -> None:
-        """Open a session that was saved."""
-        with self.telling():
-            for data, options, kind in session_layers(path, self.viewer.layers):
+        """Open a session that was saved, in the background."""
+        if self.worker is not None:
+            return
+        there = list(self.viewer.layers)
+
+        def work() -> Iterator[Any]:
+            yield session_layers(path, there)
+
+        def take(layers: Any) -> None:
+            for data, options, kind in layers:
                 self.viewer.add_layer(Layer.create(data, options, kind))
+
+        self.background.run(work, take)
 
     def show_image(self, path: str) -> None:
         """Open the image of a session from where it is now."""

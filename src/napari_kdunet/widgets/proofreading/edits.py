@@ -51,16 +51,16 @@ def merge_objects(layer: Labels, kept: int, other: int) -> None:
     """Make `other` a part of `kept`."""
     if 0 in (kept, other) or kept == other:
         raise LabelsError("to merge, click on two different objects.")
-    _write(layer, np.nonzero(_array(layer) == other), kept)
+    box, mask = _mask_of(layer, [other])
+    _write(layer, _shifted(np.nonzero(mask), box), kept)
 
 
 def delete_objects(layer: Labels, numbers: Collection[int]) -> None:
     """Make objects background."""
-    numbers = [number for number in numbers if number]
-    where = np.nonzero(np.isin(_array(layer), numbers))
-    if not len(where[0]):
+    box, mask = _mask_of(layer, [number for number in numbers if number])
+    if not mask.any():
         raise LabelsError("there is no object at that point: click on the one to delete.")
-    _write(layer, where, 0)
+    _write(layer, _shifted(np.nonzero(mask), box), 0)
 
 
 def split_object(layer: Labels, first: Stroke, second: Stroke) -> int:
@@ -76,8 +76,7 @@ def split_object(layer: Labels, first: Stroke, second: Stroke) -> int:
     )
     if not number or not other - one:
         raise LabelsError("to split an object, click or draw in it twice, once on either side of the cut.")
-    box = _box(data == number, 1)
-    mask = data[box] == number
+    box, mask = _mask_of(layer, [number])
     markers = np.zeros(mask.shape, np.int32)
     for mark, points in ((1, one), (2, other - one)):
         markers[tuple(np.array(sorted(points)).T - np.array([[part.start] for part in box]))] = mark
@@ -96,11 +95,11 @@ def cut_object(layer: Labels, line: Stroke) -> int:
     number, points = object_along(layer, line), _along(layer, line)
     if not number:
         raise LabelsError("to cut an object, draw a line right across it.")
-    box = _box(data == number, 1)
-    mask = data[box] == number
-    on_line = np.zeros(data.shape, bool)
-    on_line[tuple(points.T)] = True
-    on_line = on_line[box]
+    box, mask = _mask_of(layer, [number])
+    inside = points - np.array([part.start for part in box])
+    inside = inside[((inside >= 0) & (inside < mask.shape)).all(axis=1)]
+    on_line = np.zeros(mask.shape, bool)
+    on_line[tuple(inside.T)] = True
     plane = points[0, 0] - box[0].start if data.ndim == 3 else ...
     outline, drawn = mask[plane], on_line[plane]
     sides, _ = ndimage.label(outline & ~drawn)  # by their edges: a line of pixels from corner to corner parts them
@@ -147,10 +146,8 @@ def add_object(layer: Labels, source: Any, point: Point, threshold: float) -> in
 
 def smooth_object(layer: Labels, number: int) -> None:
     """Smooth the outline of an object by a Gaussian of two pixels; it grows over background alone."""
-    data = _array(layer)
-    _check_there(data, number)
-    box = _box(data == number, 5)
-    mask = data[box] == number
+    data, (box, mask) = _array(layer), _mask_of(layer, [number], 5)
+    _check_there(mask)
     size = np.array((voxel_size_of(layer) or (1.0,) * 3)[-data.ndim :])
     smooth = ndimage.gaussian_filter(mask.astype(np.float32), 2 * size[-1] / size, mode="nearest") > 0.5
     _replace(layer, number, box, smooth & (mask | (data[box] == 0)), mask)
@@ -161,12 +158,10 @@ def fill_between(layer: Labels, number: int) -> int:
 
     The outline is interpolated by the signed distance to it (Raya & Udupa 1990).
     """
-    data = _array(layer)
-    _check_there(data, number)
+    data, (box, mask) = _array(layer), _mask_of(layer, [number])
+    _check_there(mask)
     if data.ndim < 3:
         raise LabelsError("there is one slice: there is nothing to fill between.")
-    box = _box(data == number, 1)
-    mask = data[box] == number
     there = np.flatnonzero(mask.any(axis=(1, 2)))
     filled, count = mask.copy(), 0
     for below, above in pairwise(there):
@@ -205,15 +200,42 @@ def _array(layer: Labels) -> NDArray[Any]:
     return layer.data
 
 
-def _check_there(data: NDArray[Any], number: int) -> None:
-    if not number or not (data == number).any():
+def _check_there(mask: NDArray[np.bool_]) -> None:
+    if not mask.any():
         raise LabelsError("no object is selected: click on one, or choose it in the table.")
 
 
-def _box(mask: NDArray[np.bool_], margin: int) -> tuple[slice, ...]:
-    """The box of a mask, and some more."""
-    (box,) = ndimage.find_objects(mask.astype(np.uint8))
-    return tuple(slice(max(b.start - margin, 0), min(b.stop + margin, n)) for b, n in zip(box, mask.shape, strict=True))
+def _mask_of(layer: Labels, numbers: Sequence[int], margin: int = 1) -> tuple[tuple[slice, ...], NDArray[np.bool_]]:
+    """The box of some objects, with some more around, and their mask in it; nothing of an object that is not there.
+
+    A slice at a time, as a volume is large and an object is small.
+    """
+    data = _array(layer)
+    numbers = [number for number in numbers if number]
+    rows: list[tuple[int, int]] = []
+    columns: list[tuple[int, int]] = []
+    there: list[int] = []
+    for z, pixels in enumerate(data if data.ndim == 3 else data[None]):
+        found = _is_any(pixels, numbers)
+        y = np.flatnonzero(found.any(axis=1))
+        if len(y):
+            x = np.flatnonzero(found[y[0] : y[-1] + 1].any(axis=0))
+            there.append(z)
+            rows.append((int(y[0]), int(y[-1])))
+            columns.append((int(x[0]), int(x[-1])))
+    if not there:
+        return (slice(0, 0),) * data.ndim, np.zeros((0,) * data.ndim, bool)
+    spans = [(there[0], there[-1]), *((min(a for a, _ in each), max(b for _, b in each)) for each in (rows, columns))]
+    spans = spans[-data.ndim :]
+    box = tuple(slice(max(a - margin, 0), min(b + 1 + margin, n)) for (a, b), n in zip(spans, data.shape, strict=True))
+    return box, _is_any(data[box], numbers)
+
+
+def _is_any(pixels: NDArray[Any], numbers: Sequence[int]) -> NDArray[np.bool_]:
+    """Where the pixels are of some objects."""
+    if len(numbers) == 1:
+        return np.asarray(pixels == numbers[0])
+    return np.isin(pixels, numbers)
 
 
 def _shifted(indices: tuple[NDArray[Any], ...], box: tuple[slice, ...]) -> tuple[NDArray[Any], ...]:
