@@ -136,3 +136,26 @@ def test_exports(taught, tmp_path, one_line):
     plain = core.OnnxModel.open(core.export_onnx(core.load_model("lucchi-2unet"), tmp_path / "p.onnx"))
     with one_line(core.ConfigError, "has not learnt outlines"):
         plain.predict(raw, output="boundary")
+
+
+def test_strokes_teach_too(quick):
+    """As *Live* and corrections give them: 0 is not looked at, 1 background, 2 an object; read again when painted."""
+    raw, ids = cells()
+    strokes = np.zeros(ids.shape, np.uint8)
+    strokes[:, 10:80:20] = 1 + (ids > 0)[:, 10:80:20]
+    config = quick(**{**FORM, "ignore": 0, "steps": 3, "validations": 1, "val_share": 0.0})
+    events = list(core.iter_train(raw, strokes, config, edited=lambda: [1]))
+    assert events[-1].model.boundary
+    assert config.live().classes == 3
+    assert config.live().label_classes == 2
+
+
+def test_objects_of_a_lazy_prediction(taught):
+    """The graph of a prediction goes on into objects: nothing of it has to be computed before."""
+    raw, how = cells(seed=1)[0], {"voxel_size": (50.0, 10.0, 10.0)}
+    lazy = core.instances(core.predict(taught, raw), boundary=core.predict(taught, raw, output="boundary"), **how)
+    computed = (core.predict(taught, raw, output=each).compute() for each in ("probability", "boundary"))
+    probability, outlines = computed
+    expected = np.asarray(core.instances(probability, boundary=outlines, **how))
+    assert expected.max() > 4
+    assert np.array_equal(np.asarray(lazy), expected)
