@@ -130,7 +130,8 @@ def main() -> None:
                 if way in ("suggested", "unsure") and not (out / f"{name}.json").exists():
                     model = core.load_model(out / f"{last[way]}.safetensors")
                     missing = more + 1 - len(known[way])
-                    known[way] += suggested(model, raw, known[way], missing, alike=way == "suggested")
+                    more_slices = suggested(model, raw, known[way], missing, alike=way == "suggested")
+                    known[way] = [*known[way], *more_slices]
                 rows.append(learn(name, known[way], seed, way))
                 known[way], last[way] = rows[-1]["slices"], name
         write_csv(out / "next-slice.csv", rows)
