@@ -111,8 +111,8 @@ def as_teacher(source: Any, config: DistillConfig, *, trust: bool = False) -> Mo
 
 def _checked(model: Model, config: DistillConfig, name: str) -> Model:
     if isinstance(model.net, KUNet) and model.boundary != config.boundary:
-        one, other = ("has", "give it boundary too") if model.boundary else ("has no", "leave it away")
-        raise ModelError(f"{name} {one} outlines as a class, which is the student's setting boundary: {other}.")
+        has, switch = ("has", "on") if model.boundary else ("has no", "off")
+        raise ModelError(f"{name} {has} outlines as a class: switch boundary (Outlines as a class) {switch}.")
     if isinstance(model.net, KUNet) and model.net.classes != config.classes:
         raise ModelError(f"{name} has {model.net.classes} classes, the student {config.classes}: make them the same.")
     return model
