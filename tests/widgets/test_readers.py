@@ -117,3 +117,7 @@ def test_a_model_that_is_dropped_is_in_the_list_and_no_layer(make_napari_viewer,
     assert viewer.open(path, plugin="napari-kdunet") == []
     assert models.session_names() == ["mine"]
     assert len(viewer.layers) == 0
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(core.ModelError, match=r"mine\.safetensors is not a model"):  # which napari notifies
+        viewer.open(path, plugin="napari-kdunet")
+    assert models.session_names() == ["mine"]

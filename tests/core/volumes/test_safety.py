@@ -54,6 +54,11 @@ def test_pages_that_go_round(tmp_path, fails, order, period):
         fails(tmp_path / "a.tif", "a.tif is damaged", f"page {period + 2} ")
 
 
+def test_a_page_without_pixels(tmp_path, fails):
+    (tmp_path / "a.tif").write_bytes(b"II*\0" + struct.pack("<IHI", 8, 0, 0))
+    fails(tmp_path / "a.tif", "a.tif is truncated or damaged")
+
+
 @pytest.mark.parametrize("big", [False, True])
 def test_pages_with_many_reduced_copies(tmp_path, fails, big):
     path = tmp_path / "a.tif"

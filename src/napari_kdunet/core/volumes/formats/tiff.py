@@ -409,7 +409,8 @@ def _is_complete(tif: tifffile.TiffFile, image: _Image, count: int) -> bool:
             return False
     return len(pages) == count and all(
         page is not None
-        and max(map(sum, zip(page.dataoffsets, page.databytecounts, strict=True))) <= page.parent.filehandle.size
+        and max(map(sum, zip(page.dataoffsets, page.databytecounts, strict=True)), default=math.inf)
+        <= page.parent.filehandle.size
         for page in pages
     )
 
