@@ -25,7 +25,7 @@ __all__ = ["Result", "segment"]
 _ROUNDING = 1e-3  # a float16 probability may lie on the other side of a threshold this near
 _TILE = 1024  # of a chunk in a temporary Zarr, and of what is predicted between two looks whether to stop
 _SLICE_BYTES = 2**30  # of the result of a single slice in memory
-_ROWS = 1024  # that are looked at at a time
+_ROWS = 256  # that are looked at at a time
 _DRAWN_WHOLE = 16_384  # pixels: the longest side of a slice that napari draws, and repaints in part, as one texture
 _COARSEST = 1024  # pixels: the longest side of the last level of a pyramid, at most
 
@@ -150,8 +150,7 @@ class Result:
             if self._classes is not None:
                 self._classes[at] = classes
             self.mask[at] = foreground if classes is None else np.where(foreground, classes, 0)
-            for array in (self.probability, self.mask, self._classes):
-                _leave_memory(array)
+            self._leave_memory()
             self.tiles_done[z] += 1
             self.done[z] = self.tiles_done[z] >= self.tiles
 
@@ -172,8 +171,11 @@ class Result:
             for rows in self._rows():
                 probability, mask = self.probability[z, rows], self.mask[z, rows]
                 between = (probability >= min(old, new)) & (probability <= max(old, new))
-                value = 1 if self._classes is None else self._classes[z, rows]
-                self.mask[z, rows] = np.where(between, np.where(probability > new, value, 0), mask)
+                if between.any():
+                    value = np.uint8(1) if self._classes is None else self._classes[z, rows]
+                    foreground = np.where(probability > new, value, np.uint8(0))
+                    self.mask[z, rows] = np.where(between, foreground, mask)
+                self._leave_memory()
             self._applied[z] = new
 
     def paint(self, z: int, where: NDArray[np.bool_], values: NDArray[np.uint8]) -> None:
@@ -204,6 +206,12 @@ class Result:
             if differs.any() and (np.abs(probability[differs] - applied) > _ROUNDING).any():
                 return True
         return False
+
+    def _leave_memory(self) -> None:
+        """Take the pages of mapped files out of this process's memory, where the system can; they stay cached."""
+        for array in (self.probability, self.mask, self._classes):
+            if isinstance(array, np.memmap) and hasattr(mmap, "MADV_DONTNEED"):
+                cast(mmap.mmap, array.base).madvise(mmap.MADV_DONTNEED)
 
     def _rows(self) -> Iterator[slice]:
         """The rows of a slice, in parts that take little memory."""
@@ -267,12 +275,6 @@ def _windows(lazy: Any) -> list[Window]:
         for sizes in lazy.chunks[1:]
     )
     return list(product(rows, columns))
-
-
-def _leave_memory(array: Any) -> None:
-    """Take the pages of a mapped file out of this process's memory, where the system can do that; they stay cached."""
-    if isinstance(array, np.memmap) and hasattr(mmap, "MADV_DONTNEED"):
-        cast(mmap.mmap, array.base).madvise(mmap.MADV_DONTNEED)
 
 
 def _nearest(slices: NDArray[np.intp], near: int) -> int | None:
