@@ -2,6 +2,9 @@
 
 import errno
 import os
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 
 import pytest
 from qtpy.QtWidgets import QFileDialog
@@ -43,6 +46,22 @@ def test_bundled_models_are_read_when_asked_for_and_only_once(model, tmp_path, b
     assert store.get("em-k1").summary == model.summary
     assert store.get("em-k1") is store.get("em-k1")
     assert store.add("em-k1", model) == "em-k1 2", "a bundled model is not hidden"
+
+
+def test_two_threads_that_ask_at_once_get_one_model(model, tmp_path, bundle, monkeypatch):
+    """As when Start is pressed while the panel still reads: the mask's model must be the one that the panel shows."""
+    bundle(model.save(tmp_path / "em-k1.safetensors"))
+    store, load, asked = ModelStore(), core.load_model, threading.Barrier(2)
+
+    def load_slowly(source):
+        with suppress(threading.BrokenBarrierError):
+            asked.wait(0.2)  # for the other one to come here too
+        return load(source)
+
+    monkeypatch.setattr(core, "load_model", load_slowly)
+    with ThreadPoolExecutor(2) as pool:
+        one, other = pool.map(store.get, ["em-k1"] * 2)
+    assert one is other
 
 
 def test_an_unknown_name_is_a_model_error():

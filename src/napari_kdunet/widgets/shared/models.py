@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 from magicgui.widgets import Container
@@ -46,6 +47,7 @@ class ModelStore:
         self._models: dict[str, Model] = {}
         self._images: dict[str, str] = {}
         self._read: dict[str, Model] = {}
+        self._reading = Lock()
         self._headers: dict[str, dict[str, Any]] = {}
 
     def add(self, name: str, model: Model, image: str = "") -> str:
@@ -80,9 +82,10 @@ class ModelStore:
         """
         if name in self._models:
             return self._models[name]
-        if name not in self._read:
-            self._read[name] = core.load_model(self.session.earlier.get(name, name))
-        return self._read[name]
+        with self._reading:  # once, whoever asks for it meanwhile: a threshold goes by whose model a mask is
+            if name not in self._read:
+                self._read[name] = core.load_model(self.session.earlier.get(name, name))
+            return self._read[name]
 
     def about(self, name: str) -> dict[str, Any]:
         """What a model says of itself, as of `Model.describe`; of a file the header is read, without torch.
