@@ -251,3 +251,25 @@ def test_slices_of_different_pixel_sizes(pixels, tmp_path):
     assert any("its slices state different ones" in note for note in volume.notes)
     (tmp_path / "a" / "2.tif").unlink()
     assert open_volume(tmp_path / "a").voxel_size == (5, 5, 5)
+
+
+@pytest.mark.parametrize(
+    ("names", "extra"),
+    [(["s0", "s1", "s2", "s3", "s4"], "s02"), (["s1", "s2", "s3", "s4", "s5"], "s3 (1)"), (list("abcde"), "c - Copy")],
+)
+def test_a_slice_that_is_there_twice_is_refused(pixels, tmp_path, fails, names, extra):
+    for name, image in zip([*names, extra], [*pixels, pixels[2]], strict=True):
+        tifffile.imwrite(tmp_path / f"{name}.tif", image)
+    fails(tmp_path, f"{extra}.tif", "keep one of them")
+
+
+def test_numbers_in_brackets_are_no_copies(pixels, tmp_path):
+    for z, image in enumerate(pixels):
+        tifffile.imwrite(tmp_path / f"stack ({z + 8}).tif", image)
+    np.testing.assert_array_equal(np.asarray(open_volume(tmp_path)), pixels)
+
+
+def test_decimals_of_different_lengths(pixels, tmp_path):
+    for name, image in zip(["0.05", "0.10", "0.15", "0.2", "0.25"], pixels, strict=True):
+        tifffile.imwrite(tmp_path / f"z{name}um.tif", image)
+    np.testing.assert_array_equal(np.asarray(open_volume(tmp_path)), pixels)

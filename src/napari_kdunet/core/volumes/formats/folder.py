@@ -53,6 +53,8 @@ _MASKS = frozenset(
     ]
 )
 
+_COPY = re.compile(r"(.+?)(?: - copy| copy| ?\(\d+\))(?: ?\(?\d+\)?)?")  # what file managers append, in lower case
+
 
 def open_folder(path: Path, selection: Selection, name: str) -> Stored:
     """Open a folder in which every file is one slice, in the order in which a person would put them.
@@ -85,14 +87,16 @@ def open_folder(path: Path, selection: Selection, name: str) -> Stored:
 
 def natural_order(files: Sequence[Path]) -> list[Path]:
     """Files in the order of the numbers in their names, with decimals and signs, and else of the alphabet."""
-    names = [file.name.removesuffix(file.suffix) for file in files]
-    number = _number_pattern(names)
+    keys = _order_keys(files)
+    return sorted(files, key=lambda file: (keys[file], file.name))
 
-    def key(pair: tuple[str, Path]) -> tuple[Any, ...]:
-        parts = re.split(f"({number})", pair[0].lower())
-        return (tuple(Decimal(p) if i % 2 else p for i, p in enumerate(parts)), pair[1].name)
 
-    return [file for _, file in sorted(zip(names, files, strict=True), key=key)]
+def _order_keys(files: Sequence[Path]) -> dict[Path, tuple[Any, ...]]:
+    """Of each file what it is ordered by: the words and the numbers in its name, by turns."""
+    names = {file: file.name.removesuffix(file.suffix).lower() for file in files}
+    number = _number_pattern(list(names.values()))
+    parts = {file: re.split(f"({number})", name) for file, name in names.items()}
+    return {file: tuple(Decimal(p) if i % 2 else p for i, p in enumerate(each)) for file, each in parts.items()}
 
 
 def _number_pattern(names: Sequence[str]) -> str:
@@ -101,6 +105,7 @@ def _number_pattern(names: Sequence[str]) -> str:
     counted = len({len(f) for f in fractions}) > 1 and any(
         len(f) > 1 and f.endswith("0") for f in fractions
     )  # 1.9, 1.10
+    counted &= not any(len(f) > 1 and f.startswith("0") for f in fractions)  # 0.05, 0.1, 0.10
     versions = any(re.search(r"[0-9]\.[0-9]+\.[0-9]", name) for name in names)
     number = "[0-9]+" if counted or versions else r"[0-9]+(?:\.[0-9]+)?"
     plain = {re.sub(number, "#", name.lower()) for name in names}
@@ -146,7 +151,15 @@ def _in_one_format(files: list[Path]) -> tuple[list[Path], list[str]]:
 
 
 def _check_one_series(files: list[Path], name: str) -> None:
-    """Refuse two series of slices with the same numbers, such as those of two channels or tiles."""
+    """Refuse a slice that is there twice, and two series with the same numbers, such as of two channels or tiles."""
+    keys, by_stem = _order_keys(files), {file.stem.lower(): file for file in files}
+    for file, following in itertools.pairwise(files):
+        if keys[file] == keys[following]:
+            raise VolumeError(f"{file} and {following.name} have the same number: keep one of them")
+    for file in files:
+        copied = _COPY.fullmatch(file.stem.lower())
+        if copied and copied[1] in by_stem:
+            raise VolumeError(f"{file} seems a copy of {by_stem[copied[1]].name}: keep one of them")
     numbers = defaultdict[str, set[tuple[str, ...]]](set)
     for file in files:
         numbers["_".join(re.findall("[a-z]+", file.stem.lower()))].add(tuple(re.findall("[0-9]+", file.stem)))
