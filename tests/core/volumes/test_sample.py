@@ -225,3 +225,23 @@ def test_corners_of_a_rotation_by_little_are_found(legs, turn):
     volume = open_volume(raw.astype(np.uint8))
     assert volume.outside(0) is not None
     assert np.array_equal(volume.outside(0), outside)
+
+
+@pytest.mark.parametrize("fill", [-math.inf, np.finfo("float32").min, np.finfo("float32").max])
+def test_padding_of_infinite_and_extreme_values(fill):
+    inside = texture((90, 100)).astype(np.float32)
+    volume = open_volume(np.pad(inside, 40, constant_values=fill)[None])
+    outside = volume.outside(0)
+    assert outside is not None
+    assert np.array_equal(outside, frame(outside.shape, (40,) * 4))
+
+
+def test_a_frame_of_two_pixels():
+    outside = open_volume(np.pad(texture((90, 100)), 2)[None]).outside(0)
+    assert outside is not None
+    assert np.array_equal(outside, frame(outside.shape, (2,) * 4))
+
+
+@pytest.mark.parametrize("fill", [300, -1, 0.5, math.nan, math.inf])
+def test_a_fill_value_that_no_pixel_can_have(fill, fails):
+    fails(np.ones((1, 40, 40), np.uint8), "fill is", "uint8", fill=fill)

@@ -105,7 +105,7 @@ def find_regions(
         chosen = area >= LEAST_REGION
     else:
         # a line of one pixel is no padding: a ramp has one
-        at_border = (border > 0) & (area >= np.maximum(_LEAST_CORNER, 2 * border))
+        at_border = (border > 0) & (2 * area >= np.maximum(2 * _LEAST_CORNER, 3 * border))
         chosen = at_border | ((area >= RUN * RUN) & (rectangular | at_border.any()))
     outside = Mask(shape)
     for rows, first in zip(strips if chosen.any() else (), regions.offsets, strict=False):
@@ -176,8 +176,11 @@ def _with_soft_edge(strip: NDArray[Any], region: NDArray[np.bool_], value: float
     around = grown(region, 1) & ~region
     if not around.any():
         return region
-    distance = np.abs(strip.astype(np.float32) - np.float32(value))
-    tolerance = np.median(distance[~region][::_BLOCK]) / 4
+    with np.errstate(over="ignore", invalid="ignore"):
+        distance = np.abs(strip.astype(np.float32) - np.float32(value))
+        tolerance = np.median(distance[~region][::_BLOCK]) / 4
+    if not math.isfinite(tolerance):  # of infinite padding, or the lowest of floats
+        return region
     near = distance <= tolerance
     if 2 * np.count_nonzero(near & around) < np.count_nonzero(around):
         return region

@@ -327,10 +327,18 @@ def open_volume(
 
 
 def _with_sample(volume: Volume, fill: float | None, sample: Any) -> Volume:
+    if fill is not None and volume.dtype.kind in "iu" and not _holds(volume.dtype, fill):
+        raise VolumeError(f"fill is {fill:g}, which no pixel of {volume.name} can be: it has dtype {volume.dtype}")
     mask = None if sample is None else open_volume(sample)
     if mask is not None and mask.shape != volume.shape:
         raise VolumeError(f"sample {mask.name} has shape {mask.shape}, {volume.name} {volume.shape}: give one of that")
     return replace(volume, fill=fill, sample=mask)
+
+
+def _holds(dtype: np.dtype[Any], value: float) -> bool:
+    """Whether an integer type has this value."""
+    limits = np.iinfo(dtype)
+    return math.isfinite(value) and value == int(value) and limits.min <= value <= limits.max
 
 
 def _inverted(volume: Volume) -> Volume:
