@@ -163,7 +163,7 @@ def test_several_images_in_one_ome_tiff(pixels, tmp_path, fails):
     assert volume.voxel_size == (5, 5, 5)
     assert any("largest of 3 images" in note for note in volume.notes)
     np.testing.assert_array_equal(np.asarray(pickle.loads(pickle.dumps(open_volume(path, series=2)))), pixels[:2] + 1)
-    fails(path, "no images 3", series=3)
+    fails(path, "no image 3", series=3)
 
 
 def test_transposed_pages_are_decoded_once(pixels, tmp_path, monkeypatch):

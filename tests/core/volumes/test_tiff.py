@@ -208,3 +208,22 @@ def test_corrupt_page(pixels, tmp_path, fails):
     np.testing.assert_array_equal(volume.read(1), pixels[1])
     fails(lambda: volume.read(2), f"cannot read slice z=2 of {path}: ")
     fails(lambda: volume.data[2].compute(scheduler="synchronous"), f"of {path}")
+
+
+def test_ome_xml_of_fewer_slices_than_pages(pixels, tmp_path, caplog):
+    path = tmp_path / "a.ome.tif"
+    tifffile.imwrite(path, pixels, ome=True, metadata={"axes": "ZYX"}, photometric="minisblack")
+    tifffile.tiffcomment(path, tifffile.tiffcomment(path).replace('SizeZ="5"', 'SizeZ="3"').encode())
+    volume = open_volume(path)
+    np.testing.assert_array_equal(np.asarray(volume), pixels)
+    assert volume.notes == ("its OME-XML does not fit: pages are taken as slices",)
+    assert caplog.messages == []
+
+
+def test_a_grey_image_is_taken_before_a_larger_one_in_colour(pixels, tmp_path):
+    with tifffile.TiffWriter(tmp_path / "a.ome.tif", ome=True) as tif:
+        tif.write(np.zeros((200, 300, 3), np.uint8), photometric="rgb", metadata={"axes": "YXS"})
+        tif.write(pixels, photometric="minisblack", metadata={"axes": "ZYX"})
+    volume = open_volume(tmp_path / "a.ome.tif")
+    np.testing.assert_array_equal(np.asarray(volume), pixels)
+    assert volume.notes == ("the largest grey one of 2 images is taken, choose another with series",)

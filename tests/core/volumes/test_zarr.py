@@ -89,3 +89,18 @@ def test_corrupt_chunk(pixels, tmp_path, fails):
     np.testing.assert_array_equal(volume.read(1), pixels[1])
     fails(lambda: volume.read(3), f"cannot read slice z=3 of {path}: ")
     fails(lambda: volume.read(5), str(path), "slices 0 to 4", "z=5")
+
+
+def test_metadata_that_do_not_fit_its_arrays(pixels, tmp_path, ome_zarr, fails):
+    path = ome_zarr(tmp_path / "a.zarr", [pixels])
+    fails(path, "images 0 to 0", "no image 1", series=1)
+    group = zarr.open_group(path)
+    image = group.attrs["ome"]["multiscales"][0]
+    scale = {"type": "scale", "scale": [1, 30, 4, 5]}
+    group.attrs["ome"] = {"multiscales": [image | {"datasets": [{"path": "0", "coordinateTransformations": [scale]}]}]}
+    assert open_volume(path).voxel_size is None
+    assert "4 numbers for 3 axes" in open_volume(path).notes[0]
+    group.attrs["ome"] = {"multiscales": [image | {"datasets": [{"path": "9"}]}]}
+    fails(path, "no array 9")
+    group.attrs["ome"] = {"multiscales": [image | {"datasets": None}]}
+    fails(path, "OME metadata without an array")

@@ -116,7 +116,7 @@ def axis_letters(names: Sequence[Any], name: str) -> str:
 def pick(index: int | None, count: int, what: str, name: str) -> int:
     """Check that there is an item of this index; the first by default."""
     if not 0 <= (index or 0) < count:
-        raise VolumeError(f"{name} has {what} 0 to {count - 1}: there is no {what} {index}")
+        raise VolumeError(f"{name} has {what}s 0 to {count - 1}: there is no {what} {index}")
     return index or 0
 
 

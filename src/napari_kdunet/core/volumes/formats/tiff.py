@@ -235,13 +235,15 @@ def _find_image(tif: tifffile.TiffFile, selection: Selection, name: str) -> _Ima
     full = [series for series in every if not _is_extra(series.keyframe)] or every
     notes: tuple[str, ...] = ()
     if selection.series is not None:
-        series = every[pick(selection.series, len(every), "images", name)]
+        series = every[pick(selection.series, len(every), "image", name)]
     elif full[0].kind in ("generic", "uniform") or _is_stale(tif, full[0]):
         return _page_stack(tif, full, selection, name)
     else:
-        series = max(full, key=lambda s: math.prod(s.shape))  # the first of several
+        grey = [series for series in full if "S" not in series.axes] or full
+        series = max(grey, key=lambda s: math.prod(s.shape))  # the first of several
         if len(every) > 1:
-            notes = (f"the largest of {len(every)} images is taken, choose another with series",)
+            what = "largest" if len(grey) == len(full) else "largest grey one"
+            notes = (f"the {what} of {len(every)} images is taken, choose another with series",)
     check_level(selection.level, len(series.levels), name)
     chosen = series.levels[selection.level]
     return _Image(chosen, chosen.axes, chosen.shape, chosen.keyframe, notes)
@@ -253,9 +255,12 @@ def _is_extra(page: Any) -> bool:
 
 
 def _is_stale(tif: tifffile.TiffFile, series: Any) -> bool:
-    """Whether ImageJ's description speaks of another number of slices than there are pages."""
+    """Whether a description speaks of another number of slices than there are pages: ImageJ's, or OME's of fewer."""
     pages = len(series.keyframe.shape)
     promised = math.prod(series.shape) // math.prod(series.shape[-pages:])
+    if series.kind == "ome" and len(tif.series) == 1 and series.keyframe.parent is tif and promised < len(tif.pages):
+        first, last = series.keyframe, tif.pages[-1].aspage()
+        return bool((first.shape, first.dtype) == (last.shape, last.dtype) and not _is_extra(last))
     return bool(series.kind == "imagej" and len(tif.pages) > 1 and promised != len(tif.pages))
 
 
@@ -278,7 +283,9 @@ def _page_stack(tif: tifffile.TiffFile, full: Sequence[Any], selection: Selectio
     if "<OME" in tif.pages.first.description:
         if any(int(n) > 1 for n in re.findall(r"Size[CT]\s*=\s*[\"'](\d+)", tif.pages.first.description)):
             raise VolumeError(f"{name} has OME-XML that cannot be read, of several channels or times: export it again")
-        notes.append("its OME-XML cannot be read: pages are taken as slices")
+        notes.append(
+            f"its OME-XML {'does not fit' if full[0].kind == 'ome' else 'cannot be read'}: pages are taken as slices"
+        )
     if len(kept) < len(pages):
         notes.append(f"{len(pages) - len(kept)} of {len(pages)} pages are thumbnails or reduced, and left out")
     if tif.is_shaped or (tif.is_imagej and len(kept) == 1 and _promised(tif) > 1):

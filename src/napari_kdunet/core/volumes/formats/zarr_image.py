@@ -16,7 +16,7 @@ from zarr.abc.store import RangeByteRequest
 from zarr.storage import FsspecStore, LocalStore
 
 from napari_kdunet.core.errors import VolumeError
-from napari_kdunet.core.volumes.axes import Selection, Stored, axis_letters, check_level
+from napari_kdunet.core.volumes.axes import Selection, Stored, axis_letters, check_level, pick
 from napari_kdunet.core.volumes.formats.attributes import axes_and_sizes
 from napari_kdunet.core.volumes.sources import LazyArray, check_block, check_chunk, check_compressed, check_regular
 from napari_kdunet.core.volumes.voxel_size import Sizes, read_metadata, to_number
@@ -196,10 +196,15 @@ def _open_group(group: zarr.Group, selection: Selection, name: str) -> Stored:
     if not images:
         inside = ", ".join(sorted(group.keys())[:9]) or "nothing"
         raise VolumeError(f"{name} is a Zarr group without an OME image: give the path of an array in it ({inside})")
-    image = images[selection.series or 0]
-    datasets = image["datasets"]
+    image = images[pick(selection.series, len(images), "image", name)]
+    datasets = image.get("datasets")
+    if not datasets:
+        raise VolumeError(f"{name} has OME metadata without an array: give the path of an array in it")
     check_level(selection.level, len(datasets), name)
-    array: Any = group[datasets[selection.level]["path"]]
+    array: Any = group.get(datasets[selection.level]["path"])
+    if not isinstance(array, zarr.Array):
+        told = str(datasets[selection.level]["path"])[:40]
+        raise VolumeError(f"{name} has no array {told}, of which its OME metadata speak: copy or export it again")
     _check_chunks(array, name)
     named = [axis if isinstance(axis, dict) else {"name": axis} for axis in image.get("axes") or "tczyx"[-array.ndim :]]
     axes = "" if selection.axes else axis_letters([_axis_name(axis) for axis in named], name)
@@ -223,6 +228,8 @@ def _sizes(axes: list[dict[str, Any]], image: Any, dataset: Any) -> Sizes:
     ]
     if not scales:
         return {}
+    if any(len(scale) != len(axes) for scale in scales):
+        raise ValueError(f"{len(scales[0])} numbers for {len(axes)} axes")
     sizes = {}
     for i, axis in enumerate(axes):
         letter = axis_letters([_axis_name(axis)], "an axis")
