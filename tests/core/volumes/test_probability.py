@@ -98,3 +98,20 @@ def one_line_of():
         assert all(word in str(caught.value) for word in words)
 
     return check
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "uint16"])
+def test_noisy_probabilities_that_are_cut_off_at_0(dtype):
+    most = np.iinfo(dtype).max
+    _, truth = blurred(4, 0.1)
+    probability = 0.9 * ndimage.gaussian_filter(truth.astype(float), (0, 1, 1))
+    noise = np.random.default_rng(0).normal(0, 0.02, truth.shape)
+    stored = (np.clip(probability + noise, 0, 1) * most).round().astype(dtype)
+    assert core.evaluate(stored, stored > most / 2).iou == 1
+
+
+@pytest.mark.parametrize("scale", [255, 1000])
+def test_probabilities_of_a_small_scale_are_refused(scale):
+    probability, truth = blurred(5, 0.3)
+    with pytest.raises(core.VolumeError, match="another scale than uint16"):
+        core.evaluate((probability * scale).round().astype(np.uint16), truth)

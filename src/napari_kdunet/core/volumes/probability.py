@@ -2,12 +2,13 @@
 
 - Floating point: probabilities of the foreground, from 0 to 1.
 - bool, or integers of which all but one value are 0: a mask.
-- uint8 and uint16 that look like probabilities, from 0 to 255 or to 65535: most neighbours that differ are both above 0
-  and differ by little; or nothing is 0, and there are values above the half.
+- uint8 and uint16 that look like probabilities, from 0 to 255 or to 65535: neighbours differ by little, and most of
+  those that differ are both above 0, or every fourth pair differs; or nothing is 0, and some are above the half.
 - Other integers: classes or instances; what is not 0 is foreground.
 
 Refused are those of which nothing is 0, as they have no background, and uint8 or uint16 of few values some of which are
-above the half: the classes, or instances, of some tool, or the coarse probabilities of another.
+above the half: the classes, or instances, of some tool, or the coarse probabilities of another. So are uint16 that look
+like probabilities of a smaller scale, such as up to 255 or 1000.
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ __all__ = ["is_probability", "kind_of", "read_probability"]
 
 _SLICES = 8  # that are looked at
 _LEVELS = 16  # that classes may have, or instances of small numbers
+_NOISY = 1 / 4  # share of neighbours that differ, which is far more than in masks and labels
+_SMALLEST_SCALE = 0.02  # of the largest value of a type: 255 or 1000 in 16 bits
 _STEP = 1 / 4  # of the largest value: neighbours in a map of instances differ by more
 
 Kind: TypeAlias = Literal["probability", "mask", "labels"]
@@ -66,7 +69,13 @@ def _kind_by_values(slices: list[NDArray[Any]], name: str) -> Kind:
     pairs = [np.stack((each[:, 1:].ravel(), each[:, :-1].ravel())).astype(np.int32) for each in slices]
     one, other = np.concatenate(pairs, axis=1)
     differ, inside = one != other, (one != other) & (one > 0) & (other > 0)
-    gradual = 2 * inside.sum() >= differ.sum() > 0 and np.median(np.abs(one - other)[differ]) <= _STEP * highest
+    many = 2 * inside.sum() >= differ.sum() > 0 or differ.mean() >= _NOISY  # half of noise is cut off at 0
+    gradual = many and np.median(np.abs(one - other)[differ]) <= _STEP * highest
+    if gradual and len(levels) > _LEVELS and highest <= _SMALLEST_SCALE * 2 * half:
+        raise VolumeError(
+            f"{name} has values from {levels[0]} to {highest}, like probabilities of another scale than "
+            f"{levels.dtype}: give a mask, or probabilities as floats from 0 to 1."
+        )
     if gradual and (len(levels) > _LEVELS or highest > half):
         return "probability"
     if levels[0] > 0:
