@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
 import subprocess
 import sys
@@ -225,6 +226,9 @@ def test_files_that_are_not_ours(model, tmp_path, bundled):
         with pytest.raises(core.ModelError, match=r"bad\.onnx") as told:
             core.OnnxModel.open(bad)
         assert len(str(told.value)) < 300
+    os.mkfifo(tmp_path / "pipe.onnx")
+    with pytest.raises(core.ModelError, match=r"pipe\.onnx is no regular file"):
+        core.OnnxModel.open(tmp_path / "pipe.onnx")
     with pytest.raises(core.ModelError, match="No such file"):
         core.OnnxModel.open(tmp_path / "none.onnx")
     for key, value in (("pixel_size", -1), ("multiple", 1e9), ("threshold", "x"), ("k", True)):

@@ -28,6 +28,8 @@ _NO_WINDOW: int = getattr(subprocess, "CREATE_NO_WINDOW", 0)  # on Windows a con
 def read_network(path: Path) -> bytes:
     """The content of a file; `ModelError` if it cannot be read or is too large."""
     try:
+        if path.exists() and not path.is_file():  # a pipe would be waited for
+            raise ModelError(f"{path} is no regular file: give an ONNX file.")
         if path.stat().st_size > _MOST_BYTES:
             raise ModelError(f"{path} has more than {_MOST_BYTES // 2**20} MB: give a smaller network.")
         return path.read_bytes()
