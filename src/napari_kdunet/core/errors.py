@@ -38,7 +38,7 @@ __all__ = [
     "is_out_of_memory",
 ]
 
-_LONGEST = 299  # characters of a message
+_LONGEST = 290  # characters of a message: with the "error: " of the command line it is under 300
 _END = 90  # of them from its end, where it says what to do
 
 

@@ -255,3 +255,10 @@ def test_the_users_size_takes_the_note_back(pixels, tmp_path):
     (note,) = open_volume(tmp_path / "raw.tif").notes
     assert "352778 x 352778 nm" in note
     assert open_volume(tmp_path / "raw.tif", voxel_size=(5, 5, 5)).notes == ()
+
+
+def test_a_side_that_means_nothing_is_taken_from_the_other_and_told():
+    size, notes = read_voxel_size({"z": (50, "nm"), "y": (5, "pixel"), "x": (5, "nm")})
+    assert size == (50, 5, 5)
+    assert notes == ("pixel size along y unknown: it is stated as 5 without a unit, and taken as that along x",)
+    assert read_voxel_size({"x": (5, "nm")}) == ((5, 5, 5), ())

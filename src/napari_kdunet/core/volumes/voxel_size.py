@@ -89,10 +89,14 @@ def read_voxel_size(stated: Stated, *, level: int = 0) -> tuple[VoxelSize | None
     if not is_plausible((x, y, x), level):
         told = f"{y:.6g} x {x:.6g} nm is stated, which is under {_SMALLEST:g} or over {_LARGEST:g} nm"
         return None, (f"pixel size unknown: {told}",)
-    told = odd.get("z")
-    notes = (f"slice distance unknown: it is stated as {told}, and taken as the pixel size",) if told else ()
+    notes = []
+    for axis, what, other in (("y", "pixel size along y", "that along x"), ("x", "pixel size along x", "that along y")):
+        if told := odd.get(axis):
+            notes.append(f"{what} unknown: it is stated as {told}, and taken as {other}")
+    if told := odd.get("z"):
+        notes.append(f"slice distance unknown: it is stated as {told}, and taken as the pixel size")
     z, y, x = (float(f"{size:.7g}") for size in (sizes.get("z") or x, y, x))  # many were single precision
-    return (z, y, x), notes
+    return (z, y, x), tuple(notes)
 
 
 def is_plausible(size: VoxelSize, level: int = 0) -> bool:
