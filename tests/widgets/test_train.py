@@ -326,7 +326,7 @@ def test_closing_during_a_run_ends_the_thread_and_keeps_the_model(bench, endless
 
 
 def test_what_the_model_to_start_from_decides_cannot_be_set(bench, widget):
-    decided = {"k", "bn", "depth", "classes", "activation", "init", "prior_bias", "pixel_size"}
+    decided = {"k", "bn", "depth", "classes", "boundary", "activation", "init", "prior_bias", "pixel_size"}
     models.add("known", core.Model(core.KUNet(2), 10.0))
     for origin, fixed in (("known", decided), (None, set())):
         widget.origin.value = origin
