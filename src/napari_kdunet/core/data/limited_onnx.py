@@ -58,10 +58,8 @@ class LimitedNetwork:
 
     Attributes
     ----------
-    side : (int, int) or None
-        Y and X of its patches, in pixels, where they are fixed.
-    parameters : int
-        Numbers in its weights.
+    side, parameters : (int, int) or None, int
+        As the process says: fixed sides of a patch, and numbers in the weights.
     end : callable
         Ends the process.
 
@@ -74,13 +72,9 @@ class LimitedNetwork:
     def __init__(self, path: Path, content: bytes, threads: int, kind: Literal["teacher", "exported"]) -> None:
         self.path, self.threads = path, threads
         folders = os.pathsep.join(each for each in sys.path if each)
+        module = ["-P", "-m", "napari_kdunet.core.data.onnx_process"]  # -P: nothing of this folder is imported
         self._process = subprocess.Popen(
-            [
-                sys.executable,
-                "-P",
-                "-m",
-                "napari_kdunet.core.data.onnx_process",
-            ],  # -P: nothing of this folder is imported
+            [sys.executable, *module],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,

@@ -30,7 +30,7 @@ _MOST_CHANNELS, _MOST_SIDES = 64, 2  # of an output; its sides in those of the i
 
 
 class RefusedError(Exception):
-    """Why a network cannot teach, in words for its owner."""
+    """Why a network cannot be used, in words for its owner."""
 
 
 def main() -> None:
@@ -111,6 +111,7 @@ class _Network:
         options.enable_cpu_mem_arena = False  # it takes more than it needs, and keeps it
         options.log_severity_level = 4
         options.add_session_config_entry("session.load_model_format", "ONNX")
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # between patches others compute
         self._session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
         self._output = self._session.get_outputs()[0].name
 

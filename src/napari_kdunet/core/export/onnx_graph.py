@@ -185,13 +185,13 @@ def _standardised(graph: _Graph) -> str:
     """As `volumes.sample.standardised`; in double, for a sum of a million float32 is off by 1e-5 of the deviation."""
     axes: dict[str, Any] = {"axes": [1, 2, 3]}
     image, mean, std = (graph.add("Cast", each, to=TensorProto.DOUBLE) for each in ("image", "mean", "std"))
-    mean = graph.add("Where", graph.add("IsNaN", mean), graph.add("ReduceMean", image, **axes), mean)
-    rest = graph.add("Sub", image, mean)
-    own = graph.add("Sub", image, graph.add("ReduceMean", image, **axes))
-    deviation = graph.add("Sqrt", graph.add("ReduceMean", graph.add("Mul", own, own), **axes))
+    own = graph.add("ReduceMean", image, **axes)
+    rest = graph.add("Sub", image, own)
+    deviation = graph.add("Sqrt", graph.add("ReduceMean", graph.add("Mul", rest, rest), **axes))
+    mean = graph.add("Where", graph.add("IsNaN", mean), own, mean)
     std = graph.add("Where", graph.add("IsNaN", std), deviation, std)
     std = graph.add("Where", graph.add("Equal", std, np.array(0.0)), np.array(1.0), std)
-    return graph.add("Cast", graph.add("Div", rest, std), to=TensorProto.FLOAT)
+    return graph.add("Cast", graph.add("Div", graph.add("Sub", image, mean), std), to=TensorProto.FLOAT)
 
 
 def _mirrored(graph: _Graph, image: str, size: str, unit: str) -> str:

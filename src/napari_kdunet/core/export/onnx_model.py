@@ -18,6 +18,7 @@ from napari_kdunet.core.data.limited_onnx import LimitedNetwork, read_network, s
 from napari_kdunet.core.data.onnx_process import RefusedError, check_operators
 from napari_kdunet.core.devices import cores
 from napari_kdunet.core.errors import ConfigError, ModelError
+from napari_kdunet.core.networks.class_names import has_boundary
 from napari_kdunet.core.parsing import parse_json
 from napari_kdunet.core.prediction.tiling import Tiling
 from napari_kdunet.core.volumes.resampling import Grid
@@ -105,7 +106,7 @@ class OnnxModel:
     def boundary(self) -> bool:
         """As `Model.boundary`."""
         names = self.metadata.get("class_names")
-        return isinstance(names, list) and len(names) == 3 and names[-1] == "boundary"
+        return isinstance(names, list) and has_boundary(names)
 
     def predict(
         self,

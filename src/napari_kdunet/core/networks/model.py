@@ -14,16 +14,15 @@ from napari_kdunet.core.config import LEAST_PIXEL_SIZE, check_setting
 from napari_kdunet.core.errors import ConfigError, ModelError
 from napari_kdunet.core.files import is_file
 from napari_kdunet.core.networks.bundled import bundled_models
+from napari_kdunet.core.networks.class_names import TWO_CLASSES, has_boundary
 from napari_kdunet.core.networks.model_file import DamagedError, TensorFile, save_tensors
 from napari_kdunet.core.networks.protocol import Counted, Network, UsualUNet
 from napari_kdunet.core.networks.unet import KUNet
 
-__all__ = ["BOUNDARY_CLASSES", "Model", "load_model"]
+__all__ = ["Model", "load_model"]
 
 _FORMAT = 1
 _FORM = ("k", "bn", "classes", "depth", "activation")  # the metadata that the network is rebuilt from
-_TWO_CLASSES = ("background", "mitochondrion")
-BOUNDARY_CLASSES = (*_TWO_CLASSES, "boundary")
 _LONGEST_NAME = 100  # characters of a class's name
 
 
@@ -49,13 +48,13 @@ class Model:
     net: nn.Module
     pixel_size: float = 10.0
     threshold: float = 0.5
-    class_names: tuple[str, ...] = _TWO_CLASSES
+    class_names: tuple[str, ...] = TWO_CLASSES
     summary: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.net.eval()
         classes = self.traits.classes
-        if self.class_names == _TWO_CLASSES and classes != 2:
+        if self.class_names == TWO_CLASSES and classes != 2:
             names = ("background", *(f"class {i}" for i in range(1, classes)))
             object.__setattr__(self, "class_names", names)
 
@@ -70,7 +69,7 @@ class Model:
     @property
     def boundary(self) -> bool:
         """Whether its last class are the outlines of objects, a part of the foreground: `TrainConfig.boundary`."""
-        return len(self.class_names) == 3 and self.class_names[-1] == BOUNDARY_CLASSES[-1]
+        return has_boundary(self.class_names)
 
     @property
     def parameter_count(self) -> int:
@@ -181,7 +180,7 @@ def _application(metadata: dict[str, Any]) -> dict[str, Any]:
         raise DamagedError("its threshold is not a probability below 1")
     if not isinstance(names, list) or not all(isinstance(name, str) and len(name) <= _LONGEST_NAME for name in names):
         raise DamagedError("its class_names are not a list of names")
-    if len(names) != metadata["classes"] and tuple(names) != _TWO_CLASSES:  # which older versions wrote for any number
+    if len(names) != metadata["classes"] and tuple(names) != TWO_CLASSES:  # which older versions wrote for any number
         raise DamagedError(f"it has {len(names)} class_names for {metadata['classes']} classes")
     if not isinstance(summary, dict):
         raise DamagedError("its summary is not an object")

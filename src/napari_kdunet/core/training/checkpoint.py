@@ -15,7 +15,8 @@ from torch.optim.swa_utils import AveragedModel
 
 from napari_kdunet.core.config import TrainConfig
 from napari_kdunet.core.errors import ConfigError, ModelError
-from napari_kdunet.core.networks.model import BOUNDARY_CLASSES, Model, load_model
+from napari_kdunet.core.networks.class_names import BOUNDARY_CLASSES
+from napari_kdunet.core.networks.model import Model, load_model
 from napari_kdunet.core.networks.model_file import DamagedError, TensorFile, save_tensors
 from napari_kdunet.core.networks.unet import KUNet
 from napari_kdunet.core.training.distributed import ProcessGroup

@@ -188,7 +188,7 @@ def _check_companions(path: Path, name: str) -> str:
     with _tiff_file(path, plain=True) as tif:
         if tif.pages:
             _check_chain(tif, name)
-    description = _description(path)
+        description = _description(tif)
     if has_sane_ome(description):  # else it is not asked
         for companion in ome_file_names(description):
             check_part(path, companion, name)
@@ -214,15 +214,14 @@ def _check_chain(tif: tifffile.TiffFile, name: str) -> None:
         offset = number(tags[size:])
 
 
-def _description(path: Path) -> str:
-    with _tiff_file(path, plain=True) as tif:
-        return str(tif.pages.first.description) if tif.pages else ""
+def _description(tif: tifffile.TiffFile) -> str:
+    return str(tif.pages.first.description) if tif.pages else ""
 
 
 def tiff_parts(path: Path) -> set[str]:
     """Names of the other files that a TIFF takes pixels of."""
-    with _hold_log() as held:
-        names = ome_file_names(_description(path))
+    with _hold_log() as held, _tiff_file(path, plain=True) as tif:
+        names = ome_file_names(_description(tif))
         held.clear()
         return names
 
