@@ -200,7 +200,7 @@ class Checkpointer:
             return _State.load(file, self._settings | self.about, self._like(file))
         except DamagedError as error:
             best = f"; the best model so far, {self.out}, is still usable" if self._has_model() else ""
-            reason = str(error)[:120]
+            reason = str(error)[:60]
             raise ModelError(f"{path} is damaged ({reason}): start anew without --resume{best}.") from error
 
     def _has_model(self) -> bool:
