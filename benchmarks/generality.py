@@ -2,10 +2,13 @@
 
     python benchmarks/generality.py DATA --out DIR [--ks 2,16] [--seeds 3] [--arms "defaults;gamma"] [--single]
                                     [--steps 1500] [--batch 2] [--patch 256] [--slices 8] [--left-out epfl,vnc,sbem]
+                                    [--synthetic 48]
 
 DATA is a folder of `epfl-training`, `vnc-train` and `sbem-brain`, each `-raw.tif` and `-labels.tif`. For each arm, k,
 seed and source: a network learns from the other two and is scored on that one, on slices spread over it, at five
-assumed pixel sizes. With --single one learns from each source alone, too, and the bundled models are scored beside.
+assumed pixel sizes. With --synthetic N each learns from N synthetic tissues, too, as often as from a source, while
+model and threshold are chosen on the sources alone. With --single one learns from each source alone, too, and the
+bundled models are scored beside.
 
 What a row of the table has, mean and standard deviation over the seeds:
     best size   IoU at the best of the assumed pixel sizes, which needs labels to be known; threshold of the model
@@ -24,7 +27,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import product
 from pathlib import Path
 from statistics import fmean
@@ -35,9 +38,10 @@ import torch
 from commands import Row, once, told, write_csv
 
 from napari_kdunet import core
-from napari_kdunet.core.data.splits import spaced
+from napari_kdunet.core.data.splits import held_out_slices, spaced
 from napari_kdunet.core.metrics import Curve
 from napari_kdunet.core.training.checkpoint import resume_path
+from napari_kdunet.sample import synthetic_family
 
 #: File, voxel size in nm (Z, Y, X), and from which slice on it is learnt from.
 SOURCES: dict[str, tuple[str, tuple[float, float, float], int]] = {
@@ -80,13 +84,42 @@ def volumes(name: str, given: argparse.Namespace, first: int = 0) -> tuple[core.
     return core.open_volume(raw[first:], **named), core.open_volume(labels[first:], **named)
 
 
+Pairs = list[tuple[core.Volume, core.Volume]]
+
+
+def learnt_from(sources: Iterable[str], given: argparse.Namespace) -> tuple[Pairs, Pairs | None]:
+    """Volumes to learn from, and to choose by: none of their own where a share of each is held out by the training."""
+    pairs = [volumes(name, given, SOURCES[name][2]) for name in sources]
+    if not given.synthetic:
+        return pairs, None
+    kept: Pairs = []
+    held: Pairs = []
+    for raw, labels in pairs:
+        out = held_out_slices(tuple(range(len(raw))), core.TrainConfig().val_share)
+        rest = [z for z in range(len(raw)) if z not in out]
+        kept.append((only(raw, rest), only(labels, rest)))
+        held.append((only(raw, out), only(labels, out)))
+    file = Path(given.out) / f"synthetic-{given.synthetic}.npz"
+    if not file.exists():
+        raw, labels = synthetic_family(given.synthetic)
+        np.savez_compressed(file, raw=raw, labels=labels)
+    family = np.load(file)
+    made, marked = (core.open_volume(family[what], voxel_size=(40, 10, 10), name="synthetic") for what in family)
+    return [*kept, (made, marked)], held
+
+
+def only(volume: core.Volume, slices: Sequence[int]) -> core.Volume:
+    """Some slices of a volume, of the same pixel size and name."""
+    return core.open_volume(np.asarray(volume.data)[list(slices)], voxel_size=volume.voxel_size, name=volume.name)
+
+
 def trained(path: Path, sources: tuple[str, ...], config: core.TrainConfig, given: argparse.Namespace) -> core.Model:
     """The model of a training, which goes on where it was stopped."""
     if path.exists() and not resume_path(path).exists():
         return core.load_model(path)
-    pairs = [volumes(name, given, SOURCES[name][2]) for name in sources]
+    pairs, val = learnt_from(sources, given)
     try:
-        return core.train(pairs, config=config, out=path, resume=resume_path(path).exists())
+        return core.train(pairs, config=config, val=val, out=path, resume=resume_path(path).exists())
     except core.CollapsedError as collapsed:
         collapsed.model.save(path)
         return collapsed.model
@@ -131,7 +164,11 @@ def measure(given: argparse.Namespace) -> Iterator[None]:
             **{"k": k, "seed": seed, "steps": given.steps, "batch": given.batch, "patch": given.patch, "threads": 1}
             | ARMS[arm]
         )
-        path = folder / f"{arm.replace(',', '').replace(' ', '-')}-{k}-{'-'.join(sources)}-{seed}.safetensors"
+        arm += " + synthetic" * bool(given.synthetic)
+        path = (
+            folder
+            / f"{arm.replace(',', '').replace(' + ', '-').replace(' ', '-')}-{k}-{'-'.join(sources)}-{seed}.safetensors"
+        )
         model = trained(path, sources, config, given)
         home = model.summary["validation"]["iou"]
         about = {"arm": arm, "k": k, "learnt from": "+".join(sources), "seed": seed, "at home": home}
@@ -181,6 +218,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=2)
     parser.add_argument("--patch", type=int, default=256)
     parser.add_argument("--slices", type=int, default=8, help="of each source that is scored on")
+    parser.add_argument("--synthetic", type=int, default=0, help="tissues, of two slices each, to learn from, too")
     parser.add_argument("--left-out", default=",".join(SOURCES))
     given = parser.parse_args()
     folder = Path(given.out)

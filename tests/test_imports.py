@@ -164,7 +164,7 @@ def test_wings_have_no_face():
 
 
 def test_the_face_of_the_package():
-    assert {path.stem for path in ROOT.glob("*.py")} == {"__init__", "__main__", "sample"}
+    assert {path.stem for path in ROOT.glob("*.py")} == {"__init__", "__main__"}
 
 
 @pytest.mark.parametrize("folder", ["benchmarks", "scripts"])

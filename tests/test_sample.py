@@ -9,7 +9,7 @@ import pytest
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from napari_kdunet.sample import VOXEL_SIZE, synthetic_em
+from napari_kdunet.sample import VOXEL_SIZE, Look, synthetic_em, synthetic_family
 
 Bytes = NDArray[np.uint8]
 SEEDS = (0, 1, 2)
@@ -136,6 +136,61 @@ def test_distractors(seed: int) -> None:
     dark = (smooth < np.percentile(smooth[labels > 0], 90)) & (labels == 0)
     assert dark.sum() > labels.sum()
     assert ndimage.binary_opening(dark, np.ones((3, 7, 7))).sum() > 0.2 * labels.sum()
+
+
+@cache
+def family() -> tuple[Bytes, Bytes]:
+    """Twelve members of one slice each."""
+    return synthetic_family(12, (1, 128, 128), seed=4)
+
+
+def test_members_of_a_family_differ_in_stain_and_noise() -> None:
+    raw, labels = family()
+    assert raw.shape == labels.shape == (12, 128, 128)
+    assert raw.dtype == labels.dtype == np.uint8
+    assert np.unique(labels).tolist() == [0, 1]
+    darker = [float(image[mask == 0].mean() - image[mask > 0].mean()) for image, mask in zip(raw, labels, strict=True)]
+    noise = [float((image - ndimage.gaussian_filter(image, 1.0)).std()) for image in raw.astype(np.float32)]
+    assert max(darker) > 60
+    assert min(darker) < 15
+    assert max(noise) > 3 * min(noise)
+
+
+def test_same_seed_same_family() -> None:
+    again, other = (synthetic_family(2, (1, 64, 64), seed=seed)[0] for seed in (4, 5))
+    assert np.array_equal(again, synthetic_family(2, (1, 64, 64), seed=4)[0])
+    assert not np.array_equal(again, other)
+
+
+def test_a_frame_is_one_grey_value_and_holds_no_mitochondrion() -> None:
+    plain, everywhere = synthetic_em((2, 128, 128), seed=3)
+    raw, labels = synthetic_em((2, 128, 128), seed=3, look=Look(frame=1))
+    for before, image, mask, seen in zip(plain, raw, labels, everywhere, strict=True):
+        corner = int(image[0, 0])
+        frame = (image == corner) & (before != corner)
+        assert corner in (0, 255)
+        assert 0.1 < frame.mean() < 0.6
+        assert not mask[frame].any()
+        assert np.array_equal(mask[~frame & (image != corner)], seen[~frame & (image != corner)])
+
+
+def test_a_cell_body_is_wide_and_holds_a_nucleus_without_mitochondria() -> None:
+    """The widest stretch without a mitochondrion: the radius in pixels of the largest disc between them."""
+
+    def widest(look: Look) -> float:
+        labels = synthetic_em((1, 256, 256), voxel_size=(20, 20, 20), seed=1, look=look)[1]
+        return float(ndimage.distance_transform_edt(labels[0] == 0).max())
+
+    assert widest(Look(soma=1)) > 1.3 * widest(Look())
+
+
+def test_myelin_is_dark_and_thick() -> None:
+    def thick_and_dark(look: Look) -> float:
+        raw, labels = synthetic_em((1, 256, 256), seed=2, look=look)
+        smooth = ndimage.gaussian_filter(raw[0].astype(np.float32), 1.5)
+        return float(ndimage.binary_opening((smooth < 75) & (labels[0] == 0), np.ones((5, 5))).mean())
+
+    assert thick_and_dark(Look(myelin=1)) > 2 * thick_and_dark(Look()) + 0.01
 
 
 def test_neither_torch_nor_napari_is_imported() -> None:

@@ -1,0 +1,11 @@
+"""Synthetic electron-microscopy volumes: neuropil with labelled mitochondria, made on the spot from a seed.
+
+Everything is geometry in nanometres. Neurites are tubes, grown where there is room; a voxel belongs to the tube whose
+surface is nearest, what is far from all is glia, and membranes run in between. Organelles are tubes inside the tubes.
+A smooth warp bends it all. Then the "microscope": blur, noise, and a contrast that flickers from slice to slice.
+"""
+
+from napari_kdunet.sample.look import Look
+from napari_kdunet.sample.volume import VOXEL_SIZE, synthetic_em, synthetic_family
+
+__all__ = ["VOXEL_SIZE", "Look", "synthetic_em", "synthetic_family"]
