@@ -67,7 +67,7 @@ def halved(model: core.Model) -> core.Model:
     for weight in net.parameters():
         if weight.dim() == 4:
             weight.data = weight.data.half()
-    return replace(model, net=net, summary=model.summary | {"data": DATA})
+    return replace(model, net=net, summary=model.summary | {"data": DATA, "statistics": "volume"})
 
 
 def main() -> None:

@@ -68,6 +68,17 @@ def test_predict_views(data, teacher, probability, tmp_path):
     assert np.abs(written - np.asarray(core.open_volume(probability))).max() > 0.01
 
 
+def test_predict_with_statistics_of_the_volume(data, teacher, probability, tmp_path):
+    path = tmp_path / "p.tif"
+    argv = ["predict", teacher, data / "raw.tif", "-o", path, "--probabilities"]
+    assert run(*argv, "--statistics", "volume").code == 0
+    written = np.asarray(core.open_volume(path))
+    expected = core.predict(core.load_model(teacher), data / "raw.tif", statistics="volume").compute()
+    np.testing.assert_allclose(written, expected, atol=1e-6)
+    assert np.abs(written - np.asarray(core.open_volume(probability))).max() > 0.01
+    assert metadata_of(path)["statistics"] == "volume"
+
+
 @pytest.mark.parametrize("suffix", [".tif", ".zarr"])
 def test_predict_planes(suffix, data, teacher, tmp_path):
     path = tmp_path / f"mask{suffix}"

@@ -44,6 +44,7 @@ PUBLIC = [
     "Volume",
     "VolumeError",
     "adapt",
+    "adapt_statistics",
     "bundled_models",
     "dice_loss",
     "distill",

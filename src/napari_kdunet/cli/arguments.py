@@ -55,6 +55,13 @@ Views = Annotated[
 Planes = Annotated[
     str, typer.Option(help="z | zyx: the slices along z, or those along y and x too, averaged; of isotropic volumes.")
 ]
+Statistics = Annotated[
+    Literal["auto", "model", "volume"],
+    typer.Option(
+        help="Of batch normalisation: as the model learnt them, or of each volume, which helps on another microscope; "
+        "auto: what the model says of itself (mito-*: volume)."
+    ),
+]
 OnError = Annotated[
     Literal["stop", "skip"],
     typer.Option(help="What to do about a slice that cannot be read: stop, or leave it 0 in the result and go on."),

@@ -24,6 +24,7 @@ from napari_kdunet.cli.arguments import (
     Overwrite,
     Planes,
     Scheduler,
+    Statistics,
     Threads,
     Views,
     VoxelSize,
@@ -92,6 +93,7 @@ def predict(
     threshold: Threshold = None,
     views: Views = 1,
     planes: Planes = "z",
+    statistics: Statistics = "auto",
     voxel_size: VoxelSize = None,
     ome_version: OmeVersion = "0.5",
     overwrite: Overwrite = False,
@@ -114,9 +116,9 @@ def predict(
     if out_dir is None:
         check_out(jobs[0].out, model, jobs[0].raw, suffixes=ENDINGS, overwrite=overwrite)
     settings = _Settings(
-        _load(model, views, planes, device),
+        _load(model, views, planes, statistics, device),
         model,
-        {"output": output, "views": views, "planes": planes},
+        {"output": output, "views": views, "planes": planes, "statistics": statistics},
         threshold,
         voxel_size,
         {"on_error": on_error, **selection},
@@ -155,14 +157,16 @@ class _Settings:
     skipping: bool
 
 
-def _load(model: str, views: int, planes: str, device: str) -> Model | OnnxModel:
+def _load(model: str, views: int, planes: str, statistics: str, device: str) -> Model | OnnxModel:
     """The model of that name; an exported one without importing torch, which need not be there."""
     from napari_kdunet import core
 
     if not is_exported(model):
         return core.load_model(model)
-    if views != 1 or planes != "z" or device not in ("auto", "cpu"):
-        raise ConfigError(f"{model} is ONNX: it predicts on the CPU, without --views and --planes; leave these away.")
+    if views != 1 or planes != "z" or statistics == "volume" or device not in ("auto", "cpu"):
+        raise ConfigError(
+            f"{model} is ONNX: it predicts on the CPU, without --views, --planes and --statistics; leave these away."
+        )
     return core.OnnxModel.open(model)
 
 

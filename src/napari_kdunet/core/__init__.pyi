@@ -30,6 +30,7 @@ from .objects.measure import measure
 from .objects.scores import ObjectScores, score_objects
 from .prediction.pixel_size import PixelSizeSearch, TriedSize, find_pixel_size, iter_find_pixel_size
 from .prediction.predict import predict
+from .prediction.statistics import adapt_statistics
 from .training.adapt import adapt, iter_adapt
 from .training.events import Done, Event, Saved, Started, Stepped, Validated
 from .training.losses import Losses, dice_loss, distillation_loss, hard_loss, soft_loss
@@ -72,6 +73,7 @@ __all__ = [
     "Volume",
     "VolumeError",
     "adapt",
+    "adapt_statistics",
     "bundled_models",
     "dice_loss",
     "distill",

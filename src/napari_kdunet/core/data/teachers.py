@@ -17,6 +17,7 @@ from napari_kdunet.core.networks.bundled import bundled_models
 from napari_kdunet.core.networks.model import Model, load_model
 from napari_kdunet.core.networks.protocol import Counted, UsualUNet
 from napari_kdunet.core.networks.unet import KUNet
+from napari_kdunet.core.prediction.statistics import with_statistics
 from napari_kdunet.core.prediction.tiler import Tiler
 from napari_kdunet.core.volumes.probability import kind_of, read_probability
 from napari_kdunet.core.volumes.sources import one_line
@@ -173,6 +174,8 @@ class TeacherOutput:
     """
 
     def __init__(self, teacher: Model | Volume, raw: Volume, device: str, threads: int, views: int = 1) -> None:
+        if isinstance(teacher, Model):  # a generalist sees each volume by its own statistics
+            teacher = with_statistics(teacher, raw, "auto", device, threads)
         self.teacher, self.raw = teacher, raw
         self._tiler = Tiler.of(teacher, raw, device, threads, views) if isinstance(teacher, Model) else None
 

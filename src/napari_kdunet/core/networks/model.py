@@ -72,6 +72,14 @@ class Model:
         return has_boundary(self.class_names)
 
     @property
+    def adapts(self) -> bool:
+        """Whether it says of itself that it is best with statistics of batch normalisation of the image it is given.
+
+        A generalist does: `adapt_statistics`, which `predict` then does by itself.
+        """
+        return self.summary.get("statistics") == "volume"
+
+    @property
     def parameter_count(self) -> int:
         """Number of learnable parameters."""
         net = self.net

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import product
 from typing import Any
 
 import numpy as np
@@ -17,6 +16,7 @@ from napari_kdunet.core.errors import ConfigError
 from napari_kdunet.core.metrics import binary_entropy
 from napari_kdunet.core.networks.model import Model
 from napari_kdunet.core.prediction.engine import Forward
+from napari_kdunet.core.prediction.probes import middle, probe_windows
 from napari_kdunet.core.prediction.tiler import Tiler, foreground
 from napari_kdunet.core.prediction.tta import turned
 from napari_kdunet.core.volumes.resampling import Grid
@@ -27,11 +27,6 @@ __all__ = ["Limits", "PixelSizeSearch", "TriedSize", "find_pixel_size", "iter_fi
 _OCTAVES = (0.0, -0.5, -1.0, -1.5, -2.0, 0.5, 1.0, 1.5, 2.0)  # of the model's own pixel size
 _FINE = 0.25  # octaves to both sides of the best of these
 _SLICES = 3
-_LOOKED_AT = 12  # slices, until so many are found that are not lost
-_WORKING_SIDE = 640  # working pixels of the window that is predicted
-_LARGEST_SIDE = 2048  # pixels of the image that are held of a slice
-_PLACES = (0.5, 0.25, 0.75, 0.0, 1.0)  # of that window along a side, the first one that is good
-_LITTLE_OUTSIDE = 0.25  # share of a good window that is outside the sample
 _VIEWS_WEIGHT = 0.2
 _SURE = 0.1  # doubt of a model that sees something in the image; see docs/recipe.md
 _AT_HOME = 0.065  # the same, on the tissue that it has learnt ...
@@ -242,7 +237,7 @@ def iter_find_pixel_size(
         raise ConfigError(f"sizes {list(sizes)[:5]} to try: give positive numbers, nm.")
     coarse = [model.pixel_size * 2**octave for octave in _OCTAVES] if sizes is None else list(sizes)
     search = PixelSizeSearch((), (1 + invert) * len(coarse) + 2 * (sizes is None), Limits.of(model))
-    probes = _probes(volume, slices)
+    probes = probe_windows(volume, slices)
     if probes is None:
         yield replace(search, steps=0)
         return
@@ -279,37 +274,6 @@ def _near(one: TriedSize, other: TriedSize) -> bool:
     return abs(math.log(one.pixel_size / other.pixel_size)) < math.log(_NEAR)
 
 
-def _probes(volume: Volume, slices: int) -> Volume | None:
-    """Windows of evenly spaced slices, in memory: those where there is sample; None where there is none anywhere."""
-    count = min(max(slices, 1), len(volume))
-    spaced = [(2 * i + 1) * len(volume) // (2 * count) for i in range(count)]
-    more = [(2 * i + 1) * len(volume) // (2 * _LOOKED_AT) for i in range(_LOOKED_AT)]
-    held = [z for z in spaced if not volume.is_lost(z)]
-    for z in more if len(held) < count else ():
-        if z not in spaced and len(held) < count and not volume.is_lost(z):
-            held.append(z)
-    whole = max(volume.shape[1:]) <= _LARGEST_SIDE and all(volume.outside(z) is None for z in held)
-    window = (slice(None), slice(None))
-    return volume.extract([(z, *(window if whole else _window(volume, z))) for z in sorted(held)]) if held else None
-
-
-def _window(volume: Volume, z: int) -> tuple[slice, slice]:
-    """A part of a slice, of the same shape for each, where little is outside the sample: the middle if it is there."""
-    shape = volume.shape[1:]
-    height, width = (min(n, max(n // 2, _WORKING_SIDE), _LARGEST_SIDE) for n in shape)
-    best, least = (slice(0, height), slice(0, width)), math.inf
-    for at_y, at_x in product(_PLACES, _PLACES):
-        top, left = round(at_y * (shape[0] - height)), round(at_x * (shape[1] - width))
-        window = slice(top, top + height), slice(left, left + width)
-        outside = volume.outside(z, *window)
-        share = 0.0 if outside is None else float(outside.mean())
-        if share < least:
-            best, least = window, share
-        if least <= _LITTLE_OUTSIDE:
-            break
-    return best
-
-
 @dataclass(frozen=True)
 class _Probe:
     """Predicts a few windows of slices at any assumed pixel size."""
@@ -344,11 +308,7 @@ class _Probe:
 
     def _predicted(self, tiler: Tiler) -> NDArray[np.float32]:
         """Probabilities of the foreground of all pixels of the sample in the middle of each window."""
-        spans = []
-        for n, ratio in zip(self.probes.shape[1:], tiler.grid.ratio, strict=True):
-            side = min(n, max(1, int(_WORKING_SIDE / ratio)))
-            spans.append(((n - side) // 2, (n - side) // 2 + side))
-        y, x = spans
+        y, x = middle(self.probes, tiler.grid)
         found = []
         for z in range(len(self.probes)):
             probability = foreground(tiler.window(self.probes, z, y, x))

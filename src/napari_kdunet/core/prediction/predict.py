@@ -21,6 +21,7 @@ from napari_kdunet.core.networks.model import Model
 from napari_kdunet.core.prediction import orthoplanes
 from napari_kdunet.core.prediction import tiler as plane
 from napari_kdunet.core.prediction.orthoplanes import OrthoPlanes
+from napari_kdunet.core.prediction.statistics import Statistics, with_statistics
 from napari_kdunet.core.prediction.tiler import Tiler
 from napari_kdunet.core.prediction.tiling import Span
 from napari_kdunet.core.volumes.volume import Volume, open_volume
@@ -42,10 +43,11 @@ def predict(
     tile: int | None = None,
     views: int = 1,
     planes: Literal["z", "zyx"] = "z",
+    statistics: Statistics = "auto",
     device: str = "auto",
     threads: int | None = None,
 ) -> da.Array:
-    """Segment a volume lazily: nothing is computed before a part of the result is asked for.
+    """Segment a volume lazily: a slice is computed when a part of the result is asked for that needs it.
 
     Parameters
     ----------
@@ -69,6 +71,9 @@ def predict(
         Predict the slices along z, or those along y and x of an isotropic volume too (ortho-plane prediction): the
         mean of three probabilities, each of a slice standardised by itself. It is computed in blocks of many slices,
         in at least three times the time, and the volume is read through once before the first.
+    statistics : {"auto", "model", "volume"}
+        Of batch normalisation: as they were learnt, or of this volume (`adapt_statistics`), for which a few windows of
+        it are read and computed at once. ``auto`` is as the model says (`Model.adapts`).
     device : str
         ``auto``, ``cpu``, ``cuda`` or ``mps``.
     threads : int, optional
@@ -96,6 +101,7 @@ def predict(
     level = model.threshold if threshold is None else threshold
     if not 0 <= level < 1:
         raise ConfigError(f"threshold is {level}: give a number from 0 up to, not including, 1.")
+    model = with_statistics(model, volume, statistics, device, threads)
     dtype = np.uint8 if output == "labels" else np.float32
     blocks = Blocks(
         partial(_computation, model, volume, output, level, tile, planes, views, device, threads), volume.shape

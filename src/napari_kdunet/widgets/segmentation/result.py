@@ -241,9 +241,9 @@ def segment(volume: core.Volume, result: Result, focus: Focus) -> Iterator[int]:
     if result.model.boundary:
         result.outlines = core.predict(result.model, plain, output="boundary")
     volume = stoppable(plain, lambda: focus.stopped)
-    probability, classes = _lazy(result.model, volume)
-    result.tiles = len(probability.chunks[1]) * len(probability.chunks[2])
     try:
+        probability, classes = _lazy(result.model, volume)  # a generalist reads a few windows
+        result.tiles = len(probability.chunks[1]) * len(probability.chunks[2])
         while (z := result.missing(focus.z)) is not None:
             window = _windows(probability)[result.tiles_done[z]]
             tile = probability[(z, *window)].compute(scheduler="synchronous")

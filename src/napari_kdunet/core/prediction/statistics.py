@@ -1,0 +1,120 @@
+"""Batch normalisation by the image that is predicted, in place of the images that were learnt from."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any, Literal, TypeAlias
+from weakref import WeakKeyDictionary
+
+from torch import Tensor, nn
+
+from napari_kdunet.core.errors import ConfigError
+from napari_kdunet.core.networks.model import Model
+from napari_kdunet.core.networks.unet import KUNet
+from napari_kdunet.core.prediction.probes import middle, probe_windows
+from napari_kdunet.core.prediction.tiler import Tiler
+from napari_kdunet.core.volumes.volume import Volume, open_volume
+
+__all__ = ["Statistics", "adapt_statistics", "with_statistics"]
+
+Statistics: TypeAlias = Literal["auto", "model", "volume"]
+
+_SLICES = 5
+_PRIOR = 2**15  # working pixels that the statistics of training count for
+
+
+def adapt_statistics(
+    model: Model, raw: Any, *, slices: int = _SLICES, device: str = "auto", threads: int | None = None
+) -> Model:
+    """Make a model fit another microscope: take the statistics of batch normalisation from the image, without labels.
+
+    Another stain or detector shifts what the channels of a network hold, and with it what the next layer makes of
+    them. Mean and variance of each channel become those in a few windows of the image, averaged with those of training,
+    which count as 32,768 working pixels (Schneider et al. 2020, arXiv:2006.16971, equation 3). What it is worth:
+    docs/recipe.md.
+
+    Parameters
+    ----------
+    model : Model
+        One without batch normalisation is given back as it is, and so is a network that is no k-Unet.
+    raw : volume
+        Anything that `open_volume` takes, ZYX, at the pixel size at which it is to be predicted.
+    slices : int
+        From how many, evenly spaced, at most 640 x 640 working pixels each; lost ones are left out.
+    device, threads
+        As in `predict`.
+
+    Returns
+    -------
+    Model
+        A copy with other statistics. Same volume, same statistics.
+
+    Raises
+    ------
+    VolumeError
+        If the volume cannot be used.
+    """
+    volume = open_volume(raw)
+    if not isinstance(model.net, KUNet) or not model.net.bn:
+        return model
+    windows = probe_windows(volume, slices)
+    if windows is None:
+        return model
+    return _adapted(model, Tiler.of(model, windows, device, threads), windows)
+
+
+def with_statistics(
+    model: Model, volume: Volume, statistics: Statistics, device: str = "auto", threads: int | None = None
+) -> Model:
+    """The model that `predict` applies: with statistics of training or of the volume; ``auto`` is as the model says.
+
+    The last volume of each network is remembered: a preview asks for slice after slice.
+
+    Raises
+    ------
+    ConfigError
+        If `statistics` is none of these.
+    """
+    if statistics not in ("auto", "model", "volume"):
+        raise ConfigError(f"statistics is {statistics!r}: choose auto, model or volume.")
+    if statistics == "model" or (statistics == "auto" and not model.adapts):
+        return model
+    known = _last.get(model.net)
+    if known is None or known[0] is not volume:
+        known = _last[model.net] = volume, adapt_statistics(model, volume, device=device, threads=threads).net
+    return replace(model, net=known[1])
+
+
+_last: WeakKeyDictionary[nn.Module, tuple[Volume, nn.Module]] = WeakKeyDictionary()
+
+
+def _adapted(model: Model, tiler: Tiler, windows: Volume) -> Model:
+    """`model` with statistics of the windows on the tiler's grid."""
+    net = copy.deepcopy(model.net).to(tiler.device)
+    before = [(norm.running_mean.clone(), norm.running_var.clone()) for norm in _norms(net)]
+    seen = 0
+
+    def forward(batch: Tensor) -> Tensor:
+        nonlocal seen
+        seen += batch.shape[-2] * batch.shape[-1]
+        logits: Tensor = net(batch).float()
+        return logits[:, 1:] - logits[:, :1] if logits.shape[1] == 2 else logits
+
+    for norm in _norms(net):
+        norm.reset_running_stats()
+        norm.momentum = None  # the mean over all windows
+        norm.train()
+    y, x = middle(windows, tiler.grid)
+    for z in range(len(windows)):
+        replace(tiler, forward=forward).window(windows, z, y, x)
+    prior = _PRIOR / (_PRIOR + seen)
+    for norm, (mean, variance) in zip(_norms(net), before, strict=True):
+        norm.running_mean.lerp_(mean, prior)
+        norm.running_var.lerp_(variance, prior)
+    return replace(model, net=net.eval().to(next(model.net.parameters()).device))
+
+
+def _norms(net: nn.Module) -> Iterator[Any]:
+    return (layer for layer in net.modules() if isinstance(layer, nn.BatchNorm2d))

@@ -1,0 +1,125 @@
+"""Statistics of batch normalisation that are taken from the image, not from what was learnt from."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from napari_kdunet import core
+from napari_kdunet.core.networks.model import Model
+from napari_kdunet.sample import synthetic_em
+
+
+def norms(model: Model) -> list[nn.BatchNorm2d]:
+    return [layer for layer in model.net.modules() if isinstance(layer, nn.BatchNorm2d)]
+
+
+def spoilt(model: Model) -> Model:
+    """Its statistics as if it had learnt from an image of quite other channels."""
+    net = copy.deepcopy(model.net)
+    for norm in norms(replace(model, net=net)):
+        norm.running_mean.sub_(norm.running_var.sqrt())
+    return replace(model, net=net)
+
+
+@pytest.fixture(scope="module")
+def tissue():
+    raw, labels = synthetic_em((3, 192, 256), seed=1)
+    return core.open_volume(raw, voxel_size=(10, 10, 10)), labels
+
+
+def iou(model: Model, tissue, **how) -> float:
+    raw, labels = tissue
+    return core.evaluate(core.predict(model, raw, output="labels", threads=1, **how), labels).iou
+
+
+def test_what_the_statistics_were_hardly_matters(tissue) -> None:
+    model = core.load_model("mito-2unet")
+    other = spoilt(model)
+    assert iou(other, tissue, statistics="model") < 0.1
+    adapted = iou(model, tissue, statistics="volume")
+    assert adapted > 0.4
+    assert iou(other, tissue, statistics="volume") == pytest.approx(adapted, abs=0.05)
+
+
+def test_the_first_layer_has_the_mean_and_variance_of_its_channels(model) -> None:
+    """Of noise, so that mirrored borders do not matter; by the formula of the paper, with its prior."""
+    given = model(k=2, bn=True, pixel_size=0.0)
+    raw = np.random.default_rng(0).integers(0, 256, (2, 256, 256), dtype=np.uint8)
+    mean, variance = (0.5, 4.0)
+    with torch.no_grad():
+        first = norms(given)[0]
+        first.running_mean.fill_(mean)
+        first.running_var.fill_(variance)
+        image = torch.from_numpy(raw).float()[:, None]
+        image = (image - image.mean((2, 3), keepdim=True)) / image.std((2, 3), keepdim=True)
+        channels = given.net.down[0][0](image)
+    adapted = norms(core.adapt_statistics(given, raw, threads=1))[0]
+    share = 2**15 / (2**15 + 2 * 288 * 288)  # of training; a tile has borders of a unit of 16
+    for got, before, seen in (
+        (adapted.running_mean, mean, channels.mean((0, 2, 3))),
+        (adapted.running_var, variance, channels.var((0, 2, 3))),
+    ):
+        assert got.tolist() == pytest.approx((share * before + (1 - share) * seen).tolist(), abs=0.01)
+
+
+def test_the_model_that_was_given_stays_as_it_is(tissue) -> None:
+    model = core.load_model("mito-2unet")
+    before = [norm.running_mean.clone() for norm in norms(model)]
+    adapted = core.adapt_statistics(model, tissue[0], threads=1)
+    assert all(torch.equal(norm.running_mean, mean) for norm, mean in zip(norms(model), before, strict=True))
+    assert not torch.allclose(norms(adapted)[0].running_mean, before[0], rtol=1e-3)
+    assert (adapted.threshold, adapted.pixel_size) == (model.threshold, model.pixel_size)
+    again = core.adapt_statistics(model, tissue[0], threads=1)
+    assert all(torch.equal(a.running_var, b.running_var) for a, b in zip(norms(adapted), norms(again), strict=True))
+
+
+def test_auto_is_as_the_model_says(tissue) -> None:
+    plain = core.load_model("lucchi-2unet")
+    saying = replace(plain, summary=plain.summary | {"statistics": "volume"})
+    assert (plain.adapts, saying.adapts) == (False, True)
+    maps = {
+        (name, how): core.predict(model, tissue[0], statistics=how, threads=1).compute()
+        for name, model in (("plain", plain), ("saying", saying))
+        for how in ("auto", "model", "volume")
+    }
+    assert np.array_equal(maps["plain", "auto"], maps["plain", "model"])
+    assert np.array_equal(maps["saying", "auto"], maps["plain", "volume"])
+    assert np.array_equal(maps["saying", "model"], maps["plain", "model"])
+    assert not np.allclose(maps["plain", "volume"], maps["plain", "model"], atol=0.01)
+
+
+def test_a_preview_reads_the_windows_once(tissue) -> None:
+    """It asks for slice after slice; what is read again is the slice alone."""
+    read = 0
+
+    class Counting:
+        shape, dtype, ndim = tissue[0].shape, np.dtype(np.uint8), 3
+
+        def __getitem__(self, at):
+            nonlocal read
+            read += 1
+            return np.asarray(tissue[0].data)[at]
+
+    model = core.load_model("mito-1unet")
+    volume = core.open_volume(Counting(), voxel_size=(10, 10, 10))
+    counts = []
+    for z in (0, 0, 0):
+        before = read
+        core.predict(model, volume, statistics="volume", threads=1)[z].compute(scheduler="synchronous")
+        counts.append(read - before)
+    assert counts[0] > counts[1] == counts[2]
+
+
+def test_nothing_to_adapt(model, tissue) -> None:
+    without = model(k=2, bn=False)
+    assert core.adapt_statistics(without, tissue[0]) is without
+    known = core.load_model("mito-1unet")
+    assert core.adapt_statistics(known, np.zeros((2, 64, 64), np.uint8)) is known
+    with pytest.raises(core.ConfigError, match="statistics is 'image': choose auto, model or volume"):
+        core.predict(known, tissue[0], statistics="image")  # type: ignore[arg-type]
