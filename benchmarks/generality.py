@@ -46,11 +46,13 @@ from napari_kdunet.core.metrics import Curve
 from napari_kdunet.core.training.checkpoint import resume_path
 from napari_kdunet.sample import synthetic_family
 
+SBEM = 7.0  # nm, see above
+
 #: File, voxel size in nm (Z, Y, X), and from which slice on it is learnt from.
 SOURCES: dict[str, tuple[str, tuple[float, float, float], int]] = {
     "epfl": ("epfl-training", (5.0, 5.0, 5.0), 48),
     "vnc": ("vnc-train", (50.0, 4.6, 4.6), 0),
-    "sbem": ("sbem-brain", (40.0, 7.0, 7.0), 0),
+    "sbem": ("sbem-brain", (40.0, SBEM, SBEM), 0),
 }
 
 #: What each arm changes of the defaults.
@@ -79,9 +81,13 @@ MEASURES = ("best size", "found size", "adapted", "adapted best", "oracle", "at 
 BUNDLED = ("lucchi-1unet", "lucchi-2unet", "lucchi-4unet")
 
 
-def volumes(name: str, given: argparse.Namespace, first: int = 0) -> tuple[core.Volume, core.Volume]:
-    """Raw and labels of a source, from slice `first` on."""
+def volumes(
+    name: str, given: argparse.Namespace, first: int = 0, sbem: float = SBEM
+) -> tuple[core.Volume, core.Volume]:
+    """Raw and labels of a source, from slice `first` on; pixels of sbem are taken as `sbem` nm."""
     file, voxel_size, _ = SOURCES[name]
+    if name == "sbem":
+        voxel_size = (voxel_size[0], sbem, sbem)
     raw, labels = (core.open_volume(Path(given.data) / f"{file}-{what}.tif").data for what in ("raw", "labels"))
     named = {"voxel_size": voxel_size, "name": name}
     return core.open_volume(raw[first:], **named), core.open_volume(labels[first:], **named)
@@ -90,9 +96,9 @@ def volumes(name: str, given: argparse.Namespace, first: int = 0) -> tuple[core.
 Pairs = list[tuple[core.Volume, core.Volume]]
 
 
-def learnt_from(sources: Iterable[str], given: argparse.Namespace) -> tuple[Pairs, Pairs | None]:
+def learnt_from(sources: Iterable[str], given: argparse.Namespace, sbem: float = SBEM) -> tuple[Pairs, Pairs | None]:
     """Volumes to learn from, and to choose by: none of their own where a share of each is held out by the training."""
-    pairs = [volumes(name, given, SOURCES[name][2]) for name in sources]
+    pairs = [volumes(name, given, SOURCES[name][2], sbem) for name in sources]
     if not given.synthetic:
         return pairs, None
     kept: Pairs = []

@@ -1,13 +1,12 @@
 """Train the bundled generalists, `mito-*`, on all sources, and put them into the package.
 
-    python scripts/generalist.py DATA --out DIR [--teacher-steps 3000,3500] [--students 2:6000,4:4000,1:6000]
-                                 [--seed 0] [--bundle]
+    python scripts/generalist.py DATA --out DIR [--students 2:6000,4:4000,1:6000] [--seed 0] [--bundle]
 
-DATA is a folder as `benchmarks/generality.py` takes it. A 16-Unet learns from the labels of all three sources: first
-each patch strongly changed in appearance and by up to an octave in pixel size, then, at a lower rate, less. The
-students learn from it alone (`--mode soft --tau 1`), the labels choosing model and threshold. One core. Trainings go on
-where they were stopped; what is done is not done again. With --bundle the models are put into the package, in half
-precision.
+DATA is a folder as `benchmarks/generality.py` takes it. A 16-Unet learns from the labels of all three sources in the
+stages of `STAGES`, each from the best model of the one before: from the third on beside a family of synthetic tissues,
+too. The students learn from it alone (`--mode soft --tau 1`), the labels choosing model and threshold. One core.
+Trainings go on where they were stopped; what is done is not done again. With --bundle the models are put into the
+package, in half precision.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,14 +26,34 @@ from napari_kdunet.core.training.checkpoint import resume_path
 ROOT = Path(__file__).parents[1]
 sys.path.append(str(ROOT / "benchmarks"))
 from bundle import PACKAGE, scored  # noqa: E402
-from generality import ARMS, SOURCES, volumes  # noqa: E402  (the sources and the settings are those of the benchmark)
+from generality import ARMS, SBEM, SOURCES, learnt_from  # noqa: E402  (those of the benchmark)
 
-TEACHER_K = 16
-STRONG, MILD = ARMS["appearance, zoom 1"], ARMS["mild"]
+
+@dataclass(frozen=True)
+class Stage:
+    """A training of the teacher."""
+
+    name: str
+    steps: int
+    lr: float
+    change: dict[str, Any]  # of images, as an arm of the benchmark
+    validations: int
+    synthetic: float = 0.0  # how often a patch is of the synthetic family, in parts of a source
+    sbem: float = SBEM  # nm that a pixel of sbem is taken as: by two voxel sizes its mitochondria are of two sizes
+
+
+TEACHER_K, FAMILY = 16, 48
+SHARP = ARMS["mild"] | {"blur": 0.7, "noise": 0.3}
+STAGES = (
+    Stage("first", 3000, 1e-2, ARMS["appearance, zoom 1"], 20, sbem=10.0),
+    Stage("second", 3500, 3e-3, ARMS["mild"], 10, sbem=10.0),
+    Stage("third", 4200, 6e-3, ARMS["appearance"] | {"zoom": 0.7}, 12, synthetic=0.6, sbem=10.0),
+    Stage(f"mito-{TEACHER_K}unet", 3000, 4e-3, SHARP, 8, synthetic=0.4),
+)
 DATA = {
     "volume": "EPFL CVLab hippocampus, FIB-SEM, 5 nm: z 48 to 164 of the public training volume; "
     "groundtruth-drosophila-vnc stack 1, ssTEM, 4.6 nm; the mitochondria training sample of CDeep3M, SBEM of brain, "
-    "taken as 10 nm",
+    "taken as 7 nm",
     "citation": "Lucchi et al., IEEE TMI 31 (2012); Gerhard et al., figshare 10.6084/m9.figshare.856713 (2013); "
     "Haberl et al., Nature Methods 15:677 (2018)",
     "licence": "RESEARCH ONLY, not commercial: CC BY-NC-SA 3.0 (vnc); non-commercial research and education (CDeep3M); "
@@ -74,36 +93,54 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data")
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--teacher-steps", default="3000,3500", help="strongly and mildly augmented")
     parser.add_argument("--students", default="2:6000,4:4000,1:6000", help="K:STEPS with commas between")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--bundle", action="store_true", help="put them into the package")
     given = parser.parse_args()
     given.out.mkdir(parents=True, exist_ok=True)
+    given.synthetic = FAMILY
     torch.set_num_threads(1)
-    pairs = [volumes(name, given, first) for name, (_, _, first) in SOURCES.items()]
-    settings = {"batch": 2, "patch": 256, "threads": 1, "seed": given.seed, "validations": 20}
-
-    strong, mild = map(int, given.teacher_steps.split(","))
-    broad = teacher(pairs, given.out / "broad.safetensors", None, steps=strong, **settings, **STRONG)
-    path = given.out / f"{name_of(TEACHER_K)}.safetensors"
-    models = {TEACHER_K: teacher(pairs, path, broad, steps=mild, lr=3e-3, **{**settings, **MILD, "validations": 10})}
+    settings = {"batch": 2, "patch": 256, "threads": 1, "seed": given.seed}
+    model: core.Model | None = None
+    for stage in STAGES:
+        model = taught(given, stage, model, settings)
+    assert model is not None
+    models = {TEACHER_K: model}
+    pairs, held = learnt_from(SOURCES, given)
+    settings |= {"volume_weights": weights(STAGES[-1]), "validations": 20, **SHARP}
     for k, steps in (map(int, each.split(":")) for each in given.students.split(",") if each):
         path = given.out / f"{name_of(k)}.safetensors"
-        models[k] = student(models[TEACHER_K], pairs, path, k=k, steps=steps, **settings, **MILD)
+        models[k] = student(models[TEACHER_K], pairs, held, path, k=k, steps=steps, **settings)
+    assert held is not None
     for k, model in models.items() if given.bundle else ():
-        path = scored(halved(model), pairs).save(PACKAGE / f"{name_of(k)}.safetensors")
+        path = scored(halved(model), held).save(PACKAGE / f"{name_of(k)}.safetensors")
         print(f"{path.name}  {path.stat().st_size:,} bytes")
 
 
-def teacher(pairs: list[Any], path: Path, start: core.Model | None, **settings: Any) -> core.Model:
-    config = core.TrainConfig(k=TEACHER_K, **settings)
-    return trained(path, lambda resume: core.iter_train(pairs, config=config, out=path, resume=resume, start=start))
+def taught(given: argparse.Namespace, stage: Stage, start: core.Model | None, settings: dict[str, Any]) -> core.Model:
+    """The model of a stage."""
+    given.synthetic = FAMILY if stage.synthetic else 0
+    pairs, held = learnt_from(SOURCES, given, sbem=stage.sbem)
+    config = core.TrainConfig(
+        k=TEACHER_K,
+        steps=stage.steps,
+        lr=stage.lr,
+        validations=stage.validations,
+        volume_weights=weights(stage) if stage.synthetic else "even",
+        **{**settings, **stage.change},
+    )
+    path = given.out / f"{stage.name}.safetensors"
+    how = {"config": config, "val": held, "out": path, "start": start}
+    return trained(path, lambda resume: core.iter_train(pairs, resume=resume, **how))
 
 
-def student(by: core.Model, pairs: list[Any], path: Path, **settings: Any) -> core.Model:
+def weights(stage: Stage) -> tuple[float, ...]:
+    return (*(1.0 for _ in SOURCES), stage.synthetic)
+
+
+def student(by: core.Model, pairs: list[Any], held: list[Any] | None, path: Path, **settings: Any) -> core.Model:
     config = core.DistillConfig(mode="soft", tau=1.0, **settings)
-    return trained(path, lambda resume: core.iter_distill(by, pairs, None, config, out=path, resume=resume))
+    return trained(path, lambda resume: core.iter_distill(by, pairs, None, config, val=held, out=path, resume=resume))
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from torch import nn
 
 from napari_kdunet import core
 from napari_kdunet.core.networks.model import Model
+from napari_kdunet.core.training.adapt import lesson
 from napari_kdunet.sample import synthetic_em
 
 
@@ -123,3 +124,36 @@ def test_nothing_to_adapt(model, tissue) -> None:
     assert core.adapt_statistics(known, np.zeros((2, 64, 64), np.uint8)) is known
     with pytest.raises(core.ConfigError, match="statistics is 'image': choose auto, model or volume"):
         core.predict(known, tissue[0], statistics="image")  # type: ignore[arg-type]
+
+
+def generalist(name: str) -> Model:
+    model = core.load_model(name)
+    return replace(model, summary=model.summary | {"statistics": "volume"})
+
+
+def test_a_training_from_a_generalist_begins_with_statistics_of_the_volume(tissue) -> None:
+    model = generalist("mito-1unet")
+    config = core.TrainConfig(**model.form_and_pixel_size, steps=1, lr=1e-9, patch=192, batch=4, threads=1)
+    trained = core.train(tissue[0], tissue[1], config, start=model)
+    far, near = (
+        sum(
+            float((a.running_mean - b.running_mean).abs().sum()) for a, b in zip(norms(trained), norms(to), strict=True)
+        )
+        for to in (model, core.adapt_statistics(model, tissue[0], threads=1))
+    )
+    assert near < 0.7 * far  # a step has moved them
+
+
+def test_a_generalist_teaches_by_statistics_of_the_whole_volume(tissue) -> None:
+    model = core.load_model("mito-1unet")
+    config = core.DistillConfig.adapting(teacher_views=1, threads=1)
+    by = {
+        name: lesson(teacher, tissue[0], config, pixels=2e4)[1]
+        for name, teacher in (
+            ("generalist", generalist("mito-1unet")),
+            ("fitted", replace(core.adapt_statistics(model, tissue[0], threads=1), summary={})),
+            ("plain", replace(model, summary={})),
+        )
+    }
+    assert np.allclose(by["generalist"], by["fitted"], atol=1e-5)
+    assert not np.allclose(by["generalist"], by["plain"], atol=0.02)

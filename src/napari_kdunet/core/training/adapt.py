@@ -24,6 +24,7 @@ from napari_kdunet.core.networks.bundled import bundled_models
 from napari_kdunet.core.networks.model import Model, load_model
 from napari_kdunet.core.prediction.orthoplanes import is_isotropic
 from napari_kdunet.core.prediction.predict import predict
+from napari_kdunet.core.prediction.statistics import with_statistics
 from napari_kdunet.core.training.events import Event
 from napari_kdunet.core.training.train import iter_distill, last_model
 from napari_kdunet.core.volumes.resampling import Grid
@@ -95,7 +96,10 @@ def iter_adapt(
     """
     config = config or DistillConfig.adapting()
     began = time.monotonic()
-    images, probabilities, voxel_size = lesson(teacher, open_volume(raw), config, pixels, planes)
+    volume = open_volume(raw)
+    images, probabilities, voxel_size = lesson(teacher, volume, config, pixels, planes)
+    if start is not None:
+        start = with_statistics(start, volume, "auto", config.device)
     config = _remaining(config, time.monotonic() - began)
     image = open_volume(images, voxel_size=voxel_size, name="the parts to learn from")
     probability = open_volume(probabilities, voxel_size=voxel_size, name="the teacher's probabilities")
@@ -142,6 +146,7 @@ def lesson(
         planes = volume.voxel_size is not None and is_isotropic(volume.voxel_size)
     planes = planes and len(volume) >= _SLAB
     threads = training_threads(config.k, config.threads)[1]
+    teacher = with_statistics(teacher, volume, "auto", config.device, threads)  # of the whole, not of each part
     images, probabilities = [], []
     for part in _parts(volume, teacher, _SLAB if planes else 1, pixels):
         image = np.stack([volume.read(z, part.y, part.x) for z in part.z])
@@ -151,6 +156,7 @@ def lesson(
             stack,
             views=1 if planes else config.teacher_views,
             planes="zyx" if planes else "z",
+            statistics="model",
             device=config.device,
             threads=threads,
         )

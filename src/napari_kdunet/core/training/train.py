@@ -13,10 +13,11 @@ from typing import Any
 from lightning_fabric import Fabric
 
 from napari_kdunet.core.config import DistillConfig, TrainConfig
-from napari_kdunet.core.data.dataset import prepare
+from napari_kdunet.core.data.dataset import Dataset, prepare
 from napari_kdunet.core.data.teachers import as_teacher
 from napari_kdunet.core.errors import CollapsedError, LabelsError
 from napari_kdunet.core.networks.model import Model
+from napari_kdunet.core.prediction.statistics import with_statistics
 from napari_kdunet.core.training.distributed import single_process
 from napari_kdunet.core.training.events import Done, Event
 from napari_kdunet.core.training.trainer import Edited, Trainer
@@ -57,7 +58,8 @@ def iter_train(
     resume : bool
         Go on from that state; the weights are those of never having stopped.
     start : Model, optional
-        Initial weights instead of a fresh network (its form must be that of `config`).
+        Initial weights instead of a fresh network (its form must be that of `config`); a generalist's with statistics
+        of the volume, if it is one (`adapt_statistics`).
     edited : callable, optional
         Asked before each step for the z of the slices (of the first volume) whose labels have changed since: they are
         read again, so that training can go on while somebody paints; in one process.
@@ -85,7 +87,7 @@ def iter_train(
     config = config or TrainConfig()
     fabric = fabric or single_process(config)
     data = prepare(raw, labels, config, fabric.device, val=val, processes=fabric.world_size)
-    return Trainer(config, data, None, _as_path(out), start, fabric, resume).run(edited)
+    return Trainer(config, data, None, _as_path(out), _fitted(start, data, config), fabric, resume).run(edited)
 
 
 def iter_distill(
@@ -147,7 +149,14 @@ def iter_distill(
     )
     if config.mode == "sequential" and not data.labelled_slices:
         raise LabelsError("a sequential distillation ends on labels, but none were given: give labels or choose soft.")
-    return Trainer(config, data, checked, _as_path(out), start, fabric, resume).run()
+    return Trainer(config, data, checked, _as_path(out), _fitted(start, data, config), fabric, resume).run()
+
+
+def _fitted(start: Model | None, data: Dataset, config: TrainConfig) -> Model | None:
+    """A generalist to start from begins with statistics of the volume, where it is one."""
+    if start is None or len(data.volumes) != 1:
+        return start
+    return with_statistics(start, data.volumes[0].raw, "auto", config.device)
 
 
 def train(
