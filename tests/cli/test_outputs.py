@@ -329,6 +329,21 @@ def test_many_volumes_go_on_after_a_failure(kind, data):
     assert run("predict", MODEL, data / "raw.tif", "--out-dir", out, "--format", kind, "--overwrite").code == 0
 
 
+def test_a_row_of_many_volumes_is_a_line(data):
+    """However long its names are: who searches the table for one finds it."""
+    folder = data / ("a folder with a long name " * 9)
+    folder.mkdir()
+    (folder / "raw.tif").write_bytes((data / "raw.tif").read_bytes())
+    (folder / "bad.tif").write_bytes(b"not a TIFF")
+    result = run("predict", MODEL, folder / "*.tif", "--out-dir", folder / "out")
+    heading, bad, good = result.out.splitlines()
+    assert heading.split() == ["volume", "slices", "seconds", "result"]
+    assert bad.startswith(f"{folder / 'bad.tif'} ")
+    assert "failed: " in bad
+    assert good.startswith(f"{folder / 'raw.tif'} ")
+    assert good.endswith(f" {folder / 'out' / 'raw.tif'}")
+
+
 def test_many_volumes_of_one_name(data):
     for folder in ("a", "b"):
         (data / folder).mkdir()

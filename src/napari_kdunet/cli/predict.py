@@ -244,7 +244,7 @@ def _predict_many(jobs: list[_Job], settings: _Settings) -> None:
     """Segment volume after volume, a line each, and print a table; a volume that fails does not stop the others."""
     table = Table(box=None, pad_edge=False)
     for heading in ("volume", "slices", "seconds", "result"):
-        table.add_column(heading, justify="right" if heading in ("slices", "seconds") else "left", overflow="fold")
+        table.add_column(heading, justify="right" if heading in ("slices", "seconds") else "left")
     failed = done = 0
     try:
         for i, job in enumerate(jobs, 1):

@@ -16,6 +16,7 @@ from napari_kdunet.core.errors import OutputError
 __all__ = ["console", "escape", "flush_results", "print_result", "print_table", "shorten"]
 
 _MAX_LENGTH = 300  # characters of a message, whatever name or metadata it quotes
+_NO_LIMIT = 10**6  # characters of a row of a table: a name that is cut or folded cannot be searched for
 
 
 class _StandardError(io.TextIOBase):
@@ -81,11 +82,13 @@ def print_result(*lines: str) -> None:
 
 
 def print_table(table: Table) -> None:
-    """Print a table to the standard output; errors as in `print_result`."""
+    """Print a table to the standard output, each row on one line; errors as in `print_result`.
+
+    A terminal may break the line, which is still one to whoever searches it or copies from it.
+    """
     text = io.StringIO()
-    width = None if sys.stdout.isatty() else 200
-    Console(file=text, width=width, soft_wrap=True, markup=False, emoji=False, highlight=False).print(table)
-    _print(text.getvalue())
+    Console(file=text, width=_NO_LIMIT, soft_wrap=True, markup=False, emoji=False, highlight=False).print(table)
+    _print("".join(f"{line.rstrip()}\n" for line in text.getvalue().splitlines()))
 
 
 def flush_results() -> None:
