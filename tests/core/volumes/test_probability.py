@@ -110,8 +110,28 @@ def test_noisy_probabilities_that_are_cut_off_at_0(dtype):
     assert core.evaluate(stored, stored > most / 2).iou == 1
 
 
-@pytest.mark.parametrize("scale", [255, 1000])
-def test_probabilities_of_a_small_scale_are_refused(scale):
-    probability, truth = blurred(5, 0.3)
-    with pytest.raises(core.VolumeError, match="another scale than uint16"):
-        core.evaluate((probability * scale).round().astype(np.uint16), truth)
+@pytest.mark.parametrize(("dtype", "scale"), [("uint8", 100), *(("uint16", n) for n in (100, 255, 1000, 4095, 10_000))])
+@pytest.mark.parametrize("width", [0.05, 0.3])
+def test_probabilities_of_a_small_scale_are_refused(dtype, scale, width):
+    probability, truth = blurred(5, width)
+    with pytest.raises(core.VolumeError, match=f"another scale than {dtype}"):
+        core.evaluate((probability * scale).round().astype(dtype), truth)
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "uint16"])
+@pytest.mark.parametrize("steps", [10, 20])
+@pytest.mark.parametrize("width", [0.02, 0.3])
+def test_per_cent_in_few_steps_are_refused(dtype, steps, width):
+    probability, truth = blurred(6, width)
+    with pytest.raises(core.VolumeError, match=r"from 0 to 100, .* give a mask, or probabilities as floats"):
+        core.evaluate(((probability * steps).round() * (100 / steps)).astype(dtype), truth)
+
+
+def test_weak_probabilities_and_a_hundred_instances_are_taken_as_they_are():
+    probability, truth = blurred(7, 0.3)
+    weak = (probability * 0.18 * 255).round().astype(np.uint8)
+    assert core.evaluate(weak, truth, threshold=0.09).iou == pytest.approx(1, abs=0.03)
+    ids = np.zeros((2, 100, 100), np.uint8)
+    ids[:, ::10, ::10] = np.arange(1, 101).reshape(10, 10)
+    ids = ndimage.maximum_filter(ids, (1, 7, 7))
+    assert core.evaluate(ids, ids).iou == 1

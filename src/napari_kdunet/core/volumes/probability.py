@@ -7,8 +7,8 @@
 - Other integers: classes or instances; what is not 0 is foreground.
 
 Refused are those of which nothing is 0, as they have no background, and uint8 or uint16 of few values some of which are
-above the half: the classes, or instances, of some tool, or the coarse probabilities of another. So are uint16 that look
-like probabilities of a smaller scale, such as up to 255 or 1000.
+above the half: the classes, or instances, of some tool, or the coarse probabilities of another. So are those that look
+like probabilities of a smaller scale than their type's: per cent in uint8; up to 255, 1000 or 4095 in uint16.
 """
 
 from __future__ import annotations
@@ -28,6 +28,8 @@ _SLICES = 8  # that are looked at
 _LEVELS = 16  # that classes may have, or instances of small numbers
 _NOISY = 1 / 4  # share of neighbours that differ, which is far more than in masks and labels
 _SMALLEST_SCALE = 0.02  # of the largest value of a type: 255 or 1000 in 16 bits
+_SCALES = (100, 255, 1000, 4095, 10_000)  # of probabilities, beside the largest value of a type
+_COARSE = 20  # steps of a scale: few instances have numbers that are all multiples of so much
 _STEP = 1 / 4  # of the largest value: neighbours in a map of instances differ by more
 
 Kind: TypeAlias = Literal["probability", "mask", "labels"]
@@ -71,7 +73,8 @@ def _kind_by_values(slices: list[NDArray[Any]], name: str) -> Kind:
     differ, inside = one != other, (one != other) & (one > 0) & (other > 0)
     many = 2 * inside.sum() >= differ.sum() > 0 or differ.mean() >= _NOISY  # half of noise is cut off at 0
     gradual = many and np.median(np.abs(one - other)[differ]) <= _STEP * highest
-    if gradual and len(levels) > _LEVELS and highest <= _SMALLEST_SCALE * 2 * half:
+    scales = [scale for scale in _SCALES if scale <= half and scale / 2 < highest <= scale]
+    if gradual and len(levels) > _LEVELS and (scales or highest <= _SMALLEST_SCALE * 2 * half):
         raise VolumeError(
             f"{name} has values from {levels[0]} to {highest}, like probabilities of another scale than "
             f"{levels.dtype}: give a mask, or probabilities as floats from 0 to 1."
@@ -82,7 +85,8 @@ def _kind_by_values(slices: list[NDArray[Any]], name: str) -> Kind:
         raise VolumeError(
             f"{name} has values from {levels[0]} to {highest} and no background of 0: give a mask, or probabilities."
         )
-    if len(levels) <= _LEVELS and highest > half:
+    coarse = len(levels) > 4 and highest in scales and np.gcd.reduce(levels) * _COARSE >= highest
+    if coarse or (len(levels) <= _LEVELS and highest > half):
         raise VolumeError(
             f"{name} has {len(levels)} values from 0 to {highest}, of classes or of probabilities: give a mask, or "
             "probabilities as floats from 0 to 1."
