@@ -152,6 +152,32 @@ def test_hyperstacks(pixels, tmp_path, axes, kind, fails):
     fails(tmp_path / "raw.tif", "choose one", "2")
 
 
+def imagej_pages(path: Path, pages: np.ndarray, said: str) -> Path:
+    with tifffile.TiffWriter(path) as tif:
+        for i, page in enumerate(pages):
+            description = None if i else f"ImageJ=1.53t\nimages={len(pages)}\n{said}\n"
+            tif.write(page, description=description, metadata=None, contiguous=False)
+    return path
+
+
+@pytest.mark.parametrize("order", ["xyczt(default)", "xyctz", "xyzct", "xyztc", "xytcz", "xytzc", "zct"])
+def test_order_of_an_imagej_hyperstack(tmp_path, order):
+    array = np.random.default_rng(0).integers(0, 255, (2, 5, 3, 20, 30), dtype=np.uint8)  # TZCYX
+    slowest_first = order.removesuffix("(default)").removeprefix("xy")[::-1]
+    pages = array.transpose(*("tzc".index(axis) for axis in slowest_first), 3, 4).reshape(-1, 20, 30)
+    path = imagej_pages(tmp_path / "raw.tif", pages, f"channels=3\nslices=5\nframes=2\norder={order}")
+    volume = open_volume(path, channel=2, time=1)
+    np.testing.assert_array_equal(np.asarray(volume), array[1, :, 2])
+    np.testing.assert_array_equal(pickle.loads(pickle.dumps(volume)).read(3), array[1, 3, 2])
+
+
+def test_order_that_no_hyperstack_has(pixels, tmp_path, fails):
+    several = imagej_pages(tmp_path / "a.tif", pixels[:6], "channels=2\nslices=3\norder=zyx")
+    fails(several, "order 'zyx'", "zct")
+    one = imagej_pages(tmp_path / "b.tif", pixels[:6], "slices=6\norder=zyx")
+    np.testing.assert_array_equal(np.asarray(open_volume(one)), pixels[:6])
+
+
 def test_several_images_in_one_ome_tiff(pixels, tmp_path, fails):
     path = tmp_path / "a.ome.tif"
     with tifffile.TiffWriter(path, ome=True) as tif:

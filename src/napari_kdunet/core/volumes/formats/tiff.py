@@ -57,6 +57,7 @@ _KINDS = [
     "nih",
     "mdgel",
 ]
+_ORDERS = ("czt", "ctz", "zct", "ztc", "tcz", "tzc", "default")  # of an ImageJ hyperstack's pages, fastest first
 _SUB_IFDS, _MOST_SUB_IFDS = 330, 64  # the tag of a page with its reduced copies, of which each is half as large
 _OF_FILES_BESIDE = {"is_mmstack": False, "is_ndtiff": False}  # kinds that would open whatever is there under some names
 _TURNS = {
@@ -180,7 +181,33 @@ def _open(path: Path, selection: Selection, name: str, *, plain: bool) -> Stored
 
 def _tiff_file(path: Path, plain: bool) -> tifffile.TiffFile:
     flags: dict[str, Any] = dict.fromkeys((f"is_{kind}" for kind in _KINDS), False) if plain else _OF_FILES_BESIDE
-    return tifffile.TiffFile(path, **flags)
+    tif = tifffile.TiffFile(path, **flags)
+    try:
+        _name_order(tif)
+    except Exception:
+        tif.close()
+        raise
+    return tif
+
+
+def _name_order(tif: tifffile.TiffFile) -> None:
+    """Name the order of an ImageJ hyperstack's pages as tifffile knows it; ImageJ's menu names it with x and y."""
+    described = tif.imagej_metadata or {}
+    if "order" not in described:
+        return
+    order = str(described["order"]).lower().removesuffix("(default)").strip().removeprefix("xy")
+    lengths = [described.get(key, 1) for key in ("frames", "slices", "channels")]
+    described["order"] = order if order in _ORDERS or lengths.count(1) < 2 else "czt"  # of one axis there is but one
+
+
+def _check_order(tif: tifffile.TiffFile, name: str) -> None:
+    """Refuse an ImageJ hyperstack whose pages are in an order that nobody knows."""
+    order = (tif.imagej_metadata or {}).get("order", "czt")
+    if order not in _ORDERS:
+        raise VolumeError(
+            f"{name} has its channels, slices and frames in the order {order[:20]!r}, which is none of "
+            f"{', '.join(_ORDERS[:-1])}: save it again"
+        )
 
 
 def _check_companions(path: Path, name: str) -> str:
@@ -230,6 +257,7 @@ def _find_image(tif: tifffile.TiffFile, selection: Selection, name: str) -> _Ima
     """Choose the image: the largest full one, or the one that `selection` names."""
     if not tif.pages or not tif.series:
         raise VolumeError(f"{name} is empty: this TIFF has no images")
+    _check_order(tif, name)
     every = list(tif.series)
     full = [series for series in every if not _is_extra(series.keyframe)] or every
     notes: tuple[str, ...] = ()
