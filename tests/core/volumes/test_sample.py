@@ -80,6 +80,26 @@ def test_several_fill_values_and_a_missing_tile():
     assert (found ^ expected).sum() <= 4
 
 
+@pytest.mark.parametrize("fill", [0, 255])
+@pytest.mark.parametrize("turn", range(4))
+@pytest.mark.parametrize(("width", "slope"), [(5, 0.4), (12, 0.0), (12, 0.1), (20, 0.7)])
+def test_a_crack_or_a_seam_is_found(fill, turn, width, slope):
+    """Though too narrow for a run of 32 pixels at the border; one that ends within the slice too."""
+    y, x = np.mgrid[:300, :260]
+    outside = (np.abs(x - 130 - slope * (y - 150) - 8 * np.sin(y / 40)) <= width / 2) & (y < 220)
+    image, outside = np.rot90(texture((300, 260)), turn), np.rot90(outside, turn)
+    found = open_volume(np.where(outside, fill, image).astype(np.uint8)).outside(0)
+    assert (found ^ outside).sum() <= 8
+
+
+@pytest.mark.parametrize("share", [2, 10, 20])
+def test_saturated_membranes_that_run_through_a_slice_are_no_crack(share):
+    ridges = np.abs(ndimage.gaussian_filter(np.random.default_rng(0).normal(size=(300, 300)), 12))
+    image = ridges / ridges.std() * 60 + 0.4 * texture((300, 300), 1)
+    low, high = np.percentile(image, [share, 99])
+    assert open_volume(((image - low) / (high - low) * 255).clip(0, 255).astype(np.uint8)).outside(0) is None
+
+
 def test_what_is_saturated_within_the_sample_belongs_to_it():
     y, x = np.ogrid[:300, :300]
     image = np.where((y - 150) ** 2 + (x - 140) ** 2 < 50**2, 255, texture((300, 300))).astype(np.uint8)

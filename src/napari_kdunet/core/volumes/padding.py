@@ -18,6 +18,8 @@ RUN = 32
 """Equal values side by side that no microscope records."""
 LEAST_REGION = 64
 """Pixels of a region of a stated fill value, which single pixels of the sample may have too."""
+BAND = 4
+"""Least width of a band of padding, such as a seam between tiles or a crack, which runs through half of a slice."""
 _LEAST_CORNER = 4 * RUN  # pixels of a region at the border
 _BLOCK = 16  # pixels that a block of a lossy JPEG and its neighbour reach into the padding
 _RECTANGULAR = 0.95  # least share of its bounding box that a missing tile covers
@@ -80,13 +82,14 @@ class Mask:
 
 
 def find_regions(
-    read: ReadRows, shape: tuple[int, int], value: float, stated: bool, pixels_at_once: int = 2**24
+    read: ReadRows, shape: tuple[int, int], value: float, stated: bool, pixels_at_once: int = 2**24, band: bool = False
 ) -> Mask:
     """Connected regions of exactly this value that lie outside the sample.
 
     Of a value that somebody has `stated` all but specks. Of one that is guessed those that are large and either reach
     the border, or have the value of one that does, or are rectangles, as missing tiles are. Of NaN, which
-    is no value of an image, all but specks at the border; elsewhere it stays an error, unless it is stated.
+    is no value of an image, all but specks at the border; elsewhere it stays an error, unless it is stated. Of the
+    value of a `band` those that reach the border and run through half of the slice.
     The slice is labelled in strips of `pixels_at_once`, and the regions are joined across them.
     """
 
@@ -98,12 +101,15 @@ def find_regions(
     for rows in strips:
         strip, labelled, count = label(rows)
         regions.add(rows, labelled, count)
-    area, border, rectangular = regions.joined()
+    area, border, sides = regions.joined()
     if math.isnan(value):
         chosen = ((border > 0) & (area >= LEAST_REGION)) | stated
     elif stated:
         chosen = area >= LEAST_REGION
+    elif band:
+        chosen = (border > 0) & (area >= RUN * RUN) & (2 * sides >= np.array([shape]).T).any(axis=0)
     else:
+        rectangular = (sides.min(axis=0) >= RUN) & (area >= _RECTANGULAR * sides.prod(axis=0))
         # a line of one pixel is no padding: a ramp has one
         at_border = (border > 0) & (2 * area >= np.maximum(2 * _LEAST_CORNER, 3 * border))
         chosen = at_border | ((area >= RUN * RUN) & (rectangular | at_border.any()))
@@ -137,9 +143,9 @@ class _Regions:
         lines += [labelled[0]] * (rows.start == 0) + [labelled[-1]] * (rows.stop == self.shape[0])
         border = np.bincount(np.concatenate(lines), minlength=count + 1)[1:]
         boxes = np.tile([self.shape[0], 0, self.shape[1], 0], (count, 1))
-        inner = np.flatnonzero((area >= RUN) & (border == 0))
-        objects = ndimage.find_objects(labelled) if inner.size else []
-        for i in inner:
+        large = np.flatnonzero(area >= RUN)
+        objects = ndimage.find_objects(labelled) if large.size else []
+        for i in large:
             y, x = objects[i]
             boxes[i] = rows.start + y.start, rows.start + y.stop, x.start, x.stop
         index = np.where(labelled[[0, -1]] > 0, labelled[[0, -1]] + np.int64(self._count - 1), -1)
@@ -154,7 +160,7 @@ class _Regions:
         self._boxes.append(boxes)
 
     def joined(self) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
-        """Of each strip's regions, as parts of those of the slice: area, pixels at the border, whether a rectangle."""
+        """Of each strip's regions, as parts of those of the slice: area, pixels at the border, sides (y and x)."""
         area, border, boxes = (np.concatenate(each) for each in (self._areas, self._border, self._boxes))
         if self._pairs and self._count:
             a, b = np.concatenate(self._pairs, axis=1)
@@ -167,8 +173,7 @@ class _Regions:
                 join.at(whole[:, side], of, boxes[:, side])
             boxes = whole[of]
         sides: NDArray[Any] = np.subtract(boxes[:, 1::2], boxes[:, ::2]).T
-        rectangular = (sides.min(axis=0) >= RUN) & (area >= _RECTANGULAR * sides.prod(axis=0))
-        return area, border, rectangular
+        return area, border, sides
 
 
 def _with_soft_edge(strip: NDArray[Any], region: NDArray[np.bool_], value: float) -> NDArray[np.bool_]:

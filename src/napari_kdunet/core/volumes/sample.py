@@ -4,7 +4,8 @@ Outside the sample are padding around a rotated, aligned or partly acquired imag
 their values say nothing, and would spoil the statistics that a slice is standardised by.
 
 Padding is found as large connected regions of exactly one value. The first test for them, runs of equal values along
-the borders and in every 32nd row, costs little, so that slices without padding pay nothing.
+the borders and in every 32nd row, costs little, so that slices without padding pay nothing. Narrow bands of it, such as
+cracks and seams between tiles, are looked for in the lowest and the highest value alone, in every 32nd row and column.
 """
 
 from __future__ import annotations
@@ -16,13 +17,15 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from napari_kdunet.core.volumes.padding import LEAST_REGION, RUN, Mask, ReadRows, find_regions, strips_of
+from napari_kdunet.core.volumes.padding import BAND, LEAST_REGION, RUN, Mask, ReadRows, find_regions, strips_of
 
 __all__ = ["BLURRED", "Summary", "UnusableError", "mirrored", "standardised", "summarise"]
 
 BLURRED = 2  # pixels along the edge of the sample that interpolation mixes with the padding
 _MOST_FILLS = 8
 _CORNER = 16  # equal values along both sides of a corner
+_IN_RUNS = 0.6  # least share of a value's pixels that are in runs, where it may be a band of padding and not saturation
+_MOST_BANDS = 4  # that a line of a slice crosses, in the mean
 _STRIP_ROWS = 1024
 _AT_ONCE = 2**15  # pixels that are float64 at a time: few enough for the cache
 _LEAST_SAMPLE = 0.01  # share of a slice; with less, and less than a few pixels, there is none
@@ -83,6 +86,8 @@ def summarise(
         outside = Mask(shape)
         for value in scan.fills():
             outside |= find_regions(read, shape, value, stated=False)
+        for value in scan.bands():
+            outside |= find_regions(read, shape, value, stated=False, band=True)
     moments = scan.moments
     if outside.any():
         moments = _Moments()
@@ -233,6 +238,8 @@ class _Scan:
         self.shape, self.moments = shape, _Moments()
         self.lines: list[NDArray[Any]] = []
         """Every 32nd row."""
+        self._across: list[NDArray[Any]] = []
+        """Every 32nd column."""
         self._columns: list[NDArray[Any]] = []
         self._runs: dict[float, int] = {}
         self._nan = False
@@ -246,6 +253,7 @@ class _Scan:
         self.moments.add(strip)
         self._nan = self._nan or (not self.moments.finite and bool(np.isnan(strip).any()))
         self.lines.append(strip[::RUN].copy())
+        self._across.append(strip[:, ::RUN].copy())
         self._columns.append(strip[:, [0, -1]])
         self._count_runs(self.lines[-1])
         if rows.stop == self.shape[0]:
@@ -282,6 +290,30 @@ class _Scan:
         """Values that may be padding, those with the longest runs."""
         values = sorted(self._runs, key=self._runs.__getitem__, reverse=True)[:_MOST_FILLS]
         return [*values, math.nan] if self._nan else values
+
+    def bands(self) -> list[float]:
+        """The lowest and the highest value, where narrow bands of it may run through half of the slice."""
+        if min(self.shape) < 4 * RUN:
+            return []
+        rows, columns = np.concatenate(self.lines), np.concatenate(self._across).T
+        extremes = {rows.min().item(), rows.max().item()} - self._runs.keys()
+        return [value for value in sorted(extremes) if _in_half_of(rows == value) or _in_half_of(columns == value)]
+
+
+def _in_half_of(lines: NDArray[np.bool_]) -> bool:
+    """Whether half of the lines have a run as long as a band of padding is wide, few have many, and few are shorter."""
+    pixels, last = np.count_nonzero(lines), lines.shape[1] - BAND + 1
+    if 2 * pixels < BAND * len(lines):
+        return False
+    starts = np.logical_and.reduce([lines[:, i : last + i] for i in range(BAND)])
+    crossed = np.count_nonzero(starts.any(axis=1))
+    in_runs = np.zeros_like(lines)
+    for i in range(BAND):
+        in_runs[:, i : last + i] |= starts
+    runs = np.count_nonzero(starts[:, 1:] > starts[:, :-1]) + np.count_nonzero(starts[:, 0])
+    return bool(
+        2 * crossed >= len(lines) and runs <= _MOST_BANDS * crossed and np.count_nonzero(in_runs) >= _IN_RUNS * pixels
+    )
 
 
 def _stated(read: ReadRows, shape: tuple[int, int]) -> Mask:
