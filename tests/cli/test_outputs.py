@@ -69,8 +69,10 @@ def test_an_output_is_never_an_input(data):
         ("predict", MODEL, data / "slices", "-o", data / "slices" / "mask.zarr"),
         ("predict", MODEL, data / "raw.tif", "-o", data / "slices" / ".." / "raw.tif"),
         ("predict", MODEL, data / "slices", "--out-dir", data / "slices" / "masks"),
+        ("predict", MODEL, data / "labels.tif", "-o", data / "raw.tif", "--sample", data / "raw.tif"),
         ("train", data / "slices", data / "labels.tif", "-o", data / "slices" / "m.safetensors"),
         ("distill", MODEL, data / "slices", "-o", data / "slices" / "m.safetensors"),
+        ("adapt", MODEL, data / "raw.tif", "-o", data / "slices" / "m.safetensors", "--sample", data / "slices"),
         ("sweep", MODEL, data / "slices", data / "labels.tif", "-o", data / "slices"),
         ("study", "depth", data / "slices", data / "labels.tif", "-o", data / "slices" / "study"),
     ):

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import re
 
+import numpy as np
 import pytest
 import torch
 
-from command_line import SMALL, names, run
+from command_line import SMALL, VOXEL, names, run
 from napari_kdunet import core
 
 
@@ -74,6 +75,29 @@ def test_several_images_each_with_its_voxel_size(data, teacher, tmp_path):
     assert "2 times for 4 images" in result.err
     result = run("train", *pairs, "-o", path, "--overwrite", "--voxel-size", 10, *val, *val, *small)
     assert f"on given volume of {data / 'raw.tif'}, {data / 'raw.tif'}" in result.lines[0]
+
+
+def test_several_images_each_with_its_sample(data, teacher, tmp_path):
+    pairs = [data / "raw.tif", data / "labels.tif"]
+    for name in ("raw", "labels"):
+        core.write_volume(core.open_volume(data / f"{name}.tif")[2:], tmp_path / f"{name}.tif", voxel_size=VOXEL)
+        pairs.append(tmp_path / f"{name}.tif")
+    samples = []
+    for path in pairs[::2]:
+        sample = np.zeros(core.open_volume(path).shape, np.uint8)
+        sample[:, :, :40] = 1
+        np.save(tmp_path / f"{len(sample)}.npy", sample)
+        samples += ["--sample", tmp_path / f"{len(sample)}.npy"]
+    argv = ["train", *pairs, "-o", tmp_path / "m.safetensors", "--start", teacher, "--steps", 1, *SMALL]
+    result = run(*argv, *samples)
+    assert result.code == 0, result.err
+    for wrong, told in (
+        (samples[2:] + samples[:2], "6.npy"),
+        (samples[:2], "8.npy"),
+        (samples * 2, "sample is given 4 times for 2 images"),
+    ):
+        result = run(*argv, "--overwrite", *wrong)
+        assert (result.code, told in result.err) == (2, True), result.err
 
 
 def test_images_without_their_labels(data, tmp_path):

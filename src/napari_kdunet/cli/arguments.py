@@ -146,12 +146,13 @@ def given_volumes(
 ) -> Volumes:
     """Open the volumes of a training, with the voxel sizes given on the command line.
 
-    `pairs` is image, labels, image, labels and so on; `selection` as in `given_volume`, of each image.
+    `pairs` is image, labels, image, labels and so on; `selection` as in `given_volume`, of each image, but
+    for `sample`, a list of as many masks as there are images, or of one for all.
 
     Raises
     ------
     VolumeError, ConfigError
-        If an image cannot be opened, has no labels, or the number of voxel sizes is another than that of the images.
+        If an image cannot be opened or has no labels, or there are voxel sizes or samples for another number of images.
     """
     if len(pairs) % 2:
         raise ConfigError(f"images and labels go in pairs, but {pairs[-1]} is alone: give RAW LABELS [RAW LABELS]...")
@@ -159,16 +160,28 @@ def given_volumes(
     if len(val_raw) != len(val_labels):
         raise ConfigError("--val-raw and --val-labels go together: give both or neither, as often.")
     sources = [*map(str, pairs[::2]), *unlabelled, *val_raw]
-    sizes: Sequence[str | None] = voxel_sizes or [None]
-    if len(sizes) not in (1, len(sources)):
-        raise ConfigError(
-            f"voxel-size is given {len(sizes)} times for {len(sources)} images: give it once for all, or once for each."
-        )
-    sizes = list(sizes) * len(sources) if len(sizes) == 1 else sizes
-    images = iter([given_volume(source, size, **selection) for source, size in zip(sources, sizes, strict=True)])
+    sizes = _one_each("voxel-size", voxel_sizes, len(sources))
+    samples = _one_each("sample", selection.pop("sample", None), len(sources))
+    images = iter(
+        [
+            given_volume(source, size, sample=sample, **selection)
+            for source, size, sample in zip(sources, sizes, samples, strict=True)
+        ]
+    )
     learnt = [(next(images), labels) for labels in pairs[1::2]]
     more = [next(images) for _ in unlabelled]
     return Volumes(learnt, more, list(zip(images, val_labels, strict=True)) or None)
+
+
+def _one_each(option: str, given: Sequence[str] | None, images: int) -> Sequence[str | None]:
+    """What was given for each image: once for all, or once for each."""
+    if not given:
+        return [None] * images
+    if len(given) not in (1, images):
+        raise ConfigError(
+            f"{option} is given {len(given)} times for {images} images: give it once for all, or once for each."
+        )
+    return given if len(given) == images else [given[0]] * images
 
 
 def print_notes(volume: Any) -> None:

@@ -40,7 +40,7 @@ from napari_kdunet.cli.arguments import (
 from napari_kdunet.cli.experiments import study, sweep
 from napari_kdunet.cli.export import export
 from napari_kdunet.cli.objects import objects
-from napari_kdunet.cli.options import with_selection, with_settings
+from napari_kdunet.cli.options import with_selection, with_selections, with_settings
 from napari_kdunet.cli.pixel_size import is_exported, with_found_pixel_sizes, with_pixel_size
 from napari_kdunet.cli.predict import predict
 from napari_kdunet.cli.progress import Interrupted, follow_to_file, launch_processes
@@ -151,7 +151,7 @@ def demo(
 
 @app.command(cls=Command)
 @with_settings(TrainConfig)
-@with_selection
+@with_selections
 def train(
     raw: Raw,
     labels: Labels,
@@ -172,7 +172,7 @@ def train(
     """Train a k-Unet from the labels of one or several images."""
     from napari_kdunet.core import iter_train, load_model
 
-    inputs = (raw, labels, *(more or []), *(val_raw or []), *(val_labels or []), start)
+    inputs = (raw, labels, *(more or []), *(val_raw or []), *(val_labels or []), *(selection["sample"] or []), start)
     with launch_processes(config, devices, nodes) as fabric:
         volumes = given_volumes([raw, labels, *(more or [])], voxel_size, val_raw, val_labels, **selection)
         check_model_out(out, *inputs, overwrite=overwrite, resume=resume)
@@ -194,7 +194,7 @@ def train(
 
 @app.command(cls=Command)
 @with_settings(DistillConfig)
-@with_selection
+@with_selections
 def distill(
     teacher: Annotated[
         str, typer.Argument(metavar="TEACHER", help="Model, ONNX file, or volume of foreground probabilities.")
@@ -231,7 +231,8 @@ def distill(
     from napari_kdunet.core import iter_distill, load_model
     from napari_kdunet.core.data.teachers import is_own_model
 
-    inputs = (teacher, raw, labels, *(more or []), *(unlabelled or []), *(val_raw or []), *(val_labels or []), start)
+    given = (more, unlabelled, val_raw, val_labels, selection["sample"])
+    inputs = (teacher, raw, labels, *(name for names in given for name in names or []), start)
     with launch_processes(config, devices, nodes) as fabric:
         volumes = given_volumes([raw, labels, *(more or [])], voxel_size, val_raw, val_labels, unlabelled, **selection)
         check_model_out(out, *inputs, overwrite=overwrite, resume=resume)
@@ -276,7 +277,7 @@ def adapt(
     from napari_kdunet.core import iter_adapt, load_model
     from napari_kdunet.core.training.adapt import bundled_student
 
-    check_model_out(out, model, raw, start, overwrite=overwrite, resume=False)
+    check_model_out(out, model, raw, selection["sample"], start, overwrite=overwrite, resume=False)
     teacher = load_model(model)
     volume = given_volume(raw, voxel_size, **selection)
     print_notes(volume)

@@ -13,7 +13,7 @@ import typer
 
 from napari_kdunet.core.parsing import parse_class_weights, parse_slices, parse_volume_weights
 
-__all__ = ["with_selection", "with_settings"]
+__all__ = ["with_selection", "with_selections", "with_settings"]
 
 _PARSERS: dict[str, Callable[[str], Any]] = {
     "slices": parse_slices,
@@ -34,6 +34,10 @@ _SELECTION: list[tuple[str, Any, int | None, str]] = [
         "Exchange bright and dark in the image, or never; where a pixel size is searched it is tried.",
     ),
 ]
+_SAMPLES = (
+    "Mask volume that is non-zero in the sample, in place of --fill: once for all images, or once for each RAW, "
+    "--unlabelled and --val-raw, in this order."
+)
 _EXAMPLES = {"slices": "e.g. 3,8,20:30", "class_weights": "e.g. 1,4", "volume_weights": "even | area | e.g. 1,4"}
 
 
@@ -80,10 +84,23 @@ def with_selection(command: Callable[..., None]) -> Callable[..., None]:
 
     They are the keywords of `core.open_volume` and hold for RAW and other images, not for labels.
     """
+    return _with_selection(command, _SELECTION)
+
+
+def with_selections(command: Callable[..., None]) -> Callable[..., None]:
+    """As `with_selection`, for a command of several images: `sample` is a list of masks."""
+    return _with_selection(
+        command, [("sample", list[str], None, _SAMPLES) if each[0] == "sample" else each for each in _SELECTION]
+    )
+
+
+def _with_selection(
+    command: Callable[..., None], choices: list[tuple[str, Any, int | None, str]]
+) -> Callable[..., None]:
     own = [p for p in inspect.signature(command, eval_str=True).parameters.values() if p.name != "selection"]
     options = [
         _parameter(name, typing.Annotated[kind | None, typer.Option(help=told, min=low)], None)
-        for name, kind, low, told in _SELECTION
+        for name, kind, low, told in choices
     ]
 
     @functools.wraps(command)

@@ -114,7 +114,7 @@ def predict(
     output = "boundary" if boundary else "probability" if probabilities else "labels"
     _check_combinations(jobs, planes, on_error, scheduler)
     if out_dir is None:
-        check_out(jobs[0].out, model, jobs[0].raw, suffixes=ENDINGS, overwrite=overwrite)
+        check_out(jobs[0].out, model, jobs[0].raw, selection["sample"], suffixes=ENDINGS, overwrite=overwrite)
     settings = _Settings(
         _load(model, views, planes, statistics, device),
         model,
@@ -253,6 +253,7 @@ def _predict_many(jobs: list[_Job], settings: _Settings) -> None:
                 check_out(
                     job.out,
                     settings.model_name,
+                    settings.opening["sample"],
                     *(other.raw for other in jobs),
                     suffixes=ENDINGS,
                     overwrite=settings.writing["overwrite"],
