@@ -83,6 +83,12 @@ def test_stopped_in_the_first_moment(command, number, module, data, tmp_path):
     assert names(tmp_path) == []
 
 
+def test_next_to_nothing_is_imported_before_signals_are_handled():
+    code = "import sys; before = {*sys.modules}; import napari_kdunet.cli; print(*{*sys.modules} - before)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    assert not {"typing", "re", "dataclasses", "pathlib", "typer"} & {*done.stdout.split()}
+
+
 def test_nohup_is_heeded(data):
     code = STOPPED.replace(
         "from napari_kdunet.cli", "signal.signal(signal.SIGHUP, signal.SIG_IGN)\nfrom napari_kdunet.cli"

@@ -1,22 +1,25 @@
 """Ctrl-C, SIGTERM and SIGHUP end every command in the same way, from its first moment on.
 
-Nothing heavy is imported here, as this is there before anything else is.
+Next to nothing is imported here: until this is there, and while Python itself starts, a Ctrl-C is a traceback.
 """
 
 from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from types import CodeType, FrameType
-from typing import Any, TypeAlias
+
+TYPE_CHECKING = False  # as typing has it, which takes as long to import as all of this
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from types import CodeType, FrameType
+    from typing import Any, TypeAlias
+
+    Handler: TypeAlias = Callable[[int, FrameType | None], Any]
 
 __all__ = ["EXIT_CODE", "exit_at_once", "handle", "handling", "ignore_stop_signals", "stop_command"]
 
 EXIT_CODE = 130  # as a shell gives it for Ctrl-C
-
-Handler: TypeAlias = Callable[[int, FrameType | None], Any]
 
 _NUMBERS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 
