@@ -173,3 +173,29 @@ def test_where_nothing_compiled_can_be_kept(raw, tmp_path):
     ends = [line for line in done.stdout.splitlines() if line.startswith("ended ")]
     assert len(ends) == 2
     assert set(ends) <= {"ended 0", "ended 1"}  # a collapse in so few steps is no matter here
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        RuntimeError("can't start new thread"),
+        RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 4 bytes"),
+        OSError(12, "Cannot allocate memory"),
+        ImportError("x.so: failed to map segment from shared object"),
+    ],
+    ids=repr,
+)
+def test_too_little_memory_is_one_line(error, raw, monkeypatch):
+    """Whatever ran into it: an array, a thread, a library that is loaded."""
+
+    def fail(*args, **kwargs):
+        raise error
+
+    monkeypatch.setattr(core, "instances", fail)
+    assert "out of memory" in refused("objects", raw, "-o", raw.with_name("objects.tif"))
+    assert [entry.name for entry in raw.parent.iterdir()] == ["raw.tif"]
+    if not isinstance(error, MemoryError):
+        monkeypatch.setattr(core, "instances", mock.Mock(side_effect=type(error)("a bug")))
+        with pytest.raises(type(error), match="a bug"):
+            run("objects", raw, "-o", raw.with_name("objects.tif"))

@@ -70,9 +70,9 @@ _UsageError: Any = typer.BadParameter.__mro__[1]
 
 
 def run() -> None:
-    """Run a command and exit: wrong input is one line and exit code 2, a failed training 1, Ctrl-C 130.
+    """Run a command and exit: wrong input, or too little memory, is one line and exit code 2, a failed training 1.
 
-    Any other exception is a bug and passes with its traceback.
+    Ctrl-C, SIGTERM and SIGHUP are 130. Any other exception is a bug and passes with its traceback.
     """
     try:
         code = app(prog_name="napari-kdunet", standalone_mode=False)
@@ -88,11 +88,11 @@ def run() -> None:
         command = error.ctx.command_path if error.ctx else "napari-kdunet"
         message = " ".join(error.format_message().split()).rstrip(".")
         _fail(f"{message}, see {command} --help", 2)
-    except (MemoryError, RuntimeError) as error:
-        if not is_out_of_memory(error):
+    except (MemoryError, RuntimeError, ImportError, OSError) as error:
+        if is_out_of_memory(error):
+            _fail("out of memory: lower --batch, --patch or --memory of a training, or free memory elsewhere.", 2)
+        if not isinstance(error, OSError):
             raise
-        _fail("out of memory: lower --batch, --patch or --memory of a training, or free memory elsewhere.", 1)
-    except OSError as error:
         _fail_os_error(error)
     except SystemExit as end:  # as rich ends where a pipe is closed
         if isinstance(end.__context__, BrokenPipeError):

@@ -107,9 +107,19 @@ class CollapsedError(TrainingError):
     """The network gives (nearly) the same output everywhere."""
 
 
+#: What errors without a type of their own say where memory ran out: torch, threads, and libraries that are loaded.
+_OUT_OF_MEMORY = (
+    "out of memory",
+    "can't allocate memory",
+    "cannot allocate memory",
+    "can't start new thread",
+    "failed to map segment",
+)
+
+
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether memory ran out: Python's, the GPU's, or the CPU's, for which torch has words but no type."""
+    """Whether memory ran out: Python's, the GPU's, or the CPU's, for which most libraries have words but no type."""
     words = str(error).lower()
     return isinstance(error, MemoryError) or (
-        isinstance(error, RuntimeError) and ("out of memory" in words or "can't allocate memory" in words)
+        isinstance(error, RuntimeError | ImportError | OSError) and any(each in words for each in _OUT_OF_MEMORY)
     )
