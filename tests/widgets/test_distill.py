@@ -205,6 +205,17 @@ def test_labels_are_optional(bench, widget, notified):
     bench.assert_ready(widget)
 
 
+@pytest.mark.parametrize("labelled", [True, False])
+def test_a_constant_image_is_named_at_the_click(bench, widget, notified, labelled):
+    bench.em.data = np.full_like(bench.em.data, 7)
+    widget.labels_layer.value = bench.mito if labelled else None
+    widget.view.start_button.click()
+    assert widget.worker is None, "said before anything starts"
+    assert notified == ["em shows nothing in the slices to train on: all their pixels are the same value."]
+    assert widget.error_label.text() == notified[0]
+    bench.assert_ready(widget)
+
+
 def test_unlabelled_slices_are_learnt_from_too(bench, widget):
     few = np.zeros_like(bench.mito.data)
     few[:2] = bench.mito.data[:2]

@@ -6,12 +6,14 @@ import threading
 
 import numpy as np
 import pytest
+from napari.components import ViewerModel
 from qtpy.QtWidgets import QFileDialog
 from superqt.utils._qthreading import WorkerBase
 
 from napari_kdunet import core
 from napari_kdunet.widgets.shared.models import models
 from napari_kdunet.widgets.shared.notify import OUT_OF_MEMORY
+from napari_kdunet.widgets.train import TrainWidget
 
 ENDLESS = {"steps": None, "minutes": 60.0, "validations": 10_000}
 
@@ -229,8 +231,43 @@ def test_unusable_layers_are_told_at_the_click(bench, widget, notified):
     assert models.session_names() == []
 
 
-def test_an_image_that_shows_nothing_is_named(bench, widget, notified):
+@pytest.mark.parametrize(
+    ("live", "pixels"),
+    [
+        (False, np.full((8, 96, 96), 7, np.uint8)),
+        (True, np.full((8, 96, 96), 7, np.uint8)),
+        (False, np.full((8, 96, 96), np.nan, np.float32)),
+    ],
+    ids=["constant", "live", "no numbers"],
+)
+def test_an_image_that_cannot_be_learnt_from_is_named_at_the_click(qtbot, tiny_em, notified, live, pixels):
+    viewer = ViewerModel()
+    viewer.add_image(pixels, name="em", contrast_limits=(0, 1))
+    viewer.add_labels(tiny_em[1], name="mito")
+    widget = TrainWidget(viewer)
+    qtbot.addWidget(widget.native)
+    widget.live.value = live
+    widget.view.start_button.click()
+    assert widget.worker is None, "said before anything starts"
+    assert notified == ["em shows nothing in the slices to train on: all their pixels are the same value."]
+    assert widget.error_label.text() == notified[0]
+
+
+def test_only_slices_that_are_learnt_from_need_to_show_something(bench, widget, notified):
+    bench.mito.data = np.where(np.arange(8)[:, None, None] < 4, bench.mito.data, 0)
     bench.em.data = np.full_like(bench.em.data, 7)
+    bench.em.data[6] = np.arange(96)
+    widget.view.start_button.click()
+    assert widget.worker is None
+    assert notified[0].startswith("em shows nothing")
+    bench.em.data[2] = np.arange(96)
+    widget.view.start_button.click()
+    assert widget.worker is not None
+    bench.stop(widget)
+
+
+def test_an_image_of_noise_is_named_by_the_training(bench, widget, notified):
+    bench.em.data = np.random.default_rng(0).normal(100, 1, bench.em.data.shape).astype(np.uint8)
     widget.view.start_button.click()
     bench.finish(widget)
     assert notified == ["em shows nothing in the slices to train on: they are constant, or noise."]

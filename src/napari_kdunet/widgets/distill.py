@@ -111,7 +111,7 @@ class DistillWidget(TrainingPanel):
         (raw, labels), config = volumes(self.image, self.labels_layer), self.config()
         get_teacher, trust = self._teacher(config), self.teacher_file.trusted
         self.teacher.held = True  # a control run is newer, and no teacher
-        check(self.labels_layer, config)
+        check(self.image, self.labels_layer, config)
 
         def events() -> Iterator[Any]:
             given, teacher = get_teacher()
@@ -127,7 +127,7 @@ class DistillWidget(TrainingPanel):
         (raw, labels), config = volumes(self.image, self.labels_layer), self.config()
         if labels is None:
             raise core.LabelsError("a control run learns from labels alone: choose a labels layer.")
-        check(self.labels_layer, config)
+        check(self.image, self.labels_layer, config)
         same = core.TrainConfig(**{spec.name: getattr(config, spec.name) for spec in fields(core.TrainConfig)})
 
         def events() -> Iterator[Any]:

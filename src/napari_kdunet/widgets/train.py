@@ -16,7 +16,7 @@ from napari_kdunet.widgets.shared.process_worker import run_in_process
 from napari_kdunet.widgets.training.check import Agreement, add_agreement, keep_strokes_aside, name_check
 from napari_kdunet.widgets.training.corrections import corrected_mask, iter_corrections
 from napari_kdunet.widgets.training.edits import Edits
-from napari_kdunet.widgets.training.inputs import check, input_rows, sparse_box, volumes
+from napari_kdunet.widgets.training.inputs import check, check_image, input_rows, sparse_box, volumes
 from napari_kdunet.widgets.training.live import Waiting, iter_live
 from napari_kdunet.widgets.training.panel import Job, TrainingPanel
 from napari_kdunet.widgets.training.settings import Settings
@@ -96,7 +96,7 @@ class TrainWidget(TrainingPanel):
         raw, labels = volumes(self.image, self.labels_layer)
         assert labels is not None  # there is no choice of none
         config, origin, name = self.config(), self._origin(), self.origin.value
-        check(self.labels_layer, config)
+        check(self.image, self.labels_layer, config)
 
         def events() -> Iterator[Any]:
             start = origin()
@@ -116,6 +116,7 @@ class TrainWidget(TrainingPanel):
     def live_job(self) -> Job:
         """Train on the chosen layers while the user paints; errors as in `job`."""
         raw, _ = volumes(self.image, self.labels_layer)
+        check_image(self.image)
         edits = Edits(self.viewer, chosen_layer(self.labels_layer))
         config, origin = self.config().live(), self._origin()
 

@@ -18,7 +18,7 @@ from napari_kdunet.widgets.proofreading.background import Background
 from napari_kdunet.widgets.proofreading.measuring import measure_objects
 from napari_kdunet.widgets.proofreading.object_plot import ObjectPlot
 from napari_kdunet.widgets.proofreading.object_table import ObjectTable, features_of
-from napari_kdunet.widgets.proofreading.rows import SETTINGS, finding_rows, footer
+from napari_kdunet.widgets.proofreading.rows import SETTINGS, controls, finding_rows, footer
 from napari_kdunet.widgets.proofreading.session import (
     Session,
     image_of,
@@ -88,7 +88,7 @@ class ProofreadingPanel(Panel):
         self.bar.setRange(0, 0)
         self.bar.setToolTip("Objects are being found, measured or saved.")
         rows = finding_rows(viewer, lambda layer: accepts(layer) and OBJECTS not in layer.metadata)
-        super().__init__(viewer, rows, footer(self))
+        super().__init__(viewer, rows, footer(self), controls(self))
         self.body.setStretch(self.body.indexOf(self.views), 2)
         self.background = Background(self.native, self._background_changed)
         self.preview = SlicePreview(viewer, self.native)

@@ -19,7 +19,7 @@ from napari_kdunet.widgets.shared.pixel_size import PixelSize
 if TYPE_CHECKING:
     import napari.viewer
 
-__all__ = ["SETTINGS", "finding_rows", "footer"]
+__all__ = ["SETTINGS", "controls", "finding_rows", "footer"]
 
 _SLIDERS = {
     "split": (0.0, 1.0, 0.05),
@@ -92,11 +92,17 @@ def _settings() -> list[Any]:
     return [*rows, without_wheel(mode)]
 
 
-def footer(panel: Any) -> list[Any]:
-    """The buttons of the panel, with its progress bar, table, plot and status between them."""
-    start = button("Find objects", "Number and measure the objects of the volume, in the background.", panel.start)
-    start.name = "start_button"
+def controls(panel: Any) -> list[Any]:
+    """The buttons that find objects and stop, and the progress bar."""
+    start = button(
+        "Find objects", "Number and measure the objects of the volume, in the background.", panel.start, "start_button"
+    )
     stop = button("Stop", "Stop finding, measuring or saving.", panel.stop, "stop_button")
+    return [in_a_row(start, stop), panel.bar]
+
+
+def footer(panel: Any) -> list[Any]:
+    """Table and plot with their filter, the tools that correct objects, and the status."""
     tool = ComboBox(name="tool", choices=list(TOOLS), tooltip="\n".join(f"{t}: {w}" for t, w in TOOLS.items()))
     smooth = button("Smooth", "Smooth the outline of the selected object.", panel.smooth, "smooth_button")
     fill = button("Fill", "Fill the selected object in slices in which it is missing.", panel.fill, "fill_button")
@@ -108,8 +114,6 @@ def footer(panel: Any) -> list[Any]:
     opened = button("Open...", "Open what was saved.", panel.ask_and_open, "open_button")
     image = button("Open image...", "Look for the image of this session.", panel.ask_for_image, "image_button")
     return [
-        in_a_row(start, stop),
-        panel.bar,
         in_a_row(_filter_row()),
         panel.views,
         in_a_row(tool, smooth, fill, delete),

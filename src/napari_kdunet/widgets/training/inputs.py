@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from magicgui.widgets import CheckBox
 from napari.layers import Labels
 from napari.utils.colormaps import CyclicLabelColormap
+from numpy.typing import NDArray
 
+from napari_kdunet.core import VolumeError
 from napari_kdunet.core.volumes.volume import check_labels
 from napari_kdunet.widgets.shared.fields import Choice
 from napari_kdunet.widgets.shared.layers import chosen_layer, data_of, grid_of, layer_choice, volume_of
@@ -21,7 +25,7 @@ if TYPE_CHECKING:
 
     from napari_kdunet.core import TrainConfig, Volume
 
-__all__ = ["check", "input_rows", "new_strokes", "sparse_box", "volumes"]
+__all__ = ["check", "check_image", "input_rows", "new_strokes", "sparse_box", "volumes"]
 
 _STROKES = ("transparent", "#CC79A7", "#E69F00")  # background and mitochondrion, unlike the preview's blue (Okabe, Ito)
 _BRUSH = 8  # pixels
@@ -108,19 +112,53 @@ def volumes(image: Choice, labels: Choice) -> tuple[Volume, Volume | None]:
     return raw, truth
 
 
-def check(labels: Choice, config: TrainConfig) -> None:
-    """Check that something is labelled, before a process is started; lazy labels are left to that.
+def check(image: Choice, labels: Choice, config: TrainConfig) -> None:
+    """Check that something is labelled and that the image shows something there, before a process is started.
+
+    What is lazy is left to that.
 
     Raises
     ------
     UnlabelledError, ConfigError
         If nothing is labelled, or nothing as foreground.
+    VolumeError
+        If the image is constant in all slices to train on.
     """
-    if labels.value is None or not isinstance(data_of(labels.value), np.ndarray):
-        return
+    if labels.value is None:
+        check_image(image)
+    elif isinstance(data_of(labels.value), np.ndarray):
+        slices = _labelled(volume_of(labels.value), config)
+        check_image(image, chain([next(slices)], slices))
+
+
+def check_image(image: Choice, slices: Iterable[int] | None = None) -> None:
+    """Check that the image is not constant in all of some slices, by default of the volume.
+
+    Raises
+    ------
+    VolumeError
+        If it is.
+    """
+    layer = chosen_layer(image)
+    raw = volume_of(layer)
+    slices = range(len(raw)) if slices is None else slices
+    if isinstance(data_of(layer), np.ndarray) and all(_is_constant(raw.read(z)) for z in slices):
+        raise VolumeError(f"{raw.name} shows nothing in the slices to train on: all their pixels are the same value.")
+
+
+def _labelled(labels: Volume, config: TrainConfig) -> Iterator[int]:
+    """The slices to learn from, the first with foreground before the rest, which need not be read to begin with."""
     from napari_kdunet.core.data.splits import is_labelled, labelled_slices  # they import torch
 
-    volume = volume_of(labels.value)
-    first = next((z for z in range(len(volume)) if is_labelled(volume, z, config)[1]), None)
-    if first is None or isinstance(config.slices, tuple):  # the rest of the slices need not be read otherwise
-        labelled_slices(volume, config)
+    first = next((z for z in range(len(labels)) if is_labelled(labels, z, config)[1]), None)
+    if first is None or isinstance(config.slices, tuple):
+        yield from labelled_slices(labels, config)
+    else:
+        yield first
+        yield from (z for z in range(len(labels)) if is_labelled(labels, z, config)[0])
+
+
+def _is_constant(pixels: NDArray[Any]) -> bool:
+    """Whether all pixels (Y, X) are one value, or none a number; of an image the first row mostly tells."""
+    first = pixels[0, 0]
+    return all((row == first).all() or (row != row).all() for row in pixels)
