@@ -187,7 +187,7 @@ class Studio:
         wait_until(lambda: widget.worker is None and widget.table is not None)
         viewer.layers.selection.active = widget.layer
         widget.views.setCurrentWidget(widget.plot)
-        widget.plot.along_y.setCurrentText("skeleton_length_nm")
+        widget.plot.show_columns("volume_um3", "skeleton_length_nm")
         length = widget.table.set_index("id")["skeleton_length_nm"]
         widget.select_all(length[length > length.quantile(0.7)].index.tolist())
         self.shoot(viewer, "objects-plot")

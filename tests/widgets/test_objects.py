@@ -146,6 +146,18 @@ def test_sort_and_filter_by_measurement(found, tmp_path):
     assert found.error_label.isHidden()
 
 
+def test_each_measurement_has_one_title_with_its_unit(found):
+    model, boxes = found.rows.measurements, (found.plot.along_x, found.plot.along_y)
+    shown = [model.headerData(i, Qt.Orientation.Horizontal) for i in range(model.columnCount())]
+    assert len(set(shown)) == len(shown)
+    assert not any("_" in title for title in shown)
+    assert {"Volume (µm³)", "Surface (µm²)", "Length (nm)", "Centroid z (nm)", "Sphericity"} <= set(shown)
+    for box in boxes:
+        titles = [box.itemText(i) for i in range(box.count())]
+        assert set(titles) - {"Count"} < set(shown)
+        assert [box.itemData(i, Qt.ItemDataRole.ToolTipRole) for i in range(box.count())][-1] in found.table
+
+
 def test_napari_s_own_table_and_the_panel_select_each_other(found, qtbot):
     _, table = found.viewer.window.add_plugin_dock_widget("napari", "Features table widget")
     found.viewer.layers.selection.active = found.layer
@@ -195,8 +207,9 @@ def test_a_lasso_a_box_and_a_range_select(found, qtbot):
     found.views.setCurrentWidget(plot)
     found.native.window().show()
     qtbot.waitExposed(found.native.window())
-    assert (plot.along_x.currentText(), plot.along_y.currentText()) == ("volume_um3", "count"), "at first"
-    plot.along_y.setCurrentText("centroid_y_nm")
+    assert (plot.along_x.currentText(), plot.along_y.currentText()) == ("Volume (µm³)", "Count"), "at first"
+    plot.show_columns("volume_um3", "centroid_y_nm")
+    assert [plot.plot.getAxis(side).labelText for side in ("bottom", "left")] == ["Volume (µm³)", "Centroid y (nm)"]
     qtbot.wait(50)
     x, y = table["volume_um3"], table["centroid_y_nm"]
     (left, right), (low, high) = inner(plot)
@@ -207,7 +220,7 @@ def test_a_lasso_a_box_and_a_range_select(found, qtbot):
     plot.shape.setCurrentText("box")
     drag(plot, qtbot, [(left, half), (left, high), (right, high)], Qt.KeyboardModifier.ShiftModifier)
     assert sorted(found.rows.selected()) == [1, 2, 3]
-    plot.along_y.setCurrentText("count")
+    plot.along_y.setCurrentText("Count")
     qtbot.wait(50)
     (left, right), (low, high) = inner(plot)
     least = x.sort_values()

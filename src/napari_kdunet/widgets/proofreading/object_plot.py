@@ -9,9 +9,11 @@ import numpy as np
 import pandas as pd
 import pyqtgraph as pg
 from napari.utils.theme import get_theme
-from qtpy.QtCore import QSize, Qt, Signal
+from qtpy.QtCore import QSignalBlocker, QSize, Qt, Signal
 from qtpy.QtWidgets import QComboBox, QHBoxLayout, QVBoxLayout, QWidget
 from skimage.measure import points_in_poly
+
+from napari_kdunet.widgets.proofreading.titles import title_of
 
 if TYPE_CHECKING:
     import napari.viewer
@@ -119,14 +121,20 @@ class ObjectPlot(QWidget):
         self.table = table
         numbers = [name for name in table if name != "id" and table[name].dtype.kind in "iuf"]
         for box, names, first in ((self.along_x, numbers, _FIRST[0]), (self.along_y, [COUNT, *numbers], _FIRST[1])):
-            before = box.currentText()
-            if [box.itemText(i) for i in range(box.count())] != names:
-                box.blockSignals(True)
-                box.clear()
-                box.addItems(names)
-                box.setCurrentText(before if before in names else first)
-                box.blockSignals(False)
+            before = box.currentData()
+            if [box.itemData(i) for i in range(box.count())] != names:
+                with QSignalBlocker(box):
+                    box.clear()
+                    for name in names:
+                        box.addItem(title_of(name), name)
+                        box.setItemData(box.count() - 1, name, Qt.ItemDataRole.ToolTipRole)  # to filter by
+                    box.setCurrentIndex(box.findData(before if before in names else first))
         self._draw()
+
+    def show_columns(self, x: str, y: str) -> None:
+        """Plot a column of the table against another one, or its `COUNT`."""
+        for box, name in ((self.along_x, x), (self.along_y, y)):
+            box.setCurrentIndex(box.findData(name))
 
     def select(self, numbers: Iterable[int]) -> None:
         """Mark objects, without a signal."""
@@ -147,7 +155,7 @@ class ObjectPlot(QWidget):
     @property
     def _values(self) -> tuple[Any, Any, Any]:
         """Ids, x and y (None in a histogram) of the objects that have both."""
-        names = [self.along_x.currentText(), self.along_y.currentText()]
+        names = [self.along_x.currentData(), self.along_y.currentData()]
         if names[0] not in self.table:
             return np.empty(0, np.int64), np.empty(0), None
         x = self.table[names[0]].to_numpy(dtype=float)

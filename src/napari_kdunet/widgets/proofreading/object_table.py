@@ -18,21 +18,10 @@ from qtpy.QtCore import (
 )
 from qtpy.QtWidgets import QAbstractItemView, QTableView
 
+from napari_kdunet.widgets.proofreading.titles import USUAL, title_of
+
 __all__ = ["ObjectTable", "features_of", "suspicion"]
 
-_TITLES = {
-    "id": "Id",
-    "checked": "Checked",
-    "volume_um3": "Volume (µm³)",
-    "surface_um2": "Surface (µm²)",
-    "skeleton_length_nm": "Length (nm)",
-    "mean_width_nm": "Width (nm)",
-    "branches": "Branches",
-    "sphericity": "Sphericity",
-    "mean_grey": "Grey",
-    "mean_probability": "Probability",
-    "touches_border": "Border",
-}
 _DENSE = 100_000  # rows of features beyond twice the number of objects
 _NONE = QModelIndex()
 
@@ -97,13 +86,13 @@ class _Measurements(QAbstractTableModel):
         name = self.frame.columns[section]
         if role == Qt.ItemDataRole.ToolTipRole:
             return name
-        return _TITLES.get(name, name) if role == Qt.ItemDataRole.DisplayRole else None
+        return title_of(name) if role == Qt.ItemDataRole.DisplayRole else None
 
     def show(self, table: pd.DataFrame) -> None:
         """Take another table, the usual columns first."""
         self.beginResetModel()
-        usual = [name for name in _TITLES if name in table]
-        self.frame = table[[*usual, *(name for name in table if name not in _TITLES)]]
+        usual = [name for name in USUAL if name in table]
+        self.frame = table[[*usual, *(name for name in table if name not in USUAL)]]
         self._sort()
         self.endResetModel()
 
