@@ -14,6 +14,7 @@ from qtpy.QtWidgets import QComboBox, QHBoxLayout, QVBoxLayout, QWidget
 from skimage.measure import points_in_poly
 
 from napari_kdunet.widgets.proofreading.titles import title_of
+from napari_kdunet.widgets.shared.fields import make_narrow
 
 if TYPE_CHECKING:
     import napari.viewer
@@ -88,8 +89,7 @@ class ObjectPlot(QWidget):
             (self.along_y, "Measurement along y; count: a histogram."),
         ):
             box.setToolTip(tip)
-            box.setMinimumContentsLength(8)
-            box.setSizeAdjustPolicy(QComboBox.SizeAdjustPolicy.AdjustToMinimumContentsLengthWithIcon)
+            make_narrow(box)
             box.currentTextChanged.connect(lambda _: self._draw())
         self.shape.addItems(["lasso", "box"])
         self.shape.setToolTip("What a drag in the plot draws to select; in a histogram it is a range.")

@@ -11,7 +11,7 @@ from napari.layers import Image, Labels, Layer
 
 from napari_kdunet.core import ObjectsConfig
 from napari_kdunet.widgets.proofreading.tools import TOOLS
-from napari_kdunet.widgets.shared.fields import threshold_slider, without_wheel
+from napari_kdunet.widgets.shared.fields import make_narrow, threshold_slider, without_wheel
 from napari_kdunet.widgets.shared.layers import layer_choice
 from napari_kdunet.widgets.shared.panel import button, in_a_row
 from napari_kdunet.widgets.shared.pixel_size import PixelSize
@@ -89,6 +89,7 @@ def _settings() -> list[Any]:
         choices=[(text, value) for value, text in _MODES.items()],
         tooltip=help_of["mode"]["help"],
     )
+    make_narrow(mode.native)
     return [*rows, without_wheel(mode)]
 
 

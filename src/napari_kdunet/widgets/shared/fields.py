@@ -39,6 +39,7 @@ __all__ = [
     "Folding",
     "Number",
     "OptionalNumber",
+    "make_narrow",
     "restore",
     "save",
     "setting_widget",
@@ -146,13 +147,9 @@ class Choice(ComboBox):
         self.held, self.sticky, self.null_string = False, sticky, none
         self.first = first or (lambda offered: offered[0] if offered else None)
         super().__init__(choices=choices, nullable=bool(none), **options)
-        box = self.native
-        box.setSizeAdjustPolicy(QComboBox.SizeAdjustPolicy.AdjustToMinimumContentsLengthWithIcon)
-        box.setMinimumContentsLength(8)
-        box.setMinimumWidth(_NARROW)  # long names are elided, and do not make the panel wide
-        box.setPlaceholderText(placeholder)
-        box.installEventFilter(_Elided(box))
-        box.activated.connect(self._chosen)
+        self.native.setPlaceholderText(placeholder)
+        self.native.activated.connect(self._chosen)
+        make_narrow(self.native)
         without_wheel(self)
 
     def set_value(self, value: Any) -> None:
@@ -175,6 +172,14 @@ class Choice(ComboBox):
 
     def _chosen(self, *_: Any) -> None:
         self.held = True
+
+
+def make_narrow(box: QComboBox) -> None:
+    """Let a combo box elide what is long, rather than make the panel wide."""
+    box.setSizeAdjustPolicy(QComboBox.SizeAdjustPolicy.AdjustToMinimumContentsLengthWithIcon)
+    box.setMinimumContentsLength(8)
+    box.setMinimumWidth(_NARROW)
+    box.installEventFilter(_Elided(box))
 
 
 class _Elided(QObject):
@@ -304,6 +309,8 @@ def setting_widget(spec: Field[Any], *, distil: bool = False) -> ValueWidget[Any
     widget = create_widget(
         spec.default, bool, name=spec.name, label=advice.label + unit, widget_type=kind, options=options
     )
+    if kind is ComboBox:
+        make_narrow(widget.native)
     return without_wheel(widget)
 
 
