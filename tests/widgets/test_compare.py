@@ -372,6 +372,18 @@ def test_errors_of_objects_are_listed_and_clicked_through(open_widget, qtbot):
     assert table.rowCount() == 0
 
 
+def test_a_mask_is_not_taken_for_objects_in_silence(open_widget, qtbot):
+    predicted, true = object_pair()
+    viewer, widget = open_widget(NAME)
+    viewer.add_labels(true, name="truth")
+    viewer.add_labels((predicted > 0).astype(np.uint8), name="mask")
+    widget.prediction.value, widget.reference.value = viewer.layers["mask"], viewer.layers["truth"]
+    widget.objects_button.native.click()
+    qtbot.waitUntil(lambda: widget.object_worker is None, timeout=60_000)
+    assert widget.objects.summary.text().startswith("1 objects against 4")
+    assert widget.objects.summary.text().endswith("if it is a mask, let Objects find its objects first, and compare these.")
+
+
 def test_what_has_no_objects_is_said(compare, probability, notified, qtbot):
     viewer, widget = compare
     viewer.add_image(probability, name="probability", **GRID)

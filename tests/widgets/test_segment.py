@@ -55,6 +55,28 @@ def test_what_a_new_user_sees_is_segmented_by_one_click(open_widget, em, tiny_mo
     assert "taken as" not in widget.description.value, "at once"
 
 
+def test_a_model_that_cannot_be_read_is_said_in_the_panel_and_used_no_more(segment, tmp_path, qtbot, bundle, notified):
+    viewer, widget = segment
+    widget.live.value = True
+    qtbot.waitUntil(lambda: widget.preview is not None and widget.preview.probability is not None)
+    path = models.get("tiny").save(tmp_path / "cut.safetensors")
+    path.write_bytes(path.read_bytes()[:-100])
+    bundle(path)
+    models.changed.emit()
+    widget.model.value = "cut"
+    qtbot.waitUntil(lambda: widget.loaded is None)
+    assert widget.error_label.text() == notified[-1]
+    assert "cut.safetensors" in notified[-1]
+    assert [layer.name for layer in viewer.layers] == ["raw"], "the preview was the other model's"
+    widget.model.value = "tiny"
+    qtbot.waitUntil(lambda: widget.loaded is not None)
+    assert widget.error_label.isHidden()
+    widget.model.open(path)
+    qtbot.waitUntil(lambda: not widget.error_label.isHidden())
+    assert widget.error_label.text() == notified[-1]
+    assert (widget.model.value, len(notified)) == ("tiny", 2)
+
+
 @pytest.fixture
 def gate(monkeypatch):
     """Holds the work back before each slice until it is let go; counts the slices that were predicted."""

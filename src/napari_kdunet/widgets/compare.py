@@ -10,7 +10,7 @@ from qtpy.compat import isalive
 from qtpy.QtWidgets import QFileDialog, QLabel, QTabWidget, QVBoxLayout, QWidget
 from superqt.utils import qdebounced, qthrottled
 
-from napari_kdunet.core import KDUNetError, LabelsError
+from napari_kdunet.core import LabelsError
 from napari_kdunet.core.objects.scores import ObjectError
 from napari_kdunet.widgets.comparison.comparison import write_csv
 from napari_kdunet.widgets.comparison.iou_profile import Profile
@@ -211,9 +211,8 @@ class CompareWidget(Panel):
             self.objects.show_comparison(found)
 
     def _objects_ended(self, worker: EventWorker, error: Exception | None = None) -> None:
-        if isinstance(error, KDUNetError):  # the user has been notified
-            self.error_label.setText(str(error))
-            self.error_label.show()
+        if error is not None:
+            self.show_error(error)
         if worker is self.object_worker:
             self.object_worker = None
         self._draw()

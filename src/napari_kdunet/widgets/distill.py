@@ -96,6 +96,7 @@ class DistillWidget(TrainingPanel):
         self._teacher_parameters: int | None = None
         self._compared: tuple[str | None, int] | None = None
         self.teacher.changed.connect(self._compare_sizes)
+        self.teacher.failed.connect(self.show_error)
         self.k.changed.connect(self._compare_sizes)
         self.teacher_file.changed.connect(self._compare_sizes)
         self._compare_sizes()

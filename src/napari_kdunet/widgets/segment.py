@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from magicgui.widgets import CheckBox
@@ -142,6 +143,7 @@ class SegmentWidget(Panel):
         self.image_pixel_size.changed.connect(self._show_preview)
         self.inverted.changed.connect(self._show_preview)
         self.model.changed.connect(self._read_model)
+        self.model.failed.connect(self.show_error)
         self.threshold.changed.connect(self._threshold_changed)
         self.live.changed.connect(self._show_preview)
         self.show_probability.changed.connect(self.segmentation.show_probability)
@@ -156,7 +158,7 @@ class SegmentWidget(Panel):
             yield name, models.get(name)
 
         if name:
-            run(read, on_event=self._model_read, owner=self.native)
+            run(read, on_event=self._model_read, on_error=partial(self._model_failed, name), owner=self.native)
         else:
             self.loaded = None
             self._show_preview()
@@ -164,15 +166,25 @@ class SegmentWidget(Panel):
     def _model_read(self, read: tuple[str, Model]) -> None:
         name, model = read
         if name == self.model.value:  # the latest wins
+            if self.loaded is None:
+                self.error_label.hide()  # of a model that could not be read
             self.loaded = model
             self.threshold.value = min(max(model.threshold, self.threshold.min), self.threshold.max)
+            self._show_preview()
+
+    def _model_failed(self, name: str, error: Exception) -> None:
+        if name == self.model.value:
+            self.loaded = None
+            self.show_error(error)
             self._show_preview()
 
     def _show_preview(self) -> None:
         """Open, update or close the preview, according to image, model and check box."""
         self._describe()
         image, preview = self.image.value, self.preview
-        if preview is not None and (preview.image != image or not self.live.value):
+        if preview is not None and (
+            preview.image != image or not self.live.value or self.loaded is None
+        ):
             self.preview = None
             preview.close()
         if not self.live.value or image is None or self.loaded is None:

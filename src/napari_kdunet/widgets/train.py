@@ -79,6 +79,7 @@ class TrainWidget(TrainingPanel):
         )
         finds = (lambda: origin.value or models.best_for(""), lambda: self.native, _IF_INVERTED)
         super().__init__(viewer, settings, input_rows(viewer, self.add_strokes, finds), [more], "Train")
+        origin.failed.connect(self.show_error)
         origin.changed.connect(lambda name: settings.set_enabled(_SET_BY_MODEL, not name))
         self.start_with(self.view.start_button, self.job)
         self.start_with(corrections.native, self.corrections_job)

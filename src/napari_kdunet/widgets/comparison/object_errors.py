@@ -26,6 +26,7 @@ _KINDS = {
     "false": ("false", "An object of the prediction that no object of the reference matches (IoU 0.5)."),
 }
 _START = "Press Compare objects: both layers with a number for each object, as Objects makes of a mask."
+_ONE = "A layer of one number is one object: if it is a mask, let Objects find its objects first, and compare these."
 
 
 class ObjectComparison(NamedTuple):
@@ -132,7 +133,8 @@ def _summary(scores: ObjectScores) -> str:
         "mean_matched_iou": "mean matched IoU",
     }
     parts = [f"{name} {'–' if values[key] is None else format(values[key], '.3f')}" for key, name in names.items()]
+    mask = f" {_ONE}" if 1 in scores.count else ""
     return (
         f"{predicted} objects against {true}, at IoU 0.5: {', '.join(parts)}. "
-        f"{values['splits']} split, {values['merges']} merged."
+        f"{values['splits']} split, {values['merges']} merged.{mask}"
     )

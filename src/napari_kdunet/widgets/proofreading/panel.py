@@ -13,7 +13,7 @@ from qtpy.compat import isalive
 from qtpy.QtWidgets import QProgressBar, QTabWidget, QWidget
 from superqt.utils import qdebounced
 
-from napari_kdunet.core import KDUNetError, LabelsError, ObjectsConfig, Volume, open_volume
+from napari_kdunet.core import LabelsError, ObjectsConfig, Volume, open_volume
 from napari_kdunet.widgets.proofreading.background import Background
 from napari_kdunet.widgets.proofreading.measuring import measure_objects
 from napari_kdunet.widgets.proofreading.object_plot import ObjectPlot
@@ -246,9 +246,8 @@ class ProofreadingPanel(Panel):
         return image_of(self.viewer, self.raw.value, self.source.value, self.layer)
 
     def _background_changed(self, error: Exception | None) -> None:
-        if isinstance(error, KDUNetError):  # the user has been notified
-            self.error_label.setText(str(error))
-            self.error_label.show()
+        if error is not None:
+            self.show_error(error)
         self._update()
         if self._again and self.worker is None:
             self._again = False

@@ -180,7 +180,14 @@ class ModelChoice(Choice):
         The store to choose from; `models` by default.
     **options
         As of `Choice`.
+
+    Signals
+    -------
+    failed : Exception
+        A file cannot be read as a model; the user has been notified.
     """
+
+    failed = Signal(Exception)
 
     def __init__(self, store: ModelStore | None = None, **options: Any) -> None:
         self.store = models if store is None else store
@@ -214,7 +221,7 @@ class ModelChoice(Choice):
         def loaded(model: Model) -> None:
             self.value = self.store.add(Path(path).stem, model)
 
-        run(load, on_event=loaded, owner=self.native)
+        run(load, on_event=loaded, on_error=self.failed.emit, owner=self.native)
 
     def with_buttons(self) -> Container:
         """The choice, as wide as the panel for its long names, and below it the buttons to open and save."""

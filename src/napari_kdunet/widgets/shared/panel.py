@@ -170,10 +170,14 @@ class Panel(Container):
 
     def tell(self, error: Exception) -> None:
         """Show an error in full in the panel, and as a notification, which is cut where it is long."""
+        self.show_error(error)
+        report(error)
+
+    def show_error(self, error: Exception) -> None:
+        """Show in full in the panel an error that the user has been notified of."""
         if isinstance(error, KDUNetError):
             self.error_label.setText(str(error))
             self.error_label.show()
-        report(error)
 
 
 def _blocks(rows: Sequence[Widget]) -> list[Widget]:

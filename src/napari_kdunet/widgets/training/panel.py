@@ -208,9 +208,8 @@ class TrainingPanel(Panel):
         self.worker = None
         self.guard.leave()
         prepare()
-        if isinstance(error, core.KDUNetError):
-            self.error_label.setText(str(error))
-            self.error_label.show()
+        if error is not None:
+            self.show_error(error)
         if self.preview is not None:
             self.preview.close()  # the model is in the list now, for *Segment*
         how = self._end or ("Stopped." if error is None else "Ended by an error.")
