@@ -380,8 +380,9 @@ def test_a_mask_is_not_taken_for_objects_in_silence(open_widget, qtbot):
     widget.prediction.value, widget.reference.value = viewer.layers["mask"], viewer.layers["truth"]
     widget.objects_button.native.click()
     qtbot.waitUntil(lambda: widget.object_worker is None, timeout=60_000)
-    assert widget.objects.summary.text().startswith("1 objects against 4")
-    assert widget.objects.summary.text().endswith("if it is a mask, let Objects find its objects first, and compare these.")
+    text = widget.objects.summary.text()
+    assert text.startswith("1 objects against 4")
+    assert text.endswith("if it is a mask, let Objects find its objects first, and compare these.")
 
 
 def test_what_has_no_objects_is_said(compare, probability, notified, qtbot):

@@ -182,9 +182,7 @@ class SegmentWidget(Panel):
         """Open, update or close the preview, according to image, model and check box."""
         self._describe()
         image, preview = self.image.value, self.preview
-        if preview is not None and (
-            preview.image != image or not self.live.value or self.loaded is None
-        ):
+        if preview is not None and (preview.image != image or not self.live.value or self.loaded is None):
             self.preview = None
             preview.close()
         if not self.live.value or image is None or self.loaded is None:

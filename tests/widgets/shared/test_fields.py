@@ -84,7 +84,7 @@ def test_small_numbers_are_kept_and_shown(name, value):
 def test_an_optional_number_can_be_empty_and_says_so():
     rows, heard = group(), []
     rows.threads.changed.connect(heard.append)
-    assert rows.threads.native.text() == "automatic"
+    assert rows.threads.native.text() == "auto"
     rows.threads.value = 2
     rows.threads.native.setValue(rows.threads.native.minimum())
     assert heard == [2, None]

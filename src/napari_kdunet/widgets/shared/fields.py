@@ -70,7 +70,7 @@ class Number(FloatSpinBox):
 class OptionalNumber(Number):
     """Number whose lowest value is None: magicgui's ``nullable`` spin boxes cannot be empty."""
 
-    def __init__(self, value: Any = None, *, whole: bool = False, empty: str = "automatic", **options: Any) -> None:
+    def __init__(self, value: Any = None, *, whole: bool = False, empty: str = "auto", **options: Any) -> None:
         self._whole = whole
         super().__init__(value=value, **options)
         self.native.setSpecialValueText(empty)

@@ -8,7 +8,7 @@ from typing import Any
 from magicgui.widgets import Container
 from qtpy.QtWidgets import QFileDialog, QMessageBox
 
-from napari_kdunet.widgets.shared.panel import button, note
+from napari_kdunet.widgets.shared.panel import button, in_a_row, note
 
 __all__ = ["TeacherFile"]
 
@@ -47,10 +47,9 @@ class TeacherFile(Container):
             self._ask_and_open,
         )
         self.clear_button = button("Clear", "Take the model again.", self.clear)
-        row = [self.file_name, self.open_button, self.clear_button]
-        super().__init__(widgets=row, layout="horizontal", labels=False, **options)
+        buttons = in_a_row(self.open_button, self.clear_button)
+        super().__init__(widgets=[self.file_name, buttons], labels=False, **options)
         self.margins = (0, 0, 0, 0)
-        self.native.layout().setStretch(0, 1)
         self.clear()
 
     def open(self, path: str | Path) -> None:
