@@ -38,6 +38,17 @@ def test_export_and_predict(data, exported, tmp_path):
     assert names(tmp_path / "many") == ["other.tif", "raw.tif"]
 
 
+def test_statistics_of_an_image_go_into_the_file(data, exported, tmp_path):
+    out = tmp_path / "fitted.onnx"
+    assert run("export", "lucchi-1unet", "-o", out, "--statistics-of", data / "raw.tif").code == 0
+    told = run("export", "lucchi-1unet", "-o", data / "raw.tif", "--statistics-of", data / "raw.tif", "--overwrite")
+    assert told.code == 2
+    raw = core.open_volume(data / "raw.tif")
+    fitted = core.predict(core.load_model("lucchi-1unet"), raw, statistics="volume").compute()
+    np.testing.assert_allclose(np.asarray(core.OnnxModel.open(out).predict(raw)), fitted, atol=1e-4)
+    assert np.abs(np.asarray(core.OnnxModel.open(exported).predict(raw)) - fitted).max() > 0.01
+
+
 def test_info(exported, tmp_path):
     told, model = json.loads(run("info", exported, "--json").out), core.load_model("lucchi-1unet")
     assert told == core.OnnxModel.open(exported).describe()

@@ -38,6 +38,13 @@ def export(
             help="Image of which a part goes into the package (test input, cover) or the page (its example).",
         ),
     ] = None,
+    statistics_of: Annotated[
+        str | None,
+        typer.Option(
+            metavar="RAW",
+            help="Image of which batch normalisation takes mean and variance, as predict does for mito-*.",
+        ),
+    ] = None,
     author: Annotated[str, typer.Option(help="Who made the model, in the package.")] = "",
     license: Annotated[str, typer.Option(help="Licence of the weights, in the package, such as CC-BY-4.0.")] = "",
     overwrite: Overwrite = False,
@@ -45,10 +52,12 @@ def export(
     """Write a model as a file that runs without torch: see docs/export.md."""
     from napari_kdunet import core
 
-    check_out(out, model, calibrate, example, suffixes=(_ENDINGS[kind],), overwrite=overwrite)
+    check_out(out, model, calibrate, example, statistics_of, suffixes=(_ENDINGS[kind],), overwrite=overwrite)
     _check(kind, precision, calibrate, example, author, license)
     name = model if model in core.bundled_models() else Path(model).stem
     loaded = core.load_model(model)
+    if statistics_of is not None:
+        loaded = core.adapt_statistics(loaded, statistics_of)
     if kind == "onnx":
         core.export_onnx(loaded, out, precision, calibrate=calibrate, name=name)
     elif kind == "c":
