@@ -53,7 +53,7 @@ STAGES = (
 DATA = {
     "volume": "EPFL CVLab hippocampus, FIB-SEM, 5 nm: z 48 to 164 of the public training volume; "
     "groundtruth-drosophila-vnc stack 1, ssTEM, 4.6 nm; the mitochondria training sample of CDeep3M, SBEM of brain, "
-    "taken as 7 nm",
+    "taken as 7 nm; and 48 synthetic tissues",
     "citation": "Lucchi et al., IEEE TMI 31 (2012); Gerhard et al., figshare 10.6084/m9.figshare.856713 (2013); "
     "Haberl et al., Nature Methods 15:677 (2018)",
     "licence": "RESEARCH ONLY, not commercial: CC BY-NC-SA 3.0 (vnc); non-commercial research and education (CDeep3M); "
