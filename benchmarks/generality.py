@@ -14,7 +14,8 @@ What a row of the table has, mean and standard deviation over the seeds, at the 
     best size   IoU at the best of the assumed pixel sizes, which needs labels to be known
     found size  IoU at that of these sizes which is nearest to what `core.find_pixel_size` finds, without labels; where
                 it finds nothing, nearest to its guess, as `predict` takes it
-    adapted     the same with statistics of batch normalisation of the image (`core.adapt_statistics`)
+    adapted     the same with statistics of batch normalisation of the image (`core.adapt_statistics`), at the threshold
+                that is best with such statistics on the held-out slices of its own sources
     adapted best  that at the best size
     oracle      that at the best size and the best threshold
     at home     IoU on slices of its own sources that were held out to choose model and threshold
@@ -31,6 +32,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from statistics import fmean
@@ -42,7 +44,8 @@ from commands import Row, once, told, write_csv
 
 from napari_kdunet import core
 from napari_kdunet.core.data.splits import held_out_slices, spaced
-from napari_kdunet.core.metrics import Curve
+from napari_kdunet.core.data.validation import Validation
+from napari_kdunet.core.metrics import Curve, MeanCurve
 from napari_kdunet.core.training.checkpoint import resume_path
 from napari_kdunet.sample import synthetic_family
 
@@ -96,25 +99,48 @@ def volumes(
 Pairs = list[tuple[core.Volume, core.Volume]]
 
 
-def learnt_from(sources: Iterable[str], given: argparse.Namespace, sbem: float = SBEM) -> tuple[Pairs, Pairs | None]:
-    """Volumes to learn from, and to choose by: none of their own where a share of each is held out by the training."""
-    pairs = [volumes(name, given, SOURCES[name][2], sbem) for name in sources]
-    if not given.synthetic:
-        return pairs, None
+def learnt_from(sources: Iterable[str], given: argparse.Namespace, sbem: float = SBEM) -> tuple[Pairs, Pairs]:
+    """Volumes to learn from, and slices of the sources that are held out of them to choose by."""
     kept: Pairs = []
     held: Pairs = []
-    for raw, labels in pairs:
+    for name in sources:
+        raw, labels = volumes(name, given, SOURCES[name][2], sbem)
         out = held_out_slices(tuple(range(len(raw))), core.TrainConfig().val_share)
         rest = [z for z in range(len(raw)) if z not in out]
         kept.append((only(raw, rest), only(labels, rest)))
         held.append((only(raw, out), only(labels, out)))
+    return kept + family(given), held
+
+
+def family(given: argparse.Namespace) -> Pairs:
+    """The synthetic tissues as one volume, if there are to be any; made once."""
+    if not given.synthetic:
+        return []
     file = Path(given.out) / f"synthetic-{given.synthetic}.npz"
     if not file.exists():
         raw, labels = synthetic_family(given.synthetic)
         np.savez_compressed(file, raw=raw, labels=labels)
-    family = np.load(file)
-    made, marked = (core.open_volume(family[what], voxel_size=(40, 10, 10), name="synthetic") for what in family)
-    return [*kept, (made, marked)], held
+    kept = np.load(file)
+    made, marked = (core.open_volume(kept[what], voxel_size=(40, 10, 10), name="synthetic") for what in kept)
+    return [(made, marked)]
+
+
+def calibrated(model: core.Model, pairs: Pairs) -> core.Model:
+    """`model` with the threshold that is best on labelled volumes by statistics of each, as it will be applied.
+
+    What a search for the pixel size compares with stays: that sees an image by the statistics of training.
+    """
+    config = core.TrainConfig(**model.form_and_pixel_size)
+    curves = tuple(
+        Validation.against(raw, labels, range(len(raw)), config).score(core.adapt_statistics(model, raw), "cpu", 1)
+        for raw, labels in pairs
+    )
+    curve, known = MeanCurve(curves), model.summary["validation"]
+    threshold = curve.best_threshold()
+    kept = {name: known[name] for name in ("foreground", "doubt") if name in known}
+    return replace(
+        model, threshold=threshold, summary=model.summary | {"validation": known | curve.summary(threshold) | kept}
+    )
 
 
 def only(volume: core.Volume, slices: Sequence[int]) -> core.Volume:
@@ -122,20 +148,22 @@ def only(volume: core.Volume, slices: Sequence[int]) -> core.Volume:
     return core.open_volume(np.asarray(volume.data)[list(slices)], voxel_size=volume.voxel_size, name=volume.name)
 
 
-def trained(path: Path, sources: tuple[str, ...], config: core.TrainConfig, given: argparse.Namespace) -> core.Model:
+def trained(path: Path, pairs: Pairs, held: Pairs, config: core.TrainConfig) -> core.Model:
     """The model of a training, which goes on where it was stopped."""
     if path.exists() and not resume_path(path).exists():
         return core.load_model(path)
-    pairs, val = learnt_from(sources, given)
     try:
-        return core.train(pairs, config=config, val=val, out=path, resume=resume_path(path).exists())
+        return core.train(pairs, config=config, val=held, out=path, resume=resume_path(path).exists())
     except core.CollapsedError as collapsed:
         collapsed.model.save(path)
         return collapsed.model
 
 
-def score(model: core.Model, name: str, given: argparse.Namespace) -> Row:
-    """IoU on a source at each assumed pixel size, and at the one that the model is surest at."""
+def score(model: core.Model, threshold: float, name: str, given: argparse.Namespace) -> Row:
+    """IoU on a source at each assumed pixel size, and at the one that the model is surest at.
+
+    At the model's threshold, and with statistics of the image at `threshold`.
+    """
     raw, labels = volumes(name, given)
     slices = spaced(range(len(raw)), given.slices)
     curves: dict[tuple[str, float], Curve] = {}
@@ -148,7 +176,8 @@ def score(model: core.Model, name: str, given: argparse.Namespace) -> Row:
             curve.add(np.asarray(predicted[at]), (labels.read(at) > 0).astype(np.int16))
     size = core.find_pixel_size(model, raw, invert=False, threads=1).guess or model.pixel_size
     found = min(FACTORS, key=lambda factor: abs(np.log(size / (factor * SOURCES[name][1][2]))))
-    ious = {which: curve.iou(model.threshold) for which, curve in curves.items()}
+    levels = {"model": model.threshold, "volume": threshold}
+    ious = {which: curve.iou(levels[which[0]]) for which, curve in curves.items()}
     oracles = [curve.iou(curve.best_threshold()) for (statistics, _), curve in curves.items() if statistics == "volume"]
     row = {
         "best size": max(ious["model", factor] for factor in FACTORS),
@@ -182,25 +211,29 @@ def measure(given: argparse.Namespace) -> Iterator[None]:
             | ARMS[arm]
         )
         arm += " + synthetic" * bool(given.synthetic)
-        path = (
-            folder
-            / f"{arm.replace(',', '').replace(' + ', '-').replace(' ', '-')}-{k}-{'-'.join(sources)}-{seed}.safetensors"
-        )
-        model = trained(path, sources, config, given)
+        name = f"{arm}-{k}-{'-'.join(sources)}-{seed}".replace(",", "").replace(" + ", "-").replace(" ", "-")
+        path = folder / f"{name}.safetensors"
+        pairs, held = learnt_from(sources, given)
+        model = trained(path, pairs, held, config)
         home = model.summary["validation"]["iou"]
         about = {"arm": arm, "k": k, "learnt from": "+".join(sources), "seed": seed, "at home": home}
         for left in (name for name in given.left_out.split(",") if name not in sources):
-            yield recorded(path.with_name(f"{path.stem}-on-{left}.json"), model, left, about, given)
+            yield recorded(path.with_name(f"{path.stem}-on-{left}.json"), model, held, left, about, given)
     for name, left in product(BUNDLED if given.single else (), given.left_out.split(",")):
         model = core.load_model(name)
         about = {"arm": name, "k": model.net.k, "learnt from": "EPFL's other block", "seed": 0}
         about["at home"] = model.summary["validation"]["iou"]
-        yield recorded(folder / f"{name}-on-{left}.json", model, left, about, given)
+        yield recorded(folder / f"{name}-on-{left}.json", model, [], left, about, given)
 
 
-def recorded(path: Path, model: core.Model, left: str, about: Row, given: argparse.Namespace) -> None:
+def recorded(path: Path, model: core.Model, held: Pairs, left: str, about: Row, given: argparse.Namespace) -> None:
     """Score a model on the source that was left out, unless that has been done."""
-    once(path, lambda: {**about, "left out": left, **score(model, left, given)})
+
+    def scores() -> Row:
+        threshold = calibrated(model, held).threshold if held else model.threshold
+        return {**about, "left out": left, **score(model, threshold, left, given)}
+
+    once(path, scores)
 
 
 def table(rows: list[Row]) -> str:

@@ -26,7 +26,7 @@ from napari_kdunet.core.training.checkpoint import resume_path
 ROOT = Path(__file__).parents[1]
 sys.path.append(str(ROOT / "benchmarks"))
 from bundle import PACKAGE, scored  # noqa: E402
-from generality import ARMS, SBEM, SOURCES, learnt_from  # noqa: E402  (those of the benchmark)
+from generality import ARMS, SBEM, SOURCES, calibrated, learnt_from  # noqa: E402  (those of the benchmark)
 
 
 @dataclass(frozen=True)
@@ -113,7 +113,7 @@ def main() -> None:
         models[k] = student(models[TEACHER_K], pairs, held, path, k=k, steps=steps, **settings)
     assert held is not None
     for k, model in models.items() if given.bundle else ():
-        path = scored(halved(model), held).save(PACKAGE / f"{name_of(k)}.safetensors")
+        path = calibrated(scored(halved(model), held), held).save(PACKAGE / f"{name_of(k)}.safetensors")
         print(f"{path.name}  {path.stat().st_size:,} bytes")
 
 

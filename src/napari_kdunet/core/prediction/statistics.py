@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Any, Literal, TypeAlias
 from weakref import WeakKeyDictionary
 
+import torch
 from torch import Tensor, nn
 
 from napari_kdunet.core.errors import ConfigError
@@ -92,7 +93,7 @@ _last: WeakKeyDictionary[nn.Module, tuple[Volume, nn.Module]] = WeakKeyDictionar
 
 def _adapted(model: Model, tiler: Tiler, windows: Volume) -> Model:
     """`model` with statistics of the windows on the tiler's grid."""
-    net = copy.deepcopy(model.net).to(tiler.device)
+    net = copy.deepcopy(model.net).to(tiler.device, torch.float32)  # of weights in half precision, too
     before = [(norm.running_mean.clone(), norm.running_var.clone()) for norm in _norms(net)]
     seen = 0
 
