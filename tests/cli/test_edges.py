@@ -192,6 +192,14 @@ def test_too_little_memory_is_one_line(error, raw, monkeypatch):
     def fail(*args, **kwargs):
         raise error
 
+    def fail_to_load(*args, **kwargs):
+        try:
+            raise error
+        except type(error) as cause:
+            raise OSError("could not find or load a library") from cause
+
+    monkeypatch.setattr(core, "instances", fail_to_load)
+    assert "out of memory" in refused("objects", raw, "-o", raw.with_name("objects.tif"))
     monkeypatch.setattr(core, "instances", fail)
     assert "out of memory" in refused("objects", raw, "-o", raw.with_name("objects.tif"))
     assert [entry.name for entry in raw.parent.iterdir()] == ["raw.tif"]

@@ -118,8 +118,13 @@ _OUT_OF_MEMORY = (
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether memory ran out: Python's, the GPU's, or the CPU's, for which most libraries have words but no type."""
+    """Whether memory ran out: Python's, the GPU's, or the CPU's, for which most libraries have words but no type.
+
+    Of an error that was raised from another, either may say so.
+    """
     words = str(error).lower()
-    return isinstance(error, MemoryError) or (
-        isinstance(error, RuntimeError | ImportError | OSError) and any(each in words for each in _OUT_OF_MEMORY)
+    return (
+        isinstance(error, MemoryError)
+        or (isinstance(error, RuntimeError | ImportError | OSError) and any(each in words for each in _OUT_OF_MEMORY))
+        or (error.__cause__ is not None and is_out_of_memory(error.__cause__))
     )
