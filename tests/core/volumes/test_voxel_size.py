@@ -199,6 +199,7 @@ def test_broken_ome_xml_of_several_channels_is_not_a_stack(pixels, tmp_path, fai
         (34680, "[Scan]\r\nPixelWidth=4e-9\r\nPixelHeight=4e-9\r\n", (4, 4, 4)),
         (34118, "0\r\nAP_IMAGE_PIXEL_SIZE\r\nImage Pixel Size = 5.0 nm\r\n", (5, 5, 5)),
         (34118, "0\r\nAP_PIXEL_SIZE\r\nPixel Size = 0.005 µm\r\n", (5, 5, 5)),
+        (34118, "0\r\nAP_PIXEL_SIZE\r\nPixel Size = 5,5 nm\r\n", (5.5, 5.5, 5.5)),
         (34118, "0\r\nAP_PIXEL_SIZE\r\nPixel Size = five nm\r\n", None),
         (34682, "[Scan]\r\nPixelWidth=\r\n", None),
     ],

@@ -107,8 +107,8 @@ def _microscope(tif: tifffile.TiffFile) -> Sizes:
         return {"y": (fei.get("PixelHeight", fei["PixelWidth"]), "m"), "x": (fei["PixelWidth"], "m")}
     zeiss = tif.sem_metadata or {}
     for key in ("ap_image_pixel_size", "ap_pixel_size"):
-        if len(zeiss.get(key, ())) == 3:
-            _, size, unit = zeiss[key]
+        if len(zeiss.get(key, ())) > 1:  # tifffile does not split a decimal comma from its unit
+            size, _, unit = " ".join(map(str, zeiss[key][1:])).partition(" ")
             return {"y": (size, unit), "x": (size, unit)}
     if zeiss.get("") and isinstance(zeiss[""][3], float):  # of older files, unnamed, in metres
         return {"y": (zeiss[""][3], "m"), "x": (zeiss[""][3], "m")}
