@@ -344,6 +344,27 @@ def test_a_window_of_a_virtual_hdf5_looks_at_the_chunks_of_its_own(tmp_path, fai
         fails(lambda: volume.read(6), "holds more than")
 
 
+@pytest.mark.parametrize("kind", ["zarr", "h5", "png", "tif"])
+def test_what_is_decoded_at_once_and_larger_than_memory(tmp_path, kind, monkeypatch):
+    """However little it is compressed: pixels of which a slice would fit in memory, in a chunk that does not."""
+    pixels = np.random.default_rng(0).integers(0, 255, (8, 100, 100), dtype=np.uint8)
+    path = tmp_path / f"a.{kind}"
+    if kind == "zarr":
+        zarr.create_array(path, data=pixels, chunks=pixels.shape)
+    elif kind == "h5":
+        with h5py.File(path, "w") as file:
+            file.create_dataset("raw", data=pixels, chunks=pixels.shape, compression="gzip")
+    elif kind == "png":
+        Image.fromarray(pixels.reshape(800, 100)).save(path)
+    else:
+        tifffile.imwrite(path, pixels.reshape(800, 100), compression="zlib")
+    open_volume(path).read(0)
+    memory = {"SC_PHYS_PAGES": 10, "SC_PAGE_SIZE": 4096}
+    monkeypatch.setattr(os, "sysconf", lambda name: memory[name])
+    with pytest.raises(VolumeError, match="more than the memory here"):
+        open_volume(path).read(0)
+
+
 def test_large_images_that_compress_well_are_no_bombs(tmp_path):
     """A blank slice of labels, for one."""
     tifffile.imwrite(tmp_path / "a.tif", np.zeros((8000, 8000), np.uint8), compression="zlib")

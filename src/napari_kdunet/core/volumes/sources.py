@@ -271,6 +271,8 @@ def check_block(nbytes: int, stored: int, name: str, what: str) -> None:
     name, what : str
         For the message, e.g. ``raw.zarr`` and ``chunks``.
     """
+    if nbytes > _memory():
+        raise VolumeError(f"{name} has {what} of {nbytes / 1e9:,.1f} GB, more than the memory here: store smaller ones")
     if nbytes > _LARGEST_BLOCK and nbytes > 100 * stored:
         raise VolumeError(f"{name} has {what} of {nbytes / 1e9:.1f} GB in a file of {stored:,} bytes: it is damaged")
 
@@ -284,15 +286,21 @@ def check_chunk(nbytes: int, stored: int, name: str) -> None:
     if nbytes > _LARGEST_CHUNK and nbytes > 100 * stored:
         claim = f"{name} becomes {nbytes / 1e9:.1f} GB of {stored:,} bytes"
         raise VolumeError(f"{claim}: it is damaged, or its volume has to be stored in smaller chunks")
+    check_block(nbytes, stored, name, "pixels")
+
+
+def _memory() -> float:
+    """Bytes of this machine's memory; infinite where it cannot be asked."""
+    try:
+        memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):  # not on Windows
+        return math.inf
+    return memory if memory > 0 else math.inf
 
 
 def check_memory(nbytes: int) -> None:
     """Check that a block fits in the machine's memory: a damaged shape may claim any size."""
-    try:
-        memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (AttributeError, ValueError, OSError):  # not on Windows
-        return
-    if nbytes > memory > 0:
+    if nbytes > _memory():
         raise VolumeError(f"{nbytes / 1e9:,.1f} GB at once are more than the memory here: read a part")
 
 
