@@ -110,10 +110,10 @@ def footer(panel: Any) -> list[Any]:
     delete = button("Delete", "Delete the selected objects.", panel.delete, "delete_button")
     following = button("Next", "Go to the object that most asks to be looked at.", panel.next_suspicious, "next")
     check = button("Checked", "Mark the selected objects as checked, and go to the next.", panel.check, "checks")
-    export = button("Export...", "Write the objects shown to CSV or Parquet.", panel.ask_and_export, "export_button")
+    export = button("Export…", "Write the objects shown to CSV or Parquet.", panel.ask_and_export, "export_button")
     save = button("Save", "Save objects, table and what is checked as one file.", panel.ask_and_save, "save_button")
-    opened = button("Open...", "Open what was saved.", panel.ask_and_open, "open_button")
-    image = button("Open image...", "Look for the image of this session.", panel.ask_for_image, "image_button")
+    opened = button("Open…", "Open what was saved.", panel.ask_and_open, "open_button")
+    image = button("Open image…", "Look for the image of this session.", panel.ask_for_image, "image_button")
     return [
         in_a_row(_filter_row()),
         panel.views,
