@@ -4,6 +4,7 @@ import json
 import shutil
 
 import numpy as np
+import pandas as pd
 import pytest
 import tifffile
 import yaozarrs
@@ -79,6 +80,8 @@ def correct(panel, wait):
     panel.layer.redo()
     panel.layer.paint((4, 50, 70), 9)
     wait(panel)
+    everything = core.measure(panel.layer.data, panel.raw.value.data, voxel_size=GRID["scale"])
+    pd.testing.assert_frame_equal(panel.table, everything, check_exact=True)
     panel.select(9)
     panel.checked.add(9)
     panel._show_table()
@@ -125,6 +128,18 @@ def test_the_panel_takes_up_what_was_dropped_before_it_was_opened(found, make_na
     viewer.open(path, plugin="napari-kdunet")
     _, panel = viewer.window.add_plugin_dock_widget("napari-kdunet", "Objects")
     assert state(panel) == state(found)
+
+
+def test_a_large_one_that_is_dropped_is_read_in_the_background(found, open_widget, wait, tmp_path, monkeypatch):
+    path = tmp_path / "mine.zarr"
+    found.save(str(path))
+    wait(found)
+    monkeypatch.setattr("napari_kdunet.widgets.readers._AT_ONCE", 0)
+    again = opened(open_widget, path)
+    assert list(again.viewer.layers) == [], "the window does not wait"
+    wait(again)
+    assert state(again) == state(found)
+    assert {layer.name for layer in again.viewer.layers} == {"em", "mask objects"}
 
 
 def test_what_is_painted_just_before_is_in_the_table(found, wait, tmp_path):

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 from napari.layers import Labels, Layer
 from qtpy.QtWidgets import QFileDialog
 
@@ -16,7 +15,7 @@ from napari_kdunet.core import LabelsError, instances, open_volume
 from napari_kdunet.core.objects.measure import write_table
 from napari_kdunet.widgets.comparison.layer_pair import can_be_compared
 from napari_kdunet.widgets.proofreading import edits
-from napari_kdunet.widgets.proofreading.measuring import MaskCorrections, measure_objects
+from napari_kdunet.widgets.proofreading.measuring import MaskCorrections, Measurement
 from napari_kdunet.widgets.proofreading.object_table import suspicion
 from napari_kdunet.widgets.proofreading.panel import ProofreadingPanel
 from napari_kdunet.widgets.proofreading.session import (
@@ -64,8 +63,9 @@ class ObjectsWidget(ProofreadingPanel):
             return
         with self.telling():
             source = self._chosen_source()
-            volume, config, raw = volume_of(source), self.config, self._image()
+            volume, config = volume_of(source), self.config
             session = Session(Reference.of(self._image_layer()), Reference.of(source), config)
+            measuring = self._measuring(session, source)
             result, grid, name = source.metadata.get(RESULT), grid_of(source), f"{source.name} objects"
             self.source.held = True
 
@@ -77,10 +77,10 @@ class ObjectsWidget(ProofreadingPanel):
                 if result is not None and isinstance(ids, np.ndarray):
                     session.corrections = MaskCorrections(result, objects)
                 yield ids[0] if source.ndim == 2 else ids
-                yield measure_objects(objects, raw, volume, self.background.check)
+                yield measuring.measure(objects, self.background.check, in_memory=isinstance(ids, np.ndarray))
 
             def take(event: Any) -> None:
-                if isinstance(event, pd.DataFrame):
+                if isinstance(event, Measurement):
                     self._take_table(session, event)
                 else:
                     self.live.value = False
@@ -141,22 +141,24 @@ class ObjectsWidget(ProofreadingPanel):
             layer, session = self._objects(), self.session
             session.image = Reference.of(self._image_layer()) or session.image
             session.selected = int(layer.selected_label)
-            ids = volume_of(layer)
-            if isinstance(layer.data, np.ndarray):  # as it is now, whatever is painted meanwhile
+            ids, in_memory = volume_of(layer), isinstance(layer.data, np.ndarray)
+            if in_memory:  # as it is now, whatever is painted meanwhile
                 ids = open_volume(layer.data.copy(), voxel_size=ids.voxel_size, name=layer.name)
-            options, stale, raw, source = grid_as_json(layer), session.stale, self._image(), self._source_volume()
+            options, stale = grid_as_json(layer), session.stale
+            measuring = self._measuring(session, self._source_layer())
             now = replace(session, checked=set(session.checked))
             session.saved, session.stale = True, False
 
             def work() -> Iterator[Any]:
                 if stale or now.table is None:
-                    now.table = measure_objects(ids, raw, source, self.background.check)
-                    yield now.table
+                    found = measuring.measure(ids, self.background.check, in_memory=in_memory)
+                    now.table = found.table
+                    yield found
                 save_session(path, ids, now, options, lambda z: self.background.check(z / len(ids)))
                 yield Path(path).absolute()
 
             def take(event: Any) -> None:
-                if isinstance(event, pd.DataFrame):
+                if isinstance(event, Measurement):
                     self._take_table(session, event)
                 else:
                     session.path = event

@@ -5,22 +5,25 @@ A plain TIFF is none of them: napari would ask each time which reader to take, a
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import napari
+from napari.layers import Layer
 from qtpy.QtWidgets import QApplication, QInputDialog
 
 from napari_kdunet import core
 from napari_kdunet.core.volumes.formats.hdf5 import HDF5_ENDINGS, hdf5_volumes
-from napari_kdunet.widgets.proofreading.session import is_session, session_layers
+from napari_kdunet.widgets.proofreading.session import is_session, read_session, session_layers
+from napari_kdunet.widgets.shared.thread_worker import run
 
 __all__ = ["get_reader"]
 
 LayerData = tuple[Any, ...]
 
+_AT_ONCE = 2**26  # bytes of ids: a session that is read in less than a second or so
 _LARGE = 4096  # pixels: the longest side of a slice that napari reads and draws whole without making one wait
 
 
@@ -81,9 +84,27 @@ def _choose_inside(path: str) -> str | None:
 
 
 def _read_session(path: str) -> list[LayerData]:
-    """The objects of a session, and their image where it lies beside it; the panel *Objects* takes them up."""
+    """The objects of a session, and their image where it lies beside it; the panel *Objects* takes them up.
+
+    Large ones come in when they have been read in the background, where there is a window to wait for it.
+    """
     viewer = napari.current_viewer()
-    return session_layers(path, () if viewer is None else viewer.layers)
+    there = [] if viewer is None else list(viewer.layers)
+    ids, *_ = read_session(path)
+    if viewer is None or ids.data.nbytes < _AT_ONCE or QApplication.instance() is None:
+        return session_layers(path, there)
+
+    def read() -> Iterator[list[LayerData]]:
+        yield session_layers(path, there)
+
+    def add(layers: list[LayerData]) -> None:
+        for layer in layers:
+            viewer.add_layer(Layer.create(*layer))
+        viewer.status = f"{Path(path).name} is open."
+
+    run(read, on_event=add, owner=viewer.window._qt_window)
+    viewer.status = f"Opening {Path(path).name}, in the background."
+    return [(None,)]
 
 
 def _read_model(path: str) -> list[LayerData]:

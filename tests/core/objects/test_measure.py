@@ -10,6 +10,7 @@ import pytest
 
 from napari_kdunet import core
 from napari_kdunet.core.objects import shape
+from napari_kdunet.core.objects.measure import remeasure
 
 SIZES = [(10.0, 10.0, 10.0), (40.0, 8.0, 8.0)]
 
@@ -134,6 +135,23 @@ def test_contacts_are_what_lies_near():
     sheet[10:50, 40:50, 52:54] = True
     assert core.measure(ids, voxel_size=(10.0,) * 3, contacts=sheet, within=25.0)["contacts"].tolist() == [2]
     assert core.measure(ids, voxel_size=(10.0,) * 3, contacts=sheet, within=15.0)["contacts"].tolist() == [0]
+
+
+def test_what_is_measured_again_equals_all_measured_anew():
+    rng, size = np.random.default_rng(0), (40.0, 8.0, 10.0)
+    ids = np.repeat(np.repeat(np.arange(1, 61).reshape(3, 4, 5), 7, 0), 12, 1).repeat(11, 2).astype(np.int32)
+    ids[rng.random(ids.shape) < 0.2] = 0
+    raw = rng.integers(0, 256, ids.shape, dtype=np.uint8)
+    before = core.measure(ids, raw, voxel_size=size)
+    ids[ids == 8] = 2  # merge
+    ids[ids == 3] = 0  # delete
+    ids[3:5, 2:9, 1:12] = 77  # paint a new one over another
+    window = (slice(0, 14), slice(0, 40), slice(0, 50))
+    again = remeasure(before, ids, {1, 2, 3, 8, 77}, window, raw, voxel_size=size)
+    pd.testing.assert_frame_equal(again, core.measure(ids, raw, voxel_size=size), check_exact=True)
+    ids[ids == 2] = 0
+    gone = remeasure(again, ids, {2}, window, raw, voxel_size=size)
+    pd.testing.assert_frame_equal(gone, core.measure(ids, raw, voxel_size=size), check_exact=True)
 
 
 def test_nothing_to_measure():

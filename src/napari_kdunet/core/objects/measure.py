@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,10 @@ from napari_kdunet.core.objects.shape import Skeleton, find_skeleton, make_mesh,
 from napari_kdunet.core.volumes.volume import Volume, VoxelSize, open_volume
 from napari_kdunet.core.writing.slices import iter_slices
 
-__all__ = ["measure", "write_table"]
+__all__ = ["Window", "measure", "remeasure", "write_table"]
+
+Window = tuple[slice, slice, slice]
+"""Part of a volume, (Z, Y, X), each with a start and a stop."""
 
 Floats = NDArray[np.float64]
 Mask = NDArray[np.bool_]
@@ -91,21 +94,75 @@ def measure(
     _check(labels, image, other)
     if not (math.isfinite(within) and within > 0):
         raise ConfigError(f"within is {within}: give a distance in nm, more than 0.")
-    told = progress or (lambda share: None)
-    depth = labels.shape[0]
-    moments = _Moments(size, labels.shape)
-    for z, ids, grey in _read(labels, image):
-        moments.add(z, ids, grey)
-        told(0.2 * (z + 1) / depth)
+    depth, height, width = labels.shape
+    whole = _Part(labels, (slice(0, depth), slice(0, height), slice(0, width)), None)
+    return _measure(whole, image, other, size, within, progress or (lambda share: None))
+
+
+def remeasure(
+    table: pd.DataFrame,
+    instances: Any,
+    ids: Collection[int],
+    window: Window,
+    raw: Any = None,
+    *,
+    voxel_size: VoxelSize | None = None,
+    progress: Callable[[float], object] | None = None,
+) -> pd.DataFrame:
+    """Measure some objects of a volume again, after others have been measured; the same numbers as of `measure`.
+
+    Parameters
+    ----------
+    table : pandas.DataFrame
+        Of `measure`, with the same arguments and without contacts, before the objects changed. More columns are left
+        out of what is returned.
+    instances, raw, voxel_size, progress
+        As of `measure`.
+    ids : collection of int
+        The objects to measure; those that are no longer there are left out, and new ones come in.
+    window : tuple of slice
+        (Z, Y, X) in which they lie.
+
+    Raises
+    ------
+    LabelsError, VolumeError
+        As of `measure`.
+    """
+    labels, image = open_volume(instances, voxel_size=voxel_size), None if raw is None else open_volume(raw)
+    _check(labels, image)
+    wanted = np.array(sorted(ids), dtype=labels.dtype)
+    part = _Part(labels, window, wanted)
+    new = _measure(part, image, None, known_voxel_size(labels), 1.0, progress or (lambda share: None))
+    kept = table.loc[~table["id"].isin(wanted), list(new.columns)]
+    both = pd.concat([each for each in (kept, new) if len(each)] or [new])
+    both = both.sort_values("id", ignore_index=True)
+    both["nearest_neighbour_nm"] = _nearest(both[[f"centroid_{axis}_nm" for axis in _AXES]].to_numpy(dtype=float))
+    return both
+
+
+def _measure(
+    part: _Part,
+    image: Volume | None,
+    other: Volume | None,
+    size: VoxelSize,
+    within: float,
+    told: Callable[[float], object],
+) -> pd.DataFrame:
+    """Measure the objects of a part of a volume; `measure` says what."""
+    first, last = part.window[0].start, part.window[0].stop
+    moments = _Moments(size, part.labels.shape)
+    for z, ids, grey in part.read(image):
+        moments.add(z, ids, grey, part.corner)
+        told(0.2 * (z + 1 - first) / (last - first))
     table = moments.table(image is not None)
     rows = table.set_index("id")
     shapes: dict[int, dict[str, float]] = {}
-    for z, found in _iter_boxes(labels, other, moments, 0.0 if other is None else within):
+    for z, found in _iter_boxes(part, other, moments, 0.0 if other is None else within):
         for box in found:
             shapes[box.id] = _shape(box, size, within, rows.loc[box.id])
-        told(0.2 + 0.8 * (z + 1) / depth)
+        told(0.2 + 0.8 * (z + 1 - first) / (last - first))
     more = pd.DataFrame([shapes[i] for i in table["id"]], columns=list(_shape_columns(other is not None)))
-    return _ordered(pd.concat([table, more], axis=1))
+    return _ordered(pd.concat([table, more], axis=1), image is not None)
 
 
 def _check(labels: Volume, *others: Volume | None) -> None:
@@ -118,17 +175,32 @@ def _check(labels: Volume, *others: Volume | None) -> None:
             raise LabelsError(f"{volume.name} has shape {volume.shape}, {labels.name} {labels.shape}: give one of that")
 
 
-def _read(labels: Volume, *others: Volume | None) -> Iterator[Any]:
-    """Slices, and those of the other volumes."""
-    volumes, every = (labels, *others), range(len(labels))
-    streams = [None if volume is None else iter_slices(volume.data, every) for volume in volumes]
-    for z in range(len(labels)):
-        parts = [None if stream is None else next(stream)[1] for stream in streams]
-        for part, volume in zip(parts, volumes, strict=True):
-            if isinstance(part, Exception):
-                name = "" if volume is None else volume.name
-                raise part if isinstance(part, VolumeError) else VolumeError(f"cannot read slice z={z} of {name}")
-        yield (z, *parts)
+@dataclass(frozen=True)
+class _Part:
+    """What is measured of a volume: a window of it, and in that all objects, or those of some ids."""
+
+    labels: Volume
+    window: Window
+    ids: NDArray[Any] | None
+
+    @property
+    def corner(self) -> tuple[int, int]:
+        """Row and column of the volume at which the window begins."""
+        return self.window[1].start, self.window[2].start
+
+    def read(self, *others: Volume | None) -> Iterator[Any]:
+        """Slices (Y, X) of the window, each with its z in the volume, and those of the other volumes."""
+        volumes, every = (self.labels, *others), range(self.window[0].start, self.window[0].stop)
+        plane = (slice(None), *self.window[1:])
+        streams = [None if volume is None else iter_slices(volume.data[plane], every) for volume in volumes]
+        for z in every:
+            parts: list[Any] = [None if stream is None else next(stream)[1] for stream in streams]
+            for part, volume in zip(parts, volumes, strict=True):
+                if isinstance(part, Exception):
+                    name = "" if volume is None else volume.name
+                    raise part if isinstance(part, VolumeError) else VolumeError(f"cannot read slice z={z} of {name}")
+            ids, *rest = parts
+            yield (z, ids if self.ids is None else np.where(np.isin(ids, self.ids), ids, 0), *rest)
 
 
 class _Moments:
@@ -141,15 +213,15 @@ class _Moments:
         self.low, self.high = np.zeros((0, 3), np.int64), np.zeros((0, 3), np.int64)
         self.slices = np.zeros(0, np.int64)
 
-    def add(self, z: int, ids: NDArray[Any], grey: NDArray[Any] | None) -> None:
-        """Count a slice."""
+    def add(self, z: int, ids: NDArray[Any], grey: NDArray[Any] | None, corner: tuple[int, int]) -> None:
+        """Count a slice, or a window of one that begins at a corner."""
         inside = np.flatnonzero(ids)
         if not len(inside):
             return
         present, part = np.unique(ids.ravel()[inside], return_inverse=True)
         rows = np.array([self.index.setdefault(int(i), len(self.index)) for i in present])
         self._grow(len(self.index))
-        y, x = np.divmod(inside, ids.shape[1])
+        y, x = (at + start for at, start in zip(np.divmod(inside, ids.shape[1]), corner, strict=True))
         at = np.stack([np.full(len(inside), z), y, x]) + 0.5
         nm = at * self.size[:, None]
         values = np.zeros(len(inside)) if grey is None else grey.ravel()[inside].astype(np.float64)
@@ -182,8 +254,6 @@ class _Moments:
         voxels, volume = sums[:, 0], math.prod(self.size)
         centre = sums[:, 1:4] / np.maximum(voxels, 1)[:, None]
         lengths, direction = self._axes(sums, centre)
-        last = low.shape[0] > 1
-        near = cKDTree(centre).query(centre, k=2)[0][:, 1] if last else np.full(len(ids), np.nan)
         border = (low == 0) | (high == self.shape)
         border = border[:, 1:] if self.shape[0] == 1 else border
         columns: dict[str, Any] = {
@@ -202,7 +272,7 @@ class _Moments:
             "elongation": lengths[:, 0] / lengths[:, 1] if len(ids) else np.empty(0),
             "mean_grey": sums[:, 10] / np.maximum(voxels, 1) if grey else np.full(len(ids), np.nan),
             "touches_border": border.any(1),
-            "nearest_neighbour_nm": near,
+            "nearest_neighbour_nm": _nearest(centre),
         }
         return pd.DataFrame(columns)
 
@@ -219,6 +289,11 @@ class _Moments:
         direction = vectors[:, :, 2]
         sign = np.sign(np.take_along_axis(direction, np.abs(direction).argmax(1)[:, None], 1))
         return lengths, direction * sign
+
+
+def _nearest(centre: Floats) -> Floats:
+    """Distance (n,) of each of some points (n, 3) to the nearest of the others; NaN of one alone."""
+    return cKDTree(centre).query(centre, k=2)[0][:, 1] if len(centre) > 1 else np.full(len(centre), np.nan)
 
 
 _PAIRS = ((0, 0), (1, 1), (2, 2), (0, 1), (0, 2), (1, 2))
@@ -241,11 +316,12 @@ class _Box:
     def __post_init__(self) -> None:
         self.step = thinning(self.high - self.low)
 
-    def add(self, z: int, ids: NDArray[Any], other: NDArray[Any] | None) -> None:
-        """Take what is inside of a slice, and of that of the other mask."""
+    def add(self, z: int, ids: NDArray[Any], other: NDArray[Any] | None, corner: tuple[int, int]) -> None:
+        """Take what is inside of a slice, or of a window of one that begins at a corner, and of the other mask."""
         if (z - self.low[0]) % self.step:
             return
-        window = tuple(slice(a, b, self.step) for a, b in zip(self.low[1:], self.high[1:], strict=True))
+        ends = zip(self.low[1:], self.high[1:], corner, strict=True)
+        window = tuple(slice(a - start, b - start, self.step) for a, b, start in ends)
         self._slices.append((_packed(ids[window] == self.id), b"" if other is None else _packed(other[window] != 0)))
 
     def masks(self) -> tuple[Mask, Mask | None]:
@@ -267,7 +343,7 @@ def _unpacked(bits: bytes, shape: tuple[int, int]) -> Mask:
 
 
 def _iter_boxes(
-    labels: Volume, other: Volume | None, moments: _Moments, margin: float
+    part: _Part, other: Volume | None, moments: _Moments, margin: float
 ) -> Iterator[tuple[int, list[_Box]]]:
     """Read the volume again, and hand on each object after its last slice."""
     around = np.ceil(margin / moments.size).astype(np.int64)
@@ -277,10 +353,10 @@ def _iter_boxes(
         high = np.minimum(moments.high[row] + around, moments.shape)
         begins.setdefault(int(low[0]), []).append((i, low, high))
     active: list[_Box] = []
-    for z, ids, second in _read(labels, other):
+    for z, ids, second in part.read(other):
         active += [_Box(*plan) for plan in begins.pop(z, [])]
         for box in active:
-            box.add(z, ids, second)
+            box.add(z, ids, second, part.corner)
         yield z, [box for box in active if box.high[0] == z + 1]
         active = [box for box in active if box.high[0] > z + 1]
 
@@ -335,13 +411,13 @@ def _contacts(mask: Mask, other: Mask, size: VoxelSize, within: float, mesh: Any
     return {"contact_area_um2": area / 1e6, "contact_fraction": area / mesh.area, "contacts": int(patches)}
 
 
-def _ordered(table: pd.DataFrame) -> pd.DataFrame:
+def _ordered(table: pd.DataFrame, grey: bool) -> pd.DataFrame:
     """The shape behind the volume, and what there is no image for left out."""
     names = list(table.columns)
     for i, name in enumerate(("surface_um2", "sphericity")):
         names.remove(name)
         names.insert(names.index("field_fraction") + 1 + i, name)
-    if table["mean_grey"].isna().all():
+    if not grey:
         names.remove("mean_grey")
     return table[names]
 

@@ -1,19 +1,104 @@
-"""Measure the objects of a layer, and how sure the model is of each; hand corrections on to the mask they are from."""
+"""Measure the objects of a layer, after an edit those alone that it touched; hand corrections on to their mask."""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+import zlib
+from collections.abc import Callable, Collection, Iterable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
 from napari_kdunet.core import Volume, measure
+from napari_kdunet.core.objects.measure import Window, remeasure
 from napari_kdunet.core.volumes.probability import is_probability, read_probability
+from napari_kdunet.core.volumes.volume import VoxelSize
 from napari_kdunet.widgets.segmentation.result import Result
 
-__all__ = ["MaskCorrections", "measure_objects"]
+__all__ = ["MaskCorrections", "Measured", "Measurement", "Measuring", "measure_edited", "measure_objects"]
+
+_TILE = 256  # pixels a side
+_MOST = 0.1  # of the tiles: where more have changed, all objects are measured
+
+
+@dataclass(frozen=True, eq=False)
+class Measured:
+    """What objects were when they were measured, and with what.
+
+    Attributes
+    ----------
+    tiles : ndarray of uint32, (Z, tiles along Y, tiles along X)
+        A checksum of each tile of the ids.
+    voxel_size : tuple of float or None
+        nm (Z, Y, X).
+    raw, source : Any
+        What says which image and which mask or probability they were measured with.
+    """
+
+    tiles: NDArray[np.uint32]
+    voxel_size: VoxelSize | None
+    raw: Any = None
+    source: Any = None
+
+    @classmethod
+    def of(cls, ids: Volume, raw: Any, source: Any) -> Measured:
+        """Of objects as they are now; they are read once."""
+        rows, columns = (range(0, n, _TILE) for n in ids.shape[1:])
+        tiles = np.zeros((len(ids), len(rows), len(columns)), np.uint32)
+        for z in range(len(ids)):
+            pixels = ids.read(z)
+            for i, y in enumerate(rows):
+                for j, x in enumerate(columns):
+                    tiles[z, i, j] = zlib.crc32(np.ascontiguousarray(pixels[y : y + _TILE, x : x + _TILE]).data)
+        return cls(tiles, ids.voxel_size, raw, source)
+
+    def is_like(self, other: Measured) -> bool:
+        """Whether the other was measured with the same."""
+        mine, others = ((each.tiles.shape, each.raw, each.source) for each in (self, other))
+        size, other_size = (np.array(each.voxel_size or (0.0,) * 3) for each in (self, other))
+        return mine == others and bool(np.allclose(size, other_size))
+
+
+class Measurement(NamedTuple):
+    """A table of `measure_objects`, and what the objects were then, if they are in memory."""
+
+    table: pd.DataFrame
+    measured: Measured | None
+
+
+@dataclass(frozen=True)
+class Measuring:
+    """Measures objects, as often as they are edited.
+
+    Attributes
+    ----------
+    raw, source : Volume or None
+        As of `measure_objects`.
+    names : tuple of Any
+        What says which image and which mask or probability these are.
+    last : Measurement or None
+        Of the same objects before.
+    """
+
+    raw: Volume | None
+    source: Volume | None
+    names: tuple[Any, Any]
+    last: Measurement | None = None
+
+    def measure(self, ids: Volume, progress: Callable[[float], object], *, in_memory: bool) -> Measurement:
+        """Measure objects, those alone that have been edited where that is known; errors as of `core.measure`."""
+        if not in_memory:
+            return Measurement(measure_objects(ids, self.raw, self.source, progress), None)
+        raw, source = self.names
+        sure = self.source is not None and self.source.shape == ids.shape and is_probability(self.source)
+        now = Measured.of(ids, raw if self.raw is not None else None, source if sure else None)
+        before = None if self.last is None else self.last.measured
+        if self.last is None or before is None or not now.is_like(before):
+            return Measurement(measure_objects(ids, self.raw, self.source, progress), now)
+        return Measurement(measure_edited(self.last.table, before, now, ids, self.raw, self.source, progress), now)
 
 
 def measure_objects(
@@ -24,16 +109,85 @@ def measure_objects(
     Errors are those of `core.measure`.
     """
     table = measure(ids, raw, voxel_size=ids.voxel_size, progress=progress)
-    if source is not None and source.shape == ids.shape and is_probability(source) and len(table):
-        order = table["id"].to_numpy()
-        sums = np.zeros(len(order))
-        for z in range(len(ids)):
-            present, part = np.unique(ids.read(z), return_inverse=True)
-            found = np.bincount(part.ravel(), read_probability(source, z).ravel(), len(present))
-            inside = present != 0
-            sums[np.searchsorted(order, present[inside])] += found[inside]
-        table["mean_probability"] = sums / table["voxels"]
-    return table
+    return _with_probability(table, ids, source, (slice(0, n) for n in ids.shape))
+
+
+def measure_edited(
+    table: pd.DataFrame,
+    before: Measured,
+    now: Measured,
+    ids: Volume,
+    raw: Volume | None,
+    source: Volume | None,
+    progress: Callable[[float], object] | None = None,
+) -> pd.DataFrame:
+    """As `measure_objects`, by measuring those alone that lie in tiles that have changed since `before`.
+
+    Parameters
+    ----------
+    table : pandas.DataFrame
+        The measurements of `before`.
+    before, now : Measured
+        The objects when they were measured, and as they are.
+    ids, raw, source, progress
+        As of `measure_objects`.
+    """
+    changed = np.argwhere(before.tiles != now.tiles)
+    if len(changed) == 0:
+        return table
+    if len(changed) > _MOST * before.tiles.size or not len(table):
+        return measure_objects(ids, raw, source, progress)
+    low, high = _boxes(table, ids)
+    touched = np.zeros(len(table), bool)
+    tile = np.array([1, _TILE, _TILE])
+    numbers: set[int] = set()
+    for at in changed:
+        start, stop = at * tile, np.minimum((at + 1) * tile, ids.shape)
+        touched |= ((low < stop) & (high > start)).all(axis=1)
+        numbers.update(np.unique(ids.read(int(start[0]), *_window(start, stop)[1:])).tolist())
+    numbers = (numbers | {int(i) for i in table["id"][touched]}) - {0}
+    known = table["id"].isin(list(numbers)).to_numpy()
+    first = np.min([*low[known], *(changed * tile)], axis=0)
+    last = np.max([*high[known], *np.minimum((changed + 1) * tile, ids.shape)], axis=0)
+    window = _window(first, last)
+    new = remeasure(table, ids, numbers, window, raw, voxel_size=ids.voxel_size, progress=progress)
+    if "mean_probability" in table:
+        new = new.merge(table[["id", "mean_probability"]], "left", "id")
+    return _with_probability(new, ids, source, window, numbers)
+
+
+def _window(low: NDArray[np.int64], high: NDArray[np.int64]) -> Window:
+    z, y, x = (slice(int(a), int(b)) for a, b in zip(low, high, strict=True))
+    return z, y, x
+
+
+def _boxes(table: pd.DataFrame, ids: Volume) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Of each object the first voxel (n, 3) and the one after the last."""
+    size = ids.voxel_size or (1.0,) * 3
+    low, high = (
+        np.stack([np.rint(table[f"box_{axis}_{end}_nm"] / step) for axis, step in zip("zyx", size, strict=True)], 1)
+        for end in ("min", "max")
+    )
+    return low.astype(np.int64), high.astype(np.int64)
+
+
+def _with_probability(
+    table: pd.DataFrame, ids: Volume, source: Volume | None, window: Iterable[slice], only: Collection[int] = ()
+) -> pd.DataFrame:
+    """The table with the mean probability of objects that lie in a window, by default of all."""
+    if source is None or source.shape != ids.shape or not is_probability(source) or not len(table):
+        return table
+    order = table["id"].to_numpy()
+    wanted = np.isin(order, np.array(sorted(only), order.dtype)) if only else np.ones(len(order), bool)
+    sums = np.zeros(len(order))
+    planes, y, x = window
+    for z in range(planes.start, planes.stop):
+        present, part = np.unique(ids.read(z, y, x), return_inverse=True)
+        found = np.bincount(part.ravel(), read_probability(source, z, y, x).ravel(), len(present))
+        inside = present != 0
+        sums[np.searchsorted(order, present[inside])] += found[inside]
+    means = sums / table["voxels"]
+    return table.assign(mean_probability=np.where(wanted, means, table.get("mean_probability", means)))
 
 
 class MaskCorrections:

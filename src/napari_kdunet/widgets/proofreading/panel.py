@@ -15,11 +15,12 @@ from superqt.utils import qdebounced
 
 from napari_kdunet.core import LabelsError, ObjectsConfig, Volume, open_volume
 from napari_kdunet.widgets.proofreading.background import Background
-from napari_kdunet.widgets.proofreading.measuring import measure_objects
+from napari_kdunet.widgets.proofreading.measuring import Measurement, Measuring
 from napari_kdunet.widgets.proofreading.object_plot import ObjectPlot
 from napari_kdunet.widgets.proofreading.object_table import ObjectTable, features_of
 from napari_kdunet.widgets.proofreading.rows import SETTINGS, controls, finding_rows, footer
 from napari_kdunet.widgets.proofreading.session import (
+    Reference,
     Session,
     image_of,
     with_checked,
@@ -233,11 +234,11 @@ class ProofreadingPanel(Panel):
             raise LabelsError("no mask is chosen: segment an image, or add a labels layer.")
         return chosen_layer(self.source)
 
-    def _source_volume(self) -> Volume | None:
+    def _source_layer(self) -> Layer | None:
         """The mask or probability, where it is of the shape of the objects."""
         source, layer = self.source.value, self.layer
         fits = source is not None and layer is not None and data_of(source).shape == data_of(layer).shape
-        return volume_of(source) if fits else None
+        return source if fits else None
 
     def _image(self) -> Volume | None:
         return None if self.raw.value is None else volume_of(self.raw.value)
@@ -253,8 +254,14 @@ class ProofreadingPanel(Panel):
             self._again = False
             self._measure_soon()
 
-    def _take_table(self, session: Session, table: pd.DataFrame) -> None:
-        session.table = table
+    def _measuring(self, session: Session, source: Layer | None) -> Measuring:
+        """What measures objects with the image that is chosen, and a mask or probability that is of their shape."""
+        last = None if session.table is None else Measurement(session.table, session.measured)
+        names = Reference.of(self.raw.value), Reference.of(source)
+        return Measuring(self._image(), None if source is None else volume_of(source), names, last)
+
+    def _take_table(self, session: Session, found: Measurement) -> None:
+        session.table, session.measured = found
         if session is self.session:
             self._show_table()
 
@@ -290,8 +297,8 @@ class ProofreadingPanel(Panel):
             return
         session, corrections = self.session, self.session.corrections
         session.stale = False
-        live, raw, source = volume_of(self.layer), self._image(), self._source_volume()
-        pixels = self.layer.data
+        live, pixels = volume_of(self.layer), self.layer.data
+        measuring = self._measuring(session, self._source_layer())
 
         def work() -> Iterator[Any]:
             ids = live
@@ -299,10 +306,10 @@ class ProofreadingPanel(Panel):
                 ids = open_volume(np.array(pixels).reshape(live.shape), voxel_size=live.voxel_size, name=live.name)
             if corrections is not None:
                 yield corrections.hand_on(ids)
-            yield measure_objects(ids, raw, source, self.background.check)
+            yield measuring.measure(ids, self.background.check, in_memory=isinstance(pixels, np.ndarray))
 
         def take(event: Any) -> None:
-            if isinstance(event, pd.DataFrame):
+            if isinstance(event, Measurement):
                 self._take_table(session, event)
                 return
             for layer in self.viewer.layers:

@@ -24,6 +24,7 @@ from napari.layers import Image, Layer
 from napari_kdunet.core import ObjectsConfig, OutputError, Volume, VolumeError, open_volume, write_volume
 from napari_kdunet.core.files import is_zarr_name, read_json
 from napari_kdunet.core.parsing import parse_json
+from napari_kdunet.widgets.proofreading.measuring import Measured
 from napari_kdunet.widgets.proofreading.object_table import features_of
 from napari_kdunet.widgets.shared.layers import IMAGE, OBJECTS, data_of, grid_of
 
@@ -108,6 +109,8 @@ class Session:
         Whether nothing has changed since.
     stale : bool
         Whether the objects have changed since they were measured.
+    measured : Measured or None
+        What the objects were when `table` was made, and with what; not saved. None where they are not in memory.
     corrections : MaskCorrections or None
         What hands corrections on to the mask that the objects were found in; not saved.
     """
@@ -121,6 +124,7 @@ class Session:
     path: Path | None = None
     saved: bool = False
     stale: bool = False
+    measured: Measured | None = None
     corrections: Any = None
 
 
@@ -235,6 +239,10 @@ def session_layers(path: str | Path, there: Iterable[Layer]) -> list[tuple[Any, 
     ids, session, options = read_session(path)
     flat = len(options["scale"]) == 2
     data: Any = np.asarray(ids) if ids.data.nbytes <= IN_MEMORY else ids.data
+    if isinstance(data, np.ndarray) and session.table is not None:
+        columns = {"mean_grey": session.image, "mean_probability": session.source}
+        with_ = [of if name in session.table else None for name, of in columns.items()]
+        session.measured = Measured.of(open_volume(data, voxel_size=ids.voxel_size), *with_)
     layers: list[tuple[Any, dict[str, Any], str]] = []
     image = session.image
     if image is not None and not any(image.is_of(layer) for layer in there):
