@@ -5,6 +5,7 @@ import pytest
 
 from napari_kdunet import core
 from napari_kdunet.widgets.shared.models import models
+from napari_kdunet.widgets.training.corrections import corrected_mask
 
 WORLD = {"scale": (10.0, 10.0, 10.0), "units": ("nm",) * 3}
 
@@ -118,6 +119,20 @@ def test_what_is_not_corrected_is_no_correction(bench, segmented, notified):
     train.corrections_button.native.click()
     assert notified[2].startswith("there is nothing to correct: segment the volume")
     bench.assert_ready(train)
+
+
+def test_the_mask_that_was_painted_on_is_taken_rather_than_a_new_one_beside_it(bench, segmented):
+    _, segment, mask = segmented
+    correct(mask, bench.mito.data, 2)
+    segment.start()
+    bench.wait(lambda: not segment.segmentation.is_running)
+    new = segment.segmentation.mask
+    assert new is not mask
+    assert list(bench.viewer.layers).index(new) > list(bench.viewer.layers).index(mask)
+    assert corrected_mask(bench.viewer)[0] is mask
+    correct(new, bench.mito.data, 3)
+    bench.viewer.layers.selection.active = new
+    assert corrected_mask(bench.viewer)[0] is new
 
 
 def test_earlier_labels_of_another_shape_are_notified(bench, segmented, notified):

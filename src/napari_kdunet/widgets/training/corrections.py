@@ -30,6 +30,8 @@ __all__ = ["corrected_mask", "iter_corrections", "labels_of_slices"]
 def corrected_mask(viewer: napari.viewer.Viewer) -> tuple[Labels, Result]:
     """The mask of *Segment* that is selected, or whose objects are, else the topmost one, and the result that it shows.
 
+    Of several, one that has been corrected comes first: a new mask lies above it.
+
     What has been corrected in objects that were found in the mask is corrected in it too.
 
     Raises
@@ -45,12 +47,15 @@ def corrected_mask(viewer: napari.viewer.Viewer) -> tuple[Labels, Result]:
             corrections.hand_on(volume_of(layer))
             if layer is active:
                 layers.sort(key=lambda each: getattr(each, "metadata", {}).get(RESULT) is not corrections.result)
-    for layer in layers:
-        if isinstance(layer, Labels) and RESULT in layer.metadata:
-            return layer, layer.metadata[RESULT]
-    raise core.LabelsError(
-        "there is nothing to correct: segment the volume, and paint into its mask where it is wrong."
-    )
+    masks = [layer for layer in layers if isinstance(layer, Labels) and RESULT in layer.metadata]
+    if not masks:
+        raise core.LabelsError(
+            "there is nothing to correct: segment the volume, and paint into its mask where it is wrong."
+        )
+    several = len({id(layer) for layer in masks}) > 1
+    corrected = (layer for layer in masks if several and layer.metadata[RESULT].is_corrected)
+    mask = next(corrected, masks[0])
+    return mask, mask.metadata[RESULT]
 
 
 def iter_corrections(
