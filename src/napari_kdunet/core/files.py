@@ -25,6 +25,7 @@ from napari_kdunet.core.parsing import parse_json
 
 __all__ = [
     "Process",
+    "check_name",
     "is_file",
     "is_zarr_name",
     "make_folder",
@@ -115,6 +116,22 @@ def _start_time(pid: int) -> int:
         return 0
 
 
+def check_name(path: Path) -> None:
+    """Check that a path can be the name of a file here: without a null character, and of characters that exist.
+
+    Raises
+    ------
+    OutputError
+        It cannot.
+    """
+    try:
+        possible = b"\0" not in os.fsencode(path)
+    except UnicodeEncodeError:
+        possible = False
+    if not possible:
+        raise OutputError(f"cannot write {path}: there is a character in its name that no file can have")
+
+
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Write a file or folder under a temporary name beside `path`; at the end of the block it replaces `path`.
@@ -138,8 +155,7 @@ def replacing(path: Path) -> Iterator[Path]:
         For any `OSError` in the block (the disk is full, the folder is missing or may not be written to, ...): read
         input outside of it, or turn its errors into others. All other exceptions pass as they are.
     """
-    if "\0" in str(path):
-        raise OutputError(f"cannot write {path}: there is a null character in its name")
+    check_name(path)
     temporary: Path | None = None
     try:
         final = Path(os.path.realpath(path))

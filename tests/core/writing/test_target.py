@@ -247,3 +247,13 @@ def test_links_and_attributes_in_a_result_of_ours_are_kept(tmp_path, version, on
     changed(lambda path: (path / chunk).unlink() or (path / chunk).symlink_to(tmp_path))
     changed(lambda path: (path / chunk.parent / "9").symlink_to(tmp_path))
     changed(lambda path: (path / (".zattrs" if version == "0.5" else "zarr.json")).write_text("mine"))
+
+
+@pytest.mark.parametrize("name", ["a\0.tif", "a\ud800.tif", "a\0.zarr", "a\ud800.zarr"])
+def test_names_that_no_file_can_have(tmp_path, one_line, name):
+    message = "a character in its name that no file can have"
+    with one_line(OutputError, message):
+        check_target(tmp_path / name)
+    with one_line(OutputError, message):
+        write_volume(PIXELS, tmp_path / name)
+    assert contents(tmp_path) == {}

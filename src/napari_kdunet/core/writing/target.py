@@ -8,7 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from napari_kdunet.core.errors import OutputError
-from napari_kdunet.core.files import is_zarr_name
+from napari_kdunet.core.files import check_name, is_zarr_name
 from napari_kdunet.core.volumes.formats.zarr_image import is_zarr
 from napari_kdunet.core.volumes.readers import parts_of
 from napari_kdunet.core.writing.formats import WRITERS
@@ -52,6 +52,7 @@ def check_target(
         there that must not be replaced.
     """
     path, suffixes = Path(path), tuple(suffixes)
+    check_name(path)
     if path.suffix.lower() not in suffixes:
         raise OutputError(f"cannot write {path}: its name must end in {' or '.join(suffixes)}")
     _check_length(path)
