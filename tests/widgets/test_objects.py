@@ -197,8 +197,16 @@ def drag(plot, qtbot, points, modifier=Qt.KeyboardModifier.NoModifier):
     qtbot.mouseRelease(port, Qt.MouseButton.LeftButton, modifier, places[-1])
 
 
-def inner(plot):
-    """The range of a plot, without its very edge."""
+def inner(plot, qtbot):
+    """The range of a plot, without its very edge, once it follows what is shown."""
+    ranges = []
+
+    def is_still():
+        plot.plot.grab()  # it is adapted when it is painted, and again when that has moved an axis
+        ranges.append(plot.box.viewRange())
+        return len(ranges) > 4 and all(each == ranges[-1] for each in ranges[-4:])
+
+    qtbot.waitUntil(is_still)
     return [(low + (high - low) / 100, high - (high - low) / 100) for low, high in plot.box.viewRange()]
 
 
@@ -210,9 +218,8 @@ def test_a_lasso_a_box_and_a_range_select(found, qtbot):
     assert (plot.along_x.currentText(), plot.along_y.currentText()) == ("Volume (µm³)", "Count"), "at first"
     plot.show_columns("volume_um3", "centroid_y_nm")
     assert [plot.plot.getAxis(side).labelText for side in ("bottom", "left")] == ["Volume (µm³)", "Centroid y (nm)"]
-    qtbot.wait(50)
     x, y = table["volume_um3"], table["centroid_y_nm"]
-    (left, right), (low, high) = inner(plot)
+    (left, right), (low, high) = inner(plot, qtbot)
     half = (y.min() + y.max()) / 2  # two objects lie below it
     corners = [(left, low), (right, low), (right, half), (left, half), (left, low)]
     drag(plot, qtbot, corners)
@@ -221,8 +228,7 @@ def test_a_lasso_a_box_and_a_range_select(found, qtbot):
     drag(plot, qtbot, [(left, half), (left, high), (right, high)], Qt.KeyboardModifier.ShiftModifier)
     assert sorted(found.rows.selected()) == [1, 2, 3]
     plot.along_y.setCurrentText("Count")
-    qtbot.wait(50)
-    (left, right), (low, high) = inner(plot)
+    (left, right), (low, high) = inner(plot, qtbot)
     least = x.sort_values()
     drag(plot, qtbot, [(left, high / 2), ((least.iloc[0] + least.iloc[1]) / 2, high / 2)])
     assert found.rows.selected() == [least.index[0]]

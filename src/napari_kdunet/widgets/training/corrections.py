@@ -52,7 +52,7 @@ def corrected_mask(viewer: napari.viewer.Viewer) -> tuple[Labels, Result]:
         raise core.LabelsError(
             "there is nothing to correct: segment the volume, and paint into its mask where it is wrong."
         )
-    several = len({id(layer) for layer in masks}) > 1
+    several = len({layer.name for layer in masks}) > 1
     corrected = (layer for layer in masks if several and layer.metadata[RESULT].is_corrected)
     mask = next(corrected, masks[0])
     return mask, mask.metadata[RESULT]
