@@ -70,7 +70,7 @@ _UsageError: Any = typer.BadParameter.__mro__[1]
 
 
 def run() -> None:
-    """Run a command and exit: wrong input, or too little memory, is one line and exit code 2, a failed training 1.
+    """Run a command and exit: wrong input is one line and exit code 2, too little memory or a failed training 1.
 
     Ctrl-C, SIGTERM and SIGHUP are 130. Any other exception is a bug and passes with its traceback.
     """
@@ -90,7 +90,7 @@ def run() -> None:
         _fail(f"{message}, see {command} --help", 2)
     except (MemoryError, RuntimeError, ImportError, OSError) as error:
         if is_out_of_memory(error):
-            _fail("out of memory: lower --batch, --patch or --memory of a training, or free memory elsewhere.", 2)
+            _fail("out of memory: lower --batch, --patch or --memory of a training, or free memory elsewhere.", 1)
         if not isinstance(error, OSError):
             raise
         _fail_os_error(error)

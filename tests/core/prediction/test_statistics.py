@@ -30,7 +30,7 @@ def spoilt(model: Model) -> Model:
 
 @pytest.fixture(scope="module")
 def tissue():
-    raw, labels = synthetic_em((3, 192, 256), seed=1)
+    raw, labels = synthetic_em((5, 256, 320), seed=1)
     return core.open_volume(raw, voxel_size=(10, 10, 10)), labels
 
 
