@@ -12,7 +12,7 @@ from torch.nn.utils import fuse_conv_bn_weights
 
 from napari_kdunet.core.networks.unet import KUNet
 
-__all__ = ["Forward", "engine_for", "folded", "with_log_odds"]
+__all__ = ["ByTorch", "Forward", "engine_for", "folded", "with_log_odds"]
 
 Forward: TypeAlias = Callable[[Tensor], Tensor]
 """From an image (1, 1, Y, X) on the engine's device to float32 logits (1, C, Y, X), valid until the next call.
@@ -32,7 +32,7 @@ def engine_for(net: nn.Module, device: torch.device, threads: int) -> Forward:
     """
     if not isinstance(net, KUNet):
         with torch.no_grad():  # the copy of a TorchScript module would else hang on the original's graph
-            return _Torch(copy.deepcopy(net).to(device) if _elsewhere(net, device) else net)
+            return ByTorch(copy.deepcopy(net).to(device) if _elsewhere(net, device) else net)
     plain = with_log_odds(folded(net))
     if device.type == "cpu" and net.k <= _COMPILED_UP_TO and not _elsewhere(net, device):
         try:
@@ -44,20 +44,21 @@ def engine_for(net: nn.Module, device: torch.device, threads: int) -> Forward:
     plain = plain.to(device)
     if net.k >= _CHANNELS_LAST_FROM:
         plain = plain.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return _Torch(plain)
+    return ByTorch(plain)
 
 
 def _elsewhere(net: nn.Module, device: torch.device) -> bool:
     return any(parameter.device.type != device.type for parameter in net.parameters())
 
 
-class _Torch:
+class ByTorch:
     """Computed by torch."""
 
     def __init__(self, net: nn.Module) -> None:
         self.net = net
 
     def __call__(self, batch: Tensor) -> Tensor:
+        """As `Forward`."""
         logits: Tensor = self.net(batch).float()
         return logits[:, 1:] - logits[:, :1] if logits.shape[1] == 2 else logits
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from napari_kdunet.core.errors import ConfigError
 from napari_kdunet.core.networks.model import Model
 from napari_kdunet.core.networks.unet import KUNet
+from napari_kdunet.core.prediction.engine import ByTorch
 from napari_kdunet.core.prediction.probes import middle, probe_windows
 from napari_kdunet.core.prediction.tiler import Tiler
 from napari_kdunet.core.volumes.volume import Volume, open_volume
@@ -95,13 +96,12 @@ def _adapted(model: Model, tiler: Tiler, windows: Volume) -> Model:
     """`model` with statistics of the windows on the tiler's grid."""
     net = copy.deepcopy(model.net).to(tiler.device, torch.float32)  # of weights in half precision, too
     before = [(norm.running_mean.clone(), norm.running_var.clone()) for norm in _norms(net)]
-    seen = 0
+    seen, by_torch = 0, ByTorch(net)
 
     def forward(batch: Tensor) -> Tensor:
         nonlocal seen
         seen += batch.shape[-2] * batch.shape[-1]
-        logits: Tensor = net(batch).float()
-        return logits[:, 1:] - logits[:, :1] if logits.shape[1] == 2 else logits
+        return by_torch(batch)
 
     for norm in _norms(net):
         norm.reset_running_stats()

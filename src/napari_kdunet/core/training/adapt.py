@@ -99,7 +99,7 @@ def iter_adapt(
     volume = open_volume(raw)
     images, probabilities, voxel_size = lesson(teacher, volume, config, pixels, planes)
     if start is not None:
-        start = with_statistics(start, volume, "auto", config.device)
+        start = with_statistics(start, volume, "auto", config.device, config.threads)
     config = _remaining(config, time.monotonic() - began)
     image = open_volume(images, voxel_size=voxel_size, name="the parts to learn from")
     probability = open_volume(probabilities, voxel_size=voxel_size, name="the teacher's probabilities")

@@ -156,7 +156,7 @@ def _fitted(start: Model | None, data: Dataset, config: TrainConfig) -> Model | 
     """A generalist to start from begins with statistics of the volume, where it is one."""
     if start is None or len(data.volumes) != 1:
         return start
-    return with_statistics(start, data.volumes[0].raw, "auto", config.device)
+    return with_statistics(start, data.volumes[0].raw, "auto", config.device, config.threads)
 
 
 def train(
