@@ -225,6 +225,15 @@ def test_the_values_of_a_slice_may_be_of_any_size(fails):
     assert open_volume(np.full((9, 9), 1e10 + 0.3)).statistics(0) == (1e10 + 0.3, 0.0)
 
 
+@pytest.mark.parametrize("dtype", ["uint8", "uint16", ">u2"])
+def test_statistics_of_unsigned_integers_are_exact(dtype):
+    highest = np.iinfo(dtype).max
+    image = np.random.default_rng(0).integers(highest - 9, highest, (300, 400), endpoint=True).astype(dtype)
+    image[:, ::2] -= 4  # what is side by side is alike, so this is no noise
+    wide = image.astype(np.longdouble)
+    assert open_volume(image[None]).statistics(0) == pytest.approx((float(wide.mean()), float(wide.std())), rel=1e-12)
+
+
 def test_masks_are_small_and_not_pickled():
     import pickle
 

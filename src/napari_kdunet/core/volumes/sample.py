@@ -203,12 +203,8 @@ class _Moments:
             return
         with np.errstate(over="ignore"):
             for part in np.array_split(pixels.reshape(-1), -(-pixels.size // _AT_ONCE)):
-                values = part.astype(np.float64)
-                mean = values.mean()
-                values -= mean
-                np.square(values, out=values)  # not values @ values: the threads of a BLAS take a core to wait for more
-                variance = values.mean()
-                self._parts.append((values.size, mean, variance))
+                mean, variance = _mean_and_variance(part)
+                self._parts.append((part.size, mean, variance))
                 if math.sqrt(variance) > 1e-6 * abs(mean):
                     self._range = (-math.inf, math.inf)
                 else:
@@ -229,6 +225,21 @@ class _Moments:
         if std == 0:
             raise UnusableError("holds values too small to compute with: multiply them by a power of ten")
         return mean, std
+
+
+def _mean_and_variance(part: NDArray[Any]) -> tuple[float, float]:
+    """Those of at most `_AT_ONCE` pixels; of unsigned 8 and 16 bits from exact sums, in half the time."""
+    if part.dtype in (np.uint8, np.uint16):
+        squared, summed = (np.uint16, np.uint32) if part.dtype == np.uint8 else (np.uint32, np.uint64)
+        squares = part.astype(squared)
+        total = int(np.add.reduce(squares, dtype=summed))
+        np.square(squares, out=squares)
+        return total / part.size, (int(np.add.reduce(squares, dtype=summed)) * part.size - total**2) / part.size**2
+    values = part.astype(np.float64)
+    mean = values.mean()
+    values -= mean
+    np.square(values, out=values)  # not values @ values: the threads of a BLAS take a core to wait for more
+    return mean, values.mean()
 
 
 class _Scan:
