@@ -178,8 +178,9 @@ class Quiet(SimpleHTTPRequestHandler):
         pass
 
 
-def arms_of(name: str, folder: Path, calibrate: Any, chromium: Chromium | None) -> dict[str, Timed]:
-    model = core.load_model(name)
+def arms_of(
+    name: str, model: core.Model, folder: Path, calibrate: core.Volume, chromium: Chromium | None
+) -> dict[str, Timed]:
     paths = {
         kind: folder / f"{name}.{kind}" for kind in ("safetensors", "onnx", "float16.onnx", "int8.onnx", "c", "html")
     }
@@ -189,7 +190,7 @@ def arms_of(name: str, folder: Path, calibrate: Any, chromium: Chromium | None) 
         return paths[kind].stat().st_size
 
     def engine(image: np.ndarray, pixel: float) -> np.ndarray:
-        return np.asarray(core.predict(model, as_volume(image, pixel), threads=1))[0]
+        return np.asarray(core.predict(model, as_volume(image, pixel), statistics="model", threads=1))[0]
 
     def runtime(opened: core.OnnxModel, image: np.ndarray, pixel: float) -> np.ndarray:
         return np.asarray(opened.predict(as_volume(image, pixel), threads=1))[0]
@@ -270,7 +271,9 @@ def main() -> None:
         print(f"Chromium {chromium.version}" if chromium else "no Chromium")
         for which in given.models.split(","):
             model = core.load_model(which)
-            arms = arms_of(which, Path(name), core.open_volume(given.calibrate), chromium)
+            if model.adapts:  # what is exported has one mean and variance
+                model = core.adapt_statistics(model, raw)
+            arms = arms_of(which, model, Path(name), core.open_volume(given.calibrate), chromium)
             for arm in arms.values():  # compile, and find out what is hot
                 for _ in range(3):
                     arm.apply(image, model.pixel_size)

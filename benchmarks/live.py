@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import os
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
@@ -24,7 +23,7 @@ from typing import Any
 import napari
 import numpy as np
 from qtpy.QtCore import QEventLoop, Qt, QTimer
-from scipy import ndimage
+from strokes import BRUSH, STROKES, strokes
 
 from napari_kdunet import core
 from napari_kdunet.widgets.shared.models import models
@@ -32,35 +31,8 @@ from napari_kdunet.widgets.training.edits import Edits
 
 VNC_NM = (50.0, 4.6, 4.6)
 PAINTED = (2, 6, 10, 14)
-STROKES, LENGTH, BRUSH, NEAR = 30, 90, 9, 30  # number; pixels
 MOMENTS = (0, 10, 30, 60)  # s after the first stroke
 TAKE = Edits.take
-
-
-def strokes(truth: np.ndarray, seed: int) -> Iterator[tuple[int, int, np.ndarray]]:
-    """z, label and the points (N, 2) of each stroke."""
-    rng, room = np.random.default_rng(seed), {}
-    for z in PAINTED:
-        inside = truth[z] > 0
-        room[z] = ndimage.distance_transform_edt(~inside), ndimage.distance_transform_edt(inside)
-    for i in range(STROKES):
-        z, label = PAINTED[i // 2 % len(PAINTED)], 2 - i % 2
-        free = room[z][label - 1]
-        where = free > BRUSH
-        if i % 4 == 1:
-            where &= free < NEAR
-        start = rng.choice(np.argwhere(where))
-        lines = [_line(start, angle, free) for angle in rng.uniform(0, 2 * np.pi, 24)]
-        yield z, label, max(lines, key=len)
-
-
-def _line(start: np.ndarray, angle: float, free: np.ndarray) -> np.ndarray:
-    """Points from `start` in a direction, as far as the brush stays in one class and in the slice."""
-    points = start + np.arange(0, LENGTH, 3)[:, None] * (np.sin(angle), np.cos(angle))
-    inside = ((points >= 0) & (points <= np.array(free.shape) - 1)).all(axis=1)
-    at = np.round(points * inside[:, None]).astype(int)
-    stays = inside & (free[tuple(at.T)] > BRUSH / 2 + 1)
-    return points[: int(np.argmin(stays)) if not stays.all() else len(points)]
 
 
 @dataclass
@@ -103,7 +75,7 @@ class Session:
         self._watch_training()
         self.widget.form.controls["threads"].set(threads or None)
         self.wait(3)  # the first drawings compile code
-        plan = list(strokes(self.truth, seed))
+        plan = list(strokes(self.truth, PAINTED, seed))
         if train:
             self.widget.view.start_button.click()
         self.wait(2)

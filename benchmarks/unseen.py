@@ -1,0 +1,190 @@
+"""On a microscope that no network has seen: what a teacher is worth to a 2-Unet, by how much is labelled.
+
+    python benchmarks/unseen.py DATA --models DIR --out OUT [--left-out epfl] [--labels "none;strokes;1;5;all"]
+                                [--minutes 2] [--seeds 3] [--slices 6] [--planes]
+
+DIR is that of `benchmarks/generality.py`, with a 16-Unet and a 2-Unet (`--arm`, a seed each) that have learnt from the
+other two sources; they are the generalists here, applied with statistics of the image. The first 70 % of the source
+that was left out is learnt from, labelled or not, and slices spread over its last 25 % are scored, at its true pixel
+size, each model at its own threshold. In each cell a 2-Unet has `--minutes` on one core in all, and goes on from the
+2-Unet of the generalists:
+
+    teacher             what is done with the time
+    none                trained on the labels; without labels, as it is
+    same labels         a 16-Unet learns from the labels for half of it and then teaches (mixed, as by default)
+    generalist          the 16-Unet teaches, mixed with the labels; without labels as `core.adapt` does it
+    generalist, soft    the same, the teacher alone at a temperature of 1; the labels choose model and threshold
+    generalist adapted  the 16-Unet goes on from itself on the labels for half of it and then teaches, mixed
+    adapted, soft       the same, the teacher alone at a temperature of 1
+
+Labels are strokes on four slices (`strokes.py`), 1 or 5 slices evenly spaced, or all. What is done is not done again.
+Written to OUT: models, a JSON a cell, `unseen.csv` and `unseen.md`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from commands import Row, once, told, write_csv
+from generality import SOURCES, calibrated, learnt_from, only, volumes
+from strokes import painted
+
+from napari_kdunet import core
+from napari_kdunet.core.data.splits import spaced
+
+LEARNT, SCORED = 0.7, 0.25  # shares of the slices, the first and the last
+TEACHERS = ("none", "same labels", "generalist", "generalist, soft", "generalist adapted", "adapted, soft")
+PIXELS = 1.6e6  # a minute, at the working pixel size, of which a teacher without labels is asked
+SOFT: dict[str, Any] = {"mode": "soft", "tau": 1.0}
+
+
+class Source:
+    """The source that was left out, what is labelled of it, and the generalists that have not seen it."""
+
+    def __init__(self, name: str, seed: int, given: argparse.Namespace) -> None:
+        self.name, self.seed, self.given = name, seed, given
+        raw, labels = volumes(name, given)
+        learnt = range(round(LEARNT * len(raw)))
+        self.raw, self.labels = only(raw, learnt), only(labels, learnt)
+        scored = spaced(range(len(raw) - round(SCORED * len(raw)), len(raw)), given.slices)
+        self.test = only(raw, scored), only(labels, scored)
+
+    def generalist(self, k: int) -> core.Model:
+        """That of k channels, to be applied with statistics of the image, at the threshold that is best with these."""
+        others = [name for name in SOURCES if name != self.name]
+        name = f"{self.given.arm}-{k}-{'-'.join(others)}-{self.seed}"
+        kept = Path(self.given.out) / f"{name}.safetensors"
+        if not kept.exists():
+            model = core.load_model(Path(self.given.models) / kept.name)
+            model = replace(model, summary=model.summary | {"statistics": "volume"})
+            calibrated(model, learnt_from(others, self.given)[1]).save(kept)
+        return core.load_model(kept)
+
+    def labelled(self, amount: str) -> tuple[core.Volume, dict[str, Any]]:
+        """Labels of the slices that are learnt from, and the settings that say which of them count."""
+        every = range(len(self.raw))
+        if amount != "strokes":
+            return self.labels, {"slices": "all" if amount == "all" else spaced(every, int(amount))}
+        slices = spaced(every, 4)
+        marks = painted(np.asarray(self.labels.data), slices, self.seed)
+        return core.open_volume(marks, voxel_size=self.raw.voxel_size), {"slices": slices, "ignore": 0}
+
+    def learn(self, amount: str, teacher: str) -> core.Model:
+        """The 2-Unet of a cell, in the time that it has."""
+        begin, minutes = time.monotonic(), self.given.minutes
+        start, shared = self.generalist(2), {"threads": 1, "seed": self.seed, "batch": 2, "patch": 256}
+        if amount == "none":
+            config = core.DistillConfig.adapting(k=2, minutes=minutes, **shared)
+            asked = {"pixels": PIXELS * minutes, "planes": None if self.given.planes else False}
+            return (
+                start if teacher == "none" else core.adapt(self.generalist(16), self.raw, config, start=start, **asked)
+            )
+        labels, which = self.labelled(amount)
+        shared |= which
+        if teacher == "none":
+            config = core.TrainConfig(k=2, minutes=minutes, **shared)
+            return learnt(core.iter_train(self.raw, labels, config, start=start))
+        by = None if teacher == "same labels" else self.generalist(16)
+        if teacher not in ("generalist", "generalist, soft"):
+            config = core.TrainConfig(k=16, minutes=minutes / 2, **shared)
+            by = learnt(core.iter_train(self.raw, labels, config, start=by))
+        left = max(minutes - (time.monotonic() - begin) / 60, minutes / 4)
+        student = core.DistillConfig(k=2, minutes=left, **shared, **(SOFT if teacher.endswith("soft") else {}))
+        return learnt(core.iter_distill(by, self.raw, labels, student, start=start))
+
+    def score(self, model: core.Model, **how: Any) -> float:
+        """IoU on the slices that are kept for that, at the model's threshold."""
+        raw, labels = self.test
+        return core.evaluate(core.predict(model, raw, threads=1, **how), labels, threshold=model.threshold).iou
+
+
+def learnt(events: Iterator[Any]) -> core.Model:
+    """The model of a training, even if it has collapsed."""
+    try:
+        *_, last = events
+    except core.CollapsedError as collapsed:
+        return collapsed.model
+    model: core.Model = last.model
+    return model
+
+
+def cells(given: argparse.Namespace) -> Iterator[Row]:
+    """A record each; all cells of a seed before the next."""
+    out = Path(given.out)
+    for seed, name in product(range(given.seeds), given.left_out.split(",")):
+        source = Source(name, seed, given)
+        about = {"left out": name, "seed": seed}
+
+        def as_it_is(source: Source = source, about: Row = about) -> Row:
+            model = source.generalist(16)
+            views = source.score(model, views=8)
+            cell = {"labels": "none", "teacher": "16-Unet as it is", "IoU": source.score(model)}
+            return {**about, **cell, "with 8 views": views, "best step": "", "seconds": ""}
+
+        yield once(out / f"{name}-16-{seed}.json", as_it_is)
+        for amount, teacher in product(given.labels.split(";"), TEACHERS):
+            if amount == "none" and teacher not in ("none", "generalist"):
+                continue
+            file = out / f"{name}-{amount}-{teacher}-{seed}".replace(", ", "-").replace(" ", "-")
+
+            def cell(source: Source = source, amount: str = amount, teacher: str = teacher, file: Path = file) -> Row:
+                begin = time.monotonic()
+                model = source.learn(amount, teacher)
+                seconds = round(time.monotonic() - begin, 1)
+                model.save(file.with_suffix(".safetensors"))
+                row = {"left out": source.name, "seed": source.seed, "labels": amount, "teacher": teacher}
+                steps = model.summary["validation"]["step"] if (amount, teacher) != ("none", "none") else 0
+                return row | {"IoU": source.score(model), "with 8 views": "", "best step": steps, "seconds": seconds}
+
+            yield once(file.with_suffix(".json"), cell)
+
+
+def table(rows: list[Row]) -> str:
+    """A line for each source and amount of labels, a column for each teacher: mean and deviation over the seeds."""
+    lines = [
+        f"| left out | labels | {' | '.join(TEACHERS)} | seeds |",
+        "|---|---" + "|---:" * (len(TEACHERS) + 1) + "|",
+    ]
+    for name, amount in dict.fromkeys((row["left out"], row["labels"]) for row in rows):
+        some = [row for row in rows if (row["left out"], row["labels"]) == (name, amount)]
+        found = [[row["IoU"] for row in some if row["teacher"] == teacher] for teacher in TEACHERS]
+        told_of = [told(ious) if ious else "" for ious in found]
+        lines.append(f"| {name} | {amount} | {' | '.join(told_of)} | {len({row['seed'] for row in some})} |")
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data")
+    parser.add_argument("--models", required=True, help="the folder of generality.py")
+    parser.add_argument("--arm", default="mild-synthetic", help="as its files are named")
+    parser.add_argument("--out", required=True)
+    parser.add_argument("--left-out", default="epfl", help="with commas between")
+    parser.add_argument("--labels", default="none;strokes;1;5;all")
+    parser.add_argument("--minutes", type=float, default=2.0)
+    parser.add_argument("--planes", action="store_true", help="without labels, ask along y and x too where isotropic")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--slices", type=int, default=6, help="that are scored")
+    given = parser.parse_args()
+    given.synthetic = 0
+    folder = Path(given.out)
+    folder.mkdir(parents=True, exist_ok=True)
+    torch.set_num_threads(1)
+    for _ in cells(given):
+        rows: list[Row] = [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
+        write_csv(folder / "unseen.csv", rows)
+        (folder / "unseen.md").write_text(table(rows))
+    print((folder / "unseen.md").read_text())
+
+
+if __name__ == "__main__":
+    main()
