@@ -2,13 +2,15 @@
 
     python benchmarks/generality.py DATA --out DIR [--ks 2,16] [--seeds 3] [--arms "defaults;gamma"] [--single]
                                     [--steps 1500] [--batch 2] [--patch 256] [--slices 8] [--left-out epfl,vnc,sbem]
-                                    [--synthetic 48]
+                                    [--synthetic 48] [--minutes 4] [--taught-by 16 --tau 1]
 
 DATA is a folder of `epfl-training`, `vnc-train` and `sbem-brain`, each `-raw.tif` and `-labels.tif`. For each arm, k,
 seed and source: a network learns from the other two and is scored on that one, on slices spread over it, at five
 assumed pixel sizes. With --synthetic N each learns from N synthetic tissues, too, as often as from a source, while
-model and threshold are chosen on the sources alone. With --single one learns from each source alone, too, and the
-bundled models are scored beside.
+model and threshold are chosen on the sources alone. With --taught-by K each learns softly, at the temperature --tau,
+from the K-Unet of seed 0 that the same call without it has made, and from no label. With --minutes each has that time,
+the teacher's included, in place of --steps. With --single one learns from each source alone, too, and the bundled
+models are scored beside.
 
 What a row of the table has, mean and standard deviation over the seeds, at the model's threshold unless said otherwise:
     best size   IoU at the best of the assumed pixel sizes, which needs labels to be known
@@ -148,12 +150,15 @@ def only(volume: core.Volume, slices: Sequence[int]) -> core.Volume:
     return core.open_volume(np.asarray(volume.data)[list(slices)], voxel_size=volume.voxel_size, name=volume.name)
 
 
-def trained(path: Path, pairs: Pairs, held: Pairs, config: core.TrainConfig) -> core.Model:
-    """The model of a training, which goes on where it was stopped."""
+def trained(
+    path: Path, pairs: Pairs, held: Pairs, config: core.TrainConfig, teacher: core.Model | None = None
+) -> core.Model:
+    """The model of a training, or of a distillation, which goes on where it was stopped."""
     if path.exists() and not resume_path(path).exists():
         return core.load_model(path)
+    how: dict[str, Any] = {"config": config, "val": held, "out": path, "resume": resume_path(path).exists()}
     try:
-        return core.train(pairs, config=config, val=held, out=path, resume=resume_path(path).exists())
+        return core.distill(teacher, pairs, **how) if teacher else core.train(pairs, **how)
     except core.CollapsedError as collapsed:
         collapsed.model.save(path)
         return collapsed.model
@@ -206,15 +211,19 @@ def measure(given: argparse.Namespace) -> Iterator[None]:
     """Train and score each network on the sources of which it has seen nothing, a record each."""
     folder = Path(given.out)
     for arm, k, seed, sources in runs(given):
-        config = core.TrainConfig(
-            **{"k": k, "seed": seed, "steps": given.steps, "batch": given.batch, "patch": given.patch, "threads": 1}
-            | ARMS[arm]
-        )
+        settings: dict[str, Any] = {"k": k, "seed": seed, "batch": given.batch, "patch": given.patch, "threads": 1}
+        settings |= {"minutes": given.minutes} if given.minutes else {"steps": given.steps}
+        settings |= ARMS[arm]
         arm += " + synthetic" * bool(given.synthetic)
-        name = f"{arm}-{k}-{'-'.join(sources)}-{seed}".replace(",", "").replace(" + ", "-").replace(" ", "-")
-        path = folder / f"{name}.safetensors"
+        config, teacher = core.TrainConfig(**settings), None
+        if given.taught_by:
+            teacher = core.load_model(file_of(arm, given.taught_by, sources, 0, folder))
+            config = core.DistillConfig(**settings, mode="soft", tau=given.tau)
+        arm += f", {given.minutes:g} min" if given.minutes else ""
+        arm += f", taught by {given.taught_by} at {given.tau:g}" if given.taught_by else ""
+        path = file_of(arm, k, sources, seed, folder)
         pairs, held = learnt_from(sources, given)
-        model = trained(path, pairs, held, config)
+        model = trained(path, pairs, held, config, teacher)
         home = model.summary["validation"]["iou"]
         about = {"arm": arm, "k": k, "learnt from": "+".join(sources), "seed": seed, "at home": home}
         for left in (name for name in given.left_out.split(",") if name not in sources):
@@ -224,6 +233,11 @@ def measure(given: argparse.Namespace) -> Iterator[None]:
         about = {"arm": name, "k": model.net.k, "learnt from": "EPFL's other block", "seed": 0}
         about["at home"] = model.summary["validation"]["iou"]
         yield recorded(folder / f"{name}-on-{left}.json", model, [], left, about, given)
+
+
+def file_of(arm: str, k: int, sources: Iterable[str], seed: int, folder: Path) -> Path:
+    name = f"{arm}-{k}-{'-'.join(sources)}-{seed}".replace(",", "").replace(" + ", "-").replace(" ", "-")
+    return folder / f"{name}.safetensors"
 
 
 def recorded(path: Path, model: core.Model, held: Pairs, left: str, about: Row, given: argparse.Namespace) -> None:
@@ -265,6 +279,9 @@ def main() -> None:
     parser.add_argument("--arms", default="defaults", help=f"separated by semicolons, of: {'; '.join(ARMS)}")
     parser.add_argument("--single", action="store_true", help="networks of one source and the bundled models, too")
     parser.add_argument("--steps", type=int, default=1500)
+    parser.add_argument("--minutes", type=float, help="of each training, in place of steps")
+    parser.add_argument("--taught-by", type=int, help="k of the teacher")
+    parser.add_argument("--tau", type=float, default=1.0)
     parser.add_argument("--batch", type=int, default=2)
     parser.add_argument("--patch", type=int, default=256)
     parser.add_argument("--slices", type=int, default=8, help="of each source that is scored on")
