@@ -80,6 +80,18 @@ def test_the_model_that_was_given_stays_as_it_is(tissue) -> None:
     assert all(torch.equal(a.running_var, b.running_var) for a, b in zip(norms(adapted), norms(again), strict=True))
 
 
+def test_a_training_that_goes_on_forgets_the_image(tissue) -> None:
+    """Its statistics are those of its last batches again: so far on they are the same from any beginning."""
+    config = core.TrainConfig(k=2, steps=60, batch=1, patch=64, lr=1e-4, ema=0, validations=1, seed=0)
+    given = core.load_model("mito-2unet")
+    plain, adapted = (
+        core.train(*tissue, config, start=replace(given, summary={"statistics": which}))
+        for which in ("model", "volume")
+    )
+    for one, other in zip(norms(plain), norms(adapted), strict=True):
+        assert torch.allclose(one.running_var, other.running_var, rtol=0.02)
+
+
 def test_auto_is_as_the_model_says(tissue) -> None:
     plain = core.load_model("lucchi-2unet")
     saying = replace(plain, summary=plain.summary | {"statistics": "volume"})

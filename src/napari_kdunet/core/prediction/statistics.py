@@ -95,7 +95,7 @@ _last: WeakKeyDictionary[nn.Module, tuple[Volume, nn.Module]] = WeakKeyDictionar
 def _adapted(model: Model, tiler: Tiler, windows: Volume) -> Model:
     """`model` with statistics of the windows on the tiler's grid."""
     net = copy.deepcopy(model.net).to(tiler.device, torch.float32)  # of weights in half precision, too
-    before = [(norm.running_mean.clone(), norm.running_var.clone()) for norm in _norms(net)]
+    before = [(norm.running_mean.clone(), norm.running_var.clone(), norm.momentum) for norm in _norms(net)]
     seen, by_torch = 0, ByTorch(net)
 
     def forward(batch: Tensor) -> Tensor:
@@ -111,9 +111,10 @@ def _adapted(model: Model, tiler: Tiler, windows: Volume) -> Model:
     for z in range(len(windows)):
         replace(tiler, forward=forward).window(windows, z, y, x)
     prior = _PRIOR / (_PRIOR + seen)
-    for norm, (mean, variance) in zip(_norms(net), before, strict=True):
+    for norm, (mean, variance, momentum) in zip(_norms(net), before, strict=True):
         norm.running_mean.lerp_(mean, prior)
         norm.running_var.lerp_(variance, prior)
+        norm.momentum = momentum  # a training that goes on from here follows its own batches
     return replace(model, net=net.eval().to(next(model.net.parameters()).device))
 
 
