@@ -133,6 +133,16 @@ def test_nothing_is_replaced_unasked(exported):
     assert (result.code, len(result.lines), exported.read_bytes()) == (2, 1, before)
 
 
+@pytest.mark.parametrize(("form", "ending"), [("onnx", "onnx"), ("c", "c"), ("web", "html"), ("bioimageio", "zip")])
+def test_a_network_with_context_is_not_exported(data, tmp_path, form, ending):
+    core.Model(core.KUNet(1, depth=1, context=1)).save(tmp_path / "m.safetensors")
+    card = ("--example", data / "raw.tif", "--author", "A", "--license", "MIT") if form == "bioimageio" else ()
+    result = run("export", tmp_path / "m.safetensors", "-o", tmp_path / f"out.{ending}", "--format", form, *card)
+    assert (result.code, len(result.lines)) == (2, 1)
+    assert "it has context" in result.err
+    assert names(tmp_path) == ["m.safetensors"]
+
+
 @pytest.mark.parametrize("more", [["--views", "4"], ["--planes", "zyx"], ["--device", "cuda"]])
 def test_what_onnx_does_not_predict(data, exported, tmp_path, more):
     result = run("predict", exported, data / "raw.tif", "-o", tmp_path / "mask.tif", *more)

@@ -62,7 +62,7 @@ def model() -> Callable[..., core.Model]:
         torch.manual_seed(seed)
         net = core.KUNet(k, **form)
         with torch.no_grad():  # statistics as after a training, so that BN is more than nothing
-            net.train()(torch.randn(4, 1, 64, 64))
+            net.train()(torch.randn(4, net.channels, 64, 64))
         return core.Model(net, pixel_size, threshold)
 
     return make

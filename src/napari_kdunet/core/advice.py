@@ -40,6 +40,17 @@ ADVICE: dict[str, Advice] = {
         "Classes",
         "Leave at 2 for one structure and background; raise it when your labels hold several structures, 1, 2, 3 …",
     ),
+    "context": Advice(
+        "Context",
+        "0: each slice by itself. Higher: sees the slices below and above too, which tells what one slice leaves "
+        "open; slower, and it needs volumes. Try 1 where slices are well aligned.",
+    ),
+    "context_distance": Advice(
+        "Context distance",
+        "Leave at 0 for the next slices. Larger: looks further; where slices are some nm apart the next one shows "
+        "little that is new.",
+        step=5,
+    ),
     "boundary": Advice(
         "Outlines as a class",
         "On: objects that touch come apart in Objects; the mask is as good. Label each with its own id for it.",

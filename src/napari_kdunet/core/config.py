@@ -124,6 +124,22 @@ class TrainConfig:
     bn: bool = setting(True, "Batch normalisation after each 3x3 convolution.")
     depth: int = setting(4, "Number of down-samplings.", ge=1, le=6, advanced=True)
     classes: int = setting(2, "Classes, background included.", ge=2, le=64, advanced=True)
+    context: int = setting(
+        0,
+        "Neighbouring slices that the network sees on each side of a slice.",
+        unit="slices",
+        ge=0,
+        le=8,
+        advanced=True,
+    )
+    context_distance: float = setting(
+        0.0,
+        "Distance of the neighbouring slices; 0 is that of the slices, of several volumes the largest.",
+        unit="nm",
+        ge=0,
+        le=1e6,
+        advanced=True,
+    )
     boundary: bool = setting(
         False,
         "Learn the outlines of objects as a third class: best with their ids as labels; those that touch come apart.",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -27,6 +28,7 @@ def metadata(path) -> dict:
         {"k": 2},
         {"k": 1, "bn": False, "activation": "relu"},
         {"k": 2, "depth": 2, "classes": 3, "pixel_size": 8.0, "threshold": 0.3},
+        {"k": 1, "depth": 2, "context": 2},
     ],
 )
 def test_round_trip(model, tmp_path, form):
@@ -148,9 +150,26 @@ def test_damaged_metadata(model, tmp_path, change, one_line):
         core.load_model(path)
 
 
+def test_context_is_kept_and_files_without_it_see_the_slice_alone(model, tmp_path, one_line):
+    made = replace(model(1, depth=1, context=1), context_distance=25.0)
+    path = made.save(tmp_path / "m.safetensors")
+    again = core.load_model(path)
+    assert (again.context, again.context_distance, again.net.channels) == (1, 25.0, 3)
+    assert again.form_and_pixel_size == made.form_and_pixel_size
+    assert {"context": 1, "context_distance": 25.0, "format": 2}.items() <= metadata(path).items()  # 1 cannot apply it
+    for wrong in ({"context": 2}, {"context": "1"}, {"context_distance": -1.0}, {"context_distance": None}):
+        model_file.save_tensors(path, made.net.state_dict(), made.describe() | wrong)
+        with one_line(core.ModelError, "damaged"):
+            core.load_model(path)
+    old = model(1, depth=1).save(tmp_path / "old.safetensors")
+    assert metadata(old)["format"] == 1
+    assert "context" not in metadata(old)
+    assert (core.load_model(old).context, core.load_model(old).form["context"]) == (0, 0)
+
+
 def test_newer_format(model, tmp_path, one_line):
     made, path = model(1), tmp_path / "m.safetensors"
-    model_file.save_tensors(path, made.net.state_dict(), made.describe() | {"format": 2, "version": "9.1"})
+    model_file.save_tensors(path, made.net.state_dict(), made.describe() | {"format": 3, "version": "9.1"})
     with one_line(core.ModelError, "9.1", "update"):
         core.load_model(path)
 

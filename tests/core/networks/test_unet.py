@@ -40,6 +40,20 @@ def test_counts_of_a_real_network(bn):
     assert all(m.bias is not None for m in net.modules() if isinstance(m, torch.nn.Conv2d | torch.nn.ConvTranspose2d))
 
 
+@pytest.mark.parametrize(("k", "bn"), [(1, True), (2, False), (16, True)])
+def test_context_is_more_channels_of_the_first_convolution_alone(k, bn):
+    """9 k weights for each slice that is seen beside the slice itself."""
+    before = (WITH_BN if bn else PLAIN)[k]
+    for context, more in ((0, 0), (1, 18 * k), (3, 54 * k)):
+        net = core.KUNet(k, bn, context=context)
+        assert (net.channels, net.parameter_count) == (2 * context + 1, before + more)
+        plain = {name: value.shape for name, value in core.KUNet(k, bn).state_dict().items()}
+        shapes = {name: value.shape for name, value in net.state_dict().items()}
+        other = [name for name in shapes if shapes[name] != plain[name]]
+        assert other == (["down.0.0.weight"] if context else [])
+        assert net.eval()(torch.zeros(1, 2 * context + 1, 16, 32)).shape == (1, 2, 16, 32)
+
+
 @pytest.mark.parametrize(("k", "depth", "classes"), [(1, 1, 2), (3, 2, 5), (2, 4, 2), (1, 6, 3)])
 def test_output_shape(k, depth, classes):
     net = core.KUNet(k, depth=depth, classes=classes).eval()
@@ -49,7 +63,18 @@ def test_output_shape(k, depth, classes):
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"k": 0}, {"k": 1.5}, {"k": 2.0}, {"k": "a"}, {"k": None}, {"depth": 0}, {"classes": 1}, {"k": math.nan}]
+    "wrong",
+    [
+        {"k": 0},
+        {"k": 1.5},
+        {"k": 2.0},
+        {"k": "a"},
+        {"k": None},
+        {"depth": 0},
+        {"classes": 1},
+        {"k": math.nan},
+        {"context": -1},
+    ],
 )
 def test_numbers_out_of_bounds(wrong, one_line):
     with one_line(core.ConfigError, *wrong):

@@ -51,17 +51,23 @@ def without_numba(monkeypatch):
     bn=st.booleans(),
     activation=st.sampled_from(["relu", "leaky_relu"]),
     classes=st.sampled_from([2, 3, 5]),
+    context=st.sampled_from([0, 0, 1, 3]),
     size=st.tuples(st.integers(1, 12), st.integers(1, 21)),
     threads=st.sampled_from([1, 2, 3]),
     seed=st.integers(0, 99),
 )
-def test_compiled_logits_are_those_of_the_network(model, k, depth, bn, activation, classes, size, threads, seed):
-    net = model(k, seed, bn=bn, activation=activation, classes=classes, depth=depth, init="torch").net
-    image = torch.randn(1, 1, *(n * net.multiple for n in size))
+def test_compiled_logits_are_those_of_the_network(
+    model, k, depth, bn, activation, classes, context, size, threads, seed
+):
+    form = {"bn": bn, "activation": activation, "classes": classes, "depth": depth, "context": context}
+    net = model(k, seed, init="torch", **form).net
+    image = torch.randn(1, net.channels, *(n * net.multiple for n in size))
     engine = engine_for(net, CPU, threads)
     assert is_compiled(engine)
     assert_same(engine(image), plain(net, image))
-    again = torch.randn(1, 1, *(n * net.multiple for n in reversed(size)))  # nothing is left of the image before
+    again = torch.randn(
+        1, net.channels, *(n * net.multiple for n in reversed(size))
+    )  # nothing is left of the image before
     assert_same(engine(again), plain(net, again))
 
 

@@ -28,7 +28,7 @@ class MemoryPlan:
     ----------
     memory : ndarray of float32
         All planes, with zeros around each: the padding of the convolutions.
-    image : ndarray, shape (Y, X)
+    image : ndarray, shape (channels, Y, X)
         A view of the memory, to write the input to.
     logits : ndarray, shape (C, Y, X)
         A view of the memory, to read the output from.
@@ -67,9 +67,13 @@ class _Level:
 
 
 def plan_memory(
-    k: int, depth: int, outputs: int, weights: WeightOffsets, size: tuple[int, int], threads: int
+    k: int, depth: int, ends: tuple[int, int], weights: WeightOffsets, size: tuple[int, int], threads: int
 ) -> MemoryPlan:
-    """Plan the memory of a network for images of one size (Y, X), multiples of ``2**depth``."""
+    """Plan the memory of a network with `ends` channels in and out, for images of one size (Y, X).
+
+    The sides are multiples of ``2**depth``.
+    """
+    channels, outputs = ends
     lanes = -(-(size[1] >> depth) // LANES) * LANES  # tiles write whole vectors, on all levels beside each other
     levels = [_Level(k << i, size[0] >> i, size[1] >> i, (lanes << (depth - i)) + LANES) for i in range(depth + 1)]
     used = 0
@@ -79,12 +83,12 @@ def plan_memory(
         used += channels * level.plane + LANES
         return used - channels * level.plane - LANES + level.origin
 
-    inputs = [take(level, max(1, level.channels // 2) if i else 1) for i, level in enumerate(levels)]
+    inputs = [take(level, max(1, level.channels // 2) if i else channels) for i, level in enumerate(levels)]
     skips = [take(level, 2 * level.channels) for level in levels[:-1]]
     output = take(levels[0], outputs)
     stages = np.zeros(2 * depth + 1, STAGE)
     for i, stage in enumerate(stages):
-        _describe(stage, i, levels, inputs, skips, output, outputs)
+        _describe(stage, i, levels, inputs, skips, output, ends)
         stage["first"], stage["second"], stage["last"] = weights[i]
     own = max((2 * level.channels + 1) * (STEP + 2) * level.row for level in levels) + 2 * LANES
     own = -(-own // LANES) * LANES
@@ -97,7 +101,8 @@ def plan_memory(
         return np.lib.stride_tricks.as_strided(memory[at:], (channels, *size), strides)
 
     progress = np.zeros(1 + len(bands), np.int64)
-    return MemoryPlan(memory, planes(inputs[0], 1)[0], planes(output, outputs), stages, bands, progress, scratch)
+    image, logits = planes(inputs[0], channels), planes(output, outputs)
+    return MemoryPlan(memory, image, logits, stages, bands, progress, scratch)
 
 
 def _level(stage: int, depth: int) -> int:
@@ -106,7 +111,13 @@ def _level(stage: int, depth: int) -> int:
 
 
 def _describe(
-    stage: Any, index: int, levels: list[_Level], inputs: list[int], skips: list[int], output: int, outputs: int
+    stage: Any,
+    index: int,
+    levels: list[_Level],
+    inputs: list[int],
+    skips: list[int],
+    output: int,
+    ends: tuple[int, int],
 ) -> None:
     depth = len(levels) - 1
     at = _level(index, depth)
@@ -115,7 +126,7 @@ def _describe(
         stage[name] = getattr(level, name)
     stage["source_plane"] = level.plane
     if index <= depth:
-        stage["inputs"], stage["source"] = level.channels // 2 if at else 1, inputs[at]
+        stage["inputs"], stage["source"] = level.channels // 2 if at else ends[0], inputs[at]
     else:
         stage["inputs"], stage["source"] = 2 * level.channels, skips[at]
     if index < depth:
@@ -127,7 +138,7 @@ def _describe(
         stage["target_channels"] = goal.channels
     else:
         goal, stage["kind"] = level, HEAD
-        stage["target"], stage["target_channels"] = output, outputs
+        stage["target"], stage["target_channels"] = output, ends[1]
     stage["target_plane"], stage["target_row"] = goal.plane, goal.row
 
 

@@ -22,6 +22,7 @@ from napari_kdunet.core.networks.unet import KUNet
 __all__ = ["Model", "load_model"]
 
 _FORMAT = 1
+_WITH_CONTEXT = 2  # the format of a network that sees neighbouring slices, which older versions cannot apply
 _FORM = ("k", "bn", "classes", "depth", "activation")  # the metadata that the network is rebuilt from
 _LONGEST_NAME = 100  # characters of a class's name
 
@@ -43,6 +44,13 @@ class Model:
         Background first. Those of two classes, where there are more, become numbers.
     summary : dict
         How it was trained: settings, split, scores. JSON values only.
+    context_distance : float
+        Distance in nm of the neighbouring slices that the network sees (`context`); 0 is that of a volume's slices.
+
+    Raises
+    ------
+    ModelError
+        If the network has an even number of input channels.
     """
 
     net: nn.Module
@@ -50,9 +58,15 @@ class Model:
     threshold: float = 0.5
     class_names: tuple[str, ...] = TWO_CLASSES
     summary: dict[str, Any] = field(default_factory=dict)
+    context_distance: float = 0.0
 
     def __post_init__(self) -> None:
         self.net.eval()
+        if self.traits.channels % 2 == 0:
+            raise ModelError(
+                f"the network has {self.traits.channels} input channels: it needs an odd number, the slice itself "
+                "between as many neighbours on each side."
+            )
         classes = self.traits.classes
         if self.class_names == TWO_CLASSES and classes != 2:
             names = ("background", *(f"class {i}" for i in range(1, classes)))
@@ -65,6 +79,11 @@ class Model:
         Of a module that does not say, what suits the usual U-Nets.
         """
         return self.net if isinstance(self.net, Network) else UsualUNet()
+
+    @property
+    def context(self) -> int:
+        """Neighbouring slices that the network sees on each side of a slice."""
+        return self.traits.channels // 2
 
     @property
     def boundary(self) -> bool:
@@ -97,25 +116,29 @@ class Model:
         net = self.net
         if not isinstance(net, KUNet):
             raise ModelError(f"a {type(net).__name__} is not a k-Unet: it can teach and predict, but not be saved.")
-        return {"k": net.k, "bn": net.bn, "classes": net.classes, "depth": net.depth, "activation": net.activation}
+        return {name: getattr(net, name) for name in (*_FORM, "context")}
 
     @property
     def form_and_pixel_size(self) -> dict[str, Any]:
-        """The settings of a training that goes on from this model as it is: form, outlines, and the pixel size in nm.
+        """The settings of a training that goes on from this model as it is: form, outlines, sizes in nm.
 
         Raises
         ------
         ModelError
             If the network is not a `KUNet`.
         """
-        return self.form | {"boundary": self.boundary, "pixel_size": self.pixel_size}
+        sizes = {"pixel_size": self.pixel_size, "context_distance": self.context_distance}
+        return self.form | {"boundary": self.boundary} | sizes
 
     def describe(self) -> dict[str, Any]:
         """All but the weights, as JSON values: what `napari-kdunet info` shows and the file's metadata holds."""
+        form = self.form
+        context = {"context": form.pop("context"), "context_distance": self.context_distance}
         return {
-            "format": _FORMAT,
+            "format": _WITH_CONTEXT if self.context else _FORMAT,
             "version": __version__,
-            **self.form,
+            **form,
+            **(context if self.context else {}),  # a file without is as older versions write and read it
             "parameters": self.parameter_count,
             "normalisation": "standardised slice by slice",
             "pixel_size": self.pixel_size,
@@ -155,7 +178,7 @@ def load_model(source: str | Path) -> Model:
         file = TensorFile.open(path)
         metadata = file.metadata
         version = metadata.get("format")
-        if isinstance(version, int) and version > _FORMAT:
+        if isinstance(version, int) and version > _WITH_CONTEXT:
             raise ModelError(f"{path} was written by napari-kdunet {metadata.get('version')!r:.20}: update to read it.")
         net = _network(metadata)
         file.expect(net.state_dict())
@@ -172,7 +195,7 @@ def _network(metadata: dict[str, Any]) -> KUNet:
     missing = [name for name in (*_FORM, "pixel_size", "threshold", "class_names", "summary") if name not in metadata]
     if missing:
         raise DamagedError(f"its metadata has no {missing[0]}")
-    form = {name: metadata[name] for name in _FORM}
+    form = {name: metadata[name] for name in _FORM} | {"context": metadata.get("context", 0)}
     for name, value in form.items():
         check_setting(name, value if isinstance(value, int | float) or len(str(value)) < 40 else "...")
     with torch.device("meta"):
@@ -192,7 +215,10 @@ def _application(metadata: dict[str, Any]) -> dict[str, Any]:
         raise DamagedError(f"it has {len(names)} class_names for {metadata['classes']} classes")
     if not isinstance(summary, dict):
         raise DamagedError("its summary is not an object")
-    return {"pixel_size": float(size), "threshold": float(threshold), "class_names": tuple(names), "summary": summary}
+    distance = metadata.get("context_distance", 0.0)
+    check_setting("context_distance", distance)
+    sizes = {"pixel_size": float(size), "context_distance": float(distance)}
+    return {**sizes, "threshold": float(threshold), "class_names": tuple(names), "summary": summary}
 
 
 def _fill(net: KUNet, weights: dict[str, Tensor]) -> None:

@@ -17,7 +17,7 @@ class Network(Protocol):
 
     @property
     def channels(self) -> int:
-        """Input channels: 1 is the slice itself."""
+        """Input channels, an odd number: the slice itself, between as many neighbours below (at lower z) and above."""
 
     @property
     def classes(self) -> int:

@@ -20,7 +20,8 @@ class KUNet(nn.Module):
     """U-Net with `k` channels at the top, doubled at each of `depth` max-poolings.
 
     Two padded 3x3 convolutions a stage, up by 2x2 transposed convolutions of stride 2, skips by concatenation and
-    a 1x1 head. With BN, k = 2 has 30,902 parameters and k = 64 has 31,042,434, the two figures of the paper.
+    a 1x1 head. With BN, k = 2 has 30,902 parameters and k = 64 has 31,042,434, the two figures of the paper; each
+    slice of `context`, above and below, adds 9 k.
 
     Parameters
     ----------
@@ -38,14 +39,14 @@ class KUNet(nn.Module):
         He initialisation with zero biases, or PyTorch's own (the paper's framework does not say).
     prior : sequence of float, optional
         Share of each class; the head's bias starts at its logarithm. With None it starts as `init` has it.
+    context : int
+        Neighbouring slices that it sees on each side, as channels of the first convolution; 0 is the slice alone.
 
     Raises
     ------
     ConfigError
         If an argument is out of bounds.
     """
-
-    channels = 1  # of the input: the slice itself
 
     def __init__(
         self,
@@ -57,14 +58,16 @@ class KUNet(nn.Module):
         activation: str = "leaky_relu",
         init: str = "he",
         prior: Sequence[float] | None = None,
+        context: int = 0,
     ) -> None:
         super().__init__()
-        for name, value, least in (("k", k, 1), ("depth", depth, 1), ("classes", classes, 2)):
+        for name, value, least in (("k", k, 1), ("depth", depth, 1), ("classes", classes, 2), ("context", context, 0)):
             if not isinstance(value, int) or value < least:
                 raise ConfigError(f"{name} is {value!r}: give a whole number of at least {least}.")
         if activation not in ("leaky_relu", "relu") or init not in ("he", "torch"):
             raise ConfigError(f"unknown activation {activation!r} or init {init!r}.")
         self.k, self.bn, self.classes, self.depth, self.activation = k, bn, classes, depth, activation
+        self.context = context
         slope, by_planes = self.slope, trains_by_planes(k)
         widths = [k * 2**level for level in range(depth + 1)]
         self.down = nn.ModuleList(DoubleConv(a, b, bn, slope, by_planes) for a, b in pairwise([self.channels, *widths]))
@@ -93,7 +96,7 @@ class KUNet(nn.Module):
         Parameters
         ----------
         x : Tensor
-            (N, 1, Y, X) float; Y and X multiples of ``2**depth``.
+            (N, channels, Y, X) float, the slice itself in the middle; Y and X multiples of ``2**depth``.
 
         Returns
         -------
@@ -108,6 +111,11 @@ class KUNet(nn.Module):
         for up, merge in zip(self.up, self.merge, strict=True):
             x = merge(torch.cat((skips.pop(), up(x)), dim=1))
         return self.head(x)  # type: ignore[no-any-return]
+
+    @property
+    def channels(self) -> int:
+        """Of the input: the slice itself, between the neighbours below and above it."""
+        return 2 * self.context + 1
 
     @property
     def slope(self) -> float:

@@ -43,13 +43,14 @@ class CompiledUNet:
         return type(self), (self.net, self.threads)  # without the memory, planned for the vectors of this machine
 
     def __call__(self, batch: Tensor) -> Tensor:
-        """Logits (1, C, Y, X) of one image (1, 1, Y, X); valid until the next call, which writes there again."""
+        """Logits (1, C, Y, X) of one image (1, channels, Y, X); valid until the next call, which writes there again."""
         size = (batch.shape[2], batch.shape[3])
-        if self._plan is None or self._plan.image.shape != size:
+        if self._plan is None or self._plan.image.shape[1:] != size:
             self._plan = None  # frees its memory first
             net = self.net
-            self._plan = plan_memory(net.k, net.depth, net.head.out_channels, self._offsets, size, self.threads)
-        self._plan.image[:] = batch[0, 0].numpy()
+            ends = (net.channels, net.head.out_channels)
+            self._plan = plan_memory(net.k, net.depth, ends, self._offsets, size, self.threads)
+        self._plan.image[:] = batch[0].numpy()
         self._plan.progress[:] = 0
         others = [_pool(self.threads, os.getpid()).submit(self._work, scratch) for scratch in self._plan.scratch[1:]]
         self._work(self._plan.scratch[0])

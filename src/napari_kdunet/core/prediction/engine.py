@@ -15,7 +15,7 @@ from napari_kdunet.core.networks.unet import KUNet
 __all__ = ["ByTorch", "Forward", "engine_for", "folded", "with_log_odds"]
 
 Forward: TypeAlias = Callable[[Tensor], Tensor]
-"""From an image (1, 1, Y, X) on the engine's device to float32 logits (1, C, Y, X), valid until the next call.
+"""From an image (1, channels, Y, X) on the engine's device to float32 logits (1, C, Y, X), valid until the next call.
 
 For two classes it is one plane, the log odds of the foreground: the difference of the two logits.
 """
@@ -69,8 +69,9 @@ def folded(net: KUNet) -> KUNet:
 
     The logits are the same to float32 rounding.
     """
+    form = {"classes": net.classes, "depth": net.depth, "activation": net.activation, "context": net.context}
     with torch.device("meta"):  # no initial weights, and so none of the caller's random numbers
-        plain = KUNet(net.k, False, classes=net.classes, depth=net.depth, activation=net.activation, init="torch")
+        plain = KUNet(net.k, False, init="torch", **form)  # type: ignore[arg-type]
     plain.to_empty(device=next(net.parameters()).device)
     for target, source in zip((*plain.down, *plain.merge), (*net.down, *net.merge), strict=True):
         norms: list[nn.BatchNorm2d | None] = [layer for layer in source if isinstance(layer, nn.BatchNorm2d)]

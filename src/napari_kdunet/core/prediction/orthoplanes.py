@@ -107,7 +107,8 @@ class OrthoPlanes:
         sides = [np.unique(-(-n // (parts * unit)) * unit) for n, unit in zip(shape, self.unit, strict=True)]
         block = np.meshgrid(*(np.minimum(each, n) for each, n in zip(sides, shape, strict=True)), indexing="ij")
         around = [np.minimum(b + 2 * halo, n) for b, halo, n in zip(block, self.halo, shape, strict=True)]
-        read = [block[z] * around[y] * around[x] for z, y, x in _ORDERS]
+        along = [np.minimum(b + 2 * self._reach, n) for b, n in zip(block, shape, strict=True)]
+        read = [along[z] * around[y] * around[x] for z, y, x in _ORDERS]
         voxels = math.prod(block)
         held = 4 * (self.classes - 1) * voxels + self.volume.dtype.itemsize * np.max(read, axis=0)
         slab = np.dtype(result).itemsize * block[0] * shape[1] * shape[2]  # one block's takes the place of its sums
@@ -152,13 +153,19 @@ class OrthoPlanes:
             return finish(total)
 
     def _region(self, spans: tuple[Span, ...], axis: int) -> tuple[Span, ...]:
-        """What is read for the slices of a block along an axis: with its halo in their plane."""
+        """What is read for the slices of a block along an axis: with its halo in their plane, and their neighbours."""
         region = [
             (max(start - halo, 0), min(-(-stop // unit) * unit + halo, size))
             for (start, stop), unit, halo, size in zip(spans, self.unit, self.halo, self.volume.shape, strict=True)
         ]
-        region[axis] = spans[axis]
+        (first, last), reach = spans[axis], self._reach
+        region[axis] = max(first - reach, 0), min(last + reach, self.volume.shape[axis])
         return tuple(region)
+
+    @property
+    def _reach(self) -> int:
+        """Slices from one to its furthest neighbour, along all axes alike."""
+        return self.tilers[0].neighbours.reach
 
     def _read(self, region: tuple[Span, ...]) -> _Window:
         (first, last), y, x = region

@@ -16,7 +16,7 @@ from napari_kdunet.core.errors import ConfigError
 from napari_kdunet.core.metrics import binary_entropy
 from napari_kdunet.core.networks.model import Model
 from napari_kdunet.core.prediction.engine import Forward
-from napari_kdunet.core.prediction.probes import middle, probe_windows
+from napari_kdunet.core.prediction.probes import Probes
 from napari_kdunet.core.prediction.tiler import Tiler, foreground
 from napari_kdunet.core.prediction.tta import turned
 from napari_kdunet.core.volumes.resampling import Grid
@@ -237,11 +237,11 @@ def iter_find_pixel_size(
         raise ConfigError(f"sizes {list(sizes)[:5]} to try: give positive numbers, nm.")
     coarse = [model.pixel_size * 2**octave for octave in _OCTAVES] if sizes is None else list(sizes)
     search = PixelSizeSearch((), (1 + invert) * len(coarse) + 2 * (sizes is None), Limits.of(model))
-    probes = probe_windows(volume, slices)
+    probes = Probes.of(model, volume, slices, device, threads)
     if probes is None:
         yield replace(search, steps=0)
         return
-    probe = _Probe(model, search.limits, probes, volume, Tiler.of(model, probes, device, threads))
+    probe = _Probe(model, search.limits, probes, volume)
     for inverted in (False, True)[: 1 + invert]:
         for size in coarse:
             search = replace(search, tried=(*search.tried, probe.at(size, inverted)))
@@ -280,23 +280,23 @@ class _Probe:
 
     model: Model
     limits: Limits
-    probes: Volume
+    probes: Probes
     volume: Volume
-    tiler: Tiler
 
     def at(self, size: float, inverted: bool) -> TriedSize:
         """The doubt at one pixel size (nm)."""
         grid = self._grid(size)
         if grid is None:
             return TriedSize(size, inverted, math.inf, 0.0)
-        forward = _negated(self.tiler.forward) if inverted else self.tiler.forward
-        first = self._predicted(replace(self.tiler, grid=grid, forward=forward))
+        tiler = replace(self.probes.tiler, grid=grid)
+        forward = _negated(tiler.forward) if inverted else tiler.forward
+        first = self._predicted(replace(tiler, forward=forward))
         mean, ratio = _uncertainty(first)
         if not self.limits.least_foreground <= mean <= self.limits.most_foreground:
             ratio = math.inf
         if ratio >= self.limits.found:
             return TriedSize(size, inverted, ratio, mean)
-        second = self._predicted(replace(self.tiler, grid=grid, forward=turned(forward)))
+        second = self._predicted(replace(tiler, forward=turned(forward)))
         return TriedSize(size, inverted, ratio + _VIEWS_WEIGHT * (1 - _agreement(first, second)), mean)
 
     def _grid(self, size: float) -> Grid | None:
@@ -308,11 +308,11 @@ class _Probe:
 
     def _predicted(self, tiler: Tiler) -> NDArray[np.float32]:
         """Probabilities of the foreground of all pixels of the sample in the middle of each window."""
-        y, x = middle(self.probes, tiler.grid)
+        windows, (y, x) = self.probes.volume, self.probes.middle(tiler.grid)
         found = []
-        for z in range(len(self.probes)):
-            probability = foreground(tiler.window(self.probes, z, y, x))
-            outside = self.probes.outside(z, slice(*y), slice(*x))
+        for z in self.probes.slices:
+            probability = foreground(tiler.window(windows, z, y, x))
+            outside = windows.outside(z, slice(*y), slice(*x))
             found.append(probability.ravel() if outside is None else probability[~outside])
         return np.concatenate(found)
 

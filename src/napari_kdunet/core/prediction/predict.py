@@ -49,6 +49,9 @@ def predict(
 ) -> da.Array:
     """Segment a volume lazily: a slice is computed when a part of the result is asked for that needs it.
 
+    A model with context sees neighbouring slices too, and along y and x planes those beside them (`Neighbours`): the
+    slices are read for that. One that cannot be read is an error of its neighbours too.
+
     Parameters
     ----------
     model : Model
@@ -162,7 +165,8 @@ def prediction_key(model: Model, volume: Volume, **settings: Any) -> str:
     for name, value in model.net.state_dict().items():
         digest.update(name.encode())
         digest.update(value.cpu().contiguous().numpy().tobytes())
-    digest.update(repr((__version__, model.pixel_size, volume.identity, sorted(settings.items()))).encode())
+    sizes = (model.pixel_size, model.context_distance)
+    digest.update(repr((__version__, *sizes, volume.identity, sorted(settings.items()))).encode())
     return digest.hexdigest()
 
 

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass, replace
 from itertools import product
 
+from napari_kdunet.core.networks.model import Model
+from napari_kdunet.core.prediction.tiler import Tiler
+from napari_kdunet.core.volumes.neighbours import Neighbours
 from napari_kdunet.core.volumes.resampling import Grid
 from napari_kdunet.core.volumes.volume import Volume
 
-__all__ = ["middle", "probe_windows"]
+__all__ = ["Probes"]
 
 _LOOKED_AT = 12  # slices, until so many are found that are not lost
 _WORKING_SIDE = 640  # working pixels of the window that is predicted
@@ -17,8 +21,49 @@ _PLACES = (0.5, 0.25, 0.75, 0.0, 1.0)  # of that window along a side, the first 
 _LITTLE_OUTSIDE = 0.25  # share of a good window that is outside the sample
 
 
-def probe_windows(volume: Volume, slices: int) -> Volume | None:
-    """Windows of evenly spaced slices, in memory: those where there is sample; None where there is none anywhere."""
+@dataclass(frozen=True)
+class Probes:
+    """Windows of evenly spaced slices, in memory: those where there is sample.
+
+    Attributes
+    ----------
+    volume : Volume
+        Each window with those of the neighbours that the network sees, one after the other.
+    tiler : Tiler
+        Applies the network to them.
+    """
+
+    volume: Volume
+    tiler: Tiler
+
+    @classmethod
+    def of(cls, model: Model, volume: Volume, slices: int, device: str, threads: int | None) -> Probes | None:
+        """Those of so many slices; None where there is no sample anywhere."""
+        neighbours = Neighbours.between(model.context, model.context_distance, volume.voxel_size)
+        found = _windows(volume, slices)
+        if not found:
+            return None
+        held = volume.extract([(near, y, x) for z, y, x in found for near in neighbours.of(volume, z)])
+        tiler = Tiler.of(model, held, device, threads)
+        return cls(held, replace(tiler, neighbours=Neighbours(model.context)))
+
+    @property
+    def slices(self) -> range:
+        """Indices in `volume` of the windows to predict, in the middle of their neighbours."""
+        context = self.tiler.neighbours.context
+        return range(context, len(self.volume), 2 * context + 1)
+
+    def middle(self, grid: Grid) -> tuple[tuple[int, int], tuple[int, int]]:
+        """Start and stop along Y and X of what of each window is predicted at the working pixel size of `grid`."""
+        spans = []
+        for n, ratio in zip(self.volume.shape[1:], grid.ratio, strict=True):
+            side = min(n, max(1, int(_WORKING_SIDE / ratio)))
+            spans.append(((n - side) // 2, (n - side) // 2 + side))
+        return spans[0], spans[1]
+
+
+def _windows(volume: Volume, slices: int) -> list[tuple[int, slice, slice]]:
+    """Slices that show sample, and of each the window to look at."""
     count = min(max(slices, 1), len(volume))
     spaced = [(2 * i + 1) * len(volume) // (2 * count) for i in range(count)]
     more = [(2 * i + 1) * len(volume) // (2 * _LOOKED_AT) for i in range(_LOOKED_AT)]
@@ -28,7 +73,7 @@ def probe_windows(volume: Volume, slices: int) -> Volume | None:
             held.append(z)
     whole = max(volume.shape[1:]) <= _LARGEST_SIDE and all(volume.outside(z) is None for z in held)
     window = (slice(None), slice(None))
-    return volume.extract([(z, *(window if whole else _window(volume, z))) for z in sorted(held)]) if held else None
+    return [(z, *(window if whole else _window(volume, z))) for z in sorted(held)]
 
 
 def _window(volume: Volume, z: int) -> tuple[slice, slice]:
@@ -46,12 +91,3 @@ def _window(volume: Volume, z: int) -> tuple[slice, slice]:
         if least <= _LITTLE_OUTSIDE:
             break
     return best
-
-
-def middle(probes: Volume, grid: Grid) -> tuple[tuple[int, int], tuple[int, int]]:
-    """Start and stop along Y and X of what of each window is predicted at the working pixel size of `grid`."""
-    spans = []
-    for n, ratio in zip(probes.shape[1:], grid.ratio, strict=True):
-        side = min(n, max(1, int(_WORKING_SIDE / ratio)))
-        spans.append(((n - side) // 2, (n - side) // 2 + side))
-    return spans[0], spans[1]

@@ -15,8 +15,7 @@ from napari_kdunet.core.errors import ConfigError
 from napari_kdunet.core.networks.model import Model
 from napari_kdunet.core.networks.unet import KUNet
 from napari_kdunet.core.prediction.engine import ByTorch
-from napari_kdunet.core.prediction.probes import middle, probe_windows
-from napari_kdunet.core.prediction.tiler import Tiler
+from napari_kdunet.core.prediction.probes import Probes
 from napari_kdunet.core.volumes.volume import Volume, open_volume
 
 __all__ = ["Statistics", "adapt_statistics", "with_statistics"]
@@ -61,10 +60,8 @@ def adapt_statistics(
     volume = open_volume(raw)
     if not isinstance(model.net, KUNet) or not model.net.bn:
         return model
-    windows = probe_windows(volume, slices)
-    if windows is None:
-        return model
-    return _adapted(model, Tiler.of(model, windows, device, threads), windows)
+    probes = Probes.of(model, volume, slices, device, threads)
+    return model if probes is None else _adapted(model, probes)
 
 
 def with_statistics(
@@ -92,8 +89,9 @@ def with_statistics(
 _last: WeakKeyDictionary[nn.Module, tuple[Volume, nn.Module]] = WeakKeyDictionary()
 
 
-def _adapted(model: Model, tiler: Tiler, windows: Volume) -> Model:
-    """`model` with statistics of the windows on the tiler's grid."""
+def _adapted(model: Model, probes: Probes) -> Model:
+    """`model` with statistics of these windows."""
+    tiler = probes.tiler
     net = copy.deepcopy(model.net).to(tiler.device, torch.float32)  # of weights in half precision, too
     before = [(norm.running_mean.clone(), norm.running_var.clone(), norm.momentum) for norm in _norms(net)]
     seen, by_torch = 0, ByTorch(net)
@@ -107,9 +105,9 @@ def _adapted(model: Model, tiler: Tiler, windows: Volume) -> Model:
         norm.reset_running_stats()
         norm.momentum = None  # the mean over all windows
         norm.train()
-    y, x = middle(windows, tiler.grid)
-    for z in range(len(windows)):
-        replace(tiler, forward=forward).window(windows, z, y, x)
+    y, x = probes.middle(tiler.grid)
+    for z in probes.slices:
+        replace(tiler, forward=forward).window(probes.volume, z, y, x)
     prior = _PRIOR / (_PRIOR + seen)
     for norm, (mean, variance, momentum) in zip(_norms(net), before, strict=True):
         norm.running_mean.lerp_(mean, prior)

@@ -7,6 +7,7 @@ import math
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TypeVar
 
 import numpy as np
@@ -18,6 +19,8 @@ from napari_kdunet.core.networks.model import Model
 from napari_kdunet.core.prediction.engine import Forward, engine_for
 from napari_kdunet.core.prediction.tiling import Tiling
 from napari_kdunet.core.prediction.tta import averaged
+from napari_kdunet.core.prediction.windows import Windows
+from napari_kdunet.core.volumes.neighbours import Neighbours
 from napari_kdunet.core.volumes.resampling import Grid
 from napari_kdunet.core.volumes.sample import standardised
 from napari_kdunet.core.volumes.volume import Volume
@@ -49,15 +52,20 @@ class Tiler(Tiling):
         CPU threads.
     classes : int
         Of the network.
+    neighbours : Neighbours
+        The slices that the network sees with a slice. Their windows are kept for a while (`Windows`), so that each is
+        read once.
     """
 
     forward: Forward
     device: torch.device
     threads: int
     classes: int
+    neighbours: Neighbours
     _slots: threading.Semaphore = field(
         default_factory=lambda: threading.BoundedSemaphore(_AT_ONCE), init=False, compare=False, repr=False
     )
+    _windows: Windows = field(default_factory=Windows, init=False, compare=False, repr=False)
 
     @classmethod
     def of(
@@ -74,6 +82,7 @@ class Tiler(Tiling):
             where,
             threads,
             net.classes,
+            Neighbours.between(model.context, model.context_distance, volume.voxel_size),
         )
 
     def windows(self, shape: tuple[int, ...]) -> Iterator[tuple[tuple[int, int], tuple[int, int]]]:
@@ -106,21 +115,19 @@ class Tiler(Tiling):
     ) -> T:
         """Apply `finish` to the `logits`, which stay valid only while it runs."""
         with self._slots, torch.inference_mode():
-            image, inner = self._read(volume, z, (y, x))  # and with it what lies outside the sample
+            working, inner = self._input(volume, z, (y, x))  # and with it what lies outside the sample
             outside = volume.outside(z, slice(*y), slice(*x))
             if outside is not None and outside.all():
                 empty = torch.empty(1 if self.classes == 2 else self.classes, *outside.shape)
                 return finish(_set_background(empty, outside))
-            working = self.grid.to_working(torch.from_numpy(image)[None, None].to(self.device))
-            del image  # it is larger
             with _forward_lock, using_threads(self.threads):
                 out = self.grid.to_image(self.forward(working))[0][(slice(None), *inner)].cpu()
                 return finish(out if outside is None else _set_background(out, outside))
 
-    def _read(
+    def _input(
         self, volume: Volume, z: int, window: tuple[tuple[int, int], ...]
-    ) -> tuple[NDArray[np.float32], tuple[slice, ...]]:
-        """Read a window with its halo and mirrored borders, standardised; and where in it the window itself is."""
+    ) -> tuple[torch.Tensor, tuple[slice, ...]]:
+        """(1, channels, Y, X) of a window with its halo and mirrored borders; and where in it the window itself is."""
         inside, pads, inner = [], [], []
         for (start, stop), size, unit, halo in zip(window, volume.shape[1:], self.unit, self.halo, strict=True):
             first = max(start - halo, -unit)
@@ -128,11 +135,27 @@ class Tiler(Tiling):
             inside.append(slice(max(first, 0), min(last, size)))
             pads.append((max(-first, 0), max(last - size, 0)))
             inner.append(slice(start - first, stop - first))
+        read = partial(self._read, volume, inside=(inside[0], inside[1]), pads=pads)
+        if not self.neighbours.context:
+            return read(z), tuple(inner)
+
+        def kept(z: int) -> torch.Tensor:
+            return self._windows.get(volume, z, window, read, self.neighbours.reach)
+
+        own, channels = kept(z), []
+        for choices in self.neighbours.choices(z, len(volume)):
+            images = ((kept(other), volume.is_lost(other)) for other in choices)  # read first: it may be a whole slice
+            channels.append(next((image for image, lost in images if not lost), own))
+        return torch.cat(channels, dim=1), tuple(inner)
+
+    def _read(self, volume: Volume, z: int, inside: tuple[slice, slice], pads: list[tuple[int, int]]) -> torch.Tensor:
+        """(1, 1, Y, X) of a window of a slice, standardised, at the working pixel size, on the engine's device."""
         stored = volume.read(z, *inside)
         mean, std = volume.statistics(z, stored if stored.shape == volume.shape[1:] else None)
-        filled = volume.mirrored(z, inside[0], inside[1], max(self.halo))
+        filled = volume.mirrored(z, *inside, max(self.halo))
         pixels = np.pad(stored if filled is None else filled, pads, mode="reflect")
-        return standardised(pixels, mean, std), tuple(inner)
+        image = torch.from_numpy(standardised(pixels, mean, std))[None, None]
+        return self.grid.to_working(image.to(self.device))
 
 
 def _set_background(logits: torch.Tensor, outside: NDArray[np.bool_]) -> torch.Tensor:

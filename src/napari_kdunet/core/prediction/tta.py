@@ -54,7 +54,7 @@ class _Averaged:
     views: int
 
     def __call__(self, batch: Tensor) -> Tensor:
-        """Mean logits (1, C, Y, X) of one image (1, 1, Y, X)."""
+        """Mean logits (1, C, Y, X) of one image (1, channels, Y, X)."""
         views = islice(product((False, True), repeat=3), self.views)
         total: Tensor = reduce(torch.add, (self._view(batch, *view) for view in views))
         return total / self.views

@@ -221,7 +221,8 @@ class Volume:
             if outside is not None:
                 mask = Mask(pixels.shape[1:])
                 mask.add(slice(0, pixels.shape[1]), outside)
-            held._summaries[i] = Summary(mean, std, mask, self.is_lost(z))
+            held._lost[i] = self.is_lost(z)
+            held._summaries[i] = Summary(mean, std, mask, held._lost[i])
         return held
 
     def _summary(self, z: int, whole: np.ndarray[Any, Any] | None = None) -> Summary:
