@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 
 import numpy as np
@@ -109,3 +110,24 @@ def test_images_without_their_labels(data, tmp_path):
     result = run("train", data / "raw.tif", data / "labels.tif", "--val-raw", data / "raw.tif", *out)
     assert result.code == 2
     assert "--val-labels" in result.err
+
+
+def test_context(data, tmp_path):
+    path, mask = tmp_path / "m.safetensors", tmp_path / "mask.tif"
+    volumes = (data / "raw.tif", data / "labels.tif")
+    trained = run("train", *volumes, "-o", path, "--k", 2, "--context", 1, "--steps", 30, *SMALL)
+    assert trained.code == 0, trained.err
+    model = core.load_model(path)
+    assert (model.context, model.context_distance) == (1, VOXEL[0])
+    assert json.loads(run("info", path, "--json").out)["context"] == 1
+    assert run("predict", path, volumes[0], "-o", mask).code == 0
+    expected = core.predict(model, volumes[0], output="labels").compute()
+    np.testing.assert_array_equal(np.asarray(core.open_volume(mask)), expected)
+    again = run(
+        "train", *volumes, "-o", tmp_path / "b.safetensors", "--start", path, "--steps", 1, "--lr", 1e-6, *SMALL
+    )
+    assert again.code == 0, again.err
+    assert core.load_model(tmp_path / "b.safetensors").form_and_pixel_size == model.form_and_pixel_size
+    refused = run("adapt", path, volumes[0], "-o", tmp_path / "c.safetensors", "--start", path, "--steps", 1, *SMALL)
+    assert (refused.code, len(refused.lines)) == (2, 1)
+    assert "context is 1" in refused.err

@@ -59,10 +59,10 @@ app = typer.Typer(
     help="Train a U-Net on electron-microscopy volumes and distil it into a tiny k-Unet.",
 )
 
-#: Settings that are for labels.
+#: Settings that are for labels, or for whole stacks.
 _NOT_OF_ADAPT = (
     *("slices", "ignore", "mode", "lam", "soft_share", "unlabelled_share", "class_weights", "volume_weights"),
-    *("style", "classes"),
+    *("style", "classes", "context", "context_distance"),
 )
 
 #: Raised for a wrong command line: click's class in older versions of typer, a copy of it in newer ones.

@@ -133,7 +133,7 @@ def change_appearance(
     Parameters
     ----------
     image : Tensor
-        (N, 1, Y, X) float32, standardised.
+        (N, C, Y, X) float32, standardised; the channels, slices beside each other, are changed alike.
     count, mine, config, generator
         As in `random_warp`.
     style : Tensor, optional
@@ -178,7 +178,7 @@ def mix_amplitudes(image: Tensor, style: Tensor, weight: Tensor) -> Tensor:
     Parameters
     ----------
     image, style : Tensor
-        (N, 1, Y, X) float32.
+        (N, C, Y, X) float32.
     weight : Tensor
         (N, 1, 1, 1) share of the other amplitudes, 0 to 1.
     """
@@ -188,7 +188,7 @@ def mix_amplitudes(image: Tensor, style: Tensor, weight: Tensor) -> Tensor:
 
 
 def change_gamma(image: Tensor, exponent: Tensor) -> Tensor:
-    """Raise the grey values, from 0 at a patch's lowest to 1 at its highest, to a power; (N, 1, Y, X).
+    """Raise the grey values, from 0 at a patch's lowest to 1 at its highest, to a power; (N, C, Y, X).
 
     Mean and standard deviation stay, so that only the shape of the histogram changes.
     """
@@ -202,7 +202,7 @@ def mix_local_contrast(image: Tensor, weight: Tensor) -> Tensor:
     Parameters
     ----------
     image : Tensor
-        (N, 1, Y, X) float32.
+        (N, C, Y, X) float32.
     weight : Tensor
         (N, 1, 1, 1) share of the equalised patch, 0 to 1.
     """
@@ -210,18 +210,18 @@ def mix_local_contrast(image: Tensor, weight: Tensor) -> Tensor:
     moments = torch.cat((image, image.square()), dim=1)
     coarse = F.interpolate(moments, [-(-n // _COARSE) for n in size], mode="area")
     coarse = F.avg_pool2d(coarse, _NEIGHBOURS, 1, _NEIGHBOURS // 2, count_include_pad=False)
-    mean, square = F.interpolate(coarse, size, mode="bilinear", align_corners=False).split(1, dim=1)
+    mean, square = F.interpolate(coarse, size, mode="bilinear", align_corners=False).chunk(2, dim=1)
     std = (square - mean.square()).clamp_min(0).sqrt().clamp_min(_FLAT)
     return _standardised_as(torch.lerp(image, (image - mean) / std, weight), image)
 
 
 def blur(image: Tensor, sigma: Tensor, largest: float) -> Tensor:
-    """Blur each patch by a Gaussian of its own; (N, 1, Y, X).
+    """Blur each patch by a Gaussian of its own; (N, C, Y, X).
 
     Parameters
     ----------
     image : Tensor
-        (N, 1, Y, X) float32.
+        (N, C, Y, X) float32.
     sigma : Tensor
         (N, 1, 1, 1) standard deviations, working pixels.
     largest : float
@@ -237,7 +237,7 @@ def blur(image: Tensor, sigma: Tensor, largest: float) -> Tensor:
 
 
 def add_noise(image: Tensor, std: Tensor, seeds: Sequence[int]) -> Tensor:
-    """Add white noise to each patch, from a seed of its own, so that it depends on no other patch; (N, 1, Y, X)."""
+    """Add white noise to each patch, from a seed of its own, so that it depends on no other patch; (N, C, Y, X)."""
     device = image.device
     noise = [
         torch.randn(patch.shape, generator=torch.Generator(device).manual_seed(seed), device=device)
@@ -252,7 +252,7 @@ def blank_strips(image: Tensor, blank: Tensor, where: Tensor) -> Tensor:
     Parameters
     ----------
     image : Tensor
-        (N, 1, Y, X) float32.
+        (N, C, Y, X) float32.
     blank : Tensor
         (N, 1, 1, 1) bool: which patches.
     where : Tensor
@@ -268,7 +268,7 @@ def blank_strips(image: Tensor, blank: Tensor, where: Tensor) -> Tensor:
 
 
 def _standardised_as(changed: Tensor, image: Tensor) -> Tensor:
-    """`changed` with the mean and standard deviation of each patch of `image`; (N, 1, Y, X)."""
+    """`changed` with the mean and standard deviation of each patch of `image`; (N, C, Y, X)."""
     std, mean = torch.std_mean(image, dim=(-2, -1), keepdim=True)
     std_now, mean_now = torch.std_mean(changed, dim=(-2, -1), keepdim=True)
     return (changed - mean_now) * (std / std_now.clamp_min(1e-6)) + mean

@@ -26,6 +26,8 @@ __all__ = ["Dataset", "prepare"]
 class Dataset:
     """Training patches and validation slices."""
 
+    config: TrainConfig
+    """The settings, with the `context_distance` that the volumes have."""
     sampler: PatchSampler
     validations: tuple[Validation, ...]
     """One for each volume that is validated on; scores are their means."""
@@ -114,6 +116,7 @@ def prepare(
     volumes = [TrainingVolume(image, truth, index=i) for i, (image, truth) in enumerate(pairs)]
     volumes += [TrainingVolume(open_volume(more), None, index=i) for i, more in enumerate(unlabelled, len(volumes))]
     _check(volumes, teacher, config)
+    config = _with_distance(config, volumes)
     if teacher is not None:
         threads = training_threads(config.k, config.threads)[1]
         outputs = [TeacherOutput(teacher, volume.raw, device.type, threads, teacher_views) for volume in volumes]
@@ -145,7 +148,7 @@ def prepare(
     unlabelled_slices = sum(len(part.slices) for part in others)
     first = replace(volumes[0], slices=splits[0].usable)
     learnt = (*labelled, *others)
-    return Dataset(sampler, tuple(validations), labelled_z, unlabelled_slices, first, learnt, tuple(notes))
+    return Dataset(config, sampler, tuple(validations), labelled_z, unlabelled_slices, first, learnt, tuple(notes))
 
 
 def _pairs(given: Any) -> list[tuple[Any, Any]]:
@@ -174,6 +177,15 @@ def _check(volumes: list[TrainingVolume], teacher: Model | Volume | None, config
     for volume in volumes:
         if volume.labels is None and teacher is None:
             raise LabelsError(f"{volume.raw.name} came without labels and without a teacher: give one of them.")
+
+
+def _with_distance(config: TrainConfig, volumes: list[TrainingVolume]) -> TrainConfig:
+    """The settings, with the distance of neighbouring slices: the largest, so that in no volume all are the same."""
+    if not config.context or config.context_distance:
+        return config
+    return replace(
+        config, context_distance=max((v.raw.voxel_size[0] for v in volumes if v.raw.voxel_size), default=0.0)
+    )
 
 
 def _check_both(volumes: list[TrainingVolume], sampler: PatchSampler) -> None:

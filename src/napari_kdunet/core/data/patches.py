@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cache, cached_property, partial
 from itertools import pairwise
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -18,11 +18,15 @@ from napari_kdunet.core.config import TrainConfig
 from napari_kdunet.core.data.augmentation import change_appearance, random_warp, warp
 from napari_kdunet.core.data.teachers import TeacherOutput
 from napari_kdunet.core.volumes.labels import OUTLINE, outline_targets, target_probabilities
+from napari_kdunet.core.volumes.neighbours import Neighbours
 from napari_kdunet.core.volumes.resampling import Grid
 from napari_kdunet.core.volumes.sample import standardised
 from napari_kdunet.core.volumes.volume import Volume
 
 __all__ = ["Batch", "Block", "PatchSampler", "TrainingVolume", "load_blocks"]
+
+Span: TypeAlias = tuple[int, int]
+"""A start and a stop, in pixels."""
 
 _SIDE = 2048  # working pixels: larger slices are cut into blocks of about this side
 _SPARSE = 0.25  # share of labelled pixels below which patches are cut around them
@@ -49,10 +53,11 @@ class TrainingVolume:
 class Block:
     """A window of a slice at the working pixel size.
 
-    `image` is (1, Y, X) float16, standardised by its whole slice; `target` (C, Y, X) uint8, the target probabilities
-    times 255, or None where it is not labelled; `inside` (1, Y, X) uint8, 1 in the sample, or None where all is;
-    `sites` (N, 2) the Y, X of labelled pixels, or of the sample, where either is a part of the block, so that patches
-    are cut around them, else None.
+    `images` are the slice between the neighbours that the network sees, from below to above, each (1, Y, X) float16,
+    standardised by its whole slice, and shared with the blocks of these; `target` (C, Y, X) uint8, the target
+    probabilities times 255, or None where it is not labelled; `inside` (1, Y, X) uint8, 1 in the sample, or None where
+    all is; `sites` (N, 2) the Y, X of labelled pixels, or of the sample, where either is a part of the block, so that
+    patches are cut around them, else None.
     """
 
     volume: TrainingVolume
@@ -60,10 +65,15 @@ class Block:
     z: int
     y: slice
     x: slice
-    image: Tensor
+    images: tuple[Tensor, ...]
     target: Tensor | None
     inside: Tensor | None
     sites: Tensor | None
+
+    @property
+    def image(self) -> Tensor:
+        """That of the slice itself."""
+        return self.images[len(self.images) // 2]
 
     @property
     def area(self) -> int:
@@ -86,10 +96,15 @@ def load_blocks(volume: TrainingVolume, config: TrainConfig, limit: int) -> tupl
     grid = Grid.between(volume.raw.voxel_size[1:] if volume.raw.voxel_size else None, config.pixel_size)
     windows = [(z, y, x) for z in volume.slices for y, x in _windows(volume.raw.shape[1:], grid)]
     pixels = [math.prod(grid.working_size((y.stop - y.start, x.stop - x.start))) for _, y, x in windows]
-    each = 2 + (config.classes if volume.labels else 0) + (4 * (config.classes - 1) if volume.teacher else 0)
+    each = (
+        2 * (2 * config.context + 1)
+        + (config.classes if volume.labels else 0)
+        + (4 * (config.classes - 1) if volume.teacher else 0)
+    )
     keep = max(1, min(len(windows), int(limit / (each * max(pixels, default=1)))))
     chosen = [windows[i * len(windows) // keep] for i in range(keep)] if windows else []
-    blocks = [_read_block(volume, grid, config, *window) for window in chosen]
+    read = cache(partial(_read_image, volume.raw, grid))
+    blocks = [_read_block(volume, grid, config, read, *window) for window in chosen]
     return [block for block in blocks if block.area and (block.sites is None or len(block.sites))], keep < len(windows)
 
 
@@ -102,13 +117,31 @@ def _windows(shape: tuple[int, ...], grid: Grid) -> Iterator[tuple[slice, slice]
     return ((y, x) for y in parts[0] for x in parts[1])
 
 
-def _read_block(volume: TrainingVolume, grid: Grid, config: TrainConfig, z: int, y: slice, x: slice) -> Block:
-    def working(channels: NDArray[Any]) -> Tensor:
-        return grid.to_working(torch.from_numpy(channels.astype(np.float32))[None])[0]
+def _read_image(raw: Volume, grid: Grid, z: int, y: Span, x: Span) -> Tensor:
+    """(1, Y, X) float16 of a window of a slice, standardised by the whole slice, at the working pixel size."""
+    mean, std = raw.statistics(z)
+    rows, columns = slice(*y), slice(*x)
+    filled = raw.mirrored(z, rows, columns, math.ceil(_MIRRORED / min(grid.ratio)))
+    image = standardised(raw.read(z, rows, columns) if filled is None else filled, mean, std)
+    return _working(image[None], grid).half()
 
-    mean, std = volume.raw.statistics(z)
-    filled = volume.raw.mirrored(z, y, x, math.ceil(_MIRRORED / min(grid.ratio)))
-    image = standardised(volume.raw.read(z, y, x) if filled is None else filled, mean, std)
+
+def _working(channels: NDArray[Any], grid: Grid) -> Tensor:
+    return grid.to_working(torch.from_numpy(channels.astype(np.float32))[None])[0]
+
+
+def _read_block(
+    volume: TrainingVolume,
+    grid: Grid,
+    config: TrainConfig,
+    read: Callable[[int, Span, Span], Tensor],
+    z: int,
+    y: slice,
+    x: slice,
+) -> Block:
+    working = partial(_working, grid=grid)
+    neighbours = Neighbours.between(config.context, config.context_distance, volume.raw.voxel_size)
+    images = tuple(read(near, (y.start, y.stop), (x.start, x.stop)) for near in neighbours.of(volume.raw, z))
     outside = volume.raw.outside(z, y, x)
     inside = None if outside is None else (working(~outside[None]) > _WHOLE).to(torch.uint8)
     target = None
@@ -119,7 +152,7 @@ def _read_block(volume: TrainingVolume, grid: Grid, config: TrainConfig, z: int,
             known = target_probabilities(volume.labels.read(z, y, x), config.classes, config.ignore)
         target = (working(known) * 255).round().to(torch.uint8)
         target = target if inside is None else target * inside
-    return Block(volume, grid, z, y, x, working(image[None]).half(), target, inside, _sites(target, inside))
+    return Block(volume, grid, z, y, x, images, target, inside, _sites(target, inside))
 
 
 def _outlines(labels: Volume, grid: Grid, config: TrainConfig, z: int, y: slice, x: slice) -> NDArray[np.float32]:
@@ -147,8 +180,9 @@ def _sites(target: Tensor | None, inside: Tensor | None) -> Tensor | None:
 class Batch:
     """A training batch on the device.
 
-    `image` (N, 1, Y, X) float32; `target` (N, C, Y, X) float32 target probabilities, 0 where not labelled;
-    `teacher_logits` (N, C, Y, X) float32, or None; `inside` (N, Y, X) float32, 1 in the sample, or None where all is.
+    `image` (N, channels, Y, X) float32, the `images` of a block each; `target` (N, C, Y, X) float32 target
+    probabilities, 0 where not labelled; `teacher_logits` (N, C, Y, X) float32, or None; `inside` (N, Y, X) float32, 1
+    in the sample, or None where all is.
     """
 
     image: Tensor
@@ -204,18 +238,22 @@ class PatchSampler:
         blocks = self._choose(step, count, unlabelled_share, generator)[mine]
         offsets = random_warp(count, mine, config, generator)
         places = torch.rand(count, 3, generator=generator)[mine]
+        upside_down = [False] * len(blocks)
+        if config.context and config.flips:
+            upside_down = (torch.rand(count, generator=generator)[mine] < 0.5).tolist()
         warped = [
-            warp(_channels(block, teacher), offset.to(self.device), _corner(block, config.patch, place))
-            for block, offset, place in zip(blocks, offsets, places.tolist(), strict=True)
+            warp(_channels(block, teacher, flip), offset.to(self.device), _corner(block, config.patch, place))
+            for block, flip, offset, place in zip(blocks, upside_down, offsets, places.tolist(), strict=True)
         ]
+        images, others = zip(*(w.tensor_split([2 * config.context + 1]) for w in warped), strict=True)
         style = self._style(count, mine, generator) if config.style else None
         return Batch(
-            change_appearance(torch.stack([w[:1] for w in warped]), count, mine, config, generator, style),
-            torch.stack([self._target(block, w) for block, w in zip(blocks, warped, strict=True)]),
-            torch.stack([_logits(block, w, config.classes) for block, w in zip(blocks, warped, strict=True)])
+            change_appearance(torch.stack(images), count, mine, config, generator, style),
+            torch.stack([self._target(block, w) for block, w in zip(blocks, others, strict=True)]),
+            torch.stack([_logits(block, w, config.classes) for block, w in zip(blocks, others, strict=True)])
             if teacher
             else None,
-            _inside(blocks, warped),
+            _inside(blocks, others),
         )
 
     def _choose(self, step: int, count: int, unlabelled_share: float, generator: torch.Generator) -> list[Block]:
@@ -231,7 +269,7 @@ class PatchSampler:
         return chosen
 
     def _style(self, count: int, mine: slice, generator: torch.Generator) -> Tensor:
-        """(N, 1, Y, X) patches of any volume, as they are, whose amplitudes are mixed in."""
+        """(N, channels, Y, X) patches of any volume, as they are, whose amplitudes are mixed in."""
         blocks = [*self.labelled, *self.unlabelled]
         chosen = torch.multinomial(self._weights(blocks), count, True, generator=generator)[mine].tolist()
         places = torch.rand(count, 3, generator=generator)[mine].tolist()
@@ -239,7 +277,7 @@ class PatchSampler:
         offset = random_warp(1, slice(None), plain, generator)[0].to(self.device)
         return torch.stack(
             [
-                warp([blocks[i].image], offset, _corner(blocks[i], self.config.patch, place))
+                warp(blocks[i].images, offset, _corner(blocks[i], self.config.patch, place))
                 for i, place in zip(chosen, places, strict=True)
             ]
         )
@@ -255,15 +293,17 @@ class PatchSampler:
         return areas.float()
 
     def _target(self, block: Block, warped: Tensor) -> Tensor:
+        """Of what comes after the images."""
         if block.target is None:
             return warped.new_zeros(self.config.classes, *warped.shape[1:])
-        target = warped[1 : 1 + self.config.classes] / 255
+        target = warped[: self.config.classes] / 255
         return target if block.inside is None else target * (warped[-1] > _WHOLE)
 
 
-def _channels(block: Block, teacher: bool) -> list[Tensor]:
-    """All that is warped together."""
-    parts = (block.image, block.target, block.teacher_probability if teacher else None, block.inside)
+def _channels(block: Block, teacher: bool, upside_down: bool) -> list[Tensor]:
+    """All that is warped together: the images, mirrored in z if they are to be, and what else there is of the slice."""
+    images = block.images[::-1] if upside_down else block.images
+    parts = (*images, block.target, block.teacher_probability if teacher else None, block.inside)
     return [part for part in parts if part is not None]
 
 
@@ -273,13 +313,13 @@ def _inside(blocks: Sequence[Block], warped: Sequence[Tensor]) -> Tensor | None:
         return None
     pairs = zip(blocks, warped, strict=True)
     return torch.stack(
-        [torch.ones_like(w[0]) if block.inside is None else (w[-1] > _WHOLE).to(w) for block, w in pairs]
+        [w.new_ones(w.shape[1:]) if block.inside is None else (w[-1] > _WHOLE).to(w) for block, w in pairs]
     )
 
 
 def _logits(block: Block, warped: Tensor, classes: int) -> Tensor:
     """(C, Y, X) logits of the teacher, whose probabilities without the background come after the target."""
-    first = 1 if block.target is None else 1 + classes
+    first = 0 if block.target is None else classes
     others = warped[first : first + classes - 1]
     return torch.cat((1 - others.sum(dim=0, keepdim=True), others)).clamp_min(_LEAST).log()
 

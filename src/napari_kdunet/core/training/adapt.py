@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from napari_kdunet.core.config import DistillConfig
 from napari_kdunet.core.data.splits import spaced
 from napari_kdunet.core.devices import training_threads
+from napari_kdunet.core.errors import ConfigError
 from napari_kdunet.core.networks.bundled import bundled_models
 from napari_kdunet.core.networks.model import Model, load_model
 from napari_kdunet.core.prediction.orthoplanes import is_isotropic
@@ -27,6 +28,7 @@ from napari_kdunet.core.prediction.predict import predict
 from napari_kdunet.core.prediction.statistics import with_statistics
 from napari_kdunet.core.training.events import Event
 from napari_kdunet.core.training.train import iter_distill, last_model
+from napari_kdunet.core.volumes.neighbours import Neighbours
 from napari_kdunet.core.volumes.resampling import Grid
 from napari_kdunet.core.volumes.volume import Volume, open_volume
 
@@ -69,12 +71,12 @@ def iter_adapt(
     Parameters
     ----------
     teacher : Model
-        A network that knows images of this kind.
+        A network that knows images of this kind; it may see neighbouring slices, which the student does not.
     raw : volume
         Anything that `open_volume` takes, ZYX, with its voxel size.
     config : DistillConfig, optional
-        Settings; those of `DistillConfig.adapting` if None. Minutes count from the beginning, the teacher's included,
-        but the student has half of them at least.
+        Settings, without context; those of `DistillConfig.adapting` if None. Minutes count from the beginning, the
+        teacher's included, but the student has half of them at least.
     pixels : float
         Of how many pixels, at its working pixel size, the teacher is asked at most; one part at least.
     planes : bool, optional
@@ -95,6 +97,8 @@ def iter_adapt(
         As `iter_train`.
     """
     config = config or DistillConfig.adapting()
+    if config.context:
+        raise ConfigError(f"context is {config.context}: the student of an adaptation sees single slices, it has none.")
     began = time.monotonic()
     volume = open_volume(raw)
     images, probabilities, voxel_size = lesson(teacher, volume, config, pixels, planes)
@@ -127,9 +131,9 @@ def adapt(
 def bundled_student(k: int, teacher: Model) -> Model | None:
     """The bundled generalist of `k` channels, or the teacher itself if it is of that size; None if there is neither.
 
-    A teacher of outlines is none: the student learns of its foreground alone.
+    A teacher of outlines is none: the student learns of its foreground alone. One with context neither.
     """
-    if teacher.form.get("k") == k and not teacher.boundary:
+    if teacher.form.get("k") == k and not teacher.boundary and not teacher.context:
         return teacher
     name = f"mito-{k}unet"
     return load_model(name) if name in bundled_models() else None
@@ -147,9 +151,12 @@ def lesson(
     planes = planes and len(volume) >= _SLAB
     threads = training_threads(config.k, config.threads)[1]
     teacher = with_statistics(teacher, volume, "auto", config.device, threads)  # of the whole, not of each part
+    reach = Neighbours.between(teacher.context, teacher.context_distance, volume.voxel_size).reach
     images, probabilities = [], []
     for part in _parts(volume, teacher, _SLAB if planes else 1, pixels):
-        image = np.stack([volume.read(z, part.y, part.x) for z in part.z])
+        around = range(max(part.z[0] - reach, 0), min(part.z[-1] + reach + 1, len(volume)))
+        own = slice(part.z[0] - around.start, part.z[-1] + 1 - around.start)
+        image = np.stack([volume.read(z, part.y, part.x) for z in around])
         stack = replace(open_volume(image, voxel_size=volume.voxel_size, name=volume.name), fill=volume.fill)
         probability = predict(
             teacher,
@@ -160,8 +167,8 @@ def lesson(
             device=config.device,
             threads=threads,
         )
-        images.append(image)
-        probabilities.append(_centred(np.asarray(probability), teacher.threshold))
+        images.append(image[own])
+        probabilities.append(_centred(np.asarray(probability[own]), teacher.threshold))
     return np.concatenate(images), np.concatenate(probabilities), volume.voxel_size
 
 

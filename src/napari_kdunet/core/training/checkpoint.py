@@ -38,7 +38,7 @@ def resume_path(out: Path) -> Path:
 def model_of(net: torch.nn.Module, config: TrainConfig, **more: Any) -> Model:
     """The model of a network that is trained with these settings."""
     names: dict[str, Any] = {"class_names": BOUNDARY_CLASSES} if config.boundary else {}
-    return Model(net, config.pixel_size, **names, **more)
+    return Model(net, config.pixel_size, **names, **more, context_distance=config.context_distance)
 
 
 @dataclass
@@ -294,13 +294,23 @@ def _number(values: dict[str, Any], name: str, whole: bool = False, least: float
 
 
 def other_settings(before: dict[str, Any], now: dict[str, Any]) -> str:
-    """In which settings that matter two trainings differ, e.g. ``steps 100 (now 200)``; empty where in none."""
-    words = ", ".join(f"{name} {before.get(name)} (now {now.get(name)})" for name in _changed(before, now))
+    """In which settings that matter two trainings differ, e.g. ``steps 100 (now 200)``; empty where in none.
+
+    One that is not named before had not been made yet: it was what is its default now.
+    """
+    changed, before = _changed(before, now), _complete(before, now)
+    words = ", ".join(f"{name} {before.get(name)} (now {now.get(name)})" for name in changed)
     words = "".join(letter if letter.isprintable() else "?" for letter in words)  # a file can hold anything
     return words if len(words) <= _MOST_WORDS else f"{words[:_MOST_WORDS]}..."
 
 
+def _complete(before: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]:
+    """What was before, with settings of any training that older versions did not have."""
+    return {spec.name: spec.default for spec in fields(TrainConfig) if spec.name in now} | before
+
+
 def _changed(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    before = _complete(before, now)
     return [name for name in before | now if before.get(name) != now.get(name) and name not in _MAY_CHANGE]
 
 

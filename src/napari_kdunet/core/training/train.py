@@ -87,7 +87,7 @@ def iter_train(
     config = config or TrainConfig()
     fabric = fabric or single_process(config)
     data = prepare(raw, labels, config, fabric.device, val=val, processes=fabric.world_size)
-    return Trainer(config, data, None, _as_path(out), _fitted(start, data, config), fabric, resume).run(edited)
+    return Trainer(data.config, data, None, _as_path(out), _fitted(start, data, config), fabric, resume).run(edited)
 
 
 def iter_distill(
@@ -108,7 +108,8 @@ def iter_distill(
 
     The teacher predicts each slice once, and its output is augmented together with the student's patches. Slices
     without labels, and `unlabelled` volumes, have the soft loss alone. Without any labels so has the whole training,
-    and it is validated against the teacher.
+    and it is validated against the teacher. Either of the two may see neighbouring slices (`TrainConfig.context`): a
+    teacher that does sees more than its student.
 
     Parameters
     ----------
@@ -149,7 +150,7 @@ def iter_distill(
     )
     if config.mode == "sequential" and not data.labelled_slices:
         raise LabelsError("a sequential distillation ends on labels, but none were given: give labels or choose soft.")
-    return Trainer(config, data, checked, _as_path(out), _fitted(start, data, config), fabric, resume).run()
+    return Trainer(data.config, data, checked, _as_path(out), _fitted(start, data, config), fabric, resume).run()
 
 
 def _fitted(start: Model | None, data: Dataset, config: TrainConfig) -> Model | None:
