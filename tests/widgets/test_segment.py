@@ -55,6 +55,27 @@ def test_what_a_new_user_sees_is_segmented_by_one_click(open_widget, em, tiny_mo
     assert "taken as" not in widget.description.value, "at once"
 
 
+def test_a_model_that_sees_neighbouring_slices(segment, qtbot):
+    viewer, widget = segment
+    torch.manual_seed(0)
+    model = core.Model(core.KUNet(k=1, bn=False, depth=2, context=1), pixel_size=0, context_distance=100.0)
+    models.add("wide", model)
+    widget.model.value = "wide"
+    qtbot.waitUntil(lambda: widget.loaded is model)
+    assert "sees 1 neighbouring slice" in widget.description.value
+    widget.live.value = True
+    qtbot.waitUntil(lambda: widget.preview is not None and widget.preview.probability is not None)
+    volume = core.open_volume(viewer.layers["raw"].data, voxel_size=NM)
+    probability = core.predict(model, volume).compute()
+    np.testing.assert_allclose(widget.preview.probability, probability[widget.preview.z], atol=1e-6)
+    widget.threshold.value = round(float(np.median(probability)), 3)
+    widget.start_button.native.click()
+    qtbot.waitUntil(lambda: not widget.segmentation.is_running)
+    mask = expected(model, viewer.layers["raw"].data, widget.threshold.value)
+    assert 0.2 < mask.mean() < 0.8
+    np.testing.assert_array_equal(viewer.layers["raw wide mask"].data, mask)
+
+
 def test_a_model_that_cannot_be_read_is_said_in_the_panel_and_used_no_more(segment, tmp_path, qtbot, bundle, notified):
     viewer, widget = segment
     widget.live.value = True

@@ -203,6 +203,8 @@ class SegmentWidget(Panel):
             lines = [f"{model.parameter_count:,} parameters, works at {model.pixel_size:g} nm a pixel."]
             if image is not None and voxel_size_of(image) is None:
                 lines.append(f"The pixel size of {image.name} is not known: its pixels are taken as that wide.")
+        if model.context:
+            lines.append(f"It sees {model.context} neighbouring slices on each side of a slice.")
         if abs(model.threshold - 0.5) > _USUAL_THRESHOLD:
             lines.append(f"Its threshold of {model.threshold:.2g} is what scored best on its validation slices.")
         self.description.value = "\n".join(lines)

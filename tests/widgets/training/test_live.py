@@ -48,6 +48,17 @@ def test_a_layer_for_strokes_lies_on_the_image_and_is_ready_to_paint_on(bench, l
     assert live.sparse.value
 
 
+def test_a_network_that_sees_neighbouring_slices(bench, live, strokes):
+    live.context.value = 1
+    paint_truth(strokes, bench.mito.data, 2)
+    live.view.start_button.click()
+    bench.wait_for(live, "live", steps=1, validations=1)
+    bench.wait(lambda: any(layer.name == "em preview" and layer.data.size for layer in bench.viewer.layers))
+    bench.stop(live)
+    model = models.get(live.model_name)
+    assert (model.context, model.context_distance) == (1, 10.0)
+
+
 def test_it_waits_for_strokes_of_both_kinds(bench, live, strokes, notified):
     live.view.start_button.click()
     bench.wait(lambda: live.view.status.text().startswith("Waiting: paint label 1 on background and 2 in a mitoch"))

@@ -291,7 +291,8 @@ class Trainer:
         if self.group.size > 1:
             summary["processes"] = self.group.size
         if isinstance(teacher, Model):
-            summary["teacher"] = {"parameters": teacher.parameter_count, "pixel_size": teacher.pixel_size}
+            context = {"context": teacher.context} if teacher.context else {}
+            summary["teacher"] = {"parameters": teacher.parameter_count, "pixel_size": teacher.pixel_size, **context}
         elif teacher is not None:
             summary["teacher"] = {"probability": teacher.name}
         return summary
