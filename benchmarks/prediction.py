@@ -1,6 +1,7 @@
 """Speed of prediction: the engines beside each other, and from file to file.
 
     python benchmarks/prediction.py [--k 1,2,4,8,16,64] [--threads 2] [--rounds 9] [--seconds 20] [--raw RAW]
+                                    [--context 0]
 
 **Engines.** The forward of a k-Unet with batch normalisation (random weights) on one 768x1024 image, by what there
 is: torch as anyone would write it (eager), in other layouts and types, compiled, ONNX Runtime, OpenVINO, and ours. An
@@ -15,6 +16,9 @@ turns with nothing but multiply-adds in registers, on as many threads (where Num
 **From file to file.** A zlib-compressed TIFF to a TIFF mask, and OME-Zarr to OME-Zarr, beside the engine's own time
 for images of the same number and size, by turns, with the bundled models. At 10 nm the network sees a 5 nm volume
 shrunk to a quarter.
+
+**Context.** With ``--context N`` the same networks by turns with such that see N slices on each side too, with weights
+of 0 for these, so that both write the same masks: the engine alone, and from file to file.
 """
 
 from __future__ import annotations
@@ -30,6 +34,8 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
+from itertools import product
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -225,6 +231,53 @@ def end_to_end(k: int, kind: str, pixel_size: float, raw: Any, folder: Path, arg
     )
 
 
+def with_context(model: core.Model, context: int) -> core.Model:
+    """A model that sees neighbouring slices and gives the same logits, as their weights are 0."""
+    net = core.KUNet(**model.form | {"context": context})
+    weights = model.net.state_dict()
+    first = torch.zeros_like(net.down[0][0].weight)
+    first[:, context : context + 1] = weights["down.0.0.weight"]
+    net.load_state_dict(weights | {"down.0.0.weight": first})
+    return replace(model, net=net)
+
+
+def context_table(raw: Any, folder: Path, arguments: argparse.Namespace) -> None:
+    """Print what neighbouring slices cost: ratios of the times with and without, by turns."""
+    print(f"\nContext {arguments.context} in parts of the time without, {raw.shape} {raw.dtype}, medians by turns\n")
+    print("| k | files | works at, nm | engine alone | file to file |")
+    print("|---:|---|---:|---:|---:|")
+
+    def seconds(work: Callable[[], Any]) -> float:
+        begin = time.perf_counter()
+        work()
+        return time.perf_counter() - begin
+
+    def engine(tiler: Tiler, image: torch.Tensor) -> None:
+        with torch.inference_mode(), using_threads(arguments.threads):
+            for _ in range(len(raw)):
+                tiler.forward(image)
+
+    def predict(model: core.Model, kind: str) -> None:
+        source = core.open_volume(folder / f"raw{kind}")
+        result = core.predict(model, source, output="labels", device="cpu", threads=arguments.threads)
+        core.write_volume(result, folder / f"mask{kind}", voxel_size=source.voxel_size, overwrite=True)
+
+    for k, pixel_size, kind in product((1, 2, 4), (0.0, 10.0), (".tif", ".zarr")):
+        plain = replace(core.load_model(f"lucchi-{k}unet"), pixel_size=pixel_size)
+        models, volume = (plain, with_context(plain, arguments.context)), core.open_volume(folder / f"raw{kind}")
+        tilers = [Tiler.of(model, volume, "cpu", arguments.threads) for model in models]
+        images = [working_image(tiler, volume) for tiler in tilers]
+        alone, whole = [], []
+        for _ in range(1 + min(arguments.rounds, 5)):
+            alone.append([seconds(partial(engine, *each)) for each in zip(tilers, images, strict=True)])
+            whole.append([seconds(partial(predict, model, kind)) for model in models])
+        ratios = (median(beside / plain for plain, beside in turns[1:]) for turns in (alone, whole))
+        print(
+            f"| {k} | {kind} | {pixel_size or 'own'} | " + " | ".join(f"{ratio:.2f}" for ratio in ratios) + " |",
+            flush=True,
+        )
+
+
 def working_image(tiler: Tiler, volume: core.Volume) -> torch.Tensor:
     """Noise of the size that the network sees for a whole slice."""
     seen: list[torch.Size] = []
@@ -254,6 +307,8 @@ def end_to_end_table(arguments: argparse.Namespace) -> None:
             for kind in (".tif", ".zarr"):
                 for k in (1, 2, 4):
                     end_to_end(k, kind, pixel_size, raw, folder, arguments)
+        if arguments.context:
+            context_table(raw, folder, arguments)
 
 
 def main() -> None:
@@ -264,6 +319,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=20.0, help="after which no more turns are begun for a network")
     parser.add_argument("--raw", help="8-bit volume for the way from file to file; a synthetic one if not given")
     parser.add_argument("--slices", type=int, default=16, help="of it; 0 leaves this part out")
+    parser.add_argument("--context", type=int, default=0, help="slices on each side; 0 leaves this part out")
     arguments = parser.parse_args()
     warnings.simplefilter("ignore")  # of exporters
     print(f"CPU: {cpu_name()}, {cores()} cores; load before {os.getloadavg()[0]:.1f}")
