@@ -61,7 +61,10 @@ def test_without_a_distance_it_is_the_largest_of_the_volumes(quick):
     several = prepare([*pairs, (raw, labels)], None, quick(context=1, val_share=0.0, **STILL), CPU)
     assert several.config.context_distance == 30.0
     assert several.sampler.labelled[0].images[2] is several.sampler.labelled[3].image  # three slices of 10 nm on
-    assert prepare(raw, labels, quick(context=1, **STILL), CPU).config.context_distance == 0.0
+    unknown = prepare(raw, labels, quick(context=1, pixel_size=0.0, **STILL), CPU)
+    assert (unknown.config.context_distance, unknown.notes) == (0.0, ())
+    (note,) = prepare(raw, labels, quick(context=1, context_distance=20.0, pixel_size=0.0, **STILL), CPU).notes
+    assert "distance of the slices" in note
 
 
 def test_a_stack_is_mirrored_in_z_as_in_y_and_x(quick):

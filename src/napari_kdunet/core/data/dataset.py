@@ -201,9 +201,12 @@ def _check_both(volumes: list[TrainingVolume], sampler: PatchSampler) -> None:
 
 
 def _pixel_size_notes(image: Volume, config: TrainConfig) -> list[str]:
+    notes = []
     if image.voxel_size is None and config.pixel_size:
-        return [f"the pixel size of {image.name} is not known: taken as the working {config.pixel_size:g} nm."]
-    return []
+        notes.append(f"the pixel size of {image.name} is not known: taken as the working {config.pixel_size:g} nm.")
+    if image.voxel_size is None and config.context and config.context_distance:
+        notes.append(f"the distance of the slices of {image.name} is not known: the context are the next ones.")
+    return notes
 
 
 def _check_probability(sampler: PatchSampler) -> None:
