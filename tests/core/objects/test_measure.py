@@ -1,5 +1,6 @@
 """Measurements of bodies of known size, at cubic and at flat voxels."""
 
+import itertools
 import math
 import sys
 import tracemalloc
@@ -95,6 +96,20 @@ def test_branched(voxel_size):
     assert row["branches"] == 3
     assert row["skeleton_length_nm"] == pytest.approx(length, rel=0.02)
     assert row["mean_width_nm"] == pytest.approx(2 * radius, rel=0.05)  # the middle is shared by three
+
+
+@pytest.mark.parametrize("voxel_size", SIZES)
+def test_a_bent_tube_is_as_long_as_its_middle(voxel_size):
+    """Three quarters of a circle of a radius of 520 nm, tilted; along the inner side it is shorter."""
+    angles, radius, tilt = np.linspace(0, 1.5 * math.pi, 50), 120.0, 0.5
+    circle = 520 * np.stack([np.sin(angles) * math.sin(tilt), np.sin(angles) * math.cos(tilt), np.cos(angles)], 1)
+    middle = circle - circle.min(0) + 170
+    places = space(voxel_size, middle.max(0) + 170)
+    mask = np.logical_or.reduce([tube(places, a, b, radius) for a, b in itertools.pairwise(middle)])
+    (row,) = core.measure(mask, voxel_size=voxel_size).to_dict("records")
+    assert row["skeleton_length_nm"] == pytest.approx(520 * 1.5 * math.pi + 2 * radius, rel=0.02)
+    assert row["mean_width_nm"] == pytest.approx(2 * radius, rel=0.02)
+    assert row["branches"] == 1
 
 
 def test_straight_tube_and_a_neighbour():

@@ -27,7 +27,7 @@ _LARGEST = 2**25  # voxels of an object's box; of a larger one every second, thi
 _MOST_NODES = 2**20  # voxels of the skeleton's grid: some 1 KB of memory each
 _FINE = 6.0  # steps of the skeleton's grid to a radius
 _BODY = 1.4  # radii around a path that belong to it
-_CENTRED = 16  # power of the penalty for paths off the middle
+_CENTRED = 4  # power of the penalty for paths off the middle
 _LEAVES = 2.0  # radii from a path at which a branch ends, at least
 _MOST_BRANCHES = 200
 
@@ -253,7 +253,16 @@ def _in_ball(points: Floats, radii: Floats) -> int:
 
 
 def _smoothed(path: Floats, radius: float) -> Floats:
-    """A path without the stairs of its voxels, by a Gaussian of three quarters of a radius; its ends stay."""
+    """A path without the stairs of its voxels; its ends stay.
+
+    A Gaussian alone pulls a bend inwards; what it has taken off is smoothed too and given back ("twicing", Tukey 1977).
+    """
+    smooth = _blurred(path, radius)
+    return smooth + _blurred(path - smooth, radius)
+
+
+def _blurred(path: Floats, radius: float) -> Floats:
+    """A path after a Gaussian of three quarters of a radius; its ends stay."""
     ends = 2 * np.array([path[0], path[-1]])
     count = min(len(path) - 1, 3 * math.ceil(radius) + 2)  # mirrored in the ends, which therefore stay
     long = np.concatenate([ends[0] - path[count:0:-1], path, ends[1] - path[-2 : -2 - count : -1]])
