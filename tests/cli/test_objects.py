@@ -1,6 +1,7 @@
 """napari-kdunet objects, and evaluate --objects: files, notes, and what is refused."""
 
 import json
+import sys
 
 import numpy as np
 import pandas as pd
@@ -62,6 +63,9 @@ def test_objects_of_the_true_ones(mask, tmp_path):
         (("mask.tif", "-o", "i.tif", "--table", "t.xlsx"), "t.xlsx"),
         (("mask.tif", "-o", "i.tif", "--raw", "raw.tif"), "--table"),
         (("mask.tif", "-o", "i.tif", "--min-diameter", "-1"), "min_diameter"),
+        (("mask.tif", "-o", "i.tif", "--table", "t.csv", "--raw", "unknown.npy"), "(3, 20, 20)"),
+        (("mask.tif", "-o", "i.tif", "--table", "t.csv", "--contacts", "nothing.tif"), "nothing.tif"),
+        (("mask.tif", "-o", "i.tif", "--table", "t.csv", "--within", "0"), "within"),
         (("nothing.tif", "-o", "i.tif"), "nothing.tif"),
         (("unknown.npy", "-o", "i.tif"), "voxel size"),
         (("mask.tif", "-o", "old.tif"), "--overwrite"),
@@ -77,6 +81,20 @@ def test_one_line_for_what_cannot_be(mask, tmp_path, monkeypatch, arguments, wor
     assert len(result.lines) == 1
     assert (tmp_path / "old.tif").read_bytes() == b"mine"
     assert not (tmp_path / "i.tif").exists()
+
+
+def test_parquet_that_cannot_be_written_is_refused_before_the_work(mask, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    result = run("objects", mask, "-o", tmp_path / "i.tif", "--table", tmp_path / "t.parquet")
+    assert result.code == 2
+    assert "pyarrow" in result.lines[-1]
+    assert names(tmp_path) == ["mask.tif", "raw.tif"]
+
+
+def test_how_values_are_taken_is_said(mask, tmp_path):
+    core.write_volume(np.asarray(core.open_volume(mask)) / np.float32(2), tmp_path / "p.tif", voxel_size=SIZE)
+    assert "taken as a mask" in " ".join(run("objects", mask, "-o", tmp_path / "i.tif").err.split())
+    assert "taken as prob" in " ".join(run("objects", tmp_path / "p.tif", "-o", tmp_path / "j.tif").err.split())
 
 
 def test_ctrl_c_leaves_nothing_behind(mask, tmp_path, monkeypatch):

@@ -48,20 +48,26 @@ def objects(
     """Split a mask or probabilities into objects, number them, and measure them."""
     from napari_kdunet import core
     from napari_kdunet.core.objects.instances import is_flat
-    from napari_kdunet.core.objects.measure import write_table
+    from napari_kdunet.core.objects.measure import check_table, open_beside, write_table
+    from napari_kdunet.core.volumes.probability import kind_of
 
     inputs = (source, boundary, raw, contacts)
     check_out(out, *inputs, suffixes=ENDINGS, overwrite=overwrite)
     if table is not None:
         check_out(table, *inputs, suffixes=(".csv", ".parquet"), overwrite=overwrite)
+        check_table(table)
     elif raw or contacts:
         raise ConfigError(f"--{'raw' if raw else 'contacts'} is for the measurements: give --table T.csv too.")
     volume = given_volume(source, voxel_size)
     print_notes(volume)
+    if table is not None:
+        open_beside(volume, raw, contacts, within)
+    taken = "probabilities" if kind_of(volume) == "probability" else "a mask: what is not 0 is foreground"
     with _stopping("nothing was written"), follow_share("finding objects") as share:
         scratch = out.absolute().parent
         found = core.instances(volume, config, boundary=boundary, scratch=scratch, progress=share)
     flat = is_flat(volume.voxel_size, config.mode)
+    console.print(f"note: {source} is taken as {taken}")
     console.print(f"note: {'in each slice, linked along z' if flat else 'in 3-D'} (voxels of {_nm(volume)}; --mode)")
     _write(found, out, volume, config, ome_version, overwrite)
     print_result(str(out))

@@ -180,6 +180,8 @@ def test_what_cannot_be_measured():
         core.measure(np.zeros((3, 8, 8), np.float32), voxel_size=(10.0,) * 3)
     with pytest.raises(core.LabelsError, match="shape"):
         core.measure(np.ones((3, 8, 8), np.uint8), np.ones((3, 8, 9), np.uint8), voxel_size=(10.0,) * 3)
+    with pytest.raises(core.LabelsError, match="below 0"):
+        core.measure(np.full((3, 8, 8), -1, np.int32), voxel_size=(10.0,) * 3)
     with pytest.raises(core.VolumeError, match="voxel size"):
         core.measure(np.ones((3, 8, 8), np.uint8))
 

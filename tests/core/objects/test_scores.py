@@ -72,6 +72,9 @@ def test_perfect_nothing_and_ignored():
     perfect = core.score_objects(true.astype(np.uint64) * 1000, true)
     assert perfect.f1() == perfect.panoptic_quality == perfect.mean_average_precision == 1
     assert perfect.variation_of_information == 0
+    large = np.where(true > 0, true.astype(np.uint64) + 2**63, 0)
+    assert core.score_objects(large, large).to_dict() == core.score_objects(true, true).to_dict()
+    assert core.score_objects(large, np.zeros_like(large)).errors()[-1].predicted == (int(large.max()),)
     nothing = core.score_objects(np.zeros_like(true), true)
     assert nothing.recall() == nothing.panoptic_quality == 0
     assert math.isnan(nothing.precision())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import math
 import zlib
 from collections.abc import Callable, Collection, Iterator
@@ -25,7 +26,7 @@ from napari_kdunet.core.objects.shape import Skeleton, find_skeleton, make_mesh,
 from napari_kdunet.core.volumes.volume import Volume, VoxelSize, open_volume
 from napari_kdunet.core.writing.slices import iter_slices
 
-__all__ = ["Window", "measure", "remeasure", "write_table"]
+__all__ = ["Window", "check_table", "measure", "open_beside", "remeasure", "write_table"]
 
 Window = tuple[slice, slice, slice]
 """Part of a volume, (Z, Y, X), each with a start and a stop."""
@@ -83,17 +84,14 @@ def measure(
     Raises
     ------
     LabelsError
-        The instances are no whole numbers, or another volume has another shape.
+        The instances are no whole numbers or some are below 0, or another volume has another shape.
     VolumeError
         A volume cannot be read, or the voxel size is not known.
     """
     labels = open_volume(instances, voxel_size=voxel_size)
     size = known_voxel_size(labels)
-    image = None if raw is None else open_volume(raw)
-    other = None if contacts is None else open_volume(contacts)
-    _check(labels, image, other)
-    if not (math.isfinite(within) and within > 0):
-        raise ConfigError(f"within is {within}: give a distance in nm, more than 0.")
+    _check_labels(labels)
+    image, other = open_beside(labels, raw, contacts, within)
     depth, height, width = labels.shape
     whole = _Part(labels, (slice(0, depth), slice(0, height), slice(0, width)), None)
     return _measure(whole, image, other, size, within, progress or (lambda share: None))
@@ -128,8 +126,9 @@ def remeasure(
     LabelsError, VolumeError
         As of `measure`.
     """
-    labels, image = open_volume(instances, voxel_size=voxel_size), None if raw is None else open_volume(raw)
-    _check(labels, image)
+    labels = open_volume(instances, voxel_size=voxel_size)
+    _check_labels(labels)
+    image, _ = open_beside(labels, raw)
     wanted = np.array(sorted(ids), dtype=labels.dtype)
     part = _Part(labels, window, wanted)
     new = _measure(part, image, None, known_voxel_size(labels), 1.0, progress or (lambda share: None))
@@ -165,14 +164,24 @@ def _measure(
     return _ordered(pd.concat([table, more], axis=1), image is not None)
 
 
-def _check(labels: Volume, *others: Volume | None) -> None:
+def _check_labels(labels: Volume) -> None:
     if labels.dtype.kind == "f":
         raise LabelsError(
             f"{labels.name} has dtype {labels.dtype}: objects are whole numbers, see the command objects."
         )
-    for volume in others:
+
+
+def open_beside(
+    labels: Volume, raw: Any = None, contacts: Any = None, within: float = 30.0
+) -> tuple[Volume | None, Volume | None]:
+    """Open the image and the other mask of `measure`, and check them and the distance; errors as there."""
+    volumes = [None if given is None else open_volume(given) for given in (raw, contacts)]
+    for volume in volumes:
         if volume is not None and volume.shape != labels.shape:
             raise LabelsError(f"{volume.name} has shape {volume.shape}, {labels.name} {labels.shape}: give one of that")
+    if not (math.isfinite(within) and within > 0):
+        raise ConfigError(f"within is {within}: give a distance in nm, more than 0.")
+    return volumes[0], volumes[1]
 
 
 @dataclass(frozen=True)
@@ -200,6 +209,8 @@ class _Part:
                     name = "" if volume is None else volume.name
                     raise part if isinstance(part, VolumeError) else VolumeError(f"cannot read slice z={z} of {name}")
             ids, *rest = parts
+            if ids.dtype.kind == "i" and ids.min(initial=0) < 0:
+                raise LabelsError(f"{self.labels.name} has ids below 0, as in slice z={z}: make those of no object 0.")
             yield (z, ids if self.ids is None else np.where(np.isin(ids, self.ids), ids, 0), *rest)
 
 
@@ -422,6 +433,17 @@ def _ordered(table: pd.DataFrame, grey: bool) -> pd.DataFrame:
     return table[names]
 
 
+def check_table(path: str | Path) -> None:
+    """Check that a table can be written to a path of that ending; `OutputError` where pyarrow is not there for it."""
+    try:
+        if Path(path).suffix.lower() == ".parquet":
+            importlib.import_module("pyarrow")
+    except ImportError as error:
+        raise OutputError(
+            f"cannot write {path}: Parquet needs pyarrow, pip install 'napari-kdunet[parquet]', or give a .csv"
+        ) from error
+
+
 def write_table(table: pd.DataFrame, path: str | Path) -> None:
     """Write a table as CSV, or, to a name that ends in ``.parquet``, as Parquet; it appears whole or not at all.
 
@@ -431,13 +453,9 @@ def write_table(table: pd.DataFrame, path: str | Path) -> None:
         It cannot be written, or pyarrow, which Parquet needs, is not there.
     """
     target = Path(path)
-    try:
-        with replacing(target) as temporary:
-            if target.suffix.lower() == ".parquet":
-                table.to_parquet(temporary, index=False)
-            else:
-                table.to_csv(temporary, index=False, float_format="%.7g")
-    except ImportError as error:
-        raise OutputError(
-            f"cannot write {target}: Parquet needs pyarrow, pip install 'napari-kdunet[parquet]', or give a .csv"
-        ) from error
+    check_table(target)
+    with replacing(target) as temporary:
+        if target.suffix.lower() == ".parquet":
+            table.to_parquet(temporary, index=False)
+        else:
+            table.to_csv(temporary, index=False, float_format="%.7g")

@@ -39,21 +39,21 @@ class ObjectScores:
 
     Attributes
     ----------
-    predicted, true : (n,) int64
+    predicted, true : (n,) int64 or uint64
         Ids of an overlap; 0 is background.
     voxels : (n,) int64
         Its size.
     """
 
-    predicted: Ints
-    true: Ints
+    predicted: NDArray[Any]
+    true: NDArray[Any]
     voxels: Ints
 
     @cached_property
     def _table(self) -> tuple[Any, Any, Any, Any, Any]:
         """Ids of predicted and of true objects, their sizes, and the overlaps between them, with background."""
-        a, rows = np.unique(np.append(self.predicted, 0), return_inverse=True)
-        b, columns = np.unique(np.append(self.true, 0), return_inverse=True)
+        a, rows = np.unique(np.append(self.predicted, np.zeros(1, self.predicted.dtype)), return_inverse=True)
+        b, columns = np.unique(np.append(self.true, np.zeros(1, self.true.dtype)), return_inverse=True)
         first, second = (np.bincount(part[:-1], self.voxels, n) for part, n in ((rows, len(a)), (columns, len(b))))
         return a, b, first, second, np.stack([rows[:-1], columns[:-1], self.voxels]).astype(np.float64)
 
@@ -274,5 +274,8 @@ def score_objects(instances: Any, labels: Any, *, ignore: int | None = None) -> 
             pairs[key] = pairs.get(key, 0) + n
     if not pairs:
         raise LabelsError(f"{truth.name} holds nothing but the ignore value: there is nothing to score.")
-    table = np.array([(a, b, n) for (a, b), n in sorted(pairs.items())], np.int64)
-    return ObjectScores(table[:, 0], table[:, 1], table[:, 2])
+    first, second = (
+        np.array([pair[i] for pair in sorted(pairs)], np.uint64 if volume.dtype == np.uint64 else np.int64)
+        for i, volume in enumerate((predicted, truth))
+    )
+    return ObjectScores(first, second, np.array([n for _, n in sorted(pairs.items())], np.int64))
