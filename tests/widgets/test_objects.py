@@ -220,6 +220,11 @@ def test_a_lasso_a_box_and_a_range_select(found, qtbot):
     assert [plot.plot.getAxis(side).labelText for side in ("bottom", "left")] == ["Volume (µm³)", "Centroid y (nm)"]
     x, y = table["volume_um3"], table["centroid_y_nm"]
     (left, right), (low, high) = inner(plot, qtbot)
+    plot.show_table(plot.table)  # drawn again, at that range
+    axis = plot.plot.getAxis("bottom")
+    assert axis.tickStrings([0.005], axis.scale * axis.autoSIPrefixScale, 0.001) == ["0.005"], (
+        "in the unit of the label"
+    )
     half = (y.min() + y.max()) / 2  # two objects lie below it
     corners = [(left, low), (right, low), (right, half), (left, half), (left, low)]
     drag(plot, qtbot, corners)

@@ -39,9 +39,6 @@ if TYPE_CHECKING:
 
 __all__ = ["ObjectsWidget"]
 
-_NOT_OPEN = "is not open"
-_SETTLE_MS, _EDIT_MS = 300, 600
-
 
 class ObjectsWidget(ProofreadingPanel):
     """Split a mask or probabilities into objects, measure and correct them.

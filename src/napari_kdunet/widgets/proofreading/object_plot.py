@@ -97,6 +97,8 @@ class ObjectPlot(QWidget):
         self.plot = pg.PlotWidget(viewBox=self.box)
         self.plot.setToolTip("Drag around points, or over bars, to select these objects; with Shift, more of them.")
         self.plot.hideButtons()
+        for side in ("left", "bottom"):  # 0.005 µm³ are not 5; once it has data, this itself would set such a factor
+            self.plot.getAxis(side).enableAutoSIPrefix(False)
         self.bars = pg.BarGraphItem(x=[], height=[], width=1, brush=_ALL, pen=None)
         self.marked = pg.BarGraphItem(x=[], height=[], width=1, brush=_SELECTED, pen=None)
         self.points = pg.ScatterPlotItem(size=7, pen=None)
@@ -182,8 +184,6 @@ class ObjectPlot(QWidget):
             self.points.setData(x, y, brush=list(colours))
         self.plot.setLabel("bottom", self.along_x.currentText())
         self.plot.setLabel("left", self.along_y.currentText())
-        for side in ("left", "bottom"):
-            self.plot.getAxis(side).enableAutoSIPrefix(False)  # 1e-3 µm³ are not "0.001 kµm³"
         self.plot.enableAutoRange()
 
     def _outline(self, points: Any) -> Any:
