@@ -7,7 +7,9 @@ from qtpy.QtCore import QEvent, QPointF, Qt
 from qtpy.QtGui import QMouseEvent
 from qtpy.QtWidgets import QApplication
 
-from napari_kdunet.widgets.shared.layers import PREVIEW
+from napari_kdunet import core
+from napari_kdunet.widgets.segmentation.result import Result
+from napari_kdunet.widgets.shared.layers import PREVIEW, RESULT
 
 NM = {"scale": (10.0, 10.0, 10.0), "units": ("nm",) * 3}
 
@@ -55,6 +57,19 @@ def test_objects_are_found_and_measured(found):
     assert found.layer.features["volume_um3"].tolist()[1:] == found.table["volume_um3"].tolist()
     assert found.rows.ids == [1, 2, 3]
     assert "3 objects, 0 checked" in found.status.text()
+
+
+def test_of_a_mask_that_is_not_segmented_to_the_end_it_is_said(panel):
+    result = Result(core.Model(core.KUNet(1, depth=2), pixel_size=10.0), boxes().shape, 0.5)
+    panel.viewer.layers["mask"].metadata[RESULT] = result
+    result.done[:12] = True
+    panel.start()
+    panel.wait()
+    assert "12 of 16 slices" in panel.status.text()
+    result.done[:] = True
+    panel.start()
+    panel.wait()
+    assert "slices" not in panel.status.text()
 
 
 def test_a_row_shows_the_object_and_an_object_its_row(found):

@@ -64,6 +64,7 @@ class ObjectsWidget(ProofreadingPanel):
             session = Session(Reference.of(self._image_layer()), Reference.of(source), config)
             measuring = self._measuring(session, source)
             result, grid, name = source.metadata.get(RESULT), grid_of(source), f"{source.name} objects"
+            done = len(volume) if result is None else int(np.count_nonzero(result.done))
             self.source.held = True
 
             def work() -> Iterator[Any]:
@@ -79,6 +80,8 @@ class ObjectsWidget(ProofreadingPanel):
             def take(event: Any) -> None:
                 if isinstance(event, Measurement):
                     self._take_table(session, event)
+                    if done < len(volume):
+                        self._say(f"Only {done} of {len(volume)} slices were segmented when they were found.")
                 else:
                     self.live.value = False
                     self.viewer.add_layer(Labels(event, name=name, metadata={OBJECTS: session}, **grid))
