@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import importlib
 import math
 import zlib
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -435,13 +435,10 @@ def _ordered(table: pd.DataFrame, grey: bool) -> pd.DataFrame:
 
 def check_table(path: str | Path) -> None:
     """Check that a table can be written to a path of that ending; `OutputError` where pyarrow is not there for it."""
-    try:
-        if Path(path).suffix.lower() == ".parquet":
-            importlib.import_module("pyarrow")
-    except ImportError as error:
+    if Path(path).suffix.lower() == ".parquet" and find_spec("pyarrow") is None:
         raise OutputError(
             f"cannot write {path}: Parquet needs pyarrow, pip install 'napari-kdunet[parquet]', or give a .csv"
-        ) from error
+        )
 
 
 def write_table(table: pd.DataFrame, path: str | Path) -> None:
