@@ -23,7 +23,7 @@ __all__ = ["Model", "load_model"]
 
 _FORMAT = 1
 _WITH_CONTEXT = 2  # the format of a network that sees neighbouring slices, which older versions cannot apply
-_FORM = ("k", "bn", "classes", "depth", "activation")  # the metadata that the network is rebuilt from
+_FORM = KUNet.FORM[:-1]  # the metadata that the network is rebuilt from; files without context do not name it
 _LONGEST_NAME = 100  # characters of a class's name
 
 
@@ -116,7 +116,7 @@ class Model:
         net = self.net
         if not isinstance(net, KUNet):
             raise ModelError(f"a {type(net).__name__} is not a k-Unet: it can teach and predict, but not be saved.")
-        return {name: getattr(net, name) for name in (*_FORM, "context")}
+        return net.form
 
     @property
     def form_and_pixel_size(self) -> dict[str, Any]:

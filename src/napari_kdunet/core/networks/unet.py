@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -47,6 +48,9 @@ class KUNet(nn.Module):
     ConfigError
         If an argument is out of bounds.
     """
+
+    FORM = ("k", "bn", "classes", "depth", "activation", "context")
+    """The arguments that say which weights there are and how they are applied."""
 
     def __init__(
         self,
@@ -111,6 +115,11 @@ class KUNet(nn.Module):
         for up, merge in zip(self.up, self.merge, strict=True):
             x = merge(torch.cat((skips.pop(), up(x)), dim=1))
         return self.head(x)  # type: ignore[no-any-return]
+
+    @property
+    def form(self) -> dict[str, Any]:
+        """The arguments `FORM` of this network."""
+        return {name: getattr(self, name) for name in self.FORM}
 
     @property
     def channels(self) -> int:

@@ -69,9 +69,8 @@ def folded(net: KUNet) -> KUNet:
 
     The logits are the same to float32 rounding.
     """
-    form = {"classes": net.classes, "depth": net.depth, "activation": net.activation, "context": net.context}
     with torch.device("meta"):  # no initial weights, and so none of the caller's random numbers
-        plain = KUNet(net.k, False, init="torch", **form)  # type: ignore[arg-type]
+        plain = KUNet(**net.form | {"bn": False}, init="torch")
     plain.to_empty(device=next(net.parameters()).device)
     for target, source in zip((*plain.down, *plain.merge), (*net.down, *net.merge), strict=True):
         norms: list[nn.BatchNorm2d | None] = [layer for layer in source if isinstance(layer, nn.BatchNorm2d)]

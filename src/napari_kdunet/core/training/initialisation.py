@@ -38,8 +38,8 @@ def starting_network(config: TrainConfig, sampler: PatchSampler, start: Model | 
         return copy.deepcopy(start.net)
     with torch.random.fork_rng(devices=[]):  # the caller's random numbers stay as they were
         torch.manual_seed(c.seed)
-        form = {"classes": c.classes, "depth": c.depth, "activation": c.activation, "context": c.context}
-        return KUNet(c.k, c.bn, init=c.init, prior=_prior(c, sampler), **form)  # type: ignore[arg-type]
+        form = {name: getattr(c, name) for name in KUNet.FORM}
+        return KUNet(**form, init=c.init, prior=_prior(c, sampler))
 
 
 def _prior(config: TrainConfig, sampler: PatchSampler) -> list[float] | None:
