@@ -106,6 +106,15 @@ def once(record: Path, measure: Callable[[], Row]) -> Row:
     return found
 
 
+def tabulate(folder: Path, name: str, records: Iterable[Any], table: Callable[[list[Row]], str], kept: str) -> None:
+    """Write NAME.csv and NAME.md anew after each of `records`, of all files like `kept`, of earlier calls too."""
+    for _ in records:
+        rows: list[Row] = [json.loads(path.read_text()) for path in sorted(folder.glob(kept))]
+        write_csv(folder / f"{name}.csv", rows)
+        (folder / f"{name}.md").write_text(table(rows))
+    print((folder / f"{name}.md").read_text())
+
+
 def write_csv(path: Path, rows: Iterable[Row]) -> None:
     every = list(rows)
     with path.open("w", newline="") as file:

@@ -8,9 +8,9 @@ DATA is a folder of `epfl-training`, `vnc-train` and `sbem-brain`, each `-raw.ti
 seed and source: a network learns from the other two and is scored on that one, on slices spread over it, at five
 assumed pixel sizes. With --synthetic N each learns from N synthetic tissues, too, as often as from a source, while
 model and threshold are chosen on the sources alone. With --taught-by K each learns softly, at the temperature --tau,
-from the K-Unet of seed 0 that the same call without it has made, and from no label. With --minutes each has that time,
-the teacher's included, in place of --steps. With --single one learns from each source alone, too, and the bundled
-models are scored beside.
+and from no label, from the K-Unet of seed 0 that a call with --ks K has made in steps. With --minutes each has that
+time, the teacher's answers included, in place of --steps. With --single one learns from each source alone, too, and
+the bundled models are scored beside.
 
 What a row of the table has, mean and standard deviation over the seeds, at the model's threshold unless said otherwise:
     best size   IoU at the best of the assumed pixel sizes, which needs labels to be known
@@ -32,7 +32,6 @@ a JSON a run, `generality.csv` and `generality.md`.
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import product
@@ -42,7 +41,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from commands import Row, once, told, write_csv
+from commands import Row, once, tabulate, told
 
 from napari_kdunet import core
 from napari_kdunet.core.data.splits import held_out_slices, spaced
@@ -291,11 +290,7 @@ def main() -> None:
     folder = Path(given.out)
     folder.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)
-    for _ in measure(given):  # tables are of all records in the folder, of earlier calls too
-        rows: list[Row] = [json.loads(path.read_text()) for path in sorted(folder.glob("*-on-*.json"))]
-        write_csv(folder / "generality.csv", rows)
-        (folder / "generality.md").write_text(table(rows))
-    print((folder / "generality.md").read_text())
+    tabulate(folder, "generality", measure(given), table, "*-on-*.json")
 
 
 if __name__ == "__main__":

@@ -34,7 +34,6 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from functools import partial
 from itertools import product
 from pathlib import Path
 from statistics import median
@@ -203,32 +202,34 @@ def end_to_end(k: int, kind: str, pixel_size: float, raw: Any, folder: Path, arg
     tiler = Tiler.of(model, volume, "cpu", arguments.threads)
     image = working_image(tiler, volume)
     whole, alone = [], []
-
-    def engine() -> float:
-        begin = time.perf_counter()
-        with torch.inference_mode(), using_threads(arguments.threads):
-            for _ in range(volume.shape[0]):
-                tiler.forward(image)
-        return time.perf_counter() - begin
-
-    def predict() -> float:
-        begin = time.perf_counter()
-        source = core.open_volume(folder / f"raw{kind}")
-        result = core.predict(model, source, output="labels", device="cpu", threads=arguments.threads)
-        core.write_volume(result, folder / f"mask{kind}", voxel_size=source.voxel_size, overwrite=True)
-        return time.perf_counter() - begin
-
-    engine()
-    predict()
-    for _ in range(min(arguments.rounds, 5)):
-        alone.append(engine())
-        whole.append(predict())
+    for _ in range(1 + min(arguments.rounds, 5)):  # the first of each compiles
+        alone.append(forwards(tiler, image, len(volume), arguments.threads))
+        whole.append(files(model, folder, kind, arguments.threads))
+    del alone[0], whole[0]
     n, ratio = volume.shape[0], median(w / a for w, a in zip(whole, alone, strict=True))
     print(
         f"| {k} | {kind} | {pixel_size or 'own'} | {tuple(image.shape[2:])} | {1e3 * median(alone) / n:.2f} | "
         f"{1e3 * median(whole) / n:.2f} | {ratio:.2f} |",
         flush=True,
     )
+
+
+def forwards(tiler: Tiler, image: torch.Tensor, count: int, threads: int) -> float:
+    """Seconds of the engine alone, for so many images."""
+    begin = time.perf_counter()
+    with torch.inference_mode(), using_threads(threads):
+        for _ in range(count):
+            tiler.forward(image)
+    return time.perf_counter() - begin
+
+
+def files(model: core.Model, folder: Path, kind: str, threads: int) -> float:
+    """Seconds of `predict` from file to file."""
+    begin = time.perf_counter()
+    source = core.open_volume(folder / f"raw{kind}")
+    result = core.predict(model, source, output="labels", device="cpu", threads=threads)
+    core.write_volume(result, folder / f"mask{kind}", voxel_size=source.voxel_size, overwrite=True)
+    return time.perf_counter() - begin
 
 
 def with_context(model: core.Model, context: int) -> core.Model:
@@ -247,21 +248,6 @@ def context_table(raw: Any, folder: Path, arguments: argparse.Namespace) -> None
     print("| k | files | works at, nm | engine alone | file to file |")
     print("|---:|---|---:|---:|---:|")
 
-    def seconds(work: Callable[[], Any]) -> float:
-        begin = time.perf_counter()
-        work()
-        return time.perf_counter() - begin
-
-    def engine(tiler: Tiler, image: torch.Tensor) -> None:
-        with torch.inference_mode(), using_threads(arguments.threads):
-            for _ in range(len(raw)):
-                tiler.forward(image)
-
-    def predict(model: core.Model, kind: str) -> None:
-        source = core.open_volume(folder / f"raw{kind}")
-        result = core.predict(model, source, output="labels", device="cpu", threads=arguments.threads)
-        core.write_volume(result, folder / f"mask{kind}", voxel_size=source.voxel_size, overwrite=True)
-
     for k, pixel_size, kind in product((1, 2, 4), (0.0, 10.0), (".tif", ".zarr")):
         plain = replace(core.load_model(f"lucchi-{k}unet"), pixel_size=pixel_size)
         models, volume = (plain, with_context(plain, arguments.context)), core.open_volume(folder / f"raw{kind}")
@@ -269,8 +255,9 @@ def context_table(raw: Any, folder: Path, arguments: argparse.Namespace) -> None
         images = [working_image(tiler, volume) for tiler in tilers]
         alone, whole = [], []
         for _ in range(1 + min(arguments.rounds, 5)):
-            alone.append([seconds(partial(engine, *each)) for each in zip(tilers, images, strict=True)])
-            whole.append([seconds(partial(predict, model, kind)) for model in models])
+            pairs = zip(tilers, images, strict=True)
+            alone.append([forwards(tiler, image, len(raw), arguments.threads) for tiler, image in pairs])
+            whole.append([files(model, folder, kind, arguments.threads) for model in models])
         ratios = (median(beside / plain for plain, beside in turns[1:]) for turns in (alone, whole))
         print(
             f"| {k} | {kind} | {pixel_size or 'own'} | " + " | ".join(f"{ratio:.2f}" for ratio in ratios) + " |",

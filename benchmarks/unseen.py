@@ -24,7 +24,6 @@ Written to OUT: models, a JSON a cell, `unseen.csv` and `unseen.md`.
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -34,7 +33,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from commands import Row, once, told, write_csv
+from commands import Row, once, tabulate, told
 from generality import SOURCES, calibrated, learnt_from, only, volumes
 from strokes import painted
 
@@ -108,11 +107,8 @@ class Source:
 
 
 def learnt(events: Iterator[Any]) -> core.Model:
-    """The model of a training, even if it has collapsed."""
-    try:
-        *_, last = events
-    except core.CollapsedError as collapsed:
-        return collapsed.model
+    """The model of the last event of a training, even if it has collapsed."""
+    *_, last = events
     model: core.Model = last.model
     return model
 
@@ -122,7 +118,7 @@ def cells(given: argparse.Namespace) -> Iterator[Row]:
     out = Path(given.out)
     for seed, name in product(range(given.seeds), given.left_out.split(",")):
         source = Source(name, seed, given)
-        about = {"left out": name, "seed": seed}
+        about = {"minutes": given.minutes, "left out": name, "seed": seed}
 
         def as_it_is(source: Source = source, about: Row = about) -> Row:
             model = source.generalist(16)
@@ -136,12 +132,18 @@ def cells(given: argparse.Namespace) -> Iterator[Row]:
                 continue
             file = out / f"{name}-{amount}-{teacher}-{seed}".replace(", ", "-").replace(" ", "-")
 
-            def cell(source: Source = source, amount: str = amount, teacher: str = teacher, file: Path = file) -> Row:
+            def cell(
+                source: Source = source,
+                about: Row = about,
+                amount: str = amount,
+                teacher: str = teacher,
+                file: Path = file,
+            ) -> Row:
                 begin = time.monotonic()
                 model = source.learn(amount, teacher)
                 seconds = round(time.monotonic() - begin, 1)
                 model.save(file.with_suffix(".safetensors"))
-                row = {"left out": source.name, "seed": source.seed, "labels": amount, "teacher": teacher}
+                row = {**about, "labels": amount, "teacher": teacher}
                 steps = model.summary["validation"]["step"] if (amount, teacher) != ("none", "none") else 0
                 return row | {"IoU": source.score(model), "with 8 views": "", "best step": steps, "seconds": seconds}
 
@@ -179,11 +181,7 @@ def main() -> None:
     folder = Path(given.out)
     folder.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)
-    for _ in cells(given):
-        rows: list[Row] = [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
-        write_csv(folder / "unseen.csv", rows)
-        (folder / "unseen.md").write_text(table(rows))
-    print((folder / "unseen.md").read_text())
+    tabulate(folder, "unseen", cells(given), table, "*.json")
 
 
 if __name__ == "__main__":
