@@ -3,11 +3,11 @@
     python benchmarks/unseen.py DATA --models DIR --out OUT [--left-out epfl] [--labels "none;strokes;1;5;all"]
                                 [--minutes 2] [--seeds 3] [--slices 6] [--planes]
 
-DIR is that of `benchmarks/generality.py`, with a 16-Unet and a 2-Unet (`--arm`, a seed each) that have learnt from the
-other two sources; they are the generalists here, applied with statistics of the image. The first 70 % of the source
-that was left out is learnt from, labelled or not, and slices spread over its last 25 % are scored, at its true pixel
-size, each model at its own threshold. In each cell a 2-Unet has `--minutes` on one core in all, and goes on from the
-2-Unet of the generalists:
+DIR is that of `benchmarks/generality.py`, with a 16-Unet of seed 0 and a 2-Unet of each seed (`--arm`) that have learnt
+from the other two sources; they are the generalists here, applied with statistics of the image. The first 70 % of the
+source that was left out is learnt from, labelled or not, and slices spread over its last 25 % are scored, at its true
+pixel size, each model at its own threshold. In each cell a 2-Unet has `--minutes` on one core in all, and goes on from
+the 2-Unet of the generalists:
 
     teacher             what is done with the time
     none                trained on the labels; without labels, as it is
@@ -42,6 +42,7 @@ from napari_kdunet.core.data.splits import spaced
 
 LEARNT, SCORED = 0.7, 0.25  # shares of the slices, the first and the last
 TEACHERS = ("none", "same labels", "generalist", "generalist, soft", "generalist adapted", "adapted, soft")
+TEACHER, STUDENT = 16, 2  # k
 PIXELS = 1.6e6  # a minute, at the working pixel size, of which a teacher without labels is asked
 SOFT: dict[str, Any] = {"mode": "soft", "tau": 1.0}
 
@@ -60,7 +61,8 @@ class Source:
     def generalist(self, k: int) -> core.Model:
         """That of k channels, to be applied with statistics of the image, at the threshold that is best with these."""
         others = [name for name in SOURCES if name != self.name]
-        name = f"{self.given.arm}-{k}-{'-'.join(others)}-{self.seed}"
+        seed = self.seed if k == STUDENT else 0
+        name = f"{self.given.arm}-{k}-{'-'.join(others)}-{seed}"
         kept = Path(self.given.out) / f"{name}.safetensors"
         if not kept.exists():
             model = core.load_model(Path(self.given.models) / kept.name)
@@ -80,24 +82,24 @@ class Source:
     def learn(self, amount: str, teacher: str) -> core.Model:
         """The 2-Unet of a cell, in the time that it has."""
         begin, minutes = time.monotonic(), self.given.minutes
-        start, shared = self.generalist(2), {"threads": 1, "seed": self.seed, "batch": 2, "patch": 256}
+        start, shared = self.generalist(STUDENT), {"threads": 1, "seed": self.seed, "batch": 2, "patch": 256}
+        if (amount, teacher) == ("none", "none"):
+            return start
         if amount == "none":
-            config = core.DistillConfig.adapting(k=2, minutes=minutes, **shared)
+            config = core.DistillConfig.adapting(k=STUDENT, minutes=minutes, **shared)
             asked = {"pixels": PIXELS * minutes, "planes": None if self.given.planes else False}
-            return (
-                start if teacher == "none" else core.adapt(self.generalist(16), self.raw, config, start=start, **asked)
-            )
+            return core.adapt(self.generalist(TEACHER), self.raw, config, start=start, **asked)
         labels, which = self.labelled(amount)
         shared |= which
         if teacher == "none":
-            config = core.TrainConfig(k=2, minutes=minutes, **shared)
+            config = core.TrainConfig(k=STUDENT, minutes=minutes, **shared)
             return learnt(core.iter_train(self.raw, labels, config, start=start))
-        by = None if teacher == "same labels" else self.generalist(16)
+        by = None if teacher == "same labels" else self.generalist(TEACHER)
         if teacher not in ("generalist", "generalist, soft"):
-            config = core.TrainConfig(k=16, minutes=minutes / 2, **shared)
+            config = core.TrainConfig(k=TEACHER, minutes=minutes / 2, **shared)
             by = learnt(core.iter_train(self.raw, labels, config, start=by))
         left = max(minutes - (time.monotonic() - begin) / 60, minutes / 4)
-        student = core.DistillConfig(k=2, minutes=left, **shared, **(SOFT if teacher.endswith("soft") else {}))
+        student = core.DistillConfig(k=STUDENT, minutes=left, **shared, **(SOFT if teacher.endswith("soft") else {}))
         return learnt(core.iter_distill(by, self.raw, labels, student, start=start))
 
     def score(self, model: core.Model, **how: Any) -> float:
@@ -121,7 +123,7 @@ def cells(given: argparse.Namespace) -> Iterator[Row]:
         about = {"minutes": given.minutes, "left out": name, "seed": seed}
 
         def as_it_is(source: Source = source, about: Row = about) -> Row:
-            model = source.generalist(16)
+            model = source.generalist(TEACHER)
             views = source.score(model, views=8)
             cell = {"labels": "none", "teacher": "16-Unet as it is", "IoU": source.score(model)}
             return {**about, **cell, "with 8 views": views, "best step": "", "seconds": ""}
