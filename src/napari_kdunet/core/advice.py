@@ -257,8 +257,8 @@ ADVICE: dict[str, Advice] = {
     ),
     "tau": Advice(
         "Temperature τ",
-        "Higher: the student hears more of the teacher's doubts. 1: its probabilities as they are, best where"
-        " the teacher alone speaks. Seldom worth touching otherwise.",
+        "Higher: the student hears more of the teacher's doubts. 1: its probabilities as they are. Empty: 1 where the "
+        "teacher alone speaks, else 4. Seldom worth touching.",
         step=0.5,
     ),
     "lam": Advice(
@@ -269,8 +269,8 @@ ADVICE: dict[str, Advice] = {
     ),
     "mode": Advice(
         "Mode",
-        "Mixed for a teacher trained on these labels; soft for one that knows more than the labels, or "
-        "without labels; sequential ends on your labels alone.",
+        "Best: soft with strokes or without labels, else mixed. Mixed: labels and teacher alike; soft: the teacher "
+        "alone, where it knows more; sequential ends on your labels alone.",
     ),
     "soft_share": Advice(
         "Teacher's share",

@@ -423,17 +423,22 @@ class DistillConfig(TrainConfig):
     """
 
     k: int = setting(2, "Channels at the top of the student; doubled at each of the down-samplings.", ge=1, le=512)
-    tau: float = setting(
-        4.0, "Temperature: larger values soften the teacher's probabilities and show more of its doubts.", gt=0, le=1e3
+    tau: float | None = setting(
+        None,
+        "Temperature: larger values soften the teacher's probabilities and show more of its doubts; where empty, "
+        "4 beside labels and 1 where the teacher is alone.",
+        gt=0,
+        le=1e3,
+        types=(float, NoneType),
     )
     lam: float = setting(
         1.0, "Weight of the teacher beside the labels: 0 ignores it, 1 counts both alike.", ge=0, le=1e3
     )
     mode: str = setting(
-        "mixed",
-        "Learn from labels and teacher, from the teacher alone (where it knows more, at a temperature of 1), "
-        "or first softly and then from labels alone.",
-        choices=("mixed", "soft", "sequential"),
+        "best",
+        "Learn from labels and teacher (mixed), the teacher alone (soft), or it first and then labels; best: soft "
+        "where few are labelled.",
+        choices=("best", "mixed", "soft", "sequential"),
     )
     soft_share: float = setting(
         0.5, "Share of the budget that a sequential distillation spends on the teacher.", gt=0, lt=1, advanced=True
@@ -460,16 +465,21 @@ class DistillConfig(TrainConfig):
         """Settings for a student of a teacher that knows the kind of image but not this one, without labels."""
         return cls(**{**ADAPTING, **settings})
 
+    def settled(self, sparse: bool) -> dict[str, Any]:
+        """Mode and temperature, decided by whether at most strokes are labelled (docs/recipe.md)."""
+        mode = ("soft" if sparse else "mixed") if self.mode == "best" else self.mode
+        return {"mode": mode, "tau": replace(self, mode=mode).temperature}
+
     def loss_weights(self, used: float) -> tuple[float | None, float | None]:
         """As in `TrainConfig`, by `mode`: both, the teacher alone, or first the teacher and then the labels."""
-        if self.mode == "mixed":
+        if self.mode in ("mixed", "best"):
             return 1.0, self.lam
         return (1.0, None) if self.mode == "sequential" and used >= self.labels_from else (None, 1.0)
 
     @property
     def temperature(self) -> float:
-        """Temperature of the soft loss."""
-        return self.tau
+        """Temperature of the soft loss: `tau`, or by the mode where that is empty."""
+        return self.tau if self.tau is not None else 1.0 if self.mode == "soft" else 4.0
 
     @property
     def confidence_power(self) -> float:
@@ -483,7 +493,7 @@ class DistillConfig(TrainConfig):
 
     def unlabelled_patches(self, labelled: int, unlabelled: int) -> float:
         """As in `TrainConfig`: `unlabelled_share` beside labels, in proportion to the blocks without them."""
-        return self.unlabelled_share if self.mode == "mixed" else unlabelled / (labelled + unlabelled)
+        return self.unlabelled_share if self.mode in ("mixed", "best") else unlabelled / (labelled + unlabelled)
 
 
 #: As in `DistillConfig.adapting`: the teacher alone, at its own probabilities, what it is sure of first.

@@ -65,6 +65,22 @@ def test_modes(blobs, quick, good, mode, hard, soft):
         assert e.loss == pytest.approx(sum(parts), rel=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("labelled", "mode", "tau"), [("all", "mixed", 4.0), ("strokes", "soft", 1.0), ("", "soft", 1.0)]
+)
+@pytest.mark.parametrize("given", [None, 2.5])
+def test_best_mode(blobs, quick, good, labelled, mode, tau, given):
+    raw, labels = blobs()
+    if labelled == "strokes":
+        labels = np.where(np.arange(labels.shape[-1]) % 8 == 0, labels + 1, 0)
+    config = quick(tau=given, depth=2, steps=2, ignore=0 if labelled == "strokes" else None)
+    started, *rest = run(good, raw, labels if labelled else None, config)
+    settings = rest[-1].model.summary["settings"]
+    assert (settings["mode"], settings["tau"]) == (mode, given or tau)
+    assert all(math.isnan(e.hard) == (mode == "soft") for e in steps(rest))
+    assert any("mode soft" in note for note in started.notes) == (labelled == "strokes")
+
+
 def test_tau_and_lam_take_part(blobs, quick, good):
     first = {
         (tau, lam): steps(run(good, *blobs(), quick(mode="mixed", tau=tau, lam=lam, steps=1, dice=0.0)))[0]

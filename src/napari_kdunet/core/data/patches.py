@@ -212,6 +212,12 @@ class PatchSampler:
                 total += block.target.sum(dim=(1, 2), dtype=torch.float64) / 255
         return total
 
+    @property
+    def sparse(self) -> bool:
+        """Whether little is labelled: nothing, or strokes."""
+        pixels = sum(block.target[0].numel() for block in self.labelled if block.target is not None)
+        return float(self.class_pixels().sum()) <= _SPARSE * pixels
+
     def replace(self, z: int, blocks: Sequence[Block]) -> None:
         """Take these as the labelled blocks of slice `z` of the first volume; the last stay until there are others."""
         self.erased = self.erased - {z} if blocks else self.erased | {z}

@@ -7,6 +7,7 @@ writes the best model and the state to resume from. `train` and `distill` are th
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,8 @@ from napari_kdunet.core.training.trainer import Edited, Trainer
 __all__ = ["distill", "iter_distill", "iter_train", "last_model", "train"]
 
 Pair = tuple[Any, Any]
+
+_STROKES = "little is labelled: the teacher alone is learnt from (mode soft), the labels choose the best model."
 
 
 def iter_train(
@@ -150,7 +153,11 @@ def iter_distill(
     )
     if config.mode == "sequential" and not data.labelled_slices:
         raise LabelsError("a sequential distillation ends on labels, but none were given: give labels or choose soft.")
-    return Trainer(data.config, data, checked, _as_path(out), _fitted(start, data, config), fabric, resume).run()
+    how = config.settled(data.sampler.sparse)
+    if data.labelled_slices and config.mode == "best" and how["mode"] == "soft":
+        data = replace(data, notes=(*data.notes, _STROKES))
+    settled = replace(data.config, **how)
+    return Trainer(settled, data, checked, _as_path(out), _fitted(start, data, config), fabric, resume).run()
 
 
 def _fitted(start: Model | None, data: Dataset, config: TrainConfig) -> Model | None:
