@@ -59,7 +59,7 @@ class Source:
         self.test = only(raw, scored), only(labels, scored)
 
     def generalist(self, k: int) -> core.Model:
-        """That of k channels, to be applied with statistics of the image, at the threshold that is best with these."""
+        """That of k channels, to be applied with statistics of the image, at the threshold of such."""
         others = [name for name in SOURCES if name != self.name]
         seed = self.seed if k == STUDENT else 0
         name = f"{self.given.arm}-{k}-{'-'.join(others)}-{seed}"
