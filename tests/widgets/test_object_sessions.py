@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import threading
 
 import numpy as np
 import pandas as pd
@@ -9,10 +10,12 @@ import pytest
 import tifffile
 import yaozarrs
 import zarr
+from napari.layers import Labels
 from qtpy.QtWidgets import QFileDialog
 
 from napari_kdunet import core
-from napari_kdunet.widgets.proofreading.session import OBJECTS
+from napari_kdunet.widgets.proofreading.session import OBJECTS, read_session
+from napari_kdunet.widgets.proofreading.snapshot import Snapshot
 
 GRID = {"scale": (40.0, 10.0, 10.0), "translate": (80.0, 0.0, 30.0), "units": ("nm",) * 3}
 
@@ -147,12 +150,57 @@ def test_what_is_painted_just_before_is_in_the_table(found, wait, tmp_path):
     found.save(str(tmp_path / "mine.zarr"))
     found.layer.paint((4, 30, 70), 12)  # and after it not
     wait(found)
-    ids, session, _ = __import__("napari_kdunet.widgets.proofreading.session", fromlist=["read_session"]).read_session(
-        tmp_path / "mine.zarr"
-    )
+    ids, session, _ = read_session(tmp_path / "mine.zarr")
     assert sorted(set(np.unique(np.asarray(ids))) - {0}) == session.table["id"].tolist() == [1, 2, 3, 9]
     assert "not saved" in found.status.text()
     assert 12 in found.table["id"].tolist()
+
+
+def test_edits_while_it_is_saved_are_not_in_it(found, wait, tmp_path):
+    """No slice is copied yet at the time of the edits, but those that they change."""
+    layer, number = found.layer, int(found.layer.data[4, 45, 20])
+    layer.paint((4, 50, 70), 9)
+    wait(found)
+    before, table, gate = layer.data.copy(), found.table, threading.Event()
+    found.background.check = lambda *_: gate.wait(60)
+    found.save(str(tmp_path / "mine.zarr"))
+    layer.undo()
+    layer.selected_label = number
+    found.delete()
+    assert found.worker is not None, "it waits, and the window does not"
+    gate.set()
+    wait(found)
+    ids, session, _ = read_session(tmp_path / "mine.zarr")
+    assert np.array_equal(np.asarray(ids), before)
+    pd.testing.assert_frame_equal(session.table, table)
+    assert len(found.table) == len(table) - 2
+    assert "not saved" in found.status.text()
+
+
+def test_a_snapshot_is_what_was_there_before_each_way_to_edit():
+    layer = Labels(boxes())
+    for edit in (
+        lambda: layer.paint((4, 50, 70), 9),
+        lambda: layer.fill((2, 10, 10), 7),
+        lambda: layer.paint_polygon([(2, 30, 60), (2, 30, 75), (2, 45, 75)], 12),
+        lambda: layer.data_setitem(np.nonzero(layer.data == 7), 0),
+        layer.undo,
+        layer.redo,
+    ):
+        before, snapshot = layer.data.copy(), Snapshot(layer)
+        edit()
+        assert not np.array_equal(layer.data, before)
+        assert np.array_equal(np.asarray(snapshot.read(lambda _: None)), before)
+
+
+def test_nothing_is_copied_at_once_but_what_is_edited():
+    layer = Labels(boxes())
+    snapshot = Snapshot(layer)
+    layer.paint((4, 50, 70), 9)
+    layer.data[3:6, 0, 0] = 77  # past napari's history
+    ids = snapshot.read(lambda _: None).read
+    assert [ids(z)[0, 0] for z in (3, 4, 5)] == [77, 0, 77]
+    assert ids(4)[50, 70] == 0
 
 
 def test_moved_together_it_is_opened_with_its_image(found, open_widget, wait, tmp_path):

@@ -27,6 +27,7 @@ from napari_kdunet.widgets.proofreading.session import (
     save_session,
     session_layers,
 )
+from napari_kdunet.widgets.proofreading.snapshot import Snapshot
 from napari_kdunet.widgets.shared.layers import (
     OBJECTS,
     RESULT,
@@ -134,24 +135,22 @@ class ObjectsWidget(ProofreadingPanel):
             self._say(f"{len(shown)} of {len(self._measured())} objects are in {Path(path).name}.")
 
     def save(self, path: str) -> None:
-        """Save objects, measurements and what is checked as a session, in the background."""
+        """Save objects, measurements and what is checked as a session, in the background, as they are now."""
         if self.worker is not None:
             return
         with self.telling():
             layer, session = self._objects(), self.session
             session.image = Reference.of(self._image_layer()) or session.image
             session.selected = int(layer.selected_label)
-            ids, in_memory = volume_of(layer), isinstance(layer.data, np.ndarray)
-            if in_memory:  # as it is now, whatever is painted meanwhile
-                ids = open_volume(layer.data.copy(), voxel_size=ids.voxel_size, name=layer.name)
-            options, stale = grid_as_json(layer), session.stale
+            snapshot, options, stale = Snapshot(layer), grid_as_json(layer), session.stale
             measuring = self._measuring(session, self._source_layer())
             now = replace(session, checked=set(session.checked))
             session.saved, session.stale = True, False
 
             def work() -> Iterator[Any]:
+                ids = snapshot.read(self.background.check)
                 if stale or now.table is None:
-                    found = measuring.measure(ids, self.background.check, in_memory=in_memory)
+                    found = measuring.measure(ids, self.background.check, in_memory=snapshot.in_memory)
                     now.table = found.table
                     yield found
                 save_session(path, ids, now, options, lambda z: self.background.check(z / len(ids)))

@@ -13,7 +13,7 @@ from qtpy.compat import isalive
 from qtpy.QtWidgets import QProgressBar, QTabWidget, QWidget
 from superqt.utils import qdebounced
 
-from napari_kdunet.core import LabelsError, ObjectsConfig, Volume, open_volume
+from napari_kdunet.core import LabelsError, ObjectsConfig, Volume
 from napari_kdunet.widgets.proofreading.background import Background
 from napari_kdunet.widgets.proofreading.measuring import Measurement, Measuring
 from napari_kdunet.widgets.proofreading.object_plot import ObjectPlot
@@ -26,6 +26,7 @@ from napari_kdunet.widgets.proofreading.session import (
     with_checked,
 )
 from napari_kdunet.widgets.proofreading.slice_preview import SlicePreview
+from napari_kdunet.widgets.proofreading.snapshot import Snapshot
 from napari_kdunet.widgets.proofreading.table_filter import filter_table
 from napari_kdunet.widgets.proofreading.tools import STROKES, Tools, iter_drag
 from napari_kdunet.widgets.shared.layers import (
@@ -297,16 +298,13 @@ class ProofreadingPanel(Panel):
             return
         session, corrections = self.session, self.session.corrections
         session.stale = False
-        live, pixels = volume_of(self.layer), self.layer.data
-        measuring = self._measuring(session, self._source_layer())
+        snapshot, measuring = Snapshot(self.layer), self._measuring(session, self._source_layer())
 
         def work() -> Iterator[Any]:
-            ids = live
-            if isinstance(pixels, np.ndarray):  # as it is now, as it is read twice and may be edited between
-                ids = open_volume(np.array(pixels).reshape(live.shape), voxel_size=live.voxel_size, name=live.name)
+            ids = snapshot.read(self.background.check)
             if corrections is not None:
                 yield corrections.hand_on(ids)
-            yield measuring.measure(ids, self.background.check, in_memory=isinstance(pixels, np.ndarray))
+            yield measuring.measure(ids, self.background.check, in_memory=snapshot.in_memory)
 
         def take(event: Any) -> None:
             if isinstance(event, Measurement):
