@@ -8,6 +8,7 @@ import tracemalloc
 import numpy as np
 import pandas as pd
 import pytest
+from scipy.spatial import cKDTree
 
 from napari_kdunet import core
 from napari_kdunet.core.objects import shape
@@ -110,6 +111,45 @@ def test_a_bent_tube_is_as_long_as_its_middle(voxel_size):
     assert row["skeleton_length_nm"] == pytest.approx(520 * 1.5 * math.pi + 2 * radius, rel=0.02)
     assert row["mean_width_nm"] == pytest.approx(2 * radius, rel=0.02)
     assert row["branches"] == 1
+
+
+def test_a_tight_bend_is_as_long_as_its_middle():
+    """Of a bend of 3.5 radii; its ends are found on the outer side, and its middle is not."""
+    rng, radius, bend, voxel_size = np.random.default_rng(3), 160.0, 560.0, (40.0, 8.0, 8.0)
+    turned, _ = np.linalg.qr(rng.standard_normal((3, 3)))
+    angles = np.linspace(0, 0.7 * math.pi, 200)
+    middle = bend * np.stack([0 * angles, np.sin(angles), np.cos(angles)], 1) @ turned
+    middle += radius + 80 - middle.min(0)
+    places = space(voxel_size, middle.max(0) + radius + 80)
+    distance, _ = cKDTree(middle).query(places.reshape(3, -1).T, distance_upper_bound=radius)
+    mask = np.isfinite(distance).reshape(places.shape[1:])
+    (row,) = core.measure(mask, voxel_size=voxel_size).to_dict("records")
+    assert row["skeleton_length_nm"] == pytest.approx(bend * 0.7 * math.pi + 2 * radius, rel=0.02)
+
+
+@pytest.mark.parametrize(("voxel_size", "voxels"), [((25.0, 10.0, 10.0), 5.0), ((10.0, 10.0, 10.0), 8.0)])
+def test_balls_of_few_voxels_are_right_wherever_they_lie(voxel_size, voxels):
+    """In any phase along the coarsest axis, the two worst too: ends at the middle or at the face of a slice."""
+    radius, ids = voxels * voxel_size[0], []
+    for phase in np.linspace(0, 1, 8, endpoint=False):
+        middle = radius + (2 + np.array([phase, phase / 3, phase / 7])) * voxel_size
+        places = space(voxel_size, [2 * radius + 4 * voxel_size[0]] * 3)
+        ids.append((len(ids) + 1) * tube(places, middle, middle, radius).astype(np.uint8))
+    table = core.measure(np.concatenate(ids), voxel_size=voxel_size)
+    axes = table[[f"axis_{a}_nm" for a in ("major", "middle", "minor")]].to_numpy()
+    assert axes == pytest.approx(np.full((8, 3), 2 * radius), rel=0.02)
+    assert table["volume_um3"].to_numpy() == pytest.approx(np.full(8, 4e-9 / 3 * math.pi * radius**3), rel=0.02)
+    assert axes.mean() == pytest.approx(2 * radius, rel=0.005)
+
+
+def test_an_object_of_one_voxel_is_as_thick_as_that():
+    ids = np.zeros((3, 9, 9), np.uint8)
+    ids[1, 4, 2:8] = 1
+    (row,) = core.measure(ids, voxel_size=(40.0, 8.0, 4.0)).to_dict("records")
+    thick = [2 * math.sqrt(5 / 12) * side for side in (40, 8)]
+    assert row["axis_major_nm"] == pytest.approx(thick[0])
+    assert row["axis_minor_nm"] == pytest.approx(thick[1])
+    assert [row[f"direction_{a}"] for a in "zyx"] == [1, 0, 0]
 
 
 def test_straight_tube_and_a_neighbour():

@@ -29,6 +29,8 @@ _FINE = 6.0  # steps of the skeleton's grid to a radius
 _BODY = 1.4  # radii around a path that belong to it
 _CENTRED = 4  # power of the penalty for paths off the middle
 _LEAVES = 2.0  # radii from a path at which a branch ends, at least
+_SMALL = 2**13  # voxels of a box in which starting a thread takes longer than the distances
+_STRAIGHT = 1.5  # radii of the middle that say in which direction it ends
 _MOST_BRANCHES = 200
 
 
@@ -106,7 +108,7 @@ def find_skeleton(mask: Mask, voxel_size: Sizes, radius: float) -> Skeleton:
     field, step = _on_cubic_grid(mask, voxel_size, _skeleton_step(mask, voxel_size, radius))
     level = min(0.5, 0.5 * float(field.max()))  # of a part thinner than the grid
     solid = field > level
-    depth = edt.edt(np.ascontiguousarray(solid), black_border=True)
+    depth = _depth(solid)
     voxels = np.argwhere(solid)
     radii = depth[tuple(voxels.T)].astype(np.float64)
     pairs = cKDTree(voxels).query_pairs(1.8, output_type="ndarray")
@@ -127,16 +129,25 @@ def find_skeleton(mask: Mask, voxel_size: Sizes, radius: float) -> Skeleton:
     paths = _grow(voxels, bodies, far, before, tip)
     edge = np.argwhere(mask & ~ndimage.binary_erosion(mask)).astype(np.float64)
     surface = (edge + 0.5 + _MARGIN) * np.array(voxel_size) / step - 0.5
-    length = _length(paths, depth, surface, min(voxel_size) / step)
+    length = _length(paths, depth, solid, surface, min(voxel_size) / step)
     return Skeleton(length * step, _count_branches(paths, bodies))
 
 
-def _length(paths: list[NDArray[np.int64]], depth: NDArray[np.float32], surface: Floats, voxel: float) -> float:
+def _depth(solid: Mask) -> NDArray[np.float32]:
+    """Distance of each voxel to the outside, in steps; the faces of the box are outside."""
+    if solid.size > _SMALL:
+        return np.asarray(edt.edt(np.ascontiguousarray(solid), black_border=True))
+    return np.asarray(ndimage.distance_transform_edt(solid), np.float32)  # starts no thread
+
+
+def _length(
+    paths: list[NDArray[np.int64]], depth: NDArray[np.float32], solid: Mask, surface: Floats, voxel: float
+) -> float:
     """Length of all smoothed paths up to the surface, in steps; `surface` and `voxel` are the mask's, in steps too."""
     total = 0.0
     for i, path in enumerate(paths):
         along = depth[tuple(path.T)].astype(np.float64)
-        points, ends = _straight_ends(path, along, both=i == 0)
+        points, ends = _straight_ends(path, along, solid, both=i == 0)
         points = _smoothed(points, float(np.median(along)))
         total += float(np.linalg.norm(np.diff(points, axis=0), axis=1).sum())
         for end, inner in ends:
@@ -216,11 +227,14 @@ def _on_cubic_grid(mask: Mask, voxel_size: Sizes, step: float) -> tuple[NDArray[
     return values, step
 
 
-def _straight_ends(path: NDArray[np.int64], radii: Floats, *, both: bool) -> tuple[Floats, list[tuple[Floats, Floats]]]:
-    """A path that runs straight from a tip to the last maximal inscribed ball that the tip lies in; one or both ends.
+def _straight_ends(
+    path: NDArray[np.int64], radii: Floats, solid: Mask, *, both: bool
+) -> tuple[Floats, list[tuple[Floats, Floats]]]:
+    """A path that goes straight on from the last maximal inscribed ball that its tip lies in; one or both ends.
 
-    In that ball, and in all of an object that is one, the middle is but a point, and the steps of the grid would lead
-    there in a zigzag. The second value are the tips, and the point that each is straight from.
+    In that ball, and in all of an object that is one, the middle is but a point. The steps of the grid would lead
+    from there in a zigzag to the tip, which as the farthest place of all is on the outer side of a bend. The second
+    value are the tips, and the point that each is straight from.
     """
     points = path.astype(np.float64)
     first, last = _in_ball(points, radii), len(path) - 1
@@ -230,10 +244,25 @@ def _straight_ends(path: NDArray[np.int64], radii: Floats, *, both: bool) -> tup
         points = np.linspace(points[0], points[-1], len(path))
         first, last = len(path) - 1, 0
     else:
-        points[: first + 1] = np.linspace(points[0], points[first], first + 1)
-        points[last:] = np.linspace(points[last], points[-1], len(path) - last)
+        middle = points[first : last + 1].copy()
+        tip = _straight_on(middle, radii[first], points[0], solid)
+        points[: first + 1] = np.linspace(tip, middle[0], first + 1)
+        if both:
+            tip = _straight_on(middle[::-1], radii[last], points[-1], solid)
+            points[last:] = np.linspace(middle[-1], tip, len(path) - last)
     tips = [(points[0], points[first])] + ([(points[-1], points[last])] if both else [])
     return points, tips
+
+
+def _straight_on(middle: Floats, radius: float, tip: Floats, solid: Mask) -> Floats:
+    """Where a line straight on from the first point of the middle leaves the object, about as far as a tip is."""
+    along = middle[0] - middle[min(math.ceil(_STRAIGHT * radius), len(middle) - 1)]
+    far = 1.5 * float(np.linalg.norm(tip - middle[0])) + 1
+    line = middle[0] + np.arange(0, far, 0.5)[:, None] * along / np.linalg.norm(along)
+    places = np.clip(np.rint(line).astype(np.int64), 0, np.array(solid.shape) - 1)
+    inside = solid[tuple(places.T)]
+    last = len(line) if inside.all() else int(np.argmin(inside))
+    return np.asarray(line[max(last - 1, 0)])
 
 
 def _to_surface(voxels: Floats, tip: Floats, before: Floats) -> float:
