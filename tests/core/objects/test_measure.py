@@ -192,6 +192,43 @@ def test_contacts_are_what_lies_near():
     assert core.measure(ids, voxel_size=(10.0,) * 3, contacts=sheet, within=15.0)["contacts"].tolist() == [0]
 
 
+@pytest.mark.parametrize("axis", [0, 2])
+@pytest.mark.parametrize("voxel_size", [(10.0, 10.0, 10.0), (40.0, 8.0, 8.0)])
+@pytest.mark.parametrize(("gap", "flat"), [(0, 0.0), (2, 0.0), (2, 200.0)])
+def test_contact_area_of_a_ball_and_of_a_plate_on_a_plane(voxel_size, axis, gap, flat):
+    """A disc with a round rim of 240 nm, and of no flat part, which is a ball; touching a plane, and away from it."""
+    side, radius, near = voxel_size[axis], 240.0, 60.0
+    extent = np.full(3, 2 * (radius + flat) + 240)
+    extent[axis] = 2 * radius + 480
+    places = space(voxel_size, extent)
+    face = 3 * 40 + 2 * radius  # between two voxels of either size
+    middle = extent / 2
+    middle[axis] = face - radius
+    away = places - middle.reshape(3, 1, 1, 1)
+    beside = np.sqrt(sum(away[i] ** 2 for i in range(3) if i != axis))
+    body = np.maximum(beside - flat, 0) ** 2 + away[axis] ** 2 < radius**2
+    plane = places[axis] > face + gap * side
+    table = core.measure(body, voxel_size=voxel_size, contacts=plane, within=gap * side + near)
+    angle = math.acos(1 - near / radius)
+    rim = 2 * math.pi * radius * (flat * angle + near)
+    assert table["contact_area_um2"][0] * 1e6 == pytest.approx(math.pi * flat**2 + rim, rel=0.03)
+    assert table["contacts"][0] == 1
+    if gap:
+        less = core.measure(body, voxel_size=voxel_size, contacts=plane, within=(gap - 0.3) * side)
+        assert less["contacts"][0] == 0
+
+
+def test_contacts_with_what_lies_across_and_with_a_thin_sheet():
+    """A tube through a ball meets it in two patches, a sheet of a voxel above it in one."""
+    places = space((20.0, 10.0, 10.0), (500, 440, 440))
+    ball = tube(places, (200, 220, 220), (200, 220, 220), 150)
+    through = tube(places, (200, 220, 0), (200, 220, 440), 45)
+    sheet = (places[0] > 360) & (places[0] < 380)
+    rows = [core.measure(ball, voxel_size=(20, 10, 10), contacts=x, within=20).iloc[0] for x in (through, sheet)]
+    assert [row["contacts"] for row in rows] == [2, 1]
+    assert rows[1]["contact_area_um2"] * 1e6 == pytest.approx(2 * math.pi * 150 * 10, rel=0.15)  # 10 of 20 nm
+
+
 def test_what_is_measured_again_equals_all_measured_anew():
     rng, size = np.random.default_rng(0), (40.0, 8.0, 10.0)
     ids = np.repeat(np.repeat(np.arange(1, 61).reshape(3, 4, 5), 7, 0), 12, 1).repeat(11, 2).astype(np.int32)

@@ -10,17 +10,15 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import cc3d
-import edt
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from scipy import ndimage
 from scipy.optimize import brentq
 from scipy.spatial import cKDTree
 
 from napari_kdunet.core.errors import ConfigError, LabelsError, OutputError, VolumeError
 from napari_kdunet.core.files import replacing
+from napari_kdunet.core.objects.contacts import find_contacts, margin_of
 from napari_kdunet.core.objects.instances import known_voxel_size
 from napari_kdunet.core.objects.shape import Skeleton, find_skeleton, make_mesh, thinning
 from napari_kdunet.core.volumes.volume import Volume, VoxelSize, open_volume
@@ -49,8 +47,8 @@ def measure(
 ) -> pd.DataFrame:
     """Measure objects, in nm.
 
-    Of round bodies that are at least 10 voxels thick (of the longest side of a voxel; 16 where voxels are cubes) lengths,
-    axes and volumes are within 2 % of those of the body that the voxels are of, and the surface within 3 %. Of smaller
+    Of round bodies that are 10 voxels thick or more (of the longest side; 16 where voxels are like cubes), length, axes
+    and volume are within 2 % of those of the body that the voxels are of, and the surface within 3 %. Of smaller
     ones it is chance which voxels have their middle within: volume and axes of a ball of 6 voxels are up to 9 % off.
 
     The volume is read twice, slice by slice; what is in memory is one object's box, and the others that the slice cuts
@@ -358,10 +356,10 @@ def _unpacked(bits: bytes, shape: tuple[int, int]) -> Mask:
 
 
 def _iter_boxes(
-    part: _Part, other: Volume | None, moments: _Moments, margin: float
+    part: _Part, other: Volume | None, moments: _Moments, within: float
 ) -> Iterator[tuple[int, list[_Box]]]:
     """Read the volume again, and hand on each object after its last slice."""
-    around = np.ceil(margin / moments.size).astype(np.int64)
+    around = margin_of(within, moments.size) if within else np.zeros(3, np.int64)
     begins: dict[int, list[tuple[int, NDArray[np.int64], NDArray[np.int64]]]] = {}
     for i, row in moments.index.items():
         low = np.maximum(moments.low[row] - around, 0)
@@ -398,7 +396,7 @@ def _shape(box: _Box, size: VoxelSize, within: float, row: dict[str, float]) -> 
         "branches": skeleton.branches,
     }
     if other is not None:
-        found |= _contacts(mask, other, step, within, mesh)
+        found |= find_contacts(mesh, volume, other, step, within)
     return found
 
 
@@ -409,20 +407,6 @@ def _tube_width(volume: float, length: float) -> float:
         return ball
     width: float = brentq(lambda w: math.pi / 4 * w**2 * (length - w / 3) - volume, 0.0, ball)
     return width
-
-
-def _contacts(mask: Mask, other: Mask, size: VoxelSize, within: float, mesh: Any) -> dict[str, float]:
-    """Area of the mesh, and patches of the surface's voxels, within a distance of the other mask."""
-    if not other.any():
-        return {"contact_area_um2": 0.0, "contact_fraction": 0.0, "contacts": 0}
-    # to the faces of the other's voxels: half a voxel nearer than their middles
-    distance = np.maximum(edt.edt(np.ascontiguousarray(~other), anisotropy=size) - min(size) / 2, 0)
-    middles = mesh.corners[mesh.faces].mean(1) / np.array(size)  # corners are at the middles of voxels
-    near = ndimage.map_coordinates(distance, middles.T, order=1, mode="nearest") <= within
-    area = float(mesh.areas[near].sum())
-    surface = mask & ~ndimage.binary_erosion(mask) & (distance <= within + min(size) / 2)
-    patches = cc3d.connected_components(surface, connectivity=26, return_N=True)[1]
-    return {"contact_area_um2": area / 1e6, "contact_fraction": area / mesh.area, "contacts": int(patches)}
 
 
 def _ordered(table: pd.DataFrame, grey: bool) -> pd.DataFrame:
