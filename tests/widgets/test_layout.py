@@ -1,5 +1,6 @@
 """The panels on the screen of a laptop: 350 pixels wide, 768 high, tabbed or above each other."""
 
+import numpy as np
 import pytest
 from qtpy.QtCore import QPoint, Qt
 from qtpy.QtWidgets import QApplication, QScrollArea, QTabWidget
@@ -89,3 +90,25 @@ def test_the_labels_of_rows_are_aligned(docks, qtbot):
     _, widget = opened["Objects"]
     rows = (widget.source, widget.raw, widget.threshold, widget.split, widget.min_diameter, widget.smoothing)
     qtbot.waitUntil(lambda: len({row.native.mapTo(widget.native, QPoint(0, 0)).x() for row in rows}) == 1)
+
+
+def test_the_table_of_objects_is_in_sight_below_other_docks(docks, qtbot):
+    _, opened = docks(("Segment", "Compare with ground truth", "Objects"), tabbed=False)
+    _, widget = opened["Objects"]
+    mask = np.zeros((4, 40, 40), np.uint8)
+    mask[:, 5:30, 5:30] = 1
+    widget.viewer.add_labels(mask, scale=(10, 10, 10), units=("nm",) * 3)
+    widget.start()
+    qtbot.waitUntil(lambda: widget.worker is None and widget.table is not None, timeout=60_000)
+    rows = widget.rows.viewport()
+    qtbot.waitUntil(lambda: rows.visibleRegion().boundingRect().height() >= 5 * widget.rows.rowHeight(0))
+
+
+def test_no_row_of_objects_is_cut_in_a_low_window(docks):
+    window, opened = docks(("Objects",), tabbed=False)
+    window.resize(1000, 700)
+    for _ in range(3):
+        QApplication.processEvents()
+    _, widget = opened["Objects"]
+    assert is_in_sight(widget.mode.native, widget.native)
+    assert widget.mode.native.visibleRegion().boundingRect().height() == widget.mode.native.height()

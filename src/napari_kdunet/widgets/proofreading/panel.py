@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 from weakref import WeakSet
 
 import numpy as np
 import pandas as pd
 from napari.layers import Image, Labels, Layer
 from qtpy.compat import isalive
-from qtpy.QtWidgets import QProgressBar, QTabWidget, QWidget
+from qtpy.QtCore import Qt, QTimer
+from qtpy.QtWidgets import QDockWidget, QMainWindow, QProgressBar, QScrollArea, QSizePolicy, QTabWidget, QWidget
 from superqt.utils import qdebounced
 
 from napari_kdunet.core import LabelsError, ObjectsConfig, Volume
@@ -46,9 +47,11 @@ if TYPE_CHECKING:
 
 __all__ = ["ProofreadingPanel"]
 
+W = TypeVar("W", bound=QWidget)
 _HISTORIES = ("_undo_history", "_redo_history")  # of a napari layer
 _NOT_OPEN = "is not open"
 _SETTLE_MS, _EDIT_MS = 300, 600
+_ROWS, _TABLE, _ROOM = 90, 200, 420  # pixels: of rows and of table or plot at least, of the panel with a table
 
 
 class ProofreadingPanel(Panel):
@@ -91,7 +94,7 @@ class ProofreadingPanel(Panel):
         self.bar.setToolTip("Objects are being found, measured or saved.")
         rows = finding_rows(viewer, lambda layer: accepts(layer) and OBJECTS not in layer.metadata)
         super().__init__(viewer, rows, footer(self), controls(self))
-        self.body.setStretch(self.body.indexOf(self.views), 2)
+        self._share_height()
         self.background = Background(self.native, self._background_changed)
         self.preview = SlicePreview(viewer, self.native)
         self._preview_soon = qdebounced(self._show_preview, timeout=_SETTLE_MS, parent=self.native)
@@ -140,6 +143,28 @@ class ProofreadingPanel(Panel):
         self.layer.selected_label = number
         if go or (len(self.selection) == 1 and not self._is_on_screen(number)):
             self._show(number)
+
+    def _share_height(self) -> None:
+        """The rows get what they need where there is room, table or plot the rest."""
+        rows = self[0].native
+        rows.setSizePolicy(QSizePolicy.Policy.Preferred, QSizePolicy.Policy.Maximum)
+        rows.setMinimumHeight(_ROWS)
+        self.views.setMinimumHeight(_TABLE)
+        self.body.setStretch(0, 0)
+        self.body.setStretch(self.body.indexOf(self.views), 1)
+
+    def _make_room(self) -> None:
+        """Let the table be seen where several docks above each other leave the panel low."""
+        dock = _around(self.native, QDockWidget)
+        window = None if dock is None or dock.isFloating() else _around(dock, QMainWindow)
+        if dock is not None and window is not None and self.native.height() < _ROOM:
+            window.resizeDocks([dock], [_ROOM], Qt.Orientation.Vertical)
+            QTimer.singleShot(0, self.show_views)
+
+    def show_views(self) -> None:
+        """Scroll to table or plot."""
+        if isalive(self.native) and (area := _around(self.views, QScrollArea)) is not None:
+            area.ensureWidgetVisible(self.views, 0, 0)
 
     def _connect(self) -> None:
         for name in ("source", "live", *SETTINGS):
@@ -262,9 +287,11 @@ class ProofreadingPanel(Panel):
         return Measuring(self._image(), None if source is None else volume_of(source), names, last)
 
     def _take_table(self, session: Session, found: Measurement) -> None:
-        session.table, session.measured = found
+        first, (session.table, session.measured) = session.table is None, found
         if session is self.session:
             self._show_table()
+            if first:
+                self._make_room()
 
     def _label_selected(self, layer: Labels) -> None:
         if isalive(self.native) and self.layer is not None and layer is self.layer:
@@ -408,6 +435,14 @@ class ProofreadingPanel(Panel):
             if len(self.selection) > 1:
                 text.append(f"{len(self.selection)} selected.")
         self.status.setText(" ".join([*text, self.tools.hint(self.tool.value), self._note]).strip())
+
+
+def _around(widget: QWidget, kind: type[W]) -> W | None:
+    """The innermost of the widgets around one that is of a kind."""
+    parent = widget.parentWidget()
+    while parent is not None and not isinstance(parent, kind):
+        parent = parent.parentWidget()
+    return parent
 
 
 def _tabs(widgets: dict[str, QWidget]) -> QTabWidget:
