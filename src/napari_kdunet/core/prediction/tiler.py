@@ -181,7 +181,8 @@ def labels(logits: torch.Tensor, threshold: float) -> NDArray[np.uint8]:
     """
     if logits.shape[0] == 1:
         level = math.log(threshold / (1 - threshold)) if threshold else -math.inf
-        return (logits[0] > level).numpy().view(np.uint8)
+        above: NDArray[np.bool_] = logits[0].numpy() > level  # of a window, torch takes three times as long
+        return above.view(np.uint8)
     is_foreground = foreground(logits) > threshold
     return np.where(is_foreground, logits[1:].argmax(dim=0).numpy() + 1, 0).astype(np.uint8)
 

@@ -12,6 +12,7 @@ from typing import Any, TypeAlias
 
 import dask.array as da
 import numpy as np
+from dask.base import compute_as_if_collection
 from numpy.typing import NDArray
 
 from napari_kdunet.core.errors import VolumeError
@@ -88,8 +89,7 @@ def compute_slices(volume: da.Array, indices: Sequence[int], scheduler: str | No
         return [(z, slab[z - indices[0]]) for z in indices]
     if len(indices) > 1 and _prefetch_count(volume):
         try:
-            block = volume[indices[0] : indices[-1] + 1].compute(scheduler=scheduler)
-            return [(z, block[z - indices[0]]) for z in indices]
+            return list(zip(indices, _compute_together(volume, indices, scheduler), strict=True))
         except (OSError, VolumeError):
             pass
     compute = _compute_whole if _prefetch_count(volume) else _compute_by_rows
@@ -134,8 +134,17 @@ def _detached(slice_: Slice) -> Slice:
 
 
 def _compute_whole(volume: da.Array, z: int, scheduler: str | None) -> NDArray[Any]:
-    slice_: NDArray[Any] = volume[z].compute(scheduler=scheduler)
-    return slice_
+    return _compute_together(volume, [z], scheduler)[0]
+
+
+def _compute_together(volume: da.Array, indices: Sequence[int], scheduler: str | None) -> list[NDArray[Any]]:
+    """Compute slices, each a row of the grid of chunks; slicing the array first takes dask three times as long."""
+    _, ny, nx = volume.numblocks
+    keys = [[[(volume.name, z, y, x) for x in range(nx)] for y in range(ny)] for z in indices]
+    computed = compute_as_if_collection(da.Array, volume.dask, keys, scheduler=scheduler)
+    if ny * nx == 1:
+        return [tiles[0][0][0] for tiles in computed]
+    return [np.concatenate([np.concatenate(row, axis=2) for row in tiles], axis=1)[0] for tiles in computed]
 
 
 def _compute_by_rows(volume: da.Array, z: int, scheduler: str | None) -> NDArray[Any]:
