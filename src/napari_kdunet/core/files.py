@@ -223,12 +223,16 @@ def make_folder(path: Path) -> None:
         raise OutputError(f"cannot make the folder {path}: {error.strerror}. Choose another.") from error
 
 
-def write_bytes(path: Path, *parts: bytes | memoryview) -> None:
-    """Write `parts`, one after the other, to `path` atomically; errors as in `replacing`."""
+def write_bytes(path: Path, *parts: bytes | memoryview, sync: bool = True) -> None:
+    """Write `parts`, one after the other, to `path` atomically; errors as in `replacing`.
+
+    With `sync` they are on the disk before they have that name, whatever happens to the machine then.
+    """
     with replacing(path) as temporary, temporary.open("wb") as file:
         file.writelines(parts)
         file.flush()
-        os.fsync(file.fileno())
+        if sync:
+            os.fsync(file.fileno())
 
 
 def read_json(path: Path, most: int) -> Any:

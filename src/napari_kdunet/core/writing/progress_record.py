@@ -78,7 +78,9 @@ class ProgressRecord:
         if i + 1 < len(runs) and runs[i][1] == runs[i + 1][0]:
             runs[i][1] = runs.pop(i + 1)[1]
         if self.key is not None:
-            write_bytes(self.folder / _RECORD_NAME, json.dumps({"key": self.key, "slices": runs}).encode())
+            record = json.dumps({"key": self.key, "slices": runs}).encode()
+            # not synced, as the chunks that it speaks of are not: to wait for a disk can take longer than a slice
+            write_bytes(self.folder / _RECORD_NAME, record, sync=False)
 
     def keep(self) -> None:
         """Rename the unfinished Zarr so that `files.replacing` does not remove it and a later writing can resume it."""
