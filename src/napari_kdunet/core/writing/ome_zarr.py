@@ -23,7 +23,7 @@ __all__ = ["Levels", "find_foreign", "incomplete_slices", "zarr_writer"]
 
 _CHUNK_SIDE = 1024  # pixels; a level that is not larger is the last
 _STRIP_ROWS = 128
-_LEVEL = 1  # of Zstandard: the next ones take half as long again, and save nothing
+_LEVEL = 1  # of Zstandard: the next ones take half as long again, and save next to nothing
 _FOREGROUND = [86, 180, 233, 255]  # RGBA, of the label 1
 _METADATA_FILES = {2: {".zgroup", ".zarray", ".zattrs"}, 3: {"zarr.json"}}  # by the version of Zarr
 _ATTRIBUTES = {"ome", "multiscales", "image-label", "napari_kdunet"}
