@@ -228,7 +228,7 @@ def files(model: core.Model, folder: Path, kind: str, threads: int) -> float:
     begin = time.perf_counter()
     source = core.open_volume(folder / f"raw{kind}")
     result = core.predict(model, source, output="labels", device="cpu", threads=threads)
-    core.write_volume(result, folder / f"mask{kind}", voxel_size=source.voxel_size, overwrite=True)
+    core.write_volume(result, folder / f"mask{kind}", voxel_size=source.voxel_size, labels=True, overwrite=True)
     return time.perf_counter() - begin
 
 
