@@ -14,7 +14,7 @@ from napari_kdunet.widgets.shared.layers import chosen_layer, volume_of
 from napari_kdunet.widgets.shared.models import ModelChoice, models
 from napari_kdunet.widgets.shared.process_worker import run_in_process
 from napari_kdunet.widgets.training.check import Agreement, add_agreement, keep_strokes_aside, name_check
-from napari_kdunet.widgets.training.corrections import corrected_mask, iter_corrections
+from napari_kdunet.widgets.training.corrections import corrected_mask, iter_corrections, result_of_objects
 from napari_kdunet.widgets.training.edits import Edits
 from napari_kdunet.widgets.training.inputs import check, check_image, input_rows, sparse_box, volumes
 from napari_kdunet.widgets.training.live import Waiting, iter_live
@@ -132,7 +132,8 @@ class TrainWidget(TrainingPanel):
         mask, result = corrected_mask(self.viewer)
         image = chosen_layer(self.image)
         raw, earlier = volume_of(image), None
-        if self.labels_layer.value not in (None, mask):
+        chosen = self.labels_layer.value
+        if chosen not in (None, mask) and result_of_objects(chosen) is not result:  # no earlier labels, but its own
             raw, earlier = volumes(self.image, self.labels_layer)
         raw = core.open_volume(raw, invert=result.inverted)  # as the model has seen it
         config, origin = self.config().going_on(), self._origin()

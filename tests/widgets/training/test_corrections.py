@@ -165,6 +165,17 @@ def objects(bench, segmented):
     return panel
 
 
+def test_objects_of_the_mask_are_no_earlier_labels_of_it(bench, segmented, objects, monkeypatch):
+    """They are what the model has said itself in the slices that nobody has corrected."""
+    train = segmented[0]
+    monkeypatch.setattr("napari_kdunet.widgets.train.iter_corrections", lambda result, raw, earlier, *_: [earlier])
+    train.labels_layer.value = objects.layer
+    assert list(train.corrections_job().make_events()) == [None]
+    own = bench.viewer.add_labels(bench.mito.data, name="mine", scale=bench.em.scale, units=bench.em.units)
+    train.labels_layer.value = own
+    assert [earlier.name for earlier in train.corrections_job().make_events()] == ["mine"]
+
+
 def test_corrected_objects_are_learnt_from(bench, segmented, objects, notified):
     """What is deleted, painted and undone in the objects is so in the mask that they are from, and nothing else."""
     train, _, mask = segmented

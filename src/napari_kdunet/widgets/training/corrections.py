@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import dask.array as da
 import numpy as np
-from napari.layers import Labels
+from napari.layers import Labels, Layer
 from numpy.typing import NDArray
 
 from napari_kdunet import core
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from napari_kdunet.core import Model, TrainConfig, Volume
     from napari_kdunet.widgets.segmentation.result import Result
 
-__all__ = ["corrected_mask", "iter_corrections", "labels_of_slices"]
+__all__ = ["corrected_mask", "iter_corrections", "labels_of_slices", "result_of_objects"]
 
 
 def corrected_mask(viewer: napari.viewer.Viewer) -> tuple[Labels, Result]:
@@ -56,6 +56,12 @@ def corrected_mask(viewer: napari.viewer.Viewer) -> tuple[Labels, Result]:
     corrected = (layer for layer in masks if several and layer.metadata[RESULT].is_corrected)
     mask = next(corrected, masks[0])
     return mask, mask.metadata[RESULT]
+
+
+def result_of_objects(layer: Layer) -> Result | None:
+    """The segmentation whose mask the objects of a layer were found in; None of any other layer."""
+    corrections = getattr(layer.metadata.get(OBJECTS), "corrections", None)
+    return None if corrections is None else corrections.result
 
 
 def iter_corrections(
