@@ -69,7 +69,7 @@ def full_names(node: ast.AST, names: dict[str, str]) -> Iterator[str]:
 
 #: Of the same libraries, what reads nothing.
 HARMLESS = re.compile(
-    r"pickle\.(dumps?|Pickler|PickleError|PicklingError|HIGHEST_PROTOCOL)|xml\..*Error|subprocess\.(PIPE|DEVNULL|TimeoutExpired)"
+    r"pickle\.(dumps?|Pickler|PickleError|PicklingError|HIGHEST_PROTOCOL)|imagecodecs\.\w+_encode|xml\..*Error|subprocess\.(PIPE|DEVNULL|TimeoutExpired)"
 )
 
 
