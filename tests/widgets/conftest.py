@@ -41,6 +41,8 @@ def own_settings(tmp_path):
 
 @pytest.fixture(autouse=True)
 def no_models(tmp_path, monkeypatch):
+    """Those of earlier sessions of whoever runs the tests neither."""
+    monkeypatch.setattr("platformdirs.user_data_dir", lambda *_, **__: str(tmp_path / "data"))
     monkeypatch.setattr(models, "session", SessionFolder(tmp_path / "sessions"))
     models.clear()
     yield

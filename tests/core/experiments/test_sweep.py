@@ -19,7 +19,7 @@ def teacher(blobs, quick):
 
 @pytest.fixture(scope="module")
 def config(quick):
-    return quick(mode="mixed", depth=2, steps=6)
+    return quick(mode="mixed", tau=4.0, depth=2, steps=6)
 
 
 @pytest.fixture(scope="module")
