@@ -134,15 +134,21 @@ def calibrated(model: core.Model, pairs: Pairs) -> core.Model:
 
     What a search for the pixel size compares with stays: that sees an image by the statistics of training.
     """
-    config = core.TrainConfig(**model.form_and_pixel_size)
-    curves = tuple(
-        Validation.against(raw, labels, range(len(raw)), config).score(core.adapt_statistics(model, raw), "cpu", 1)
-        for raw, labels in pairs
-    )
-    curve, known = MeanCurve(curves), model.summary["validation"]
+    curve, known = curve_of(model, pairs), model.summary["validation"]
     kept = {name: known[name] for name in ("foreground", "doubt") if name in known}
     return replace(
         model, threshold=THRESHOLD, summary=model.summary | {"validation": known | curve.summary(THRESHOLD) | kept}
+    )
+
+
+def curve_of(model: core.Model, pairs: Pairs) -> MeanCurve:
+    """How a model does on labelled volumes at each threshold, by statistics of each."""
+    config = core.TrainConfig(**model.form_and_pixel_size)
+    return MeanCurve(
+        tuple(
+            Validation.against(raw, labels, range(len(raw)), config).score(core.adapt_statistics(model, raw), "cpu", 1)
+            for raw, labels in pairs
+        )
     )
 
 

@@ -20,26 +20,14 @@ from typing import Any
 import numpy as np
 import torch
 from commands import Row, write_csv
-from generality import SOURCES, learnt_from, volumes
+from generality import SOURCES, curve_of, learnt_from, volumes
 from numpy.typing import NDArray
 
 from napari_kdunet import core
 from napari_kdunet.core.data.splits import spaced
-from napari_kdunet.core.data.validation import Validation
-from napari_kdunet.core.metrics import MeanCurve
 
 SAME = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)  # for all networks
 BINS = 100  # of the probabilities
-
-
-def own_threshold(model: core.Model, sources: list[str], given: argparse.Namespace) -> float:
-    """That which is best on the held-out slices of the sources, by statistics of each."""
-    config = core.TrainConfig(**model.form_and_pixel_size)
-    curves = tuple(
-        Validation.against(raw, labels, range(len(raw)), config).score(core.adapt_statistics(model, raw), "cpu", 1)
-        for raw, labels in learnt_from(sources, given)[1]
-    )
-    return MeanCurve(curves).best_threshold()
 
 
 def ious(probability: NDArray[Any], truth: NDArray[np.bool_]) -> tuple[NDArray[Any], NDArray[Any]]:
@@ -64,7 +52,7 @@ def row(scored: Path, given: argparse.Namespace) -> Row:
     probability = np.stack([np.asarray(predicted[at], np.float32) for at in slices])
     real, expected = ious(probability, np.stack([labels.read(at) > 0 for at in slices]))
     named = {
-        "own": round(BINS * own_threshold(model, record["learnt from"].split("+"), given)),
+        "own": round(BINS * curve_of(model, learnt_from(record["learnt from"].split("+"), given)[1]).best_threshold()),
         "expected": int(expected[1:].argmax()) + 1,
         "best": int(real.argmax()),
     }
