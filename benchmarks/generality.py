@@ -47,6 +47,7 @@ from napari_kdunet.core.data.splits import held_out_slices, spaced
 from napari_kdunet.core.data.validation import Validation
 from napari_kdunet.core.metrics import Curve, MeanCurve
 from napari_kdunet.core.training.checkpoint import resume_path
+from napari_kdunet.core.training.train import last_model
 from napari_kdunet.sample import synthetic_family
 
 SBEM = 7.0  # nm, see above
@@ -158,17 +159,35 @@ def only(volume: core.Volume, slices: Sequence[int]) -> core.Volume:
 
 
 def trained(
-    path: Path, pairs: Pairs, held: Pairs, config: core.TrainConfig, teacher: core.Model | None = None
+    path: Path,
+    pairs: Pairs,
+    held: Pairs,
+    config: core.TrainConfig,
+    *,
+    teacher: core.Model | None = None,
+    start: core.Model | None = None,
 ) -> core.Model:
-    """The model of a training, or of a distillation, which goes on where it was stopped."""
-    if path.exists() and not resume_path(path).exists():
+    """The model of a training, or of a distillation, which goes on where it was stopped and says how it gets on.
+
+    Of one that collapsed, that is what came of it.
+    """
+    resume = resume_path(path).exists()
+    if path.exists() and not resume:
         return core.load_model(path)
-    how: dict[str, Any] = {"config": config, "val": held, "out": path, "resume": resume_path(path).exists()}
+    how: dict[str, Any] = {"config": config, "val": held, "out": path, "resume": resume, "start": start}
+    events = core.iter_distill(teacher, pairs, **how) if teacher else core.iter_train(pairs, **how)
     try:
-        return core.distill(teacher, pairs, **how) if teacher else core.train(pairs, **how)
+        return last_model(events, lambda event: print_validation(path.stem, event))
     except core.CollapsedError as collapsed:
+        print(f"{path.stem}: {collapsed}", flush=True)
         collapsed.model.save(path)
+        resume_path(path).unlink(missing_ok=True)
         return collapsed.model
+
+
+def print_validation(name: str, event: core.Event) -> None:
+    if isinstance(event, core.Validated):
+        print(f"{name}  step {event.step:,}  IoU {event.iou:.3f}", flush=True)
 
 
 def score(model: core.Model, name: str, given: argparse.Namespace) -> Row:
@@ -230,7 +249,7 @@ def measure(given: argparse.Namespace) -> Iterator[None]:
         arm += f", taught by {given.taught_by} at {given.tau:g}" if given.taught_by else ""
         path = file_of(arm, k, sources, seed, folder)
         pairs, held = learnt_from(sources, given)
-        model = trained(path, pairs, held, config, teacher)
+        model = trained(path, pairs, held, config, teacher=teacher)
         home = model.summary["validation"]["iou"]
         about = {"arm": arm, "k": k, "learnt from": "+".join(sources), "seed": seed, "at home": home}
         for left in (name for name in given.left_out.split(",") if name not in sources):

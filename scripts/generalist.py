@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,12 +20,11 @@ from typing import Any
 import torch
 
 from napari_kdunet import core
-from napari_kdunet.core.training.checkpoint import resume_path
 
 ROOT = Path(__file__).parents[1]
 sys.path.append(str(ROOT / "benchmarks"))
 from bundle import PACKAGE, scored  # noqa: E402
-from generality import ARMS, SBEM, SOURCES, calibrated, learnt_from  # noqa: E402  (those of the benchmark)
+from generality import ARMS, SBEM, SOURCES, Pairs, calibrated, learnt_from, trained  # noqa: E402  (those of the benchmark)
 
 
 @dataclass(frozen=True)
@@ -67,19 +65,6 @@ def name_of(k: int) -> str:
     return f"mito-{k}unet"
 
 
-def trained(path: Path, start: Callable[[bool], Iterator[Any]]) -> core.Model:
-    """The model at `path`, or that of the training that `start(resume)` begins or goes on with."""
-    resume = resume_path(path).exists()
-    if path.exists() and not resume:
-        return core.load_model(path)
-    for event in start(resume):
-        if isinstance(event, core.Validated):
-            print(f"{path.stem}  step {event.step:,}  IoU {event.iou:.3f}", flush=True)
-        elif isinstance(event, core.Done):
-            model = event.model
-    return model
-
-
 def halved(model: core.Model) -> core.Model:
     """`model` with its convolutions in half precision, as it is stored; statistics and biases stay as they are."""
     net = model.net
@@ -111,7 +96,6 @@ def main() -> None:
     for k, steps in (map(int, each.split(":")) for each in given.students.split(",") if each):
         path = given.out / f"{name_of(k)}.safetensors"
         models[k] = student(models[TEACHER_K], pairs, held, path, k=k, steps=steps, **settings)
-    assert held is not None
     for k, model in models.items() if given.bundle else ():
         path = calibrated(scored(halved(model), held), held).save(PACKAGE / f"{name_of(k)}.safetensors")
         print(f"{path.name}  {path.stat().st_size:,} bytes")
@@ -130,17 +114,16 @@ def taught(given: argparse.Namespace, stage: Stage, start: core.Model | None, se
         **{**settings, **stage.change},
     )
     path = given.out / f"{stage.name}.safetensors"
-    how = {"config": config, "val": held, "out": path, "start": start}
-    return trained(path, lambda resume: core.iter_train(pairs, resume=resume, **how))
+    return trained(path, pairs, held, config, start=start)
 
 
 def weights(stage: Stage) -> tuple[float, ...]:
     return (*(1.0 for _ in SOURCES), stage.synthetic)
 
 
-def student(by: core.Model, pairs: list[Any], held: list[Any] | None, path: Path, **settings: Any) -> core.Model:
+def student(by: core.Model, pairs: Pairs, held: Pairs, path: Path, **settings: Any) -> core.Model:
     config = core.DistillConfig(mode="soft", tau=1.0, **settings)
-    return trained(path, lambda resume: core.iter_distill(by, pairs, None, config, val=held, out=path, resume=resume))
+    return trained(path, pairs, held, config, teacher=by)
 
 
 if __name__ == "__main__":
