@@ -56,7 +56,8 @@ def bundle(monkeypatch):
     def make(*paths):
         found = {path.stem: path for path in paths}
         monkeypatch.setattr(core, "bundled_models", lambda: found)
-        monkeypatch.setattr("napari_kdunet.core.networks.model.bundled_models", lambda: found)
+        for user in ("networks.model", "training.adapt"):
+            monkeypatch.setattr(f"napari_kdunet.core.{user}.bundled_models", lambda: found)
 
     make()
     return make

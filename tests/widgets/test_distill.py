@@ -7,6 +7,7 @@ import pytest
 from qtpy.QtWidgets import QFileDialog, QMessageBox
 
 from napari_kdunet import core
+from napari_kdunet.core.config import ADAPTING
 from napari_kdunet.core.metrics import Curve
 from napari_kdunet.core.volumes.labels import class_index
 from napari_kdunet.widgets.shared.models import models
@@ -203,6 +204,31 @@ def test_labels_are_optional(bench, widget, notified):
     widget.control_button.click()
     assert notified == ["a control run learns from labels alone: choose a labels layer."]
     bench.assert_ready(widget)
+
+
+def test_without_labels_a_bundled_student_adapts_to_the_image(bench, teacher, bundle, tmp_path):
+    generalist = core.Model(core.KUNet(1), threshold=0.3)
+    bundle(generalist.save(tmp_path / "mito-1unet.safetensors"))
+    models.add("teacher", teacher)
+    widget = bench.open("Distil student", steps=1, lr=1e-4)
+    widget.labels_layer.value = None
+    widget.view.start_button.click()
+    bench.finish(widget)
+    student = models.get("em k1 distilled")
+    settings = student.summary["settings"]
+    adapting = core.DistillConfig.adapting()
+    assert {name: settings[name] for name in ADAPTING} == {name: getattr(adapting, name) for name in ADAPTING}
+    assert settings["patch"] == 32, "what the user has set stays"
+    before, after = (dict(model.net.named_parameters()) for model in (generalist, student))
+    assert all((before[name] - after[name]).abs().max() < 1e-3 for name in before)
+
+
+def test_a_student_that_sees_neighbouring_slices_is_distilled_without_labels(bench, widget):
+    widget.labels_layer.value, widget.context.value = None, 1
+    widget.view.start_button.click()
+    bench.finish(widget)
+    assert models.session_names()[0] == "em k1 distilled"
+    assert models.get("em k1 distilled").summary["settings"]["confidence"] == 0
 
 
 @pytest.mark.parametrize("labelled", [True, False])

@@ -7,7 +7,6 @@ import errno
 import json
 import math
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -275,16 +274,16 @@ def adapt(
     --start names another.
     """
     from napari_kdunet.core import iter_adapt, load_model
-    from napari_kdunet.core.training.adapt import bundled_student
+    from napari_kdunet.core.training.adapt import begin_as
 
     check_model_out(out, model, raw, selection["sample"], start, overwrite=overwrite, resume=False)
     teacher = load_model(model)
     volume = given_volume(raw, voxel_size, **selection)
     print_notes(volume)
     volume, stated, _ = with_pixel_size(volume, teacher, model, voxel_size, selection["invert"], _resources(config))
-    student = load_model(start) if start else bundled_student(config.k, teacher)
-    if student is not None and not start:
-        student, config = _fitting(student, config)
+    student, config = (load_model(start), config) if start else begin_as(teacher, config)
+    if student is None:
+        console.print(f"note: no {config.k}-Unet of this form is at hand to begin as: the student begins anew")
     planes = None if stated else False  # the distance of slices is not known
     events = iter_adapt(teacher, volume, config, planes=planes, start=student, out=out)
     _follow(f"adapting a {config.k}-Unet to {volume.name}", events, out, False, None)
@@ -358,17 +357,6 @@ def info(model: ModelName, as_json: Json = False) -> None:
         if isinstance(slices, list) and all(isinstance(z, int) for z in slices):
             flat[name] = format_slices(slices)
     _print_table(flat)
-
-
-def _fitting(student: Any, config: DistillConfig) -> tuple[Any, DistillConfig]:
-    """The student that nobody asked for by name, with settings of its form; None of another form than is typed."""
-    usual, form = DistillConfig.adapting(k=config.k), student.form_and_pixel_size
-    if all(getattr(config, name) == getattr(usual, name) for name in form):
-        return student, replace(config, **form)
-    if all(getattr(config, name) == value for name, value in student.form.items()):
-        return student, config
-    console.print(f"note: no {config.k}-Unet of this form is at hand to begin as: the student begins anew")
-    return None, config
 
 
 def _resources(config: TrainConfig) -> dict[str, Any]:

@@ -465,6 +465,11 @@ class DistillConfig(TrainConfig):
         """Settings for a student of a teacher that knows the kind of image but not this one, without labels."""
         return cls(**{**ADAPTING, **settings})
 
+    def for_adapting(self) -> Self:
+        """These settings for a training without labels: those that are the defaults become those of `adapting`."""
+        values = {spec.name: (getattr(self, spec.name), spec.default) for spec in fields(self)}
+        return self.adapting(**{name: value for name, (value, default) in values.items() if value != default})
+
     def settled(self, sparse: bool) -> dict[str, Any]:
         """Mode and temperature, decided by whether at most strokes are labelled (docs/recipe.md)."""
         mode = ("soft" if sparse else "mixed") if self.mode == "best" else self.mode

@@ -116,7 +116,7 @@ class DistillWidget(TrainingPanel):
 
         def events() -> Iterator[Any]:
             given, teacher = get_teacher()
-            for event in run_in_process(core.iter_distill, given, raw, labels, config, trust=trust):
+            for event in _training(given, raw, labels, config, trust):
                 yield event
                 if isinstance(event, core.Started):
                     yield from _score(teacher, raw, labels, event, config)
@@ -210,6 +210,24 @@ def _opened(path: Path, config: DistillConfig, trust: bool) -> Model | Volume:
     from napari_kdunet.core.data.teachers import as_teacher
 
     return as_teacher(path, config, trust=trust)
+
+
+def _training(
+    teacher: Model | Volume | Path, raw: Volume, labels: Volume | None, config: DistillConfig, trust: bool
+) -> Iterator[Any]:
+    """The events of a distillation, or, where a network teaches alone, of an adaptation to the image."""
+    if labels is None and isinstance(teacher, core.Model) and _adapts(teacher, config):
+        from napari_kdunet.core.training.adapt import begin_as
+
+        start, config = begin_as(teacher, config.for_adapting())
+        return run_in_process(core.iter_adapt, teacher, raw, config, start=start)
+    return run_in_process(core.iter_distill, teacher, raw, labels, config, trust=trust)
+
+
+def _adapts(teacher: Model, config: DistillConfig) -> bool:
+    """Whether an adaptation, which learns of the foreground alone in single slices, makes such a student."""
+    foreground_alone = teacher.boundary or teacher.traits.classes == 2
+    return foreground_alone and config.classes == 2 and not config.boundary and not config.context
 
 
 def _score(

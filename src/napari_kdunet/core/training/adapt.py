@@ -32,7 +32,7 @@ from napari_kdunet.core.volumes.neighbours import Neighbours
 from napari_kdunet.core.volumes.resampling import Grid
 from napari_kdunet.core.volumes.volume import Volume, open_volume
 
-__all__ = ["PIXELS", "adapt", "bundled_student", "iter_adapt", "lesson"]
+__all__ = ["PIXELS", "adapt", "begin_as", "bundled_student", "iter_adapt", "lesson"]
 
 PIXELS = 16e6
 """Working pixels that a teacher is asked about, by default."""
@@ -137,6 +137,20 @@ def bundled_student(k: int, teacher: Model) -> Model | None:
         return teacher
     name = f"mito-{k}unet"
     return load_model(name) if name in bundled_models() else None
+
+
+def begin_as(teacher: Model, config: DistillConfig) -> tuple[Model | None, DistillConfig]:
+    """The student that an adaptation begins as where nobody names one, and settings of its form.
+
+    That of `bundled_student`, or None where there is none or the settings ask for another form than it has.
+    """
+    student = bundled_student(config.k, teacher)
+    if student is None:
+        return None, config
+    usual, form = DistillConfig.adapting(k=config.k), student.form_and_pixel_size
+    if all(getattr(config, name) == getattr(usual, name) for name in form):
+        return student, replace(config, **form)
+    return (student if all(getattr(config, name) == value for name, value in student.form.items()) else None), config
 
 
 def lesson(
