@@ -98,7 +98,8 @@ class RunView(QWidget):
         self.curves.show()
         self._set_running(True)
         self.bar.setRange(0, 0)
-        self.status.setText("Preparing: reading the slices…")
+        asked = ", asking the teacher" if run == "student" else ""  # which can take a minute where nothing is labelled
+        self.status.setText(f"Preparing: reading the slices{asked}…")
         self.score.clear()
         self.notes.hide()
         self._best = math.nan
