@@ -1,0 +1,65 @@
+"""When adapting pays by time: a teacher on a share of a volume, a lesson, and a student on all, or the teacher on all.
+
+    python benchmarks/adapt_time.py RAW --voxel-size 5 [--teacher mito-16unet] [--student mito-2unet] [--slices 40]
+                                    [--threads 1] [--minutes 5]
+
+Seconds a megavoxel of the teacher as it is, of the teacher as `adapt` asks it (along all three axes where voxels are
+isotropic, else by four views), and of the student, each on the first SLICES of RAW, from an array to a mask; and from
+them how many megavoxels a volume must have until `adapt`, which takes MINUTES however large it is, and the student are
+done before the teacher alone is.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable
+
+import numpy as np
+import torch
+
+from napari_kdunet import core
+from napari_kdunet.core.prediction.orthoplanes import is_isotropic
+
+
+def seconds(call: Callable[[], object], rounds: int = 3) -> float:
+    """The least of some, after one that warms up."""
+    call()
+    times = []
+    for _ in range(rounds):
+        began = time.perf_counter()
+        call()
+        times.append(time.perf_counter() - began)
+    return min(times)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("raw")
+    parser.add_argument("--voxel-size", type=float, required=True, help="nm")
+    parser.add_argument("--teacher", default="mito-16unet")
+    parser.add_argument("--student", default="mito-2unet")
+    parser.add_argument("--slices", type=int, default=40)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--minutes", type=float, default=5)
+    given = parser.parse_args()
+    torch.set_num_threads(given.threads)
+    stored = core.open_volume(given.raw)
+    pixels = np.stack([stored.read(z) for z in range(min(given.slices, len(stored)))])
+    volume = core.open_volume(pixels, voxel_size=(given.voxel_size,) * 3)
+    assert volume.voxel_size is not None
+    asked = {"planes": "zyx"} if is_isotropic(volume.voxel_size) else {"views": 4}
+
+    def rate(name: str, rounds: int = 3, **how: object) -> float:
+        predicted = core.predict(core.load_model(name), volume, output="labels", threads=given.threads, **how)
+        found = seconds(lambda: predicted.compute(scheduler="synchronous"), rounds) / (pixels.size / 1e6)
+        print(f"{name} {how or ''}: {found:.4f} s a megavoxel on {given.threads} thread(s)", flush=True)
+        return found
+
+    teacher, best, student = rate(given.teacher), rate(given.teacher, 1, **asked), rate(given.student)
+    for name, alone in (("as it is", teacher), ("as adapt asks it", best)):
+        print(f"adapt pays beside the teacher {name} from {60 * given.minutes / (alone - student):,.0f} megavoxels on")
+
+
+if __name__ == "__main__":
+    main()
