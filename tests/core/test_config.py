@@ -209,3 +209,9 @@ def test_parse_volume_weights(one_line):
     assert [parse_volume_weights(text) for text in ("even", "area", "1, 4.5")] == ["even", "area", (1.0, 4.5)]
     with one_line(core.ConfigError, "volume_weights", "even", "1,4"):
         parse_volume_weights("heavy")
+
+
+def test_settings_for_adapting_are_those_of_adapting_where_nobody_has_changed_them():
+    changed = {"k": 4, "lr": 3e-3, "teacher_views": 8}
+    assert core.DistillConfig(**changed).for_adapting() == core.DistillConfig.adapting(**changed)
+    assert core.DistillConfig().for_adapting() == core.DistillConfig.adapting()
