@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -76,6 +77,15 @@ def test_of_a_large_volume_parts_are_asked_about(teacher):
     )
     assert image.shape == probability.shape == (3, 1024, 1024)
     assert source.read == {33, 100, 166}, "spread over the volume"
+
+
+@pytest.mark.parametrize(("until", "slices"), [(0.0, [4]), (math.inf, list(range(8)))])
+def test_a_teacher_without_time_is_asked_about_the_middle_alone(blobs, teacher, until, slices):
+    raw = open_volume(blobs((8, 64, 64), seed=2)[0])
+    config = core.DistillConfig.adapting(teacher_views=1, **ADAPTING)
+    image, probabilities, _ = lesson(replace(teacher, threshold=0.5), raw, config, until=until)
+    np.testing.assert_array_equal(image, np.asarray(raw)[slices])
+    np.testing.assert_allclose(probabilities, np.asarray(core.predict(teacher, raw))[slices], atol=2e-4)
 
 
 def test_students_that_there_are(teacher, model):

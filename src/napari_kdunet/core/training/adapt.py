@@ -75,8 +75,8 @@ def iter_adapt(
     raw : volume
         Anything that `open_volume` takes, ZYX, with its voxel size.
     config : DistillConfig, optional
-        Settings, without context; those of `DistillConfig.adapting` if None. Minutes count from the beginning, the
-        teacher's included, but the student has half of them at least.
+        Settings, without context; those of `DistillConfig.adapting` if None. Minutes count from the beginning: the
+        teacher has half of them at most, if one part does not take it longer, and the student the rest, half at least.
     pixels : float
         Of how many pixels, at its working pixel size, the teacher is asked at most; one part at least.
     planes : bool, optional
@@ -101,7 +101,9 @@ def iter_adapt(
         raise ConfigError(f"context is {config.context}: the student of an adaptation sees single slices, it has none.")
     began = time.monotonic()
     volume = open_volume(raw)
-    images, probabilities, voxel_size = lesson(teacher, volume, config, pixels, planes)
+    total = config.budget[1]
+    until = None if total is None else began + total / 2
+    images, probabilities, voxel_size = lesson(teacher, volume, config, pixels, planes, until)
     if start is not None:
         start = with_statistics(start, volume, "auto", config.device, config.threads)
     config = _remaining(config, time.monotonic() - began)
@@ -154,11 +156,17 @@ def begin_as(teacher: Model, config: DistillConfig) -> tuple[Model | None, Disti
 
 
 def lesson(
-    teacher: Model, volume: Volume, config: DistillConfig, pixels: float = PIXELS, planes: bool | None = None
+    teacher: Model,
+    volume: Volume,
+    config: DistillConfig,
+    pixels: float = PIXELS,
+    planes: bool | None = None,
+    until: float | None = None,
 ) -> tuple[NDArray[Any], NDArray[np.float32], tuple[float, float, float] | None]:
     """Parts of a volume (ZYX, raw values), the teacher's probabilities of them (float32), and their voxel size, in nm.
 
-    Arguments as in `iter_adapt`.
+    Arguments as in `iter_adapt`. The teacher is asked about one part at least, and about no more than it can tell of
+    before `until`, a time of `time.monotonic`.
     """
     if planes is None:
         planes = volume.voxel_size is not None and is_isotropic(volume.voxel_size)
@@ -166,8 +174,13 @@ def lesson(
     threads = training_threads(config.k, config.threads)[1]
     teacher = with_statistics(teacher, volume, "auto", config.device, threads)  # of the whole, not of each part
     reach = Neighbours.between(teacher.context, teacher.context_distance, volume.voxel_size).reach
-    images, probabilities = [], []
-    for part in _parts(volume, teacher, _SLAB if planes else 1, pixels):
+    parts = _parts(volume, teacher, _SLAB if planes else 1, pixels)
+    told: dict[int, tuple[NDArray[Any], NDArray[np.float32]]] = {}
+    took, middle = 0.0, len(parts) // 2
+    for i in sorted(range(len(parts)), key=lambda i: (i - middle) * _GOLDEN % 1):  # the first are spread as all are
+        part, began = parts[i], time.monotonic()
+        if told and until is not None and began + took > until:
+            break
         around = range(max(part.z[0] - reach, 0), min(part.z[-1] + reach + 1, len(volume)))
         own = slice(part.z[0] - around.start, part.z[-1] + 1 - around.start)
         image = np.stack([volume.read(z, part.y, part.x) for z in around])
@@ -181,8 +194,9 @@ def lesson(
             device=config.device,
             threads=threads,
         )
-        images.append(image[own])
-        probabilities.append(_centred(np.asarray(probability[own]), teacher.threshold))
+        told[i] = image[own], _centred(np.asarray(probability[own]), teacher.threshold)
+        took = time.monotonic() - began
+    images, probabilities = zip(*(told[i] for i in sorted(told)), strict=True)
     return np.concatenate(images), np.concatenate(probabilities), volume.voxel_size
 
 
