@@ -43,7 +43,7 @@ ADVICE: dict[str, Advice] = {
     "context": Advice(
         "Context",
         "0: each slice by itself. Higher: sees the slices below and above too, which tells what one slice leaves "
-        "open; slower, and it needs volumes. Try 1 where slices are well aligned.",
+        "open; slower, and it needs volumes. Try 1 where slices are well aligned; a 2-Unet gained nothing.",
     ),
     "context_distance": Advice(
         "Context distance",
