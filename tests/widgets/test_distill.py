@@ -223,6 +223,21 @@ def test_without_labels_a_bundled_student_adapts_to_the_image(bench, teacher, bu
     assert all((before[name] - after[name]).abs().max() < 1e-3 for name in before)
 
 
+def test_an_adaptation_takes_no_typed_size_for_the_distance_of_slices(bench, tiny_em):
+    """A student that begins as its teacher agrees with it about sections, seen as what they are."""
+    raw, labels = tiny_em
+    config = core.TrainConfig(k=1, patch=32, batch=2, steps=60, pixel_size=0.0, device="cpu")
+    models.add("teacher", core.train(raw, labels, config))
+    rng = np.random.default_rng(0)
+    sections = np.stack([np.rot90(raw[rng.integers(len(raw))], rng.integers(4)) for _ in range(40)])
+    layer = bench.viewer.add_image(sections, name="sections", scale=(10, 10, 10), units=("nm",) * 3)
+    widget = bench.open("Distil student", steps=1, validations=1, lr=1e-4)
+    widget.image.value, widget.labels_layer.value, widget.teacher.value = layer, None, "teacher"
+    widget.view.start_button.click()
+    bench.finish(widget)
+    assert max(widget.view.curves.runs["student"].ious) > 0.9
+
+
 def test_a_student_that_sees_neighbouring_slices_is_distilled_without_labels(bench, widget):
     widget.labels_layer.value, widget.context.value = None, 1
     widget.view.start_button.click()

@@ -467,8 +467,8 @@ class DistillConfig(TrainConfig):
 
     def for_adapting(self) -> Self:
         """These settings for a training without labels: those that are the defaults become those of `adapting`."""
-        values = {spec.name: (getattr(self, spec.name), spec.default) for spec in fields(self)}
-        return self.adapting(**{name: value for name, (value, default) in values.items() if value != default})
+        changed = [spec.name for spec in fields(self) if getattr(self, spec.name) != spec.default]
+        return self.adapting(**{name: getattr(self, name) for name in changed})
 
     def settled(self, sparse: bool) -> dict[str, Any]:
         """Mode and temperature, decided by whether at most strokes are labelled (docs/recipe.md)."""

@@ -152,7 +152,9 @@ def begin_as(teacher: Model, config: DistillConfig) -> tuple[Model | None, Disti
     usual, form = DistillConfig.adapting(k=config.k), student.form_and_pixel_size
     if all(getattr(config, name) == getattr(usual, name) for name in form):
         return student, replace(config, **form)
-    return (student if all(getattr(config, name) == value for name, value in student.form.items()) else None), config
+    if all(getattr(config, name) == value for name, value in student.form.items()):
+        return student, config
+    return None, config
 
 
 def lesson(
