@@ -88,6 +88,23 @@ def test_study(name, volumes, tmp_path):
     assert stamps(out / "runs") == before
 
 
+def test_figure_4(volumes, tmp_path):
+    result = run("study", "bn", *volumes, "--out", tmp_path, "--setting", "paper", *TINY)
+    assert result.code == 0, result.err
+    without, with_ = [typed(row) for row in rows(tmp_path / "bn.csv")]
+    curves = {row.run: [] for row in (without, with_)}
+    for point in rows(tmp_path / "bn-curve.csv"):
+        curves[point["run"]].append((int(point["step"]), float(point["test_loss"])))
+    for row in (without, with_):
+        assert [step for step, _ in curves[row.run]] == [3, 4]  # a test each of 4 steps, 3 in a window
+        assert min(loss for _, loss in curves[row.run]) == row.test_loss
+    low, high = curves[with_.run][-1][1], curves[without.run][-1][1]
+    (found, crossed, _) = result.out.splitlines()
+    assert found == finding("bn", [without, with_])
+    assert crossed.endswith(f"{'below' if low < high else 'ends above'} that of {without.run}")
+    assert imread(tmp_path / "bn.png")[..., :3].std() > 0.05
+
+
 def test_a_stopped_study_goes_on(volumes, tmp_path):
     argv = ["study", "reruns", *volumes, "--out", tmp_path / "a", *TINY]
     honest, steps = Trainer.step, []

@@ -22,6 +22,7 @@ from napari_kdunet.core.experiments.studies import SETTINGS, STUDIES, Run, study
 from napari_kdunet.core.files import write_bytes
 
 if TYPE_CHECKING:
+    from napari_kdunet.core.experiments.history import Curve
     from napari_kdunet.core.experiments.study import RunResult
     from napari_kdunet.core.experiments.sweep import Tradeoff
 
@@ -39,7 +40,9 @@ ScoreRaw = Annotated[str | None, typer.Option(help="Image to score on, whole; el
 
 @with_selection
 def study(
-    name: Annotated[str, typer.Argument(metavar="NAME", help=f"{' | '.join(STUDIES)}: tables 1 to 7 of the paper.")],
+    name: Annotated[
+        str, typer.Argument(metavar="NAME", help=f"{' | '.join(STUDIES)}: tables 1 to 7 and figure 4 of the paper.")
+    ],
     out: Folder,
     raw: Annotated[
         str | None, typer.Argument(metavar="RAW", help="Volume to train on; two synthetic ones if none is given.")
@@ -65,7 +68,7 @@ def study(
     *,
     selection: dict[str, Any],
 ) -> None:
-    """Repeat one of the paper's tables, in its settings and with the defaults here."""
+    """Repeat one of the paper's tables or its figure 4, in its settings and with the defaults here."""
     runs = study_runs(
         name,
         settings=SETTINGS if setting == "both" else (setting,),
@@ -133,9 +136,36 @@ def _conclude(name: str, out: Path, results: list[RunResult]) -> None:
     from napari_kdunet.core.experiments.summary import finding
 
     _write_csv(out / f"{name}-paper.csv", map(asdict, REPORTED[name]))
-    draw_study(out / f"{name}.png", STUDIES[name], results, REPORTED[name])
-    print_result(*finding(name, results).splitlines())
+    curves = _curves(out, name, results) if STUDIES[name].curve else {}
+    draw_study(out / f"{name}.png", STUDIES[name], results, REPORTED[name], curves)
+    print_result(finding(name, results))
+    if curves:
+        _print_crossings(results, curves)
     print_result(f"{out / f'{name}.csv'}  {out / f'{name}.png'}  the paper's figures: {out / f'{name}-paper.csv'}")
+
+
+def _curves(out: Path, name: str, results: list[RunResult]) -> dict[str, Curve]:
+    """The averaged test losses of the runs over their steps, kept as a CSV too."""
+    from napari_kdunet.core.experiments.study import test_curve
+
+    curves = {row.run: test_curve(out / "runs", row) for row in results}
+    points = [(run, step, loss) for run, curve in curves.items() for step, loss in curve]
+    _write_csv(
+        out / f"{name}-curve.csv",
+        ({"run": run, "step": step, "test_loss": loss, "paper_test_loss": 2 * loss} for run, step, loss in points),
+    )
+    return curves
+
+
+def _print_crossings(results: list[RunResult], curves: dict[str, Curve]) -> None:
+    """Say from where on the second of two runs is better than the first."""
+    from napari_kdunet.core.experiments.history import crossing
+
+    for upper, lower in zip(results[::2], results[1::2], strict=True):
+        if "diverged" not in (lower.outcome, upper.outcome):
+            step = crossing(curves[lower.run], curves[upper.run])
+            where = "ends above" if step is None else f"stays, from step {step:,} on, below"
+            print_result(f"the averaged test loss of {lower.run} {where} that of {upper.run}")
 
 
 def _embedded() -> tuple[Pair, Pair]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +10,7 @@ from napari_kdunet.core.experiments.paper import PRIOR
 from napari_kdunet.core.files import replacing
 
 if TYPE_CHECKING:
+    from napari_kdunet.core.experiments.history import Curve
     from napari_kdunet.core.experiments.paper import Reported
     from napari_kdunet.core.experiments.studies import Study
     from napari_kdunet.core.experiments.study import RunResult
@@ -19,21 +20,35 @@ __all__ = ["draw_study", "draw_sweep"]
 
 _SERIES = {"paper": ("paper's setting, here", "#d55e00", "s", -0.17), "ours": ("our defaults", "#0072b2", "o", 0.17)}
 _GREY = "#555555"
+_LOSS = "paper CE (2 × nats a pixel)"
 
 
-def draw_study(path: Path, study: Study, results: Sequence[RunResult], reported: Sequence[Reported]) -> None:
-    """Test loss in the paper's convention, with what the paper reports, beside IoU; one place a label of the table."""
+def draw_study(
+    path: Path,
+    study: Study,
+    results: Sequence[RunResult],
+    reported: Sequence[Reported],
+    curves: Mapping[str, Curve],
+) -> None:
+    """Test loss in the paper's convention, with what the paper reports, beside IoU; one place a label of the table.
+
+    Where there are `curves`, averaged test losses by the name of a run, they are drawn over the steps in its place.
+    """
     from matplotlib.figure import Figure
 
     labels = list(dict.fromkeys(row.label for row in results))
     figure = Figure(figsize=(12.5, 4.8), layout="constrained")
     left, right = figure.subplots(1, 2)
-    for axis in (left, right):
+    for axis in (right,) if curves else (left, right):
         axis.set_xticks(range(len(labels)), labels, rotation=30 if max(map(len, labels)) > 10 else 0)
         axis.set(xlabel=study.axis, xlim=(-0.6, len(labels) - 0.4))
+    for axis in (left, right):
         axis.grid(axis="y", color="#dddddd")
         axis.set_axisbelow(True)
-    _draw_losses(left, study, labels, results, reported)
+    if curves:
+        _draw_curves(left, results, reported, curves)
+    else:
+        _draw_losses(left, study, labels, results, reported)
     _draw_ious(right, labels, results, reported)
     legends = [axis.get_legend_handles_labels() for axis in (left, right)]
     handles = {label: handle for legend in legends for handle, label in zip(*legend, strict=True)}
@@ -42,8 +57,8 @@ def draw_study(path: Path, study: Study, results: Sequence[RunResult], reported:
     )
     steps = sorted({row.steps for row in results if row.outcome != "diverged"})
     budget = f"{steps[0]:,}" if len(steps) == 1 else f"{steps[0]:,} to {steps[-1]:,}" if steps else "no"
-    teacher = next((row.k for row in results if row.label == "teacher"), "")
-    figure.suptitle(f"Table {study.table}: {study.title.format(teacher=teacher)} ({budget} steps a run here)")
+    title = study.title.format(k=results[0].k)
+    figure.suptitle(f"{study.source.capitalize()}: {title} ({budget} steps a run here)")
     _save(figure, path)
 
 
@@ -51,9 +66,8 @@ def _draw_losses(
     axis: Any, study: Study, labels: list[str], results: Sequence[RunResult], reported: Sequence[Reported]
 ) -> None:
     kind = "minimum" if study.loss == "test_loss_min" else "minimum of windowed means"
-    axis.set(title=f"test loss, {kind}", ylabel="paper CE (2 × nats a pixel)", yscale="log")
-    axis.axhline(2 * results[0].test_prior, color=_GREY, linestyle="--", linewidth=1.2, label="class prior, here")
-    axis.axhline(PRIOR, color=_GREY, linestyle=":", linewidth=1.2, label="class prior, in the paper")
+    axis.set(title=f"test loss, {kind}", ylabel=_LOSS, yscale="log")
+    _priors(axis, results)
     _reference(axis, labels, [(r.label, getattr(r, study.loss)) for r in reported])
     for setting, (told, colour, mark, shift) in _SERIES.items():
         rows = [row for row in results if row.setting == setting and row.outcome != "diverged"]
@@ -73,6 +87,43 @@ def _draw_losses(
             _, colour, _, shift = _SERIES[row.setting]
             lost.append((labels.index(row.label) + shift, colour))
     _diverged(axis, lost)
+    _plain_numbers(axis.yaxis)
+
+
+def _priors(axis: Any, results: Sequence[RunResult]) -> None:
+    axis.axhline(2 * results[0].test_prior, color=_GREY, linestyle="--", linewidth=1.2, label="class prior, here")
+    axis.axhline(PRIOR, color=_GREY, linestyle=":", linewidth=1.2, label="class prior, in the paper")
+
+
+def _draw_curves(
+    axis: Any, results: Sequence[RunResult], reported: Sequence[Reported], curves: Mapping[str, Curve]
+) -> None:
+    """Each run's averaged test loss over its steps; a ring at its lowest, and the paper's lowest as lines."""
+    window, every = results[0].test_window, results[0].test_every
+    axis.set(title=f"test loss, means of {window} tests, one every {every:g} steps", xlabel="step", yscale="log")
+    axis.set_ylabel(_LOSS)
+    _priors(axis, results)
+    styles = dict(zip(dict.fromkeys(row.label for row in results), ("--", "-"), strict=False))
+    for row in results:
+        if curve := curves.get(row.run):
+            told, colour, *_ = _SERIES[row.setting]
+            steps, losses = zip(*((step, 2 * loss) for step, loss in curve), strict=True)
+            style = styles.get(row.label, ":")
+            axis.plot(steps, losses, color=colour, linestyle=style, linewidth=1.4, label=f"{told}: {row.label}")
+            low = min(zip(losses, steps, strict=True))
+            axis.scatter(low[1], low[0], facecolors="none", edgecolors=colour, s=46, zorder=3)
+    for entry in reported:
+        if entry.test_loss:
+            axis.axhline(entry.test_loss, color=_GREY, linewidth=0.8)
+            axis.annotate(
+                f"the paper's lowest, {entry.label}",
+                (0.99, entry.test_loss),
+                xycoords=axis.get_yaxis_transform(),
+                ha="right",
+                va="bottom",
+                fontsize=8,
+                color=_GREY,
+            )
     _plain_numbers(axis.yaxis)
 
 

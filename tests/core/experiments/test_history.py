@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from napari_kdunet.core.experiments.history import History, lowest_mean
+from napari_kdunet.core.experiments.history import History, crossing, lowest_mean
 from napari_kdunet.core.training.events import Stepped
 
 
@@ -61,3 +61,23 @@ def test_read_again_and_cut(history, tmp_path):
     assert (again.parameters, again.seconds) == (7, 2.0)
     again.cut(2)
     assert [entry[0] for entry in again.steps] == [1, 2] == [entry[0] for entry in again.tests]
+
+
+def test_the_averaged_test_loss_stands_at_the_last_test_of_its_window(history):
+    assert history.test_curve(3) == [(3, pytest.approx(1.1 / 3)), (4, pytest.approx(0.8 / 3))]
+    assert history.test_curve(9) == [(4, pytest.approx(0.3))]
+    assert History().test_curve(3) == []
+
+
+@pytest.mark.parametrize(
+    ("lower", "upper", "step"),
+    [
+        ([1.0, 1.0, 1.0], [2.0, 2.0, 2.0], 10),
+        ([3.0, 1.0, 1.0], [2.0, 2.0, 2.0], 20),
+        ([1.0, 3.0, 1.0], [2.0, 2.0, 2.0], 30),  # the last time that it goes below
+        ([1.0, 1.0, 2.0], [2.0, 2.0, 2.0], None),
+    ],
+)
+def test_crossing(lower, upper, step):
+    curves = ([*zip((10, 20, 30), losses, strict=True)] for losses in (lower, upper))
+    assert crossing(*curves) == step

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections import Counter
 
 import pytest
@@ -11,9 +12,9 @@ from napari_kdunet.core.config import PAPER
 from napari_kdunet.core.experiments.paper import REPORTED
 from napari_kdunet.core.experiments.studies import STUDIES
 
-ENTRIES = {"depth": 8, "temperature": 12, "trials": 21, "reruns": 20, "mixed": 5, "sequential": 5, "final": 3}
+ENTRIES = {"depth": 8, "temperature": 12, "trials": 21, "reruns": 20, "mixed": 5, "sequential": 5, "final": 3, "bn": 2}
 #: In one setting, teachers included.
-RUNS = {"depth": 8, "temperature": 12, "trials": 22, "reruns": 20, "mixed": 6, "sequential": 6, "final": 4}
+RUNS = {"depth": 8, "temperature": 12, "trials": 22, "reruns": 20, "mixed": 6, "sequential": 6, "final": 4, "bn": 2}
 
 
 @pytest.mark.parametrize("name", STUDIES)
@@ -53,10 +54,11 @@ def test_the_two_settings():
                 two.config.steps,
                 two.config.seed,
             )
-            own = {"bn", "class_weights"} if name == "final" else set()
+            own = {"final": {"bn", "class_weights"}, "bn": {"bn"}}.get(name, set())
             assert all(getattr(one.config, key) == value for key, value in PAPER.items() if key not in own)
             default = type(two.config)()
-            assert all(getattr(two.config, key) == getattr(default, key) for key in PAPER)
+            same = PAPER.keys() - ({"bn"} if name == "bn" else set())
+            assert all(getattr(two.config, key) == getattr(default, key) for key in same)
 
 
 def test_the_final_student_has_bn_and_class_weights():
@@ -65,6 +67,13 @@ def test_the_final_student_has_bn_and_class_weights():
     assert [run.label for run in students] == ["untaught", "soft", "mixed"]
     assert all((run.config.k, run.config.bn, run.config.class_weights) == (2, True, "balanced") for run in students)
     assert [(run.config.mode, run.config.tau) for run in students[1:]] == [("soft", 5.0), ("mixed", 5.0)]
+
+
+def test_figure_4_differs_in_batch_normalisation_alone():
+    without, with_ = core.study_runs("bn", settings=["paper"])
+    assert (without.label, without.config.bn, with_.label, with_.config.bn) == ("without BN", False, "with BN", True)
+    assert without.config == dataclasses.replace(with_.config, bn=False)
+    assert (with_.config.k, with_.config.validations) == (4, 250)  # tests enough for a curve
 
 
 def test_budget():

@@ -54,3 +54,10 @@ def test_final():
     told = finding("final", rows)
     assert "mean IoU: teacher 0.800, untaught 0.700, soft 0.700, mixed 0.700" in told
     assert told.endswith("the student has 1/20 of the teacher's parameters.")
+
+
+def test_bn():
+    rows = [row("without BN", 0.7, paper_test_loss=0.1), row("with BN", 0.8, paper_test_loss=0.08)]
+    assert "batch normalisation takes the paper's test loss from 0.1000 to 0.0800 (-20%)" in finding("bn", rows)
+    lost = row("without BN", None, "diverged", ce=None)
+    assert "batch normalisation" not in finding("bn", [lost, rows[1]])

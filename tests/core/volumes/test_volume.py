@@ -111,7 +111,8 @@ def test_voxel_size_override(pixels, fails):
     assert volume.voxel_size == (30.0, 4.0, 4.0)
     assert open_volume(volume).voxel_size == (30.0, 4.0, 4.0)
     assert open_volume(volume, voxel_size=(1, 2, 3), name="raw").name == "raw"
-    for wrong in [(1, 2), (0, 1, 1), (1, float("nan"), 1)]:
+    assert open_volume(pixels, voxel_size=8).voxel_size == (8.0, 8.0, 8.0)
+    for wrong in [(1, 2), (0, 1, 1), (1, float("nan"), 1), 0]:
         fails(pixels, "voxel size", "three positive numbers", voxel_size=wrong)
 
 

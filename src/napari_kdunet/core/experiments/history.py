@@ -14,7 +14,10 @@ from napari_kdunet.core.errors import ModelError
 from napari_kdunet.core.files import read_json, write_bytes
 from napari_kdunet.core.training.events import Stepped
 
-__all__ = ["History", "lowest_mean"]
+__all__ = ["Curve", "History", "crossing", "lowest_mean"]
+
+#: Steps, each with the mean of the tests up to it.
+Curve = list[tuple[int, float]]
 
 _MOST_BYTES = 2**28  # of a history: some four million steps
 
@@ -25,12 +28,28 @@ def lowest_mean(values: Sequence[float], window: int) -> tuple[float | None, int
     That is L*_train with a window of alpha_t losses, and the averaged test loss with a window of beta_t (paper,
     "Performance Metrics"). Where there are fewer values than `window`, their mean; where there is none, None and -1.
     """
-    size = min(window, len(values))
-    if not size:
+    if not values:
         return None, -1
-    means = np.lib.stride_tricks.sliding_window_view(np.asarray(values, np.float64), size).mean(axis=1)
+    means = _means(values, window)
     at = int(means.argmin())
-    return float(means[at]), at + size - 1
+    return float(means[at]), at + len(values) - len(means)
+
+
+def _means(values: Sequence[float], window: int) -> np.ndarray:
+    """Mean of each `window` consecutive values, or of all where there are fewer."""
+    size = min(window, len(values))
+    means: np.ndarray = np.lib.stride_tricks.sliding_window_view(np.asarray(values, np.float64), size).mean(axis=1)
+    return means
+
+
+def crossing(lower: Curve, upper: Curve) -> int | None:
+    """Step from which `lower` stays below `upper` to the end; None where it ends above. They have the same steps."""
+    found = None
+    for (step, low), (_, high) in zip(reversed(lower), reversed(upper), strict=True):
+        if low >= high:
+            break
+        found = step
+    return found
 
 
 @dataclass
@@ -97,6 +116,13 @@ class History:
         hard, soft = (value if math.isfinite(value) else None for value in (event.hard, event.soft))
         self.steps.append((event.step, event.loss, hard, soft))
         self.seconds = event.seconds
+
+    def test_curve(self, window: int) -> Curve:
+        """The averaged test loss over the steps: means of `window` consecutive tests, each at the step of its last."""
+        if not self.tests:
+            return []
+        means = _means([ce for _, ce in self.tests], window).tolist()
+        return list(zip([step for step, _ in self.tests][-len(means) :], means, strict=True))
 
     def train_loss(self, part: int, window: int) -> float | None:
         """`lowest_mean` of the whole loss (`part` 1), of its hard (2) or its soft (3) part."""

@@ -1,4 +1,4 @@
-"""The paper's tables as tables of runs: what is trained, from whom, with which settings. Nothing is done here."""
+"""The paper's tables and figure 4 as runs: what is trained, from whom, with which settings. Nothing is done here."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ SETTINGS = ("paper", "ours")
 STEPS = 500
 
 _SHARED = {"batch": 4, "patch": 128, "validations": 25}
+_CURVE_TESTS = 250  # of a run whose test loss is shown over the steps
 
 
 @dataclass(frozen=True)
@@ -132,13 +133,20 @@ def _final(make: _Maker) -> Iterator[Run]:
         yield make.distil("mixed", teacher, 2, "mixed", 5, seed, variant, **own)
 
 
+def _bn(make: _Maker) -> Iterator[Run]:
+    for seed in range(make.seeds):
+        for label, variant, bn in (("without BN", "no-bn", False), ("with BN", "bn", True)):
+            yield make.train(label, min(4, make.max_k), seed, f"curve-{variant}", bn=bn, validations=_CURVE_TESTS)
+
+
 @dataclass(frozen=True)
 class Study:
-    """One of the paper's tables."""
+    """One of the paper's tables, or its figure 4."""
 
-    table: int
+    source: str
+    """Where it is in the paper."""
     title: str
-    """With ``{teacher}`` where the teacher's k goes."""
+    """With ``{k}`` where the k of the first run goes, which is the teacher if there is one."""
     axis: str
     """What `Run.label` is."""
     runs: Callable[[_Maker], Iterator[Run]]
@@ -147,35 +155,38 @@ class Study:
     """How to say a label in a sentence."""
     loss: str = "test_loss"
     """Which loss the table shows: ``test_loss`` (minimum of windowed means) or ``test_loss_min``."""
+    curve: bool = False
+    """Whether its figure shows the test loss over the steps."""
 
 
 #: The studies by name.
 STUDIES: Mapping[str, Study] = MappingProxyType(
     {
-        "depth": Study(1, "k-Unets from labels", "k", _depth, place="k = {}"),
+        "depth": Study("table 1", "k-Unets from labels", "k", _depth, place="k = {}"),
         "temperature": Study(
-            2,
-            "2-Unet taught softly by a {teacher}-Unet",
+            "table 2",
+            "2-Unet taught softly by a {k}-Unet",
             "temperature τ",
             _temperature,
             place="τ = {}",
             loss="test_loss_min",
         ),
         "trials": Study(
-            3, "2-Unet taught softly by a {teacher}-Unet, several seeds", "temperature τ", _trials, 3, "τ = {}"
+            "table 3", "2-Unet taught softly by a {k}-Unet, several seeds", "temperature τ", _trials, 3, "τ = {}"
         ),
-        "reruns": Study(4, "reruns from labels", "network", _reruns, 10),
+        "reruns": Study("table 4", "reruns from labels", "network", _reruns, 10),
         "mixed": Study(
-            5, "2-Unet taught by labels and a {teacher}-Unet together", "temperature τ", _mixed, place="τ = {}"
+            "table 5", "2-Unet taught by labels and a {k}-Unet together", "temperature τ", _mixed, place="τ = {}"
         ),
         "sequential": Study(
-            6,
-            "1-Unet taught softly by a {teacher}-Unet, then from labels",
+            "table 6",
+            "1-Unet taught softly by a {k}-Unet, then from labels",
             "temperature τ, length of the soft part",
             _sequential,
             place="τ = {}",
         ),
-        "final": Study(7, "2-Unet taught by a {teacher}-Unet at τ = 5", "how the 2-Unet is taught", _final),
+        "final": Study("table 7", "2-Unet taught by a {k}-Unet at τ = 5", "how the 2-Unet is taught", _final),
+        "bn": Study("figure 4", "{k}-Unet with and without batch normalisation", "network", _bn, curve=True),
     }
 )
 
@@ -194,7 +205,7 @@ def study_runs(
     Parameters
     ----------
     name : str
-        One of `STUDIES`: depth, temperature, trials, reruns, mixed, sequential, final.
+        One of `STUDIES`: depth, temperature, trials, reruns, mixed, sequential, final, bn.
     settings : sequence of str
         ``paper`` and/or ``ours``.
     budget : float

@@ -13,7 +13,7 @@ from napari_kdunet.core.data.fingerprint import data_fingerprint
 from napari_kdunet.core.data.splits import hold_out, spaced
 from napari_kdunet.core.data.validation import Validation
 from napari_kdunet.core.errors import DivergedError, TrainingError
-from napari_kdunet.core.experiments.history import History, lowest_mean
+from napari_kdunet.core.experiments.history import Curve, History, lowest_mean
 from napari_kdunet.core.experiments.run_store import forget_partial, iter_once, load_record, save_record
 from napari_kdunet.core.experiments.studies import Run
 from napari_kdunet.core.files import make_folder
@@ -22,13 +22,14 @@ from napari_kdunet.core.training.events import Event, Started, Stepped, Validate
 from napari_kdunet.core.training.train import iter_distill, iter_train
 from napari_kdunet.core.volumes.volume import Volume, open_pair
 
-__all__ = ["RunResult", "iter_study"]
+__all__ = ["RunResult", "iter_study", "test_curve"]
 
 #: A run is called collapsed below this IoU, and where its output is nearly constant.
 COLLAPSED_IOU = 0.3
 
 _TRAIN_WINDOW = 1 / 20  # of the steps: alpha_t (the paper's 5,000 of some 300,000 would be too few losses here)
-_TEST_WINDOW = 3  # tests: beta_t (the paper has 25, of many more)
+_TEST_WINDOW = 1 / 25  # of the tests: beta_t (figure 4 of the paper: 500 of 12,000)
+_LEAST_WINDOW = 3  # tests
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -182,6 +183,11 @@ def iter_study(
         yield RunResult(run=run.name, label=run.label, setting=run.setting, teacher=run.teacher, **result)
 
 
+def test_curve(folder: str | Path, result: RunResult) -> Curve:
+    """The averaged test loss of a run over its steps, nats a pixel, from the `folder` of its study."""
+    return History.load(_history_path(_model_path(Path(folder), result.run))).test_curve(result.test_window)
+
+
 def _history_path(path: Path) -> Path:
     return path.with_suffix(".history.json")
 
@@ -259,18 +265,20 @@ def _losses(config: TrainConfig, history: History) -> dict[str, Any]:
     """The paper's minima; those of a sequential distillation are split where the labels take over (table 6)."""
     steps = config.steps or 0
     switch = round(steps * config.labels_from)
+    tests = max(1, min(config.validations, steps))
+    test_window = max(_LEAST_WINDOW, round(tests * _TEST_WINDOW))
     before = [ce for step, ce in history.tests if step <= switch]
     after = [(step, ce) for step, ce in history.tests if step > switch]
-    test_loss, at = lowest_mean([ce for _, ce in after], _TEST_WINDOW)
+    test_loss, at = lowest_mean([ce for _, ce in after], test_window)
     window = max(1, round(steps * _TRAIN_WINDOW))
     return {
         "train_window": window,
-        "test_window": _TEST_WINDOW,
-        "test_every": steps / min(config.validations, max(steps, 1)),
+        "test_window": test_window,
+        "test_every": steps / tests,
         "train_loss": history.train_loss(1, window),
         "train_hard": history.train_loss(2, window),
         "train_soft": history.train_loss(3, window),
-        "start_loss": lowest_mean(before, _TEST_WINDOW)[0],
+        "start_loss": lowest_mean(before, test_window)[0],
         "test_loss": test_loss,
         "test_loss_step": after[at][0] if after else None,
         "test_loss_min": min((ce for _, ce in after), default=None),

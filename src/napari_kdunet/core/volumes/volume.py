@@ -248,7 +248,7 @@ class Volume:
 def open_volume(
     source: Any,
     *,
-    voxel_size: VoxelSize | None = None,
+    voxel_size: float | VoxelSize | None = None,
     level: int = 0,
     axes: str | None = None,
     channel: int | None = None,
@@ -268,8 +268,8 @@ def open_volume(
         A file, a folder or an address (``https://``, ``s3://``) in one of the formats of ``docs/formats.md``: TIFF,
         OME-TIFF, Zarr, OME-Zarr, HDF5 (``file.h5:/path``), MRC, NumPy, PNG, JPEG, a folder of slices, ...; anything
         with ``shape``, ``dtype`` and ``__getitem__`` (NumPy, dask, ...), ZYX or YX; or a `Volume`.
-    voxel_size : tuple of float, optional
-        Size of a voxel in nm (Z, Y, X), in place of the one that the source states. Where a source
+    voxel_size : float or tuple of float, optional
+        Size of a voxel in nm, Z Y X or one for all three, in place of the one that the source states. Where a source
         states the size in plane only, that size is taken for z too.
     level : int
         Scale level of a pyramid; 0 is full resolution.
@@ -316,6 +316,8 @@ def open_volume(
         volume = _inverted(volume)
     if voxel_size is None:
         return volume
+    if isinstance(voxel_size, (int, float)):
+        voxel_size = (voxel_size,) * 3
     if len(voxel_size) != 3 or not all(0 < size < math.inf for size in voxel_size):
         raise VolumeError(f"voxel size {voxel_size} of {volume.name}: give three positive numbers, nm, Z Y X")
     sizes = (float(voxel_size[0]), float(voxel_size[1]), float(voxel_size[2]))
