@@ -15,9 +15,13 @@ from hypothesis import strategies as st
 
 from napari_kdunet import core
 from napari_kdunet.core.prediction.engine import engine_for, folded
+from napari_kdunet.core.volumes import sample
 
 CPU = torch.device("cpu")
-COMPILED = ("prediction.compiled", "kernels.inference", "kernels.jit", "kernels.layout", "kernels.simd")
+COMPILED = (
+    "prediction.compiled",
+    *(f"kernels.{name}" for name in ("inference", "jit", "layout", "pixels", "simd")),
+)
 
 
 def plain(net: core.KUNet, image: torch.Tensor) -> torch.Tensor:
@@ -42,6 +46,9 @@ def without_numba(monkeypatch):
     monkeypatch.setitem(sys.modules, "numba", None)  # what `import numba` then finds
     for name in COMPILED:
         monkeypatch.delitem(sys.modules, f"napari_kdunet.core.{name}", raising=False)
+    sample.compiled_passes.cache_clear()
+    yield
+    sample.compiled_passes.cache_clear()
 
 
 @pytest.mark.parametrize("depth", [1, 2, 3, 4])
@@ -97,11 +104,20 @@ def test_the_choice(model):
     assert not is_compiled(engine_for(model(2).net, torch.device("meta"), 1))
 
 
-def test_masks_without_numba_are_the_same(model, request):
-    raw = np.random.default_rng(0).integers(0, 255, (2, 90, 130), dtype=np.uint8)
-    made = model(2)
+@pytest.mark.parametrize("form", [{}, {"context": 1}])
+@pytest.mark.parametrize("shape", [(3, 90, 130), (2, 37, 53), (1, 16, 16), (2, 5, 131)])
+@pytest.mark.parametrize("dtype", ["uint8", "uint16", "int16", "float32"])
+def test_predictions_without_numba_are_the_same(model, request, dtype, shape, form):
+    """The first and the last slice too, whose neighbours are mirrored, and a slice cut by black."""
+    raw = np.random.default_rng(0).integers(1, 255, shape).astype(dtype)
+    raw[0, :, : shape[2] // 3] = 0
+    made = model(2, depth=2, **form)
     compiled = core.predict(made, raw).compute()
+    volume = core.open_volume(raw)
+    statistics = [volume.statistics(z) for z in range(len(raw))]
     request.getfixturevalue("without_numba")
+    again = core.open_volume(raw)
+    assert [again.statistics(z) for z in range(len(raw))] == statistics
     np.testing.assert_allclose(core.predict(made, raw).compute(), compiled, atol=1e-5)
 
 

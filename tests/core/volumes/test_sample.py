@@ -13,6 +13,7 @@ from PIL import Image
 from scipy import ndimage
 
 from napari_kdunet import core
+from napari_kdunet.core.volumes import sample
 from napari_kdunet.core.volumes.padding import find_regions
 from napari_kdunet.core.volumes.volume import open_volume
 
@@ -232,6 +233,63 @@ def test_statistics_of_unsigned_integers_are_exact(dtype):
     image[:, ::2] -= 4  # what is side by side is alike, so this is no noise
     wide = image.astype(np.longdouble)
     assert open_volume(image[None]).statistics(0) == pytest.approx((float(wide.mean()), float(wide.std())), rel=1e-12)
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "uint16"])
+@pytest.mark.parametrize("values", ["all", "ends"])
+def test_statistics_of_extreme_unsigned_integers(dtype, values):
+    """The squares of a slice take more than 32 bits."""
+    random, highest = np.random.default_rng(0), np.iinfo(dtype).max
+    image = random.integers(0, highest, (1500, 1300), dtype, endpoint=True)
+    if values == "ends":
+        image = np.where(image > highest // 2, highest, 0).astype(dtype)
+    image = image[:, ::-1]  # not in one piece
+    mean = int(image.sum(dtype=np.uint64)) / image.size
+    deviation = math.sqrt(np.square(image.astype(np.float64) - mean).mean())
+    assert open_volume(image[None]).statistics(0) == pytest.approx((mean, deviation), rel=1e-9)
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1, 1e15])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_statistics_of_extreme_floats(dtype, scale):
+    image = ((texture((400, 300)) + 1000) * scale).astype(dtype)
+    exact = image.astype(np.longdouble)
+    expected = (float(exact.mean()), float(exact.std()))
+    assert open_volume(image[None]).statistics(0) == pytest.approx(expected, rel=1e-9)
+
+
+PADS = [((0, 0), (0, 0)), ((4, 0), (0, 7)), ((16, 9), (5, 16)), ((50, 40), (60, 70))]
+
+
+@pytest.mark.parametrize("pads", PADS)
+@pytest.mark.parametrize(
+    "dtype", ["bool", "int8", "uint8", "int16", "uint16", "int32", "uint64", "float16", "float32", "float64"]
+)
+def test_standardising_is_the_same_to_the_bit_as_by_numpy(dtype, pads):
+    random = np.random.default_rng(1)
+    pixels = random.normal(3e4, 2e4, (37, 41)).clip(0, 65_000)
+    pixels[0, :3] = 0, 65_000, 1
+    pixels = pixels.astype(dtype)
+    mean, std = 101.3, 17.7
+    mirrored = np.pad(pixels, pads, mode="reflect")
+    if pixels.dtype.itemsize <= 2:
+        expected = (mirrored.astype(np.float32) - np.float32(mean)) / np.float32(std)
+    else:
+        expected = ((mirrored.astype(np.float64) - mean) / std).astype(np.float32)
+    frozen = pixels.copy()
+    frozen.flags.writeable = False
+    for image in (pixels, frozen, np.repeat(pixels, 2, axis=1)[:, ::2], np.asfortranarray(pixels)):
+        found = sample.standardised(image, mean, std, pads)
+        assert found.dtype == np.float32
+        assert np.array_equal(found, expected)
+    assert np.array_equal(sample.standardised(pixels, mean, 0.0), sample.standardised(pixels, mean, 1.0))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_standardising_keeps_nan_and_infinity(dtype):
+    pixels = np.array([[np.nan, 1, np.inf], [2, 3, -np.inf]], dtype)
+    found = sample.standardised(pixels, 1.0, 2.0, ((1, 1), (1, 1)))
+    assert np.array_equal(found, np.pad((pixels - 1) / 2, 1, mode="reflect").astype(np.float32), equal_nan=True)
 
 
 def test_masks_are_small_and_not_pickled():

@@ -1,1 +1,1 @@
-"""Compiled CPU kernels for tiny networks; `autograd` and `inference` are their doors."""
+"""Compiled CPU kernels for tiny networks, with the doors `autograd` and `inference`, and for pixels (`pixels`)."""

@@ -17,17 +17,18 @@ from napari_kdunet.core.kernels import simd
 from napari_kdunet.core.kernels.jit import njit
 from napari_kdunet.core.kernels.simd import LANES, VECTORS, atomic_add, convolve, enlarge, shrink
 
-__all__ = ["BAND", "DOWN", "HEAD", "STAGE", "STEP", "UP", "run"]
+__all__ = ["BAND", "DOWN", "HEAD", "INPUT", "STAGE", "STEP", "UP", "run"]
 
 STEP = 16  # rows at a time: what the first convolution of a stage gives the second then fits the second-level cache
 _SPINS_BEFORE_YIELD = 20_000  # some 0.1 ms of waiting for a band, before the thread gives its core away
 
 _SIMD = zlib.crc32(Path(simd.__file__).read_bytes())
 
-DOWN, UP, HEAD = 0, 1, 2
+DOWN, UP, HEAD, INPUT = 0, 1, 2, 3
 
-#: Two 3x3 convolutions and what follows: a pooling, an up-convolution or the head. Planes and weights are given by
-#: the offsets of their first pixel in the memory and of their first number in the weights.
+#: Two 3x3 convolutions and what follows: a pooling, an up-convolution or the head. INPUT copies the image to where the
+#: first of these reads it, its `source`. Planes and weights are given by the offsets of their first pixel in the memory
+#: and of their first number in the weights.
 STAGE = np.dtype(
     [
         (name, np.int64)
@@ -112,6 +113,15 @@ def _move_up(memory, start, plane, row, channels, rows):
     for c in range(channels):
         to, count = start + c * plane - 1, 2 * row
         memory[to : to + count] = memory[to + rows * row : to + rows * row + count]
+
+
+@njit(nogil=True)
+def _copy(memory, image, stage, top, bottom):
+    """Copy rows of the image to where the first stage reads them."""
+    for c in range(stage.inputs):
+        for y in range(top, bottom):
+            at = stage.source + c * stage.source_plane + y * stage.row
+            memory[at : at + stage.width] = image[c, y]
 
 
 @njit(nogil=True)
@@ -203,13 +213,15 @@ def _compile(version, *, cache):
     """
 
     @njit(nogil=True, cache=cache)
-    def run(memory, weights, stages, bands, progress, slope, scratch, band):
+    def run(memory, weights, image, stages, bands, progress, slope, scratch, band):
         """Take bands in turn until there are none.
 
         Parameters
         ----------
         memory, weights : ndarray of float32
             All planes and all parameters.
+        image : ndarray of float32
+            (channels, Y, X), contiguous.
         stages, bands : ndarray of STAGE, of BAND
             The tasks; a band needs earlier ones only.
         progress : ndarray of int64
@@ -237,7 +249,11 @@ def _compile(version, *, cache):
                     spins += 1
                     if spins > _SPINS_BEFORE_YIELD:
                         return band
-            _work(memory, weights, stages[bands[band].stage], slope, scratch, bands[band])
+            stage = stages[bands[band].stage]
+            if stage.kind == INPUT:
+                _copy(memory, image, stage, bands[band].top, bands[band].bottom)
+            else:
+                _work(memory, weights, stage, slope, scratch, bands[band])
             atomic_add(progress, 1 + band, 1)
             band = -1
         return -1

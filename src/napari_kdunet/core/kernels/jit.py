@@ -13,7 +13,16 @@ from numba import njit, types
 from numba.core import config
 from numba.extending import intrinsic
 
-__all__ = ["intrinsic", "njit", "types"]
+__all__ = ["can_cache", "intrinsic", "njit", "types"]
 
 config._config_fname = os.devnull  # who has imported it before us may have been in another folder
 config.reload_config()  # type: ignore[no-untyped-call]
+
+
+def can_cache() -> bool:
+    """Whether Numba has a folder to keep compiled code in: beside these files, or else the user's."""
+    try:
+        njit(cache=True)(lambda: None)
+    except RuntimeError:
+        return False
+    return True

@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from napari_kdunet.core.kernels.inference import BAND, DOWN, HEAD, STAGE, STEP, UP
+from napari_kdunet.core.kernels.inference import BAND, DOWN, HEAD, INPUT, STAGE, STEP, UP
 from napari_kdunet.core.kernels.simd import LANES
 
 __all__ = ["MemoryPlan", "WeightOffsets", "plan_memory"]
@@ -28,8 +28,8 @@ class MemoryPlan:
     ----------
     memory : ndarray of float32
         All planes, with zeros around each: the padding of the convolutions.
-    image : ndarray, shape (channels, Y, X)
-        A view of the memory, to write the input to.
+    size : tuple of int
+        Of the images (Y, X).
     logits : ndarray, shape (C, Y, X)
         A view of the memory, to read the output from.
     stages, bands, progress : ndarray
@@ -39,7 +39,7 @@ class MemoryPlan:
     """
 
     memory: NDArray[np.float32]
-    image: NDArray[np.float32]
+    size: tuple[int, int]
     logits: NDArray[np.float32]
     stages: NDArray[Any]
     bands: NDArray[Any]
@@ -86,23 +86,20 @@ def plan_memory(
     inputs = [take(level, max(1, level.channels // 2) if i else channels) for i, level in enumerate(levels)]
     skips = [take(level, 2 * level.channels) for level in levels[:-1]]
     output = take(levels[0], outputs)
-    stages = np.zeros(2 * depth + 1, STAGE)
-    for i, stage in enumerate(stages):
+    stages = np.zeros(2 * depth + 2, STAGE)
+    for i, stage in enumerate(stages[1:]):
         _describe(stage, i, levels, inputs, skips, output, ends)
         stage["first"], stage["second"], stage["last"] = weights[i]
+    stages[0] = stages[1]  # of the same size
+    stages[0]["kind"] = INPUT
     own = max((2 * level.channels + 1) * (STEP + 2) * level.row for level in levels) + 2 * LANES
     own = -(-own // LANES) * LANES
     scratch = tuple(-(-used // LANES) * LANES + thread * own for thread in range(threads))
     memory = _aligned(scratch[-1] + own + (STEP + 2) * levels[0].row)
-    bands = np.array(list(_bands([levels[_level(i, depth)].height for i in range(2 * depth + 1)], threads)), BAND)
-
-    def planes(at: int, channels: int) -> NDArray[np.float32]:
-        strides = (4 * levels[0].plane, 4 * levels[0].row, 4)
-        return np.lib.stride_tricks.as_strided(memory[at:], (channels, *size), strides)
-
-    progress = np.zeros(1 + len(bands), np.int64)
-    image, logits = planes(inputs[0], channels), planes(output, outputs)
-    return MemoryPlan(memory, image, logits, stages, bands, progress, scratch)
+    bands = np.array(list(_bands(stages["height"].tolist(), threads)), BAND)
+    strides = (4 * levels[0].plane, 4 * levels[0].row, 4)
+    logits = np.lib.stride_tricks.as_strided(memory[output:], (outputs, *size), strides)
+    return MemoryPlan(memory, size, logits, stages, bands, np.zeros(1 + len(bands), np.int64), scratch)
 
 
 def _level(stage: int, depth: int) -> int:

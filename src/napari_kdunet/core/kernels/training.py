@@ -10,21 +10,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from napari_kdunet.core.kernels.jit import njit
+from napari_kdunet.core.kernels.jit import can_cache, njit
 
 _BAND = 2048  # places in one go: what is added up stays in the first cache
 
-
-def _can_cache() -> bool:
-    """Whether Numba has a folder to keep compiled code in: beside this file, or else the user's."""
-    try:
-        njit(cache=True)(lambda: None)
-    except RuntimeError:
-        return False
-    return True
-
-
-_OPTIONS = {"nogil": True, "fastmath": True, "error_model": "numpy", "cache": _can_cache()}
+_OPTIONS = {"nogil": True, "fastmath": True, "error_model": "numpy", "cache": can_cache()}
 
 
 @njit(**_OPTIONS)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from concurrent.futures import ThreadPoolExecutor
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
@@ -45,24 +45,24 @@ class CompiledUNet:
     def __call__(self, batch: Tensor) -> Tensor:
         """Logits (1, C, Y, X) of one image (1, channels, Y, X); valid until the next call, which writes there again."""
         size = (batch.shape[2], batch.shape[3])
-        if self._plan is None or self._plan.image.shape[1:] != size:
+        if self._plan is None or self._plan.size != size:
             self._plan = None  # frees its memory first
             net = self.net
             ends = (net.channels, net.head.out_channels)
             self._plan = plan_memory(net.k, net.depth, ends, self._offsets, size, self.threads)
-        self._plan.image[:] = batch[0].numpy()
         self._plan.progress[:] = 0
-        others = [_pool(self.threads, os.getpid()).submit(self._work, scratch) for scratch in self._plan.scratch[1:]]
-        self._work(self._plan.scratch[0])
+        work = partial(self._work, np.ascontiguousarray(batch[0].numpy(), np.float32))
+        others = [_pool(self.threads, os.getpid()).submit(work, scratch) for scratch in self._plan.scratch[1:]]
+        work(self._plan.scratch[0])
         for other in others:
             other.result()
         return torch.from_numpy(self._plan.logits)[None]
 
-    def _work(self, scratch: int) -> None:
+    def _work(self, image: NDArray[np.float32], scratch: int) -> None:
         plan, band = self._plan, -1
         assert plan is not None
-        arguments = (plan.memory, self._weights, plan.stages, plan.bands, plan.progress, self._slope, scratch)
-        while (band := run(*arguments, band)) >= 0:
+        tasks = (plan.stages, plan.bands, plan.progress)
+        while (band := run(plan.memory, self._weights, image, *tasks, self._slope, scratch, band)) >= 0:
             time.sleep(0)  # yields: the thread that has the band which this one waits for may need the core
 
 

@@ -22,7 +22,7 @@ from napari_kdunet.core.prediction.tta import averaged
 from napari_kdunet.core.prediction.windows import Windows
 from napari_kdunet.core.volumes.neighbours import Neighbours
 from napari_kdunet.core.volumes.resampling import Grid
-from napari_kdunet.core.volumes.sample import standardised
+from napari_kdunet.core.volumes.sample import Pad, standardised
 from napari_kdunet.core.volumes.volume import Volume
 
 __all__ = ["Tiler", "foreground", "labels", "last_class", "mask"]
@@ -135,7 +135,7 @@ class Tiler(Tiling):
             inside.append(slice(max(first, 0), min(last, size)))
             pads.append((max(-first, 0), max(last - size, 0)))
             inner.append(slice(start - first, stop - first))
-        read = partial(self._read, volume, inside=(inside[0], inside[1]), pads=pads)
+        read = partial(self._read, volume, inside=(inside[0], inside[1]), pads=(pads[0], pads[1]))
         if not self.neighbours.context:
             return read(z), tuple(inner)
 
@@ -148,13 +148,13 @@ class Tiler(Tiling):
             channels.append(next((image for image, lost in images if not lost), own))
         return torch.cat(channels, dim=1), tuple(inner)
 
-    def _read(self, volume: Volume, z: int, inside: tuple[slice, slice], pads: list[tuple[int, int]]) -> torch.Tensor:
+    def _read(self, volume: Volume, z: int, inside: tuple[slice, slice], pads: tuple[Pad, Pad]) -> torch.Tensor:
         """(1, 1, Y, X) of a window of a slice, standardised, at the working pixel size, on the engine's device."""
         stored = volume.read(z, *inside)
         mean, std = volume.statistics(z, stored if stored.shape == volume.shape[1:] else None)
         filled = volume.mirrored(z, *inside, max(self.halo))
-        pixels = np.pad(stored if filled is None else filled, pads, mode="reflect")
-        image = torch.from_numpy(standardised(pixels, mean, std))[None, None]
+        pixels = stored if filled is None else filled
+        image = torch.from_numpy(standardised(pixels, mean, std, pads))[None, None]
         return self.grid.to_working(image.to(self.device))
 
 

@@ -11,6 +11,7 @@ cracks and seams between tiles, are looked for in the lowest and the highest val
 from __future__ import annotations
 
 import math
+from functools import cache, lru_cache
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
@@ -19,7 +20,7 @@ from scipy import ndimage
 
 from napari_kdunet.core.volumes.padding import BAND, LEAST_REGION, RUN, Mask, ReadRows, find_regions, strips_of
 
-__all__ = ["BLURRED", "Summary", "UnusableError", "mirrored", "standardised", "summarise"]
+__all__ = ["BLURRED", "Pad", "Summary", "UnusableError", "compiled_passes", "mirrored", "standardised", "summarise"]
 
 BLURRED = 2  # pixels along the edge of the sample that interpolation mixes with the padding
 _MOST_FILLS = 8
@@ -28,6 +29,7 @@ _IN_RUNS = 0.6  # least share of a value's pixels that are in runs, where it may
 _MOST_BANDS = 4  # that a line of a slice crosses, in the mean
 _STRIP_ROWS = 1024
 _AT_ONCE = 2**15  # pixels that are float64 at a time: few enough for the cache
+_COMPILED = (np.uint8, np.uint16, np.int16, np.float32)  # what images are of, as each takes a second to compile
 _LEAST_SAMPLE = 0.01  # share of a slice; with less, and less than a few pixels, there is none
 _NOISE_LEVELS = 16  # distinct values of a slice that may be nothing but read noise ...
 _NOISE_SHARE = 0.02  # ... or standard deviation, as a share of the range of 8 and 16 bit integers
@@ -35,6 +37,10 @@ _UNLIKE = 0.02  # correlation of neighbouring pixels below which they have nothi
 _SURELY_ALIKE = 0.3  # ... and above which a look at every 32nd row is enough
 _FILLED_ROWS = 256
 _KEPT = 2**22  # pixels of a window whose mirror images are kept for the next slice
+
+
+Pad: TypeAlias = tuple[int, int]
+"""Pixels before and after."""
 
 
 class UnusableError(ValueError):
@@ -102,21 +108,57 @@ def summarise(
     return Summary(mean, std, masked, constant or _is_noise(read, mean, std, masked, scan))
 
 
-def standardised(pixels: NDArray[Any], mean: float, std: float) -> NDArray[np.float32]:
-    """``(pixels - mean) / std`` as float32, without dividing where `std` is 0.
+def standardised(
+    pixels: NDArray[Any], mean: float, std: float, pads: tuple[Pad, Pad] = ((0, 0), (0, 0))
+) -> NDArray[np.float32]:
+    """``(pixels - mean) / std`` as float32, without dividing where `std` is 0, mirrored at its borders by `pads`.
 
     Pixels of more than 16 bits are subtracted in double: they may lie far from 0, and near each other.
+
+    Parameters
+    ----------
+    pixels : ndarray
+        (Y, X), of any dtype.
+    mean, std : float
+        Of the slice, in raw values.
+    pads : pair of (int, int)
+        Pixels to add before and after, along Y and X.
     """
+    compiled, std = compiled_passes(), std or 1.0
+    if compiled is not None and pixels.dtype in _COMPILED:
+        rows, columns = (_reflected(n, *pad) for n, pad in zip(pixels.shape, pads, strict=True))
+        image = np.empty((len(rows), len(columns)), np.float32)
+        number = np.float32 if pixels.dtype.itemsize <= 2 else np.float64
+        borders = (rows, columns, pads[1][0])
+        compiled.write_standardised(np.ascontiguousarray(pixels), *borders, number(mean), number(std), image)
+        return image
+    pixels = np.pad(pixels, pads, mode="reflect")
     if pixels.dtype.itemsize <= 2:
         image = pixels.astype(np.float32)
         image -= np.float32(mean)
-        image /= np.float32(std or 1.0)
+        image /= np.float32(std)
         return image
     image = np.empty(pixels.shape, np.float32)
-    rows = max(1, _AT_ONCE // pixels.shape[-1])
-    for top in range(0, len(pixels), rows):
-        image[top : top + rows] = (pixels[top : top + rows].astype(np.float64) - mean) / (std or 1.0)
+    step = max(1, _AT_ONCE // pixels.shape[-1])
+    for top in range(0, len(pixels), step):
+        image[top : top + step] = (pixels[top : top + step].astype(np.float64) - mean) / std
     return image
+
+
+@cache
+def compiled_passes() -> Any:
+    """Compiled passes over the pixels of a slice; None without Numba (the extra ``fast``)."""
+    try:
+        from napari_kdunet.core.kernels import pixels
+    except ImportError:
+        return None
+    return pixels
+
+
+@lru_cache
+def _reflected(size: int, before: int, after: int) -> NDArray[np.int64]:
+    """Which row (or column) each is of an image of `size` that is mirrored by so many at both ends."""
+    return np.pad(np.arange(size), (before, after), mode="reflect")
 
 
 def mirrored(
@@ -230,16 +272,23 @@ class _Moments:
 def _mean_and_variance(part: NDArray[Any]) -> tuple[float, float]:
     """Those of at most `_AT_ONCE` pixels; of unsigned 8 and 16 bits from exact sums, in half the time."""
     if part.dtype in (np.uint8, np.uint16):
-        squared, summed = (np.uint16, np.uint32) if part.dtype == np.uint8 else (np.uint32, np.uint64)
-        squares = part.astype(squared)
-        total = int(np.add.reduce(squares, dtype=summed))
-        np.square(squares, out=squares)
-        return total / part.size, (int(np.add.reduce(squares, dtype=summed)) * part.size - total**2) / part.size**2
+        compiled = compiled_passes()
+        total, squares = _sums(part) if compiled is None else compiled.sums(part)
+        return total / part.size, (squares * part.size - total**2) / part.size**2
     values = part.astype(np.float64)
     mean = values.mean()
     values -= mean
     np.square(values, out=values)  # not values @ values: the threads of a BLAS take a core to wait for more
     return mean, values.mean()
+
+
+def _sums(part: NDArray[Any]) -> tuple[int, int]:
+    """As the compiled `sums`."""
+    squared, summed = (np.uint16, np.uint32) if part.dtype == np.uint8 else (np.uint32, np.uint64)
+    squares = part.astype(squared)
+    total = int(np.add.reduce(squares, dtype=summed))
+    np.square(squares, out=squares)
+    return total, int(np.add.reduce(squares, dtype=summed))
 
 
 class _Scan:

@@ -1,0 +1,65 @@
+"""Kernels for the pixels of a slice, each of one pass; `volumes.sample` calls them where there is Numba."""
+# mypy: ignore-errors
+
+from __future__ import annotations
+
+import numpy as np
+
+from napari_kdunet.core.kernels.jit import can_cache, njit
+
+__all__ = ["sums", "write_standardised"]
+
+_OPTIONS = {"nogil": True, "error_model": "numpy", "cache": can_cache()}
+
+
+@njit(**_OPTIONS)
+def sums(pixels):
+    """Exact sums of unsigned pixels (N,) of at most 16 bits, and of their squares."""
+    total = squares = np.uint64(0)
+    for i in range(len(pixels)):
+        value = np.uint64(pixels[i])
+        total += value
+        squares += value * value
+    return total, squares
+
+
+def _standardising(number):
+    """What standardises by a mean and a deviation of the type `number`, and computes in that."""
+
+    @njit(**_OPTIONS)
+    def write(pixels, rows, columns, left, mean, std, out):
+        right = left + pixels.shape[1]
+        for y in range(len(rows)):
+            source, target = pixels[rows[y]], out[y]
+            inner = target[left:right]
+            for x in range(len(source)):
+                inner[x] = (number(source[x]) - mean) / std
+            for x in range(left):
+                target[x] = inner[columns[x]]
+            for x in range(right, len(columns)):
+                target[x] = inner[columns[x]]
+
+    return write
+
+
+_in_single, _in_double = _standardising(np.float32), _standardising(np.float64)
+
+
+def write_standardised(pixels, rows, columns, left, mean, std, out):
+    """Write ``(pixels - mean) / std`` to `out`, with borders of other rows and columns around it.
+
+    Parameters
+    ----------
+    pixels : ndarray
+        (Y, X).
+    rows, columns : ndarray of int
+        Which one of `pixels` each row and each column of `out` is.
+    left : int
+        Columns of `out` before the first of `pixels`.
+    mean, std : float32 or float64
+        It is computed in their precision.
+    out : ndarray of float32
+        (rows, columns).
+    """
+    write = _in_single if isinstance(mean, np.float32) else _in_double
+    write(pixels, rows, columns, left, mean, std, out)
