@@ -2,6 +2,7 @@
 
 import gc
 import subprocess
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -68,24 +69,37 @@ def in_this_process(monkeypatch):
     monkeypatch.setattr(process_worker, "OWN_PROCESS", False)
 
 
-@pytest.fixture
-def own_process(in_this_process, monkeypatch, tmp_path):
+@contextmanager
+def processes_of_their_own(folder):
     """Trainings run in processes of their own; gives these. Each has to end with exit code 0 and no word."""
     processes = []
 
     class Recorded(subprocess.Popen):
         def __init__(self, *args, **options):
-            self.log = tmp_path / f"stderr-{len(processes)}"
+            self.log = folder / f"stderr-{len(processes)}"
             with self.log.open("wb") as log:
                 super().__init__(*args, stderr=log, **options)
             processes.append(self)
 
-    monkeypatch.setattr(process_worker, "Popen", Recorded)
-    monkeypatch.setattr(process_worker, "OWN_PROCESS", True)
-    yield processes
-    process_worker.release()
-    for process in processes:
-        assert (process.wait(60), process.log.read_text()) == (0, "")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(process_worker, "Popen", Recorded)
+        patch.setattr(process_worker, "OWN_PROCESS", True)
+        yield processes
+        process_worker.release()
+        for process in processes:
+            assert (process.wait(60), process.log.read_text()) == (0, "")
+
+
+@pytest.fixture
+def own_process(in_this_process, tmp_path):
+    with processes_of_their_own(tmp_path) as processes:
+        yield processes
+
+
+@pytest.fixture(scope="session")
+def own_processes():
+    """The same for a fixture that several tests share: a context."""
+    return processes_of_their_own
 
 
 @pytest.fixture(autouse=True)
