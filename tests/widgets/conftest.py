@@ -2,6 +2,7 @@
 
 import gc
 import subprocess
+import sys
 from contextlib import contextmanager
 
 import numpy as np
@@ -21,16 +22,19 @@ from napari_kdunet.widgets.shared.models import models
 from napari_kdunet.widgets.shared.session_folder import SessionFolder
 
 
-@pytest.fixture(scope="session", autouse=True)
-def imported_modules_are_no_garbage():
-    """What has been imported is not looked through again and again: `widgets_are_collected_here` then takes no time."""
-    gc.collect()
-    gc.freeze()
+@pytest.fixture(scope="session")
+def frozen_modules():
+    """Names of the modules that are not looked through for garbage again and again."""
+    return set()
 
 
 @pytest.fixture(autouse=True)
-def widgets_are_collected_here(imported_modules_are_no_garbage):
+def widgets_are_collected_here(frozen_modules):
     """Collected by chance on a worker thread of the next test, a widget would be destroyed there: a crash of Qt."""
+    gc.collect()  # what pytest itself has held until now
+    if not frozen_modules.issuperset(sys.modules):
+        gc.freeze()
+        frozen_modules.update(sys.modules)
     yield
     gc.collect()
 
