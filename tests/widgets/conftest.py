@@ -2,6 +2,8 @@
 
 import gc
 import subprocess
+import sys
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -20,16 +22,19 @@ from napari_kdunet.widgets.shared.models import models
 from napari_kdunet.widgets.shared.session_folder import SessionFolder
 
 
-@pytest.fixture(scope="session", autouse=True)
-def imported_modules_are_no_garbage():
-    """What has been imported is not looked through again and again: `widgets_are_collected_here` then takes no time."""
-    gc.collect()
-    gc.freeze()
+@pytest.fixture(scope="session")
+def frozen_modules():
+    """Names of the modules that are not looked through for garbage again and again."""
+    return set()
 
 
 @pytest.fixture(autouse=True)
-def widgets_are_collected_here(imported_modules_are_no_garbage):
+def widgets_are_collected_here(frozen_modules):
     """Collected by chance on a worker thread of the next test, a widget would be destroyed there: a crash of Qt."""
+    gc.collect()  # what pytest itself has held until now
+    if not frozen_modules.issuperset(sys.modules):
+        gc.freeze()
+        frozen_modules.update(sys.modules)
     yield
     gc.collect()
 
@@ -69,24 +74,37 @@ def in_this_process(monkeypatch):
     monkeypatch.setattr(process_worker, "OWN_PROCESS", False)
 
 
-@pytest.fixture
-def own_process(in_this_process, monkeypatch, tmp_path):
+@contextmanager
+def processes_of_their_own(folder):
     """Trainings run in processes of their own; gives these. Each has to end with exit code 0 and no word."""
     processes = []
 
     class Recorded(subprocess.Popen):
         def __init__(self, *args, **options):
-            self.log = tmp_path / f"stderr-{len(processes)}"
+            self.log = folder / f"stderr-{len(processes)}"
             with self.log.open("wb") as log:
                 super().__init__(*args, stderr=log, **options)
             processes.append(self)
 
-    monkeypatch.setattr(process_worker, "Popen", Recorded)
-    monkeypatch.setattr(process_worker, "OWN_PROCESS", True)
-    yield processes
-    process_worker.release()
-    for process in processes:
-        assert (process.wait(60), process.log.read_text()) == (0, "")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(process_worker, "Popen", Recorded)
+        patch.setattr(process_worker, "OWN_PROCESS", True)
+        yield processes
+        process_worker.release()
+        for process in processes:
+            assert (process.wait(60), process.log.read_text()) == (0, "")
+
+
+@pytest.fixture
+def own_process(in_this_process, tmp_path):
+    with processes_of_their_own(tmp_path) as processes:
+        yield processes
+
+
+@pytest.fixture(scope="session")
+def own_processes():
+    """The same for a fixture that several tests share: a context."""
+    return processes_of_their_own
 
 
 @pytest.fixture(autouse=True)

@@ -1,6 +1,5 @@
 """Trainings in a process of their own: the same events, a clean end, and a parent that survives whatever happens."""
 
-import importlib
 import os
 import pickle
 import subprocess
@@ -11,12 +10,13 @@ import numpy as np
 import psutil
 import pytest
 
+import plain_tasks
 from napari_kdunet import core
 from napari_kdunet.widgets.shared import process_worker as module
 from napari_kdunet.widgets.shared.models import models
 from napari_kdunet.widgets.shared.process_worker import Idle, prepare, run_in_process
 
-CONFIG = core.TrainConfig(k=1, patch=32, batch=2, steps=8, validations=2, device="cpu")
+CONFIG = core.TrainConfig(k=1, patch=32, batch=2, steps=8, validations=2, slices=(11, 500, 801), device="cpu")
 ENDLESS = core.TrainConfig(k=1, patch=32, batch=2, minutes=60, validations=10_000, device="cpu")
 VALIDATED = core.TrainConfig(k=1, patch=32, batch=2, steps=100_000, validations=50_000, device="cpu")
 
@@ -27,38 +27,77 @@ def em_volumes(tiny_em):
     return core.open_volume(raw, voxel_size=(10.0,) * 3, name="em"), core.open_volume(labels, name="mito")
 
 
-@pytest.fixture
-def running(own_process):
-    """Gives the processes that have not ended yet."""
-    return lambda: [process for process in own_process if process.poll() is None]
-
-
 def without_idle(events):
     return [event for event in events if not isinstance(event, Idle)]
 
 
-def test_it_learns_the_very_same(em_volumes, running):
-    here = list(core.iter_train(*em_volumes, CONFIG))
-    there = without_idle(run_in_process(core.iter_train, *em_volumes, CONFIG))
+class Watched:
+    """A thousand slices that know which of them were read, and by which processes."""
+
+    shape, dtype = (1000, 96, 96), np.dtype("uint8")
+
+    def __init__(self, data):
+        self.data, self.read, self.processes = data, set(), set()
+
+    def __getitem__(self, key):
+        self.read.add(key[0])
+        self.processes.add(os.getpid())
+        return self.data[key[0] % 8, *key[1:]]
+
+
+@pytest.fixture(scope="module")
+def here(tiny_em):
+    """The events of a training in this process."""
+    return list(core.iter_train(*(core.open_volume(Watched(each)) for each in tiny_em), CONFIG))
+
+
+@pytest.fixture(scope="module")
+def there(tiny_em, own_processes, tmp_path_factory):
+    """The events of the same training in another process, its volumes, and the folder that it was started in."""
+    folder = tmp_path_factory.mktemp("strange")
+    for name in ("json", "numpy", "torch", "napari_kdunet"):
+        (folder / f"{name}.py").write_text("open('ran', 'w')\nraise SystemExit")
+    watched = [Watched(each) for each in tiny_em]
+    with own_processes(tmp_path_factory.mktemp("logs")) as processes, pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        events = without_idle(run_in_process(core.iter_train, *map(core.open_volume, watched), CONFIG))
+        assert [process.returncode for process in processes] == [0]
+    return events, watched, folder
+
+
+def losses(events):
+    return [event.loss for event in events if isinstance(event, core.Stepped)]
+
+
+def test_it_learns_the_very_same(here, there):
+    there, *_ = there
     assert [type(event) for event in there] == [type(event) for event in here]
-    losses = [[event.loss for event in events if isinstance(event, core.Stepped)] for events in (here, there)]
-    assert len(losses[0]) == 8
-    assert losses[0] == losses[1]
+    assert len(losses(here)) == 8
+    assert losses(here) == losses(there)
     ours, theirs = (events[-1].model.net.state_dict() for events in (here, there))
     assert all((ours[name] == theirs[name]).all() for name in ours)
-    assert running() == []
 
 
-def test_a_process_that_was_prepared_learns_the_very_same(em_volumes, own_process):
+def test_only_slices_that_are_read_travel(there):
+    _, (raw, labels), _ = there
+    assert raw.read == {11, 500, 801}
+    assert raw.processes == labels.processes == {os.getpid()}
+
+
+def test_nothing_of_the_current_folder_is_imported(there):
+    """Where napari was started is often a stranger's folder."""
+    events, _, folder = there
+    assert isinstance(events[-1], core.Done)
+    assert not (folder / "ran").exists()
+
+
+def test_a_process_that_was_prepared_learns_the_very_same(tiny_em, here, own_process):
     prepare()
     waiting = psutil.Process(own_process[0].pid)
     assert any(waiting.cpu_percent(interval=0.5) < 5 for _ in range(120))
-    here, there = (
-        [event.loss for event in events if isinstance(event, core.Stepped)]
-        for events in (core.iter_train(*em_volumes, CONFIG), run_in_process(core.iter_train, *em_volumes, CONFIG))
-    )
+    there = run_in_process(core.iter_train, *(core.open_volume(Watched(each)) for each in tiny_em), CONFIG)
+    assert losses(there) == losses(here)
     assert len(own_process) == 1
-    assert here == there
 
 
 def test_a_process_that_was_prepared_and_died_is_replaced(em_volumes, own_process):
@@ -66,8 +105,9 @@ def test_a_process_that_was_prepared_and_died_is_replaced(em_volumes, own_proces
     dead = own_process.pop()
     dead.kill()
     dead.wait()
-    *_, done = run_in_process(core.iter_train, *em_volumes, CONFIG)
-    assert isinstance(done, core.Done)
+    raw, _ = em_volumes
+    assert without_idle(run_in_process(plain_tasks.sums, raw)) == list(plain_tasks.sums(raw))
+    assert len(own_process) == 1
 
 
 def test_a_closed_panel_leaves_no_process(bench, own_process):
@@ -77,63 +117,41 @@ def test_a_closed_panel_leaves_no_process(bench, own_process):
     bench.wait(lambda: own_process[0].poll() == 0)
 
 
-def test_only_slices_that_are_read_travel(tiny_em, own_process):
-    class Watched:
-        shape, dtype = (1000, 96, 96), np.dtype("uint8")
-
-        def __init__(self, data):
-            self.data, self.read, self.processes = data, set(), set()
-
-        def __getitem__(self, key):
-            self.read.add(key[0])
-            self.processes.add(os.getpid())
-            return self.data[key[0] % 8, *key[1:]]
-
-    raw, labels = map(Watched, tiny_em)
-    config = core.TrainConfig(k=1, patch=32, batch=2, steps=2, validations=1, slices=(11, 500, 801), device="cpu")
-    *_, done = run_in_process(core.iter_train, core.open_volume(raw), core.open_volume(labels), config)
-    assert isinstance(done, core.Done)
-    assert raw.read == {11, 500, 801}
-    assert raw.processes == labels.processes == {os.getpid()}
-
-
 def test_a_subclass_of_a_volume_stays_here_too(em_volumes, own_process, notified):
     class Registered(core.Volume):
         """By a user's script, so that the other process cannot import it."""
 
-    raw, labels = (Registered(volume.name, volume.source, volume.voxel_size) for volume in em_volumes)
-    *_, done = run_in_process(core.iter_train, raw, labels, CONFIG)
-    assert isinstance(done, core.Done)
+    raw, _ = em_volumes
+    registered = Registered(raw.name, raw.source, raw.voxel_size)
+    assert without_idle(run_in_process(plain_tasks.sums, registered)) == list(plain_tasks.sums(raw))
     assert len(own_process) == 1
     assert notified == []
 
 
-def test_its_errors_come_back(em_volumes, running):
-    raw, _ = em_volumes
-    empty = core.open_volume(np.zeros((8, 96, 96), np.uint8), name="empty")
+def test_its_errors_come_back(own_process):
     with pytest.raises(core.UnlabelledError, match=r"^empty has no foreground") as caught:
-        without_idle(run_in_process(core.iter_train, raw, empty, CONFIG))
-    assert "splits.py" in caught.value.__notes__[0]  # where over there
-    assert running() == []
+        without_idle(run_in_process(plain_tasks.unlabelled, "empty"))
+    assert "plain_tasks.py" in caught.value.__notes__[0]  # where over there
+    assert [process.returncode for process in own_process] == [0]
 
 
-def test_a_slice_that_cannot_be_read_is_named(em_volumes, own_process):
+def test_a_slice_that_cannot_be_read_is_named(own_process):
     class Broken:
         shape, dtype = (8, 96, 96), np.dtype("uint8")
 
         def __getitem__(self, key):
             raise OSError("the disk is gone")
 
-    _, labels = em_volumes
-    with pytest.raises(core.VolumeError, match=r"cannot read slice z=\d of em: the disk is gone"):
-        without_idle(run_in_process(core.iter_train, core.open_volume(Broken(), name="em"), labels, CONFIG))
+    with pytest.raises(core.VolumeError, match=r"cannot read slice z=0 of em: the disk is gone"):
+        without_idle(run_in_process(plain_tasks.sums, core.open_volume(Broken(), name="em")))
 
 
-def test_closing_ends_it_in_the_middle(em_volumes, own_process):
-    events = run_in_process(core.iter_train, *em_volumes, ENDLESS)
-    next(event for event in events if isinstance(event, core.Stepped))
+def test_closing_ends_it_in_the_middle(own_process, tmp_path):
+    events = run_in_process(plain_tasks.endless, tmp_path / "log")
+    assert next(event for event in events if not isinstance(event, Idle)) == 1
     events.close()
     assert [process.returncode for process in own_process] == [0]
+    assert (tmp_path / "log").read_text().endswith("closed\n")
 
 
 def test_closing_ends_it_before_it_has_begun(em_volumes, own_process):
@@ -145,11 +163,8 @@ def test_closing_ends_it_before_it_has_begun(em_volumes, own_process):
     assert [process.returncode for process in own_process] == [0]
 
 
-def test_closing_ends_it_in_a_step_that_takes_too_long(own_process, tmp_path, monkeypatch):
-    task = "import threading\ndef steps():\n    yield 1\n    threading.Event().wait(600)\n"
-    (tmp_path / "long_steps.py").write_text(task)
-    monkeypatch.syspath_prepend(tmp_path)
-    events = run_in_process(importlib.import_module("long_steps").steps)
+def test_closing_ends_it_in_a_step_that_takes_too_long(own_process):
+    events = run_in_process(plain_tasks.stuck)
     assert next(event for event in events if not isinstance(event, Idle)) == 1
     clock = time.perf_counter()
     events.close()
@@ -157,23 +172,13 @@ def test_closing_ends_it_in_a_step_that_takes_too_long(own_process, tmp_path, mo
     assert [process.returncode for process in own_process] == [0]
 
 
-def test_nothing_of_the_current_folder_is_imported(em_volumes, own_process, tmp_path, monkeypatch):
-    """Where napari was started is often a stranger's folder."""
-    for name in ("json", "numpy", "torch", "napari_kdunet"):
-        (tmp_path / f"{name}.py").write_text("open('ran', 'w')\nraise SystemExit")
-    monkeypatch.chdir(tmp_path)
-    *_, done = run_in_process(core.iter_train, *em_volumes, CONFIG)
-    assert isinstance(done, core.Done)
-    assert not (tmp_path / "ran").exists()
-
-
-def test_it_does_not_run_ahead_of_a_pause(em_volumes, running):
-    events = run_in_process(core.iter_train, *em_volumes, ENDLESS)
-    first = next(event for event in events if isinstance(event, core.Stepped))
-    process = psutil.Process(running()[0].pid)
+def test_it_does_not_run_ahead_of_a_pause(own_process, tmp_path):
+    events = run_in_process(plain_tasks.endless, tmp_path / "log")
+    assert next(event for event in events if not isinstance(event, Idle)) == 1
+    process = psutil.Process(own_process[0].pid)
     assert any(process.cpu_percent(interval=0.3) < 15 for _ in range(60))
+    assert len((tmp_path / "log").read_text().split()) <= 4  # two are sent ahead, and one waits to be
     events.close()
-    assert first.step == 1
 
 
 def test_without_its_parent_it_ends_and_can_be_resumed(tiny_em, tmp_path):
@@ -202,9 +207,9 @@ def test_without_its_parent_it_ends_and_can_be_resumed(tiny_em, tmp_path):
     events.close()
 
 
-def test_a_process_that_is_killed_is_told_of(em_volumes, own_process):
-    events = run_in_process(core.iter_train, *em_volumes, ENDLESS)
-    next(event for event in events if isinstance(event, core.Stepped))
+def test_a_process_that_is_killed_is_told_of(own_process, tmp_path):
+    events = run_in_process(plain_tasks.endless, tmp_path / "log")
+    next(event for event in events if not isinstance(event, Idle))
     own_process.pop().kill()
     with pytest.raises(core.TrainingError, match=r"process has ended .* memory"):
         without_idle(events)
@@ -214,7 +219,7 @@ def test_what_cannot_be_pickled_runs_here_and_the_user_is_told(em_volumes, own_p
     def steps(*args):  # no module has it
         yield from core.iter_train(*args)
 
-    assert isinstance(next(run_in_process(steps, *em_volumes, CONFIG)), core.Started)
+    assert isinstance(next(run_in_process(steps, *em_volumes, ENDLESS)), core.Started)
     assert own_process == []
     assert len(notified) == 1
     assert "cannot be sent to another process" in notified[0]
@@ -292,5 +297,5 @@ def test_a_process_that_died_is_notified(bench, own_process, notified):
 
 def test_switched_off_it_is_a_thread(em_volumes, own_process, monkeypatch):
     monkeypatch.setattr(module, "OWN_PROCESS", False)
-    assert isinstance(next(run_in_process(core.iter_train, *em_volumes, CONFIG)), core.Started)
+    assert isinstance(next(run_in_process(core.iter_train, *em_volumes, ENDLESS)), core.Started)
     assert own_process == []

@@ -179,7 +179,9 @@ def _warm_up(parent: _Parent) -> None:
 
     from napari_kdunet import core
 
-    train = core.iter_train  # imports torch, which a task needs in any case
+    if parent.has_task:  # it imports what it needs, if it needs torch at all
+        return
+    train = core.iter_train
     raw = np.random.default_rng(0).integers(0, 255, (1, 64, 64), np.uint8)
     config = core.TrainConfig(k=1, depth=1, patch=32, batch=1, steps=1, validations=1)
     with suppress(Exception):  # the task will say what is wrong

@@ -1,0 +1,37 @@
+"""Tasks for another process without torch, whose import is most of the start of a training."""
+
+import threading
+from pathlib import Path
+
+from napari_kdunet.core.errors import UnlabelledError
+
+
+def sums(volume):
+    """The sum of each slice."""
+    for z in range(volume.shape[0]):
+        yield int(volume.read(z).sum())
+
+
+def endless(log):
+    """Numbers without end; each is a line of the log before it is sent, and so is that it was closed."""
+    number = 0
+    with Path(log).open("w", buffering=1) as file:
+        try:
+            while True:
+                number += 1
+                print(number, file=file)
+                yield number
+        finally:
+            print("closed", file=file)
+
+
+def stuck():
+    """One event, and a step of ten minutes."""
+    yield 1
+    threading.Event().wait(600)
+
+
+def unlabelled(name):
+    """Fail as a training can."""
+    yield 1
+    raise UnlabelledError(f"{name} has no foreground")
