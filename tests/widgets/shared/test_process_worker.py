@@ -135,15 +135,16 @@ def test_its_errors_come_back(own_process):
     assert [process.returncode for process in own_process] == [0]
 
 
-def test_a_slice_that_cannot_be_read_is_named(own_process):
+def test_a_slice_that_cannot_be_read_ends_a_training_and_is_named(em_volumes, own_process):
     class Broken:
         shape, dtype = (8, 96, 96), np.dtype("uint8")
 
         def __getitem__(self, key):
             raise OSError("the disk is gone")
 
-    with pytest.raises(core.VolumeError, match=r"cannot read slice z=0 of em: the disk is gone"):
-        without_idle(run_in_process(plain_tasks.sums, core.open_volume(Broken(), name="em")))
+    _, labels = em_volumes
+    with pytest.raises(core.VolumeError, match=r"cannot read slice z=\d of em: the disk is gone"):
+        without_idle(run_in_process(core.iter_train, core.open_volume(Broken(), name="em"), labels, ENDLESS))
 
 
 def test_closing_ends_it_in_the_middle(own_process, tmp_path):
