@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from napari_kdunet.core.kernels import simd
-from napari_kdunet.core.kernels.jit import njit
+from napari_kdunet.core.kernels.jit import copy, njit
 from napari_kdunet.core.kernels.simd import LANES, VECTORS, atomic_add, convolve, enlarge, shrink
 
 __all__ = ["BAND", "DOWN", "HEAD", "INPUT", "STAGE", "STEP", "UP", "run"]
@@ -112,7 +112,7 @@ def _move_up(memory, start, plane, row, channels, rows):
     """Copy two rows, and the zeros beside them, from `rows` further down."""
     for c in range(channels):
         to, count = start + c * plane - 1, 2 * row
-        memory[to : to + count] = memory[to + rows * row : to + rows * row + count]
+        copy(memory[to + rows * row : to + rows * row + count], memory[to : to + count])
 
 
 @njit(nogil=True)
@@ -121,7 +121,7 @@ def _copy(memory, image, stage, top, bottom):
     for c in range(stage.inputs):
         for y in range(top, bottom):
             at = stage.source + c * stage.source_plane + y * stage.row
-            memory[at : at + stage.width] = image[c, y]
+            copy(image[c, y], memory[at : at + stage.width])
 
 
 @njit(nogil=True)

@@ -13,7 +13,7 @@ from numba import njit, types
 from numba.core import config
 from numba.extending import intrinsic
 
-__all__ = ["can_cache", "intrinsic", "njit", "types"]
+__all__ = ["can_cache", "copy", "intrinsic", "njit", "types"]
 
 config._config_fname = os.devnull  # who has imported it before us may have been in another folder
 config.reload_config()  # type: ignore[no-untyped-call]
@@ -26,3 +26,10 @@ def can_cache() -> bool:
     except RuntimeError:
         return False
     return True
+
+
+@njit(nogil=True, cache=can_cache())
+def copy(source, target):  # type: ignore[no-untyped-def]
+    """Copy a line. To assign a slice takes long to compile: with it come all messages about shapes that do not fit."""
+    for i in range(len(target)):
+        target[i] = source[i]

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from napari_kdunet.core.kernels.jit import can_cache, njit
+from napari_kdunet.core.kernels.jit import can_cache, copy, njit
 
 _BAND = 2048  # places in one go: what is added up stays in the first cache
 
@@ -28,7 +28,7 @@ def _lay_out(planes, lines):
         for y in range(height):
             start = (y + 1) * step
             lines[c, start] = 0
-            lines[c, start + 1 : start + 1 + width] = planes[c, y]
+            copy(planes[c, y], lines[c, start + 1 : start + 1 + width])
             lines[c, start + 1 + width] = 0
 
 
@@ -87,7 +87,7 @@ def convolve(x, weight, bias, out):
                     _add(weight[outputs - 1, c], top, middle, bottom, total[outputs - 1, :places])
             for k in range(outputs):
                 for row in range(min(rows, height - y)):
-                    out[n, k, y + row] = total[k, row * step : row * step + width]
+                    copy(total[k, row * step : row * step + width], out[n, k, y + row])
 
 
 @njit(**_OPTIONS)
@@ -120,7 +120,7 @@ def correlate(x, grad, dweight):
         _lay_out(x[n], lines)
         for k in range(outputs):
             for y in range(height):
-                grads[k, y * step : y * step + width] = grad[n, k, y]
+                copy(grad[n, k, y], grads[k, y * step : y * step + width])
         for start in range(0, height * step, _BAND):
             places = min(_BAND, height * step - start)
             for c in range(channels):
@@ -129,7 +129,8 @@ def correlate(x, grad, dweight):
                 bottom = lines[c, start + 2 * step : start + 2 * step + places + 2]
                 for k in range(outputs):
                     _products(grads[k, start : start + places], top, middle, bottom, sums[k, c])
-    dweight[:] = sums
+    for at, value in np.ndenumerate(sums):
+        dweight[at] = value
 
 
 @njit(**_OPTIONS)
@@ -287,5 +288,6 @@ def backward_enlarge(grad, x, weight, dx, dweight, dbias):
                             q += odd[i] * seen[i]
                         sums[c, k, dy, 0] += p
                         sums[c, k, dy, 1] += q
-    dweight[:] = sums
-    dbias[:] = total
+    for at, value in np.ndenumerate(sums):
+        dweight[at] = value
+    copy(total, dbias)
