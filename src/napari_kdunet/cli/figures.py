@@ -114,16 +114,8 @@ def _draw_curves(
             axis.scatter(low[1], low[0], facecolors="none", edgecolors=colour, s=46, zorder=3)
     for entry in reported:
         if entry.test_loss:
-            axis.axhline(entry.test_loss, color=_GREY, linewidth=0.8)
-            axis.annotate(
-                f"the paper's lowest, {entry.label}",
-                (0.99, entry.test_loss),
-                xycoords=axis.get_yaxis_transform(),
-                ha="right",
-                va="bottom",
-                fontsize=8,
-                color=_GREY,
-            )
+            look = {"color": "black", "linewidth": 0.8, "linestyle": styles.get(entry.label, ":")}
+            axis.axhline(entry.test_loss, label=f"the paper's lowest, {entry.label}", **look)
     _plain_numbers(axis.yaxis)
 
 
