@@ -1,5 +1,7 @@
 """*Segment* with several images: one model, in the background, a row each, results on disk."""
 
+import json
+
 import numpy as np
 import pytest
 import tifffile
@@ -94,6 +96,19 @@ def test_files_of_one_name_do_not_replace_each_other(segment, em, tmp_path, qtbo
     widget.batch_folder.value = str(tmp_path)
     run(qtbot, widget)
     assert widget.batch.states == ["done: em mask.tif", "done: em 2 mask.tif"]
+
+
+def test_lost_slices_are_told(segment, em, tmp_path, qtbot):
+    _, widget = segment
+    raw = em[0].copy()
+    raw[2] = 0
+    core.write_volume(raw, tmp_path / "a.tif", voxel_size=NM)
+    widget.batch.add([tmp_path / "a.tif"])
+    run(qtbot, widget)
+    assert widget.batch.states == ["done: a mask.tif (no image at z = 2: background)"]
+    with tifffile.TiffFile(tmp_path / "a mask.tif") as file:
+        assert json.loads(file.imagej_metadata["napari_kdunet"])["lost"] == [2]
+    assert not np.asarray(core.open_volume(tmp_path / "a mask.tif"))[2].any()
 
 
 def test_a_batch_is_stopped_between_two_slices(segment, folder, qtbot, monkeypatch):

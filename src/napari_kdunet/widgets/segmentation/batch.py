@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from napari_kdunet import core
 from napari_kdunet.core.files import make_folder
+from napari_kdunet.core.parsing import format_slices
 from napari_kdunet.core.volumes.readers import READERS
 from napari_kdunet.core.writing.target import check_target
 from napari_kdunet.widgets.segmentation.stopping import stoppable, was_stopped
@@ -102,18 +103,22 @@ def _segment(index: int, item: Item, recipe: Recipe, is_stopped: Callable[[], bo
     check_target(item.target, inputs=[item.source] if isinstance(item.source, Path) else [])
     volume = core.open_volume(item.source, invert=recipe.inverted)
     stated = volume.voxel_size
-    volume, note, metadata = _with_pixel_size(stoppable(volume, is_stopped), recipe)
+    volume, note, about = _with_pixel_size(stoppable(volume, is_stopped), recipe)
     how: dict[str, Any] = {"output": "labels", "threshold": recipe.threshold}
+    metadata = {"model": recipe.model_name, "inverted": recipe.inverted, **how, **about}
     slices = iter_write(
         core.predict(recipe.model, volume, **how),
         item.target,
         voxel_size=stated,
-        metadata={"model": recipe.model_name, "inverted": recipe.inverted, **how, **metadata},
+        metadata=metadata,
         labels=True,
         resume_key=prediction_key(recipe.model, volume, **how),
     )
     with closing(slices):
         for written in slices:
+            if written.done == len(volume) and (lost := volume.lost_slices()):
+                metadata["lost"] = lost
+                note = "; ".join(filter(None, (note, f"no image at z = {format_slices(lost)}: background")))
             yield Progress(index, written.done / len(volume), note)
 
 
