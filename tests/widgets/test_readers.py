@@ -97,6 +97,15 @@ def test_what_napari_opens_without_its_scale(make_napari_viewer, tmp_path, name,
     assert voxel_size_of(layer) == pytest.approx(expected)
 
 
+def test_what_was_assumed_is_told(make_napari_viewer, notified, tmp_path):
+    (tmp_path / "em" / "more").mkdir(parents=True)
+    for z, pixels in enumerate(RAW):
+        tifffile.imwrite(tmp_path / "em" / f"{z}.tif", pixels)
+    viewer = make_napari_viewer()
+    viewer.open(tmp_path / "em", plugin="napari-kdunet")
+    assert notified == ["em: its folders are left out: more"]
+
+
 @pytest.mark.parametrize("name", ["em.tif", "em.tiff", "em.ome.tif", "em.png", "em.jpg", "em.npy"])
 def test_nothing_stands_between_a_user_and_a_plain_image(name):
     readers = npe2.PluginManager.instance().iter_compatible_readers([name])

@@ -12,6 +12,7 @@ from typing import Any
 
 import napari
 from napari.layers import Layer
+from napari.utils.notifications import show_info
 from qtpy.QtWidgets import QApplication, QInputDialog
 
 from napari_kdunet import core
@@ -37,7 +38,9 @@ def get_reader(path: str | list[str]) -> Callable[[Any], list[LayerData]] | None
 
 
 def _read_volume(path: str) -> list[LayerData]:
-    """An image layer, lazy, with scale in nm and axis labels; errors as of `core.open_volume`.
+    """An image layer, lazy, with scale in nm and axis labels; what was assumed is a notification.
+
+    Errors as of `core.open_volume`.
 
     Of large slices it is a pyramid where the file has one: napari draws the part on screen at the resolution of that.
     """
@@ -46,6 +49,8 @@ def _read_volume(path: str) -> list[LayerData]:
         return [(None,)]
     source = f"{path}:{inside}" if inside else path  # MRC, HDF5, N5, OME-Zarr, a folder, ...
     volume = core.open_volume(source)
+    if volume.notes:
+        show_info(f"{Path(path).name}: {'; '.join(volume.notes)}")
     ndim = 3 if len(volume) > 1 else 2
     name = f"{Path(path).stem} {inside.strip('/')}".strip()
     options: dict[str, Any] = {"name": name, "axis_labels": ("z", "y", "x")[-ndim:]}

@@ -98,14 +98,18 @@ def test_files_of_one_name_do_not_replace_each_other(segment, em, tmp_path, qtbo
     assert widget.batch.states == ["done: em mask.tif", "done: em 2 mask.tif"]
 
 
-def test_lost_slices_are_told(segment, em, tmp_path, qtbot):
+def test_what_was_assumed_and_lost_slices_are_told(segment, em, tmp_path, qtbot):
     _, widget = segment
     raw = em[0].copy()
     raw[2] = 0
-    core.write_volume(raw, tmp_path / "a.tif", voxel_size=NM)
+    thumbnail = np.zeros((8, 8), np.uint8)
+    with tifffile.TiffWriter(tmp_path / "a.tif") as file:
+        file.write(raw, resolution=(5e5, 5e5), resolutionunit="CENTIMETER")
+        file.write(thumbnail, subfiletype=1)
     widget.batch.add([tmp_path / "a.tif"])
     run(qtbot, widget)
-    assert widget.batch.states == ["done: a mask.tif (no image at z = 2: background)"]
+    taken = "the largest of 2 images is taken, choose another with series"
+    assert widget.batch.states == [f"done: a mask.tif ({taken}; no image at z = 2: background)"]
     with tifffile.TiffFile(tmp_path / "a mask.tif") as file:
         assert json.loads(file.imagej_metadata["napari_kdunet"])["lost"] == [2]
     assert not np.asarray(core.open_volume(tmp_path / "a mask.tif"))[2].any()

@@ -104,6 +104,7 @@ def _segment(index: int, item: Item, recipe: Recipe, is_stopped: Callable[[], bo
     volume = core.open_volume(item.source, invert=recipe.inverted)
     stated = volume.voxel_size
     volume, note, about = _with_pixel_size(stoppable(volume, is_stopped), recipe)
+    notes = [*filter(None, [note]), *volume.notes]
     how: dict[str, Any] = {"output": "labels", "threshold": recipe.threshold}
     metadata = {"model": recipe.model_name, "inverted": recipe.inverted, **how, **about}
     slices = iter_write(
@@ -118,8 +119,8 @@ def _segment(index: int, item: Item, recipe: Recipe, is_stopped: Callable[[], bo
         for written in slices:
             if written.done == len(volume) and (lost := volume.lost_slices()):
                 metadata["lost"] = lost
-                note = "; ".join(filter(None, (note, f"no image at z = {format_slices(lost)}: background")))
-            yield Progress(index, written.done / len(volume), note)
+                notes.append(f"no image at z = {format_slices(lost)}: background")
+            yield Progress(index, written.done / len(volume), "; ".join(notes))
 
 
 def _with_pixel_size(volume: Volume, recipe: Recipe) -> tuple[Volume, str, dict[str, Any]]:
