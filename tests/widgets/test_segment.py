@@ -295,6 +295,17 @@ def test_threshold_leaves_what_was_painted(segment, tiny_model, qtbot):
     assert mask.data[sure] == 0
 
 
+def test_a_slice_without_an_image_is_told(segment, em, qtbot):
+    viewer, widget = segment
+    raw = em[0].copy()
+    raw[[1, 3]] = 7
+    widget.image.value = viewer.add_image(raw, name="lost", scale=(20,) * 3, units="nm")
+    widget.start_button.native.click()
+    finished(qtbot, widget)
+    assert "No image at z = 1,3: background." in widget.status.text()
+    assert not viewer.layers["lost tiny mask"].data[[1, 3]].any()
+
+
 def test_stop_keeps_what_is_done_and_start_goes_on(segment, em, tiny_model, qtbot, gate):
     viewer, widget = segment
     gate.hold()

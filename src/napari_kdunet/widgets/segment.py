@@ -10,7 +10,7 @@ from magicgui.widgets import CheckBox
 from qtpy.compat import isalive
 from qtpy.QtWidgets import QProgressBar
 
-from napari_kdunet.core.parsing import clock
+from napari_kdunet.core.parsing import clock, format_slices
 from napari_kdunet.widgets.segmentation.batch import Recipe
 from napari_kdunet.widgets.segmentation.batch_rows import BatchRows
 from napari_kdunet.widgets.segmentation.volume_segmentation import VolumeSegmentation
@@ -241,6 +241,8 @@ class SegmentWidget(Panel):
             text += f", {clock(left)} left"
         elif not segmentation.is_running and done < total:
             text += ". Stopped: Segment volume goes on from here"
+        if result.lost.any():
+            text += f".\nNo image at z = {format_slices(result.lost.nonzero()[0])}: background"
         if result.folder is not None:
             text += f".\nToo large for memory: it is in {result.folder} for as long as the layer is there. Save it"
         if result.is_pyramid:

@@ -66,6 +66,8 @@ class Result:
         Tiles of a slice.
     tiles_done : ndarray
         int, (Z,): how many of each slice have been segmented, row by row.
+    lost : ndarray
+        bool, (Z,): whether a slice that has been segmented holds no image, so that all of it is background.
     folder : Path or None
         The temporary folder, if there is one.
     is_pyramid : bool
@@ -91,6 +93,7 @@ class Result:
         self.model, self.threshold, self.inverted = model, threshold, inverted
         multiclass = len(model.class_names) > 2 and not model.boundary
         self.done, self.tiles_done, self.tiles = np.zeros(shape[0], bool), np.zeros(shape[0], int), 1
+        self.lost = np.zeros(shape[0], bool)
         self._applied = np.full(shape[0], np.nan)  # threshold that was applied to each slice of the mask
         self._lock = threading.Lock()
         self.outlines: Any = None
@@ -250,6 +253,7 @@ def segment(volume: core.Volume, result: Result, focus: Focus) -> Iterator[int]:
             likeliest = None if classes is None else classes[(z, *window)].compute(scheduler="synchronous")
             result.put(z, tile, likeliest, window)
             result.apply(z)  # where the threshold has changed since its first tile
+            result.lost[z] = volume.is_lost(z)
             yield z
     except core.VolumeError as error:
         if not was_stopped(error):
