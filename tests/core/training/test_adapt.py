@@ -33,7 +33,7 @@ def test_a_student_learns_a_volume_without_labels(blobs, teacher):
 def test_the_lesson_is_centred_on_the_teachers_threshold(blobs, teacher):
     raw = open_volume(blobs((4, 64, 64), seed=2)[0])
     strict = replace(teacher, threshold=0.9)
-    _, probabilities, _ = lesson(strict, raw, core.DistillConfig.adapting(teacher_views=1, **ADAPTING))
+    _, probabilities = lesson(strict, raw, core.DistillConfig.adapting(teacher_views=1, **ADAPTING))
     expected = np.asarray(core.predict(strict, raw))
     np.testing.assert_array_equal(probabilities > 0.5, expected > 0.9)
     certain = abs(expected - 0.9) > 0.05
@@ -45,13 +45,13 @@ def test_isotropic_volumes_are_seen_along_three_axes(blobs, teacher):
     raw = open_volume(blobs((40, 48, 64), seed=2)[0], voxel_size=(10.0, 10.0, 10.0))
     half = replace(teacher, threshold=0.5)
     config = core.DistillConfig.adapting(**ADAPTING)
-    image, probabilities, voxel_size = lesson(half, raw, config)
+    image, probabilities = lesson(half, raw, config)
     np.testing.assert_array_equal(image, np.asarray(raw))
-    assert voxel_size == (10.0, 10.0, 10.0)
+    assert image.voxel_size == (10.0, 10.0, 10.0)
     expected = np.asarray(core.predict(half, raw, planes="zyx"))
     np.testing.assert_allclose(probabilities, expected, atol=2e-4)
     sections = replace(raw, voxel_size=(50.0, 10.0, 10.0))
-    _, probabilities, _ = lesson(half, sections, config)
+    _, probabilities = lesson(half, sections, config)
     np.testing.assert_allclose(probabilities, np.asarray(core.predict(half, sections, views=4)), atol=2e-4)
 
 
@@ -72,7 +72,7 @@ def test_of_a_large_volume_parts_are_asked_about(teacher):
 
     source = Counting()
     pixels = 3.5 * 1024 * 1024
-    image, probability, _ = lesson(
+    image, probability = lesson(
         teacher, open_volume(source), core.DistillConfig.adapting(teacher_views=1, **ADAPTING), pixels
     )
     assert image.shape == probability.shape == (3, 1024, 1024)
@@ -83,7 +83,7 @@ def test_of_a_large_volume_parts_are_asked_about(teacher):
 def test_a_teacher_without_time_is_asked_about_the_middle_alone(blobs, teacher, until, slices):
     raw = open_volume(blobs((8, 64, 64), seed=2)[0])
     config = core.DistillConfig.adapting(teacher_views=1, **ADAPTING)
-    image, probabilities, _ = lesson(replace(teacher, threshold=0.5), raw, config, until=until)
+    image, probabilities = lesson(replace(teacher, threshold=0.5), raw, config, until=until)
     np.testing.assert_array_equal(image, np.asarray(raw)[slices])
     np.testing.assert_allclose(probabilities, np.asarray(core.predict(teacher, raw))[slices], atol=2e-4)
 
@@ -91,3 +91,44 @@ def test_a_teacher_without_time_is_asked_about_the_middle_alone(blobs, teacher, 
 def test_students_that_there_are(teacher, model):
     assert bundled_student(4, teacher) is teacher
     assert bundled_student(3, teacher) is None
+
+
+def test_what_lies_outside_a_stated_sample_is_neither_asked_about_nor_learnt(blobs, teacher):
+    raw = blobs((6, 64, 96), seed=3)[0]
+    sample = np.zeros(raw.shape, bool)
+    sample[:, :, :48] = True
+    raw[~sample] = np.random.default_rng(0).integers(0, 256, np.count_nonzero(~sample))
+    volume = open_volume(raw, sample=sample)
+    half = replace(teacher, threshold=0.5)
+    image, probabilities = lesson(half, volume, core.DistillConfig.adapting(teacher_views=1, **ADAPTING))
+    np.testing.assert_allclose(probabilities, np.asarray(core.predict(half, volume)), atol=2e-4)
+    for z in range(len(raw)):
+        np.testing.assert_array_equal(image.outside(z), ~sample[z])
+        assert image.statistics(z) == volume.statistics(z)
+
+
+def test_parts_of_a_slice_are_standardised_as_the_slice_is(blobs, teacher):
+    """As they are in a prediction of the whole."""
+    raw = blobs((2, 1100, 64), seed=3)[0]
+    raw[:, :15] = 255
+    whole = open_volume(raw)
+    image, _ = lesson(teacher, whole, core.DistillConfig.adapting(teacher_views=1, **ADAPTING))
+    assert image.shape == (2, 1024, 64)
+    assert [image.statistics(z) for z in range(2)] == [whole.statistics(z) for z in range(2)]
+
+
+def test_lost_slices_are_not_asked_about(blobs, teacher):
+    """The middle is where a teacher without time begins."""
+    raw = blobs((8, 64, 64), seed=2)[0]
+    raw[3:6] = 0
+    image, _ = lesson(teacher, open_volume(raw), core.DistillConfig.adapting(**ADAPTING), until=0.0)
+    assert len(image) == 1
+    assert not image.is_lost(0)
+
+
+@pytest.mark.parametrize("learn", [core.iter_adapt, core.iter_distill])
+def test_an_image_that_shows_nothing_is_named(teacher, learn, one_line):
+    black = open_volume(np.zeros((4, 64, 64), np.uint8), name="black.tif")
+    arguments = (black,) if learn is core.iter_adapt else (black, None)
+    with one_line(core.VolumeError, "black.tif shows nothing"):
+        next(learn(teacher, *arguments, core.DistillConfig.adapting(steps=1, **ADAPTING)))

@@ -121,7 +121,7 @@ def test_adaptation_takes_a_teacher_with_context(blobs, model, size):
     raw = core.open_volume(blobs((9, 64, 64))[0], voxel_size=size)
     teacher = replace(model(1, depth=1, context=1), context_distance=30.0)
     config = core.DistillConfig.adapting(depth=1, pixel_size=0.0, teacher_views=1, threads=1)
-    images, probabilities, _ = lesson(teacher, raw, config, pixels=3 * 64 * 64)
+    images, probabilities = lesson(teacher, raw, config, pixels=3 * 64 * 64)
     expected = np.asarray(core.predict(teacher, raw))
     chosen = [z for z in range(9) if any(np.array_equal(image, raw.read(z)) for image in images)]
     assert len(images) == len(chosen) == 3

@@ -144,6 +144,8 @@ def prepare(
         _check_probability(sampler)
     if labelled:
         _check_both(labelled, sampler)
+    elif not sampler.unlabelled:
+        raise _shows_nothing(volumes[0].raw)
     labelled_z = tuple(z for part in labelled for z in part.slices)
     unlabelled_slices = sum(len(part.slices) for part in others)
     first = replace(volumes[0], slices=splits[0].usable)
@@ -195,9 +197,13 @@ def _check_both(volumes: list[TrainingVolume], sampler: PatchSampler) -> None:
     for name, pixels in (("foreground", sum(others)), ("background", background)):
         if not pixels:
             for image in (volume.raw for volume in volumes if all(map(volume.raw.is_lost, volume.slices))):
-                raise VolumeError(f"{image.name} shows nothing in the slices to train on: they are constant, or noise.")
+                raise _shows_nothing(image)
             where = "in the slices to train on"
             raise UnlabelledError(f"{names} has no {name} {where}: label some or name others.")
+
+
+def _shows_nothing(image: Volume) -> VolumeError:
+    return VolumeError(f"{image.name} shows nothing in the slices to train on: they are constant, or noise.")
 
 
 def _pixel_size_notes(image: Volume, config: TrainConfig) -> list[str]:

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from napari_kdunet.core.config import DistillConfig
 from napari_kdunet.core.data.splits import spaced
 from napari_kdunet.core.devices import training_threads
-from napari_kdunet.core.errors import ConfigError
+from napari_kdunet.core.errors import ConfigError, VolumeError
 from napari_kdunet.core.networks.bundled import bundled_models
 from napari_kdunet.core.networks.model import Model, load_model
 from napari_kdunet.core.prediction.orthoplanes import is_isotropic
@@ -103,12 +103,11 @@ def iter_adapt(
     volume = open_volume(raw)
     total = config.budget[1]
     until = None if total is None else began + total / 2
-    images, probabilities, voxel_size = lesson(teacher, volume, config, pixels, planes, until)
+    image, probabilities = lesson(teacher, volume, config, pixels, planes, until)
     if start is not None:
         start = with_statistics(start, volume, "auto", config.device, config.threads)
     config = _remaining(config, time.monotonic() - began)
-    image = open_volume(images, voxel_size=voxel_size, name="the parts to learn from")
-    probability = open_volume(probabilities, voxel_size=voxel_size, name="the teacher's probabilities")
+    probability = open_volume(probabilities, voxel_size=image.voxel_size, name="the teacher's probabilities")
     yield from iter_distill(probability, image, None, config, start=start, out=out)
 
 
@@ -164,11 +163,16 @@ def lesson(
     pixels: float = PIXELS,
     planes: bool | None = None,
     until: float | None = None,
-) -> tuple[NDArray[Any], NDArray[np.float32], tuple[float, float, float] | None]:
-    """Parts of a volume (ZYX, raw values), the teacher's probabilities of them (float32), and their voxel size, in nm.
+) -> tuple[Volume, NDArray[np.float32]]:
+    """Parts of a volume, as `Volume.extract` gives them, and the teacher's probabilities of them, ZYX.
 
     Arguments as in `iter_adapt`. The teacher is asked about one part at least, and about no more than it can tell of
-    before `until`, a time of `time.monotonic`.
+    before `until`, a time of `time.monotonic`; not about parts without any sample.
+
+    Raises
+    ------
+    VolumeError
+        If none of the parts shows any sample.
     """
     if planes is None:
         planes = volume.voxel_size is not None and is_isotropic(volume.voxel_size)
@@ -177,29 +181,37 @@ def lesson(
     teacher = with_statistics(teacher, volume, "auto", config.device, threads)  # of the whole, not of each part
     reach = Neighbours.between(teacher.context, teacher.context_distance, volume.voxel_size).reach
     parts = _parts(volume, teacher, _SLAB if planes else 1, pixels)
-    told: dict[int, tuple[NDArray[Any], NDArray[np.float32]]] = {}
+    told: dict[int, NDArray[np.float32]] = {}
     took, middle = 0.0, len(parts) // 2
     for i in sorted(range(len(parts)), key=lambda i: (i - middle) * _GOLDEN % 1):  # the first are spread as all are
         part, began = parts[i], time.monotonic()
         if told and until is not None and began + took > until:
             break
+        if not _shows(volume, part):
+            continue
         around = range(max(part.z[0] - reach, 0), min(part.z[-1] + reach + 1, len(volume)))
         own = slice(part.z[0] - around.start, part.z[-1] + 1 - around.start)
-        image = np.stack([volume.read(z, part.y, part.x) for z in around])
-        stack = replace(open_volume(image, voxel_size=volume.voxel_size, name=volume.name), fill=volume.fill)
         probability = predict(
             teacher,
-            stack,
+            volume.extract([(z, part.y, part.x) for z in around]),
             views=1 if planes else config.teacher_views,
             planes="zyx" if planes else "z",
             statistics="model",
             device=config.device,
             threads=threads,
         )
-        told[i] = image[own], _centred(np.asarray(probability[own]), teacher.threshold)
+        told[i] = _centred(np.asarray(probability[own]), teacher.threshold)
         took = time.monotonic() - began
-    images, probabilities = zip(*(told[i] for i in sorted(told)), strict=True)
-    return np.concatenate(images), np.concatenate(probabilities), volume.voxel_size
+    if not told:
+        raise VolumeError(f"{volume.name} shows nothing to learn from: it is constant, or noise.")
+    windows = [(z, parts[i].y, parts[i].x) for i in sorted(told) for z in parts[i].z]
+    return volume.extract(windows), np.concatenate([told[i] for i in sorted(told)])
+
+
+def _shows(volume: Volume, part: _Part) -> bool:
+    """Whether any of it lies in the sample."""
+    outside = (volume.outside(z, part.y, part.x) for z in part.z)
+    return any(mask is None or not mask.all() for mask in outside)
 
 
 def _parts(volume: Volume, teacher: Model, slab: int, pixels: float) -> list[_Part]:
