@@ -45,6 +45,33 @@ def test_stopped_training_goes_on(data, tmp_path):
     assert names(tmp_path) == [model.name]
 
 
+def test_a_stopped_adaptation_leaves_its_model_alone(data, teacher, tmp_path):
+    """What would need an option that `adapt` has not is neither kept nor spoken of."""
+    model, state = tmp_path / "m.safetensors", tmp_path / "m.resume.safetensors"
+    state.write_text("of a training that was stopped")
+    argv = ["adapt", teacher, data / "raw.tif", "-o", model, *LONG]
+    with subprocess.Popen([*MODULE, *argv], stderr=subprocess.PIPE, text=True) as process:
+        said = []
+        for line in process.stderr:
+            said.append(line)
+            if line.startswith("step "):
+                process.send_signal(signal.SIGINT)
+                break
+        said += process.stderr.readlines()
+    assert process.returncode == 130
+    assert said[-1].startswith("stopped: ")
+    assert "--resume" not in "".join(said)
+    assert state.read_text() == "of a training that was stopped"
+    model.touch()
+    again = run(*argv)
+    assert (again.code, len(again.lines)) == (2, 1)
+    assert "--overwrite" in again.err
+    assert "--resume" not in again.err
+    done = run(*argv, "--overwrite", "--k", 4, "--steps", 1)
+    assert done.code == 0, done.err
+    assert names(tmp_path) == [model.name]
+
+
 @pytest.mark.slow
 def test_two_processes_stopped_by_one_ctrl_c_go_on(data, tmp_path):
     """The key goes to both; the first ends the training of both, and says so once."""

@@ -94,14 +94,14 @@ def check_out(
     return check_target(out, suffixes, inputs=[given for given in inputs if given], overwrite=overwrite)
 
 
-def check_model_out(out: Path, *inputs: str | None, overwrite: bool, resume: bool) -> Path:
-    """As `check_out`, of the model of a training, which `resume` may replace."""
+def check_model_out(out: Path, *inputs: str | None, overwrite: bool, resume: bool | None) -> Path:
+    """As `check_out`, of the model of a training, which `resume` may replace; None where it cannot be resumed."""
     from napari_kdunet.core.training.checkpoint import resume_path
 
     check_out(out, *inputs, overwrite=True)
     check_out(resume_path(out), *inputs, overwrite=True)
     if out.exists() and not (overwrite or resume):
-        to_go_on = ", --resume to go on with its training" if resume_path(out).exists() else ""
+        to_go_on = ", --resume to go on with its training" if resume is False and resume_path(out).exists() else ""
         raise OutputError(
             f"cannot write {out}: it exists; give --overwrite to replace it{to_go_on}, or choose another name"
         )

@@ -276,7 +276,7 @@ def adapt(
     from napari_kdunet.core import iter_adapt, load_model
     from napari_kdunet.core.training.adapt import begin_as
 
-    check_model_out(out, model, raw, selection["sample"], start, overwrite=overwrite, resume=False)
+    check_model_out(out, model, raw, selection["sample"], start, overwrite=overwrite, resume=None)
     teacher = load_model(model)
     volume = given_volume(raw, voxel_size, **selection)
     print_notes(volume)
@@ -286,7 +286,7 @@ def adapt(
         console.print(f"note: no {config.k}-Unet of this form is at hand to begin as: the student begins anew")
     planes = None if stated else False  # the distance of slices is not known
     events = iter_adapt(teacher, volume, config, planes=planes, start=student, out=out)
-    _follow(f"adapting a {config.k}-Unet to {volume.name}", events, out, False, None)
+    _follow(f"adapting a {config.k}-Unet to {volume.name}", events, out, None, None)
 
 
 app.command(cls=Command)(predict)
@@ -393,7 +393,7 @@ def _printable(text: str, most: int) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
-def _follow(title: str, events: Any, out: Path, resumed: bool, fabric: Any) -> None:
+def _follow(title: str, events: Any, out: Path, resumed: bool | None, fabric: Any) -> None:
     if fabric is not None and not fabric.is_global_zero:  # only rank 0 prints
         for _ in events:
             pass

@@ -136,8 +136,8 @@ def follow_training(title: str, events: Iterator[Event]) -> Done:
     raise AssertionError("the training ended without Done or an error")
 
 
-def follow_to_file(title: str, events: Iterator[Event], out: Path, *, resumed: bool = False) -> Done:
-    """Show the progress of a training that writes `out` until it ends.
+def follow_to_file(title: str, events: Iterator[Event], out: Path, *, resumed: bool | None = False) -> Done:
+    """Show the progress of a training that writes `out` until it ends; `resumed` is None where it cannot be.
 
     Raises
     ------
@@ -150,13 +150,14 @@ def follow_to_file(title: str, events: Iterator[Event], out: Path, *, resumed: b
 
     state, before = resume_path(out), _file_identity(out)
     if state.exists() and not resumed:
-        console.print(f"note: starting anew, {state} of a training that was stopped will be replaced (see --resume)")
+        how = "removed" if resumed is None else "replaced (see --resume)"
+        console.print(f"note: starting anew, {state} of a training that was stopped will be {how}")
     try:
         return follow_training(title, events)
     except (Interrupted, KeyboardInterrupt):
         saved = _file_identity(out) != before
         best = f"the best model so far is {out}" if saved else "no model was good enough to be saved yet"
-        more = f"; go on with --resume (from {state.name})" if state.exists() else ""
+        more = f"; go on with --resume (from {state.name})" if state.exists() and resumed is not None else ""
         raise Interrupted(f"stopped: {best}{more}.") from None
     except DivergedError as error:
         kept = f" The best model so far is {out}." if _file_identity(out) != before else ""

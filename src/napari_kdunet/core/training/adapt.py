@@ -84,7 +84,8 @@ def iter_adapt(
     start : Model, optional
         Initial weights of the student; see `bundled_student`.
     out : path, optional
-        As in `iter_train`.
+        As in `iter_train`, without a state to resume from: how far the teacher comes in some minutes is not the same
+        twice.
 
     Yields
     ------
@@ -108,7 +109,7 @@ def iter_adapt(
         start = with_statistics(start, volume, "auto", config.device, config.threads)
     config = _remaining(config, time.monotonic() - began)
     probability = open_volume(probabilities, voxel_size=image.voxel_size, name="the teacher's probabilities")
-    yield from iter_distill(probability, image, None, config, start=start, out=out)
+    yield from iter_distill(probability, image, None, config, start=start, out=out, resume=None)
 
 
 def adapt(

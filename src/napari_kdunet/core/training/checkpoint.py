@@ -68,6 +68,8 @@ class Checkpointer:
         The network, the running average of its weights and the optimiser, saved and restored as a whole.
     group : ProcessGroup
         Only its rank 0 writes.
+    resumable : bool
+        Whether to keep a state.
 
     Attributes
     ----------
@@ -83,8 +85,9 @@ class Checkpointer:
         average: AveragedModel,
         optimizer: torch.optim.Optimizer,
         group: ProcessGroup,
+        resumable: bool = True,
     ) -> None:
-        self.config, self.out, self.group = config, out, group
+        self.config, self.out, self.group, self.resumable = config, out, group, resumable
         self._settings = {**config.to_dict(), "processes": group.size}
         self.net, self.average, self.optimizer = net, average, optimizer
         self.about: dict[str, str] = {}
@@ -137,8 +140,8 @@ class Checkpointer:
         return resume_path(self.out)
 
     def save_state(self, progress: Progress) -> None:
-        """Write the state to resume from, if anything is to be written."""
-        if self.out is None or self.group.rank:
+        """Write the state to resume from, if there is to be one."""
+        if self.out is None or self.group.rank or not self.resumable:
             return
         self._check_lock()
         best: dict[str, Any] = {"iou": self.iou, "collapsed": self.collapsed}

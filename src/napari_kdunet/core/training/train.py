@@ -103,7 +103,7 @@ def iter_distill(
     trust: bool = False,
     val: Pair | Sequence[Pair] | None = None,
     out: str | Path | None = None,
-    resume: bool = False,
+    resume: bool | None = False,
     start: Model | None = None,
     fabric: Fabric | None = None,
 ) -> Iterator[Event]:
@@ -120,7 +120,7 @@ def iter_distill(
         As in `as_teacher`: a model of ours, anything that gives logits (ONNX files too), or a probability volume of
         `raw`'s shape.
     raw, labels, config, val, out, resume, start, fabric
-        As in `iter_train`; labels may be None, those of a pair too.
+        As in `iter_train`; labels may be None, those of a pair too. With `resume` None no state to resume from is kept.
     unlabelled : sequence of volumes
         More raw volumes to learn from through the teacher.
     trust : bool

@@ -56,8 +56,8 @@ class Trainer:
         Initial weights.
     fabric : Fabric
         Launched; each of its processes trains on its part of every batch.
-    resume : bool
-        Continue from the saved state; errors as in `Checkpointer.restore`.
+    resume : bool or None
+        Continue from the saved state, errors as in `Checkpointer.restore`; None keeps no state.
     """
 
     def __init__(
@@ -68,7 +68,7 @@ class Trainer:
         out: Path | None,
         start: Model | None,
         fabric: Fabric,
-        resume: bool = False,
+        resume: bool | None = False,
     ) -> None:
         self.config, self.data, self.teacher = config, data, teacher
         self.device = data.sampler.device
@@ -87,7 +87,8 @@ class Trainer:
         )
         self.net, self.optimizer = self.fabric.setup(self.raw_net, optimizer)
         self.average = running_average(self.raw_net, config.ema)
-        self.checkpoints = Checkpointer(config, out, self.raw_net, self.average, self.optimizer, self.group)
+        kept = (self.raw_net, self.average, self.optimizer)
+        self.checkpoints = Checkpointer(config, out, *kept, self.group, resumable=resume is not None)
         if out is not None and not self.group.rank:
             taught = {} if teacher is None else {"teacher": teacher_fingerprint(teacher)}
             self.checkpoints.about = data.fingerprint() | taught
@@ -127,7 +128,7 @@ class Trainer:
                     yield self.step()
                 else:
                     yield self.validate()
-                    if self.checkpoints.out is not None:
+                    if self.checkpoints.out is not None and self.checkpoints.resumable:
                         self.group.on_rank_zero(lambda: self.checkpoints.save_state(self.progress))
                         yield Saved(self.progress.step, self.checkpoints.state_path)
         except GeneratorExit:  # between two steps, so that resuming is exact
