@@ -223,6 +223,19 @@ def test_without_labels_a_bundled_student_adapts_to_the_image(bench, teacher, bu
     assert all((before[name] - after[name]).abs().max() < 1e-3 for name in before)
 
 
+def test_an_adaptation_cannot_be_paused_while_the_teacher_is_asked(bench, widget):
+    """The teacher has a share of the minutes: in a pause they would run out, and it would tell of one part alone."""
+    widget.labels_layer.value, widget.steps.value = None, 100_000
+    widget.view.start_button.click()
+    assert "asking the teacher" in widget.view.status.text()
+    assert widget.view.stop_button.isEnabled()
+    assert not widget.view.pause_button.isEnabled()
+    bench.wait_for(widget, "student", validations=0)
+    assert widget.view.pause_button.isEnabled()
+    bench.stop(widget)
+    bench.assert_ready(widget)
+
+
 def test_an_adaptation_takes_no_typed_size_for_the_distance_of_slices(bench, tiny_em):
     """A student that begins as its teacher agrees with it about sections, seen as what they are."""
     raw, labels = tiny_em

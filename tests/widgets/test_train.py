@@ -38,7 +38,7 @@ def test_a_run_leaves_a_model_curves_and_a_preview(bench, widget):
     assert not widget.view.save_button.isEnabled()
     widget.view.start_button.click()
     assert not widget.view.start_button.isEnabled()
-    assert widget.view.pause_button.isEnabled()
+    assert widget.view.stop_button.isEnabled()
     bench.finish(widget)
     assert widget.view.curves.iou_plot.isVisible()
     bench.assert_ready(widget)

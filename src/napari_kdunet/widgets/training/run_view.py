@@ -97,6 +97,7 @@ class RunView(QWidget):
         self.curves.begin(run)
         self.curves.show()
         self._set_running(True)
+        self.pause_button.setEnabled(False)  # a teacher that is asked first would go on, and its time counts
         self.bar.setRange(0, 0)
         asked = ", asking the teacher" if run == "student" else ""  # which can take a minute where nothing is labelled
         self.status.setText(f"Preparing: reading the slices{asked}…")
@@ -109,7 +110,8 @@ class RunView(QWidget):
         self.status.setText(f"Waiting: {what}")
 
     def started(self, event: Started) -> None:
-        """Show the data and the device of the training."""
+        """Show the data and the device of the training, which can be paused from now on, unless it is being stopped."""
+        self.pause_button.setEnabled(self.stop_button.isEnabled())
         self.bar.setRange(0, _PER_MILLE)
         self.bar.setValue(0)
         where = f"{event.parameters:,} parameters on {event.device}"
