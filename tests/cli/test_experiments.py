@@ -105,6 +105,18 @@ def test_figure_4(volumes, tmp_path):
     assert imread(tmp_path / "bn.png")[..., :3].std() > 0.05
 
 
+def test_figure_4_of_runs_that_all_diverged_at_once(volumes, tmp_path, monkeypatch):
+    def bad(trainer):
+        raise core.DivergedError("the loss is nan", None)
+
+    monkeypatch.setattr(Trainer, "step", bad)
+    result = run("study", "bn", *volumes, "--out", tmp_path, "--setting", "paper", *TINY)
+    assert result.code == 0, result.err
+    assert [row["outcome"] for row in rows(tmp_path / "bn.csv")] == ["diverged"] * 2
+    assert (tmp_path / "bn-curve.csv").read_text() == "run,step,test_loss,paper_test_loss\n"
+    assert imread(tmp_path / "bn.png").size
+
+
 def test_a_stopped_study_goes_on(volumes, tmp_path):
     argv = ["study", "reruns", *volumes, "--out", tmp_path / "a", *TINY]
     honest, steps = Trainer.step, []

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -150,10 +150,9 @@ def _curves(out: Path, name: str, results: list[RunResult]) -> dict[str, Curve]:
 
     curves = {row.run: test_curve(out / "runs", row) for row in results}
     points = [(run, step, loss) for run, curve in curves.items() for step, loss in curve]
-    _write_csv(
-        out / f"{name}-curve.csv",
-        ({"run": run, "step": step, "test_loss": loss, "paper_test_loss": 2 * loss} for run, step, loss in points),
-    )
+    columns = ("run", "step", "test_loss", "paper_test_loss")
+    rows = (dict(zip(columns, (*point, 2 * point[-1]), strict=True)) for point in points)
+    _write_csv(out / f"{name}-curve.csv", rows, columns)  # none, if all runs diverged before a test
     return curves
 
 
@@ -189,10 +188,10 @@ def _format_result(result: RunResult) -> str:
     return f"{result.run}  {result.steps} steps  {result.seconds:.0f} s{loss}{iou}  {result.outcome}"
 
 
-def _write_csv(path: Path, rows: Iterable[dict[str, Any]]) -> None:
-    """Write rows of the same keys; None is an empty cell."""
+def _write_csv(path: Path, rows: Iterable[dict[str, Any]], columns: Sequence[str] = ()) -> None:
+    """Write rows of the same keys, which are the columns that there are without rows; None is an empty cell."""
     text, every = io.StringIO(), list(rows)
-    writer = csv.DictWriter(text, every[0], lineterminator="\n")
+    writer = csv.DictWriter(text, columns or every[0], lineterminator="\n")
     writer.writeheader()
     writer.writerows(every)
     write_bytes(path, text.getvalue().encode())
