@@ -44,7 +44,7 @@ FLOORS = (
     ("core.networks", "core.metrics", "core.writing"),
     ("core.volumes", "core.config", "core.advice", "core.devices"),
     ("core.files",),
-    ("core.kernels", "core.parsing"),
+    ("core.kernels", "core.parsing", "core.settings"),
     ("core.errors",),
     ("napari_kdunet",),  # the version
 )

@@ -1,18 +1,15 @@
-"""The settings of training and distillation, each with its unit, bounds and one sentence of help.
-
-Forms and command lines are built from the fields' metadata, so that they cannot drift from what the core does.
-"""
+"""The settings of training and distillation, each with its unit, bounds and one sentence of help."""
 
 from __future__ import annotations
 
 import math
-import operator
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import Field, asdict, dataclass, field, fields, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, fields, replace
 from types import MappingProxyType, NoneType
 from typing import Any, Self
 
 from napari_kdunet.core.errors import ConfigError
+from napari_kdunet.core.settings import check_field, setting
 
 __all__ = [
     "GOING_ON",
@@ -22,9 +19,7 @@ __all__ = [
     "VIEWS",
     "DistillConfig",
     "TrainConfig",
-    "check_field",
     "check_setting",
-    "setting",
 ]
 
 VIEWS = (1, 2, 4, 8)
@@ -32,74 +27,6 @@ VIEWS = (1, 2, 4, 8)
 
 LEAST_PIXEL_SIZE = 0.1
 """Smallest working pixel size in nm, but for 0: to less, the image of a microscope would be enlarged without end."""
-
-
-def setting(
-    default: Any,
-    help: str,
-    *,
-    unit: str = "",
-    ge: float | None = None,
-    gt: float | None = None,
-    le: float | None = None,
-    lt: float | None = None,
-    choices: tuple[str, ...] | tuple[int, ...] = (),
-    types: tuple[type, ...] = (),
-    advanced: bool = False,
-) -> Any:
-    """Declare one field: default, help, unit, bounds (greater/less or equal), choices and allowed types.
-
-    The types are the default's own unless given; a float may be an int too.
-    """
-    bounds = {"ge": ge, "gt": gt, "le": le, "lt": lt}
-    return field(
-        default=default,
-        metadata={
-            "help": help,
-            "unit": unit,
-            "choices": choices,
-            "types": types or (type(default),),
-            "advanced": advanced,
-            **{name: bound for name, bound in bounds.items() if bound is not None},
-        },
-    )
-
-
-_BOUNDS: dict[str, tuple[str, Callable[[Any, Any], bool]]] = {
-    "ge": ("at least", operator.ge),
-    "gt": ("greater than", operator.gt),
-    "le": ("at most", operator.le),
-    "lt": ("less than", operator.lt),
-}
-
-
-def check_field(spec: Field[Any], value: Any) -> None:
-    """Raise `ConfigError` where `value` is not what the field `spec` allows."""
-    meta, types = spec.metadata, spec.metadata["types"]
-    if value is None and NoneType in types:
-        return
-    if meta["choices"]:
-        several = isinstance(value, tuple) and value and tuple in types
-        if (value not in meta["choices"] or isinstance(value, bool)) and not several:
-            raise ConfigError(f"{spec.name} is {value!r}: choose one of {', '.join(map(str, meta['choices']))}.")
-        return
-    if bool in types:
-        if not isinstance(value, bool):
-            raise ConfigError(f"{spec.name} is {value!r}: give True or False.")
-        return
-    bounds = {name: meta[name] for name in _BOUNDS if name in meta}
-    if not bounds:
-        return
-    if isinstance(value, float) and not math.isfinite(value):
-        raise ConfigError(f"{spec.name} is {value}: give a number.")
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise ConfigError(f"{spec.name} is {value!r}: give a number.")
-    if float not in types and not isinstance(value, int):
-        raise ConfigError(f"{spec.name} is {value!r}: give a whole number.")
-    for name, bound in bounds.items():
-        words, holds = _BOUNDS[name]
-        if not holds(value, bound):
-            raise ConfigError(f"{spec.name} is {value}: it must be {words} {bound} {meta['unit']}".rstrip() + ".")
 
 
 def _frozen(value: Any) -> Any:

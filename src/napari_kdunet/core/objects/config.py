@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 
-from napari_kdunet.core.config import check_field, setting
+from napari_kdunet.core.settings import check_field, setting
 
 __all__ = ["ObjectsConfig"]
 
