@@ -103,8 +103,28 @@ def test_a_closed_pipe(argv):
     os.close(reading)
     done = subprocess.run([*MODULE, *argv], stdout=writing, stderr=subprocess.PIPE, text=True, timeout=60)
     os.close(writing)
+    assert (done.returncode, done.stderr) == (141, "")  # as whatever else is piped into head
+
+
+@pytest.mark.skipif(os.name != "posix", reason="there a shell closes none")
+@pytest.mark.parametrize("argv", [["info", MODEL], ["--help"], ["predict", MODEL, "raw.tif", "-o", "mask.tif"]])
+def test_a_closed_standard_output(argv, raw):
+    done = subprocess.run(
+        ["sh", "-c", '"$@" >&-', "sh", *MODULE, *argv], cwd=raw.parent, stderr=subprocess.PIPE, text=True, timeout=60
+    )
     assert done.returncode == 2
-    assert done.stderr == "error: cannot write to the standard output: Broken pipe\n"
+    assert done.stderr == "error: cannot write to the standard output: it is closed\n"
+    assert (raw.parent / "mask.tif").exists() == ("predict" in argv)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="there a shell closes none")
+def test_a_closed_standard_error_stops_no_work(raw):
+    argv = [*MODULE, "predict", MODEL, "raw.tif", "-o", "mask.tif"]
+    for code, out in ((0, "mask.tif\n"), (2, "")):  # the second time it exists, of which there is a message
+        done = subprocess.run(
+            ["sh", "-c", '"$@" <&- 2>&-', "sh", *argv], cwd=raw.parent, stdout=subprocess.PIPE, text=True, timeout=60
+        )
+        assert (done.returncode, done.stdout) == (code, out)
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no such device")

@@ -1,6 +1,8 @@
 """The command line: shows the events of the core as progress bars, tables and figures, and writes files."""
 
 import atexit
+import os
+import sys
 
 from napari_kdunet.cli.signals import exit_at_once, handle, handling, stop_command
 
@@ -12,6 +14,7 @@ def main() -> None:
 
     Signals are handled before the commands are imported: one in the first half second counts, too.
     """
+    _replace_closed_streams()
     with handling(exit_at_once):
         atexit.unregister(handle)
         atexit.register(handle, exit_at_once)  # libraries take a while to end
@@ -19,3 +22,13 @@ def main() -> None:
 
         with handling(stop_command(main.__code__)):
             run()
+
+
+def _replace_closed_streams() -> None:
+    """Where a standard stream is closed, and Python has None, put one that cannot be written to, as a full one.
+
+    It takes the number of the stream, which the next file that is opened would get, and with it all that is printed.
+    """
+    for name in ("stdin", "stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_RDONLY)))

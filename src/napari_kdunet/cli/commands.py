@@ -44,7 +44,7 @@ from napari_kdunet.cli.pixel_size import is_exported, with_found_pixel_sizes, wi
 from napari_kdunet.cli.predict import predict
 from napari_kdunet.cli.progress import Interrupted, follow_to_file, launch_processes
 from napari_kdunet.cli.signals import EXIT_CODE
-from napari_kdunet.cli.terminal import console, escape, flush_results, print_result, shorten
+from napari_kdunet.cli.terminal import PIPE_EXIT_CODE, console, escape, flush_results, print_result, shorten
 from napari_kdunet.core.config import DistillConfig, TrainConfig
 from napari_kdunet.core.errors import KDUNetError, OutputError, TrainingError, is_out_of_memory
 from napari_kdunet.core.parsing import format_slices
@@ -71,7 +71,8 @@ _UsageError: Any = typer.BadParameter.__mro__[1]
 def run() -> None:
     """Run a command and exit: wrong input is one line and exit code 2, too little memory or a failed training 1.
 
-    Ctrl-C, SIGTERM and SIGHUP are 130. Any other exception is a bug and passes with its traceback.
+    Ctrl-C, SIGTERM and SIGHUP are 130, a pipe that nobody reads any more is 141. Any other exception is a bug and
+    passes with its traceback.
     """
     try:
         code = app(prog_name="napari-kdunet", standalone_mode=False)
@@ -95,7 +96,7 @@ def run() -> None:
         _fail_os_error(error)
     except SystemExit as end:  # as rich ends where a pipe is closed
         if isinstance(end.__context__, BrokenPipeError):
-            _fail(f"cannot write to the standard output: {end.__context__.strerror}", 2)
+            sys.exit(PIPE_EXIT_CODE)
         raise
     if code == EXIT_CODE:  # as typer returns a Ctrl-C that nothing caught
         console.print("stopped.")

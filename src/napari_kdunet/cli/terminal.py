@@ -13,8 +13,9 @@ from rich.table import Table
 
 from napari_kdunet.core.errors import OutputError
 
-__all__ = ["console", "escape", "flush_results", "print_result", "print_table", "shorten"]
+__all__ = ["PIPE_EXIT_CODE", "console", "escape", "flush_results", "print_result", "print_table", "shorten"]
 
+PIPE_EXIT_CODE = 141  # as a shell gives it for SIGPIPE, the silent end of what ``head`` no longer reads
 _MAX_LENGTH = 300  # characters of a message, whatever name or metadata it quotes
 _NO_LIMIT = 10**6  # characters of a row of a table: a name that is cut or folded cannot be searched for
 
@@ -76,7 +77,9 @@ def print_result(*lines: str) -> None:
     Raises
     ------
     OutputError
-        It is full, or a pipe that is closed.
+        It is full or closed.
+    SystemExit
+        It is a pipe that nobody reads any more.
     """
     _print("".join(f"{escape(line)}\n" for line in lines))
 
@@ -104,4 +107,6 @@ def _print(text: str) -> None:
         reason = getattr(error, "strerror", None) or "it is closed"
         with suppress(OSError, ValueError):  # else Python tries again at its exit, and complains
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if isinstance(error, BrokenPipeError):
+            sys.exit(PIPE_EXIT_CODE)
         raise OutputError(f"cannot write to the standard output: {reason}") from error
