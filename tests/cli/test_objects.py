@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from command_line import names, run
-from napari_kdunet import core
+from napari_kdunet import core, sample
 
 SIZE = (10.0, 10.0, 10.0)
 
@@ -53,6 +53,26 @@ def test_objects_of_the_true_ones(mask, tmp_path):
     assert json.loads(result.out)["f1"] == 1
     assert json.loads(result.out)["objects"] == 3
     assert "panoptic quality" in run("evaluate", tmp_path / "i.tif", tmp_path / "i.tif", "--objects").out
+
+
+@pytest.mark.parametrize("ending", ["tif", "zarr", "h5", "mrc"])
+def test_probabilities_of_a_model_are_taken_at_its_threshold(ending, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    core.write_volume(sample.synthetic_em((4, 96, 96), seed=1)[0], "raw.tif", voxel_size=SIZE)
+    everything = ("--min-diameter", "0", "--holes", "0", "--split", "0")
+    for threshold in ("0.2", "0.8"):
+        how = ("--threshold", threshold, "--overwrite")
+        assert run("predict", "lucchi-1unet", "raw.tif", "-o", "mask.tif", *how).code == 0
+        assert run("predict", "lucchi-1unet", "raw.tif", "-o", f"p.{ending}", "--probabilities", *how).code == 0
+        found = run("objects", f"p.{ending}", "-o", "ids.tif", *everything, "--overwrite")
+        assert f"above {threshold} is foreground" in found.err
+        mask = np.asarray(core.open_volume("mask.tif")) > 0
+        np.testing.assert_array_equal(np.asarray(core.open_volume("ids.tif")) > 0, mask)
+        scored = run("evaluate", f"p.{ending}", "mask.tif", "--json")
+        assert f"scored at {threshold}" in scored.err
+        assert json.loads(scored.out)["iou"] == 1
+        given = run("evaluate", f"p.{ending}", "mask.tif", "--json", "--threshold", "0.5")
+        assert (given.err, json.loads(given.out)["iou"] < 1) == ("", True)
 
 
 @pytest.mark.parametrize(

@@ -300,7 +300,15 @@ def evaluate(
     pred: Annotated[str, typer.Argument(metavar="PRED", help="Masks or probabilities (0-1, 0-255 or 0-65535), ZYX.")],
     labels: Labels,
     as_json: Json = False,
-    threshold: Annotated[float, typer.Option(help="Where probabilities become foreground.", min=0, max=1)] = 0.5,
+    threshold: Annotated[
+        float | None,
+        typer.Option(
+            help="Where probabilities become foreground; by default that of their model, where predict wrote them, "
+            "else 0.5.",
+            min=0,
+            max=1,
+        ),
+    ] = None,
     ignore: Annotated[int | None, typer.Option(help="Label value of pixels that do not count.")] = None,
     raw: Annotated[
         str | None, typer.Option(help="Image that was segmented: what lies outside its sample does not count.")
@@ -327,6 +335,8 @@ def evaluate(
     if prediction.dtype.kind == "u" and "ce" in scores:
         most = 2 ** (8 * prediction.dtype.itemsize) - 1
         console.print(f"note: the values of {pred} are taken as probabilities from 0 to {most}")
+    if threshold is None and prediction.threshold != 0.5:
+        console.print(f"note: scored at {prediction.threshold:g}, the threshold of the model of {pred} (--threshold)")
     if as_json:
         print_result(json.dumps(scores))
         return

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -62,7 +62,9 @@ def objects(
     print_notes(volume)
     if table is not None:
         open_beside(volume, raw, contacts, within)
-    taken = "probabilities" if kind_of(volume) == "probability" else "a mask: what is not 0 is foreground"
+    config = replace(config, threshold=volume.threshold if config.threshold is None else config.threshold)
+    above = f"probabilities: what is above {config.threshold:g} is foreground (--threshold)"
+    taken = above if kind_of(volume) == "probability" else "a mask: what is not 0 is foreground"
     with _stopping("nothing was written"), follow_share("finding objects") as share:
         scratch = out.absolute().parent
         found = core.instances(volume, config, boundary=boundary, scratch=scratch, progress=share)

@@ -3,7 +3,7 @@
 >>> from napari_kdunet import core
 >>> teacher = core.train(raw, labels, core.TrainConfig(k=16, minutes=5))        # doctest: +SKIP
 >>> student = core.distill(teacher, raw, labels, core.DistillConfig(k=2))       # doctest: +SKIP
->>> core.evaluate(core.predict(student, raw) > 0.5, labels).iou                 # doctest: +SKIP
+>>> core.evaluate(core.predict(student, raw, output="labels"), labels).iou      # doctest: +SKIP
 
 The public names stand in ``__init__.pyi``; each is imported when it is first used, so that this import stays light.
 """

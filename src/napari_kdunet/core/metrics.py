@@ -109,7 +109,7 @@ def _defined(value: float) -> float | None:
 
 
 def evaluate(
-    prediction: Any, labels: Any, *, threshold: float = 0.5, ignore: int | None = None, raw: Any = None
+    prediction: Any, labels: Any, *, threshold: float | None = None, ignore: int | None = None, raw: Any = None
 ) -> Scores:
     """Score a prediction against labels, slice by slice.
 
@@ -121,8 +121,9 @@ def evaluate(
         their cross entropy too. Of other integers and bool what is not 0 is foreground.
     labels : volume
         Integers or bool of the same shape; non-zero is foreground.
-    threshold : float
-        Where probabilities become foreground (above it).
+    threshold : float, optional
+        Where probabilities become foreground (above it): by default that of the prediction's model, where `predict`
+        wrote it to a file, else 0.5.
     ignore : int, optional
         Label value of pixels that do not count.
     raw : volume, optional
@@ -137,7 +138,7 @@ def evaluate(
     """
     predicted, truth = open_pair(prediction, labels)
     image = None if raw is None else open_pair(raw, truth)[0]
-    soft = is_probability(predicted)
+    soft, level = is_probability(predicted), predicted.threshold if threshold is None else threshold
     slices, entropy = [], 0.0
     for z in range(truth.shape[0]):
         index = class_index(truth.read(z), 2, ignore)
@@ -147,7 +148,7 @@ def evaluate(
             counted &= ~outside
         if soft:
             entropy += float(cross_entropy(values[counted], index[counted] > 0).sum())
-        slices.append(Confusion.of(values > threshold if soft else values != 0, index > 0, counted))
+        slices.append(Confusion.of(values > level if soft else values != 0, index > 0, counted))
     total = sum(slices, Confusion())
     pixels = total.tp + total.fp + total.fn + total.tn
     if not pixels:

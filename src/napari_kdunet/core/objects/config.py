@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
+from types import NoneType
 
 from napari_kdunet.core.settings import check_field, setting
 
@@ -19,7 +20,13 @@ class ObjectsConfig:
         If a value is out of the bounds in its field's metadata.
     """
 
-    threshold: float = setting(0.5, "Probability above which a voxel is foreground.", ge=0, lt=1)
+    threshold: float | None = setting(
+        None,
+        "Probability above which a voxel is foreground; empty: that of its model, where predict wrote it, else 0.5.",
+        ge=0,
+        lt=1,
+        types=(float, NoneType),
+    )
     split: float = setting(
         0.7,
         "Objects come apart at necks thinner than this share of the thinner of their two sides, or as much less sure; "

@@ -84,7 +84,8 @@ def instances(
     volume = open_volume(prediction, voxel_size=voxel_size)
     size = known_voxel_size(volume)
     told = progress or (lambda share: None)
-    landscape = Landscape(size, config.threshold, is_flat(size, config.mode), config.smoothing, config.holes)
+    threshold = volume.threshold if config.threshold is None else config.threshold
+    landscape = Landscape(size, threshold, is_flat(size, config.mode), config.smoothing, config.holes)
     folder = None if scratch is None else Path(scratch)
     edges = None if boundary is None else _boundary_of(volume, boundary)
     probability = Probability(volume, folder, lambda share: told(0.3 * share))

@@ -60,6 +60,8 @@ class Stored(NamedTuple):
     notes: tuple[str, ...] = ()
     reversed_axes: str = ""
     """Axes that are stored in the opposite direction."""
+    threshold: float = 0.5
+    """Of a probability, above which a voxel is foreground."""
 
 
 class Opened(NamedTuple):
@@ -68,6 +70,7 @@ class Opened(NamedTuple):
     source: Source
     voxel_size: VoxelSize | None = None
     notes: tuple[str, ...] = ()
+    threshold: float = 0.5
 
 
 def view_zyx(stored: Stored, selection: Selection, name: str) -> Opened:
@@ -99,7 +102,7 @@ def view_zyx(stored: Stored, selection: Selection, name: str) -> Opened:
     if isinstance(stored.array, PagedArray) and "z" in axes[len(stored.array.pages) :]:
         stored.array.keep()
     voxel_size, notes = read_voxel_size(stored.stated, level=selection.level)
-    return Opened(view, voxel_size, (*stored.notes, *notes))
+    return Opened(view, voxel_size, (*stored.notes, *notes), stored.threshold)
 
 
 def axis_letters(names: Sequence[Any], name: str) -> str:

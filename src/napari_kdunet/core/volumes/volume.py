@@ -60,12 +60,15 @@ class Volume:
         Whether bright and dark have changed places since it was stored; `fill` has too.
     notes : tuple of str
         What was assumed on opening, a phrase each: of axes, of several images, of metadata that mean nothing.
+    threshold : float
+        Of a probability, above which a voxel is foreground: that of its model, where `predict` wrote it.
     """
 
     name: str
     source: Source = field(repr=False)
     voxel_size: VoxelSize | None = None
     notes: tuple[str, ...] = ()
+    threshold: float = 0.5
     fill: float | None = field(default=None, kw_only=True)
     sample: Volume | None = field(default=None, kw_only=True, repr=False)
     inverted: bool = field(default=False, kw_only=True)

@@ -1,4 +1,4 @@
-"""Axes and voxel sizes in the attributes of an array, by the conventions of EM: of Zarr and HDF5."""
+"""Axes and voxel sizes in the attributes of an array, by the conventions of EM: of Zarr and HDF5; and our own."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 from napari_kdunet.core.volumes.axes import Selection, axis_letters
 from napari_kdunet.core.volumes.voxel_size import Sizes, read_metadata
 
-__all__ = ["axes_and_sizes"]
+__all__ = ["axes_and_sizes", "own_threshold"]
 
 _AXES_KEYS = ("_ARRAY_DIMENSIONS", "dimension_names", "axis_names", "axes", "DIMENSION_LABELS")
 _SIZE_KEYS = {"resolution": "nm", "voxel_size": "nm", "element_size_um": "µm"}
@@ -31,6 +31,22 @@ def axes_and_sizes(
         axes = axis_letters(next((words for words in named if len(words) == ndim), []), name)
     order = (selection.axes or axes or "zyx"[-ndim:]).lower()
     return axes, *read_metadata(lambda: _sizes(attributes, order), "attributes")
+
+
+def own_threshold(metadata: Any) -> float:
+    """Of a probability of ours the threshold of its model, else 0.5.
+
+    Parameters
+    ----------
+    metadata : any
+        What a file has under ``napari_kdunet``, where `write_volume` puts the metadata: a mapping, or JSON.
+    """
+    try:
+        found = metadata if isinstance(metadata, Mapping) else json.loads(_text(metadata))
+        threshold = float(found["threshold"]) if found["output"] == "probability" else 0.5
+    except (TypeError, ValueError, KeyError, RecursionError):
+        return 0.5
+    return threshold if 0 <= threshold < 1 else 0.5
 
 
 def _sizes(attributes: Mapping[str, Any], order: str) -> Sizes:

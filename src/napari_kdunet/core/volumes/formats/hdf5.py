@@ -14,7 +14,7 @@ import h5py
 
 from napari_kdunet.core.errors import VolumeError
 from napari_kdunet.core.volumes.axes import Selection, Stored, check_level
-from napari_kdunet.core.volumes.formats.attributes import axes_and_sizes
+from napari_kdunet.core.volumes.formats.attributes import axes_and_sizes, own_threshold
 from napari_kdunet.core.volumes.sources import LazyArray, check_block, check_chunk, check_part
 
 __all__ = ["HDF5_ENDINGS", "hdf5_parts", "hdf5_volumes", "open_hdf5", "split_hdf5"]
@@ -64,7 +64,8 @@ def open_hdf5(path: Path, selection: Selection, name: str, inside: str = "") -> 
             attributes.setdefault("DIMENSION_LABELS", labels)
         found = axes_and_sizes(attributes, dataset.ndim, selection, name)
         inside = dataset.name
-    return Stored(LazyArray(partial(_Dataset, path, inside)), *found)
+    threshold = own_threshold(attributes.get("napari_kdunet"))
+    return Stored(LazyArray(partial(_Dataset, path, inside)), *found, threshold=threshold)
 
 
 class _Dataset:

@@ -11,6 +11,7 @@ from mrcfile.dtypes import HEADER_DTYPE
 
 from napari_kdunet.core.errors import VolumeError
 from napari_kdunet.core.volumes.axes import Selection, Stored, check_level
+from napari_kdunet.core.volumes.formats.attributes import own_threshold
 from napari_kdunet.core.volumes.sources import RawArray
 
 __all__ = ["open_mrc"]
@@ -42,7 +43,8 @@ def open_mrc(path: Path, selection: Selection, name: str) -> Stored:
     }
     if stated and {size for size, _ in stated.values()} == {1.0}:  # what is written where nothing is known
         stated, notes = {}, (*notes, "pixel size unknown: it is stated as 1 Å, which stands for no size")
-    return Stored(array, axes, stated, notes)
+    text = b"".join(header.label[: int(header.nlabl)].tolist()).decode("latin-1")
+    return Stored(array, axes, stated, notes, threshold=own_threshold(text[text.find("{") :]))
 
 
 def _header(path: Path, name: str) -> Any:

@@ -19,6 +19,7 @@ import tifffile
 
 from napari_kdunet.core.errors import VolumeError
 from napari_kdunet.core.volumes.axes import Selection, Stored, check_level, pick
+from napari_kdunet.core.volumes.formats.attributes import own_threshold
 from napari_kdunet.core.volumes.formats.tiff_codecs import check_parts
 from napari_kdunet.core.volumes.formats.tiff_metadata import has_sane_ome, ome_file_names, stated_sizes
 from napari_kdunet.core.volumes.sources import (
@@ -356,7 +357,8 @@ def _stored(tif: tifffile.TiffFile, path: Path, image: _Image, selection: Select
                 stated[axis] = (to_number(stated[axis][0]) * factor, stated[axis][1])
     if turned == "xy":
         stated = {{"y": "x", "x": "y"}.get(axis, axis): size for axis, size in stated.items()}
-    return Stored(array, axes, stated, (*notes, *more, *odd), backwards)
+    threshold = own_threshold((tif.imagej_metadata or {}).get("napari_kdunet"))
+    return Stored(array, axes, stated, (*notes, *more, *odd), backwards, threshold)
 
 
 def _index(tif: tifffile.TiffFile, chosen: Any) -> int:

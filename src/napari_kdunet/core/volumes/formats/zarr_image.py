@@ -17,7 +17,7 @@ from zarr.storage import FsspecStore, LocalStore
 
 from napari_kdunet.core.errors import VolumeError
 from napari_kdunet.core.volumes.axes import Selection, Stored, axis_letters, check_level, pick
-from napari_kdunet.core.volumes.formats.attributes import axes_and_sizes
+from napari_kdunet.core.volumes.formats.attributes import axes_and_sizes, own_threshold
 from napari_kdunet.core.volumes.sources import LazyArray, check_block, check_chunk, check_compressed, check_regular
 from napari_kdunet.core.volumes.voxel_size import Sizes, read_metadata, to_number
 
@@ -211,7 +211,7 @@ def _open_group(group: zarr.Group, selection: Selection, name: str) -> Stored:
     sizes, notes = read_metadata(lambda: _sizes(named, image, datasets[selection.level]), "transformations")
     if not sizes and not notes and any(axis.get("unit") for axis in named):
         notes = ("pixel size unknown: its axes have a unit, but no scale",)
-    return Stored(_reopened(array), axes, sizes, notes)
+    return Stored(_reopened(array), axes, sizes, notes, threshold=own_threshold(attributes.get("napari_kdunet")))
 
 
 def _axis_name(axis: dict[str, Any]) -> str:
