@@ -430,6 +430,25 @@ def test_full_disk(tmp_path, suffix):
     assert names(tmp_path) == []
 
 
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_a_process_ends_as_usual_after_a_full_disk(tmp_path, suffix):
+    pytest.importorskip("resource", reason="not on Windows")
+    code = """
+import resource, sys
+import numpy as np
+from napari_kdunet import core
+resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))
+noise = np.random.default_rng(2).integers(0, 255, (8, 300, 300), dtype=np.uint8)
+try:
+    core.write_volume(noise, sys.argv[1])
+except core.OutputError:
+    sys.exit(7)
+"""
+    argv = [sys.executable, "-c", code, str(tmp_path / f"out{suffix}")]
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (7, "")
+
+
 def test_a_rename_that_fails_restores_the_old_zarr(pixels, tmp_path, monkeypatch):
     path = tmp_path / "out.zarr"
     write_volume(pixels, path)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -25,10 +26,15 @@ def hdf5_writer(path: Path, spec: OutputSpec) -> Iterator[WriteSlice]:
 
     Its attributes: ``resolution`` (nm, as CREMI), ``element_size_um`` (µm, as Fiji), both in the order Z, Y, X,
     ``axistags`` (as ilastik), and ``napari_kdunet``, the metadata as JSON.
+
+    Raises
+    ------
+    OSError
+        The disk is full, for one.
     """
     dtype = np.dtype(np.uint8) if spec.dtype == bool else spec.dtype
     chunks = (1, min(spec.shape[1], _CHUNK_SIDE), min(spec.shape[2], _CHUNK_SIDE))
-    with h5py.File(path, "w") as file:
+    with _PatientFile(path, "w+") as written, h5py.File(written, "w") as file:
         data = file.create_dataset(DATASET, spec.shape, dtype, chunks=chunks, compression="gzip", compression_opts=4)
         data.attrs["axistags"] = json.dumps({"axes": [{"key": axis, "typeFlags": 2} for axis in "zyx"]})
         if spec.voxel_size is not None:
@@ -38,6 +44,43 @@ def hdf5_writer(path: Path, spec: OutputSpec) -> Iterator[WriteSlice]:
         def write(z: int, pixels: np.ndarray[Any, Any] | None) -> None:
             if pixels is not None:
                 data[z] = pixels.astype(dtype, copy=False)
+                written.check()
 
         yield write
         data.attrs["napari_kdunet"] = json.dumps(spec.full_metadata or {})
+        file.close()
+        written.check()
+
+
+class _PatientFile(io.FileIO):
+    """A file that writes all that it is given, or keeps the error for `check`.
+
+    When a write fails HDF5 cannot close the file, and ends the process by a segmentation fault at its exit
+    (https://github.com/h5py/h5py/issues/914).
+    """
+
+    _error: OSError | None = None
+
+    def check(self) -> None:
+        """Raise the first error."""
+        if self._error is not None:
+            raise self._error
+
+    def write(self, data: Any) -> int:
+        """Write all of it."""
+        rest = memoryview(data).cast("B")
+        size = len(rest)
+        while rest and self._error is None:
+            rest = rest[self._tried(super().write, rest) or 0 :]
+        return size
+
+    def truncate(self, size: int | None = None) -> int:
+        """Set the size of the file."""
+        return self._tried(super().truncate, size) or 0
+
+    def _tried(self, method: Callable[..., Any], argument: Any) -> Any:
+        try:
+            return method(argument)
+        except OSError as error:
+            self._error = self._error or error
+            return None
