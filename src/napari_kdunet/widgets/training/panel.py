@@ -202,7 +202,9 @@ class TrainingPanel(Panel):
         if event.collapsed:
             from napari_kdunet.core.training.train import collapsed_message
 
-            show_warning(collapsed_message(event))
+            told = collapsed_message(event)
+            self._end = f"{told[0].upper()}{told[1:]}"  # the notification goes
+            show_warning(told)
 
     def _ended(self, error: Exception | None = None) -> None:
         self.worker = None
