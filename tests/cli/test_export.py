@@ -92,7 +92,9 @@ def test_precisions(data, exported, tmp_path):
         (["--precision", "int8"], "--calibrate"),
         (["--calibrate", "raw.tif"], "--precision int8"),
         (["--author", "A"], "--format bioimageio"),
-        (["-o", "m.txt"], ".onnx"),
+        (["-o", "m.txt"], ".onnx or .c or .zip or .html"),
+        (["-o", "m.c", "--format", "onnx"], ".onnx"),
+        (["-o", "m.zip"], "--author NAME"),
         (["-o", "none/m.onnx"], "none"),
     ],
 )
@@ -107,7 +109,7 @@ def test_wrong_exports(tmp_path, monkeypatch, more, words):
 
 def test_c(tmp_path):
     path = tmp_path / "m.c"
-    result = run("export", "lucchi-1unet", "-o", path, "--format", "c")
+    result = run("export", "lucchi-1unet", "-o", path)
     assert result.code == 0, result.err
     assert path.read_text().startswith("/* lucchi-1unet: a 1-Unet of napari-kdunet")
     for more, words in ((["--precision", "float16"], "--format onnx"), (["-o", "m.onnx"], ".c")):
@@ -153,7 +155,7 @@ def test_what_onnx_does_not_predict(data, exported, tmp_path, more):
 
 def test_web(data, tmp_path):
     path = tmp_path / "m.html"
-    result = run("export", "lucchi-1unet", "-o", path, "--format", "web", "--example", data / "raw.tif")
+    result = run("export", "lucchi-1unet", "-o", path, "--example", data / "raw.tif")
     assert result.code == 0, result.err
     assert "<title>lucchi-1unet</title>" in path.read_text()
     before = path.read_bytes()

@@ -13,18 +13,20 @@ from napari_kdunet.core.errors import ConfigError
 
 __all__ = ["export"]
 
-_ENDINGS = {"onnx": ".onnx", "c": ".c", "bioimageio": ".zip", "web": ".html"}
+_FORMATS = {".onnx": "onnx", ".c": "c", ".zip": "bioimageio", ".html": "web"}
 
 
 def export(
     model: ModelName,
     out: Annotated[Path, typer.Option("-o", "--out", help="File to write: .onnx, .c, .zip or .html.")],
     kind: Annotated[
-        Literal["onnx", "c", "bioimageio", "web"],
+        Literal["onnx", "c", "bioimageio", "web"] | None,
         typer.Option(
-            "--format", help="ONNX; one file of C, for k up to 4; a package for bioimage.io; a web page, for k up to 4."
+            "--format",
+            help="ONNX; one file of C, for k up to 4; a package for bioimage.io; a web page, for k up to 4. By default "
+            "what the ending of OUT says.",
         ),
-    ] = "onnx",
+    ] = None,
     precision: Annotated[
         Literal["float32", "float16", "int8"], typer.Option(help="Of the weights of ONNX; int8 computes so too.")
     ] = "float32",
@@ -52,17 +54,19 @@ def export(
     """Write a model as a file that runs without torch: see docs/export.md."""
     from napari_kdunet import core
 
-    check_out(out, model, calibrate, example, statistics_of, suffixes=(_ENDINGS[kind],), overwrite=overwrite)
-    _check(kind, precision, calibrate, example, author, license)
+    endings = tuple(ending for ending, known in _FORMATS.items() if kind in (None, known))
+    check_out(out, model, calibrate, example, statistics_of, suffixes=endings, overwrite=overwrite)
+    form = _FORMATS[out.suffix.lower()]
+    _check(form, precision, calibrate, example, author, license)
     name = model if model in core.bundled_models() else Path(model).stem
     loaded = core.load_model(model)
     if statistics_of is not None:
         loaded = core.adapt_statistics(loaded, statistics_of)
-    if kind == "onnx":
+    if form == "onnx":
         core.export_onnx(loaded, out, precision, calibrate=calibrate, name=name)
-    elif kind == "c":
+    elif form == "c":
         core.export_c(loaded, out, name=name)
-    elif kind == "web":
+    elif form == "web":
         core.export_web(loaded, out, example, name=name)
     else:
         core.export_bioimageio(loaded, out, example, author=author, license=license, name=name)
