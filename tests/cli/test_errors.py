@@ -175,6 +175,7 @@ def test_collapsed(data, tmp_path):
     assert [line for line in result.lines if line.startswith("error: ")] == result.lines[-1:]
     assert "collapsed" in result.lines[-1]
     assert not model.exists()
+    assert not list(tmp_path.glob("*.resume.*")), "it has come to its end, and nothing is left to go on with"
 
 
 def test_diverged_after_a_good_model(data, tmp_path, monkeypatch):

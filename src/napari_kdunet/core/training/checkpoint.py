@@ -221,9 +221,9 @@ class Checkpointer:
         return self.best.save(self.out)
 
     def finish(self) -> Path | None:
-        """Write the best model and, once that stands, remove the state."""
+        """Write the best model, unless it collapsed, and then remove the state: there is nothing left to resume."""
         path = self.save_best()
-        if path is not None:
+        if self.out is not None and not self.group.rank:
             self.state_path.unlink(missing_ok=True)
         return path
 
