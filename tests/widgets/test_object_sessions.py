@@ -314,6 +314,7 @@ def test_a_damaged_session_is_one_line(found, make_napari_viewer, wait, tmp_path
         lambda objects: objects.update(checked=["a"]),
         lambda objects: objects["layer"].update(scale=[1.0]),
         lambda objects: objects["settings"].update(no_such=1),
+        lambda objects: objects["settings"].update(threshold=None),
     ):
         damaged = json.loads(json.dumps(text))
         change(damaged["attributes"]["napari_kdunet"]["objects"])

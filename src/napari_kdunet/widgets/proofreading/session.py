@@ -210,10 +210,11 @@ def read_session(path: str | Path) -> tuple[Volume, Session, dict[str, Any]]:
         raise VolumeError(f"{path} is no session of objects: open one that Objects has saved.")
     ids = open_volume(path)
     try:
+        settings = content["settings"]
         session = Session(
             image=_reference(content["image"]),
             source=_reference(content["source"]),
-            config=ObjectsConfig(**content["settings"]),
+            config=ObjectsConfig(**{**settings, "threshold": float(settings["threshold"])}),
             table=_unpack(content["table"]),
             checked={int(i) for i in content["checked"]},
             selected=int(content["selected"]),
