@@ -47,13 +47,13 @@ def main() -> None:
     pixels = np.stack([stored.read(z) for z in range(min(given.slices, len(stored)))])
     volume = core.open_volume(pixels, voxel_size=(given.voxel_size,) * 3)
 
-    def rate(name: str, rounds: int = 3, planes: str = "z") -> float:
-        predicted = core.predict(core.load_model(name), volume, output="labels", threads=given.threads, planes=planes)
+    def rate(name: str, rounds: int = 3, views: int = 1) -> float:
+        predicted = core.predict(core.load_model(name), volume, output="labels", threads=given.threads, views=views)
         found = seconds(lambda: predicted.compute(scheduler="synchronous"), rounds) / (pixels.size / 1e6)
-        print(f"{name}, planes {planes}: {found:.4f} s a megavoxel on {given.threads} thread(s)", flush=True)
+        print(f"{name}, views {views}: {found:.4f} s a megavoxel on {given.threads} thread(s)", flush=True)
         return found
 
-    teacher, best, student = rate(given.teacher), rate(given.teacher, 1, planes="zyx"), rate(given.student)
+    teacher, best, student = rate(given.teacher), rate(given.teacher, 1, views=4), rate(given.student)
     for name, alone in (("as it is", teacher), ("as adapt asks it", best)):
         print(f"adapt pays beside the teacher {name} from {60 * given.minutes / (alone - student):,.0f} megavoxels on")
 

@@ -1,7 +1,7 @@
 """On a microscope that no network has seen: what a teacher is worth to a 2-Unet, by how much is labelled.
 
     python benchmarks/unseen.py DATA --models DIR --out OUT [--left-out epfl] [--labels "none;strokes;1;5;all"]
-                                [--minutes 2] [--seeds 3] [--slices 6] [--planes]
+                                [--minutes 2] [--seeds 3] [--slices 6]
 
 DIR is that of `benchmarks/generality.py`, with a 16-Unet of seed 0 and a 2-Unet of each seed (`--arm`) that have learnt
 from the other two sources; they are the generalists here, applied with statistics of the image. The first 70 % of the
@@ -87,8 +87,7 @@ class Source:
             return start
         if amount == "none":
             config = core.DistillConfig.adapting(k=STUDENT, minutes=minutes, **shared)
-            asked = {"pixels": PIXELS * minutes, "planes": None if self.given.planes else False}
-            return core.adapt(self.generalist(TEACHER), self.raw, config, start=start, **asked)
+            return core.adapt(self.generalist(TEACHER), self.raw, config, start=start, pixels=PIXELS * minutes)
         labels, which = self.labelled(amount)
         shared |= which
         if teacher == "none":
@@ -175,7 +174,6 @@ def main() -> None:
     parser.add_argument("--left-out", default="epfl", help="with commas between")
     parser.add_argument("--labels", default="none;strokes;1;5;all")
     parser.add_argument("--minutes", type=float, default=2.0)
-    parser.add_argument("--planes", action="store_true", help="without labels, ask along y and x too where isotropic")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--slices", type=int, default=6, help="that are scored")
     given = parser.parse_args()

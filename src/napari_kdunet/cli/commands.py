@@ -281,12 +281,11 @@ def adapt(
     teacher = load_model(model)
     volume = given_volume(raw, voxel_size, **selection)
     print_notes(volume)
-    volume, stated, _ = with_pixel_size(volume, teacher, model, voxel_size, selection["invert"], _resources(config))
+    volume, _, _ = with_pixel_size(volume, teacher, model, voxel_size, selection["invert"], _resources(config))
     student, config = (load_model(start), config) if start else begin_as(teacher, config)
     if student is None:
         console.print(f"note: no {config.k}-Unet of this form is at hand to begin as: the student begins anew")
-    planes = None if stated else False  # the distance of slices is not known
-    events = iter_adapt(teacher, volume, config, planes=planes, start=student, out=out)
+    events = iter_adapt(teacher, volume, config, start=student, out=out)
     _follow(f"adapting a {config.k}-Unet to {volume.name}", events, out, None, None)
 
 

@@ -220,8 +220,7 @@ def _training(
         from napari_kdunet.core.training.adapt import begin_as
 
         start, config = begin_as(teacher, config.for_adapting())
-        # no planes along y and x: a pixel size that was typed or found says nothing of the distance of the slices
-        return run_in_process(core.iter_adapt, teacher, raw, config, planes=False, start=start)
+        return run_in_process(core.iter_adapt, teacher, raw, config, start=start)
     return run_in_process(core.iter_distill, teacher, raw, labels, config, trust=trust)
 
 

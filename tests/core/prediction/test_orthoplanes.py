@@ -1,4 +1,4 @@
-"""Ortho-planes: the mean of three predictions, each of the volume turned, whatever the blocks."""
+"""Ortho-planes: the mean of the logits of three predictions, each of the volume turned, whatever the blocks."""
 
 from __future__ import annotations
 
@@ -18,9 +18,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from napari_kdunet import core
-from napari_kdunet.core.prediction import orthoplanes
 from napari_kdunet.core.prediction.orthoplanes import MEMORY, OrthoPlanes
-from napari_kdunet.core.prediction.tiler import Tiler
+from napari_kdunet.core.prediction.tiler import Tiler, foreground, labels
 from napari_kdunet.core.writing.writer import iter_write, write_volume
 
 ORDERS = [(0, 1, 2), (1, 0, 2), (2, 0, 1)]
@@ -44,12 +43,12 @@ def volume(raw, size: float) -> core.Volume:
 
 
 def by_hand(made: core.Model, raw: np.ndarray, size: float = 0.0, **more) -> np.ndarray:
-    """Turn the volume, predict, turn back; three times."""
+    """Turn the volume, predict, turn back; three times; the mean of the logits as a probability."""
     total = np.zeros(raw.shape)
     for order in ORDERS:
         turned = core.predict(made, volume(np.ascontiguousarray(raw.transpose(order)), size), **more).compute()
-        total += turned.transpose(np.argsort(order))
-    return total / 3
+        total += np.log(turned / (1 - turned)).transpose(np.argsort(order))
+    return 1 / (1 + np.exp(-total / 3))
 
 
 @settings(max_examples=8, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
@@ -96,13 +95,14 @@ def test_labels(model):
 
 def test_classes(model):
     raw, made = noise((16, 20, 24)), model(2, classes=4)
-    shares = np.zeros((4, *raw.shape))
+    total = torch.zeros((4, *raw.shape))
     for order in ORDERS:
         turned = core.open_volume(np.ascontiguousarray(raw.transpose(order)))
         tiler = Tiler.of(made, turned, "cpu")
         rows, columns = ((0, n) for n in turned.shape[1:])
         logits = torch.stack([tiler.logits(turned, z, rows, columns) for z in range(turned.shape[0])], dim=1)
-        shares += logits.softmax(dim=0).numpy().transpose(0, *(1 + np.argsort(order))) / 3
+        total += logits.permute(0, *(1 + np.argsort(order))) / 3
+    shares = total.softmax(dim=0).numpy()
     p = core.predict(made, raw, planes="zyx").compute()
     np.testing.assert_allclose(p, 1 - shares[0], atol=1e-5)
     labels = core.predict(made, raw, planes="zyx", output="labels", threshold=0.6).compute()
@@ -212,9 +212,9 @@ def test_memory_does_not_grow_with_the_volume(model, shape, output):
     limit = 2**21
     made, seen = model(1, depth=1), core.open_volume(Made())
     ortho = OrthoPlanes.of(made, seen, Tiler.of(made, seen), memory=limit)
-    finish, dtype = orthoplanes.foreground, np.float32
+    finish, dtype = foreground, np.float32
     if output == "labels":
-        finish, dtype = partial(orthoplanes.labels, threshold=0.5), np.uint8
+        finish, dtype = partial(labels, threshold=0.5), np.uint8
     sides = ortho.block_size(dtype)
     starts = [range(0, n, side) for n, side in zip(shape, sides, strict=True)]
     blocks = list(itertools.product(*starts))

@@ -41,18 +41,16 @@ def test_the_lesson_is_centred_on_the_teachers_threshold(blobs, teacher):
     assert ((probabilities > 0) & (probabilities < 1)).all()
 
 
-def test_isotropic_volumes_are_seen_along_three_axes(blobs, teacher):
-    raw = open_volume(blobs((40, 48, 64), seed=2)[0], voxel_size=(10.0, 10.0, 10.0))
+def test_slices_are_seen_by_views_whatever_their_distance(blobs, teacher):
+    """Along y and x a slab shows a few pixels: with those the teacher's own mask lost half of its IoU on real EM."""
     half = replace(teacher, threshold=0.5)
     config = core.DistillConfig.adapting(**ADAPTING)
-    image, probabilities = lesson(half, raw, config)
-    np.testing.assert_array_equal(image, np.asarray(raw))
-    assert image.voxel_size == (10.0, 10.0, 10.0)
-    expected = np.asarray(core.predict(half, raw, planes="zyx"))
-    np.testing.assert_allclose(probabilities, expected, atol=2e-4)
-    sections = replace(raw, voxel_size=(50.0, 10.0, 10.0))
-    _, probabilities = lesson(half, sections, config)
-    np.testing.assert_allclose(probabilities, np.asarray(core.predict(half, sections, views=4)), atol=2e-4)
+    for distance in (10.0, 50.0):
+        raw = open_volume(blobs((40, 48, 64), seed=2)[0], voxel_size=(distance, 10.0, 10.0))
+        image, probabilities = lesson(half, raw, config)
+        np.testing.assert_array_equal(image, np.asarray(raw))
+        assert image.voxel_size == (distance, 10.0, 10.0)
+        np.testing.assert_allclose(probabilities, np.asarray(core.predict(half, raw, views=4)), atol=2e-4)
 
 
 def test_of_a_large_volume_parts_are_asked_about(teacher):

@@ -15,17 +15,18 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from napari_kdunet.core.errors import ConfigError, ModelError
 from napari_kdunet.core.networks.model import Model
-from napari_kdunet.core.prediction.tiler import Tiler
+from napari_kdunet.core.prediction.tiler import Tiler, set_background
 from napari_kdunet.core.prediction.tiling import Span
 from napari_kdunet.core.volumes.resampling import Grid
 from napari_kdunet.core.volumes.sources import Key
 from napari_kdunet.core.volumes.volume import Volume
 
-__all__ = ["OrthoPlanes", "foreground", "labels", "last_class", "mask"]
+__all__ = ["OrthoPlanes"]
 
 _ORDERS = ((0, 1, 2), (1, 0, 2), (2, 0, 1))  # slices along z are YX, along y ZX, along x ZY
 _ISOTROPIC = 1.05  # largest ratio of the sides of a voxel: less than the scale that training varies
@@ -43,7 +44,7 @@ def is_isotropic(voxel_size: tuple[float, float, float]) -> bool:
 
 @dataclass(frozen=True, eq=False)
 class OrthoPlanes:
-    """The mean of the probabilities of three planes, block by block.
+    """The mean of the logits of three planes, as of several views of a slice, block by block.
 
     Attributes
     ----------
@@ -122,8 +123,8 @@ class OrthoPlanes:
         z, y, x = (min(side, n) for side, n in zip(sides, self.volume.shape, strict=True))
         return z, y, x
 
-    def compute(self, finish: Callable[[NDArray[np.float32]], NDArray[Any]], *spans: Span) -> NDArray[Any]:
-        """What `finish` makes of the probabilities (C - 1, Z, Y, X) of a block that starts at multiples of `unit`."""
+    def compute(self, finish: Callable[[torch.Tensor], NDArray[Any]], *spans: Span) -> NDArray[Any]:
+        """What `finish` makes of the logits of each slice of a block that starts at multiples of `unit`."""
         with _block_lock:
             total = window = None
             all_moments = self._moments  # found first, as the volume is read for them anyway
@@ -136,21 +137,34 @@ class OrthoPlanes:
                 (first, last), rows, columns = (spans[each] for each in order)
                 for i in range(first, last):
                     logits = tiler.window(turned, i, rows, columns)
-                    probability = (logits.sigmoid() if len(logits) == 1 else logits.softmax(dim=0)[1:]).numpy()
+                    odds = (logits if len(logits) == 1 else logits[1:] - logits[0]).numpy()  # against the background
                     if total is None:
-                        total = np.zeros((len(probability), *(stop - start for start, stop in spans)), np.float32)
-                    total.transpose(0, *(1 + each for each in order))[:, i - first] += probability
+                        total = np.zeros((len(odds), *(stop - start for start, stop in spans)), np.float32)
+                    total.transpose(0, *(1 + each for each in order))[:, i - first] += odds
                 del turned
             assert total is not None
             del window
             total /= len(_ORDERS)
             if np.isnan(total.sum()):
                 raise ModelError(f"the network gives NaN for slices of {self.volume.name}: its weights overflow.")
-            for i, z in enumerate(range(*spans[0])):
-                outside = self.volume.outside(z, slice(*spans[1]), slice(*spans[2]))
-                if outside is not None:
-                    total[:, i, outside] = 0
-            return finish(total)
+            return self._finished(total, finish, spans)
+
+    def _finished(
+        self, odds: NDArray[np.float32], finish: Callable[[torch.Tensor], NDArray[Any]], spans: tuple[Span, ...]
+    ) -> NDArray[Any]:
+        """The result of a block from its mean logits against the background (C - 1, Z, Y, X), which are overwritten."""
+        result = None
+        for i, z in enumerate(range(*spans[0])):
+            logits = torch.from_numpy(odds[:, i])
+            if len(odds) > 1:
+                logits = torch.cat([torch.zeros_like(logits[:1]), logits])
+            outside = self.volume.outside(z, slice(*spans[1]), slice(*spans[2]))
+            finished = finish(logits if outside is None else set_background(logits, outside))
+            if result is None:
+                result = odds[0] if finished.dtype == odds.dtype else np.empty(odds.shape[1:], finished.dtype)
+            result[i] = finished
+        assert result is not None
+        return result
 
     def _region(self, spans: tuple[Span, ...], axis: int) -> tuple[Span, ...]:
         """What is read for the slices of a block along an axis: with its halo in their plane, and their neighbours."""
@@ -216,37 +230,6 @@ class OrthoPlanes:
             mean, square = total / np.maximum(count, 1)
             moments.append(np.stack([mean + offset, np.sqrt(np.maximum(square - mean**2, 0))], axis=1))
         return moments
-
-
-def foreground(mean: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Probability (Z, Y, X) of the foreground from the mean probabilities (C - 1, Z, Y, X), which it overwrites."""
-    total: NDArray[np.float32] = mean[0]
-    for other in mean[1:]:
-        total += other
-    return total.clip(0, 1, out=total)
-
-
-def labels(mean: NDArray[np.float32], threshold: float) -> NDArray[np.uint8]:
-    """Labels (Z, Y, X) from the mean probabilities (C - 1, Z, Y, X) of the classes but the background.
-
-    The most probable foreground class where the foreground's probability is above the threshold, else 0.
-    """
-    result = np.zeros(mean.shape[1:], np.uint8)
-    for z in range(len(result)):  # one by one: an argmax is of 8 bytes a voxel
-        shares = mean[:, z]
-        np.copyto(result[z], shares.argmax(axis=0) + 1, casting="unsafe", where=shares.sum(axis=0) > threshold)
-    return result
-
-
-def mask(mean: NDArray[np.float32], threshold: float) -> NDArray[np.uint8]:
-    """1 (Z, Y, X) where the sum of the mean probabilities (C - 1, Z, Y, X) is above the threshold; else 0."""
-    return (foreground(mean) > threshold).view(np.uint8)
-
-
-def last_class(mean: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Probability (Z, Y, X) of the last class, from the mean probabilities (C - 1, Z, Y, X)."""
-    last: NDArray[np.float32] = mean[-1]
-    return last.clip(0, 1, out=last)
 
 
 class _Window:

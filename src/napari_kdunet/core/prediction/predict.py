@@ -18,11 +18,9 @@ from numpy.typing import NDArray
 from napari_kdunet import __version__
 from napari_kdunet.core.errors import ConfigError, ModelError
 from napari_kdunet.core.networks.model import Model
-from napari_kdunet.core.prediction import orthoplanes
-from napari_kdunet.core.prediction import tiler as plane
 from napari_kdunet.core.prediction.orthoplanes import OrthoPlanes
 from napari_kdunet.core.prediction.statistics import Statistics, with_statistics
-from napari_kdunet.core.prediction.tiler import Tiler
+from napari_kdunet.core.prediction.tiler import Tiler, foreground, labels, last_class, mask
 from napari_kdunet.core.prediction.tiling import Span
 from napari_kdunet.core.volumes.volume import Volume, open_volume
 
@@ -72,8 +70,9 @@ def predict(
         slice as it is, 2 adds its flip along X, 4 those along Y, 8 their quarter turns. The time grows alike.
     planes : {"z", "zyx"}
         Predict the slices along z, or those along y and x of an isotropic volume too (ortho-plane prediction): the
-        mean of three probabilities, each of a slice standardised by itself. It is computed in blocks of many slices,
-        in at least three times the time, and the volume is read through once before the first.
+        mean of the logits of three slices, each standardised by itself. It is computed in blocks of many slices,
+        in at least three times the time, and the volume is read through once before the first. Of a stack that is
+        thinner than some 100 slices, those along y and x see too little to help.
     statistics : {"auto", "model", "volume"}
         Of batch normalisation: as they were learnt, or of this volume (`adapt_statistics`), for which a few windows of
         it are read and computed at once. ``auto`` is as the model says (`Model.adapts`).
@@ -128,21 +127,19 @@ def _computation(
     device: str,
     threads: int | None,
 ) -> _Computation:
-    tiler = Tiler.of(model, volume, device, threads, views)
+    tiler, finish = Tiler.of(model, volume, device, threads, views), _finish(model, output, level)
     if planes == "zyx":
         ortho = OrthoPlanes.of(model, volume, tiler)
         dtype = np.uint8 if output == "labels" else np.float32
-        return ortho.block_size(dtype, tile), partial(ortho.compute, _finish(orthoplanes, model, output, level))
-    finish = _finish(plane, model, output, level)
+        return ortho.block_size(dtype, tile), partial(ortho.compute, finish)
     return (1, *tiler.tile(tile)), partial(_slice, tiler, volume, finish)
 
 
-def _finish(of: Any, model: Model, output: str, level: float) -> Callable[..., NDArray[Any]]:
-    """What makes the output of logits, or of mean probabilities: a function of the module that knows these."""
+def _finish(model: Model, output: str, level: float) -> Callable[[torch.Tensor], NDArray[Any]]:
+    """What makes the output of the logits of a slice."""
     if output == "labels":
-        return partial(of.mask if model.boundary else of.labels, threshold=level)
-    chosen: Callable[..., NDArray[Any]] = of.foreground if output == "probability" else of.last_class
-    return chosen
+        return partial(mask if model.boundary else labels, threshold=level)
+    return foreground if output == "probability" else last_class
 
 
 def _slice(

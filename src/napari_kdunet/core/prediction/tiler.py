@@ -25,7 +25,7 @@ from napari_kdunet.core.volumes.resampling import Grid
 from napari_kdunet.core.volumes.sample import Pad, standardised
 from napari_kdunet.core.volumes.volume import Volume
 
-__all__ = ["Tiler", "foreground", "labels", "last_class", "mask"]
+__all__ = ["Tiler", "foreground", "labels", "last_class", "mask", "set_background"]
 
 T = TypeVar("T")
 
@@ -119,10 +119,10 @@ class Tiler(Tiling):
             outside = volume.outside(z, slice(*y), slice(*x))
             if outside is not None and outside.all():
                 empty = torch.empty(1 if self.classes == 2 else self.classes, *outside.shape)
-                return finish(_set_background(empty, outside))
+                return finish(set_background(empty, outside))
             with _forward_lock, using_threads(self.threads):
                 out = self.grid.to_image(self.forward(working))[0][(slice(None), *inner)].cpu()
-                return finish(out if outside is None else _set_background(out, outside))
+                return finish(out if outside is None else set_background(out, outside))
 
     def _input(
         self, volume: Volume, z: int, window: tuple[tuple[int, int], ...]
@@ -158,7 +158,7 @@ class Tiler(Tiling):
         return self.grid.to_working(image.to(self.device))
 
 
-def _set_background(logits: torch.Tensor, outside: NDArray[np.bool_]) -> torch.Tensor:
+def set_background(logits: torch.Tensor, outside: NDArray[np.bool_]) -> torch.Tensor:
     """Make the probability of the background 1 where `outside` (Y, X) holds, in place."""
     where = torch.from_numpy(outside)
     logits[:, where] = -math.inf

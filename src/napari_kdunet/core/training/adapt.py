@@ -1,8 +1,7 @@
 """Adaptation without labels: a teacher predicts parts of a new volume, and a tiny student learns from that.
 
-The teacher is asked as well as it can be, by several views of a slice and, where voxels are isotropic, by the slices
-along all three axes; but only about parts that are spread over the volume. The student learns from those and is then
-fast on the whole.
+The teacher is asked as well as it can be, by several views of a slice, but only about parts that are spread over the
+volume. The student learns from those and is then fast on the whole.
 """
 
 from __future__ import annotations
@@ -10,9 +9,9 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,7 +22,6 @@ from napari_kdunet.core.devices import training_threads
 from napari_kdunet.core.errors import ConfigError, VolumeError
 from napari_kdunet.core.networks.bundled import bundled_models
 from napari_kdunet.core.networks.model import Model, load_model
-from napari_kdunet.core.prediction.orthoplanes import is_isotropic
 from napari_kdunet.core.prediction.predict import predict
 from napari_kdunet.core.prediction.statistics import with_statistics
 from napari_kdunet.core.training.events import Event
@@ -38,16 +36,14 @@ PIXELS = 16e6
 """Working pixels that a teacher is asked about, by default."""
 
 _SIDE = 1024  # working pixels of a window of a larger slice
-_SLAB = 40  # slices, where planes along y and x are to be seen
 _GOLDEN = (math.sqrt(5) - 1) / 2  # its multiples, without their whole parts, are spread evenly however many there are
 _LEAST = 1e-4  # probabilities are kept so far off 0 and 1
 
 
-@dataclass(frozen=True)
-class _Part:
-    """Slices and a window of them that the teacher is asked about."""
+class _Part(NamedTuple):
+    """A window of a slice that the teacher is asked about."""
 
-    z: tuple[int, ...]
+    z: int
     y: slice
     x: slice
 
@@ -58,15 +54,14 @@ def iter_adapt(
     config: DistillConfig | None = None,
     *,
     pixels: float = PIXELS,
-    planes: bool | None = None,
     start: Model | None = None,
     out: str | Path | None = None,
 ) -> Iterator[Event]:
     """Teach a k-Unet a volume that nobody has labelled, event by event.
 
-    Parts of the volume, spread over it, are predicted by the teacher: by `config.teacher_views` views of a slice, or,
-    where voxels are isotropic, by the slices along z, y and x. Its probabilities, moved so that its threshold is 0.5,
-    are what the student learns from, softly, each pixel weighted by the teacher's confidence.
+    Slices of the volume, or windows of them, spread over it, are predicted by the teacher, by `config.teacher_views`
+    views of each. Its probabilities, moved so that its threshold is 0.5, are what the student learns from, softly, each
+    pixel weighted by the teacher's confidence.
 
     Parameters
     ----------
@@ -79,8 +74,6 @@ def iter_adapt(
         teacher has half of them at most, if one part does not take it longer, and the student the rest, half at least.
     pixels : float
         Of how many pixels, at its working pixel size, the teacher is asked at most; one part at least.
-    planes : bool, optional
-        Whether the teacher sees the slices along y and x too; where voxels are isotropic if None.
     start : Model, optional
         Initial weights of the student; see `bundled_student`.
     out : path, optional
@@ -104,7 +97,7 @@ def iter_adapt(
     volume = open_volume(raw)
     total = config.budget[1]
     until = None if total is None else began + total / 2
-    image, probabilities = lesson(teacher, volume, config, pixels, planes, until)
+    image, probabilities = lesson(teacher, volume, config, pixels, until)
     if start is not None:
         start = with_statistics(start, volume, "auto", config.device, config.threads)
     config = _remaining(config, time.monotonic() - began)
@@ -162,7 +155,6 @@ def lesson(
     volume: Volume,
     config: DistillConfig,
     pixels: float = PIXELS,
-    planes: bool | None = None,
     until: float | None = None,
 ) -> tuple[Volume, NDArray[np.float32]]:
     """Parts of a volume, as `Volume.extract` gives them, and the teacher's probabilities of them, ZYX.
@@ -175,13 +167,10 @@ def lesson(
     VolumeError
         If none of the parts shows any sample.
     """
-    if planes is None:
-        planes = volume.voxel_size is not None and is_isotropic(volume.voxel_size)
-    planes = planes and len(volume) >= _SLAB
     threads = training_threads(config.k, config.threads)[1]
     teacher = with_statistics(teacher, volume, "auto", config.device, threads)  # of the whole, not of each part
     reach = Neighbours.between(teacher.context, teacher.context_distance, volume.voxel_size).reach
-    parts = _parts(volume, teacher, _SLAB if planes else 1, pixels)
+    parts = _parts(volume, teacher, pixels)
     told: dict[int, NDArray[np.float32]] = {}
     took, middle = 0.0, len(parts) // 2
     for i in sorted(range(len(parts)), key=lambda i: (i - middle) * _GOLDEN % 1):  # the first are spread as all are
@@ -190,47 +179,44 @@ def lesson(
             break
         if not _shows(volume, part):
             continue
-        around = range(max(part.z[0] - reach, 0), min(part.z[-1] + reach + 1, len(volume)))
-        own = slice(part.z[0] - around.start, part.z[-1] + 1 - around.start)
+        around = range(max(part.z - reach, 0), min(part.z + reach + 1, len(volume)))
         probability = predict(
             teacher,
             volume.extract([(z, part.y, part.x) for z in around]),
-            views=1 if planes else config.teacher_views,
-            planes="zyx" if planes else "z",
+            views=config.teacher_views,
             statistics="model",
             device=config.device,
             threads=threads,
         )
-        told[i] = _centred(np.asarray(probability[own]), teacher.threshold)
+        told[i] = _centred(np.asarray(probability[part.z - around.start]), teacher.threshold)
         took = time.monotonic() - began
     if not told:
         raise VolumeError(f"{volume.name} shows nothing to learn from: it is constant, or noise.")
-    windows = [(z, parts[i].y, parts[i].x) for i in sorted(told) for z in parts[i].z]
-    return volume.extract(windows), np.concatenate([told[i] for i in sorted(told)])
+    return volume.extract([parts[i] for i in sorted(told)]), np.stack([told[i] for i in sorted(told)])
 
 
 def _shows(volume: Volume, part: _Part) -> bool:
     """Whether any of it lies in the sample."""
-    outside = (volume.outside(z, part.y, part.x) for z in part.z)
-    return any(mask is None or not mask.all() for mask in outside)
+    outside = volume.outside(*part)
+    return outside is None or not outside.all()
 
 
-def _parts(volume: Volume, teacher: Model, slab: int, pixels: float) -> list[_Part]:
-    """Slabs of so many slices, evenly spaced in z, each with a window of the same size, spread over the slices."""
+def _parts(volume: Volume, teacher: Model, pixels: float) -> list[_Part]:
+    """Evenly spaced slices, each with a window of the same size, spread over the slices."""
     count, height, width = volume.shape
     grid = Grid.between(volume.voxel_size[1:] if volume.voxel_size else None, teacher.pixel_size)
     sides = [min(n, math.floor(_SIDE / ratio)) for n, ratio in zip((height, width), grid.ratio, strict=True)]
     of_a_slice = math.prod(grid.working_size((sides[0], sides[1])))
-    most = min(count // slab, max(1, int(pixels // (of_a_slice * slab))))
-    firsts = spaced(range(count - slab + 1), most)
+    most = min(count, max(1, int(pixels // of_a_slice)))
+    chosen = spaced(range(count), most)
     parts = []
-    for i, first in enumerate(firsts):
-        places = ((i + 0.5) / len(firsts), (0.5 + i * _GOLDEN) % 1)
+    for i, z in enumerate(chosen):
+        places = ((i + 0.5) / len(chosen), (0.5 + i * _GOLDEN) % 1)
         y, x = (
             slice(start := round(place * (n - side)), start + side)
             for n, side, place in zip((height, width), sides, places, strict=True)
         )
-        parts.append(_Part(tuple(range(first, first + slab)), y, x))
+        parts.append(_Part(z, y, x))
     return parts
 
 

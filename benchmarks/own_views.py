@@ -1,0 +1,104 @@
+"""What a k-Unet gains by learning from its own averages, over views and over planes, so that one look is as good.
+
+    python benchmarks/own_views.py RAW LABELS --voxel-size 5 --out DIR [--ks 1,2] [--seeds 3] [--steps 3000]
+                                   [--more 1000] [--arms labels,itself,views,planes,both] [--scored 32] [--gap 16]
+
+A network learns from RAW from slice SCORED + GAP on for STEPS, and then goes on for MORE steps in each arm: from the
+labels alone; beside them from itself, from its 8 views, from its slices along z, y and x, and from both. Model and
+threshold are chosen on the middle ones of its slices, and it is scored at that threshold on the first SCORED slices,
+without post-processing; before it goes on with each kind of average too. One core. What is done is not done again.
+Written to DIR: models, a JSON each, and `own-views.csv`.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+from commands import Row, command, once, score, told, train, write_csv
+
+from napari_kdunet import core
+
+#: Options of `predict` for each kind of average.
+AVERAGES = {
+    "itself": [],
+    "views": ["--views", 8],
+    "planes": ["--planes", "zyx"],
+    "both": ["--views", 8, "--planes", "zyx"],
+}
+
+
+def parts(given: argparse.Namespace, what: str, path: str) -> tuple[Path, Path]:
+    """What is learnt from and what is scored, as files of their own: planes must not see the slices that are scored."""
+    learnt, scored = (given.out / f"{part}-{what}.npy" for part in ("learnt", "scored"))
+    if not scored.exists():
+        volume = core.open_volume(path)
+        np.save(learnt, np.stack([volume.read(z) for z in range(given.scored + given.gap, len(volume))]))
+        np.save(scored, np.stack([volume.read(z) for z in range(given.scored)]))
+    return learnt, scored
+
+
+def rows_of(k: int, seed: int, given: argparse.Namespace) -> Iterator[Row]:
+    """The network as it is, with each kind of average, and after each arm."""
+    base = given.out / f"{k}unet-{seed}.safetensors"
+    options = [*given.size, "--k", k, "--seed", seed, "--threads", 1]
+    train(base, "train", *given.learnt, *options, "--steps", given.steps)
+    for average, how in AVERAGES.items():
+        about = {"k": k, "seed": seed, "steps": given.steps, "taught_by": "", "predicted_with": average}
+        record = base.with_name(f"{base.stem}-seen-{average}.json")
+        yield once(record, lambda about=about, how=how: about | score(base, *given.val, *given.size, *how))
+    for arm in given.arms.split(","):
+        yield going_on(base, arm, options, given, {"k": k, "seed": seed, "steps": given.steps + given.more})
+
+
+def going_on(base: Path, arm: str, options: list[object], given: argparse.Namespace, about: Row) -> Row:
+    model = base.with_name(f"{base.stem}-by-{arm}.safetensors")
+
+    def measure() -> Row:
+        how: list[object] = ["train"]
+        if arm != "labels":
+            averaged = base.with_name(f"{base.stem}-{arm}.tif")
+            if not averaged.exists():
+                asked = ["--probabilities", "--threads", 1, *given.size, *AVERAGES[arm]]
+                command("predict", base, given.learnt[0], "-o", averaged, *asked)
+            how = ["distill", averaged]
+        train(model, *how, *given.learnt, *options, "--start", base, "--steps", given.more)
+        return about | {"taught_by": arm, "predicted_with": "itself"} | score(model, *given.val, *given.size)
+
+    return once(model.with_suffix(".json"), measure)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("raw")
+    parser.add_argument("labels")
+    parser.add_argument("--voxel-size", required=True, help="nm")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--ks", default="1,2")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=3000)
+    parser.add_argument("--more", type=int, default=1000)
+    parser.add_argument("--arms", default="labels,itself,views,planes,both")
+    parser.add_argument("--scored", type=int, default=32, help="slices to score on")
+    parser.add_argument("--gap", type=int, default=16, help="slices after those that nothing learns from")
+    given = parser.parse_args()
+    given.out.mkdir(parents=True, exist_ok=True)
+    given.size = ["--voxel-size", given.voxel_size]
+    raw, labels = parts(given, "raw", given.raw), parts(given, "labels", given.labels)
+    given.learnt, given.val = zip(raw, labels, strict=True)
+    ks = [int(k) for k in given.ks.split(",")]
+    rows = []
+    for seed, k in product(range(given.seeds), ks):
+        rows += rows_of(k, seed, given)
+        write_csv(given.out / "own-views.csv", rows)
+    for found in dict.fromkeys((row["k"], row["steps"], row["taught_by"], row["predicted_with"]) for row in rows):
+        k, steps, by, how = found
+        ious = [r["iou"] for r in rows if (r["k"], r["steps"], r["taught_by"], r["predicted_with"]) == found]
+        print(f"{k}-Unet, {steps} steps, taught by {by or 'labels'}, predicted with {how}: IoU {told(ious)}")
+
+
+if __name__ == "__main__":
+    main()
