@@ -3,10 +3,9 @@
     python benchmarks/adapt_time.py RAW --voxel-size 5 [--teacher mito-16unet] [--student mito-2unet] [--slices 40]
                                     [--threads 1] [--minutes 5]
 
-Seconds a megavoxel of the teacher as it is, of the teacher as `adapt` asks it where voxels are isotropic, as RAW's are
-(along all three axes), and of the student, each on the first SLICES of RAW, from an array to a mask; and from them how
-many megavoxels a volume must have until `adapt`, which takes MINUTES however large it is, and the student are done
-before the teacher alone is.
+Seconds a megavoxel of the teacher as it is, of the teacher as `adapt` asks it (by four views), and of the student, each
+on the first SLICES of RAW, from an array to a mask; and from them how many megavoxels a volume must have until `adapt`,
+which takes MINUTES however large it is, and the student are done before the teacher alone is.
 """
 
 from __future__ import annotations

@@ -53,7 +53,11 @@ Views = Annotated[
     int, typer.Option(help="Average over mirror images (2, 4) and quarter turns (8) of each slice, in as many times.")
 ]
 Planes = Annotated[
-    str, typer.Option(help="z | zyx: the slices along z, or those along y and x too, averaged; of isotropic volumes.")
+    str,
+    typer.Option(
+        help="z | zyx: the slices along z, or those along y and x too, averaged; of isotropic volumes of 100 slices or "
+        "more."
+    ),
 ]
 Statistics = Annotated[
     Literal["auto", "model", "volume"],
