@@ -215,8 +215,8 @@ def last_model(events: Iterator[Event], on_event: Callable[[Event], Any] | None)
 def collapsed_message(event: Done) -> str:
     """What to tell a user whose network collapsed."""
     return (
-        f"the network collapsed: after {event.step} steps its output is nearly the same everywhere "
-        f"(validation IoU {event.iou:.3f}). Train longer, from another seed, or with bn and more labels."
+        f"the network collapsed: after {event.step} steps its output is nearly the same everywhere. "
+        "Train longer, from another seed, or with bn and more labels."
     )
 
 

@@ -203,7 +203,7 @@ class TrainingPanel(Panel):
             from napari_kdunet.core.training.train import collapsed_message
 
             told = collapsed_message(event)
-            self._end = f"{told[0].upper()}{told[1:]}"  # the notification goes
+            self._end += f" {told[0].upper()}{told[1:]}"  # the notification goes
             show_warning(told)
 
     def _ended(self, error: Exception | None = None) -> None:
