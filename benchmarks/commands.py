@@ -58,6 +58,36 @@ def _cut(given: argparse.Namespace) -> None:
         setattr(given, what, str(path))
 
 
+def add_one_volume(parser: argparse.ArgumentParser) -> None:
+    """What those take that learn from a volume whose first slices score."""
+    parser.add_argument("raw")
+    parser.add_argument("labels")
+    parser.add_argument("--voxel-size", required=True, help="nm")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=3000)
+    parser.add_argument("--scored", type=int, default=32, help="slices to score on")
+    parser.add_argument("--gap", type=int, default=16, help="slices after those that nothing learns from")
+
+
+def parsed_one_volume(parser: argparse.ArgumentParser) -> argparse.Namespace:
+    """The arguments, with the folder made; `val` is what scores, as files, and `learnt` the slices to learn from."""
+    given = parser.parse_args()
+    given.out.mkdir(parents=True, exist_ok=True)
+    given.size = ["--voxel-size", given.voxel_size]
+    given.learnt = slice(given.scored + given.gap, len(core.open_volume(given.raw)))
+    given.val = save_slices(given, "scored", slice(given.scored))
+    return given
+
+
+def save_slices(given: argparse.Namespace, name: str, slices: slice) -> list[str]:
+    """Some slices of image and labels as files, which are named by `name`."""
+    paths = [str(given.out / f"{name}-{what}.npy") for what in ("raw", "labels")]
+    for path, volume in zip(paths, (given.raw, given.labels), strict=True):
+        np.save(path, core.open_volume(volume)[slices])
+    return paths
+
+
 def told(values: Sequence[float]) -> str:
     """Mean and standard deviation."""
     return f"{fmean(values):.3f}" + (f" ± {stdev(values):.3f}" if len(values) > 1 else "")

@@ -14,12 +14,8 @@ from __future__ import annotations
 
 import argparse
 from itertools import product
-from pathlib import Path
 
-import numpy as np
-from commands import Row, once, score, told, train, write_csv
-
-from napari_kdunet import core
+from commands import Row, add_one_volume, once, parsed_one_volume, score, told, train, write_csv
 
 
 def name_of(k: int, arm: str, seed: int) -> str:
@@ -35,7 +31,8 @@ def network(k: int, arm: str, seed: int, given: argparse.Namespace) -> Row:
         how, name = ["distill", given.out / f"{teacher}.safetensors"], f"{name}-by-{teacher}"
     model = given.out / f"{name}.safetensors"
     options = ["--k", k, "--context", context, *(["--context-distance", *distance] if distance else [])]
-    options += ["--steps", given.steps, "--seed", seed, "--threads", 1, "--slices", given.learnt]
+    learnt = f"{given.learnt.start}:{given.learnt.stop}"
+    options += ["--steps", given.steps, "--seed", seed, "--threads", 1, "--slices", learnt]
 
     def measure() -> Row:
         train(model, *how, given.raw, given.labels, *given.size, *options)
@@ -48,28 +45,14 @@ def network(k: int, arm: str, seed: int, given: argparse.Namespace) -> Row:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("raw")
-    parser.add_argument("labels")
-    parser.add_argument("--voxel-size", required=True, help="nm")
-    parser.add_argument("--out", type=Path, required=True)
+    add_one_volume(parser)
     parser.add_argument("--ks", default="2")
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=3000)
     parser.add_argument("--arms", default="0;1 10;2 10;2 20", help="CONTEXT or CONTEXT NM, with semicolons between")
-    parser.add_argument("--scored", type=int, default=32, help="slices to score on")
-    parser.add_argument("--gap", type=int, default=16, help="slices after those that nothing learns from")
     parser.add_argument("--teacher", default="", help="K:CONTEXT:DISTANCE")
-    given = parser.parse_args()
-    given.out.mkdir(parents=True, exist_ok=True)
-    given.size = ["--voxel-size", given.voxel_size]
+    given = parsed_one_volume(parser)
     if given.teacher:
         k, *arm = given.teacher.split(":")
         given.teacher = int(k), " ".join(arm)
-    given.val = []
-    for what, path in (("raw", given.raw), ("labels", given.labels)):
-        given.val.append(str(given.out / f"scored-{what}.npy"))
-        np.save(given.val[-1], np.stack([core.open_volume(path).read(z) for z in range(given.scored)]))
-    given.learnt = f"{given.scored + given.gap}:{len(core.open_volume(given.raw))}"
     ks = [int(k) for k in given.ks.split(",")]
     rows = [network(k, arm, seed, given) for seed, k, arm in product(range(given.seeds), ks, given.arms.split(";"))]
     write_csv(given.out / "context.csv", rows)

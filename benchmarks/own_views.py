@@ -17,10 +17,18 @@ from collections.abc import Iterator
 from itertools import product
 from pathlib import Path
 
-import numpy as np
-from commands import Row, command, once, score, told, train, write_csv
-
-from napari_kdunet import core
+from commands import (
+    Row,
+    add_one_volume,
+    command,
+    once,
+    parsed_one_volume,
+    save_slices,
+    score,
+    told,
+    train,
+    write_csv,
+)
 
 #: Options of `predict` for each kind of average.
 AVERAGES = {
@@ -31,21 +39,11 @@ AVERAGES = {
 }
 
 
-def parts(given: argparse.Namespace, what: str, path: str) -> tuple[Path, Path]:
-    """What is learnt from and what is scored, as files of their own: planes must not see the slices that are scored."""
-    learnt, scored = (given.out / f"{part}-{what}.npy" for part in ("learnt", "scored"))
-    if not scored.exists():
-        volume = core.open_volume(path)
-        np.save(learnt, np.stack([volume.read(z) for z in range(given.scored + given.gap, len(volume))]))
-        np.save(scored, np.stack([volume.read(z) for z in range(given.scored)]))
-    return learnt, scored
-
-
 def rows_of(k: int, seed: int, given: argparse.Namespace) -> Iterator[Row]:
     """The network as it is, with each kind of average, and after each arm."""
     base = given.out / f"{k}unet-{seed}.safetensors"
     options = [*given.size, "--k", k, "--seed", seed, "--threads", 1]
-    train(base, "train", *given.learnt, *options, "--steps", given.steps)
+    train(base, "train", *given.taught, *options, "--steps", given.steps)
     for average, how in AVERAGES.items():
         about = {"k": k, "seed": seed, "steps": given.steps, "taught_by": "", "predicted_with": average}
         record = base.with_name(f"{base.stem}-seen-{average}.json")
@@ -63,9 +61,9 @@ def going_on(base: Path, arm: str, options: list[object], given: argparse.Namesp
             averaged = base.with_name(f"{base.stem}-{arm}.tif")
             if not averaged.exists():
                 asked = ["--probabilities", "--threads", 1, *given.size, *AVERAGES[arm]]
-                command("predict", base, given.learnt[0], "-o", averaged, *asked)
+                command("predict", base, given.taught[0], "-o", averaged, *asked)
             how = ["distill", averaged]
-        train(model, *how, *given.learnt, *options, "--start", base, "--steps", given.more)
+        train(model, *how, *given.taught, *options, "--start", base, "--steps", given.more)
         return about | {"taught_by": arm, "predicted_with": "itself"} | score(model, *given.val, *given.size)
 
     return once(model.with_suffix(".json"), measure)
@@ -73,22 +71,12 @@ def going_on(base: Path, arm: str, options: list[object], given: argparse.Namesp
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("raw")
-    parser.add_argument("labels")
-    parser.add_argument("--voxel-size", required=True, help="nm")
-    parser.add_argument("--out", type=Path, required=True)
+    add_one_volume(parser)
     parser.add_argument("--ks", default="1,2")
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=3000)
     parser.add_argument("--more", type=int, default=1000)
     parser.add_argument("--arms", default="labels,itself,views,planes,both")
-    parser.add_argument("--scored", type=int, default=32, help="slices to score on")
-    parser.add_argument("--gap", type=int, default=16, help="slices after those that nothing learns from")
-    given = parser.parse_args()
-    given.out.mkdir(parents=True, exist_ok=True)
-    given.size = ["--voxel-size", given.voxel_size]
-    raw, labels = parts(given, "raw", given.raw), parts(given, "labels", given.labels)
-    given.learnt, given.val = zip(raw, labels, strict=True)
+    given = parsed_one_volume(parser)
+    given.taught = save_slices(given, "learnt", given.learnt)  # planes must not see the slices that are scored
     ks = [int(k) for k in given.ks.split(",")]
     rows = []
     for seed, k in product(range(given.seeds), ks):

@@ -49,10 +49,7 @@ def main() -> None:
     parser.add_argument("--slices", default="16,32,64,128")
     given = parser.parse_args()
     given.out.mkdir(parents=True, exist_ok=True)
-    raw, labels = (
-        np.stack([volume.read(z, slice(given.rows), slice(given.columns)) for z in range(len(volume))])
-        for volume in map(core.open_volume, (given.raw, given.labels))
-    )
+    raw, labels = (core.open_volume(path)[:, : given.rows, : given.columns] for path in (given.raw, given.labels))
     rows: list[Row] = []
     for name in given.models.split(","):
         whole = core.open_volume(raw, voxel_size=given.voxel_size)

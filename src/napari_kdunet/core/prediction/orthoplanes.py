@@ -37,11 +37,6 @@ _STRIP = 2**22  # pixels, in float64
 _block_lock = threading.Lock()  # one block at a time: each is about as large as memory allows
 
 
-def is_isotropic(voxel_size: tuple[float, float, float]) -> bool:
-    """Whether voxels are about as long as they are wide, so that slices along all axes look alike."""
-    return max(voxel_size) <= _ISOTROPIC * min(voxel_size)
-
-
 @dataclass(frozen=True, eq=False)
 class OrthoPlanes:
     """The mean of the logits of three planes, as of several views of a slice, block by block.
@@ -75,7 +70,7 @@ class OrthoPlanes:
         if volume.shape[0] == 1:
             raise ConfigError(f"{volume.name} is a single slice: planes zyx need a volume, take planes z.")
         size = volume.voxel_size
-        if size is not None and not is_isotropic(size):
+        if size is not None and max(size) > _ISOTROPIC * min(size):
             sides = " x ".join(f"{length:g}" for length in size)
             raise ConfigError(
                 f"voxels of {volume.name} are {sides} nm (Z, Y, X): planes zyx need isotropic ones, take planes z."

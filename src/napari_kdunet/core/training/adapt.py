@@ -207,8 +207,7 @@ def _parts(volume: Volume, teacher: Model, pixels: float) -> list[_Part]:
     grid = Grid.between(volume.voxel_size[1:] if volume.voxel_size else None, teacher.pixel_size)
     sides = [min(n, math.floor(_SIDE / ratio)) for n, ratio in zip((height, width), grid.ratio, strict=True)]
     of_a_slice = math.prod(grid.working_size((sides[0], sides[1])))
-    most = min(count, max(1, int(pixels // of_a_slice)))
-    chosen = spaced(range(count), most)
+    chosen = spaced(range(count), max(1, int(pixels // of_a_slice)))
     parts = []
     for i, z in enumerate(chosen):
         places = ((i + 0.5) / len(chosen), (0.5 + i * _GOLDEN) % 1)
