@@ -13,7 +13,7 @@ import threading
 import time
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -89,8 +89,8 @@ class TargetLock:
         """What leaving does."""
         self._released.set()
         self._renewal.join()
-        if self.is_mine:
-            with suppress(OSError):
+        with suppress(OSError), _exclusive(self.path.parent):
+            if self.is_mine:
                 self.path.unlink()
 
     @property
@@ -123,7 +123,8 @@ class TargetLock:
         draft = self.path.with_name(f".{uuid.uuid4().hex}.lock")
         draft.write_text(json.dumps(content))
         try:
-            return _link(draft, self.path)
+            with _exclusive(self.path.parent):  # not between another's look and its removal
+                return _link(draft, self.path)
         finally:
             draft.unlink()
 
@@ -199,13 +200,12 @@ def _exclusive(folder: Path) -> Iterator[None]:
     if fcntl is None:
         yield
         return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        with suppress(OSError):
+    with ExitStack() as closed:
+        with suppress(OSError):  # a folder that cannot be listed, a file system without such locks
+            descriptor = os.open(folder, os.O_RDONLY)
+            closed.callback(os.close, descriptor)
             fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield
-    finally:
-        os.close(descriptor)
 
 
 def _name(process: Process) -> str:
