@@ -57,6 +57,52 @@ def test_predicts_by_name_right_after_installing(tmp_path, monkeypatch):
     assert set(np.unique(mask)) <= {0, 1}
 
 
+RAW = np.random.default_rng(0).integers(0, 255, (2, 64, 80), np.uint8)
+QUICK = {"k": 2, "steps": 2, "batch": 1, "patch": 32, "threads": 1, "validations": 1, "device": "cpu"}
+TAKE_MODELS = {
+    "predict": lambda model, folder: np.asarray(core.predict(model, RAW)),
+    "find_pixel_size": lambda model, folder: core.find_pixel_size(model, RAW, sizes=(8, 10)),
+    "adapt_statistics": lambda model, folder: np.asarray(core.predict(core.adapt_statistics(model, RAW), RAW)),
+    "adapt": lambda model, folder: learnt(core.iter_adapt(model, RAW, core.DistillConfig(**QUICK, mode="soft", tau=1))),
+    "train": lambda model, folder: learnt(core.iter_train(RAW, RAW > 128, core.TrainConfig(**QUICK), start=model)),
+    "distill": lambda model, folder: learnt(core.iter_distill(model, RAW, config=core.DistillConfig(**QUICK))),
+    "export_c": lambda model, folder: core.export_c(model, folder / "net.c").read_bytes(),
+    "export_web": lambda model, folder: core.export_web(model, folder / "net.html").read_bytes(),
+    "export_onnx": lambda model, folder: core.export_onnx(model, folder / "net.onnx").read_bytes(),
+    "iter_sweep": lambda model, folder: swept(core.iter_sweep(model, RAW, RAW > 128, [1], folder=folder / "sweep")),
+}
+
+
+def learnt(events) -> np.ndarray:
+    """What the model predicts that a training ends with."""
+    *_, last = events
+    return np.asarray(core.predict(last.model, RAW))
+
+
+def swept(sweep) -> float:
+    """The score of the teacher, which is the first."""
+    try:
+        return next(sweep).iou
+    finally:
+        sweep.close()
+
+
+@pytest.mark.parametrize("name", TAKE_MODELS)
+def test_a_name_or_a_file_is_as_good_as_a_model(name, tmp_path, one_line):
+    call = TAKE_MODELS[name]
+    expected = call(core.load_model("lucchi-2unet"), tmp_path)
+    for source in ("lucchi-2unet", core.bundled_models()["lucchi-2unet"]):
+        np.testing.assert_array_equal(call(source, tmp_path), expected)
+    if name == "distill":  # whose teacher may be a volume, too
+        with one_line(core.VolumeError, "lucchi-3unet"):
+            call("lucchi-3unet", tmp_path)
+        return
+    with one_line(core.ModelError, "'lucchi-3unet'", "lucchi-2unet"):
+        call("lucchi-3unet", tmp_path)
+    with one_line(core.ModelError, "ndarray"):
+        call(RAW, tmp_path)
+
+
 @pytest.mark.skipif(not data.is_dir(), reason="KDUNET_DATA does not name the folder of real EM volumes")
 @pytest.mark.parametrize("name", PARAMETERS)
 def test_real_em(name):

@@ -16,7 +16,7 @@ from napari_kdunet.core.errors import ConfigError
 from napari_kdunet.core.experiments.run_store import iter_once, load_record, save_record
 from napari_kdunet.core.files import make_folder
 from napari_kdunet.core.metrics import evaluate
-from napari_kdunet.core.networks.model import Model, load_model
+from napari_kdunet.core.networks.model import Model, ModelLike, load_model
 from napari_kdunet.core.prediction.predict import predict
 from napari_kdunet.core.training.events import Event
 from napari_kdunet.core.training.train import iter_distill
@@ -75,7 +75,7 @@ def measure(
 
 
 def iter_sweep(
-    teacher: Model,
+    teacher: ModelLike,
     raw: Any,
     labels: Any,
     ks: Sequence[int],
@@ -95,7 +95,7 @@ def iter_sweep(
     Parameters
     ----------
     teacher, raw, labels, unlabelled
-        As in `iter_distill`; the teacher is a `Model`.
+        As in `iter_distill`; the teacher is a `Model`, its file, or the name of a bundled one.
     ks : sequence of int
         The students' k, each once.
     config : DistillConfig, optional
@@ -119,7 +119,7 @@ def iter_sweep(
         raise ConfigError(f"ks is {list(ks)}: give at least one k, and each once.")
     students = [replace(config or DistillConfig(), k=k) for k in ks]
     (raw, labels), test = hold_out(raw, labels) if val is None else (open_pair(raw, labels), open_pair(*val))
-    folder = Path(folder)
+    teacher, folder = load_model(teacher), Path(folder)
     make_folder(folder)
     shared = {"data": data_fingerprint(raw, labels, *test), "teacher": teacher_fingerprint(teacher)}
     for student in (None, *students):

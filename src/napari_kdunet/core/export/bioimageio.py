@@ -21,7 +21,7 @@ from napari_kdunet import __version__
 from napari_kdunet.core.errors import ConfigError
 from napari_kdunet.core.export.kunet import exportable
 from napari_kdunet.core.files import write_bytes
-from napari_kdunet.core.networks.model import Model
+from napari_kdunet.core.networks.model import Model, ModelLike, load_model
 from napari_kdunet.core.networks.unet import KUNet
 from napari_kdunet.core.prediction.engine import folded
 from napari_kdunet.core.volumes.resampling import Grid
@@ -42,7 +42,7 @@ _Float: TypeAlias = NDArray[np.float32]
 
 
 def export_bioimageio(
-    model: Model, path: str | Path, example: Any, *, author: str, license: str, name: str = ""
+    model: ModelLike, path: str | Path, example: Any, *, author: str, license: str, name: str = ""
 ) -> Path:
     """Write a model as a bioimage.io package: weights for torch and ONNX, test tensors, documentation, cover.
 
@@ -51,8 +51,8 @@ def export_bioimageio(
 
     Parameters
     ----------
-    model : Model
-        Of a `KUNet`.
+    model : Model, path or str
+        Or its file, or the name of a bundled one; of a `KUNet`.
     path : path
         To write (.zip); it is replaced if it exists.
     example : volume
@@ -77,7 +77,7 @@ def export_bioimageio(
     OutputError
         If the file cannot be written.
     """
-    path = Path(path)
+    model, path = load_model(model), Path(path)
     net = exportable(model, "a bioimage.io package")
     if not author.strip() or not license.strip() or "/" in author:
         raise ConfigError("author and license: give who made the model, and an SPDX identifier such as CC-BY-4.0.")

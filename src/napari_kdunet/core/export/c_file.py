@@ -13,7 +13,7 @@ from torch import nn
 from napari_kdunet import __version__
 from napari_kdunet.core.export.kunet import exportable
 from napari_kdunet.core.files import write_bytes
-from napari_kdunet.core.networks.model import Model
+from napari_kdunet.core.networks.model import ModelLike, load_model
 from napari_kdunet.core.networks.unet import KUNet
 from napari_kdunet.core.prediction.engine import folded, with_log_odds
 
@@ -56,15 +56,15 @@ static const float kd_weights[] = {{
 """
 
 
-def export_c(model: Model, path: str | Path, *, name: str = "") -> Path:
+def export_c(model: ModelLike, path: str | Path, *, name: str = "") -> Path:
     """Write a model with k up to 4 as one C99 file without dependencies, from raw values to a probability.
 
     The head of the file says how it is called. The probability is that of `predict`, within 1e-4.
 
     Parameters
     ----------
-    model : Model
-        Of a `KUNet` of two classes.
+    model : Model, path or str
+        Or its file, or the name of a bundled one; of a `KUNet` of two classes.
     path : path
         To write; it is replaced if it exists.
     name : str
@@ -82,7 +82,7 @@ def export_c(model: Model, path: str | Path, *, name: str = "") -> Path:
     OutputError
         If the file cannot be written.
     """
-    path = Path(path)
+    model, path = load_model(model), Path(path)
     net = exportable(model, "C", most=LARGEST_K, classes=2)
     numbers = ordered_weights(net)
     lines = [", ".join(map(_literal, numbers[i : i + 8])) for i in range(0, len(numbers), 8)]

@@ -15,7 +15,7 @@ from napari_kdunet import __version__
 from napari_kdunet.core.errors import ConfigError
 from napari_kdunet.core.export.kunet import exportable
 from napari_kdunet.core.files import write_bytes
-from napari_kdunet.core.networks.model import Model
+from napari_kdunet.core.networks.model import Model, ModelLike, load_model
 from napari_kdunet.core.prediction.engine import folded, with_log_odds
 from napari_kdunet.core.volumes.volume import Volume, open_volume
 
@@ -30,7 +30,7 @@ _QUANTISED = ("Conv", "ConvTranspose", "MaxPool", "LeakyRelu", "Relu")
 
 
 def export_onnx(
-    model: Model, path: str | Path, precision: Precision = "float32", *, calibrate: Any = None, name: str = ""
+    model: ModelLike, path: str | Path, precision: Precision = "float32", *, calibrate: Any = None, name: str = ""
 ) -> Path:
     """Write a model as one ONNX file that goes from raw values to a mask, for any height and width.
 
@@ -40,8 +40,8 @@ def export_onnx(
 
     Parameters
     ----------
-    model : Model
-        Of a `KUNet`.
+    model : Model, path or str
+        Or its file, or the name of a bundled one; of a `KUNet`.
     path : path
         To write; it is replaced if it exists.
     precision : {"float32", "float16", "int8"}
@@ -66,7 +66,7 @@ def export_onnx(
     OutputError
         If the file cannot be written.
     """
-    path = Path(path)
+    model, path = load_model(model), Path(path)
     if precision not in get_args(Precision):
         raise ConfigError(f"precision is {precision!r:.40}: choose float32, float16 or int8.")
     if (precision == "int8") != (calibrate is not None):

@@ -21,7 +21,7 @@ from napari_kdunet.core.errors import ModelError
 from napari_kdunet.core.export.c_file import LARGEST_K, ordered_weights
 from napari_kdunet.core.export.kunet import exportable
 from napari_kdunet.core.files import write_bytes
-from napari_kdunet.core.networks.model import Model
+from napari_kdunet.core.networks.model import Model, ModelLike, load_model
 from napari_kdunet.core.networks.unet import KUNet
 from napari_kdunet.core.prediction.pixel_size import Limits
 from napari_kdunet.core.volumes.volume import Volume, open_volume
@@ -34,7 +34,7 @@ _EXAMPLE_SIDE = 320  # pixels
 _EXAMPLE_QUALITY = 70  # of its JPEG
 
 
-def export_web(model: Model, path: str | Path, example: Any = None, *, name: str = "") -> Path:
+def export_web(model: ModelLike, path: str | Path, example: Any = None, *, name: str = "") -> Path:
     """Write a model with k up to 4 as one HTML file that opens a slice, finds its pixel size and shows the mask.
 
     It holds all that it needs and may connect to nothing: it works from any static server and from a disk, in browsers
@@ -43,8 +43,8 @@ def export_web(model: Model, path: str | Path, example: Any = None, *, name: str
 
     Parameters
     ----------
-    model : Model
-        Of a `KUNet` of two classes.
+    model : Model, path or str
+        Or its file, or the name of a bundled one; of a `KUNet` of two classes.
     path : path
         To write (.html); it is replaced if it exists.
     example : volume, optional
@@ -64,7 +64,7 @@ def export_web(model: Model, path: str | Path, example: Any = None, *, name: str
     OutputError
         If the file cannot be written.
     """
-    path = Path(path)
+    model, path = load_model(model), Path(path)
     net = exportable(model, "a web page", most=LARGEST_K, classes=2)
     if net.depth > _DEEPEST:
         raise ModelError(f"a U-Net of depth {net.depth} cannot be exported as a web page: it is for up to {_DEEPEST}.")

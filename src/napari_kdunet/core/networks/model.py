@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +19,7 @@ from napari_kdunet.core.networks.model_file import DamagedError, TensorFile, sav
 from napari_kdunet.core.networks.protocol import Counted, Network, UsualUNet
 from napari_kdunet.core.networks.unet import KUNet
 
-__all__ = ["Model", "load_model"]
+__all__ = ["Model", "ModelLike", "load_model"]
 
 _FORMAT = 1
 _WITH_CONTEXT = 2  # the format of a network that sees neighbouring slices, which older versions cannot apply
@@ -159,14 +159,24 @@ class Model:
         return save_tensors(path, weights, self.describe())
 
 
-def load_model(source: str | Path) -> Model:
-    """Read a model from a ``.safetensors`` file or by the name of a bundled one.
+ModelLike: TypeAlias = Model | str | Path
+"""A model, its ``.safetensors`` file, or the name of a bundled one."""
+
+
+def load_model(source: ModelLike) -> Model:
+    """Read a model from a ``.safetensors`` file or by the name of a bundled one; a `Model` is given back as it is.
 
     Raises
     ------
     ModelError
         If there is no such file or name, or the file is damaged or not one of ours.
     """
+    if isinstance(source, Model):
+        return source
+    if not isinstance(source, str | Path):
+        raise ModelError(
+            f"a {type(source).__name__:.60} is no model: give a Model, its file, or the name of a bundled one."
+        )
     path = Path(source)
     if not is_file(path) and str(source) in bundled_models():
         path = bundled_models()[str(source)]

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from napari_kdunet.core.errors import ConfigError
 from napari_kdunet.core.metrics import binary_entropy
-from napari_kdunet.core.networks.model import Model
+from napari_kdunet.core.networks.model import Model, ModelLike, load_model
 from napari_kdunet.core.prediction.engine import Forward
 from napari_kdunet.core.prediction.probes import Probes
 from napari_kdunet.core.prediction.tiler import Tiler, foreground
@@ -152,7 +152,7 @@ class PixelSizeSearch:
 
 
 def find_pixel_size(
-    model: Model,
+    model: ModelLike,
     raw: Any,
     *,
     sizes: Sequence[float] | None = None,
@@ -183,8 +183,8 @@ def find_pixel_size(
 
     Parameters
     ----------
-    model : Model
-        With a working pixel size.
+    model : Model, path or str
+        With a working pixel size; or its file, or the name of a bundled one.
     raw : volume
         Anything that `open_volume` takes, ZYX. Pixels outside its sample do not count. Where it states a voxel size,
         the proportion of x to y is kept.
@@ -220,7 +220,7 @@ def find_pixel_size(
 
 
 def iter_find_pixel_size(
-    model: Model,
+    model: ModelLike,
     raw: Any,
     *,
     sizes: Sequence[float] | None = None,
@@ -230,7 +230,7 @@ def iter_find_pixel_size(
     threads: int | None = None,
 ) -> Iterator[PixelSizeSearch]:
     """As `find_pixel_size`, size by size: yields what is known so far, the last is the answer; `close()` stops it."""
-    volume = open_volume(raw)
+    model, volume = load_model(model), open_volume(raw)
     if not model.pixel_size:
         raise ConfigError("the model works at the pixels of each image (pixel size 0): there is no pixel size to find.")
     if sizes is not None and not all(0 < size < math.inf for size in sizes):

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from napari_kdunet import __version__
 from napari_kdunet.core.errors import ConfigError, ModelError
-from napari_kdunet.core.networks.model import Model
+from napari_kdunet.core.networks.model import Model, ModelLike, load_model
 from napari_kdunet.core.prediction.orthoplanes import OrthoPlanes
 from napari_kdunet.core.prediction.statistics import Statistics, with_statistics
 from napari_kdunet.core.prediction.tiler import Tiler, foreground, labels, last_class, mask
@@ -33,7 +33,7 @@ _make_lock = threading.Lock()  # one computation is made at a time in a process
 
 
 def predict(
-    model: Model,
+    model: ModelLike,
     raw: Any,
     *,
     output: Literal["probability", "labels", "boundary"] = "probability",
@@ -52,8 +52,8 @@ def predict(
 
     Parameters
     ----------
-    model : Model
-        What to apply.
+    model : Model, path or str
+        What to apply; or its file, or the name of a bundled one.
     raw : volume
         Anything that `open_volume` takes, ZYX; any integer or float dtype.
     output : {"probability", "labels", "boundary"}
@@ -93,7 +93,7 @@ def predict(
     ModelError
         If the network gives NaN, once it is computed.
     """
-    volume = open_volume(raw)
+    model, volume = load_model(model), open_volume(raw)
     if output not in ("probability", "labels", "boundary"):
         raise ConfigError(f"output is {output!r}: choose probability, labels or boundary.")
     if output == "boundary" and not model.boundary:

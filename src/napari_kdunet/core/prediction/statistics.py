@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from napari_kdunet.core.errors import ConfigError
-from napari_kdunet.core.networks.model import Model
+from napari_kdunet.core.networks.model import Model, ModelLike, load_model
 from napari_kdunet.core.networks.unet import KUNet
 from napari_kdunet.core.prediction.engine import ByTorch
 from napari_kdunet.core.prediction.probes import Probes
@@ -27,7 +27,7 @@ _PRIOR = 2**15  # working pixels that the statistics of training count for
 
 
 def adapt_statistics(
-    model: Model, raw: Any, *, slices: int = _SLICES, device: str = "auto", threads: int | None = None
+    model: ModelLike, raw: Any, *, slices: int = _SLICES, device: str = "auto", threads: int | None = None
 ) -> Model:
     """Make a model fit another microscope: take the statistics of batch normalisation from the image, without labels.
 
@@ -38,8 +38,9 @@ def adapt_statistics(
 
     Parameters
     ----------
-    model : Model
-        One without batch normalisation is given back as it is, and so is a network that is no k-Unet.
+    model : Model, path or str
+        Or its file, or the name of a bundled one. One without batch normalisation is given back as it is, and so is a
+        network that is no k-Unet.
     raw : volume
         Anything that `open_volume` takes, ZYX, at the pixel size at which it is to be predicted.
     slices : int
@@ -57,7 +58,7 @@ def adapt_statistics(
     VolumeError
         If the volume cannot be used.
     """
-    volume = open_volume(raw)
+    model, volume = load_model(model), open_volume(raw)
     if not isinstance(model.net, KUNet) or not model.net.bn:
         return model
     probes = Probes.of(model, volume, slices, device, threads)

@@ -21,7 +21,7 @@ from napari_kdunet.core.data.splits import spaced
 from napari_kdunet.core.devices import training_threads
 from napari_kdunet.core.errors import ConfigError, VolumeError
 from napari_kdunet.core.networks.bundled import bundled_models
-from napari_kdunet.core.networks.model import Model, load_model
+from napari_kdunet.core.networks.model import Model, ModelLike, load_model
 from napari_kdunet.core.prediction.predict import predict
 from napari_kdunet.core.prediction.statistics import with_statistics
 from napari_kdunet.core.training.events import Event
@@ -49,12 +49,12 @@ class _Part(NamedTuple):
 
 
 def iter_adapt(
-    teacher: Model,
+    teacher: ModelLike,
     raw: Any,
     config: DistillConfig | None = None,
     *,
     pixels: float = PIXELS,
-    start: Model | None = None,
+    start: ModelLike | None = None,
     out: str | Path | None = None,
 ) -> Iterator[Event]:
     """Teach a k-Unet a volume that nobody has labelled, event by event.
@@ -65,8 +65,9 @@ def iter_adapt(
 
     Parameters
     ----------
-    teacher : Model
-        A network that knows images of this kind; it may see neighbouring slices, which the student does not.
+    teacher : Model, path or str
+        A network that knows images of this kind, its file, or the name of a bundled one; it may see neighbouring
+        slices, which the student does not.
     raw : volume
         Anything that `open_volume` takes, ZYX, with its voxel size.
     config : DistillConfig, optional
@@ -74,7 +75,7 @@ def iter_adapt(
         teacher has half of them at most, if one part does not take it longer, and the student the rest, half at least.
     pixels : float
         Of how many pixels, at its working pixel size, the teacher is asked at most; one part at least.
-    start : Model, optional
+    start : Model, path or str, optional
         Initial weights of the student; see `bundled_student`.
     out : path, optional
         As in `iter_train`, without a state to resume from: how far the teacher comes in some minutes is not the same
@@ -94,19 +95,19 @@ def iter_adapt(
     if config.context:
         raise ConfigError(f"context is {config.context}: the student of an adaptation sees single slices, it has none.")
     began = time.monotonic()
-    volume = open_volume(raw)
+    teacher, volume = load_model(teacher), open_volume(raw)
     total = config.budget[1]
     until = None if total is None else began + total / 2
     image, probabilities = lesson(teacher, volume, config, pixels, until)
     if start is not None:
-        start = with_statistics(start, volume, "auto", config.device, config.threads)
+        start = with_statistics(load_model(start), volume, "auto", config.device, config.threads)
     config = _remaining(config, time.monotonic() - began)
     probability = open_volume(probabilities, voxel_size=image.voxel_size, name="the teacher's probabilities")
     yield from iter_distill(probability, image, None, config, start=start, out=out, resume=None)
 
 
 def adapt(
-    teacher: Model,
+    teacher: ModelLike,
     raw: Any,
     config: DistillConfig | None = None,
     *,

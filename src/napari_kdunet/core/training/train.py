@@ -17,7 +17,7 @@ from napari_kdunet.core.config import DistillConfig, TrainConfig
 from napari_kdunet.core.data.dataset import Dataset, prepare
 from napari_kdunet.core.data.teachers import as_teacher
 from napari_kdunet.core.errors import CollapsedError, LabelsError
-from napari_kdunet.core.networks.model import Model
+from napari_kdunet.core.networks.model import Model, ModelLike, load_model
 from napari_kdunet.core.prediction.statistics import with_statistics
 from napari_kdunet.core.training.distributed import single_process
 from napari_kdunet.core.training.events import Done, Event
@@ -38,7 +38,7 @@ def iter_train(
     val: Pair | Sequence[Pair] | None = None,
     out: str | Path | None = None,
     resume: bool = False,
-    start: Model | None = None,
+    start: ModelLike | None = None,
     edited: Edited | None = None,
     fabric: Fabric | None = None,
 ) -> Iterator[Event]:
@@ -60,7 +60,7 @@ def iter_train(
         ``NAME.resume.safetensors`` until training is done.
     resume : bool
         Go on from that state; the weights are those of never having stopped.
-    start : Model, optional
+    start : Model, path or str, optional
         Initial weights instead of a fresh network (its form must be that of `config`); a generalist's with statistics
         of the volume, if it is one (`adapt_statistics`).
     edited : callable, optional
@@ -104,7 +104,7 @@ def iter_distill(
     val: Pair | Sequence[Pair] | None = None,
     out: str | Path | None = None,
     resume: bool | None = False,
-    start: Model | None = None,
+    start: ModelLike | None = None,
     fabric: Fabric | None = None,
 ) -> Iterator[Event]:
     """Distil a teacher into a k-Unet, event by event (paper, "The Distillation Procedure").
@@ -160,9 +160,12 @@ def iter_distill(
     return Trainer(settled, data, checked, _as_path(out), _fitted(start, data, config), fabric, resume).run()
 
 
-def _fitted(start: Model | None, data: Dataset, config: TrainConfig) -> Model | None:
+def _fitted(start: ModelLike | None, data: Dataset, config: TrainConfig) -> Model | None:
     """A generalist to start from begins with statistics of the volume, where it is one."""
-    if start is None or len(data.volumes) != 1:
+    if start is None:
+        return None
+    start = load_model(start)
+    if len(data.volumes) != 1:
         return start
     return with_statistics(start, data.volumes[0].raw, "auto", config.device, config.threads)
 
