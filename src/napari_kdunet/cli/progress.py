@@ -16,7 +16,7 @@ from napari_kdunet.cli.signals import handling, ignore_stop_signals
 from napari_kdunet.cli.terminal import console
 from napari_kdunet.core.config import TrainConfig
 from napari_kdunet.core.errors import CollapsedError, DivergedError, KDUNetError, TrainingError
-from napari_kdunet.core.parsing import format_slices
+from napari_kdunet.core.parsing import counted, format_slices
 from napari_kdunet.core.training.events import Done, Event, Started, Stepped, Validated
 
 if TYPE_CHECKING:
@@ -199,13 +199,15 @@ def _file_identity(path: Path) -> tuple[int, int] | None:
 
 
 def _print_start(event: Started) -> None:
-    taught = f" and {event.unlabelled_slices} taught" if event.unlabelled_slices else ""
+    labelled = counted(len(event.labelled_slices), "labelled slice")
+    if event.unlabelled_slices:
+        labelled = f"{len(event.labelled_slices)} labelled and {counted(event.unlabelled_slices, 'taught slice')}"
     resumed = f"resumed after step {event.step}; " if event.step else ""
     several = len(event.val_volumes) > 1
     where = f"of {', '.join(event.val_volumes)}" if several else f"z = {format_slices(event.val_slices)}"
     console.print(
         f"{resumed}{event.parameters:,} parameters on {event.device}; "
-        f"{len(event.labelled_slices)} labelled{taught} slices; "
+        f"{labelled}; "
         f"validated on {event.validated_on}{' ' if several else ', '}{where}; prior CE {event.prior_ce:.4f}"
     )
     for note in event.notes:
@@ -226,7 +228,7 @@ def follow_slices(title: str, slices: Iterator[Written], count: int, *, resumabl
             task = bar.add_task(title, total=count)
             for i, (_, done) in enumerate(watched):
                 if done > 1 and i == 0:
-                    console.print(f"note: going on after {done - 1} slices that a killed run had written")
+                    console.print(f"note: going on after {counted(done - 1, 'slice')} that a killed run had written")
                 bar.update(task, completed=done)
     except (Interrupted, KeyboardInterrupt):
         kept = f"{done} of {count} slices are kept, and the same command goes on" if resumable and done else ""

@@ -8,7 +8,15 @@ from typing import Any
 
 from napari_kdunet.core.errors import ConfigError
 
-__all__ = ["clock", "format_slices", "parse_class_weights", "parse_json", "parse_slices", "parse_volume_weights"]
+__all__ = [
+    "clock",
+    "counted",
+    "format_slices",
+    "parse_class_weights",
+    "parse_json",
+    "parse_slices",
+    "parse_volume_weights",
+]
 
 _DEEPEST = 64  # levels of lists and objects in each other
 
@@ -27,6 +35,11 @@ def parse_slices(text: str) -> str | tuple[int, ...]:
     if not found:
         raise ConfigError(f"slices is {text!r}: give auto, all, or slice numbers such as 3,8,20:30.")
     return tuple(sorted(set(found)))
+
+
+def counted(number: int, what: str) -> str:
+    """Say how many: ``1 slice``, ``2 slices``."""
+    return f"{number:,} {what}" if number == 1 else f"{number:,} {what}s"
 
 
 def format_slices(slices: Iterable[int]) -> str:

@@ -19,8 +19,7 @@ from napari_kdunet.widgets.comparison.live_comparison import LiveComparison
 from napari_kdunet.widgets.comparison.object_errors import ObjectComparison, ObjectErrors, Place, iter_compare
 from napari_kdunet.widgets.comparison.overlay import LEGEND, Overlay
 from napari_kdunet.widgets.comparison.score_table import ScoreTable
-from napari_kdunet.widgets.shared.fields import threshold_slider
-from napari_kdunet.widgets.shared.layers import chosen_layer, layer_choice, volume_of
+from napari_kdunet.widgets.shared.layers import chosen_layer, layer_choice, threshold_row, volume_of
 from napari_kdunet.widgets.shared.panel import Panel, button, in_a_row
 from napari_kdunet.widgets.shared.thread_worker import EventWorker, run
 
@@ -142,8 +141,7 @@ class CompareWidget(Panel):
             tooltip="Ticked: reference voxels of label 0 do not count; 1 = background, 2 = mitochondrion.\n"
             "Not ticked: 0 = background, anything else = mitochondrion.",
         )
-        threshold = threshold_slider("Probability, 0 to 1, above which a voxel is foreground. Of no matter for labels.")
-        return [prediction, reference, sparse, threshold]
+        return [prediction, reference, sparse, threshold_row(prediction, reference)]
 
     def _buttons(self) -> tuple[Container, Container, Container]:
         """The row above all, that below the scores, and that above the errors of objects."""

@@ -26,6 +26,7 @@ from PIL import Image
 from zarr.codecs import BloscCodec, GzipCodec, ZstdCodec
 
 from napari_kdunet.core.errors import VolumeError
+from napari_kdunet.core.volumes.readers import READERS
 from napari_kdunet.core.volumes.volume import open_volume
 from napari_kdunet.core.writing.target import check_target
 
@@ -606,3 +607,11 @@ def test_honest_filters_of_hdf5(pixels, tmp_path):
         with h5py.File(tmp_path / f"{i}.h5", "w") as file:
             file.create_dataset("em", data=array, chunks=(1, *array.shape[1:]), **how)
         np.testing.assert_array_equal(np.asarray(open_volume(tmp_path / f"{i}.h5")), array)
+
+
+@pytest.mark.parametrize("ending", READERS)
+def test_a_file_without_a_byte(tmp_path, fails, ending):
+    """As an interrupted copy leaves it."""
+    path = tmp_path / f"raw{ending}"
+    path.touch()
+    fails(path, f"raw{ending} is empty")

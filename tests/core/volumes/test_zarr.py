@@ -77,7 +77,7 @@ def test_empty_zarr(tmp_path, fails):
 
 def test_channels_and_times(pixels, tmp_path, ome_zarr, fails):
     fails(ome_zarr(tmp_path / "c.zarr", [pixels[:3][None]], "tzyx") / "0", "4 axes")
-    fails(ome_zarr(tmp_path / "c.zarr", [pixels[:, None]], "czyx"), "c.zarr", "C=5", "channel=0 to 4")
+    fails(ome_zarr(tmp_path / "c.zarr", [pixels[:, None]], "czyx"), "c.zarr", "C=5", "channel, 0 to 4")
     np.testing.assert_array_equal(open_volume(tmp_path / "c.zarr", channel=3)[0], pixels[3])
 
 

@@ -6,6 +6,7 @@ import pytest
 from napari.components import ViewerModel
 from napari.layers import Image, Labels
 
+from napari_kdunet import core
 from napari_kdunet.core import VolumeError
 from napari_kdunet.widgets.shared.layers import (
     PREVIEW,
@@ -149,3 +150,37 @@ def test_results_come_last_and_are_not_taken_by_themselves(choose):
     labels.value = mask
     viewer.layers.remove(later)
     assert labels.value is mask, "who wants it can have it"
+
+
+def written(path, threshold):
+    """A probability in a file, as `predict` writes it."""
+    guess = np.random.default_rng(0).random(SHAPE, np.float32)
+    about = {"output": "probability", "threshold": threshold}
+    core.write_volume(guess, path, voxel_size=(40, 5, 5), metadata=about)
+    return str(path)
+
+
+@pytest.mark.parametrize("name", ["Compare with ground truth", "Objects"])
+def test_a_probability_of_a_file_is_taken_at_its_models_threshold(open_widget, tmp_path, name):
+    viewer, widget = open_widget(name)
+    choice = widget.source if name == "Objects" else widget.prediction
+    assert widget.threshold.value == 0.5
+    for ending, threshold in ((".tif", 0.7), (".zarr", 0.3), (".h5", 0.999)):
+        path = written(tmp_path / f"guess{ending}", threshold)
+        [layer] = viewer.open(path, plugin="napari" if ending == ".tif" else "napari-kdunet")
+        choice.value = layer
+        assert widget.threshold.value == min(threshold, 0.99)
+    widget.threshold.value = 0.6
+    truth = viewer.add_labels(np.ones(SHAPE, np.uint8))  # what else comes leaves alone what somebody has set
+    if name != "Objects":
+        widget.reference.value = truth
+    assert (choice.value, widget.threshold.value) == (layer, 0.6)
+    choice.value = viewer.add_image(np.zeros(SHAPE, np.float32), name="of another program")
+    assert widget.threshold.value == 0.5
+
+
+def test_a_panel_that_is_opened_later_takes_that_threshold_too(make_napari_viewer, tmp_path):
+    viewer = make_napari_viewer()
+    viewer.open(written(tmp_path / "guess.tif", 0.8), plugin="napari")
+    _, compare = viewer.window.add_plugin_dock_widget("napari-kdunet", "Compare with ground truth")
+    assert compare.threshold.value == 0.8

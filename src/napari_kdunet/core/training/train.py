@@ -18,6 +18,7 @@ from napari_kdunet.core.data.dataset import Dataset, prepare
 from napari_kdunet.core.data.teachers import as_teacher
 from napari_kdunet.core.errors import CollapsedError, LabelsError
 from napari_kdunet.core.networks.model import Model, ModelLike, load_model
+from napari_kdunet.core.parsing import counted
 from napari_kdunet.core.prediction.statistics import with_statistics
 from napari_kdunet.core.training.distributed import single_process
 from napari_kdunet.core.training.events import Done, Event
@@ -218,7 +219,7 @@ def last_model(events: Iterator[Event], on_event: Callable[[Event], Any] | None)
 def collapsed_message(event: Done) -> str:
     """What to tell a user whose network collapsed."""
     return (
-        f"the network collapsed: after {event.step} steps its output is nearly the same everywhere. "
+        f"the network collapsed: after {counted(event.step, 'step')} its output is nearly the same everywhere. "
         "Train longer, from another seed, or with bn and more labels."
     )
 

@@ -26,6 +26,7 @@ from napari_kdunet.core.metrics import MeanCurve
 from napari_kdunet.core.networks.layers import training_format
 from napari_kdunet.core.networks.model import Model
 from napari_kdunet.core.networks.unet import KUNet
+from napari_kdunet.core.parsing import counted
 from napari_kdunet.core.training import schedule
 from napari_kdunet.core.training.checkpoint import Checkpointer, Progress, model_of
 from napari_kdunet.core.training.distributed import ProcessGroup
@@ -259,7 +260,8 @@ class Trainer:
 
     def _diverged(self, what: str) -> DivergedError:
         return DivergedError(
-            f"training diverged after {self.progress.step} steps: {what}. Lower lr (now {self.config.lr:g}) or tau.",
+            f"training diverged after {counted(self.progress.step, 'step')}: {what}. "
+            f"Lower lr (now {self.config.lr:g}) or tau.",
             self.checkpoints.best,
         )
 

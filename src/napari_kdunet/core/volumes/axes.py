@@ -87,7 +87,7 @@ def view_zyx(stored: Stored, selection: Selection, name: str) -> Opened:
     else:
         axes = stored.axes or _default_axes(shape, name)
     if len(set(axes) - {"-"}) + axes.count("-") < len(axes) or not {"y", "x"} <= set(axes) or len(axes) != len(shape):
-        raise VolumeError(f"{name} has {_shown(axes, shape)}: name them with axes, e.g. axes='ZYX'")
+        raise VolumeError(f"{name} has {_shown(axes, shape)}: name them with axes, e.g. ZYX")
     fixed = {}
     for axis, length in zip(axes, shape, strict=True):
         if axis not in "zyx":
@@ -112,7 +112,7 @@ def axis_letters(names: Sequence[Any], name: str) -> str:
     if not any(letters) and all(not word or word.strip("dimaxs_-").isdigit() for word in words):
         return ""  # dim_0, dim_1 as of xarray
     if not all(letters) or len(set(letters)) < len(letters):
-        raise VolumeError(f"{name} has axes {', '.join(words)}: name them with axes, e.g. axes='ZYX'")
+        raise VolumeError(f"{name} has axes {', '.join(words)}: name them with axes, e.g. ZYX")
     return "".join(letters)
 
 
@@ -147,7 +147,7 @@ def _default_axes(shape: tuple[int, ...], name: str) -> str:
     if len(shape) not in (2, 3):
         raise VolumeError(f"{name} has {len(shape)} axes, shape {shape}: give ZYX or YX, or name them with axes")
     if len(shape) == 3 and shape[2] in _COLOURS and min(shape[:2]) > _SMALL:
-        raise VolumeError(f"{name} has shape {shape}, a colour image it seems: name its axes, e.g. axes='YXC'")
+        raise VolumeError(f"{name} has shape {shape}, a colour image it seems: name its axes, e.g. YXC")
     return "zyx"[-len(shape) :]
 
 
@@ -157,8 +157,8 @@ def _chosen(axis: str, length: int, selection: Selection, having: str) -> int:
     index = getattr(selection, called) if called else None
     if index is None and length > 1:
         if called is None:
-            raise VolumeError(f"{having}: name them with axes, e.g. axes='ZYX'")
-        raise VolumeError(f"{having}: choose one {called}, {called}=0 to {length - 1}")
+            raise VolumeError(f"{having}: name them with axes, e.g. ZYX")
+        raise VolumeError(f"{having}: choose one {called}, 0 to {length - 1}")
     if not 0 <= (index or 0) < length:
         raise VolumeError(f"{having}: there is no {called} {index}")
     return index or 0

@@ -194,6 +194,8 @@ def _open_path(source: str, selection: Selection, name: str) -> Stored:
         if known is None:
             raise VolumeError(f"{name} has an unknown ending: give {', '.join(READERS)}, a Zarr or a folder of slices")
         check_regular(path, name)
+        if not path.stat().st_size:
+            raise VolumeError(f"{name} is empty: it has no bytes")
         row = known
     if row.needs and importlib.util.find_spec(row.needs) is None:
         raise VolumeError(f'{name} is {row.title}: install its reader, pip install "napari-kdunet[formats]"')

@@ -11,8 +11,8 @@ from napari.layers import Image, Labels, Layer
 
 from napari_kdunet.core import ObjectsConfig
 from napari_kdunet.widgets.proofreading.tools import TOOLS
-from napari_kdunet.widgets.shared.fields import make_narrow, threshold_slider, without_wheel
-from napari_kdunet.widgets.shared.layers import layer_choice
+from napari_kdunet.widgets.shared.fields import make_narrow, without_wheel
+from napari_kdunet.widgets.shared.layers import layer_choice, threshold_row
 from napari_kdunet.widgets.shared.panel import button, in_a_row
 from napari_kdunet.widgets.shared.pixel_size import PixelSize
 
@@ -62,9 +62,8 @@ def finding_rows(viewer: napari.viewer.Viewer, accepts: Callable[[Layer], bool])
         label="Image",
         tooltip="Image for the mean grey value of each object.",
     )
-    threshold = threshold_slider("Probability, 0 to 1, above which a voxel is foreground. Of no matter for labels.")
     live = CheckBox(name="live", text="Preview on the slice", tooltip="Show the objects of the slice on screen.")
-    return [source, PixelSize(viewer, source), raw, threshold, *_settings(), live]
+    return [source, PixelSize(viewer, source), raw, threshold_row(source), *_settings(), live]
 
 
 def _settings() -> list[Any]:

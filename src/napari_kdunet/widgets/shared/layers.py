@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
+from magicgui.widgets import FloatSlider
 from napari.layers import Image, Labels, Layer
 from napari.utils.colormaps import CyclicLabelColormap
 
-from napari_kdunet.core import Volume, VolumeError, open_volume
-from napari_kdunet.widgets.shared.fields import Choice
+from napari_kdunet.core import KDUNetError, Volume, VolumeError, open_volume
+from napari_kdunet.widgets.shared.fields import Choice, threshold_slider
 
 if TYPE_CHECKING:
     import napari.viewer
@@ -27,7 +28,9 @@ __all__ = [
     "is_result",
     "layer_choice",
     "one_colour",
+    "threshold_row",
     "users_own",
+    "volume_in_file",
     "volume_of",
     "voxel_size_of",
     "voxel_size_of_grid",
@@ -120,6 +123,29 @@ def volume_of(layer: Layer, *, following: bool = False) -> Volume:
     return open_volume(data, voxel_size=voxel_size_of(layer), name=layer.name)
 
 
+def volume_in_file(layer: Layer) -> Volume | None:
+    """The volume in the file behind a layer, whoever opened it; only its header is read.
+
+    None where there is no file, or it holds an image of another size.
+    """
+    path = layer.source.path
+    if not path:
+        return None
+    try:
+        volume = open_volume(path)
+    except KDUNetError:
+        return None
+    return volume if volume.shape[1:] == tuple(data_of(layer).shape[-2:]) else None
+
+
+def _threshold_of(layer: Layer) -> float:
+    """Above which a probability is foreground: of *Segment* or a file of ours that of its model, else 0.5."""
+    if is_result(layer):
+        return float(layer.metadata[RESULT].threshold)
+    volume = volume_in_file(layer)
+    return 0.5 if volume is None else volume.threshold
+
+
 def grid_of(layer: Layer) -> dict[str, Any]:
     """The grid of a layer (scale, translation, units, …), as arguments of a layer of the same shape that covers it."""
     names = ("scale", "translate", "rotate", "shear", "affine", "units", "axis_labels")
@@ -137,6 +163,22 @@ def current_slice(viewer: napari.viewer.Viewer, layer: Layer) -> int:
         return 0
     point = layer.world_to_data(viewer.dims.point[-layer.ndim :])
     return int(min(max(round(float(point[-3])), 0), data_of(layer).shape[-3] - 1))
+
+
+def threshold_row(*choices: Choice) -> FloatSlider:
+    """The slider *Threshold*, which begins at that of the first of the chosen layers that is a probability."""
+    slider = threshold_slider("Probability, 0 to 1, above which a voxel is foreground. Of no matter for labels.")
+    followed: list[Layer | None] = [None]
+
+    def follow() -> None:
+        before, followed[0] = followed[0], next((c.value for c in choices if isinstance(c.value, Image)), None)
+        if followed[0] is not None and followed[0] is not before:
+            slider.value = min(max(_threshold_of(followed[0]), slider.min), slider.max)
+
+    for choice in choices:
+        choice.changed.connect(follow)
+    follow()
+    return slider
 
 
 def layer_choice(

@@ -15,7 +15,7 @@ from qtpy.QtWidgets import QWidget
 
 from napari_kdunet import core
 from napari_kdunet.widgets.shared.fields import Choice, OptionalNumber, without_wheel
-from napari_kdunet.widgets.shared.layers import chosen_layer, data_of, volume_of, voxel_size_of
+from napari_kdunet.widgets.shared.layers import chosen_layer, volume_in_file, volume_of, voxel_size_of
 from napari_kdunet.widgets.shared.models import models
 from napari_kdunet.widgets.shared.notify import report
 from napari_kdunet.widgets.shared.panel import button, in_a_row, note
@@ -41,18 +41,9 @@ _MARK = "border: 1px solid #E69F00"  # unknown
 
 
 def voxel_size_in_file(layer: Layer) -> tuple[float, float, float] | None:
-    """Voxel size in nm (Z, Y, X) that the file behind a layer states, whoever opened it; only its header is read.
-
-    None where there is no file, it does not say, or it holds an image of another size.
-    """
-    path = layer.source.path
-    if not path:
-        return None
-    try:
-        volume = core.open_volume(path)
-    except core.KDUNetError:
-        return None
-    return volume.voxel_size if volume.shape[1:] == tuple(data_of(layer).shape[-2:]) else None
+    """Voxel size in nm (Z, Y, X) that the file behind a layer states; None where it does not (`volume_in_file`)."""
+    volume = volume_in_file(layer)
+    return None if volume is None else volume.voxel_size
 
 
 def set_pixel_size(viewer: napari.viewer.Viewer, layer: Layer, size: float) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from qtpy.QtCore import Signal
 from qtpy.QtWidgets import QHBoxLayout, QLabel, QProgressBar, QPushButton, QVBoxLayout, QWidget
 
-from napari_kdunet.core.parsing import clock
+from napari_kdunet.core.parsing import clock, counted
 from napari_kdunet.widgets.shared.panel import wrapped_label
 from napari_kdunet.widgets.training.check import STROKES
 from napari_kdunet.widgets.training.curves import Curves
@@ -115,14 +115,13 @@ class RunView(QWidget):
         self.bar.setRange(0, _PER_MILLE)
         self.bar.setValue(0)
         where = f"{event.parameters:,} parameters on {event.device}"
-        self.status.setText(f"{where}: {len(event.labelled_slices)} labelled slices")
+        self.status.setText(f"{where}: {counted(len(event.labelled_slices), 'labelled slice')}")
         if event.unlabelled_slices:
             self.status.setText(f"{self.status.text()}, {event.unlabelled_slices} without labels")
-        plural = "" if len(event.val_slices) == 1 else "s"
         kinds = {
-            "held-out slices": f"{len(event.val_slices)} held-out slice{plural}",
+            "held-out slices": counted(len(event.val_slices), "held-out slice"),
             "training slices": "training slices, none held out",
-            "given volume": f"{len(event.val_slices)} earlier slice{plural}",
+            "given volume": counted(len(event.val_slices), "earlier slice"),
             "teacher": "agreement with the teacher",
             STROKES: STROKES,
         }

@@ -390,7 +390,7 @@ def _axes(
         if planes:
             how = f"stored as the {page.samplesperpixel} planes of one colour image"
             raise VolumeError(f"{name} is {how}: if they are slices, save them with photometric='minisblack'")
-        raise VolumeError(f"{name} is a colour (RGB) image: convert it to greyscale, or choose one with channel=0")
+        raise VolumeError(f"{name} is a colour (RGB) image: convert it to greyscale, or choose one channel, e.g. 0")
     extra = [(a, n) for a, n in extra if a != "s"]
     if len(extra) != 1 or extra[0][0] == "z":
         return axes, shape, ()
