@@ -2,11 +2,14 @@
 
     python benchmarks/own_views.py RAW LABELS --voxel-size 5 --out DIR [--ks 1,2] [--seeds 3] [--steps 3000]
                                    [--more 1000] [--arms labels,itself,views,planes,both] [--scored 32] [--gap 16]
+                                   [--teacher MODEL --arms labels,taught,asked]
 
 A network learns from RAW from slice SCORED + GAP on for STEPS, and then goes on for MORE steps in each arm: from the
-labels alone; beside them from itself, from its 8 views, from its slices along z, y and x, and from both. Model and
-threshold are chosen on the middle ones of its slices, and it is scored at that threshold on the first SCORED slices,
-without post-processing; before it goes on with each kind of average too. One core. What is done is not done again.
+labels alone; beside them from itself, from its 8 views, from its slices along z, y and x, and from both; or beside them
+from MODEL at a temperature of 1, asked about the labelled slices alone (taught), or about the first SCORED slices too,
+without their labels (asked: what is to be segmented is learnt from). Model and threshold are chosen on the middle ones
+of its slices, and it is scored at that threshold on the first SCORED slices, without post-processing; before it goes on
+with each kind of average too. One core. What is done is not done again.
 Written to DIR: models, a JSON each, and `own-views.csv`.
 """
 
@@ -38,6 +41,8 @@ AVERAGES = {
     "both": ["--views", 8, "--planes", "zyx"],
 }
 
+BY_TEACHER = ("taught", "asked")
+
 
 def rows_of(k: int, seed: int, given: argparse.Namespace) -> Iterator[Row]:
     """The network as it is, with each kind of average, and after each arm."""
@@ -57,13 +62,17 @@ def going_on(base: Path, arm: str, options: list[object], given: argparse.Namesp
 
     def measure() -> Row:
         how: list[object] = ["train"]
-        if arm != "labels":
+        more: list[object] = []
+        if arm in BY_TEACHER:
+            how, more = ["distill", given.teacher], ["--tau", 1]
+            more += ["--unlabelled", given.val[0], *given.size] if arm == "asked" else []
+        elif arm != "labels":
             averaged = base.with_name(f"{base.stem}-{arm}.tif")
             if not averaged.exists():
                 asked = ["--probabilities", "--threads", 1, *given.size, *AVERAGES[arm]]
                 command("predict", base, given.taught[0], "-o", averaged, *asked)
             how = ["distill", averaged]
-        train(model, *how, *given.taught, *options, "--start", base, "--steps", given.more)
+        train(model, *how, *given.taught, *options, "--start", base, "--steps", given.more, *more)
         return about | {"taught_by": arm, "predicted_with": "itself"} | score(model, *given.val, *given.size)
 
     return once(model.with_suffix(".json"), measure)
@@ -75,7 +84,10 @@ def main() -> None:
     parser.add_argument("--ks", default="1,2")
     parser.add_argument("--more", type=int, default=1000)
     parser.add_argument("--arms", default="labels,itself,views,planes,both")
+    parser.add_argument("--teacher", type=Path, help="another network, for the arms taught and asked")
     given = parsed_one_volume(parser)
+    if given.teacher is None and set(BY_TEACHER) & set(given.arms.split(",")):
+        parser.error("the arms taught and asked need --teacher")
     given.taught = save_slices(given, "learnt", given.learnt)  # planes must not see the slices that are scored
     ks = [int(k) for k in given.ks.split(",")]
     rows = []
