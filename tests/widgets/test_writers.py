@@ -61,6 +61,16 @@ def test_a_saved_mask_comes_back_as_labels_to_paint_on(make_napari_viewer, tmp_p
     assert layer.data[(0,) * data.ndim] == 9
 
 
+def test_that_the_place_of_a_layer_is_not_kept_is_said(make_napari_viewer, tmp_path, notified):
+    viewer = make_napari_viewer()
+    viewer.add_labels(labels(1), name="still", **GRID).save(str(tmp_path / "still.zarr"))
+    assert not notified
+    viewer.add_labels(labels(1), name="moved", translate=(0, 1, 0), **GRID).save(str(tmp_path / "moved.zarr"))
+    viewer.add_labels(labels(1), name="turned", rotate=30, **GRID).save(str(tmp_path / "turned.zarr"))
+    assert [message.partition(" ")[0] for message in notified] == ["moved.zarr", "turned.zarr"]
+    assert "will open at the origin" in notified[0]
+
+
 def test_a_flat_mask_of_unknown_size_replaces_an_earlier_one(make_napari_viewer, tmp_path):
     viewer = make_napari_viewer()
     layer = viewer.add_labels(labels(1)[1], name="mask")
