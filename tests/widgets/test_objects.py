@@ -128,6 +128,32 @@ def test_export(found, tmp_path):
     assert "3 of 3 objects are in t.csv" in found.status.text()
 
 
+def test_what_is_corrected_is_exported_once_it_is_measured(found, tmp_path, qtbot):
+    found.select(2)
+    found.delete()
+    found.export(str(tmp_path / "t.csv"))
+    assert not (tmp_path / "t.csv").exists()
+    assert "export when that has ended" in found.error_label.text()
+    settle(found, qtbot, 2)
+    found.export(str(tmp_path / "t.csv"))
+    assert pd.read_csv(tmp_path / "t.csv")["id"].tolist() == [1, 3]
+
+
+def test_what_cannot_be_measured_is_said_before_objects_are_found(panel):
+    panel.viewer.add_labels(boxes()[5], name="section", scale=(10.0, 10.0), units=("nm",) * 2)
+    panel.source.value = panel.viewer.layers["section"]
+    panel.start()
+    assert panel.worker is None
+    assert "choose the image of that mask, or none, under Image" in panel.error_label.text()
+    panel.raw.value = None
+    panel.viewer.add_labels(boxes(), name="unknown")
+    panel.source.value = panel.viewer.layers["unknown"]
+    panel.start()
+    assert panel.worker is None
+    assert "type it under Pixel size" in panel.error_label.text()
+    assert "unknown objects" not in panel.viewer.layers
+
+
 def test_export_to_parquet(found, tmp_path):
     pytest.importorskip("pyarrow")
     found.export(str(tmp_path / "t.parquet"))

@@ -7,6 +7,7 @@ import tifffile
 import zarr
 
 from napari_kdunet import core
+from napari_kdunet.widgets.shared.layers import voxel_size_of
 
 GRID = {"scale": (0.05, 0.005, 0.005), "units": ("um",) * 3}
 NM = (50.0, 5.0, 5.0)
@@ -45,6 +46,29 @@ def test_an_ome_zarr_states_scale_and_labels_and_is_napari_kdunets_by_its_ending
     volume = core.open_volume(path)
     assert (volume.dtype, volume.voxel_size) == (np.uint16, pytest.approx(NM))
     np.testing.assert_array_equal(np.asarray(volume), labels(300))
+
+
+@pytest.mark.parametrize("flat", [False, True])
+def test_a_saved_mask_comes_back_as_labels_to_paint_on(make_napari_viewer, tmp_path, flat):
+    viewer = make_napari_viewer()
+    data, grid = (labels(300)[1], {"scale": (5.0, 5.0), "units": ("nm",) * 2}) if flat else (labels(300), GRID)
+    viewer.add_labels(data, name="mask", **grid).save(str(tmp_path / "mask.zarr"))
+    (layer,) = viewer.open(tmp_path / "mask.zarr", plugin="napari-kdunet")
+    assert (layer._type_string, layer.data.dtype, layer.ndim) == ("labels", np.uint16, data.ndim)
+    np.testing.assert_array_equal(layer.data, data)
+    assert voxel_size_of(layer) == pytest.approx((5.0,) * 3 if flat else NM)
+    layer.paint((0,) * data.ndim, 9)
+    assert layer.data[(0,) * data.ndim] == 9
+
+
+def test_that_the_place_of_a_layer_is_not_kept_is_said(make_napari_viewer, tmp_path, notified):
+    viewer = make_napari_viewer()
+    viewer.add_labels(labels(1), name="still", **GRID).save(str(tmp_path / "still.zarr"))
+    assert not notified
+    viewer.add_labels(labels(1), name="moved", translate=(0, 1, 0), **GRID).save(str(tmp_path / "moved.zarr"))
+    viewer.add_labels(labels(1), name="turned", rotate=30, **GRID).save(str(tmp_path / "turned.zarr"))
+    assert [message.partition(" ")[0] for message in notified] == ["moved.zarr", "turned.zarr"]
+    assert "will open at the origin" in notified[0]
 
 
 def test_a_flat_mask_of_unknown_size_replaces_an_earlier_one(make_napari_viewer, tmp_path):

@@ -28,12 +28,7 @@ from napari_kdunet.widgets.proofreading.session import (
     session_layers,
 )
 from napari_kdunet.widgets.proofreading.snapshot import Snapshot
-from napari_kdunet.widgets.shared.layers import (
-    OBJECTS,
-    RESULT,
-    grid_of,
-    volume_of,
-)
+from napari_kdunet.widgets.shared.layers import OBJECTS, RESULT, grid_of
 
 if TYPE_CHECKING:
     import napari.viewer
@@ -61,7 +56,7 @@ class ObjectsWidget(ProofreadingPanel):
             return
         with self.telling():
             source = self._chosen_source()
-            volume, config = volume_of(source), self.config
+            volume, config = self._volume_to_measure(source), self.config
             session = Session(Reference.of(self._image_layer()), Reference.of(source), config)
             measuring = self._measuring(session, source)
             result, grid, name = source.metadata.get(RESULT), grid_of(source), f"{source.name} objects"
@@ -131,6 +126,9 @@ class ObjectsWidget(ProofreadingPanel):
         """Write the objects that the table shows, with all measurements, as CSV or (.parquet) Parquet."""
         with self.telling():
             shown = self._shown()
+            if self.worker is not None or self.session.stale:
+                self._measure_soon()
+                raise LabelsError("objects are still being measured, found or saved: export when that has ended.")
             write_table(shown, path)
             self._say(f"{len(shown)} of {len(self._measured())} objects are in {Path(path).name}.")
 

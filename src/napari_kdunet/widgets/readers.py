@@ -11,12 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import napari
+import numpy as np
 from napari.layers import Layer
 from napari.utils.notifications import show_info
 from qtpy.QtWidgets import QApplication, QInputDialog
 
 from napari_kdunet import core
 from napari_kdunet.core.volumes.formats.hdf5 import HDF5_ENDINGS, hdf5_volumes
+from napari_kdunet.core.volumes.formats.zarr_image import is_label_image
 from napari_kdunet.widgets.proofreading.session import is_session, read_session, session_layers
 from napari_kdunet.widgets.shared.thread_worker import run
 
@@ -24,7 +26,7 @@ __all__ = ["get_reader"]
 
 LayerData = tuple[Any, ...]
 
-_AT_ONCE = 2**26  # bytes of ids: a session that is read in less than a second or so
+_AT_ONCE = 2**26  # bytes of labels that are read in less than a second or so
 _LARGE = 4096  # pixels: the longest side of a slice that napari reads and draws whole without making one wait
 
 
@@ -38,11 +40,12 @@ def get_reader(path: str | list[str]) -> Callable[[Any], list[LayerData]] | None
 
 
 def _read_volume(path: str) -> list[LayerData]:
-    """An image layer, lazy, with scale in nm and axis labels; what was assumed is a notification.
+    """A layer, lazy, with scale in nm and axis labels; what was assumed is a notification.
+
+    An image, or labels where the file says so, as of a mask that was saved; small ones in memory, to paint on. Of large
+    slices it is a pyramid where the file has one: napari draws the part on screen at the resolution of that.
 
     Errors as of `core.open_volume`.
-
-    Of large slices it is a pyramid where the file has one: napari draws the part on screen at the resolution of that.
     """
     inside = _choose_inside(path)
     if inside is None:
@@ -57,7 +60,10 @@ def _read_volume(path: str) -> list[LayerData]:
     if volume.voxel_size is not None:
         options |= {"scale": volume.voxel_size[-ndim:], "units": ("nm",) * ndim}
     levels = [level if ndim == 3 else level[0] for level in _levels(source, volume)]
-    return [(levels if len(levels) > 1 else levels[0], options | {"multiscale": len(levels) > 1}, "image")]
+    kind = "labels" if volume.dtype.kind in "iu" and is_label_image(Path(path)) else "image"
+    if kind == "labels" and len(levels) == 1 and volume.data.nbytes <= _AT_ONCE:
+        levels = [np.asarray(levels[0])]
+    return [(levels if len(levels) > 1 else levels[0], options | {"multiscale": len(levels) > 1}, kind)]
 
 
 def _levels(source: str, volume: core.Volume) -> list[Any]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+from napari.utils.notifications import show_warning
 
 from napari_kdunet import core
 from napari_kdunet.widgets.shared.layers import RESULT, voxel_size_of_grid
@@ -25,7 +27,8 @@ def write_labels(path: str, data: Any, attributes: dict[str, Any]) -> list[str]:
         Labels, ZYX or YX, maybe lazy; of a pyramid the finest level is written. They are stored in the smallest type
         that holds them.
     attributes : dict
-        Of the layer: ``scale`` and ``units``, from which the voxel size is made, and ``name``.
+        Of the layer: ``scale`` and ``units``, from which the voxel size is made, and ``name``. Where it lies has no
+        place in the file, of which there is a warning.
 
     Returns
     -------
@@ -46,7 +49,17 @@ def write_labels(path: str, data: Any, attributes: dict[str, Any]) -> list[str]:
     core.write_volume(
         volume, path, dtype=_smallest(volume), voxel_size=size, metadata=metadata, labels=True, overwrite=True
     )
+    if _is_moved(attributes):
+        show_warning(f"{Path(path).name} does not state where the layer lies: it will open at the origin, unturned.")
     return [path]
+
+
+def _is_moved(attributes: dict[str, Any]) -> bool:
+    """Whether a layer lies elsewhere than at the origin, or is turned or sheared."""
+    still: dict[str, Any] = {"translate": 0.0, "shear": 0.0, "rotate": np.eye(len(attributes["scale"]))}
+    affine = attributes.get("affine")
+    turned = any(not np.allclose(attributes.get(name, rest), rest) for name, rest in still.items())
+    return turned or (affine is not None and not np.allclose(affine, np.eye(len(affine))))
 
 
 def _smallest(volume: core.Volume) -> np.dtype[Any]:

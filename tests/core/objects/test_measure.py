@@ -152,6 +152,22 @@ def test_an_object_of_one_voxel_is_as_thick_as_that():
     assert [row[f"direction_{a}"] for a in "zyx"] == [1, 0, 0]
 
 
+@pytest.mark.parametrize("voxel_size", [(5.0, 5.0, 5.0), (50.0, 5.0, 5.0)])
+@pytest.mark.parametrize("alone", [True, False])
+def test_what_lies_in_one_slice_is_measured_in_plane(voxel_size, alone):
+    """Of a slab as thin as that, the middle would be a surface of any number of branches."""
+    y, x = np.mgrid[:300, :300]
+    ellipse = ((y - 40) / 25) ** 2 + ((x - 60) / 40) ** 2 < 1
+    strip = (np.clip(x, 160, 260) - x) ** 2 + (y - 40) ** 2 < 10**2
+    branched = ((abs(y - 145) < 5) & (abs(x - 150) < 130)) | ((abs(x - 155) < 5) & (y > 144) & (y < 250))
+    plane = ellipse + 2 * strip + 3 * branched
+    ids = plane[None] if alone else np.stack([0 * plane, plane, 0 * plane])
+    table = core.measure(ids.astype(np.uint8), voxel_size=voxel_size)
+    assert table["skeleton_length_nm"].to_numpy() == pytest.approx([400, 600, 1295 + 525], rel=0.02)
+    assert table["mean_width_nm"].to_numpy()[1:] == pytest.approx([100, 46], rel=0.05)
+    assert table["branches"].tolist() == [1, 1, 3]
+
+
 def test_straight_tube_and_a_neighbour():
     places = space((10.0, 10.0, 10.0), (400, 400, 1200))
     ids = 3 * tube(places, (200, 120, 200), (200, 120, 1000), 80).astype(np.uint16)

@@ -66,7 +66,7 @@ def test_a_folder_is_segmented_and_a_failure_stops_nothing(segment, em, tiny_mod
     assert [image.name for image in widget.batch.images] == ["a.tif", "b.tif", "c.tif"], "results are no images"
     before = (folder / "a mask.tif").stat().st_mtime_ns
     run(qtbot, widget)
-    assert widget.batch.states[0].startswith("failed: ")
+    assert widget.batch.states[0].startswith("failed: a mask.tif is there already: move it away")
     assert (folder / "a mask.tif").stat().st_mtime_ns == before, "nothing is replaced"
 
 

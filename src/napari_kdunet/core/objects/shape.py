@@ -19,7 +19,7 @@ __all__ = ["Mesh", "Skeleton", "find_skeleton", "make_mesh", "thinning"]
 
 Mask = NDArray[np.bool_]
 Floats = NDArray[np.float64]
-Sizes = tuple[float, float, float]
+Sizes = tuple[float, ...]
 
 _BLUR = 0.8  # of the largest side of a voxel: standard deviation that takes the stairs off a surface
 _MARGIN = 3  # voxels around an object
@@ -90,7 +90,7 @@ def make_mesh(mask: Mask, voxel_size: Sizes) -> Mesh:
 
 
 def find_skeleton(mask: Mask, voxel_size: Sizes, radius: float) -> Skeleton:
-    """Length and branches of the skeleton of an object.
+    """Length and branches of the skeleton of an object, or in a plane of that of an outline.
 
     As TEASAR (Sato et al. 2000) on a cubic grid of a sixth of `radius`: from a tip, paths to the places farthest from
     it, along the middle; what is near a path belongs to it, and the next goes to the farthest place that is left.
@@ -98,10 +98,10 @@ def find_skeleton(mask: Mask, voxel_size: Sizes, radius: float) -> Skeleton:
 
     Parameters
     ----------
-    mask : (Z, Y, X) bool
+    mask : (Z, Y, X) or (Y, X) bool
         The box of the object.
     voxel_size : tuple of float
-        nm, ZYX.
+        nm, along each axis of the mask.
     radius : float
         About half of what the object is thick, nm.
     """
@@ -159,7 +159,8 @@ def _skeleton_step(mask: Mask, voxel_size: Sizes, radius: float) -> float:
     """Side in nm of the cubic grid: no finer than the mask is, and such that neither box nor graph get too large."""
     voxel = math.prod(voxel_size)
     box, body = mask.size * voxel / _LARGEST, int(mask.sum()) * voxel / _MOST_NODES
-    return max(min(voxel_size), radius / _FINE, math.cbrt(box), math.cbrt(body))
+    root = 1 / mask.ndim
+    return max(min(voxel_size), radius / _FINE, float(box**root), float(body**root))
 
 
 def _graph(pairs: NDArray[np.int64], weights: Floats, count: int) -> Any:
@@ -173,7 +174,7 @@ def _farthest(distance: Floats) -> int:
 def _grow(
     voxels: NDArray[np.int64], bodies: Floats, far: Floats, before: NDArray[np.int32], tip: int
 ) -> list[NDArray[np.int64]]:
-    """Paths (n, 3) from the farthest place that is left to the tip, and to the nearest of the paths before.
+    """Paths (n, axes) from the farthest place that is left to the tip, and to the nearest of the paths before.
 
     `bodies` are the radii of the thickest places around each voxel.
     """
@@ -222,7 +223,7 @@ def _on_cubic_grid(mask: Mask, voxel_size: Sizes, step: float) -> tuple[NDArray[
     for axis, factor in enumerate(factors):  # linear along one axis after the other
         at = (np.arange(math.ceil(values.shape[axis] * factor)) + 0.5) / factor - 0.5
         left = np.clip(np.floor(at).astype(int), 0, values.shape[axis] - 2)
-        part = np.clip(at - left, 0, 1).astype(np.float32).reshape([-1 if i == axis else 1 for i in range(3)])
+        part = np.clip(at - left, 0, 1).astype(np.float32).reshape([-1 if i == axis else 1 for i in range(mask.ndim)])
         values = values.take(left, axis) * (1 - part) + values.take(left + 1, axis) * part
     return values, step
 
@@ -268,7 +269,7 @@ def _straight_on(middle: Floats, radius: float, tip: Floats, solid: Mask) -> Flo
 def _to_surface(voxels: Floats, tip: Floats, before: Floats) -> float:
     """How much further than a tip an object reaches in the direction of its end, in steps; less than 0 from outside.
 
-    `voxels` (n, 3) are the middles of those at its surface: a tip of the coarser grid is not the last of them.
+    `voxels` (n, axes) are the middles of those at its surface: a tip of the coarser grid is not the last of them.
     """
     away = (tip - before) / max(float(np.linalg.norm(tip - before)), 1e-9)
     near = voxels[np.abs(voxels - tip).max(1) <= 3]

@@ -14,7 +14,7 @@ from qtpy.QtCore import Qt, QTimer
 from qtpy.QtWidgets import QDockWidget, QMainWindow, QProgressBar, QScrollArea, QSizePolicy, QTabWidget, QWidget
 from superqt.utils import qdebounced
 
-from napari_kdunet.core import LabelsError, ObjectsConfig, Volume
+from napari_kdunet.core import LabelsError, ObjectsConfig, Volume, VolumeError
 from napari_kdunet.widgets.proofreading.background import Background
 from napari_kdunet.widgets.proofreading.measuring import Measurement, Measuring
 from napari_kdunet.widgets.proofreading.object_plot import ObjectPlot
@@ -253,12 +253,25 @@ class ProofreadingPanel(Panel):
             self.preview.close()
             return
         with self.telling():
+            self._volume_to_measure(self.source.value)
             self.preview.show(self.source.value, self.config)
 
     def _chosen_source(self) -> Layer:
         if self.source.value is None:
             raise LabelsError("no mask is chosen: segment an image, or add a labels layer.")
         return chosen_layer(self.source)
+
+    def _volume_to_measure(self, source: Layer) -> Volume:
+        """A mask or probability as a volume; what keeps objects from being measured is said before any are found."""
+        volume, image = volume_of(source), self._image()
+        if volume.voxel_size is None:
+            raise VolumeError(f"the pixel size of {source.name} is not known: type it under Pixel size.")
+        if image is not None and image.shape != volume.shape:
+            raise VolumeError(
+                f"{image.name} has shape {image.shape}, {source.name} {volume.shape}: choose the image of that "
+                "mask, or none, under Image."
+            )
+        return volume
 
     def _source_layer(self) -> Layer | None:
         """The mask or probability, where it is of the shape of the objects."""
@@ -422,9 +435,10 @@ class ProofreadingPanel(Panel):
         self.bar.setVisible(busy)
         for name in ("smooth_button", "fill_button", "delete_button", "tool"):
             getattr(self, name).enabled = self.layer is not None
-        for name in ("next", "checks", "export_button"):
+        for name in ("next", "checks"):
             getattr(self, name).enabled = there
-        self.save_button.enabled = there and not busy
+        for name in ("export_button", "save_button"):
+            getattr(self, name).enabled = there and not busy
         self.image_button.visible = _NOT_OPEN in self._note
         text = []
         if self.table is not None:

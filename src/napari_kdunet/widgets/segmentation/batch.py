@@ -100,7 +100,9 @@ def _segment(index: int, item: Item, recipe: Recipe, is_stopped: Callable[[], bo
     from napari_kdunet.core.writing.writer import iter_write
 
     make_folder(item.target.parent)
-    check_target(item.target, inputs=[item.source] if isinstance(item.source, Path) else [])
+    check_target(item.target, inputs=[item.source] if isinstance(item.source, Path) else [], overwrite=True)
+    if item.target.exists():
+        raise core.OutputError(f"{item.target.name} is there already: move it away, or choose another folder.")
     volume = core.open_volume(item.source, invert=recipe.inverted)
     stated = volume.voxel_size
     volume, note, about = _with_pixel_size(stoppable(volume, is_stopped), recipe)

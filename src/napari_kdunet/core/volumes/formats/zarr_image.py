@@ -21,7 +21,7 @@ from napari_kdunet.core.volumes.formats.attributes import axes_and_sizes, own_th
 from napari_kdunet.core.volumes.sources import LazyArray, check_block, check_chunk, check_compressed, check_regular
 from napari_kdunet.core.volumes.voxel_size import Sizes, read_metadata, to_number
 
-__all__ = ["is_zarr", "open_zarr", "open_zarr_node", "open_zarr_url"]
+__all__ = ["is_label_image", "is_zarr", "open_zarr", "open_zarr_node", "open_zarr_url"]
 
 _COMPRESSORS = {"blosc", "bz2", "gzip", "lz4", "lzma", "pcodec", "zfpy", "zlib", "zstd"}
 _OF_OBJECTS = {"pickle", "json2", "msgpack2", "vlen-utf8", "vlen-bytes", "vlen-array", "categorize"}
@@ -33,6 +33,15 @@ def is_zarr(path: Path) -> bool:
     with suppress(PermissionError):  # who reads it as something else says so
         return any((path / entry).exists() for entry in _METADATA)
     return False
+
+
+def is_label_image(path: Path) -> bool:
+    """Whether a folder is an OME-Zarr that says of its image that it is of labels."""
+    if not is_zarr(path):
+        return False
+    node = _open_folder(path)
+    attributes: Any = node.attrs.asdict() if isinstance(node, zarr.Group) else {}
+    return "image-label" in (attributes.get("ome") or attributes)
 
 
 class _CheckedChunks:
