@@ -13,15 +13,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from scipy import ndimage
-from scipy.optimize import brentq
 from scipy.spatial import cKDTree
 
 from napari_kdunet.core.errors import ConfigError, LabelsError, OutputError, VolumeError
 from napari_kdunet.core.files import replacing
 from napari_kdunet.core.objects.contacts import find_contacts, margin_of
 from napari_kdunet.core.objects.instances import known_voxel_size
-from napari_kdunet.core.objects.shape import Skeleton, find_skeleton, make_mesh, thinning
+from napari_kdunet.core.objects.shape import find_length, make_mesh, thinning
 from napari_kdunet.core.volumes.volume import Volume, VoxelSize, open_volume
 from napari_kdunet.core.writing.slices import iter_slices
 
@@ -34,7 +32,6 @@ Floats = NDArray[np.float64]
 Mask = NDArray[np.bool_]
 
 _AXES, _LENGTHS = ("z", "y", "x"), ("major", "middle", "minor")
-_ELLIPSOID = 0.97  # of the ellipsoid of its moments that an object fills which is one; of a long tube it is 0.93
 
 
 def measure(
@@ -81,9 +78,10 @@ def measure(
         one); `elongation` (major to middle axis); `skeleton_length_nm` (from tip to tip, along all branches, as of
         TEASAR, Sato et al. 2000, whose paths end at the surface: of a ball its diameter, where the medial axis of Blum
         1967 is a point; of any ellipsoid its major axis); `mean_width_nm` (of a tube with round ends of that length
-        and the volume), both in plane of what lies in a single slice; `branches`; `mean_grey`; `touches_border`;
-        `nearest_neighbour_nm` (between centroids). With `contacts`: `contact_area_um2`, `contact_fraction` (of the
-        surface) and `contacts` (connected patches).
+        and the volume), both in plane of what lies in a single slice; `branches` (they and the length are of the
+        outline of what is flat along an axis); `mean_grey`; `touches_border`; `nearest_neighbour_nm` (between
+        centroids). With `contacts`: `contact_area_um2`, `contact_fraction` (of the surface) and `contacts` (connected
+        patches).
 
     Raises
     ------
@@ -158,7 +156,7 @@ def _measure(
         moments.add(z, ids, grey, part.corner)
         told(0.2 * (z + 1 - first) / (last - first))
     table = moments.table(image is not None)
-    rows = table.set_index("id")[["slices", "volume_um3", *(f"axis_{name}_nm" for name in _LENGTHS)]].to_dict("index")
+    rows = table.set_index("id")[["volume_um3", *(f"axis_{name}_nm" for name in _LENGTHS)]].to_dict("index")
     shapes: dict[int, dict[str, float]] = {}
     for z, found in _iter_boxes(part, other, moments, 0.0 if other is None else within):
         for box in found:
@@ -386,15 +384,7 @@ def _shape(box: _Box, size: VoxelSize, within: float, row: dict[str, float]) -> 
     step = (size[0] * box.step, size[1] * box.step, size[2] * box.step)
     mesh = make_mesh(mask, step)
     volume = row["volume_um3"] * 1e9
-    if row["slices"] == 1:
-        skeleton, width = _of_outline(np.asarray(mask.any(0)), step[1:])
-    else:
-        axes = [row[f"axis_{name}_nm"] for name in _LENGTHS]
-        if volume > _ELLIPSOID * math.pi / 6 * math.prod(axes):  # whose middle is a surface, or a point
-            skeleton = Skeleton(axes[0], 1)
-        else:
-            skeleton = find_skeleton(mask, step, 2 * volume / mesh.area)
-        width = _tube_width(volume, skeleton.length)
+    skeleton, width = find_length(mask, step, volume, mesh.area, [row[f"axis_{name}_nm"] for name in _LENGTHS])
     found: dict[str, float] = {
         "surface_um2": mesh.area / 1e6,
         "sphericity": min(math.pi ** (1 / 3) * (6 * volume) ** (2 / 3) / mesh.area, 1.0),
@@ -405,33 +395,6 @@ def _shape(box: _Box, size: VoxelSize, within: float, row: dict[str, float]) -> 
     if other is not None:
         found |= find_contacts(mesh, volume, other, step, within)
     return found
-
-
-def _of_outline(mask: Mask, step: tuple[float, float]) -> tuple[Skeleton, float]:
-    """Skeleton and width in plane (Y, X) of what lies in a single slice: of the body, the middle is all of the slice.
-
-    The width is that of a strip with round ends: area = w length - (1 - pi / 4) w².
-    """
-    area = int(mask.sum()) * math.prod(step)
-    spread = np.cov(np.argwhere(mask).T * np.reshape(step, (2, 1)), bias=True) + np.diag(np.square(step)) / 12
-    minor, major = 4 * np.sqrt(np.linalg.eigvalsh(spread))
-    if area > _ELLIPSOID * math.pi / 4 * minor * major:
-        skeleton = Skeleton(float(major), 1)
-    else:
-        depth = ndimage.distance_transform_edt(np.pad(mask, 1), step)
-        skeleton = find_skeleton(mask, step, 2 * float(depth[depth > 0].mean()))
-    root = max(skeleton.length**2 - (4 - math.pi) * area, 0.0)
-    width = min(2 * area / (skeleton.length + math.sqrt(root)), 2 * math.sqrt(area / math.pi))
-    return skeleton, width
-
-
-def _tube_width(volume: float, length: float) -> float:
-    """Diameter w of a tube with round ends: volume = pi / 4 w² (length - w / 3)."""
-    ball = math.cbrt(6 * volume / math.pi)
-    if length <= ball:
-        return ball
-    width: float = brentq(lambda w: math.pi / 4 * w**2 * (length - w / 3) - volume, 0.0, ball)
-    return width
 
 
 def _ordered(table: pd.DataFrame, grey: bool) -> pd.DataFrame:

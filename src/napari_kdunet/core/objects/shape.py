@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,12 +11,13 @@ import edt
 import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
+from scipy.optimize import brentq
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import dijkstra
 from scipy.spatial import cKDTree
 from skimage.measure import marching_cubes
 
-__all__ = ["Mesh", "Skeleton", "find_skeleton", "make_mesh", "thinning"]
+__all__ = ["Mesh", "Skeleton", "find_length", "find_skeleton", "make_mesh", "thinning"]
 
 Mask = NDArray[np.bool_]
 Floats = NDArray[np.float64]
@@ -32,6 +34,8 @@ _LEAVES = 2.0  # radii from a path at which a branch ends, at least
 _SMALL = 2**13  # voxels of a box in which starting a thread takes longer than the distances
 _STRAIGHT = 1.5  # radii of the middle that say in which direction it ends
 _MOST_BRANCHES = 200
+_FLAT = 0.7  # of the width in plane: what is thinner has a surface for a middle
+_ELLIPSOID = 0.97  # of the ellipsoid of its moments that an object fills which is one; of a long tube it is 0.93
 
 
 @dataclass(frozen=True)
@@ -87,6 +91,71 @@ def make_mesh(mask: Mask, voxel_size: Sizes) -> Mesh:
     scale = mask.sum() * math.prod(voxel_size) / volume if volume else 1.0
     areas = np.linalg.norm(normals, axis=1) / 2 * scale ** (2 / 3)
     return Mesh(corners - np.array(margin) * voxel_size, faces.astype(np.int64), areas)
+
+
+def find_length(
+    mask: Mask, voxel_size: Sizes, volume: float, surface: float, axes: Sequence[float]
+) -> tuple[Skeleton, float]:
+    """Skeleton and mean width (nm) of an object.
+
+    The middle of an ellipsoid is a surface or a point: its length is that of its major axis. So is the middle of a body
+    that is much flatter along an axis of the image than it is wide, such as what is seen in two or three thick
+    sections: its skeleton is that of its outline. The width is that of a tube with round ends of that length and the
+    volume; of what lies in a single slice, whose thickness nobody has seen, that of the outline.
+
+    Parameters
+    ----------
+    mask : (Z, Y, X) bool
+        The box of the object.
+    voxel_size : tuple of float
+        nm, ZYX.
+    volume, surface : float
+        nm³, nm².
+    axes : sequence of float
+        Full lengths of the ellipsoid of its second moments, the longest first, nm.
+    """
+    planes = [int(mask.any(tuple({0, 1, 2} - {axis})).sum()) for axis in range(3)]
+    if planes[0] == 1:
+        return _of_outline(np.asarray(mask.any(0)), voxel_size[1:])
+    if volume > _ELLIPSOID * math.pi / 6 * math.prod(axes):
+        skeleton = Skeleton(axes[0], 1)
+    else:
+        extent = [count * size for count, size in zip(planes, voxel_size, strict=True)]
+        skeleton = _of_plate(mask, voxel_size, extent, axes) or find_skeleton(mask, voxel_size, 2 * volume / surface)
+    return skeleton, _tube_width(volume, skeleton.length)
+
+
+def _of_plate(mask: Mask, voxel_size: Sizes, extent: Sequence[float], axes: Sequence[float]) -> Skeleton | None:
+    """The skeleton of the outline of a body that is flat along an axis of the image; None of another."""
+    if axes[2] >= _FLAT * axes[1]:
+        return None
+    flat = int(np.argmin(extent))
+    skeleton, width = _of_outline(np.asarray(mask.any(flat)), voxel_size[:flat] + voxel_size[flat + 1 :])
+    return skeleton if extent[flat] < _FLAT * width else None
+
+
+def _of_outline(mask: Mask, step: Sizes) -> tuple[Skeleton, float]:
+    """Skeleton and width of an outline; of a strip with round ends area = w length - (1 - pi / 4) w²."""
+    area = int(mask.sum()) * math.prod(step)
+    spread = np.cov(np.argwhere(mask).T * np.reshape(step, (2, 1)), bias=True) + np.diag(np.square(step)) / 12
+    minor, major = 4 * np.sqrt(np.linalg.eigvalsh(spread))
+    if area > _ELLIPSOID * math.pi / 4 * minor * major:
+        skeleton = Skeleton(float(major), 1)
+    else:
+        depth = ndimage.distance_transform_edt(np.pad(mask, 1), step)
+        skeleton = find_skeleton(mask, step, 2 * float(depth[depth > 0].mean()))
+    root = max(skeleton.length**2 - (4 - math.pi) * area, 0.0)
+    width = min(2 * area / (skeleton.length + math.sqrt(root)), 2 * math.sqrt(area / math.pi))
+    return skeleton, width
+
+
+def _tube_width(volume: float, length: float) -> float:
+    """Diameter w of a tube with round ends: volume = pi / 4 w² (length - w / 3)."""
+    ball = math.cbrt(6 * volume / math.pi)
+    if length <= ball:
+        return ball
+    width: float = brentq(lambda w: math.pi / 4 * w**2 * (length - w / 3) - volume, 0.0, ball)
+    return width
 
 
 def find_skeleton(mask: Mask, voxel_size: Sizes, radius: float) -> Skeleton:
