@@ -120,18 +120,19 @@ def find_length(
     if volume > _ELLIPSOID * math.pi / 6 * math.prod(axes):
         skeleton = Skeleton(axes[0], 1)
     else:
-        extent = [count * size for count, size in zip(planes, voxel_size, strict=True)]
-        skeleton = _of_plate(mask, voxel_size, extent, axes) or find_skeleton(mask, voxel_size, 2 * volume / surface)
+        skeleton = _of_plate(mask, voxel_size, planes) or find_skeleton(mask, voxel_size, 2 * volume / surface)
     return skeleton, _tube_width(volume, skeleton.length)
 
 
-def _of_plate(mask: Mask, voxel_size: Sizes, extent: Sequence[float], axes: Sequence[float]) -> Skeleton | None:
+def _of_plate(mask: Mask, voxel_size: Sizes, planes: Sequence[int]) -> Skeleton | None:
     """The skeleton of the outline of a body that is flat along an axis of the image; None of another."""
-    if axes[2] >= _FLAT * axes[1]:
-        return None
+    extent = np.multiply(planes, voxel_size)
     flat = int(np.argmin(extent))
-    skeleton, width = _of_outline(np.asarray(mask.any(flat)), voxel_size[:flat] + voxel_size[flat + 1 :])
-    return skeleton if extent[flat] < _FLAT * width else None
+    if extent[flat] > _FLAT * np.sort(extent)[1]:  # no outline is wider than that
+        return None
+    outline, step = np.asarray(mask.any(flat)), voxel_size[:flat] + voxel_size[flat + 1 :]
+    width = 2 * float(ndimage.distance_transform_edt(np.pad(outline, 1), step).max())
+    return _of_outline(outline, step)[0] if extent[flat] < _FLAT * width else None
 
 
 def _of_outline(mask: Mask, step: Sizes) -> tuple[Skeleton, float]:
