@@ -206,8 +206,7 @@ def _print_start(event: Started) -> None:
     several = len(event.val_volumes) > 1
     where = f"of {', '.join(event.val_volumes)}" if several else f"z = {format_slices(event.val_slices)}"
     console.print(
-        f"{resumed}{event.parameters:,} parameters on {event.device}; "
-        f"{labelled}; "
+        f"{resumed}{event.parameters:,} parameters on {event.device}; {labelled}; "
         f"validated on {event.validated_on}{' ' if several else ', '}{where}; prior CE {event.prior_ce:.4f}"
     )
     for note in event.notes:

@@ -116,7 +116,8 @@ def find_length(
     """
     planes = [int(mask.any(tuple({0, 1, 2} - {axis})).sum()) for axis in range(3)]
     if planes[0] == 1:
-        return _of_outline(np.asarray(mask.any(0)), voxel_size[1:])
+        outline, step = np.asarray(mask.any(0)), voxel_size[1:]
+        return _of_outline(outline, step, _depth(np.pad(outline, 1), step))
     if volume > _ELLIPSOID * math.pi / 6 * math.prod(axes):
         skeleton = Skeleton(axes[0], 1)
     else:
@@ -131,19 +132,21 @@ def _of_plate(mask: Mask, voxel_size: Sizes, planes: Sequence[int]) -> Skeleton 
     if extent[flat] > _FLAT * np.sort(extent)[1]:  # no outline is wider than that
         return None
     outline, step = np.asarray(mask.any(flat)), voxel_size[:flat] + voxel_size[flat + 1 :]
-    width = 2 * float(ndimage.distance_transform_edt(np.pad(outline, 1), step).max())
-    return _of_outline(outline, step)[0] if extent[flat] < _FLAT * width else None
+    depth = _depth(np.pad(outline, 1), step)
+    return _of_outline(outline, step, depth)[0] if extent[flat] < _FLAT * 2 * float(depth.max()) else None
 
 
-def _of_outline(mask: Mask, step: Sizes) -> tuple[Skeleton, float]:
-    """Skeleton and width of an outline; of a strip with round ends area = w length - (1 - pi / 4) w²."""
+def _of_outline(mask: Mask, step: Sizes, depth: NDArray[np.float32]) -> tuple[Skeleton, float]:
+    """Skeleton and width of an outline; of a strip with round ends area = w length - (1 - pi / 4) w².
+
+    `depth` are distances to the outside, nm.
+    """
     area = int(mask.sum()) * math.prod(step)
     spread = np.cov(np.argwhere(mask).T * np.reshape(step, (2, 1)), bias=True) + np.diag(np.square(step)) / 12
     minor, major = 4 * np.sqrt(np.linalg.eigvalsh(spread))
     if area > _ELLIPSOID * math.pi / 4 * minor * major:
         skeleton = Skeleton(float(major), 1)
     else:
-        depth = ndimage.distance_transform_edt(np.pad(mask, 1), step)
         skeleton = find_skeleton(mask, step, 2 * float(depth[depth > 0].mean()))
     root = max(skeleton.length**2 - (4 - math.pi) * area, 0.0)
     width = min(2 * area / (skeleton.length + math.sqrt(root)), 2 * math.sqrt(area / math.pi))
@@ -203,11 +206,11 @@ def find_skeleton(mask: Mask, voxel_size: Sizes, radius: float) -> Skeleton:
     return Skeleton(length * step, _count_branches(paths, bodies))
 
 
-def _depth(solid: Mask) -> NDArray[np.float32]:
-    """Distance of each voxel to the outside, in steps; the faces of the box are outside."""
+def _depth(solid: Mask, voxel_size: Sizes | None = None) -> NDArray[np.float32]:
+    """Distance of each voxel to the outside, in nm, or without a size in steps; the faces of the box are outside."""
     if solid.size > _SMALL:
-        return np.asarray(edt.edt(np.ascontiguousarray(solid), black_border=True))
-    return np.asarray(ndimage.distance_transform_edt(solid), np.float32)  # starts no thread
+        return np.asarray(edt.edt(np.ascontiguousarray(solid), anisotropy=voxel_size, black_border=True))
+    return np.asarray(ndimage.distance_transform_edt(solid, voxel_size), np.float32)  # starts no thread
 
 
 def _length(

@@ -123,16 +123,17 @@ def volume_of(layer: Layer, *, following: bool = False) -> Volume:
     return open_volume(data, voxel_size=voxel_size_of(layer), name=layer.name)
 
 
-def volume_in_file(layer: Layer) -> Volume | None:
+def volume_in_file(layer: Layer, **options: Any) -> Volume | None:
     """The volume in the file behind a layer, whoever opened it; only its header is read.
 
-    None where there is no file, or it holds an image of another size.
+    None where there is no file, it holds an image of another size, or it cannot be opened with these `options` of
+    `open_volume`.
     """
     path = layer.source.path
     if not path:
         return None
     try:
-        volume = open_volume(path)
+        volume = open_volume(path, **options)
     except KDUNetError:
         return None
     return volume if volume.shape[1:] == tuple(data_of(layer).shape[-2:]) else None
@@ -168,12 +169,13 @@ def current_slice(viewer: napari.viewer.Viewer, layer: Layer) -> int:
 def threshold_row(*choices: Choice) -> FloatSlider:
     """The slider *Threshold*, which begins at that of the first of the chosen layers that is a probability."""
     slider = threshold_slider("Probability, 0 to 1, above which a voxel is foreground. Of no matter for labels.")
-    followed: list[Layer | None] = [None]
+    followed: Layer | None = None
 
     def follow() -> None:
-        before, followed[0] = followed[0], next((c.value for c in choices if isinstance(c.value, Image)), None)
-        if followed[0] is not None and followed[0] is not before:
-            slider.value = min(max(_threshold_of(followed[0]), slider.min), slider.max)
+        nonlocal followed
+        before, followed = followed, next((c.value for c in choices if isinstance(c.value, Image)), None)
+        if followed is not None and followed is not before:
+            slider.value = min(max(_threshold_of(followed), slider.min), slider.max)
 
     for choice in choices:
         choice.changed.connect(follow)

@@ -9,9 +9,8 @@ import numpy as np
 from napari.layers import Image, Layer
 from qtpy.compat import isalive
 
-from napari_kdunet import core
 from napari_kdunet.widgets.shared.fields import Choice
-from napari_kdunet.widgets.shared.layers import CHANNELS, data_of
+from napari_kdunet.widgets.shared.layers import CHANNELS, data_of, volume_in_file
 
 if TYPE_CHECKING:
     import napari.viewer
@@ -117,12 +116,8 @@ def _label_channels(layer: Layer) -> None:
 
     Only its header is read.
     """
-    path = layer.source.path
-    if not path or layer.ndim != 3 or str(layer.axis_labels[0]).lower() in CHANNELS:
+    if layer.ndim != 3 or str(layer.axis_labels[0]).lower() in CHANNELS:
         return
-    try:
-        volume = core.open_volume(path, channel=1)  # an error where there is but one
-    except core.KDUNetError:
-        return
-    if volume.shape == (1, *data_of(layer).shape[-2:]) and len(data_of(layer)) > 1:
+    volume = volume_in_file(layer, channel=1)  # None where there is but one
+    if volume is not None and len(volume) == 1 and len(data_of(layer)) > 1:
         layer.axis_labels = ("c", *layer.axis_labels[1:])
