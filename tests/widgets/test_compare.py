@@ -105,6 +105,22 @@ def test_a_script_compares_by_the_names_of_the_rows(compare, em, probability, qt
     assert widget.live_comparison.total == core.evaluate(probability > 0.5, em[1]).total
 
 
+def test_layers_in_different_places_are_warned_of_once(compare, notified, qtbot):
+    viewer, widget = compare
+    widget.start_button.native.click()
+    finished(qtbot, widget)
+    assert notified == []
+    viewer.layers["truth"].translate = (100, 20, -40)
+    widget.prediction.value = viewer.add_labels(viewer.layers["guess"].data, name="again", **GRID)
+    widget.start_button.native.click()
+    finished(qtbot, widget)
+    (message,) = notified
+    assert message.startswith("truth lies elsewhere than again (+0, +1, -2 voxels)")
+    widget.start()
+    finished(qtbot, widget)
+    assert notified == [message]
+
+
 def test_probabilities_and_their_threshold(compare, em, probability, qtbot):
     viewer, widget = compare
     viewer.add_image(probability, name="probability", **GRID)

@@ -253,7 +253,7 @@ def test_an_image_that_cannot_be_learnt_from_is_named_at_the_click(qtbot, tiny_e
     assert widget.error_label.text() == notified[0]
 
 
-def test_only_slices_that_are_learnt_from_need_to_show_something(bench, widget, notified):
+def test_slices_learnt_from_show_something_and_labels_elsewhere_are_warned_of(bench, widget, notified):
     bench.mito.data = np.where(np.arange(8)[:, None, None] < 4, bench.mito.data, 0)
     bench.em.data = np.full_like(bench.em.data, 7)
     bench.em.data[6] = np.arange(96)
@@ -261,8 +261,10 @@ def test_only_slices_that_are_learnt_from_need_to_show_something(bench, widget, 
     assert widget.worker is None
     assert notified[0].startswith("em shows nothing")
     bench.em.data[2] = np.arange(96)
+    bench.mito.translate = bench.em.data_to_world((0, 0, 3))
     widget.view.start_button.click()
     assert widget.worker is not None
+    assert notified[1].startswith("mito lies elsewhere than em (+0, +0, +3 voxels)")
     bench.stop(widget)
 
 

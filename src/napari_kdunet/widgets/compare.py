@@ -19,7 +19,7 @@ from napari_kdunet.widgets.comparison.live_comparison import LiveComparison
 from napari_kdunet.widgets.comparison.object_errors import ObjectComparison, ObjectErrors, Place, iter_compare
 from napari_kdunet.widgets.comparison.overlay import LEGEND, Overlay
 from napari_kdunet.widgets.comparison.score_table import ScoreTable
-from napari_kdunet.widgets.shared.layers import chosen_layer, layer_choice, threshold_row, volume_of
+from napari_kdunet.widgets.shared.layers import chosen_layer, layer_choice, threshold_row, volume_of, warn_if_apart
 from napari_kdunet.widgets.shared.panel import Panel, button, in_a_row
 from napari_kdunet.widgets.shared.thread_worker import EventWorker, run
 
@@ -68,8 +68,10 @@ class CompareWidget(Panel):
     def start(self) -> None:
         """Compare the chosen layers."""
         with self.telling():
-            ignore = 0 if self.sparse.value else None
-            self.live_comparison.start(*self._chosen(), self.threshold.value, ignore)
+            ignore, chosen, before = 0 if self.sparse.value else None, self._chosen(), self.live_comparison.layers
+            self.live_comparison.start(*chosen, self.threshold.value, ignore)
+            if chosen != before:  # not at each new threshold
+                warn_if_apart(*self.live_comparison.layers)
             self.prediction.held = self.reference.held = True
         self._draw()  # not soon: a short comparison can be stopped from its first moment
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from magicgui.widgets import FloatSlider
 from napari.layers import Image, Labels, Layer
 from napari.utils.colormaps import CyclicLabelColormap
+from napari.utils.notifications import show_warning
 
 from napari_kdunet.core import KDUNetError, Volume, VolumeError, open_volume
 from napari_kdunet.widgets.shared.fields import Choice, threshold_slider
@@ -34,6 +36,7 @@ __all__ = [
     "volume_of",
     "voxel_size_of",
     "voxel_size_of_grid",
+    "warn_if_apart",
 ]
 
 #: Key in the metadata of layers that are for display only and are not offered as inputs.
@@ -151,6 +154,21 @@ def grid_of(layer: Layer) -> dict[str, Any]:
     """The grid of a layer (scale, translation, units, …), as arguments of a layer of the same shape that covers it."""
     names = ("scale", "translate", "rotate", "shear", "affine", "units", "axis_labels")
     return {name: getattr(layer, name) for name in names}
+
+
+def warn_if_apart(one: Layer, other: Layer) -> None:
+    """Show a warning where layers begin half a voxel or more apart, as they are taken voxel by voxel all the same.
+
+    Either by its own voxels, so that one of known and one of unknown pixel size may lie on each other.
+    """
+    axes = min(one.ndim, other.ndim)
+    first, second = (np.asarray(layer.translate[-axes:]) / layer.scale[-axes:] for layer in (one, other))
+    if (abs(first - second) >= 0.5).any():
+        voxels = ", ".join(f"{shift:+.0f}" for shift in second - first)
+        show_warning(
+            f"{other.name} lies elsewhere than {one.name} ({voxels} voxels), but their first voxels are taken for the "
+            "same one: if they show different parts of a volume, take the same part of both."
+        )
 
 
 def one_colour(colour: str) -> CyclicLabelColormap:

@@ -15,7 +15,14 @@ from numpy.typing import NDArray
 from napari_kdunet.core import VolumeError
 from napari_kdunet.core.volumes.volume import check_labels
 from napari_kdunet.widgets.shared.fields import Choice
-from napari_kdunet.widgets.shared.layers import chosen_layer, data_of, grid_of, layer_choice, volume_of
+from napari_kdunet.widgets.shared.layers import (
+    chosen_layer,
+    data_of,
+    grid_of,
+    layer_choice,
+    volume_of,
+    warn_if_apart,
+)
 from napari_kdunet.widgets.shared.panel import button, in_a_row
 from napari_kdunet.widgets.shared.parts import PartChoice
 from napari_kdunet.widgets.shared.pixel_size import PixelSize
@@ -97,7 +104,7 @@ def new_strokes(viewer: napari.viewer.Viewer, image: Any) -> Labels:
 
 
 def volumes(image: Choice, labels: Choice) -> tuple[Volume, Volume | None]:
-    """Image and labels.
+    """Image and labels, with a warning where they lie in different places.
 
     Raises
     ------
@@ -109,6 +116,7 @@ def volumes(image: Choice, labels: Choice) -> tuple[Volume, Volume | None]:
         return raw, None
     truth = volume_of(chosen_layer(labels))
     check_labels(raw, truth)
+    warn_if_apart(image.value, labels.value)
     return raw, truth
 
 
