@@ -6,6 +6,7 @@ import npe2
 import numpy as np
 import pytest
 import tifffile
+import zarr
 
 from napari_kdunet import core
 from napari_kdunet.widgets import readers
@@ -95,6 +96,39 @@ def test_what_napari_opens_without_its_scale(make_napari_viewer, tmp_path, name,
     np.testing.assert_array_equal(np.asarray(layer.data), RAW)
     expected = NM if name != "em" else (5.0, 5.0, 5.0)  # slices do not state their distance
     assert voxel_size_of(layer) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "inside", "kind"),
+    [
+        (np.uint16, "volumes/labels/mito", "labels"),
+        (np.uint8, "mito_seg", "labels"),
+        (np.int32, "instances", "labels"),
+        (np.uint64, "mito", "labels"),
+        (np.uint32, "em/labelled", "image"),
+        (np.uint16, "maskless", "image"),
+        (np.float32, "labels", "image"),
+    ],
+)
+def test_labels_of_other_tools_come_in_as_labels(make_napari_viewer, tmp_path, dtype, inside, kind):
+    path = tmp_path / "labels" / "seg.h5"  # names of the user's own, which say nothing
+    path.parent.mkdir()
+    with h5py.File(path, "w") as file:
+        file.create_dataset(inside, data=RAW.astype(dtype))
+    viewer = make_napari_viewer()
+    (layer,) = viewer.open(path, plugin="napari-kdunet")
+    assert layer._type_string == kind
+    assert isinstance(layer.data, np.ndarray) == (kind == "labels"), "in memory, to paint on"
+    np.testing.assert_array_equal(np.asarray(layer.data), RAW.astype(dtype))
+
+
+def test_labels_in_a_zarr_of_other_tools(make_napari_viewer, tmp_path):
+    group = zarr.open_group(tmp_path / "seg.zarr", mode="w")
+    for name in ("em", "labels/mito"):
+        group.create_array(name, data=RAW, chunks=(1, 8, 8))
+    viewer = make_napari_viewer()
+    kinds = [viewer.open(tmp_path / "seg.zarr" / at, plugin="napari-kdunet")[0] for at in ("em", "labels/mito")]
+    assert [layer._type_string for layer in kinds] == ["image", "labels"]
 
 
 def test_what_was_assumed_is_told(make_napari_viewer, notified, tmp_path):

@@ -5,6 +5,7 @@ A plain TIFF is none of them: napari would ask each time which reader to take, a
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -27,6 +28,7 @@ __all__ = ["get_reader"]
 LayerData = tuple[Any, ...]
 
 _AT_ONCE = 2**26  # bytes of labels that are read in less than a second or so
+_LABELS = re.compile(r"(?<![a-z])(labels?|seg|segmentations?|masks?|instances?|ids)(?![a-z])", re.IGNORECASE)
 _LARGE = 4096  # pixels: the longest side of a slice that napari reads and draws whole without making one wait
 
 
@@ -42,7 +44,7 @@ def get_reader(path: str | list[str]) -> Callable[[Any], list[LayerData]] | None
 def _read_volume(path: str) -> list[LayerData]:
     """A layer, lazy, with scale in nm and axis labels; what was assumed is a notification.
 
-    An image, or labels where the file says so, as of a mask that was saved; small ones in memory, to paint on. Of large
+    An image, or labels where the file says so; small ones in memory, to paint on. Of large
     slices it is a pyramid where the file has one: napari draws the part on screen at the resolution of that.
 
     Errors as of `core.open_volume`.
@@ -60,10 +62,27 @@ def _read_volume(path: str) -> list[LayerData]:
     if volume.voxel_size is not None:
         options |= {"scale": volume.voxel_size[-ndim:], "units": ("nm",) * ndim}
     levels = [level if ndim == 3 else level[0] for level in _levels(source, volume)]
-    kind = "labels" if volume.dtype.kind in "iu" and is_label_image(Path(path)) else "image"
+    kind = "labels" if _holds_labels(path, inside, volume.dtype) else "image"
     if kind == "labels" and len(levels) == 1 and volume.data.nbytes <= _AT_ONCE:
         levels = [np.asarray(levels[0])]
     return [(levels if len(levels) > 1 else levels[0], options | {"multiscale": len(levels) > 1}, kind)]
+
+
+def _holds_labels(path: str, inside: str, dtype: np.dtype[Any]) -> bool:
+    """Whether whole numbers are labels: a mask that was saved, ids of 64 bits, or a volume of such a name in its file.
+
+    The name of the file itself says nothing: it is the user's.
+    """
+    named = _LABELS.search(_within(path, inside)) is not None
+    return dtype.kind in "iu" and (named or dtype == np.uint64 or is_label_image(Path(path)))
+
+
+def _within(path: str, inside: str) -> str:
+    """The path of a volume in its HDF5 file, Zarr or N5."""
+    if path.lower().endswith(HDF5_ENDINGS):
+        return inside or "".join(hdf5_volumes(Path(path)))
+    _, *within = re.split(r"\.(?:zarr|n5)/", Path(path).as_posix(), maxsplit=1)
+    return "".join(within)
 
 
 def _levels(source: str, volume: core.Volume) -> list[Any]:
