@@ -55,10 +55,10 @@ class Session:
         self.viewer = napari.Viewer()
         self.viewer.add_image(raw[:], name="vnc", scale=raw.voxel_size, units=("nm",) * 3)
         _, self.widget = self.viewer.window.add_plugin_dock_widget("napari-kdunet", "Train teacher")
-        self.widget.origin.name = start
-        self.widget.inputs.add_strokes()
-        self.widget.live.setChecked(True)
-        self.layer = self.widget.inputs.labels.layer
+        self.widget.origin.value = start or None
+        self.widget.add_strokes()
+        self.widget.live.value = True
+        self.layer = self.widget.labels_layer.value
         self.timer = QTimer()
         self.timer.setTimerType(Qt.TimerType.PreciseTimer)
         self.timer.timeout.connect(self._watch)
@@ -73,7 +73,7 @@ class Session:
     def run(self, seed: int, threads: int, train: bool = True) -> Record:
         """Paint, and train on for a minute after the first stroke; or paint alone."""
         self._watch_training()
-        self.widget.form.controls["threads"].set(threads or None)
+        self.widget.threads.value = threads or None
         self.wait(3)  # the first drawings compile code
         plan = list(strokes(self.truth, PAINTED, seed))
         if train:
@@ -95,11 +95,11 @@ class Session:
 
     def _paint(self, z: int, label: int, points: np.ndarray) -> None:
         self.viewer.dims.set_current_step(0, z)
+        self.record.painted.append((time.perf_counter(), z))  # before it, as it can be taken while it is painted
         self.layer.brush_size = BRUSH
         with self.layer.block_history():
             for i, (y, x) in enumerate(points):
                 self.layer.paint((z, y, x), label, refresh=i == len(points) - 1)
-        self.record.painted.append((time.perf_counter(), z))
 
     def _watch_training(self) -> None:
         """Note when the training, in its own process, asks which slices have changed, and what it is told."""
@@ -181,7 +181,7 @@ def main() -> None:
             models.clear()
             session = Session(raw, truth, models.add("start", model) if model is not None else "")
             if model is None:
-                session.widget.form.controls["k"].set(2)
+                session.widget.k.value = 2
             report(name, seed, session.run(seed, arguments.threads), model, raw, truth)
 
 

@@ -108,10 +108,8 @@ def in_napari(arguments: argparse.Namespace, train: bool) -> dict[str, Any]:
     print("ready", flush=True)
     window.gaps.clear()
     if train:
-        config = settings(arguments)
-        budget = {"minutes": config.pop("minutes")}
-        for name, value in {**config, "budget": budget}.items():
-            widget.form.controls[name].set(value)
+        for name, value in {"steps": None, **settings(arguments)}.items():
+            getattr(widget, name).value = value
         widget.view.start_button.click()
         counted = widget.view.curves.runs["training"].steps
         while len(counted) < WARM_STEPS:
