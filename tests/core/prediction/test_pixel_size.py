@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +30,28 @@ def test_the_size_is_found_near_the_true_one(knowing, size):
     assert search.margin > 1
 
 
+def test_a_size_that_is_surest_by_chance_is_smoothed(knowing):
+    """Doubts on a parabola, lowest at 12 nm, and one of them less; sizes further off say nothing."""
+    search = core.find_pixel_size(knowing[0], knowing[1], sizes=(10,), threads=1)
+    octaves = np.array([-2, -1, -0.5, 0, 0.5, 1, 1.5, 2])
+    doubts = 0.05 + 0.02 * (octaves - np.log2(1.2)) ** 2
+    doubts[[0, -1]] = 0.5, math.inf
+
+    def found(doubts):
+        sizes = zip(10 * 2.0**octaves, doubts, strict=True)
+        tried = [replace(search.tried[0], pixel_size=size, doubt=doubt, inverted=False) for size, doubt in sizes]
+        return replace(search, tried=tuple(tried))
+
+    assert found(doubts).pixel_size == found(doubts).guess == 12
+    doubts[2] = 0.049
+    dipped = found(doubts)
+    assert dipped.best.pixel_size == pytest.approx(7.07, abs=0.01)
+    assert 9 < dipped.pixel_size <= 10, "at most half an octave off"
+    doubts[4:] = math.inf  # a parabola of two sizes beside it is none
+    doubts[0:2] = math.inf
+    assert found(doubts).pixel_size == 7.07
+
+
 def test_inverted_contrast_is_found_unless_it_may_not_be(knowing):
     model, raw = knowing
     search = core.find_pixel_size(model, 255 - raw, threads=1)
@@ -50,7 +74,8 @@ def test_padding_does_not_count(knowing):
     model, raw = knowing
     padded = np.pad(raw, ((1, 1), (0, 300), (300, 0)))  # lost slices too
     search, plain = (core.find_pixel_size(model, image, threads=1) for image in (padded, raw))
-    assert search.pixel_size == plain.pixel_size
+    assert search.best.pixel_size == plain.best.pixel_size
+    assert search.pixel_size == pytest.approx(plain.pixel_size, rel=0.05)
     for with_, without in zip(search.tried, plain.tried, strict=True):
         assert with_.foreground == pytest.approx(without.foreground, rel=0.25, abs=0.01)
 

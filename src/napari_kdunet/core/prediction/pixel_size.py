@@ -26,6 +26,7 @@ __all__ = ["Limits", "PixelSizeSearch", "TriedSize", "find_pixel_size", "iter_fi
 
 _OCTAVES = (0.0, -0.5, -1.0, -1.5, -2.0, 0.5, 1.0, 1.5, 2.0)  # of the model's own pixel size
 _FINE = 0.25  # octaves to both sides of the best of these
+_WIDE, _OFF = 1.0, 0.5  # octaves to both sides of the surest size over which doubts are smoothed, and to the lowest
 _SLICES = 3
 _VIEWS_WEIGHT = 0.2
 _SURE = 0.1  # doubt of a model that sees something in the image; see docs/recipe.md
@@ -113,7 +114,7 @@ class PixelSizeSearch:
     def guess(self) -> float | None:
         """In nm, where the model is least unsure, contrast as it is, found or not; None if it counts at no size."""
         surest = min(self._minima(False), key=_doubt, default=None)
-        return _rounded(surest if surest is not None and math.isfinite(surest.doubt) else None)
+        return self._smoothed(surest if surest is not None and math.isfinite(surest.doubt) else None)
 
     def _minima(self, inverted: bool) -> list[TriedSize]:
         """Sizes of one contrast whose neighbours are no surer; the largest size is there as a neighbour alone."""
@@ -124,7 +125,27 @@ class PixelSizeSearch:
     @property
     def pixel_size(self) -> float | None:
         """In nm, three digits; None where it was not found."""
-        return _rounded(self.best)
+        return self._smoothed(self.best)
+
+    def _smoothed(self, surest: TriedSize | None) -> float | None:
+        """In nm, the lowest point of a parabola through the doubts around the surest size.
+
+        One doubt is off by chance, often by more than those a quarter of an octave apart differ.
+        """
+        if surest is None:
+            return None
+        doubts = {
+            math.log2(each.pixel_size / surest.pixel_size): each.doubt
+            for each in self.tried
+            if each.inverted is surest.inverted and math.isfinite(each.doubt)
+        }
+        near = {octave: doubt for octave, doubt in doubts.items() if abs(octave) < _WIDE + 0.01}
+        lowest = 0.0
+        if len(near) >= 3:
+            square, slope, _ = np.polyfit(list(near), list(near.values()), 2)
+            if square > 0:
+                lowest = min(max(-slope / (2 * square), -_OFF, min(near)), _OFF, max(near))
+        return float(f"{surest.pixel_size * 2**lowest:.3g}")
 
     @property
     def knows_tissue(self) -> bool:
@@ -165,7 +186,9 @@ def find_pixel_size(
     """Find the pixel size of an image, and whether its contrast is inverted, as that at which a model is surest.
 
     A few slices are predicted at sizes from a quarter to four times the model's own, half an octave apart, with
-    contrast as it is and inverted, then a quarter of an octave to both sides of the best. The doubt at a size is
+    contrast as it is and inverted, then a quarter of an octave to both sides of the best. What is found is the lowest
+    point of a parabola through the doubts within an octave of the surest size, at most half an octave from that. The
+    doubt at a size is
 
         mean entropy of the pixels / entropy of their mean + 0.2 * (1 - agreement of two views).
 
@@ -252,11 +275,6 @@ def iter_find_pixel_size(
     for octave in (-_FINE, _FINE):
         search = replace(search, tried=(*search.tried, probe.at(best.pixel_size * 2**octave, best.inverted)))
         yield search
-
-
-def _rounded(tried: TriedSize | None) -> float | None:
-    """Its pixel size, three digits."""
-    return None if tried is None else float(f"{tried.pixel_size:.3g}")
 
 
 def _doubt(tried: TriedSize) -> float:

@@ -2,6 +2,8 @@
 
 const OCTAVES = [0, -0.5, -1, -1.5, -2, 0.5, 1, 1.5, 2]; // of the model's own pixel size
 const FINE = 0.25; // octaves to both sides of the best of these
+const WIDE = 1; // octaves to both sides of the surest size over which doubts are smoothed
+const OFF = 0.5; // octaves from there to the lowest point, at most
 const WORKING_SIDE = 640; // working pixels of the window that is looked at
 const VIEWS_WEIGHT = 0.2;
 const SURER = 0.6; // of the doubt as it is: contrast is inverted only where the model is so much surer
@@ -24,7 +26,7 @@ async function findPixelSize(engine, slice, onTried) {
   const found = best(tried, engine.model.limits.found);
   return {
     tried,
-    size: found ? Number(found.size.toPrecision(3)) : null,
+    size: found ? Number(smoothed(tried, found).toPrecision(3)) : null,
     inverted: Boolean(found && found.inverted),
     knowsTissue: Boolean(found && found.doubt < engine.model.limits.known),
   };
@@ -43,6 +45,25 @@ function best(tried, limit) {
   const surer = straight && inverted && inverted.doubt < SURER * straight.doubt;
   const found = surer ? inverted : straight || inverted;
   return found && found.doubt < limit ? found : null;
+}
+
+/** The lowest point of a parabola through the doubts around the surest size. */
+function smoothed(tried, surest) {
+  const near = tried
+    .filter((each) => each.inverted === surest.inverted && isFinite(each.doubt))
+    .map(({ size, doubt }) => ({ at: Math.log2(size / surest.size), doubt }))
+    .filter(({ at }) => Math.abs(at) < WIDE + 0.01);
+  if (near.length < 3) return surest.size;
+  const sum = (of) => near.reduce((total, each) => total + of(each), 0);
+  const [n, x, xx, xxx, xxxx] = [0, 1, 2, 3, 4].map((power) => sum(({ at }) => at ** power));
+  const [y, xy, xxy] = [0, 1, 2].map((power) => sum(({ at, doubt }) => doubt * at ** power));
+  const determinant = ([a, b, c], [d, e, f], [g, h, i]) => a * (e * i - f * h) - b * (d * i - f * g) + c * (d * h - e * g);
+  const square = determinant([xxy, xxx, xx], [xy, xx, x], [y, x, n]); // both times the same positive number
+  const slope = determinant([xxxx, xxy, xx], [xxx, xy, x], [xx, y, n]);
+  if (!(square > 0)) return surest.size;
+  const octaves = near.map(({ at }) => at);
+  const [least, most] = [Math.max(-OFF, Math.min(...octaves)), Math.min(OFF, Math.max(...octaves))];
+  return surest.size * 2 ** Math.min(Math.max(-slope / (2 * square), least), most);
 }
 
 /** From 0, sure of every pixel; infinite where (nearly) nothing or far too much is foreground. */
