@@ -78,6 +78,7 @@ ARMS["appearance"] = (
 )
 ARMS["mild"] = {"intensity": 0.5, "zoom": 0.5, "gamma": 0.3}
 ARMS["appearance, zoom 1"] = ARMS["appearance"] | ARMS["zoom 1"]
+ARMS["appearance, zoom 0.5"] = ARMS["appearance"] | {"zoom": 0.5}
 
 #: Of networks that are applied with statistics of the image: that which is best on their own sources (0.59 to 0.94)
 #: says nothing of the next image; any from 0.45 to 0.8 is better there on average, this one best.
