@@ -19,32 +19,24 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from commands import Row, once, write_csv
-from generality import FACTORS, SOURCES, THRESHOLD, only, volumes
+from generality import FACTORS, SOURCES, THRESHOLD, only, predicted_curve, volumes
 
 from napari_kdunet import core
-from napari_kdunet.core.data.splits import spaced
-from napari_kdunet.core.metrics import Curve
-
-BEFORE = 48  # z from which on EPFL's training volume is learnt from
 
 
 def iou(model: core.Model, raw: core.Volume, labels: core.Volume, size: float, slices: int) -> float:
     """At an assumed pixel size in nm."""
     sizes = (SOURCES[raw.name][1][0], size, size)
-    predicted, curve = core.predict(model, core.open_volume(raw, voxel_size=sizes), threads=1), Curve()
-    for z in spaced(range(len(raw)), slices):
-        curve.add(np.asarray(predicted[z]), (labels.read(z) > 0).astype(np.int16))
-    return curve.iou(model.threshold)
+    return predicted_curve(model, core.open_volume(raw, voxel_size=sizes), labels, slices).iou(model.threshold)
 
 
 def measured(model: core.Model, name: str, source: str, given: argparse.Namespace) -> Row:
     raw, labels = volumes(source, given)
-    if source == "epfl":
-        raw, labels = (only(each, range(BEFORE)) for each in (raw, labels))
-    true = SOURCES[source][1][2]
+    _, (_, _, true), learnt = SOURCES[source]
+    if learnt:  # from there on
+        raw, labels = only(raw, range(learnt)), only(labels, range(learnt))
     search = core.find_pixel_size(model, raw, invert=False, threads=1)
     found = search.guess
     assert found, f"{name} sees nothing in {source}"

@@ -154,6 +154,14 @@ def curve_of(model: core.Model, pairs: Pairs) -> MeanCurve:
     )
 
 
+def predicted_curve(model: core.Model, raw: core.Volume, labels: core.Volume, slices: int, **how: Any) -> Curve:
+    """How a model does at each threshold on so many slices, as `core.predict` segments them."""
+    predicted, curve = core.predict(model, raw, threads=1, **how), Curve()
+    for z in spaced(range(len(raw)), slices):
+        curve.add(np.asarray(predicted[z]), (labels.read(z) > 0).astype(np.int16))
+    return curve
+
+
 def only(volume: core.Volume, slices: Sequence[int]) -> core.Volume:
     """Some slices of a volume, of the same pixel size and name."""
     return core.open_volume(np.asarray(volume.data)[list(slices)], voxel_size=volume.voxel_size, name=volume.name)
@@ -197,15 +205,11 @@ def score(model: core.Model, name: str, given: argparse.Namespace) -> Row:
     At the model's threshold, and with statistics of the image at `THRESHOLD`.
     """
     raw, labels = volumes(name, given)
-    slices = spaced(range(len(raw)), given.slices)
     curves: dict[tuple[str, float], Curve] = {}
     for statistics, factor in product(("model", "volume"), FACTORS):
         z, y, x = SOURCES[name][1]
         assumed = core.open_volume(raw, voxel_size=(z, factor * y, factor * x))
-        predicted = core.predict(model, assumed, statistics=statistics, threads=1)
-        curve = curves[statistics, factor] = Curve()
-        for at in slices:
-            curve.add(np.asarray(predicted[at]), (labels.read(at) > 0).astype(np.int16))
+        curves[statistics, factor] = predicted_curve(model, assumed, labels, given.slices, statistics=statistics)
     size = core.find_pixel_size(model, raw, invert=False, threads=1).guess or model.pixel_size
     found = min(FACTORS, key=lambda factor: abs(np.log(size / (factor * SOURCES[name][1][2]))))
     levels = {"model": model.threshold, "volume": THRESHOLD}

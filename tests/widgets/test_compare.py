@@ -388,10 +388,10 @@ def test_errors_of_objects_are_listed_and_clicked_through(open_widget, qtbot):
     assert table.rowCount() == 0
 
 
-def test_a_mask_is_not_taken_for_objects_in_silence(open_widget, qtbot):
+def test_a_mask_or_another_place_is_not_taken_for_objects_in_silence(open_widget, notified, qtbot):
     predicted, true = object_pair()
     viewer, widget = open_widget(NAME)
-    viewer.add_labels(true, name="truth")
+    viewer.add_labels(true, name="truth", translate=(1, 0, 0))
     viewer.add_labels((predicted > 0).astype(np.uint8), name="mask")
     widget.prediction.value, widget.reference.value = viewer.layers["mask"], viewer.layers["truth"]
     widget.objects_button.native.click()
@@ -399,6 +399,7 @@ def test_a_mask_is_not_taken_for_objects_in_silence(open_widget, qtbot):
     text = widget.objects.summary.text()
     assert text.startswith("1 objects against 4")
     assert text.endswith("if it is a mask, let Objects find its objects first, and compare these.")
+    assert [message[:51] for message in notified] == ["truth lies elsewhere than mask (+1, +0, +0 voxels),"]
 
 
 def test_what_has_no_objects_is_said(compare, probability, notified, qtbot):

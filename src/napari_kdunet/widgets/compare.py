@@ -84,6 +84,7 @@ class CompareWidget(Panel):
             if self.sparse.value:
                 raise LabelsError("objects are compared in whole slices: untick “unpainted = not looked at”.")
             prediction, reference = (volume_of(chosen_layer(choice)) for choice in (self.prediction, self.reference))
+            warn_if_apart(*layers)
             self._stop_objects()
             self.object_worker = worker = run(
                 lambda: iter_compare(prediction, reference),

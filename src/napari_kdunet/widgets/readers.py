@@ -44,8 +44,8 @@ def get_reader(path: str | list[str]) -> Callable[[Any], list[LayerData]] | None
 def _read_volume(path: str) -> list[LayerData]:
     """A layer, lazy, with scale in nm and axis labels; what was assumed is a notification.
 
-    An image, or labels where the file says so; small ones in memory, to paint on. Of large
-    slices it is a pyramid where the file has one: napari draws the part on screen at the resolution of that.
+    An image, or labels where the file says so; small ones in memory, to paint on. Of large slices it is a pyramid where
+    the file has one: napari draws the part on screen at the resolution of that.
 
     Errors as of `core.open_volume`.
     """
@@ -73,8 +73,9 @@ def _holds_labels(path: str, inside: str, dtype: np.dtype[Any]) -> bool:
 
     The name of the file itself says nothing: it is the user's.
     """
-    named = _LABELS.search(_within(path, inside)) is not None
-    return dtype.kind in "iu" and (named or dtype == np.uint64 or is_label_image(Path(path)))
+    if dtype.kind not in "iu":
+        return False
+    return dtype == np.uint64 or is_label_image(Path(path)) or _LABELS.search(_within(path, inside)) is not None
 
 
 def _within(path: str, inside: str) -> str:
