@@ -1,7 +1,7 @@
 """On a microscope that no network has seen: what a teacher is worth to a 2-Unet, by how much is labelled.
 
     python benchmarks/unseen.py DATA --models DIR --out OUT [--left-out epfl] [--labels "none;strokes;1;5;all"]
-                                [--minutes 2] [--seeds 3] [--slices 6]
+                                [--teachers "none;forgets"] [--minutes 2] [--seeds 3] [--slices 6]
 
 DIR is that of `benchmarks/generality.py`, with a 16-Unet of seed 0 and a 2-Unet of each seed (`--arm`) that have learnt
 from the other two sources; they are the generalists here, applied with statistics of the image. The first 70 % of the
@@ -10,7 +10,8 @@ pixel size, each model at its own threshold. In each cell a 2-Unet has `--minute
 the 2-Unet of the generalists:
 
     teacher             what is done with the time
-    none                trained on the labels; without labels, as it is
+    none                trained on the labels, where they are strokes keeping what it knows; without labels, as it is
+    forgets             the same, without keeping it
     same labels         a 16-Unet learns from the labels for half of it and then teaches (mixed, as by default)
     generalist          the 16-Unet teaches, mixed with the labels; without labels as `core.adapt` does it
     generalist, soft    the same, the teacher alone at a temperature of 1; the labels choose model and threshold
@@ -41,7 +42,8 @@ from napari_kdunet import core
 from napari_kdunet.core.data.splits import spaced
 
 LEARNT, SCORED = 0.7, 0.25  # shares of the slices, the first and the last
-TEACHERS = ("none", "same labels", "generalist", "generalist, soft", "generalist adapted", "adapted, soft")
+TEACHERS = ("none", "forgets", "same labels", "generalist", "generalist, soft", "generalist adapted", "adapted, soft")
+ALONE = ("none", "forgets")
 TEACHER, STUDENT = 16, 2  # k
 PIXELS = 1.6e6  # a minute, at the working pixel size, of which a teacher without labels is asked
 SOFT: dict[str, Any] = {"mode": "soft", "tau": 1.0}
@@ -90,9 +92,9 @@ class Source:
             return core.adapt(self.generalist(TEACHER), self.raw, config, start=start, pixels=PIXELS * minutes)
         labels, which = self.labelled(amount)
         shared |= which
-        if teacher == "none":
+        if teacher in ALONE:
             config = core.TrainConfig(k=STUDENT, minutes=minutes, **shared)
-            return learnt(core.iter_train(self.raw, labels, config, start=start))
+            return learnt(core.iter_train(self.raw, labels, config, start=start, keep=teacher == "none"))
         by = None if teacher == "same labels" else self.generalist(TEACHER)
         if teacher not in ("generalist", "generalist, soft"):
             config = core.TrainConfig(k=TEACHER, minutes=minutes / 2, **shared)
@@ -127,8 +129,10 @@ def cells(given: argparse.Namespace) -> Iterator[Row]:
             cell = {"labels": "none", "teacher": "16-Unet as it is", "IoU": source.score(model)}
             return {**about, **cell, "with 8 views": views, "best step": "", "seconds": ""}
 
-        yield once(out / f"{name}-16-{seed}.json", as_it_is)
-        for amount, teacher in product(given.labels.split(";"), TEACHERS):
+        teachers = given.teachers.split(";")
+        if not set(teachers) <= set(ALONE):
+            yield once(out / f"{name}-16-{seed}.json", as_it_is)
+        for amount, teacher in product(given.labels.split(";"), teachers):
             if amount == "none" and teacher not in ("none", "generalist"):
                 continue
             file = out / f"{name}-{amount}-{teacher}-{seed}".replace(", ", "-").replace(" ", "-")
@@ -173,6 +177,7 @@ def main() -> None:
     parser.add_argument("--out", required=True)
     parser.add_argument("--left-out", default="epfl", help="with commas between")
     parser.add_argument("--labels", default="none;strokes;1;5;all")
+    parser.add_argument("--teachers", default=";".join(TEACHERS), help="with semicolons between")
     parser.add_argument("--minutes", type=float, default=2.0)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--slices", type=int, default=6, help="that are scored")

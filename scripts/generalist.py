@@ -1,6 +1,6 @@
 """Train the bundled generalists, `mito-*`, on all sources, and put them into the package.
 
-    python scripts/generalist.py DATA --out DIR [--students 2:6000,4:4000,1:6000] [--seed 0] [--bundle]
+    python scripts/generalist.py DATA --out DIR [--students 2:8000,4:6000,1:8000] [--seed 0] [--bundle]
 
 DATA is a folder as `benchmarks/generality.py` takes it. A 16-Unet learns from the labels of all three sources in the
 stages of `STAGES`, each from the best model of the one before: from the third on beside a family of synthetic tissues,
@@ -38,6 +38,7 @@ class Stage:
     validations: int
     synthetic: float = 0.0  # how often a patch is of the synthetic family, in parts of a source
     sbem: float = SBEM  # nm that a pixel of sbem is taken as: by two voxel sizes its mitochondria are of two sizes
+    seed: int = 0  # added to the one that is given: a stage like the one before sees other patches
 
 
 TEACHER_K, FAMILY = 16, 48
@@ -46,7 +47,8 @@ STAGES = (
     Stage("first", 3000, 1e-2, ARMS["appearance, zoom 1"], 20, sbem=10.0),
     Stage("second", 3500, 3e-3, ARMS["mild"], 10, sbem=10.0),
     Stage("third", 4200, 6e-3, ARMS["appearance"] | {"zoom": 0.7}, 12, synthetic=0.6, sbem=10.0),
-    Stage(f"mito-{TEACHER_K}unet", 3000, 4e-3, SHARP, 8, synthetic=0.4),
+    Stage("fourth", 3000, 4e-3, SHARP, 8, synthetic=0.4),
+    Stage(f"mito-{TEACHER_K}unet", 5000, 6e-3, SHARP, 20, synthetic=0.5, seed=1),
 )
 DATA = {
     "volume": "EPFL CVLab hippocampus, FIB-SEM, 5 nm: z 48 to 164 of the public training volume; "
@@ -78,7 +80,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data")
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--students", default="2:6000,4:4000,1:6000", help="K:STEPS with commas between")
+    parser.add_argument("--students", default="2:8000,4:6000,1:8000", help="K:STEPS with commas between")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--bundle", action="store_true", help="put them into the package")
     given = parser.parse_args()
@@ -111,7 +113,7 @@ def taught(given: argparse.Namespace, stage: Stage, start: core.Model | None, se
         lr=stage.lr,
         validations=stage.validations,
         volume_weights=weights(stage) if stage.synthetic else "even",
-        **{**settings, **stage.change},
+        **{**settings, **stage.change, "seed": given.seed + stage.seed},
     )
     path = given.out / f"{stage.name}.safetensors"
     return trained(path, pairs, held, config, start=start)

@@ -39,6 +39,22 @@ def test_validation_on_given_volumes_and_a_start(data, teacher, tmp_path):
     assert "8 labelled slices; validated on given volume, z = 0:8" in result.lines[0]
 
 
+def test_what_a_start_knows_is_kept_unless_it_is_to_forget(data, teacher, tmp_path):
+    labels, path = core.open_volume(data / "labels.tif")[:], tmp_path / "m.safetensors"
+    strokes = np.where(np.arange(labels.shape[-1]) < 20, 1 + (labels > 0), 0)
+    np.save(tmp_path / "strokes.npy", strokes.astype(np.uint8))
+    argv = ["train", data / "raw.tif", tmp_path / "strokes.npy", "-o", path, "--start", teacher, "--voxel-size", 10]
+    argv += ["--ignore", 0, "--steps", 2, *SMALL]
+    models = {}
+    for how in ((), ("--forget",)):
+        result = run(*argv, *how, "--overwrite")
+        assert result.code == 0, result.err
+        models[how] = core.load_model(path)
+        assert ("kept" in models[how].summary) == (not how)
+    kept, forgotten = (model.net.state_dict() for model in models.values())
+    assert not all(map(torch.equal, kept.values(), forgotten.values()))
+
+
 @pytest.mark.parametrize("command", [["train"], ["distill", "{teacher}"]])
 def test_a_start_has_its_form_and_pixel_size(command, data, teacher, tmp_path):
     start, path = tmp_path / "start.safetensors", tmp_path / "m.safetensors"

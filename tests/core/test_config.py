@@ -123,7 +123,9 @@ def test_round_trip(cls):
 def test_loss_weights():
     """Of the labels and of the teacher, None where a part is left out, over the used share of the budget."""
     plain, distil = core.TrainConfig(), core.DistillConfig(lam=0.7, tau=3.0)
-    assert (plain.loss_weights(0.5), plain.temperature, plain.labels_from) == ((1.0, None), 1.0, 0.0)
+    assert not plain.teaches_labelled
+    assert distil.teaches_labelled
+    assert (plain.loss_weights(0.5), plain.temperature, plain.labels_from) == ((1.0, 1.0), 1.0, 0.0)
     assert (distil.loss_weights(0.5), distil.temperature, distil.labels_from) == ((1.0, 0.7), 3.0, 0.0)
     assert replace(distil, mode="soft").loss_weights(0.0) == (None, 1.0)
     sequential = replace(distil, mode="sequential", soft_share=0.3)

@@ -43,6 +43,13 @@ ValRaw = Annotated[str | None, typer.Option(help="Image to validate on instead o
 ValLabels = Annotated[str | None, typer.Option(help="Its labels.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on from NAME.resume.safetensors beside the model.")]
 Start = Annotated[str | None, typer.Option(help="Model to go on training from, of its k, form and pixel size.")]
+Forget = Annotated[
+    bool,
+    typer.Option(
+        "--forget",
+        help="Let the model that it starts from forget what it knows; else that teaches all pixels to ignore.",
+    ),
+]
 Devices = Annotated[
     int, typer.Option(help="Processes that train together on this machine, or on each node: one a GPU.", min=1)
 ]

@@ -17,6 +17,7 @@ from napari_kdunet import __version__
 from napari_kdunet.cli.arguments import (
     Command,
     Devices,
+    Forget,
     Json,
     Labels,
     ModelName,
@@ -164,6 +165,7 @@ def train(
     resume: Resume = False,
     overwrite: Overwrite = False,
     start: Start = None,
+    forget: Forget = False,
     devices: Devices = 1,
     nodes: Nodes = 1,
     *,
@@ -187,6 +189,7 @@ def train(
             out=out,
             resume=resume,
             start=first,
+            keep=not forget,
             fabric=fabric,
         )
         _follow(f"training a {config.k}-Unet", events, out, resume, fabric)

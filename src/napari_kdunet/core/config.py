@@ -253,7 +253,12 @@ class TrainConfig:
         used : float
             Share of the budget that is used up, 0 to 1.
         """
-        return 1.0, None
+        return 1.0, 1.0
+
+    @property
+    def teaches_labelled(self) -> bool:
+        """Whether the soft loss counts on labelled pixels too: what a model to start from knows is kept elsewhere."""
+        return False
 
     @property
     def label_classes(self) -> int:
@@ -268,7 +273,7 @@ class TrainConfig:
     @property
     def confidence_power(self) -> float:
         """Power of the teacher's confidence that weights a pixel in the soft loss; 0 weights all alike."""
-        return 0.0
+        return 1.0
 
     @property
     def labels_from(self) -> float:
@@ -401,6 +406,11 @@ class DistillConfig(TrainConfig):
         """Mode and temperature, decided by whether at most strokes are labelled (docs/recipe.md)."""
         mode = ("soft" if sparse else "mixed") if self.mode == "best" else self.mode
         return {"mode": mode, "tau": replace(self, mode=mode).temperature}
+
+    @property
+    def teaches_labelled(self) -> bool:
+        """As in `TrainConfig`."""
+        return True
 
     def loss_weights(self, used: float) -> tuple[float | None, float | None]:
         """As in `TrainConfig`, by `mode`: both, the teacher alone, or first the teacher and then the labels."""

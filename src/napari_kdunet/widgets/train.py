@@ -31,6 +31,10 @@ __all__ = ["TrainWidget"]
 _SET_BY_MODEL = ("k", "bn", "depth", "classes", "boundary", "activation", "init", "prior_bias", "pixel_size")
 
 _IF_INVERTED = "A fresh network learns either contrast; one that you start from has to learn anew."
+_KEEP_TIP = (
+    "Ticked: the model that you start from teaches all that you have not painted, and strokes add to what it knows.\n"
+    "Untick it to learn something else than it knows. It matters where unpainted pixels do not count."
+)
 _LIVE_TIP = (
     "Ticked: train on while you paint, until you press Stop. New strokes count within a second, and every other\n"
     "second the slice on screen is segmented again. Budget, batch, patch and learning rate are chosen for that.\n"
@@ -50,8 +54,9 @@ class TrainWidget(TrainingPanel):
     ----------
     image, image_pixel_size, labels_layer, quality : magicgui widgets
         The rows in sight.
-    origin, live, sparse : magicgui widgets
-        The model to start from, whether to train while somebody paints, and whether unpainted pixels count.
+    origin, keep, live, sparse : magicgui widgets
+        The model to start from, whether it teaches what nobody has painted, whether to train while somebody paints, and
+        whether unpainted pixels count.
     """
 
     def __init__(self, viewer: napari.viewer.Viewer) -> None:  # napari goes by the name of the parameter
@@ -63,6 +68,7 @@ class TrainWidget(TrainingPanel):
             first=lambda _: None,
             tooltip="The model to go on from: its k, BN and so on hold then, and those below are greyed out.",
         )
+        keep = CheckBox(name="keep", text="Keep what it knows", value=True, tooltip=_KEEP_TIP)
         live = CheckBox(name="live", text="Live, while I paint", tooltip=_LIVE_TIP)
         corrections = PushButton(
             name="corrections_button",
@@ -72,7 +78,7 @@ class TrainWidget(TrainingPanel):
         )
         more = Folding(
             "Strokes, corrections, going on",
-            widgets=[sparse_box(), live, origin.with_buttons(), corrections],
+            widgets=[sparse_box(), live, origin.with_buttons(), keep, corrections],
             name="more",
             label="",
             tooltip="Paint a few strokes instead of whole slices, correct a mask, or go on from a model.",
@@ -80,7 +86,8 @@ class TrainWidget(TrainingPanel):
         finds = (lambda: origin.value or models.best_for(""), lambda: self.native, _IF_INVERTED)
         super().__init__(viewer, settings, input_rows(viewer, self.add_strokes, finds), [more], "Train")
         origin.failed.connect(self.show_error)
-        origin.changed.connect(lambda name: settings.set_enabled(_SET_BY_MODEL, not name))
+        origin.changed.connect(self._show_origin)
+        self._show_origin(origin.value)
         self.start_with(self.view.start_button, self.job)
         self.start_with(corrections.native, self.corrections_job)
 
@@ -96,20 +103,20 @@ class TrainWidget(TrainingPanel):
             return self.live_job()
         raw, labels = volumes(self.image, self.labels_layer)
         assert labels is not None  # there is no choice of none
-        config, origin, name = self.config(), self._origin(), self.origin.value
+        config, origin, name, keep = self.config(), self._origin(), self.origin.value, self.keep.value
         check(self.image, self.labels_layer, config)
 
         def events() -> Iterator[Any]:
             start = origin()
             settings, kept = _like(start, config), keep_strokes_aside(labels, config)
             if kept is None:
-                yield from add_agreement(run_in_process(core.iter_train, raw, labels, settings, start=start), raw)
+                events = run_in_process(core.iter_train, raw, labels, settings, start=start, keep=keep)
+                yield from add_agreement(events, raw)
                 return
             settings = replace(settings, ignore=0, slices="auto", val_share=0.0)
             val = raw, kept.check
-            yield from name_check(
-                run_in_process(core.iter_train, raw, kept.train, settings, start=start, val=val), kept
-            )
+            events = run_in_process(core.iter_train, raw, kept.train, settings, start=start, keep=keep, val=val)
+            yield from name_check(events, kept)
 
         called = f"{raw.name} from {name}" if name else f"{raw.name} k{config.k}"
         return Job("training", called, chosen_layer(self.image), events)
@@ -119,11 +126,11 @@ class TrainWidget(TrainingPanel):
         raw, _ = volumes(self.image, self.labels_layer)
         check_image(self.image)
         edits = Edits(self.viewer, chosen_layer(self.labels_layer))
-        config, origin = self.config().live(), self._origin()
+        config, origin, keep = self.config().live(), self._origin(), self.keep.value
 
         def events() -> Iterator[Any]:
             start = origin()
-            yield from run_in_process(iter_live, raw, edits.volume, edits, _like(start, config), start)
+            yield from run_in_process(iter_live, raw, edits.volume, edits, _like(start, config), start, keep)
 
         return Job("live", f"{raw.name} live", chosen_layer(self.image), events, endless=True)
 
@@ -152,6 +159,11 @@ class TrainWidget(TrainingPanel):
             self.view.show_agreement(event.iou)
         elif isinstance(event, core.Validated) and self._job is not None and self._job.run != "training":
             self.origin.value = self.model_name
+
+    def _show_origin(self, name: str | None) -> None:
+        """Grey out what a model to start from sets, or what there is none for."""
+        self.settings.set_enabled(_SET_BY_MODEL, not name)
+        self.keep.enabled = bool(name)
 
     def _origin(self) -> Callable[[], Model | None]:
         """A function that reads the model to start from; for the worker thread, as the first one imports torch."""

@@ -311,6 +311,59 @@ def test_a_threshold_that_is_named_is_the_models(learnt, blobs, quick):
 # ---------------------------------------------------------------- while somebody paints
 
 
+def few_strokes(blobs):
+    """A stroke on the edge of one blob, and one on background beside it."""
+    raw, truth = blobs()
+    strokes = np.zeros(raw.shape, np.uint8)
+    y, x = np.argwhere(truth[2])[0]
+    strokes[2, y : y + 2, x : x + 3] = 2
+    strokes[2, max(y - 6, 0) : max(y - 3, 1), x : x + 3] = 1
+    return raw, strokes, truth
+
+
+def test_what_a_model_knows_is_kept_beside_strokes(learnt, blobs, quick):
+    """Strokes alone make a good model worse; where it teaches what is not painted, it stays good."""
+    raw, strokes, truth = few_strokes(blobs)
+    start = learnt[-1].model
+    config = quick(**learn(steps=40, val_share=0.0, ignore=0, lr=3e-3, schedule="constant", validations=1))
+    scores = {}
+    for keep in (True, False):
+        done = list(core.iter_train(raw, strokes, config, start=start, keep=keep))[-1]
+        scores[keep] = core.evaluate(core.predict(done.model, raw), truth).iou
+        assert ("kept" in done.model.summary) == keep
+        assert "teacher" not in done.model.summary
+    before = core.evaluate(core.predict(start, raw), truth).iou
+    assert scores[False] < before - 0.2
+    assert scores[True] > before - 0.03
+
+
+def test_a_model_that_is_kept_teaches_no_labelled_pixel(learnt, blobs, quick):
+    raw, truth = blobs()
+    config = quick(**learn(steps=6, ignore=9, validations=1))
+    models = {}
+    for keep in (True, False):
+        *events, done = core.iter_train(raw, truth, config, start=learnt[-1].model, keep=keep)
+        soft = [event.soft for event in events if isinstance(event, core.Stepped)]
+        assert soft == [0.0] * 6 if keep else all(map(math.isnan, soft))
+        models[keep] = done.model
+    assert same(models[True], models[False])
+
+
+def test_a_model_is_kept_where_something_is_painted_later(learnt, blobs, quick):
+    """What is painted on the way is learnt from, and the model teaches the rest of that slice too."""
+    raw, strokes, truth = few_strokes(blobs)
+    edits: list[int] = []
+    config = quick(**learn(steps=40, val_share=0.0, ignore=0, validations=1))
+    events = core.iter_train(
+        raw, strokes, config, start=learnt[-1].model, edited=lambda: [edits.pop() for _ in edits[:]]
+    )
+    next(events)
+    strokes[4, :, :8] = 1 + truth[4, :, :8]
+    edits.append(4)
+    done = list(events)[-1]
+    assert core.evaluate(core.predict(done.model, raw), truth).iou > 0.8
+
+
 @pytest.mark.parametrize(("painted", "missing"), [(0, "nothing but the ignore"), (1, "foreground"), (2, "background")])
 def test_strokes_of_one_kind_are_not_enough(blobs, quick, one_line, painted, missing):
     raw, _ = blobs()

@@ -138,9 +138,14 @@ def test_labels_that_are_replaced_as_a_whole_are_learnt_from(bench, live, stroke
     bench.assert_ready(live)
 
 
-def test_it_goes_on_from_a_model_and_the_next_run_from_its_own(bench, live, strokes, tiny_model):
+@pytest.mark.parametrize("keep", [True, False])
+def test_it_goes_on_from_a_model_and_the_next_run_from_its_own(keep, bench, live, strokes, tiny_model):
     start = core.Model(tiny_model.net, pixel_size=20.0)
+    assert not live.keep.enabled
+    assert live.keep.value
     live.origin.value = models.add("start", start)
+    assert live.keep.enabled
+    live.keep.value = keep
     live.lr.value = 1.0  # of no matter: live has its own
     paint_truth(strokes, bench.mito.data, 2)
     live.view.start_button.click()
@@ -150,6 +155,7 @@ def test_it_goes_on_from_a_model_and_the_next_run_from_its_own(bench, live, stro
     assert model.form == start.form
     assert model.pixel_size == 20.0
     assert model.summary["settings"]["lr"] == pytest.approx(core.TrainConfig().live().lr)
+    assert ("kept" in model.summary) == keep
     assert live.origin.value == "em live"
 
 

@@ -66,7 +66,7 @@ class Dataset:
         if first.labels is None or z not in first.slices:
             return
         counts, _ = is_labelled(first.labels, z, config)
-        volume = replace(first, teacher=None, slices=(z,) if counts else ())
+        volume = replace(first, slices=(z,) if counts else ())
         self.sampler.replace(z, load_blocks(volume, config, int(config.memory * 1e9))[0])
         validation, *others = self.validations
         if validation.kind == "training slices":
@@ -83,6 +83,7 @@ def prepare(
     val: Any = None,
     teacher: Model | Volume | None = None,
     teacher_views: int = 1,
+    kept: Model | None = None,
     unlabelled: Sequence[Any] = (),
     processes: int = 1,
 ) -> Dataset:
@@ -102,6 +103,8 @@ def prepare(
         With a teacher the slices that are not labelled are learnt from too; a Volume is its probability of `raw`.
     teacher_views : int
         Over how many mirror images and quarter turns of a slice a network that teaches is averaged.
+    kept : Model, optional
+        In place of a teacher: what teaches the unlabelled pixels of labelled slices.
     unlabelled : sequence of volumes
         More raw volumes without labels, which are learnt from through the teacher alone.
     processes : int
@@ -117,15 +120,19 @@ def prepare(
     volumes += [TrainingVolume(open_volume(more), None, index=i) for i, more in enumerate(unlabelled, len(volumes))]
     _check(volumes, teacher, config)
     config = _with_distance(config, volumes)
+    threads = training_threads(config.k, config.threads)[1]
     if teacher is not None:
-        threads = training_threads(config.k, config.threads)[1]
-        outputs = [TeacherOutput(teacher, volume.raw, device.type, threads, teacher_views) for volume in volumes]
-        volumes = [replace(volume, teacher=output) for volume, output in zip(volumes, outputs, strict=True)]
+        volumes = [
+            replace(volume, teacher=TeacherOutput(teacher, volume.raw, device.type, threads, teacher_views))
+            for volume in volumes
+        ]
 
     given = [given_validation(*pair, config) for pair in _pairs(val)] if val is not None else []
     # where nothing has labels, by the teacher
     judged = [volume for volume in volumes if volume.labels is not None] or volumes[: len(pairs)]
     splits = [split(volume, config, not given and volume in judged) for volume in volumes]
+    if kept is not None:
+        splits = [part.taught_by(TeacherOutput(kept, part.labelled.raw, device.type, threads)) for part in splits]
     validations = given + [part.validation for part in splits if part.validation is not None]
     for validation in validations:
         for z in validation.slices:
@@ -148,7 +155,7 @@ def prepare(
         raise _shows_nothing(volumes[0].raw)
     labelled_z = tuple(z for part in labelled for z in part.slices)
     unlabelled_slices = sum(len(part.slices) for part in others)
-    first = replace(volumes[0], slices=splits[0].usable)
+    first = replace(splits[0].labelled, slices=splits[0].usable)
     learnt = (*labelled, *others)
     return Dataset(config, sampler, tuple(validations), labelled_z, unlabelled_slices, first, learnt, tuple(notes))
 

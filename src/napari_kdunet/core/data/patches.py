@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import cache, cached_property, partial
+from functools import cache, partial
 from itertools import pairwise
 from typing import Any, TypeAlias
 
@@ -80,12 +80,10 @@ class Block:
         """Working pixels of the sample."""
         return self.image.numel() if self.inside is None else int(self.inside.sum())
 
-    @cached_property
+    @property
     def teacher_probability(self) -> Tensor | None:
         """(C - 1, Y, X) float32, the teacher's probabilities without the background; computed at the first use."""
-        if self.volume.teacher is None:
-            return None
-        return self.grid.to_working(self.volume.teacher.probabilities(self.z, self.y, self.x)[None])[0]
+        return None if self.volume.teacher is None else self.volume.teacher.working(self.z, self.y, self.x, self.grid)
 
 
 def load_blocks(volume: TrainingVolume, config: TrainConfig, limit: int) -> tuple[list[Block], bool]:

@@ -20,6 +20,7 @@ from napari_kdunet.core.networks.unet import KUNet
 from napari_kdunet.core.prediction.statistics import with_statistics
 from napari_kdunet.core.prediction.tiler import Tiler
 from napari_kdunet.core.volumes.probability import kind_of, read_probability
+from napari_kdunet.core.volumes.resampling import Grid
 from napari_kdunet.core.volumes.sources import one_line
 from napari_kdunet.core.volumes.volume import Volume, open_volume
 
@@ -178,11 +179,19 @@ class TeacherOutput:
             teacher = with_statistics(teacher, raw, "auto", device, threads)
         self.teacher, self.raw = teacher, raw
         self._tiler = Tiler.of(teacher, raw, device, threads, views) if isinstance(teacher, Model) else None
+        self._working: dict[tuple[int, ...], Tensor] = {}
 
     @property
     def threshold(self) -> float:
         """Probability above which the teacher's output is foreground."""
         return self.teacher.threshold if isinstance(self.teacher, Model) else 0.5
+
+    def working(self, z: int, y: slice, x: slice, grid: Grid) -> Tensor:
+        """As `probabilities`, at the working pixel size of `grid`; remembered, for labels that are read again."""
+        window = (z, y.start, y.stop, x.start, x.stop)
+        if window not in self._working:
+            self._working[window] = grid.to_working(self.probabilities(z, y, x)[None])[0]
+        return self._working[window]
 
     def probabilities(self, z: int, y: slice, x: slice) -> Tensor:
         """(C - 1, Y, X) float32 probabilities of the classes without the background, of a window of slice `z`.

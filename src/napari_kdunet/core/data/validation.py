@@ -120,6 +120,10 @@ class Split:
     usable: tuple[int, ...]
     """z of all slices that are not held out."""
 
+    def taught_by(self, teacher: TeacherOutput) -> Split:
+        """The same slices, where labels are learnt from with a teacher."""
+        return replace(self, labelled=replace(self.labelled, teacher=teacher))
+
 
 def split(volume: TrainingVolume, config: TrainConfig, validated: bool) -> Split:
     """Share out the slices of a volume to train on.

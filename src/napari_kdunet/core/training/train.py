@@ -40,6 +40,7 @@ def iter_train(
     out: str | Path | None = None,
     resume: bool = False,
     start: ModelLike | None = None,
+    keep: bool = True,
     edited: Edited | None = None,
     fabric: Fabric | None = None,
 ) -> Iterator[Event]:
@@ -64,6 +65,10 @@ def iter_train(
     start : Model, path or str, optional
         Initial weights instead of a fresh network (its form must be that of `config`); a generalist's with statistics
         of the volume, if it is one (`adapt_statistics`).
+    keep : bool
+        Whether `start` teaches the pixels that `config.ignore` leaves unlabelled, as in a distillation, so that strokes
+        add to what it knows (Li & Hoiem 2016, arXiv:1606.09282); else they replace it. Switch it off to learn something
+        else than it knows.
     edited : callable, optional
         Asked before each step for the z of the slices (of the first volume) whose labels have changed since: they are
         read again, so that training can go on while somebody paints; in one process.
@@ -90,8 +95,10 @@ def iter_train(
     """
     config = config or TrainConfig()
     fabric = fabric or single_process(config)
-    data = prepare(raw, labels, config, fabric.device, val=val, processes=fabric.world_size)
-    return Trainer(data.config, data, None, _as_path(out), _fitted(start, data, config), fabric, resume).run(edited)
+    start = None if start is None else load_model(start)
+    kept = start if keep and config.ignore is not None else None
+    data = prepare(raw, labels, config, fabric.device, val=val, kept=kept, processes=fabric.world_size)
+    return Trainer(data.config, data, kept, _as_path(out), _fitted(start, data, config), fabric, resume).run(edited)
 
 
 def iter_distill(
@@ -158,15 +165,13 @@ def iter_distill(
     if data.labelled_slices and config.mode == "best" and how["mode"] == "soft":
         data = replace(data, notes=(*data.notes, _STROKES))
     settled = replace(data.config, **how)
+    start = None if start is None else load_model(start)
     return Trainer(settled, data, checked, _as_path(out), _fitted(start, data, config), fabric, resume).run()
 
 
-def _fitted(start: ModelLike | None, data: Dataset, config: TrainConfig) -> Model | None:
+def _fitted(start: Model | None, data: Dataset, config: TrainConfig) -> Model | None:
     """A generalist to start from begins with statistics of the volume, where it is one."""
-    if start is None:
-        return None
-    start = load_model(start)
-    if len(data.volumes) != 1:
+    if start is None or len(data.volumes) != 1:
         return start
     return with_statistics(start, data.volumes[0].raw, "auto", config.device, config.threads)
 

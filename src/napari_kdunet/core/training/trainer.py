@@ -50,7 +50,7 @@ class Trainer:
     data : Dataset
         Training and validation data.
     teacher : Model or Volume, optional
-        Network or probability volume that teaches.
+        Network or probability volume that teaches; without a `DistillConfig`, unlabelled pixels alone.
     out : Path, optional
         Where the best model is written.
     start : Model, optional
@@ -240,6 +240,10 @@ class Trainer:
         return (hard if self.data.labelled_slices else None), soft
 
     def _losses(self, batch: Batch, hard: float | None, soft: float | None) -> Losses:
+        inside = batch.inside
+        if soft is not None and not self.config.teaches_labelled:
+            unlabelled = (batch.target.sum(dim=1) < 0.5).float()
+            inside = unlabelled if inside is None else inside * unlabelled
         return distillation_loss(
             self.net(batch.image.contiguous(memory_format=self.memory_format)).float(),
             None if hard is None else batch.target,
@@ -248,7 +252,7 @@ class Trainer:
             lam=1.0 if soft is None else soft,
             class_weights=self.class_weights,
             dice=self.config.dice,
-            inside=batch.inside,
+            inside=inside,
             confidence=self.config.confidence_power,
             total=self.group.total,
         )
@@ -295,7 +299,11 @@ class Trainer:
             summary["processes"] = self.group.size
         if isinstance(teacher, Model):
             context = {"context": teacher.context} if teacher.context else {}
-            summary["teacher"] = {"parameters": teacher.parameter_count, "pixel_size": teacher.pixel_size, **context}
+            summary["teacher" if self.config.teaches_labelled else "kept"] = {
+                "parameters": teacher.parameter_count,
+                "pixel_size": teacher.pixel_size,
+                **context,
+            }
         elif teacher is not None:
             summary["teacher"] = {"probability": teacher.name}
         return summary

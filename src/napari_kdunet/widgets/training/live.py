@@ -26,7 +26,9 @@ class Waiting:
     """Which labels are missing, as a message to the user."""
 
 
-def iter_live(raw: Volume, labels: Volume, edits: Edits, config: TrainConfig, start: Model | None) -> Iterator[Any]:
+def iter_live(
+    raw: Volume, labels: Volume, edits: Edits, config: TrainConfig, start: Model | None, keep: bool
+) -> Iterator[Any]:
     """Wait until foreground and background are labelled, then train, and read slices again when they are painted on.
 
     Yields `Waiting` while it waits, then the events of `core.iter_train`.
@@ -34,7 +36,7 @@ def iter_live(raw: Volume, labels: Volume, edits: Edits, config: TrainConfig, st
     while True:
         edits.take()
         try:
-            events = core.iter_train(raw, labels, config, start=start, edited=_throttled(edits.take))
+            events = core.iter_train(raw, labels, config, start=start, keep=keep, edited=_throttled(edits.take))
             break
         except core.UnlabelledError as missing:
             waiting = Waiting(_what_to_paint(config, str(missing).rpartition(": ")[0]))
