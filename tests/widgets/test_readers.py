@@ -131,6 +131,15 @@ def test_labels_in_a_zarr_of_other_tools(make_napari_viewer, tmp_path):
     assert [layer._type_string for layer in kinds] == ["image", "labels"]
 
 
+@pytest.mark.parametrize("suffix", [".h5", ".zarr"])
+@pytest.mark.parametrize("labels", [True, False])
+def test_a_mask_of_ours_comes_in_as_labels(make_napari_viewer, tmp_path, suffix, labels):
+    path = tmp_path / f"mito{suffix}"
+    core.write_volume(RAW, path, labels=labels)
+    (layer,) = make_napari_viewer().open(path, plugin="napari-kdunet")
+    assert layer._type_string == ("labels" if labels else "image")
+
+
 def test_what_was_assumed_is_told(make_napari_viewer, notified, tmp_path):
     (tmp_path / "em" / "more").mkdir(parents=True)
     for z, pixels in enumerate(RAW):

@@ -18,7 +18,7 @@ from napari.utils.notifications import show_info
 from qtpy.QtWidgets import QApplication, QInputDialog
 
 from napari_kdunet import core
-from napari_kdunet.core.volumes.formats.hdf5 import HDF5_ENDINGS, hdf5_volumes
+from napari_kdunet.core.volumes.formats.hdf5 import HDF5_ENDINGS, hdf5_volumes, is_label_dataset
 from napari_kdunet.core.volumes.formats.zarr_image import is_label_image
 from napari_kdunet.widgets.proofreading.session import is_session, read_session, session_layers
 from napari_kdunet.widgets.shared.thread_worker import run
@@ -75,7 +75,9 @@ def _holds_labels(path: str, inside: str, dtype: np.dtype[Any]) -> bool:
     """
     if dtype.kind not in "iu":
         return False
-    return dtype == np.uint64 or is_label_image(Path(path)) or _LABELS.search(_within(path, inside)) is not None
+    if dtype == np.uint64 or is_label_image(Path(path)) or _LABELS.search(_within(path, inside)):
+        return True
+    return path.lower().endswith(HDF5_ENDINGS) and is_label_dataset(Path(path), inside)
 
 
 def _within(path: str, inside: str) -> str:

@@ -25,7 +25,7 @@ def hdf5_writer(path: Path, spec: OutputSpec) -> Iterator[WriteSlice]:
     """Write a chunked dataset, compressed (gzip); boolean becomes uint8.
 
     Its attributes: ``resolution`` (nm, as CREMI), ``element_size_um`` (µm, as Fiji), both in the order Z, Y, X,
-    ``axistags`` (as ilastik), and ``napari_kdunet``, the metadata as JSON.
+    ``axistags`` (as ilastik), ``napari_kdunet``, the metadata as JSON, and ``labels``, whether it holds labels.
 
     Raises
     ------
@@ -36,6 +36,7 @@ def hdf5_writer(path: Path, spec: OutputSpec) -> Iterator[WriteSlice]:
     chunks = (1, min(spec.shape[1], _CHUNK_SIDE), min(spec.shape[2], _CHUNK_SIDE))
     with _PatientFile(path, "w+") as written, h5py.File(written, "w") as file:
         data = file.create_dataset(DATASET, spec.shape, dtype, chunks=chunks, compression="gzip", compression_opts=4)
+        data.attrs["labels"] = spec.labels
         data.attrs["axistags"] = json.dumps({"axes": [{"key": axis, "typeFlags": 2} for axis in "zyx"]})
         if spec.voxel_size is not None:
             data.attrs["resolution"] = np.array(spec.voxel_size, float)

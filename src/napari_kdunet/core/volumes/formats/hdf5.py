@@ -17,7 +17,7 @@ from napari_kdunet.core.volumes.axes import Selection, Stored, check_level
 from napari_kdunet.core.volumes.formats.attributes import axes_and_sizes, own_threshold
 from napari_kdunet.core.volumes.sources import LazyArray, check_block, check_chunk, check_part
 
-__all__ = ["HDF5_ENDINGS", "hdf5_parts", "hdf5_volumes", "open_hdf5", "split_hdf5"]
+__all__ = ["HDF5_ENDINGS", "hdf5_parts", "hdf5_volumes", "is_label_dataset", "open_hdf5", "split_hdf5"]
 
 HDF5_ENDINGS = (".h5", ".hdf5", ".hdf")
 _SHOWN = 6
@@ -264,6 +264,13 @@ def hdf5_volumes(path: Path) -> list[str]:
     """Paths of the datasets that `open_hdf5` would have to choose among: those of three axes, else of two or more."""
     with h5py.File(path, "r") as file:
         return [dataset.name for dataset in _volumes(file)]
+
+
+def is_label_dataset(path: Path, inside: str = "") -> bool:
+    """Whether a dataset of an HDF5 file, found as by `open_hdf5`, is one of ours that says that it holds labels."""
+    with h5py.File(path, "r") as file:
+        dataset = _find(file, inside.strip("/"), str(path))
+        return "napari_kdunet" in dataset.attrs and bool(_attribute(dataset, "labels"))
 
 
 def _volumes(group: Any) -> list[Any]:
