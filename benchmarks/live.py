@@ -1,6 +1,6 @@
 """*Live* on another volume: IoU on slices that nobody has painted, seconds after the first stroke.
 
-    xvfb-run -s '-screen 0 1600x1200x24' python benchmarks/live.py DATA [--model lucchi-2unet] [--seeds 0,1,2]
+    xvfb-run -s "-screen 0 1600x1200x24" python benchmarks/live.py DATA [--model M] [--seeds 0,1,2] [--forget] [--fresh]
 
 DATA is a folder with ``vnc-train-{raw,labels}.tif``. napari opens the fly volume with *Train teacher*, *Live* ticked,
 and a script paints one stroke a second for half a minute on four of the sixteen slices, each time going to the slice as
@@ -50,12 +50,13 @@ class Record:
 class Session:
     """napari with the volume and *Live*; a script paints, a timer watches."""
 
-    def __init__(self, raw: core.Volume, truth: np.ndarray, start: str) -> None:
+    def __init__(self, raw: core.Volume, truth: np.ndarray, start: str, keep: bool = True) -> None:
         self.truth, self.record = truth, Record()
         self.viewer = napari.Viewer()
         self.viewer.add_image(raw[:], name="vnc", scale=raw.voxel_size, units=("nm",) * 3)
         _, self.widget = self.viewer.window.add_plugin_dock_widget("napari-kdunet", "Train teacher")
         self.widget.origin.value = start or None
+        self.widget.keep.value = keep
         self.widget.add_strokes()
         self.widget.live.value = True
         self.layer = self.widget.labels_layer.value
@@ -161,6 +162,7 @@ def main() -> None:
     parser.add_argument("--model", default="lucchi-2unet", help="to start from: a file or the name of a bundled model")
     parser.add_argument("--seeds", default="0,1,2", help="of the strokes, with commas between")
     parser.add_argument("--threads", type=int, default=0, help="of the training; 0 as the core chooses")
+    parser.add_argument("--forget", action="store_true", help="without 'Keep what it knows'")
     parser.add_argument("--fresh", action="store_true", help="from a fresh 2-Unet too")
     arguments = parser.parse_args()
     raw = core.open_volume(arguments.data / "vnc-train-raw.tif", voxel_size=VNC_NM)
@@ -179,7 +181,8 @@ def main() -> None:
     for name, model in (("the model", start), ("nothing", None))[: 1 + arguments.fresh]:
         for seed in map(int, arguments.seeds.split(",")):
             models.clear()
-            session = Session(raw, truth, models.add("start", model) if model is not None else "")
+            origin = models.add("start", model) if model is not None else ""
+            session = Session(raw, truth, origin, not arguments.forget)
             if model is None:
                 session.widget.k.value = 2
             report(name, seed, session.run(seed, arguments.threads), model, raw, truth)
