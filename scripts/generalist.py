@@ -1,6 +1,6 @@
 """Train the bundled generalists, `mito-*`, on all sources, and put them into the package.
 
-    python scripts/generalist.py DATA --out DIR [--students 2:8000,4:6000,1:8000] [--seed 0] [--bundle]
+    python scripts/generalist.py DATA --out DIR [--students 2:20000,4:16000,1:20000] [--seed 0] [--bundle]
 
 DATA is a folder as `benchmarks/generality.py` takes it. A 16-Unet learns from the labels of all three sources in the
 stages of `STAGES`, each from the best model of the one before: from the third on beside a family of synthetic tissues,
@@ -80,7 +80,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data")
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--students", default="2:8000,4:6000,1:8000", help="K:STEPS with commas between")
+    parser.add_argument("--students", default="2:20000,4:16000,1:20000", help="K:STEPS with commas between")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--bundle", action="store_true", help="put them into the package")
     given = parser.parse_args()

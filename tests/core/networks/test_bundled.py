@@ -31,7 +31,8 @@ def test_what_it_is(name):
     about = model.describe()["summary"]
     assert "Lucchi" in about["data"]["citation"]
     assert name.startswith("lucchi") or "RESEARCH ONLY" in about["data"]["licence"]
-    assert about["settings"]["seed"] == 0
+    seed = 1 if name == "mito-16unet" else 0  # its last stage sees other patches than the one before
+    assert about["settings"]["seed"] == seed
     held_out, learnt = set(about["validation"]["slices"]), set(about["labelled_slices"])
     assert held_out
     if name.startswith("lucchi"):  # of several volumes the numbers of the slices are those of each
