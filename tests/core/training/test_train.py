@@ -349,6 +349,22 @@ def test_a_model_that_is_kept_teaches_no_labelled_pixel(learnt, blobs, quick):
     assert same(models[True], models[False])
 
 
+def test_a_training_that_keeps_a_model_is_resumed_with_it_alone(learnt, blobs, quick, one_line, tmp_path):
+    raw, strokes, _ = few_strokes(blobs)
+    start, out = learnt[-1].model, tmp_path / "m.safetensors"
+    config = quick(**learn(steps=8, val_share=0.0, ignore=0, validations=2))
+    events = core.iter_train(raw, strokes, config, start=start, out=out)
+    while not (isinstance(event := next(events), core.Stepped) and event.step == 5):
+        pass
+    events.close()
+    for other in ({}, {"start": start, "keep": False}):
+        with one_line(core.ConfigError, "start", "(now None)"):
+            core.iter_train(raw, strokes, config, out=out, resume=True, **other)
+    again = list(core.iter_train(raw, strokes, config, start=start, out=out, resume=True))[-1]
+    whole = list(core.iter_train(raw, strokes, config, start=start))[-1]
+    assert same(again.model, whole.model)
+
+
 def test_a_model_is_kept_where_something_is_painted_later(learnt, blobs, quick):
     """What is painted on the way is learnt from, and the model teaches the rest of that slice too."""
     raw, strokes, truth = few_strokes(blobs)

@@ -26,7 +26,7 @@ __all__ = ["Checkpointer", "Progress", "model_of", "other_settings", "resume_pat
 
 #: Settings that say where a training runs and not what it does: they may change when it is resumed.
 _MAY_CHANGE = {"device", "threads", "memory", "patience"}
-_DATA = {"images", "labels", "teacher"}  # in a state beside its settings
+_DATA = {"images", "labels", "teacher", "start"}  # in a state beside its settings
 _MOST_WORDS = 150  # characters about what differs
 
 
@@ -74,7 +74,8 @@ class Checkpointer:
     Attributes
     ----------
     about : dict of str to str
-        Fingerprints of images, labels and teacher by those names, which are kept in the state.
+        Fingerprints of images, labels and teacher (or of the model to start from, where that teaches) by those names,
+        which are kept in the state.
     """
 
     def __init__(

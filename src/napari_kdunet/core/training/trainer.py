@@ -91,7 +91,8 @@ class Trainer:
         kept = (self.raw_net, self.average, self.optimizer)
         self.checkpoints = Checkpointer(config, out, *kept, self.group, resumable=resume is not None)
         if out is not None and not self.group.rank:
-            taught = {} if teacher is None else {"teacher": teacher_fingerprint(teacher)}
+            role = "teacher" if config.teaches_labelled else "start"
+            taught = {} if teacher is None else {role: teacher_fingerprint(teacher)}
             self.checkpoints.about = data.fingerprint() | taught
         self.progress = self.checkpoints.restore() if resume else Progress()
 
