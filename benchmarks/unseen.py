@@ -11,7 +11,7 @@ the 2-Unet of the generalists:
 
     teacher             what is done with the time
     none                trained on the labels, where they are strokes keeping what it knows; without labels, as it is
-    forgets             the same, without keeping it
+    forgets             from strokes alone: the same, without keeping it
     same labels         a 16-Unet learns from the labels for half of it and then teaches (mixed, as by default)
     generalist          the 16-Unet teaches, mixed with the labels; without labels as `core.adapt` does it
     generalist, soft    the same, the teacher alone at a temperature of 1; the labels choose model and threshold
@@ -98,7 +98,7 @@ class Source:
         by = None if teacher == "same labels" else self.generalist(TEACHER)
         if teacher not in ("generalist", "generalist, soft"):
             config = core.TrainConfig(k=TEACHER, minutes=minutes / 2, **shared)
-            by = learnt(core.iter_train(self.raw, labels, config, start=by))
+            by = learnt(core.iter_train(self.raw, labels, config, start=by, keep=False))
         left = max(minutes - (time.monotonic() - begin) / 60, minutes / 4)
         student = core.DistillConfig(k=STUDENT, minutes=left, **shared, **(SOFT if teacher.endswith("soft") else {}))
         return learnt(core.iter_distill(by, self.raw, labels, student, start=start))
@@ -134,6 +134,8 @@ def cells(given: argparse.Namespace) -> Iterator[Row]:
             yield once(out / f"{name}-16-{seed}.json", as_it_is)
         for amount, teacher in product(given.labels.split(";"), teachers):
             if amount == "none" and teacher not in ("none", "generalist"):
+                continue
+            if teacher == "forgets" and amount != "strokes":
                 continue
             file = out / f"{name}-{amount}-{teacher}-{seed}".replace(", ", "-").replace(" ", "-")
 
@@ -182,6 +184,8 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--slices", type=int, default=6, help="that are scored")
     given = parser.parse_args()
+    if unknown := set(given.teachers.split(";")) - set(TEACHERS):
+        parser.error(f"no teacher {', '.join(unknown)}: choose of {'; '.join(TEACHERS)}")
     given.synthetic = 0
     folder = Path(given.out)
     folder.mkdir(parents=True, exist_ok=True)

@@ -41,13 +41,15 @@ ValRaws = Annotated[
 ValLabelsOfEach = Annotated[list[str] | None, typer.Option("--val-labels", help="Its labels; once a --val-raw.")]
 ValRaw = Annotated[str | None, typer.Option(help="Image to validate on instead of a held-out share.")]
 ValLabels = Annotated[str | None, typer.Option(help="Its labels.")]
-Resume = Annotated[bool, typer.Option("--resume", help="Go on from NAME.resume.safetensors beside the model.")]
+Resume = Annotated[
+    bool, typer.Option("--resume", help="Go on from NAME.resume.safetensors beside the model, with the same command.")
+]
 Start = Annotated[str | None, typer.Option(help="Model to go on training from, of its k, form and pixel size.")]
 Forget = Annotated[
     bool,
     typer.Option(
         "--forget",
-        help="Let the model that it starts from forget what it knows; else that teaches all pixels to ignore.",
+        help="Do not keep what the model to start from knows: else it teaches unlabelled pixels of labelled slices.",
     ),
 ]
 Devices = Annotated[

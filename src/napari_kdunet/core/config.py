@@ -246,18 +246,23 @@ class TrainConfig:
         return None, 60.0 * (5.0 if self.minutes is None else self.minutes)
 
     def loss_weights(self, used: float) -> tuple[float | None, float | None]:
-        """Weights of the labels' (hard) and the teacher's (soft) loss; None where that part is left out.
+        """Weights of the labels' (hard) and the teacher's (soft) loss, of those that there are.
 
         Parameters
         ----------
         used : float
             Share of the budget that is used up, 0 to 1.
+
+        Returns
+        -------
+        tuple
+            Of the two; None where that part is left out.
         """
         return 1.0, 1.0
 
     @property
     def teaches_labelled(self) -> bool:
-        """Whether the soft loss counts on labelled pixels too: what a model to start from knows is kept elsewhere."""
+        """Whether the soft loss counts on labelled pixels too; a start that is kept teaches only the others."""
         return False
 
     @property

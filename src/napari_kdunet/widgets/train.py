@@ -32,8 +32,8 @@ _SET_BY_MODEL = ("k", "bn", "depth", "classes", "boundary", "activation", "init"
 
 _IF_INVERTED = "A fresh network learns either contrast; one that you start from has to learn anew."
 _KEEP_TIP = (
-    "Ticked: the model that you start from teaches all that you have not painted, and strokes add to what it knows.\n"
-    "Untick it to learn something else than it knows. It matters where unpainted pixels do not count."
+    "Ticked: the model that you start from teaches what you have not painted on these slices, and strokes add to what\n"
+    "it knows. Untick it to learn something else. It matters where unpainted = not looked at."
 )
 _LIVE_TIP = (
     "Ticked: train on while you paint, until you press Stop. New strokes count within a second, and every other\n"
@@ -86,8 +86,7 @@ class TrainWidget(TrainingPanel):
         finds = (lambda: origin.value or models.best_for(""), lambda: self.native, _IF_INVERTED)
         super().__init__(viewer, settings, input_rows(viewer, self.add_strokes, finds), [more], "Train")
         origin.failed.connect(self.show_error)
-        origin.changed.connect(self._show_origin)
-        self._show_origin(origin.value)
+        origin.changed.connect(lambda name: settings.set_enabled(_SET_BY_MODEL, not name))
         self.start_with(self.view.start_button, self.job)
         self.start_with(corrections.native, self.corrections_job)
 
@@ -143,11 +142,11 @@ class TrainWidget(TrainingPanel):
         if chosen not in (None, mask) and result_of_objects(chosen) is not result:  # no earlier labels, but its own
             raw, earlier = volumes(self.image, self.labels_layer)
         raw = core.open_volume(raw, invert=result.inverted)  # as the model has seen it
-        config, origin = self.config().going_on(), self._origin()
+        config, origin, keep = self.config().going_on(), self._origin(), self.keep.value
 
         def events() -> Iterator[Any]:
             start = origin() or result.model
-            yield from iter_corrections(result, raw, earlier, _like(start, config), start)
+            yield from iter_corrections(result, raw, earlier, _like(start, config), start, keep)
 
         return Job("corrections", f"{raw.name} corrected", image, events, inverted=result.inverted)
 
@@ -159,11 +158,6 @@ class TrainWidget(TrainingPanel):
             self.view.show_agreement(event.iou)
         elif isinstance(event, core.Validated) and self._job is not None and self._job.run != "training":
             self.origin.value = self.model_name
-
-    def _show_origin(self, name: str | None) -> None:
-        """Grey out what a model to start from sets, or what there is none for."""
-        self.settings.set_enabled(_SET_BY_MODEL, not name)
-        self.keep.enabled = bool(name)
 
     def _origin(self) -> Callable[[], Model | None]:
         """A function that reads the model to start from; for the worker thread, as the first one imports torch."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import time
 from itertools import pairwise
@@ -358,26 +359,36 @@ def test_a_training_that_keeps_a_model_is_resumed_with_it_alone(learnt, blobs, q
         pass
     events.close()
     for other in ({}, {"start": start, "keep": False}):
-        with one_line(core.ConfigError, "start", "(now None)"):
+        with one_line(core.ConfigError, "start", "(now none)"):
             core.iter_train(raw, strokes, config, out=out, resume=True, **other)
     again = list(core.iter_train(raw, strokes, config, start=start, out=out, resume=True))[-1]
     whole = list(core.iter_train(raw, strokes, config, start=start))[-1]
     assert same(again.model, whole.model)
+    events = core.iter_train(raw, strokes, config, start=start, keep=False, out=out)
+    while not (isinstance(event := next(events), core.Stepped) and event.step == 5):
+        pass
+    events.close()
+    with one_line(core.ConfigError, "start none (now"):
+        core.iter_train(raw, strokes, config, start=start, out=out, resume=True)
 
 
 def test_a_model_is_kept_where_something_is_painted_later(learnt, blobs, quick):
-    """What is painted on the way is learnt from, and the model teaches the rest of that slice too."""
+    """What is painted on the way is learnt from, alone if the rest is erased; the model teaches that slice's rest."""
     raw, strokes, truth = few_strokes(blobs)
-    edits: list[int] = []
-    config = quick(**learn(steps=40, val_share=0.0, ignore=0, validations=1))
-    events = core.iter_train(
-        raw, strokes, config, start=learnt[-1].model, edited=lambda: [edits.pop() for _ in edits[:]]
-    )
-    next(events)
-    strokes[4, :, :8] = 1 + truth[4, :, :8]
-    edits.append(4)
-    done = list(events)[-1]
-    assert core.evaluate(core.predict(done.model, raw), truth).iou > 0.8
+    config = quick(**learn(steps=40, val_share=0.0, ignore=0, lr=3e-3, schedule="constant", validations=1))
+    made = []
+    for later in ((), (2, 4)):
+        edits = iter([later])
+        start = learnt[-1].model
+        events = core.iter_train(raw, strokes, config, start=start, edited=functools.partial(next, edits, ()))
+        next(events)
+        if later:
+            strokes[2], strokes[4, :, :8] = 0, 1 + truth[4, :, :8]
+        *events, done = events
+        assert all(event.soft > 0 for event in events if isinstance(event, core.Stepped))
+        made.append(done.model)
+    assert not same(*made)
+    assert core.evaluate(core.predict(made[1], raw), truth).iou > 0.76  # 0.80; 0.73 where it is not kept
 
 
 @pytest.mark.parametrize(("painted", "missing"), [(0, "nothing but the ignore"), (1, "foreground"), (2, "background")])

@@ -141,10 +141,8 @@ def test_labels_that_are_replaced_as_a_whole_are_learnt_from(bench, live, stroke
 @pytest.mark.parametrize("keep", [True, False])
 def test_it_goes_on_from_a_model_and_the_next_run_from_its_own(keep, bench, live, strokes, tiny_model):
     start = core.Model(tiny_model.net, pixel_size=20.0)
-    assert not live.keep.enabled
     assert live.keep.value
     live.origin.value = models.add("start", start)
-    assert live.keep.enabled
     live.keep.value = keep
     live.lr.value = 1.0  # of no matter: live has its own
     paint_truth(strokes, bench.mito.data, 2)

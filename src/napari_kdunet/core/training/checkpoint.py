@@ -74,7 +74,7 @@ class Checkpointer:
     Attributes
     ----------
     about : dict of str to str
-        Fingerprints of images, labels and teacher (or of the model to start from, where that teaches) by those names,
+        Fingerprints of images, labels and teacher (in a training of the start that is kept, or "none") by those names,
         which are kept in the state.
     """
 
@@ -260,7 +260,7 @@ class _State:
         DamagedError
             If it is not what `save` writes.
         ConfigError
-            If it was made with other settings, or of other images or labels or by another teacher.
+            If it was made with other settings, of other images or labels, by another teacher, or keeping another start.
         """
         path, metadata = file.path, file.metadata
         before, best = metadata.get("settings"), metadata.get("best")
@@ -270,7 +270,8 @@ class _State:
         other = other_settings(unknown | before, settings)
         if other:
             file.verify()  # a flipped bit in a setting is damage, and not another setting
-            what = "of other data" if set(_changed(unknown | before, settings)) <= _DATA else "with other settings"
+            data = set(_changed(unknown | before, settings)) <= _DATA
+            what = "of other data or models" if data else "with other settings"
             raise ConfigError(f"{path} was made {what}: {other}. Give the same, or start anew.")
         progress = Progress(
             **{spec.name: _number(metadata, spec.name, type(spec.default) is int) for spec in fields(Progress)}

@@ -57,7 +57,7 @@ class Stepped:
     hard: float
     """Its part from the labels; nan where there is none."""
     soft: float
-    """Its part from the teacher, tau squared included, before lambda; nan where there is none."""
+    """Its part from the teacher or a kept start, tau squared included, before lambda; nan where there is none."""
     lr: float
     """Learning rate of this step."""
     data_seconds: float

@@ -92,8 +92,8 @@ class Trainer:
         self.checkpoints = Checkpointer(config, out, *kept, self.group, resumable=resume is not None)
         if out is not None and not self.group.rank:
             role = "teacher" if config.teaches_labelled else "start"
-            taught = {} if teacher is None else {role: teacher_fingerprint(teacher)}
-            self.checkpoints.about = data.fingerprint() | taught
+            taught = "none" if teacher is None else teacher_fingerprint(teacher)
+            self.checkpoints.about = data.fingerprint() | {role: taught}
         self.progress = self.checkpoints.restore() if resume else Progress()
 
     def run(self, edited: Edited | None = None) -> Iterator[Event]:

@@ -79,7 +79,7 @@ def iter_write(
         Anything that JSON can hold; stored under the name ``napari_kdunet``. What is added to it up to the last slice
         is stored too.
     labels : bool
-        The volume holds labels: an OME-Zarr says so, and its scale levels are not averaged.
+        The volume holds labels: an OME-Zarr and HDF5 say so, and scale levels are not averaged.
     ome_version : {"0.5", "0.4"}
         Version of OME-Zarr, and with it of Zarr (3, or 2, which older viewers read).
     overwrite : bool

@@ -65,7 +65,7 @@ def result_of_objects(layer: Layer) -> Result | None:
 
 
 def iter_corrections(
-    result: Result, raw: Volume, earlier: Volume | None, config: TrainConfig, start: Model
+    result: Result, raw: Volume, earlier: Volume | None, config: TrainConfig, start: Model, keep: bool = True
 ) -> Iterator[Any]:
     """Train on all corrected slices and on the earlier labels of the others; events as of `core.iter_train`.
 
@@ -84,6 +84,8 @@ def iter_corrections(
         Classes, ignore value, which slices of the earlier labels count, and which share of them is held out.
     start : Model
         The model to continue from.
+    keep : bool
+        Whether it teaches what the earlier labels leave unlabelled, as in `core.iter_train`.
 
     Raises
     ------
@@ -105,7 +107,8 @@ def iter_corrections(
     train_labels = labels_of_slices(shape, "corrected labels", index_of, (corrected.keys() | known) - held_out)
     val = (raw, labels_of_slices(shape, "earlier labels", index_of, held_out)) if held_out else None
     settings = replace(config, ignore=0, slices="auto", val_share=0.0)
-    for event in run_in_process(core.iter_train, raw, train_labels, settings, start=start, val=val):
+    keep = keep and config.ignore is not None  # a corrected slice is labelled throughout
+    for event in run_in_process(core.iter_train, raw, train_labels, settings, start=start, keep=keep, val=val):
         if isinstance(event, core.Started):
             where = f"earlier labels, z = {', '.join(map(str, event.val_slices))}" if val else "training slices"
             note = f"all {len(corrected)} corrected slices are trained on, and the IoU is of {where}."
