@@ -75,9 +75,11 @@ def _holds_labels(path: str, inside: str, dtype: np.dtype[Any]) -> bool:
     """
     if dtype.kind not in "iu":
         return False
-    if dtype == np.uint64 or is_label_image(Path(path)) or _LABELS.search(_within(path, inside)):
+    if dtype == np.uint64 or is_label_image(Path(path)):
         return True
-    return path.lower().endswith(HDF5_ENDINGS) and is_label_dataset(Path(path), inside)
+    within = _within(path, inside)
+    ours = path.lower().endswith(HDF5_ENDINGS) and is_label_dataset(Path(path), within)
+    return ours or _LABELS.search(within) is not None
 
 
 def _within(path: str, inside: str) -> str:

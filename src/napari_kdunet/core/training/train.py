@@ -165,13 +165,15 @@ def iter_distill(
     if data.labelled_slices and config.mode == "best" and how["mode"] == "soft":
         data = replace(data, notes=(*data.notes, _STROKES))
     settled = replace(data.config, **how)
-    start = None if start is None else load_model(start)
     return Trainer(settled, data, checked, _as_path(out), _fitted(start, data, config), fabric, resume).run()
 
 
-def _fitted(start: Model | None, data: Dataset, config: TrainConfig) -> Model | None:
+def _fitted(start: ModelLike | None, data: Dataset, config: TrainConfig) -> Model | None:
     """A generalist to start from begins with statistics of the volume, where it is one."""
-    if start is None or len(data.volumes) != 1:
+    if start is None:
+        return None
+    start = load_model(start)
+    if len(data.volumes) != 1:
         return start
     return with_statistics(start, data.volumes[0].raw, "auto", config.device, config.threads)
 

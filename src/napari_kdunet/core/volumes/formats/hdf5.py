@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import h5py
+import numpy as np
 
 from napari_kdunet.core.errors import VolumeError
 from napari_kdunet.core.volumes.axes import Selection, Stored, check_level
@@ -266,11 +267,11 @@ def hdf5_volumes(path: Path) -> list[str]:
         return [dataset.name for dataset in _volumes(file)]
 
 
-def is_label_dataset(path: Path, inside: str = "") -> bool:
+def is_label_dataset(path: Path, inside: str) -> bool:
     """Whether a dataset of an HDF5 file, found as by `open_hdf5`, is one of ours that says that it holds labels."""
     with h5py.File(path, "r") as file:
         dataset = _find(file, inside.strip("/"), str(path))
-        return "napari_kdunet" in dataset.attrs and bool(_attribute(dataset, "labels"))
+        return "napari_kdunet" in dataset.attrs and np.array_equal(_attribute(dataset, "labels"), True)
 
 
 def _volumes(group: Any) -> list[Any]:
