@@ -2,7 +2,7 @@
 
     python benchmarks/generality.py DATA --out DIR [--ks 2,16] [--seeds 3] [--arms "defaults;gamma"] [--single]
                                     [--steps 1500] [--batch 2] [--patch 256] [--slices 8] [--left-out epfl,vnc,sbem]
-                                    [--synthetic 48] [--minutes 4] [--taught-by 16 --tau 1]
+                                    [--synthetic 48] [--minutes 4] [--taught-by 16 --tau 1] [--precision bf16-mixed]
 
 DATA is a folder of `epfl-training`, `vnc-train` and `sbem-brain`, each `-raw.tif` and `-labels.tif`. For each arm, k,
 seed and source: a network learns from the other two and is scored on that one, on slices spread over it, at five
@@ -14,8 +14,8 @@ the bundled models are scored beside.
 
 What a row of the table has, mean and standard deviation over the seeds, at the model's threshold unless said otherwise:
     best size   IoU at the best of the assumed pixel sizes, which needs labels to be known
-    found size  IoU at that of these sizes which is nearest to what `core.find_pixel_size` finds, without labels; where
-                it finds nothing, nearest to its guess, as `predict` takes it
+    found size  IoU at the pixel size that `core.find_pixel_size` finds, without labels; where it finds nothing, at its
+                guess, as `predict` takes it
     adapted     the same with statistics of batch normalisation of the image (`core.adapt_statistics`), at `THRESHOLD`
     adapted best  that at the best size
     oracle      that at the best size and the best threshold
@@ -205,26 +205,25 @@ def score(model: core.Model, name: str, given: argparse.Namespace) -> Row:
     At the model's threshold, and with statistics of the image at `THRESHOLD`.
     """
     raw, labels = volumes(name, given)
+    z, y, x = SOURCES[name][1]
+    found = (core.find_pixel_size(model, raw, invert=False, threads=1).guess or model.pixel_size) / x
     curves: dict[tuple[str, float], Curve] = {}
-    for statistics, factor in product(("model", "volume"), FACTORS):
-        z, y, x = SOURCES[name][1]
+    for statistics, factor in product(("model", "volume"), {*FACTORS, found}):
         assumed = core.open_volume(raw, voxel_size=(z, factor * y, factor * x))
         curves[statistics, factor] = predicted_curve(model, assumed, labels, given.slices, statistics=statistics)
-    size = core.find_pixel_size(model, raw, invert=False, threads=1).guess or model.pixel_size
-    found = min(FACTORS, key=lambda factor: abs(np.log(size / (factor * SOURCES[name][1][2]))))
     levels = {"model": model.threshold, "volume": THRESHOLD}
     ious = {which: curve.iou(levels[which[0]]) for which, curve in curves.items()}
-    oracles = [curve.iou(curve.best_threshold()) for (statistics, _), curve in curves.items() if statistics == "volume"]
+    oracles = [curves["volume", factor] for factor in FACTORS]
     row = {
         "best size": max(ious["model", factor] for factor in FACTORS),
         "found size": ious["model", found],
         "adapted": ious["volume", found],
         "adapted best": max(ious["volume", factor] for factor in FACTORS),
-        "oracle": max(oracles),
+        "oracle": max(curve.iou(curve.best_threshold()) for curve in oracles),
         "found": found,
     }
     names = {"model": "IoU at", "volume": "adapted at"}
-    return row | {f"{names[statistics]} {factor:g}": iou for (statistics, factor), iou in ious.items()}
+    return row | {f"{names[which]} {factor:g}": ious[which, factor] for which, factor in product(names, FACTORS)}
 
 
 def runs(given: argparse.Namespace) -> Iterator[tuple[str, int, int, tuple[str, ...]]]:
@@ -243,6 +242,7 @@ def measure(given: argparse.Namespace) -> Iterator[None]:
     folder = Path(given.out)
     for arm, k, seed, sources in runs(given):
         settings: dict[str, Any] = {"k": k, "seed": seed, "batch": given.batch, "patch": given.patch, "threads": 1}
+        settings["precision"] = given.precision
         settings |= {"minutes": given.minutes} if given.minutes else {"steps": given.steps}
         settings |= ARMS[arm]
         arm += " + synthetic" * bool(given.synthetic)
@@ -310,6 +310,7 @@ def main() -> None:
     parser.add_argument("--tau", type=float, default=1.0)
     parser.add_argument("--batch", type=int, default=2)
     parser.add_argument("--patch", type=int, default=256)
+    parser.add_argument("--precision", default=core.TrainConfig().precision, help="of the trainings")
     parser.add_argument("--slices", type=int, default=8, help="of each source that is scored on")
     parser.add_argument("--synthetic", type=int, default=0, help="tissues, of two slices each, to learn from, too")
     parser.add_argument("--left-out", default=",".join(SOURCES))

@@ -61,6 +61,12 @@ def study(
     max_k: Annotated[
         int, typer.Option(help="Largest network: larger ones are left out, a teacher is cut to it.")
     ] = 128,
+    teacher_budget: Annotated[
+        float | None, typer.Option(help="The same of a study's teacher, the largest of its networks.")
+    ] = None,
+    teacher_precision: Annotated[
+        str | None, typer.Option(help="Its arithmetic: 32-true | bf16-mixed | 16-mixed.")
+    ] = None,
     batch: Annotated[int, typer.Option(help="Patches a step.")] = 4,
     patch: Annotated[int, typer.Option(help="Side of a training patch, working pixels.")] = 128,
     device: Device = "auto",
@@ -75,6 +81,8 @@ def study(
         budget=budget,
         seeds=seeds,
         max_k=max_k,
+        teacher_budget=teacher_budget,
+        teacher_precision=teacher_precision,
         batch=batch,
         patch=patch,
         device=device,

@@ -20,13 +20,14 @@ RUNS = {"depth": 8, "temperature": 12, "trials": 22, "reruns": 20, "mixed": 6, "
 @pytest.mark.parametrize("name", STUDIES)
 def test_each_table_is_whole(name):
     runs = core.study_runs(name)
-    assert Counter(run.setting for run in runs) == {"paper": RUNS[name], "ours": RUNS[name]}
+    with_bn = name == "final"  # of the paper's setting: ours has it in any case
+    assert Counter(run.setting for run in runs) == {"paper": RUNS[name] + with_bn, "ours": RUNS[name]}
     assert len(REPORTED[name]) == ENTRIES[name]
     for setting in ("paper", "ours"):
         labels = Counter(run.label for run in runs if run.setting == setting)
         reported = Counter(entry.label for entry in REPORTED[name])
         assert all(labels[label] == count for label, count in reported.items())
-        assert set(labels) - set(reported) <= {"untaught", "teacher"}
+        assert set(labels) - set(reported) <= {"untaught", "teacher", "teacher with BN"}
     seen = set()
     for run in runs:
         assert not run.teacher or run.teacher in seen
@@ -45,7 +46,7 @@ def test_one_name_is_one_run():
 
 def test_the_two_settings():
     for name in STUDIES:
-        paper = core.study_runs(name, settings=["paper"], seeds=1)
+        paper = [run for run in core.study_runs(name, settings=["paper"], seeds=1) if run.label != "teacher with BN"]
         ours = core.study_runs(name, settings=["ours"], seeds=1)
         assert {run.setting for run in (*paper, *ours)} == {"paper", "ours"}
         for one, two in zip(paper, ours, strict=True):
@@ -62,8 +63,10 @@ def test_the_two_settings():
 
 
 def test_the_final_student_has_bn_and_class_weights():
-    teacher, *students = core.study_runs("final", settings=["paper"])
+    teacher, *students, with_bn = core.study_runs("final", settings=["paper"])
     assert (teacher.config.k, teacher.config.bn) == (64, False)
+    assert with_bn.config == dataclasses.replace(teacher.config, bn=True)
+    assert with_bn.name not in {run.teacher for run in students}
     assert [run.label for run in students] == ["untaught", "soft", "mixed"]
     assert all((run.config.k, run.config.bn, run.config.class_weights) == (2, True, "balanced") for run in students)
     assert [(run.config.mode, run.config.tau) for run in students[1:]] == [("soft", 5.0), ("mixed", 5.0)]
@@ -85,6 +88,12 @@ def test_budget():
     assert (long.config.steps, long.config.steps * long.config.soft_share) == (100, pytest.approx(50))
 
 
+def test_teachers_have_a_budget_and_an_arithmetic_of_their_own():
+    runs = core.study_runs("final", budget=0.2, teacher_budget=0.1, teacher_precision="bf16-mixed")
+    found = {(run.config.k, run.config.steps, run.config.precision) for run in runs}
+    assert found == {(64, 50, "bf16-mixed"), (2, 100, "32-true")}
+
+
 def test_seeds_and_other_settings():
     runs = core.study_runs("mixed", settings=["ours"], seeds=2, batch=1, patch=32, threads=1)
     assert Counter(run.config.seed for run in runs) == {0: 6, 1: 5}  # one teacher for all
@@ -104,6 +113,8 @@ WRONG = [
     ({"settings": []}, "paper, ours"),
     ({"budget": 0}, "budget"),
     ({"budget": float("nan")}, "budget"),
+    ({"name": "final", "teacher_budget": -1}, "teacher-budget is -1"),
+    ({"name": "final", "teacher_precision": "bf16"}, "precision"),
     ({"seeds": 0}, "seeds"),
     ({"max_k": 1}, "max-k"),
     ({"patch": 33}, "patch"),

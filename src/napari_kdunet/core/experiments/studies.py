@@ -55,6 +55,7 @@ class _Maker:
     steps: int
     seeds: int
     max_k: int
+    teachers: Mapping[str, Any]  # settings of teachers alone
     more: Mapping[str, Any]
 
     def train(self, label: str, k: int, seed: int = 0, variant: str = "", **more: Any) -> Run:
@@ -62,9 +63,9 @@ class _Maker:
         name = "-".join(part for part in (self.setting, f"{k}-unet", variant, f"seed{seed}") if part)
         return Run(name, label, self.setting, self._config(TrainConfig, k=k, seed=seed, **more))
 
-    def teacher(self, k: int) -> Run:
+    def teacher(self, k: int, label: str = "teacher", variant: str = "", **more: Any) -> Run:
         """A teacher, no larger than what is allowed."""
-        return self.train("teacher", min(k, self.max_k))
+        return self.train(label, min(k, self.max_k), variant=variant, **self.teachers, **more)
 
     def distil(
         self, label: str, teacher: Run, k: int, mode: str, tau: float, seed: int, variant: str = "", **more: Any
@@ -122,7 +123,10 @@ def _sequential(make: _Maker) -> Iterator[Run]:
 
 
 def _final(make: _Maker) -> Iterator[Run]:
-    """The paper's teacher has no BN; its student has, and class weights. The untaught student is ours to add."""
+    """The paper's teacher has no BN; its student has, and class weights.
+
+    The untaught student is ours to add, and that teacher with BN, from which nobody learns.
+    """
     paper = make.setting == "paper"
     variant, own = ("bn-weights", {"bn": True, "class_weights": "balanced"}) if paper else ("", {})
     teacher = make.teacher(64)
@@ -131,6 +135,8 @@ def _final(make: _Maker) -> Iterator[Run]:
         yield make.train("untaught", 2, seed, variant, **own)
         yield make.distil("soft", teacher, 2, "soft", 5, seed, variant, **own)
         yield make.distil("mixed", teacher, 2, "mixed", 5, seed, variant, **own)
+    if paper:
+        yield make.teacher(64, "teacher with BN", "bn", bn=True)
 
 
 def _bn(make: _Maker) -> Iterator[Run]:
@@ -198,6 +204,8 @@ def study_runs(
     budget: float = 1.0,
     seeds: int | None = None,
     max_k: int = 128,
+    teacher_budget: float | None = None,
+    teacher_precision: str | None = None,
     **more: Any,
 ) -> list[Run]:
     """The runs of a study, in the order in which they can be done.
@@ -214,6 +222,10 @@ def study_runs(
         Seeds of each run but the teachers, from 0 up; as many as the paper has trials if None.
     max_k : int
         Largest network, at least 2: larger ones are left out, a larger teacher is cut to it.
+    teacher_budget : float, optional
+        In place of `budget` for teachers, of which a study has one or two, and large ones.
+    teacher_precision : str, optional
+        Arithmetic of teachers, as `TrainConfig.precision`; tiny students gain nothing by another.
     **more
         Fields of `TrainConfig` that all runs have, such as ``batch`` or ``threads``.
 
@@ -226,12 +238,22 @@ def study_runs(
         raise ConfigError(f"no study {name!r}: choose one of {', '.join(STUDIES)}.")
     if not settings or not set(settings) <= set(SETTINGS):
         raise ConfigError(f"settings are {list(settings)}: choose of {', '.join(SETTINGS)}.")
-    if not 0 < budget < 1e6:
-        raise ConfigError(f"budget is {budget}: give a number greater than 0; 1 is {STEPS} steps a run.")
+    teachers: dict[str, Any] = {}
+    if teacher_budget is not None:
+        teachers["steps"] = _steps("teacher-budget", teacher_budget)
+    if teacher_precision is not None:
+        teachers["precision"] = teacher_precision
     if max_k < 2:
         raise ConfigError(f"max-k is {max_k}: it must be at least 2.")
     count = STUDIES[name].seeds if seeds is None else seeds
     if count < 1:
         raise ConfigError(f"seeds is {count}: it must be at least 1.")
-    makers = (_Maker(s, max(1, round(STEPS * budget)), count, max_k, more) for s in settings)
+    steps = _steps("budget", budget)
+    makers = (_Maker(setting, steps, count, max_k, teachers, more) for setting in settings)
     return [run for maker in makers for run in STUDIES[name].runs(maker)]
+
+
+def _steps(name: str, budget: float) -> int:
+    if not 0 < budget < 1e6:
+        raise ConfigError(f"{name} is {budget}: give a number greater than 0; 1 is {STEPS} steps a run.")
+    return max(1, round(STEPS * budget))

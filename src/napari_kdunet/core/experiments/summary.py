@@ -22,12 +22,16 @@ def finding(name: str, results: Sequence[RunResult]) -> str:
     sentences = []
     for setting in SETTINGS:
         rows = [row for row in results if row.setting == setting]
-        students = [row for row in rows if row.label != "teacher"]
+        students = [row for row in rows if not _teaches(row.label)]
         if students:
             place = STUDIES[name].place
             parts = [_reliability(students, place), _best(students, place), *_MORE[name](rows, place)]
             sentences.append(f"{_NAMES[setting]}: {'; '.join(part for part in parts if part)}.")
     return " ".join(sentences)
+
+
+def _teaches(label: str) -> bool:
+    return label.startswith("teacher")
 
 
 def _reliability(rows: Sequence[RunResult], place: str) -> str:
@@ -71,7 +75,7 @@ def _smallest(rows: Sequence[RunResult], place: str) -> list[str]:
 
 def _over_labels(rows: Sequence[RunResult], place: str) -> list[str]:
     """How far the means of the labels lie apart, and the seeds within a label."""
-    groups = {label: _ious(group) for label, group in _by_label(rows).items() if label != "teacher"}
+    groups = {label: _ious(group) for label, group in _by_label(rows).items() if not _teaches(label)}
     means = {label: fmean(ious) for label, ious in groups.items()}
     low, high = min(means, key=means.__getitem__), max(means, key=means.__getitem__)
     parts = []
