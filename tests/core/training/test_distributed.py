@@ -46,21 +46,24 @@ def alike(found, expected):
             assert a == pytest.approx(b, rel=1e-4, abs=1e-5)
 
 
-@pytest.mark.parametrize("name", ["plain", "taught"])
+@pytest.mark.parametrize("name", ["plain", "taught", "kept"])
 def test_two_processes_are_one_with_twice_the_batch(seen, volumes, name):
-    """The loss of each step, the validations and the weights: of labels with class weights, and of a teacher too."""
+    """The loss of each step, the validations and the weights: of labels, of a teacher, and of strokes and a start."""
     (first, second), _ = seen
-    if name == "plain":
-        expected = list(two.trace(core.iter_train(*volumes, two.PLAIN)))
-    else:
-        expected = list(two.trace(core.iter_distill(two.teacher(), *volumes, two.TAUGHT)))
+    raw, labels = volumes
+    sources = {
+        "plain": lambda: core.iter_train(raw, labels, two.PLAIN),
+        "taught": lambda: core.iter_distill(two.teacher(), raw, labels, two.TAUGHT),
+        "kept": lambda: core.iter_train(raw, two.strokes(labels), two.KEPT, start=two.teacher()),
+    }
+    expected = list(two.trace(sources[name]()))
     assert first[name] == second[name]
     alike(first[name], expected)
     losses = [each[2] for each in first[name] if each[0] == "step"]
     assert len(losses) == (20 if name == "plain" else 6)
     alone = half = two.half(two.PLAIN)
     if name == "plain":  # half the batch in one process is another training: the comparison can fail
-        alone = [each[2] for each in two.trace(core.iter_train(*volumes, half)) if each[0] == "step"]
+        alone = [each[2] for each in two.trace(core.iter_train(raw, labels, half)) if each[0] == "step"]
         assert max(abs(a - b) for a, b in zip(alone, losses, strict=True)) > 0.02
 
 

@@ -20,6 +20,7 @@ from unittest import mock
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from napari_kdunet import core
 from napari_kdunet.core.data.patches import Batch, PatchSampler
@@ -40,6 +41,8 @@ PLAIN = core.TrainConfig(
 )
 TAUGHT = core.DistillConfig(**{**PLAIN.to_dict(), "class_weights": "none", "steps": 6, "slices": (0, 1, 2, 3), "k": 1})
 NORMALISED = replace(PLAIN, bn=True, k=8, steps=6, validations=3)
+#: Of strokes, going on from `teacher`, which teaches the pixels between them.
+KEPT = replace(PLAIN, class_weights="none", steps=6, ignore=0)
 TIMED = replace(PLAIN, steps=None, minutes=0.01)
 
 
@@ -66,6 +69,13 @@ def teacher() -> core.Model:
     """One with random weights."""
     torch.manual_seed(0)
     return core.Model(core.KUNet(2, False, depth=2), pixel_size=0.0)
+
+
+def strokes(labels: NDArray[Any]) -> NDArray[Any]:
+    """Every eighth row of labels, from 1 up; 0 is unlabelled."""
+    painted = np.zeros_like(labels)
+    painted[:, ::8] = labels[:, ::8] + 1
+    return painted
 
 
 def half(config: core.TrainConfig) -> core.TrainConfig:
@@ -117,6 +127,7 @@ def main(folder: Path) -> None:
         seen = {
             "plain": list(trace(core.iter_train(raw, labels, half(PLAIN), out=folder / "plain.safetensors", **more))),
             "taught": list(trace(core.iter_distill(teacher(), raw, labels, half(TAUGHT), **more))),
+            "kept": list(trace(core.iter_train(raw, strokes(labels), half(KEPT), start=teacher(), **more))),
             "timed": list(trace(core.iter_train(raw, labels, half(TIMED), **more))),
             "whole": list(trace(core.iter_train(raw, labels, NORMALISED, **more))),
             "stopped": stopped(core.iter_train(raw, labels, NORMALISED, out=out, **more), 3, rank),

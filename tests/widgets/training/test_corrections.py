@@ -102,6 +102,20 @@ def test_corrections_teach(bench, segmented):
     assert iou("em corrected") > iou("tiny") + 0.15
 
 
+@pytest.mark.parametrize("keep", [True, False])
+def test_the_model_teaches_what_earlier_strokes_leave_open_if_the_box_is_ticked(keep, bench, segmented):
+    train, _, mask = segmented
+    truth = bench.mito.data.copy()
+    strokes = np.zeros_like(truth)
+    strokes[:, 4:8] = truth[:, 4:8] + 1
+    bench.mito.data = strokes
+    train.sparse.value, train.keep.value = True, keep
+    correct(mask, truth, 2)
+    train.corrections_button.native.click()
+    bench.finish(train)
+    assert ("kept" in models.get("em corrected").summary) == keep
+
+
 def test_what_is_not_corrected_is_no_correction(bench, segmented, notified):
     train, segment, mask = segmented
     train.corrections_button.native.click()
