@@ -38,14 +38,21 @@ def pick_device(name: str = "auto") -> torch.device:
     return torch.device(name)
 
 
-def precision_notes(precision: str, device: torch.device) -> tuple[str, ...]:
-    """What to know of an arithmetic on a device: a CPU without instructions for bfloat16 has it, but slowly."""
+def precision_notes(precision: str, device: torch.device, k: int) -> tuple[str, ...]:
+    """What to know of an arithmetic for a k-Unet on a device.
+
+    A CPU without instructions for bfloat16 has it, but slowly; one with them is faster by it, but for tiny networks.
+    """
     import torch
 
     able = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
-    emulated = able.get("architecture") == "x86_64" and not (able.get("avx512_bf16") or able.get("amx_bf16"))
-    if precision == "bf16-mixed" and device.type == "cpu" and emulated:
+    if device.type != "cpu" or able.get("architecture") != "x86_64":
+        return ()
+    has = able.get("avx512_bf16") or able.get("amx_bf16")
+    if precision == "bf16-mixed" and not has:
         return ("this CPU has no instructions for bfloat16: 32-true is faster here than bf16-mixed.",)
+    if precision == "32-true" and has and k >= TINY:
+        return (f"this CPU has instructions for bfloat16: a {k}-Unet learns faster with bf16-mixed as precision.",)
     return ()
 
 

@@ -296,6 +296,9 @@ def test_mixed_precision(able, blobs, quick, monkeypatch):
     assert all(math.isfinite(e.loss) for e in events if isinstance(e, core.Stepped))
     assert events[-1].model.net.head.weight.dtype == torch.float32
     assert any("bfloat16" in note for note in events[0].notes) != able
+    for k in (4, 8):
+        (begun, *_) = core.iter_train(*blobs(), quick(**learn(steps=1, k=k)))
+        assert any("bf16-mixed as precision" in note for note in begun.notes) == (able and k == 8)
 
 
 def test_a_threshold_that_is_named_is_the_models(learnt, blobs, quick):

@@ -281,7 +281,7 @@ class Trainer:
             val_slices=data.val_slices,
             validated_on=data.validated_on,
             prior_ce=fmean(validation.prior_ce() for validation in data.validations),
-            notes=(*data.notes, *precision_notes(self.config.precision, self.device)),
+            notes=(*data.notes, *precision_notes(self.config.precision, self.device, self.config.k)),
             val_volumes=tuple(validation.raw.name for validation in data.validations),
         )
 
