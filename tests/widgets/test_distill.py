@@ -110,12 +110,22 @@ def test_a_teacher_below_its_control_run_is_said_to_be_and_what_to_do(bench):
     control = max(widget.view.curves.runs["control"].ious)
     assert widget.view.curves.teacher_iou < control
     text = widget.verdict_label.text()
+    student = max(widget.view.curves.runs["student"].ious)
+    assert text.startswith(f"Best IoU: student {student:.3f}, control run {control:.3f}. ")
     assert f"(IoU {widget.view.curves.teacher_iou:.3f} and {control:.3f}): take a teacher that knows" in text
     widget.teacher_layer.value = bench.viewer.add_image(1 - wrong, name="right", scale=bench.em.scale)
     widget.image.value = bench.em
     widget.view.start_button.click()
     bench.finish(widget)
-    assert widget.verdict_label.text() == ""
+    assert "The teacher" not in widget.verdict_label.text()
+    assert set(widget.view.curves.runs) == {"control", "student"}
+    widget.k.value += 1
+    widget.control_button.click()
+    bench.finish(widget)
+    assert list(widget.view.curves.runs) == ["control"], "of another student: not to be compared"
+    assert models.session_names()[0].endswith("control")
+    assert not models.best_for("em").endswith("control")
+    assert not models.newest_teacher().endswith("control")
 
 
 def test_a_probability_layer_teaches(bench):

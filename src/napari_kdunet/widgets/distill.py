@@ -24,7 +24,7 @@ from napari_kdunet.widgets.training.teacher_file import TeacherFile
 if TYPE_CHECKING:
     import napari.viewer
 
-    from napari_kdunet.core import DistillConfig, Model, Volume
+    from napari_kdunet.core import DistillConfig, Model, TrainConfig, Volume
 
 __all__ = ["DistillWidget", "TeacherScored"]
 
@@ -80,7 +80,7 @@ class DistillWidget(TrainingPanel):
         self.control_button = QPushButton("Control run")
         self.control_button.setToolTip(
             "Train the same student, with the same settings, from the labels alone: what the teacher adds is the gap\n"
-            "between the two curves."
+            "between the two curves of the IoU."
         )
         settings = Settings(core.DistillConfig)
         settings.advanced.insert(0, layer)
@@ -121,7 +121,8 @@ class DistillWidget(TrainingPanel):
                 if isinstance(event, core.Started):
                     yield from _score(teacher, raw, labels, event, config)
 
-        return Job("student", f"{raw.name} k{config.k} distilled", chosen_layer(self.image), events)
+        name, image = f"{raw.name} k{config.k} distilled", chosen_layer(self.image)
+        return Job("student", name, image, events, settings=_from_labels(config))
 
     def control_job(self) -> Job:
         """Train the same student without the teacher; errors as in `job`."""
@@ -129,12 +130,13 @@ class DistillWidget(TrainingPanel):
         if labels is None:
             raise core.LabelsError("a control run learns from labels alone: choose a labels layer.")
         check(self.image, self.labels_layer, config)
-        same = core.TrainConfig(**{spec.name: getattr(config, spec.name) for spec in fields(core.TrainConfig)})
+        same = _from_labels(config)
 
         def events() -> Iterator[Any]:
             yield from run_in_process(core.iter_train, raw, labels, same)
 
-        return Job("control", f"{raw.name} k{config.k} control", chosen_layer(self.image), events)
+        name, image = f"{raw.name} k{config.k} control", chosen_layer(self.image)
+        return Job("control", name, image, events, settings=same, is_control=True)
 
     def on_event(self, event: Any) -> None:
         """Show the IoU of the teacher and the numbers of parameters."""
@@ -167,14 +169,19 @@ class DistillWidget(TrainingPanel):
         return model
 
     def _compare_to_control(self) -> None:
-        """Say so where the teacher scores below the control run, which has learnt from the labels alone."""
-        curves, text = self.view.curves, ""
-        control = max(curves.runs["control"].ious, default=None) if "control" in curves.runs else None
+        """Say how student and control run did, and where the teacher scores below the latter, from labels alone."""
+        curves, told = self.view.curves, []
+        student, control = (
+            max(curves.runs[run].ious, default=None) if run in curves.runs else None for run in ("student", "control")
+        )
         teacher = curves.teacher_iou
-        if control is not None and teacher is not None and self.view.has_score and teacher < control:
-            scores = f"IoU {teacher:.3f} and {control:.3f}"
-            text = f"The teacher is no better than a student from the labels alone ({scores}): {_WHAT_TO_DO}"
-        self.verdict_label.setText(text)
+        if self.view.has_score and control is not None:
+            if student is not None:
+                told.append(f"Best IoU: student {student:.3f}, control run {control:.3f}.")
+            if teacher is not None and teacher < control:
+                scores = f"IoU {teacher:.3f} and {control:.3f}"
+                told.append(f"The teacher is no better than a student from the labels alone ({scores}): {_WHAT_TO_DO}")
+        self.verdict_label.setText(" ".join(told))
 
     def _show_size(self) -> None:
         student = f"Student: {self._student_parameters:,} parameters"
@@ -199,6 +206,11 @@ class DistillWidget(TrainingPanel):
             self.size_label.setText(f"The student is not smaller than its teacher, a {k}-Unet: {_LOWER_K}")
         else:
             self.size_label.clear()
+
+
+def _from_labels(config: DistillConfig) -> TrainConfig:
+    """The settings of the same student without a teacher."""
+    return core.TrainConfig(**{spec.name: getattr(config, spec.name) for spec in fields(core.TrainConfig)})
 
 
 def _is_probability(layer: Layer) -> bool:

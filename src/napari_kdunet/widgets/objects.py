@@ -207,7 +207,7 @@ class ObjectsWidget(ProofreadingPanel):
             self.native, "Export measurements", "objects.csv", "Tables (*.csv *.parquet)"
         )
         if path:
-            self.export(path)
+            self.export(path if Path(path).suffix else f"{path}.csv")
 
     def ask_and_save(self) -> None:
         """Save where it was saved before; ask where that is not so yet."""

@@ -14,7 +14,12 @@ from napari_kdunet.widgets.shared.layers import chosen_layer, volume_of
 from napari_kdunet.widgets.shared.models import ModelChoice, models
 from napari_kdunet.widgets.shared.process_worker import run_in_process
 from napari_kdunet.widgets.training.check import Agreement, add_agreement, keep_strokes_aside, name_check
-from napari_kdunet.widgets.training.corrections import corrected_mask, iter_corrections, result_of_objects
+from napari_kdunet.widgets.training.corrections import (
+    corrected_mask,
+    earlier_results,
+    iter_corrections,
+    result_of_objects,
+)
 from napari_kdunet.widgets.training.edits import Edits
 from napari_kdunet.widgets.training.inputs import check, check_image, input_rows, sparse_box, volumes
 from napari_kdunet.widgets.training.live import Waiting, iter_live
@@ -33,7 +38,8 @@ _SET_BY_MODEL = ("k", "bn", "depth", "classes", "boundary", "activation", "init"
 _IF_INVERTED = "A fresh network learns either contrast; one that you start from has to learn anew."
 _KEEP_TIP = (
     "Ticked: the model that you start from teaches what you have not painted on these slices, and strokes add to what\n"
-    "it knows. Untick it to learn something else. It matters where unpainted = not looked at."
+    "it knows. Untick it to learn something else. It matters where unpainted = not looked at: a corrected slice is\n"
+    "labelled as a whole."
 )
 _LIVE_TIP = (
     "Ticked: train on while you paint, until you press Stop. New strokes count within a second, and every other\n"
@@ -74,7 +80,8 @@ class TrainWidget(TrainingPanel):
             name="corrections_button",
             text="Train on corrections",
             tooltip="Go on from the model that has segmented the volume (or the one to start from, if there is one),\n"
-            "on the slices of its mask that you have painted on, together with the labels above.",
+            "on the slices that you have painted on, of its mask and of other masks of the image, together with the\n"
+            "labels above.",
         )
         more = Folding(
             "Strokes, corrections, going on",
@@ -143,10 +150,11 @@ class TrainWidget(TrainingPanel):
             raw, earlier = volumes(self.image, self.labels_layer)
         raw = core.open_volume(raw, invert=result.inverted)  # as the model has seen it
         config, origin, keep = self.config().going_on(), self._origin(), self.keep.value
+        results = [*earlier_results(self.viewer, mask), result]
 
         def events() -> Iterator[Any]:
             start = origin() or result.model
-            yield from iter_corrections(result, raw, earlier, _like(start, config), start, keep)
+            yield from iter_corrections(results, raw, earlier, _like(start, config), start, keep)
 
         return Job("corrections", f"{raw.name} corrected", image, events, inverted=result.inverted)
 

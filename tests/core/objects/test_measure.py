@@ -316,6 +316,15 @@ def test_parquet_needs_pyarrow(tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("name", ["t.xlsx", "t"])
+def test_a_table_of_another_kind_is_refused(name, tmp_path):
+    from napari_kdunet.core.objects.measure import write_table
+
+    with pytest.raises(core.OutputError, match=r"\.csv or a \.parquet"):
+        write_table(pd.DataFrame({"id": [1]}), tmp_path / name)
+    assert not list(tmp_path.iterdir())
+
+
 def test_parquet_keeps_numbers_and_types(tmp_path):
     from napari_kdunet.core.objects.measure import write_table
 

@@ -58,6 +58,26 @@ def test_what_is_not_known_is_marked_and_what_is_typed_goes_to_all_that_lies_the
     assert voxel_size_of(image) == (50.0, 4.0, 4.0), "a known distance of slices stays"
 
 
+def test_the_distance_of_slices_is_shown_and_typed(row):
+    """Slices of an image that states nothing are taken as far apart as its pixels are wide, which one has to see."""
+    viewer, row = row
+    image = viewer.add_image(np.zeros(SHAPE))
+    labels = viewer.add_labels(np.zeros(SHAPE, int))
+    assert row.depth.native.isHidden()
+    row.number.value = 4.6
+    assert (row.depth.native.isHidden(), row.depth.value) == (False, 4.6)
+    row.depth.value = 50.0
+    assert voxel_size_of(image) == voxel_size_of(labels) == (50.0, 4.6, 4.6)
+    row.number.value = 5.0
+    assert (row.depth.value, voxel_size_of(image)) == (50.0, (50.0, 5.0, 5.0))
+    image.scale = (40, 5, 5)
+    assert row.depth.value == 40.0
+    viewer.layers.clear()
+    assert row.depth.native.isHidden()
+    viewer.add_image(np.zeros(SHAPE[1:]), scale=(5, 5), units=("nm",) * 2)
+    assert row.depth.native.isHidden(), "a single slice has no distance to another"
+
+
 def test_two_dimensions_and_other_axes(row):
     viewer, _ = row
     flat = viewer.add_image(np.zeros(SHAPE[1:]))

@@ -1,11 +1,14 @@
 """*Train on corrections*: going on from a model on the slices of its mask that the user has painted on."""
 
+import weakref
+
 import numpy as np
 import pytest
 
 from napari_kdunet import core
+from napari_kdunet.widgets.shared.layers import IMAGE, RESULT
 from napari_kdunet.widgets.shared.models import models
-from napari_kdunet.widgets.training.corrections import corrected_mask
+from napari_kdunet.widgets.training.corrections import corrected_mask, earlier_results
 
 WORLD = {"scale": (10.0, 10.0, 10.0), "units": ("nm",) * 3}
 
@@ -132,6 +135,7 @@ def test_what_is_not_corrected_is_no_correction(bench, segmented, notified):
     bench.viewer.layers.remove(mask)
     train.corrections_button.native.click()
     assert notified[2].startswith("there is nothing to correct: segment the volume")
+    assert models.session.new_path("em corrected").stem == "em corrected", "runs without a model take no name"
     bench.assert_ready(train)
 
 
@@ -147,6 +151,32 @@ def test_the_mask_that_was_painted_on_is_taken_rather_than_a_new_one_beside_it(b
     correct(new, bench.mito.data, 3)
     bench.viewer.layers.selection.active = new
     assert corrected_mask(bench.viewer)[0].name == new.name
+
+
+def test_corrections_of_an_earlier_mask_are_learnt_from_again(bench, segmented):
+    """But not those of a mask of another image."""
+    train, segment, mask = segmented
+    truth = bench.mito.data.copy()
+    train.labels_layer.value = mask
+    for z in (1, 3):
+        correct(mask, truth, z)
+    train.corrections_button.native.click()
+    bench.finish(train)
+    segment.start()
+    bench.wait(lambda: not segment.segmentation.is_running)
+    new = segment.segmentation.mask
+    correct(new, truth, 5)
+    bench.viewer.layers.selection.active = new
+    results = [*earlier_results(bench.viewer, new), new.metadata[RESULT]]
+    assert results == [mask.metadata[RESULT], new.metadata[RESULT]]
+    train.labels_layer.value = new
+    train.corrections_button.native.click()
+    bench.finish(train)
+    assert models.get("em corrected 2").summary["labelled_slices"] == [1, 3, 5]
+    assert "the corrected slices are all trained on (z = 1, 3, 5)" in train.view.notes.text()
+    other = bench.viewer.add_image(bench.em.data, name="other", **WORLD)
+    mask.metadata[IMAGE] = weakref.ref(other)
+    assert earlier_results(bench.viewer, new) == []
 
 
 def test_earlier_labels_of_another_shape_are_notified(bench, segmented, notified):

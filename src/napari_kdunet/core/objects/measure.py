@@ -409,20 +409,23 @@ def _ordered(table: pd.DataFrame, grey: bool) -> pd.DataFrame:
 
 
 def check_table(path: str | Path) -> None:
-    """Check that a table can be written to a path of that ending; `OutputError` where pyarrow is not there for it."""
-    if Path(path).suffix.lower() == ".parquet" and find_spec("pyarrow") is None:
+    """Check that a table can be written to a path of that ending; `OutputError` where it cannot, or needs pyarrow."""
+    ending = Path(path).suffix.lower()
+    if ending not in (".csv", ".parquet"):
+        raise OutputError(f"cannot write {path}: a table is a .csv or a .parquet file, so give it such an ending.")
+    if ending == ".parquet" and find_spec("pyarrow") is None:
         raise OutputError(
             f"cannot write {path}: Parquet needs pyarrow, pip install 'napari-kdunet[parquet]', or give a .csv"
         )
 
 
 def write_table(table: pd.DataFrame, path: str | Path) -> None:
-    """Write a table as CSV, or, to a name that ends in ``.parquet``, as Parquet; it appears whole or not at all.
+    """Write a table to a ``.csv`` or a ``.parquet`` file; it appears whole or not at all.
 
     Raises
     ------
     OutputError
-        It cannot be written, or pyarrow, which Parquet needs, is not there.
+        It cannot be written, the name has another ending, or pyarrow, which Parquet needs, is not there.
     """
     target = Path(path)
     check_table(target)

@@ -46,16 +46,22 @@ class ModelStore:
         self.session = session or SessionFolder()
         self._models: dict[str, Model] = {}
         self._images: dict[str, str] = {}
+        self._controls: set[str] = set()
         self._read: dict[str, Model] = {}
         self._reading = Lock()
         self._headers: dict[str, dict[str, Any]] = {}
 
-    def add(self, name: str, model: Model, image: str = "") -> str:
-        """Add a model, trained on the image `image`, and return its name: `name`, with a number if that is taken."""
+    def add(self, name: str, model: Model, image: str = "", *, is_control: bool = False) -> str:
+        """Add a model, trained on the image `image`, and return its name: `name`, with a number if that is taken.
+
+        One that is there to be compared with is not offered as the best or as a teacher.
+        """
         taken, unique, number = self.names(), name, 2
         while unique in taken:
             unique, number = f"{name} {number}", number + 1
         self._models[unique], self._images[unique] = model, image
+        if is_control:
+            self._controls.add(unique)
         self.changed.emit()
         return unique
 
@@ -122,7 +128,7 @@ class ModelStore:
 
     def best_for(self, image: str) -> str | None:
         """The model to segment the image of this name: the newest trained on it, else the best bundled one."""
-        session = self.session_names()
+        session = [name for name in self.session_names() if name not in self._controls]
         trained = [name for name in session if image and self._images.get(name) == image]
         bundled = self._bundled_names()
         bundled.sort(key=lambda name: (_sources(self.about(name)), _score(self.about(name)) or 0), reverse=True)
@@ -130,7 +136,8 @@ class ModelStore:
 
     def newest_teacher(self) -> str | None:
         """The model to distil: the newest of this session that is not a student itself, else the best bundled one."""
-        teachers = [name for name in self.session_names() if "teacher" not in self._models[name].summary]
+        apart = self._controls.union(name for name, model in self._models.items() if "teacher" in model.summary)
+        teachers = [name for name in self.session_names() if name not in apart]
         return next(iter(teachers), None) or self.best_for("")
 
     def _bundled_names(self) -> list[str]:
@@ -140,6 +147,7 @@ class ModelStore:
         """Forget the models of this session; those on disk stay."""
         self._models.clear()
         self._images.clear()
+        self._controls.clear()
         self.changed.emit()
 
 

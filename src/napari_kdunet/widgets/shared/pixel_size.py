@@ -1,4 +1,7 @@
-"""The row *Pixel size (nm)*: that of the chosen image, from its layer or the file behind it, typed, or found."""
+"""The row *Pixel size (nm)*: that of the chosen image, from its layer or the file behind it, typed, or found.
+
+Below it the distance of the slices.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,7 @@ from qtpy.QtWidgets import QWidget
 
 from napari_kdunet import core
 from napari_kdunet.widgets.shared.fields import Choice, OptionalNumber, without_wheel
-from napari_kdunet.widgets.shared.layers import chosen_layer, volume_in_file, volume_of, voxel_size_of
+from napari_kdunet.widgets.shared.layers import chosen_layer, data_of, volume_in_file, volume_of, voxel_size_of
 from napari_kdunet.widgets.shared.models import models
 from napari_kdunet.widgets.shared.notify import report
 from napari_kdunet.widgets.shared.panel import button, in_a_row, note
@@ -32,6 +35,10 @@ _TIP = (
     "Width of a pixel of the image. A model works at one pixel size and finds little where it is wrong by much.\n"
     "It is that of the layer's scale and units, else that of the file that the layer is from. Type it where neither\n"
     "says so: it is written to the scale of the layer, and of the layers that lie on it."
+)
+_DEPTH_TIP = (
+    "Distance of the slices of a volume. Volumes, surfaces and distances go by it, and whether objects are looked for\n"
+    "in 3-D. Where nothing states it, slices are taken as far apart as pixels are wide: type it if they are not."
 )
 _FIND_TIP = (
     "Look at a few slices at pixel sizes from a quarter to four times the model's own, with contrast as it is and\n"
@@ -77,6 +84,10 @@ def set_voxel_size(viewer: napari.viewer.Viewer, layer: Layer, size: ArrayLike) 
     viewer.reset_view()
 
 
+def _has_depth(layer: Layer) -> bool:
+    return layer.ndim > 2 and data_of(layer).shape[layer.ndim - 3] > 1
+
+
 class PixelSize(Container):
     """The row of the pixel size of the chosen image, with a button that finds it, and below what was found.
 
@@ -117,15 +128,23 @@ class PixelSize(Container):
         )
         self.number.native.setKeyboardTracking(False)  # when it is typed to the end
         without_wheel(self.number)
+        self.depth = OptionalNumber(
+            name="slice_distance", min=0, max=1e6, step=5, empty="distance of slices not known", tooltip=_DEPTH_TIP
+        )
+        self.depth.native.setPrefix("slices ")
+        self.depth.native.setSuffix(" nm apart")
+        self.depth.native.setKeyboardTracking(False)
+        without_wheel(self.depth)
         self.find_button = button("Find", _FIND_TIP, self.find_or_stop, "find_button")
         self.find_button.visible = model is not None
         self.finding = note("pixel_size_finding")
         self.finding.visible = False
         row = in_a_row(self.number, self.find_button)
-        super().__init__(widgets=[row, self.finding], labels=False, label="Pixel size (nm)", tooltip=_TIP)
+        super().__init__(widgets=[row, self.depth, self.finding], labels=False, label="Pixel size (nm)", tooltip=_TIP)
         self.margins = (0, 0, 0, 0)
         self._watched: Layer | None = None
         self.number.changed.connect(self._typed)
+        self.depth.changed.connect(self._depth_typed)
         image.changed.connect(self._image_changed)
         self._image_changed()
 
@@ -151,22 +170,29 @@ class PixelSize(Container):
             self._watched.events.units.disconnect(self._show)
             self._watched = None
 
-    def _size(self) -> float | None:
-        known = None if self._watched is None else voxel_size_of(self._watched)
-        return None if known is None else known[1]
+    def _voxel_size(self) -> tuple[float, float, float] | None:
+        return None if self._watched is None else voxel_size_of(self._watched)
 
     def _show(self, event: Any = None) -> None:
         if not isalive(self.native):
             return
-        size = self._size()
-        self.number.set_value(size)
-        self.number.native.setStyleSheet(_MARK if size is None and self._watched is not None else "")
-        self.enabled = self._watched is not None
+        size, layer = self._voxel_size(), self._watched
+        self.number.set_value(None if size is None else size[1])
+        self.number.native.setStyleSheet(_MARK if size is None and layer is not None else "")
+        self.depth.set_value(None if size is None else size[0])
+        self.depth.visible = size is not None and layer is not None and _has_depth(layer)
+        self.enabled = layer is not None
 
     def _typed(self, value: float | None) -> None:
-        if self._watched is not None and value is not None and not np.isclose(value, self._size() or 0):
+        known = self._voxel_size()
+        if self._watched is not None and value is not None and (known is None or not np.isclose(value, known[1])):
             self.stop()
             set_pixel_size(self.viewer, self._watched, value)
+
+    def _depth_typed(self, value: float | None) -> None:
+        known = self._voxel_size()
+        if self._watched is not None and value is not None and known is not None and not np.isclose(value, known[0]):
+            set_voxel_size(self.viewer, self._watched, (value, *known[1:]))
 
     def find_or_stop(self) -> None:
         """Begin to look for the pixel size on a thread, or stop doing so."""

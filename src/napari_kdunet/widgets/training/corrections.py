@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from napari_kdunet import core
 from napari_kdunet.core.volumes.labels import class_index
 from napari_kdunet.core.volumes.volume import check_labels
-from napari_kdunet.widgets.shared.layers import OBJECTS, RESULT, volume_of
+from napari_kdunet.widgets.shared.layers import IMAGE, OBJECTS, RESULT, volume_of
 from napari_kdunet.widgets.shared.process_worker import run_in_process
 
 if TYPE_CHECKING:
@@ -24,7 +24,9 @@ if TYPE_CHECKING:
     from napari_kdunet.core import Model, TrainConfig, Volume
     from napari_kdunet.widgets.segmentation.result import Result
 
-__all__ = ["corrected_mask", "iter_corrections", "labels_of_slices", "result_of_objects"]
+__all__ = ["corrected_mask", "earlier_results", "iter_corrections", "labels_of_slices", "result_of_objects"]
+
+_LISTED = 10  # slices that are named one by one
 
 
 def corrected_mask(viewer: napari.viewer.Viewer) -> tuple[Labels, Result]:
@@ -58,6 +60,22 @@ def corrected_mask(viewer: napari.viewer.Viewer) -> tuple[Labels, Result]:
     return mask, mask.metadata[RESULT]
 
 
+def earlier_results(viewer: napari.viewer.Viewer, mask: Labels) -> list[Result]:
+    """What the other masks of the same image show, from the bottom up: their corrections count too."""
+    image, found = _image_of(mask), []
+    for layer in viewer.layers:
+        result = layer.metadata.get(RESULT) if isinstance(layer, Labels) else None
+        if result is not None and image is not None and _image_of(layer) is image:
+            found.append(result)
+    return [each for each in dict.fromkeys(found) if each is not mask.metadata[RESULT]]
+
+
+def _image_of(mask: Labels) -> Layer | None:
+    """The layer that a mask was made of, if it is still there."""
+    image = mask.metadata.get(IMAGE, lambda: None)()
+    return image if isinstance(image, Layer) else None
+
+
 def result_of_objects(layer: Layer) -> Result | None:
     """The segmentation whose mask the objects of a layer were found in; None of any other layer."""
     corrections = getattr(layer.metadata.get(OBJECTS), "corrections", None)
@@ -65,7 +83,12 @@ def result_of_objects(layer: Layer) -> Result | None:
 
 
 def iter_corrections(
-    result: Result, raw: Volume, earlier: Volume | None, config: TrainConfig, start: Model, keep: bool = True
+    results: Sequence[Result],
+    raw: Volume,
+    earlier: Volume | None,
+    config: TrainConfig,
+    start: Model,
+    keep: bool = True,
 ) -> Iterator[Any]:
     """Train on all corrected slices and on the earlier labels of the others; events as of `core.iter_train`.
 
@@ -74,8 +97,8 @@ def iter_corrections(
 
     Parameters
     ----------
-    result : Result
-        A segmentation with slices that the user has corrected; these are copied.
+    results : sequence of Result
+        Segmentations with slices that the user has corrected, which are copied; the last one has the last word.
     raw : Volume
         The image.
     earlier : Volume, optional
@@ -85,14 +108,14 @@ def iter_corrections(
     start : Model
         The model to continue from.
     keep : bool
-        Whether it teaches what the earlier labels leave unlabelled, as in `core.iter_train`.
+        Whether it teaches what earlier strokes leave unlabelled, as in `core.iter_train`; corrected slices are whole.
 
     Raises
     ------
     LabelsError
         If nothing was corrected, or the earlier labels do not fit the image.
     """
-    corrected = result.corrected_slices()
+    corrected = {z: labels for result in results for z, labels in result.corrected_slices().items()}
     if not corrected:
         raise core.LabelsError("nothing is corrected yet: paint into the mask where it is wrong, or erase.")
     known, held_out = _earlier_slices(raw, earlier, config, corrected)
@@ -103,7 +126,7 @@ def iter_corrections(
         assert earlier is not None
         return class_index(earlier.read(z), config.label_classes, config.ignore)
 
-    shape = result.mask.shape
+    shape = results[-1].mask.shape
     train_labels = labels_of_slices(shape, "corrected labels", index_of, (corrected.keys() | known) - held_out)
     val = (raw, labels_of_slices(shape, "earlier labels", index_of, held_out)) if held_out else None
     settings = replace(config, ignore=0, slices="auto", val_share=0.0)
@@ -111,9 +134,17 @@ def iter_corrections(
     for event in run_in_process(core.iter_train, raw, train_labels, settings, start=start, keep=keep, val=val):
         if isinstance(event, core.Started):
             where = f"earlier labels, z = {', '.join(map(str, event.val_slices))}" if val else "training slices"
-            note = f"all {len(corrected)} corrected slices are trained on, and the IoU is of {where}."
+            which = "slices are all" if len(corrected) > 1 else "slice is"
+            note = f"the corrected {which} trained on (z = {_listed(corrected)}), and the IoU is of {where}."
             event = replace(event, notes=(*event.notes, note))
         yield event
+
+
+def _listed(slices: Iterable[int]) -> str:
+    first, *more = sorted(slices)
+    return (
+        ", ".join(map(str, (first, *more))) if len(more) < _LISTED else f"{first} to {more[-1]}, {len(more) + 1} in all"
+    )
 
 
 def _earlier_slices(

@@ -46,6 +46,10 @@ class Job:
     scores incomparable."""
     inverted: bool = False
     """Bright and dark of the image are exchanged for the network."""
+    settings: Any = None
+    """What another run must have alike, beside the image, to be shown in the same plot."""
+    is_control: bool = False
+    """Its model is there to be compared with, and nowhere the one to take."""
 
 
 class TrainingPanel(Panel):
@@ -135,7 +139,7 @@ class TrainingPanel(Panel):
             return
         with self.telling():
             job = (make_job or self.job)()
-            if self._job is not None and self._job.image != job.image:
+            if self._job is not None and (self._job.image, self._job.settings) != (job.image, job.settings):
                 self.view.curves.clear()
             self._prepare_preview(job.image, job.inverted)
             self._job, self._end, self.model_name = job, "", ""
@@ -191,7 +195,8 @@ class TrainingPanel(Panel):
     def _keep(self, event: core.Validated) -> None:
         assert self._job is not None
         if not self.model_name:
-            self.model_name = models.add(self._job.model_name, event.model, self._job.image.name)
+            image, is_control = self._job.image.name, self._job.is_control
+            self.model_name = models.add(self._job.model_name, event.model, image, is_control=is_control)
         elif event.best or self._job.endless:
             models.update(self.model_name, event.model)
         self.view.save_button.setEnabled(True)
@@ -229,9 +234,10 @@ class TrainingPanel(Panel):
 
 def _on_disk(job: Job, session: SessionFolder) -> Iterator[Any]:
     """Yield the events of a job, each best model once it is written; where that fails the training goes on."""
-    path, told = session.new_path(job.model_name), False
+    path, told = None, False  # of a run without a model no name is taken
     for event in job.make_events():
         if isinstance(event, core.Validated) and (event.best or job.endless):
+            path = path or session.new_path(job.model_name)
             try:
                 session.write(event.model, path)
             except core.OutputError as error:
