@@ -62,7 +62,7 @@ def study(
         int, typer.Option(help="Largest network: larger ones are left out, a teacher is cut to it.")
     ] = 128,
     teacher_budget: Annotated[
-        float | None, typer.Option(help="The same of a study's teacher, the largest of its networks.")
+        float | None, typer.Option(help="Budget of the teacher alone, the largest network of a study.")
     ] = None,
     teacher_precision: Annotated[
         str | None, typer.Option(help="Its arithmetic: 32-true | bf16-mixed | 16-mixed.")

@@ -16,9 +16,9 @@ from napari_kdunet.widgets.shared.process_worker import run_in_process
 from napari_kdunet.widgets.training.check import Agreement, add_agreement, keep_strokes_aside, name_check
 from napari_kdunet.widgets.training.corrections import (
     corrected_mask,
-    earlier_results,
     iter_corrections,
     result_of_objects,
+    results_of_image,
 )
 from napari_kdunet.widgets.training.edits import Edits
 from napari_kdunet.widgets.training.inputs import check, check_image, input_rows, sparse_box, volumes
@@ -150,7 +150,7 @@ class TrainWidget(TrainingPanel):
             raw, earlier = volumes(self.image, self.labels_layer)
         raw = core.open_volume(raw, invert=result.inverted)  # as the model has seen it
         config, origin, keep = self.config().going_on(), self._origin(), self.keep.value
-        results = [*earlier_results(self.viewer, mask), result]
+        results = results_of_image(self.viewer, mask)
 
         def events() -> Iterator[Any]:
             start = origin() or result.model

@@ -8,7 +8,7 @@ import pytest
 from napari_kdunet import core
 from napari_kdunet.widgets.shared.layers import IMAGE, RESULT
 from napari_kdunet.widgets.shared.models import models
-from napari_kdunet.widgets.training.corrections import corrected_mask, earlier_results
+from napari_kdunet.widgets.training.corrections import corrected_mask, results_of_image
 
 WORLD = {"scale": (10.0, 10.0, 10.0), "units": ("nm",) * 3}
 
@@ -167,16 +167,15 @@ def test_corrections_of_an_earlier_mask_are_learnt_from_again(bench, segmented):
     new = segment.segmentation.mask
     correct(new, truth, 5)
     bench.viewer.layers.selection.active = new
-    results = [*earlier_results(bench.viewer, new), new.metadata[RESULT]]
-    assert results == [mask.metadata[RESULT], new.metadata[RESULT]]
+    assert results_of_image(bench.viewer, new) == [mask.metadata[RESULT], new.metadata[RESULT]]
     train.labels_layer.value = new
     train.corrections_button.native.click()
     bench.finish(train)
     assert models.get("em corrected 2").summary["labelled_slices"] == [1, 3, 5]
-    assert "the corrected slices are all trained on (z = 1, 3, 5)" in train.view.notes.text()
+    assert "the corrected slices are all trained on (z = 1,3,5)" in train.view.notes.text()
     other = bench.viewer.add_image(bench.em.data, name="other", **WORLD)
     mask.metadata[IMAGE] = weakref.ref(other)
-    assert earlier_results(bench.viewer, new) == []
+    assert results_of_image(bench.viewer, new) == [new.metadata[RESULT]]
 
 
 def test_earlier_labels_of_another_shape_are_notified(bench, segmented, notified):

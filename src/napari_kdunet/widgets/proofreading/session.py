@@ -26,7 +26,7 @@ from napari_kdunet.core.files import is_zarr_name, read_json
 from napari_kdunet.core.parsing import parse_json
 from napari_kdunet.widgets.proofreading.measuring import Measured
 from napari_kdunet.widgets.proofreading.object_table import features_of
-from napari_kdunet.widgets.shared.layers import IMAGE, OBJECTS, data_of, grid_of
+from napari_kdunet.widgets.shared.layers import OBJECTS, data_of, grid_of, segmented_image
 
 __all__ = [
     "IN_MEMORY",
@@ -273,7 +273,7 @@ def image_layer(path: str | Path, image: Reference, objects: Mapping[str, Any]) 
 
 def image_of(viewer: ViewerModel, raw: Layer | None, source: Layer | None, objects: Layer | None) -> Layer | None:
     """The image that objects are of: the chosen one, that which was segmented, or the only one of their shape."""
-    segmented = source.metadata[IMAGE]() if source is not None and IMAGE in source.metadata else None
+    segmented = None if source is None else segmented_image(source)
     if raw is not None or segmented is not None:
         return raw or segmented
     like = source if objects is None else objects

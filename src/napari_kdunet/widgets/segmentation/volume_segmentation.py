@@ -15,7 +15,16 @@ from qtpy.QtCore import QObject, Signal
 from qtpy.QtWidgets import QWidget
 
 from napari_kdunet.widgets.segmentation.result import Focus, Result, segment
-from napari_kdunet.widgets.shared.layers import IMAGE, RESULT, current_slice, data_of, grid_of, one_colour, volume_of
+from napari_kdunet.widgets.shared.layers import (
+    IMAGE,
+    RESULT,
+    current_slice,
+    data_of,
+    grid_of,
+    one_colour,
+    segmented_image,
+    volume_of,
+)
 from napari_kdunet.widgets.shared.preview import close_previews
 from napari_kdunet.widgets.shared.thread_worker import EventWorker, run
 
@@ -151,9 +160,7 @@ class VolumeSegmentation(QObject):
 
     def _make_room(self, image: Any) -> None:
         """Remove earlier masks of the image, which the new one replaces, unless somebody has painted on them."""
-        earlier = [
-            layer for layer in self.viewer.layers if IMAGE in layer.metadata and layer.metadata[IMAGE]() is image
-        ]
+        earlier = [layer for layer in self.viewer.layers if segmented_image(layer) is image]
         painted = [layer for layer in earlier if isinstance(layer, Labels) and _is_painted_on(layer)]
         self.kept = "”, “".join(layer.name for layer in painted)
         stay = [layer.metadata[RESULT] for layer in painted]

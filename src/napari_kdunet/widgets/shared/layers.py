@@ -30,6 +30,7 @@ __all__ = [
     "is_result",
     "layer_choice",
     "one_colour",
+    "segmented_image",
     "threshold_row",
     "users_own",
     "volume_in_file",
@@ -242,6 +243,12 @@ def layer_choice(
 def is_result(layer: Layer) -> bool:
     """Whether *Segment* has made the layer."""
     return RESULT in layer.metadata
+
+
+def segmented_image(layer: Layer) -> Layer | None:
+    """The image that *Segment* has made the layer of, if that still exists; None of any other layer."""
+    image: Layer | None = layer.metadata[IMAGE]() if IMAGE in layer.metadata else None
+    return image
 
 
 def users_own(layers: Iterable[Layer]) -> Layer | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -13,9 +13,10 @@ from napari.layers import Labels, Layer
 from numpy.typing import NDArray
 
 from napari_kdunet import core
+from napari_kdunet.core.parsing import format_slices
 from napari_kdunet.core.volumes.labels import class_index
 from napari_kdunet.core.volumes.volume import check_labels
-from napari_kdunet.widgets.shared.layers import IMAGE, OBJECTS, RESULT, volume_of
+from napari_kdunet.widgets.shared.layers import OBJECTS, RESULT, segmented_image, volume_of
 from napari_kdunet.widgets.shared.process_worker import run_in_process
 
 if TYPE_CHECKING:
@@ -24,9 +25,7 @@ if TYPE_CHECKING:
     from napari_kdunet.core import Model, TrainConfig, Volume
     from napari_kdunet.widgets.segmentation.result import Result
 
-__all__ = ["corrected_mask", "earlier_results", "iter_corrections", "labels_of_slices", "result_of_objects"]
-
-_LISTED = 10  # slices that are named one by one
+__all__ = ["corrected_mask", "iter_corrections", "labels_of_slices", "result_of_objects", "results_of_image"]
 
 
 def corrected_mask(viewer: napari.viewer.Viewer) -> tuple[Labels, Result]:
@@ -60,20 +59,12 @@ def corrected_mask(viewer: napari.viewer.Viewer) -> tuple[Labels, Result]:
     return mask, mask.metadata[RESULT]
 
 
-def earlier_results(viewer: napari.viewer.Viewer, mask: Labels) -> list[Result]:
-    """What the other masks of the same image show, from the bottom up: their corrections count too."""
-    image, found = _image_of(mask), []
-    for layer in viewer.layers:
-        result = layer.metadata.get(RESULT) if isinstance(layer, Labels) else None
-        if result is not None and image is not None and _image_of(layer) is image:
-            found.append(result)
-    return [each for each in dict.fromkeys(found) if each is not mask.metadata[RESULT]]
-
-
-def _image_of(mask: Labels) -> Layer | None:
-    """The layer that a mask was made of, if it is still there."""
-    image = mask.metadata.get(IMAGE, lambda: None)()
-    return image if isinstance(image, Layer) else None
+def results_of_image(viewer: napari.viewer.Viewer, mask: Labels) -> list[Result]:
+    """What the masks of an image show, from the bottom up, but that of `mask`, one of them, last."""
+    image, own = segmented_image(mask), mask.metadata[RESULT]
+    masks = [each for each in viewer.layers if isinstance(each, Labels) and RESULT in each.metadata]
+    others = [each.metadata[RESULT] for each in masks if image is not None and segmented_image(each) is image]
+    return [*(result for result in dict.fromkeys(others) if result is not own), own]
 
 
 def result_of_objects(layer: Layer) -> Result | None:
@@ -135,16 +126,9 @@ def iter_corrections(
         if isinstance(event, core.Started):
             where = f"earlier labels, z = {', '.join(map(str, event.val_slices))}" if val else "training slices"
             which = "slices are all" if len(corrected) > 1 else "slice is"
-            note = f"the corrected {which} trained on (z = {_listed(corrected)}), and the IoU is of {where}."
+            note = f"the corrected {which} trained on (z = {format_slices(corrected)}), and the IoU is of {where}."
             event = replace(event, notes=(*event.notes, note))
         yield event
-
-
-def _listed(slices: Iterable[int]) -> str:
-    first, *more = sorted(slices)
-    return (
-        ", ".join(map(str, (first, *more))) if len(more) < _LISTED else f"{first} to {more[-1]}, {len(more) + 1} in all"
-    )
 
 
 def _earlier_slices(
