@@ -10,6 +10,7 @@ import pytest
 from napari_kdunet import core
 
 PUBLIC = [
+    "ChoiceError",
     "CollapsedError",
     "ConfigError",
     "Confusion",

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import tifffile
 import zarr
+from qtpy.QtWidgets import QInputDialog
 
 from napari_kdunet import core
 from napari_kdunet.widgets import readers
@@ -58,6 +59,39 @@ def write_hdf5(path):
         file.create_dataset("volumes/raw", data=RAW, chunks=(1, 8, 8)).attrs["resolution"] = NM
 
 
+def write_several_hdf5(path):
+    with h5py.File(path, "w") as file:
+        for name in ("volumes/raw", "volumes/labels"):
+            file.create_dataset(name, data=RAW).attrs["resolution"] = NM
+
+
+def write_several_n5(path):
+    for name in ("raw", "labels"):
+        write_n5(path / name)
+    (path / "attributes.json").write_text('{"n5": "2.0.0"}')
+
+
+def write_several_zarr(path):
+    group = zarr.open_group(path, mode="w")
+    for name in ("raw", "labels"):
+        array = group.create_array(name, data=RAW, dimension_names=["z", "y", "x"])
+        array.attrs["resolution"] = NM
+
+
+def write_times_and_channels(path):
+    """OME-Zarr, of which RAW is time point 1, channel 2."""
+    axes = [("t", "time", "second"), ("c", "channel", None), *((a, "space", "nanometer") for a in "zyx")]
+    data = np.zeros((2, 3, *RAW.shape), RAW.dtype)
+    data[1, 2] = RAW
+    group = zarr.open_group(path, mode="w")
+    group.create_array("0", data=data)
+    image = {
+        "axes": [{"name": name, "type": kind} | ({"unit": unit} if unit else {}) for name, kind, unit in axes],
+        "datasets": [{"path": "0", "coordinateTransformations": [{"type": "scale", "scale": [1, 1, *NM]}]}],
+    }
+    group.attrs["ome"] = {"version": "0.5", "multiscales": [image]}
+
+
 def write_n5(path):
     tensorstore = pytest.importorskip("tensorstore")
     spec = {"driver": "n5", "kvstore": {"driver": "file", "path": str(path)}}
@@ -96,6 +130,39 @@ def test_what_napari_opens_without_its_scale(make_napari_viewer, tmp_path, name,
     np.testing.assert_array_equal(np.asarray(layer.data), RAW)
     expected = NM if name != "em" else (5.0, 5.0, 5.0)  # slices do not state their distance
     assert voxel_size_of(layer) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("name", "write", "choices", "answers", "called"),
+    [
+        ("em.h5", write_several_hdf5, [["volumes/labels", "volumes/raw"]], ["volumes/raw"], "em volumes/raw"),
+        ("em.n5", write_several_n5, [["labels", "raw"]], ["raw"], "em raw"),
+        ("em.zarr", write_several_zarr, [["labels", "raw"]], ["raw"], "em raw"),
+        ("em.zarr", write_times_and_channels, [["0", "1"], ["0", "1", "2"]], ["1", "2"], "em time point 1 channel 2"),
+    ],
+)
+@pytest.mark.parametrize("absolute", [True, False])
+def test_one_of_several_is_chosen(
+    make_napari_viewer, tmp_path, monkeypatch, name, write, choices, answers, called, absolute
+):
+    write(tmp_path / name)
+    asked = []
+
+    def answer(*arguments):
+        asked.append(arguments[3])
+        return answers[len(asked) - 1], True
+
+    monkeypatch.setattr(QInputDialog, "getItem", answer)
+    monkeypatch.chdir(tmp_path)
+    viewer = make_napari_viewer()
+    (layer,) = viewer.open(tmp_path / name if absolute else name, plugin="napari-kdunet")
+    assert asked == choices
+    assert (layer.name, layer._type_string) == (called, "image")
+    np.testing.assert_array_equal(np.asarray(layer.data), RAW)
+    assert voxel_size_of(layer) == pytest.approx(NM)
+    monkeypatch.setattr(QInputDialog, "getItem", lambda *_: ("", False))
+    assert viewer.open(tmp_path / name, plugin="napari-kdunet") == []
+    assert len(viewer.layers) == 1, "cancelled"
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 from .config import DistillConfig, TrainConfig
 from .errors import (
+    ChoiceError,
     CollapsedError,
     ConfigError,
     DivergedError,
@@ -39,6 +40,7 @@ from .volumes.volume import Volume, open_volume
 from .writing.writer import write_volume
 
 __all__ = [
+    "ChoiceError",
     "CollapsedError",
     "ConfigError",
     "Confusion",

@@ -6,6 +6,7 @@
     ├── InputError            the user's input is wrong: the message says which and what to do
     │   ├── ConfigError       a setting is out of bounds
     │   ├── VolumeError       an image volume cannot be used
+    │   │   └── ChoiceError       a file holds more than one: say which
     │   ├── LabelsError       a labels volume cannot be used
     │   │   └── UnlabelledError   it can, once foreground and background are labelled in it
     │   └── ModelError        a model file cannot be used
@@ -21,9 +22,11 @@ it is and exits with 2 for an `InputError` or an `OutputError`, and with 1 for a
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 __all__ = [
+    "ChoiceError",
     "CollapsedError",
     "ConfigError",
     "DivergedError",
@@ -67,6 +70,22 @@ class ConfigError(InputError):
 
 class VolumeError(InputError):
     """An image volume is missing, unreadable or of a form that cannot be used."""
+
+
+class ChoiceError(VolumeError):
+    """A file holds several volumes, channels or time points, and none has been chosen.
+
+    Attributes
+    ----------
+    argument : str
+        The argument of `open_volume` that chooses: ``source``, ``channel`` or ``time``.
+    choices : tuple
+        What may be given for it.
+    """
+
+    def __init__(self, message: str, argument: str = "", choices: Iterable[Any] = ()) -> None:
+        super().__init__(message)
+        self.argument, self.choices = argument, tuple(choices)
 
 
 class LabelsError(InputError):

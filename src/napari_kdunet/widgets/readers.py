@@ -18,7 +18,7 @@ from napari.utils.notifications import show_info
 from qtpy.QtWidgets import QApplication, QInputDialog
 
 from napari_kdunet import core
-from napari_kdunet.core.volumes.formats.hdf5 import HDF5_ENDINGS, hdf5_volumes, is_label_dataset
+from napari_kdunet.core.volumes.formats.hdf5 import HDF5_ENDINGS, dataset_at, split_hdf5
 from napari_kdunet.core.volumes.formats.zarr_image import is_label_image
 from napari_kdunet.widgets.proofreading.session import is_session, read_session, session_layers
 from napari_kdunet.widgets.shared.thread_worker import run
@@ -29,6 +29,7 @@ LayerData = tuple[Any, ...]
 
 _AT_ONCE = 2**26  # bytes of labels that are read in less than a second or so
 _LABELS = re.compile(r"(?<![a-z])(labels?|seg|segmentations?|masks?|instances?|ids)(?![a-z])", re.IGNORECASE)
+_CALLED = {"channel": "channel", "time": "time point"}  # arguments of `open_volume` that choose
 _LARGE = 4096  # pixels: the longest side of a slice that napari reads and draws whole without making one wait
 
 
@@ -45,77 +46,84 @@ def _read_volume(path: str) -> list[LayerData]:
     """A layer, lazy, with scale in nm and axis labels; what was assumed is a notification.
 
     An image, or labels where the file says so; small ones in memory, to paint on. Of large slices it is a pyramid where
-    the file has one: napari draws the part on screen at the resolution of that.
+    the file has one: napari draws the part on screen at the resolution of that. Of a file that holds several volumes,
+    channels or time points the user is asked for one, where there is a window to ask in.
 
     Errors as of `core.open_volume`.
     """
-    inside = _choose_inside(path)
-    if inside is None:
+    if "://" not in path:
+        path = str(Path(path).absolute())
+    chosen: dict[str, Any] = {"source": path}  # MRC, HDF5, N5, OME-Zarr, a folder, ...
+    volume = _opened(path, chosen)
+    if volume is None:
         return [(None,)]
-    source = f"{path}:{inside}" if inside else path  # MRC, HDF5, N5, OME-Zarr, a folder, ...
-    volume = core.open_volume(source)
     if volume.notes:
         show_info(f"{Path(path).name}: {'; '.join(volume.notes)}")
     ndim = 3 if len(volume) > 1 else 2
-    name = f"{Path(path).stem} {inside.strip('/')}".strip()
+    within = chosen["source"].removeprefix(path).strip(":/")
+    parts = [f"{_CALLED[what]} {index}" for what, index in chosen.items() if what in _CALLED]
+    name = " ".join([Path(path).stem, *([within] if within else ()), *parts])
     options: dict[str, Any] = {"name": name, "axis_labels": ("z", "y", "x")[-ndim:]}
     if volume.voxel_size is not None:
         options |= {"scale": volume.voxel_size[-ndim:], "units": ("nm",) * ndim}
-    levels = [level if ndim == 3 else level[0] for level in _levels(source, volume)]
-    kind = "labels" if _holds_labels(path, inside, volume.dtype) else "image"
+    levels = [level if ndim == 3 else level[0] for level in _levels(chosen, volume)]
+    kind = "labels" if _holds_labels(chosen["source"], volume.dtype) else "image"
     if kind == "labels" and len(levels) == 1 and volume.data.nbytes <= _AT_ONCE:
         levels = [np.asarray(levels[0])]
     return [(levels if len(levels) > 1 else levels[0], options | {"multiscale": len(levels) > 1}, kind)]
 
 
-def _holds_labels(path: str, inside: str, dtype: np.dtype[Any]) -> bool:
+def _opened(path: str, chosen: dict[str, Any]) -> core.Volume | None:
+    """The volume at a path; what the user chooses goes to `chosen`, arguments of `open_volume`. None if cancelled."""
+    while True:
+        try:
+            return core.open_volume(**chosen)
+        except core.ChoiceError as several:
+            answer = _ask(path, several)
+            if answer is None:
+                return None
+            chosen[several.argument] = answer
+
+
+def _ask(path: str, several: core.ChoiceError) -> Any:
+    """What the user chooses of a file that holds several of something; None if that was cancelled.
+
+    Raises `several` where there is no window to ask in.
+    """
+    if QApplication.instance() is None:
+        raise several
+    called = _CALLED.get(several.argument, "volume")
+    offered = {str(choice).removeprefix(path).strip(":/"): choice for choice in several.choices}
+    words = f"{Path(path).name} has {len(offered)} {called}s. Which one?"
+    answer, taken = QInputDialog.getItem(None, f"Choose a {called}", words, list(offered), 0, False)
+    return offered[answer] if taken else None
+
+
+def _holds_labels(source: str, dtype: np.dtype[Any]) -> bool:
     """Whether whole numbers are labels: a mask that was saved, ids of 64 bits, or a volume of such a name in its file.
 
     The name of the file itself says nothing: it is the user's.
     """
     if dtype.kind not in "iu":
         return False
-    if dtype == np.uint64 or is_label_image(Path(path)):
+    if dtype == np.uint64 or is_label_image(Path(source)):
         return True
-    within = _within(path, inside)
-    ours = path.lower().endswith(HDF5_ENDINGS) and is_label_dataset(Path(path), within)
-    return ours or _LABELS.search(within) is not None
+    file, inside = split_hdf5(source)
+    if file.name.lower().endswith(HDF5_ENDINGS):
+        inside, ours = dataset_at(file, inside)
+        return ours or _LABELS.search(inside) is not None
+    _, *within = re.split(r"\.(?:zarr|n5)/", Path(source).as_posix(), maxsplit=1)
+    return _LABELS.search("".join(within)) is not None
 
 
-def _within(path: str, inside: str) -> str:
-    """The path of a volume in its HDF5 file, Zarr or N5."""
-    if path.lower().endswith(HDF5_ENDINGS):
-        return inside or "".join(hdf5_volumes(Path(path)))
-    _, *within = re.split(r"\.(?:zarr|n5)/", Path(path).as_posix(), maxsplit=1)
-    return "".join(within)
-
-
-def _levels(source: str, volume: core.Volume) -> list[Any]:
+def _levels(chosen: dict[str, Any], volume: core.Volume) -> list[Any]:
     """The volume, ZYX, and of large slices the coarser scale levels that the file has."""
     levels = [volume.data]
     if max(volume.shape[1:]) > _LARGE:
         with suppress(core.VolumeError):  # there is none more
-            while max((coarser := core.open_volume(source, level=len(levels)).data).shape) < max(levels[-1].shape):
+            while max((coarser := core.open_volume(**chosen, level=len(levels)).data).shape) < max(levels[-1].shape):
                 levels.append(coarser)
     return levels
-
-
-def _choose_inside(path: str) -> str | None:
-    """The path of the volume in an HDF5 file of several, which the user is asked for; None if that was cancelled.
-
-    Empty where there is no choice, or no window to ask in: an error then says which volumes there are.
-    """
-    if not path.lower().endswith(HDF5_ENDINGS) or QApplication.instance() is None:
-        return ""
-    try:
-        volumes = hdf5_volumes(Path(path))
-    except OSError:
-        return ""  # damaged, which the reader says in one line
-    if len(volumes) < 2:
-        return ""
-    words = f"{Path(path).name} has {len(volumes)} volumes. Which one?"
-    chosen, taken = QInputDialog.getItem(None, "Choose a volume", words, volumes, 0, False)
-    return chosen if taken else None
 
 
 def _read_session(path: str) -> list[LayerData]:

@@ -1,11 +1,9 @@
 """Images with channels and time points: one is chosen, and nothing takes channels for slices."""
 
 import dask.array as da
-import h5py
 import numpy as np
 import pytest
 import tifffile
-from qtpy.QtWidgets import QInputDialog
 
 from napari_kdunet import core
 from napari_kdunet.widgets.shared.models import models
@@ -75,23 +73,3 @@ def test_axes_without_names(open_widget, em):
     assert (widget.part.label, len(widget.part.choices)) == ("Channel", 3)
     widget.image.value = viewer.add_image(em[0], name="em")
     assert widget.part.choices == (None,)
-
-
-def test_a_volume_of_an_hdf5_with_several_is_chosen(make_napari_viewer, em, tmp_path, monkeypatch):
-    path, asked = tmp_path / "several.h5", []
-    with h5py.File(path, "w") as file:
-        for name, volume in zip(("volumes/raw", "volumes/labels"), em, strict=True):
-            file.create_dataset(name, data=volume).attrs["resolution"] = (20.0,) * 3
-
-    def answer(*arguments):
-        asked.append(arguments[3])
-        return "/volumes/raw", len(asked) > 1
-
-    monkeypatch.setattr(QInputDialog, "getItem", answer)
-    viewer = make_napari_viewer()
-    assert viewer.open(path, plugin="napari-kdunet") == []
-    assert asked == [["/volumes/labels", "/volumes/raw"]]
-    (layer,) = viewer.open(path, plugin="napari-kdunet")
-    assert layer.name == "several volumes/raw"
-    np.testing.assert_array_equal(np.asarray(layer.data), em[0])
-    np.testing.assert_allclose(layer.scale, (20.0,) * 3)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-from napari_kdunet.core.errors import VolumeError
+from napari_kdunet.core.errors import ChoiceError, VolumeError
 from napari_kdunet.core.volumes.sources import AxesView, PagedArray, Source
 from napari_kdunet.core.volumes.voxel_size import Stated, VoxelSize, read_voxel_size
 
@@ -79,7 +79,7 @@ def view_zyx(stored: Stored, selection: Selection, name: str) -> Opened:
     Raises
     ------
     VolumeError
-        It cannot be told which axis is which, or there is more than one channel or time point to choose from.
+        It cannot be told which axis is which; a `ChoiceError` where there is more than one channel or time point.
     """
     shape = tuple(int(n) for n in stored.array.shape)
     if selection.axes is not None:
@@ -158,7 +158,7 @@ def _chosen(axis: str, length: int, selection: Selection, having: str) -> int:
     if index is None and length > 1:
         if called is None:
             raise VolumeError(f"{having}: name them with axes, e.g. ZYX")
-        raise VolumeError(f"{having}: choose one {called}, 0 to {length - 1}")
+        raise ChoiceError(f"{having}: choose one {called}, 0 to {length - 1}", called, range(length))
     if not 0 <= (index or 0) < length:
         raise VolumeError(f"{having}: there is no {called} {index}")
     return index or 0

@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from napari_kdunet.core.errors import VolumeError
+from napari_kdunet.core.errors import ChoiceError, VolumeError
 from napari_kdunet.core.volumes.axes import Selection, Stored, axis_letters, check_level
 from napari_kdunet.core.volumes.sources import LazyArray, check_block, check_chunk, check_part, check_regular
 from napari_kdunet.core.volumes.voxel_size import Sizes, read_metadata, to_number
@@ -99,7 +99,8 @@ def open_n5(path: Path, selection: Selection, name: str) -> Stored:
             path = datasets[0]
         else:
             inside = ", ".join(folder.name for folder in datasets[:9]) or "nothing"
-            raise VolumeError(f"{name} is an N5 group: give the path of a dataset in it ({inside})")
+            message = f"{name} is an N5 group: give the path of a dataset in it ({inside})"
+            raise ChoiceError(message, "source", map(str, datasets)) if datasets else VolumeError(message)
         group, attributes = attributes, _json(path / "attributes.json", name)
     else:
         check_level(selection.level, 1, name)

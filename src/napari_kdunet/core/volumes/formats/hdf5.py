@@ -13,12 +13,12 @@ from typing import Any
 import h5py
 import numpy as np
 
-from napari_kdunet.core.errors import VolumeError
+from napari_kdunet.core.errors import ChoiceError, VolumeError
 from napari_kdunet.core.volumes.axes import Selection, Stored, check_level
 from napari_kdunet.core.volumes.formats.attributes import axes_and_sizes, own_threshold
 from napari_kdunet.core.volumes.sources import LazyArray, check_block, check_chunk, check_part
 
-__all__ = ["HDF5_ENDINGS", "hdf5_parts", "hdf5_volumes", "is_label_dataset", "open_hdf5", "split_hdf5"]
+__all__ = ["HDF5_ENDINGS", "dataset_at", "hdf5_parts", "open_hdf5", "split_hdf5"]
 
 HDF5_ENDINGS = (".h5", ".hdf5", ".hdf")
 _SHOWN = 6
@@ -258,20 +258,16 @@ def _find(file: Any, inside: str, name: str) -> Any:
         return volumes[0]
     if not volumes:
         raise VolumeError(f"{name} is empty: it has no dataset of numbers with two axes or more")
-    raise VolumeError(f"{name} has several volumes, give one as FILE:/PATH: {_shown(volumes)}")
+    choices = [f"{file.filename}:{dataset.name}" for dataset in volumes]
+    raise ChoiceError(f"{name} has several volumes, give one as FILE:/PATH: {_shown(volumes)}", "source", choices)
 
 
-def hdf5_volumes(path: Path) -> list[str]:
-    """Paths of the datasets that `open_hdf5` would have to choose among: those of three axes, else of two or more."""
-    with h5py.File(path, "r") as file:
-        return [dataset.name for dataset in _volumes(file)]
-
-
-def is_label_dataset(path: Path, inside: str) -> bool:
-    """Whether a dataset of an HDF5 file, found as by `open_hdf5`, is one of ours that says that it holds labels."""
+def dataset_at(path: Path, inside: str) -> tuple[str, bool]:
+    """The path of the dataset that `open_hdf5` opens, and whether it is one of ours that says that it holds labels."""
     with h5py.File(path, "r") as file:
         dataset = _find(file, inside.strip("/"), str(path))
-        return "napari_kdunet" in dataset.attrs and np.array_equal(_attribute(dataset, "labels"), True)
+        labels = "napari_kdunet" in dataset.attrs and np.array_equal(_attribute(dataset, "labels"), True)
+        return dataset.name, labels
 
 
 def _volumes(group: Any) -> list[Any]:

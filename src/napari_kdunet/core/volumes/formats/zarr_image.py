@@ -15,7 +15,7 @@ import zarr
 from zarr.abc.store import RangeByteRequest
 from zarr.storage import FsspecStore, LocalStore
 
-from napari_kdunet.core.errors import VolumeError
+from napari_kdunet.core.errors import ChoiceError, VolumeError
 from napari_kdunet.core.volumes.axes import Selection, Stored, axis_letters, check_level, pick
 from napari_kdunet.core.volumes.formats.attributes import axes_and_sizes, own_threshold
 from napari_kdunet.core.volumes.sources import LazyArray, check_block, check_chunk, check_compressed, check_regular
@@ -203,8 +203,12 @@ def _open_group(group: zarr.Group, selection: Selection, name: str) -> Stored:
     attributes: Any = group.attrs.asdict()
     images = (attributes.get("ome") or attributes).get("multiscales")
     if not images:
-        inside = ", ".join(sorted(group.keys())[:9]) or "nothing"
-        raise VolumeError(f"{name} is a Zarr group without an OME image: give the path of an array in it ({inside})")
+        keys = sorted(group.keys())
+        inside = ", ".join(keys[:9]) or "nothing"
+        message = f"{name} is a Zarr group without an OME image: give the path of an array in it ({inside})"
+        if keys and isinstance(group.store, LocalStore):
+            raise ChoiceError(message, "source", [str(group.store.root / group.path / key) for key in keys])
+        raise VolumeError(message)
     image = images[pick(selection.series, len(images), "image", name)]
     datasets = image.get("datasets")
     if not datasets:
