@@ -47,6 +47,13 @@ def test_statistics_of_an_image_go_into_the_file(data, exported, tmp_path):
     fitted = core.predict(core.load_model("lucchi-1unet"), raw, statistics="volume").compute()
     np.testing.assert_allclose(np.asarray(core.OnnxModel.open(out).predict(raw)), fitted, atol=1e-4)
     assert np.abs(np.asarray(core.OnnxModel.open(exported).predict(raw)) - fitted).max() > 0.01
+    np.save(tmp_path / "raw.npy", np.asarray(raw))
+    size = ",".join(map(str, raw.voxel_size))
+    for name, more in (("found", ()), ("given", ("--voxel-size", size))):
+        command = ("export", "lucchi-1unet", "-o", tmp_path / f"{name}.onnx", "--statistics-of", tmp_path / "raw.npy")
+        result = run(*command, *more)
+        assert (result.code, "pixel size" in result.err) == (0, not more)
+    assert (tmp_path / "given.onnx").read_bytes() == (out.read_bytes())
 
 
 def test_info(exported, tmp_path):
@@ -127,6 +134,12 @@ def test_bioimageio(data, tmp_path):
     result = run(*command, "--example", data / "raw.tif")
     assert result.code == 0, result.err
     assert names(tmp_path) == ["m.zip"]
+    np.save(tmp_path / "nan.npy", np.full((1, 64, 64), np.nan, np.float32))
+    for form in (("-o", tmp_path / "n.zip"), ("-o", tmp_path / "n.html", "--format", "web")):
+        more = ("--author", "A", "--license", "MIT") if len(form) == 2 else ()
+        result = run("export", "lucchi-1unet", *form, "--example", tmp_path / "nan.npy", "--voxel-size", "5", *more)
+        assert (result.code, len(result.lines), "NaN" in result.err) == (2, 1, True)
+    assert names(tmp_path) == ["m.zip", "nan.npy"]
 
 
 def test_nothing_is_replaced_unasked(exported):

@@ -53,6 +53,9 @@ def test_objects_of_the_true_ones(mask, tmp_path):
     assert json.loads(result.out)["f1"] == 1
     assert json.loads(result.out)["objects"] == 3
     assert "panoptic quality" in run("evaluate", tmp_path / "i.tif", tmp_path / "i.tif", "--objects").out
+    for more in (("--raw", "nothing.tif"), ("--threshold", "0.5")):
+        refused = run("evaluate", tmp_path / "i.tif", tmp_path / "i.tif", "--objects", *more)
+        assert (refused.code, more[0] in refused.err) == (2, True)
 
 
 @pytest.mark.parametrize("ending", ["tif", "zarr", "h5", "mrc"])
@@ -80,6 +83,7 @@ def test_probabilities_of_a_model_are_taken_at_its_threshold(ending, tmp_path, m
     [
         (("mask.tif", "-o", "mask.tif", "--overwrite"), "it is the input"),
         (("mask.tif", "-o", "i.png"), "i.png"),
+        (("mask.tif", "-o", "i.mrc"), "i.mrc"),
         (("mask.tif", "-o", "i.tif", "--table", "t.xlsx"), "t.xlsx"),
         (("mask.tif", "-o", "i.tif", "--raw", "raw.tif"), "--table"),
         (("mask.tif", "-o", "i.tif", "--min-diameter", "-1"), "min_diameter"),

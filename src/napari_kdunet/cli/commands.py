@@ -325,6 +325,9 @@ def evaluate(
     from napari_kdunet import core
 
     if by_object:
+        if raw is not None or threshold is not None:
+            option = "threshold" if raw is None else "raw"
+            raise core.ConfigError(f"--{option} is for masks and probabilities, not for --objects: leave it away.")
         by_name = core.score_objects(pred, labels, ignore=ignore).to_dict()
         if as_json:
             print_result(json.dumps(by_name))

@@ -7,7 +7,8 @@ from typing import Annotated, Literal
 
 import typer
 
-from napari_kdunet.cli.arguments import ModelName, Overwrite, check_out
+from napari_kdunet.cli.arguments import ModelName, Overwrite, VoxelSize, check_out, given_volume
+from napari_kdunet.cli.pixel_size import with_pixel_size
 from napari_kdunet.cli.terminal import print_result
 from napari_kdunet.core.errors import ConfigError
 
@@ -49,6 +50,7 @@ def export(
     ] = None,
     author: Annotated[str, typer.Option(help="Who made the model, in the package.")] = "",
     license: Annotated[str, typer.Option(help="Licence of the weights, in the package, such as CC-BY-4.0.")] = "",
+    voxel_size: VoxelSize = None,
     overwrite: Overwrite = False,
 ) -> None:
     """Write a model as a file that runs without torch: see docs/export.md."""
@@ -60,16 +62,24 @@ def export(
     _check(form, precision, calibrate, example, author, license)
     name = model if model in core.bundled_models() else Path(model).stem
     loaded = core.load_model(model)
+
+    def opened(image: str | None) -> core.Volume | None:
+        """An image with a pixel size that the model can work at."""
+        if image is None:
+            return None
+        return with_pixel_size(given_volume(image, voxel_size), loaded, model, voxel_size, False, {})[0]
+
     if statistics_of is not None:
-        loaded = core.adapt_statistics(loaded, statistics_of)
+        loaded = core.adapt_statistics(loaded, opened(statistics_of))
     if form == "onnx":
-        core.export_onnx(loaded, out, precision, calibrate=calibrate, name=name)
+        core.export_onnx(loaded, out, precision, calibrate=opened(calibrate), name=name)
     elif form == "c":
         core.export_c(loaded, out, name=name)
     elif form == "web":
-        core.export_web(loaded, out, example, name=name)
+        shown = None if example is None else given_volume(example, voxel_size)  # the page finds a size by itself
+        core.export_web(loaded, out, shown, name=name)
     else:
-        core.export_bioimageio(loaded, out, example, author=author, license=license, name=name)
+        core.export_bioimageio(loaded, out, opened(example), author=author, license=license, name=name)
     print_result(f"{out}  {out.stat().st_size / 1000:.0f} kB")
 
 

@@ -27,7 +27,7 @@ def objects(
         str, typer.Argument(metavar="MASK|PROB", help="Mask, or probabilities (0-1, 0-255 or 0-65535), ZYX.")
     ],
     out: Annotated[
-        Path, typer.Option("-o", "--out", metavar="INSTANCES", help="Objects to write (.tif, .zarr, .h5 or .mrc).")
+        Path, typer.Option("-o", "--out", metavar="INSTANCES", help="Objects to write (.tif, .zarr or .h5).")
     ],
     config: ObjectsConfig,
     boundary: Annotated[
@@ -52,7 +52,7 @@ def objects(
     from napari_kdunet.core.volumes.probability import kind_of
 
     inputs = (source, boundary, raw, contacts)
-    check_out(out, *inputs, suffixes=ENDINGS, overwrite=overwrite)
+    check_out(out, *inputs, suffixes=tuple(e for e in ENDINGS if e != ".mrc"), overwrite=overwrite)  # of no uint32
     if table is not None:
         check_out(table, *inputs, suffixes=(".csv", ".parquet"), overwrite=overwrite)
         check_table(table)
@@ -68,7 +68,7 @@ def objects(
     with _stopping("nothing was written"), follow_share("finding objects") as share:
         scratch = out.absolute().parent
         found = core.instances(volume, config, boundary=boundary, scratch=scratch, progress=share)
-    flat = is_flat(volume.voxel_size, config.mode)
+    flat = is_flat(volume.voxel_size, config.mode, len(volume))
     console.print(f"note: {source} is taken as {taken}")
     console.print(f"note: {'in each slice, linked along z' if flat else 'in 3-D'} (voxels of {_nm(volume)}; --mode)")
     _write(found, out, volume, config, ome_version, overwrite)

@@ -232,6 +232,10 @@ def follow_slices(title: str, slices: Iterator[Written], count: int, *, resumabl
     except (Interrupted, KeyboardInterrupt):
         kept = f"{done} of {count} slices are kept, and the same command goes on" if resumable and done else ""
         raise Interrupted(f"stopped: {kept or 'nothing was written'}.") from None
+    except KDUNetError:
+        if resumable and done:
+            console.print(f"note: {counted(done, 'slice')} of {count} are kept, and the same command goes on")
+        raise
 
 
 @contextmanager

@@ -29,9 +29,11 @@ __all__ = [
     "is_file",
     "is_zarr_name",
     "make_folder",
+    "newest",
     "read_json",
     "remove",
     "replacing",
+    "scratch_folder",
     "temporaries",
     "write_bytes",
 ]
@@ -45,6 +47,15 @@ def is_file(path: Path) -> bool:
         return path.is_file()
     except (OSError, ValueError):  # it is too long, or there is no permission to look
         return False
+
+
+def newest(path: Path) -> int:
+    """When a file, or the last one in a folder, was changed, in ns since 1970; 0 where there is none."""
+    date = 0
+    for at in (path, *(Path(folder, name) for folder, _, names in os.walk(path) for name in names)):
+        with suppress(OSError, ValueError):
+            date = max(date, at.stat().st_mtime_ns)
+    return date
 
 
 def is_zarr_name(path: Path) -> bool:
@@ -174,6 +185,20 @@ def replacing(path: Path) -> Iterator[Path]:
             remove(temporary)
 
 
+def scratch_folder(within: Path) -> Path:
+    """Make a hidden folder for intermediate results; those that dead processes left there are removed.
+
+    `OSError` where it cannot be made.
+    """
+    name = within / "kdunet-scratch"
+    for left, process in temporaries(name):
+        if process and _is_dead(process, left):
+            remove(left)
+    folder = _temporary_name(name)
+    folder.mkdir(mode=0o700)
+    return folder
+
+
 def _temporary_name(path: Path) -> Path:
     process = Process.current()
     owner = f"{process.pid}-{process.start:x}-{process.machine}-{uuid.uuid4().hex[:6]}"
@@ -197,10 +222,8 @@ def temporaries(path: Path) -> Iterator[tuple[Path, Process | None]]:
 def _remove_leftovers(path: Path) -> None:
     """Remove files that dead processes left of writing `path`, and restore what one was about to replace."""
     for temporary, process in temporaries(path):
-        if process and not temporary.is_dir():  # an unfinished Zarr may be resumed
-            alive = process.is_alive
-            if alive is False or (alive is None and _is_old(temporary)):
-                remove(temporary)
+        if process and not temporary.is_dir() and _is_dead(process, temporary):  # an unfinished Zarr may be resumed
+            remove(temporary)
     old = _old_name(path)
     if old.is_dir() and not path.exists():
         with suppress(OSError):
@@ -208,9 +231,12 @@ def _remove_leftovers(path: Path) -> None:
     remove(old)
 
 
-def _is_old(path: Path) -> bool:
+def _is_dead(process: Process, temporary: Path) -> bool:
+    """Whether the process that made a temporary is gone; where that cannot be seen, by the temporary's age."""
+    if process.is_alive is not None:
+        return not process.is_alive
     try:
-        return time.time() - path.stat().st_mtime > _MAX_AGE
+        return time.time() - temporary.stat().st_mtime > _MAX_AGE
     except OSError:
         return False
 

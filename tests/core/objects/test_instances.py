@@ -13,6 +13,7 @@ from skimage.segmentation import expand_labels
 
 from napari_kdunet import core
 from napari_kdunet.core.objects import blocks
+from napari_kdunet.core.objects.foreground import _pooled
 from napari_kdunet.sample import synthetic_em
 
 CUBES = (10.0, 10.0, 10.0)
@@ -207,3 +208,16 @@ def test_memory_does_not_grow_with_depth(tmp_path, monkeypatch):
         return memory
 
     assert peak(512) < 2 * peak(64)
+
+
+def test_holes_of_a_single_slice_are_filled():
+    volume = np.zeros((1, 60, 60), bool)
+    volume[0, 20:40, 20:40] = True
+    volume[0, 29:32, 29:32] = False
+    for mode in ("auto", "3d", "2d"):
+        assert (found(volume, (5.0, 5.0, 5.0), holes=30.0, mode=mode) > 0).sum() == 400
+
+
+def test_the_mean_of_a_cell_of_many_voxels():
+    """A sum of so many 16-bit numbers takes more than 32 bits."""
+    assert _pooled(np.full((60, 60, 60), 2**16 - 1, np.uint16), (50, 50, 50)).tolist() == np.ones((2, 2, 2)).tolist()

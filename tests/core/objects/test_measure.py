@@ -358,3 +358,27 @@ def test_memory_does_not_grow_with_an_object_that_reaches_everywhere(monkeypatch
     memory = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert memory < 2160 * 256 * 256 / 2  # a byte a voxel of its box would be twice as much
+
+
+def test_contacts_to_probabilities_are_to_what_is_above_their_threshold(tmp_path):
+    ids, sheet = np.zeros((20, 30, 40), np.uint8), np.full((20, 30, 40), 1e-4, np.float32)
+    ids[5:15, 5:25, 10:20] = 1
+    assert core.measure(ids, voxel_size=(10.0,) * 3, contacts=sheet)["contact_fraction"].tolist() == [0]
+    sheet[:, :, 21] = 0.6
+    touching = core.measure(ids, voxel_size=(10.0,) * 3, contacts=sheet)["contact_area_um2"]
+    mask = core.measure(ids, voxel_size=(10.0,) * 3, contacts=sheet > 0.5)["contact_area_um2"]
+    assert touching.tolist() == mask.tolist() != [0]
+    core.write_volume(
+        sheet, tmp_path / "p.zarr", voxel_size=(10.0,) * 3, metadata={"output": "probability", "threshold": 0.7}
+    )
+    assert core.measure(ids, voxel_size=(10.0,) * 3, contacts=tmp_path / "p.zarr")["contacts"].tolist() == [0]
+
+
+def test_a_few_voxels_far_apart_do_not_stop_the_others(monkeypatch):
+    monkeypatch.setattr(shape, "_LARGEST", 2**12)  # voxels of a box that is not thinned
+    ids = np.zeros((34, 34, 34), np.uint8)
+    ids[1, 32, 33] = ids[32, 1, 33] = ids[32, 33, 1] = 7
+    ids[5:9, 5:9, 5:9] = 3
+    table = core.measure(ids, voxel_size=(5.0,) * 3).set_index("id")
+    assert table["voxels"].to_dict() == {3: 64, 7: 3}
+    assert table["surface_um2"].isna().to_dict() == {3: False, 7: True}

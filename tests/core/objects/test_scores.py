@@ -124,3 +124,22 @@ def test_errors_are_as_many_as_the_counts(seed):
     assert sum(len(e.true) - 1 for e in errors if e.kind == "merge") == scores.merges
     told = {i for e in errors for i in e.true}
     assert scores.count[1] - len(scores.matches()) <= len(told)
+
+
+def test_values_mean_what_they_mean_to_evaluate():
+    """CREMI's marks at the end of 64 bits, an ignore value that no label can be, and labels below 0."""
+    true = np.zeros((2, 20, 30), np.uint64)
+    true[:, 3:9, 3:9] = 7
+    predicted = (true > 0).astype(np.uint16)
+    true[:, 12:, :15], true[:, 12:, 15:] = 2**64 - 3, 2**64 - 1
+    scores = core.score_objects(predicted, true, ignore=-1)
+    assert (scores.count, scores.f1()) == ((1, 1), 1)
+    with pytest.raises(core.LabelsError, match=r"2\^64-1"):
+        core.score_objects(predicted, true)
+    with pytest.raises(core.LabelsError, match="ignore is 300"):
+        core.score_objects(predicted, predicted.astype(np.uint8), ignore=300)
+    with pytest.raises(core.LabelsError, match="negative"):
+        core.score_objects(predicted, -predicted.astype(np.int16))
+    scribbles = np.where(true == 7, 2, 1).astype(np.uint8)  # 1 is the background, 0 is not painted
+    scribbles[:, 12:] = 0
+    assert core.score_objects(predicted, scribbles, ignore=0).count == (1, 1)

@@ -169,3 +169,16 @@ def test_a_generalist_teaches_by_statistics_of_the_whole_volume(tissue) -> None:
     }
     assert np.allclose(by["generalist"], by["fitted"], atol=1e-5)
     assert not np.allclose(by["generalist"], by["plain"], atol=0.02)
+
+
+def test_weights_that_change_are_asked_again(tissue) -> None:
+    """A preview of a network in training: the same network, the same volume, other weights."""
+    model = core.load_model("mito-1unet")
+    volume = core.open_volume(tissue[0])
+    core.predict(model, volume, statistics="volume", threads=1).compute()
+    with torch.no_grad():
+        for weight in model.net.parameters():
+            weight.mul_(0.7)
+    again = core.predict(model, volume, statistics="volume", threads=1).compute()
+    fresh = core.predict(model, core.open_volume(volume.data, voxel_size=volume.voxel_size), statistics="volume")
+    np.testing.assert_array_equal(again, fresh.compute())

@@ -158,3 +158,9 @@ def test_what_cannot_be_written(pixels, tmp_path, one_line):
     with one_line(OutputError, "0.4 or 0.5"):
         write_volume(pixels, tmp_path / "out.zarr", ome_version="0.3")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_threshold_stays_in_an_mrc_of_which_much_is_said(tmp_path):
+    metadata = {"output": "probability", "lost": list(range(200)), "threshold": 0.7, "model": "m"}
+    write_volume(np.full((2, 8, 8), 0.6, np.float32), tmp_path / "p.mrc", voxel_size=VOXEL, metadata=metadata)
+    assert open_volume(tmp_path / "p.mrc").threshold == 0.7

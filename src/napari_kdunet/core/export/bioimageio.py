@@ -19,6 +19,7 @@ from PIL import Image
 
 from napari_kdunet import __version__
 from napari_kdunet.core.errors import ConfigError
+from napari_kdunet.core.export.example import read_middle
 from napari_kdunet.core.export.kunet import exportable
 from napari_kdunet.core.files import write_bytes
 from napari_kdunet.core.networks.model import Model, ModelLike, load_model
@@ -117,11 +118,7 @@ def _test_input(volume: Volume, model: Model, net: KUNet) -> _Float:
     """(1, 1, side, side) raw values at the working pixel size, from the middle; mirrored where the image is smaller."""
     side = max(_least_side(net), -(-_COVER_SIDE // net.multiple) * net.multiple)
     grid = Grid.between(volume.voxel_size[1:] if volume.voxel_size else None, model.pixel_size)
-    window = []
-    for n, ratio in zip(volume.shape[1:], grid.ratio, strict=True):
-        pixels = min(n, math.ceil(side / ratio))
-        window.append(slice((n - pixels) // 2, (n - pixels) // 2 + pixels))
-    stored = torch.from_numpy(volume.read(len(volume) // 2, *window).astype(np.float32))
+    stored = torch.from_numpy(read_middle(volume, (math.ceil(side / grid.ratio[0]), math.ceil(side / grid.ratio[1]))))
     working = grid.to_working(stored[None, None])[0, 0, :side, :side].numpy()
     image: _Float = np.pad(working, [(0, side - n) for n in working.shape], mode="reflect")
     return image[None, None]

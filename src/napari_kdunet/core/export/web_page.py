@@ -19,6 +19,7 @@ from PIL import Image
 from napari_kdunet import __version__
 from napari_kdunet.core.errors import ModelError
 from napari_kdunet.core.export.c_file import LARGEST_K, ordered_weights
+from napari_kdunet.core.export.example import read_middle
 from napari_kdunet.core.export.kunet import exportable
 from napari_kdunet.core.files import write_bytes
 from napari_kdunet.core.networks.model import Model, ModelLike, load_model
@@ -105,10 +106,7 @@ def _settings(model: Model, net: KUNet) -> dict[str, Any]:
 
 def _example(volume: Volume) -> dict[str, Any]:
     """The middle of the middle slice, as JPEG."""
-    spans = [
-        slice((n - side) // 2, (n - side) // 2 + side) for n in volume.shape[1:] for side in [min(n, _EXAMPLE_SIDE)]
-    ]
-    pixels = volume.read(len(volume) // 2, *spans).astype(np.float32)
+    pixels = read_middle(volume, (_EXAMPLE_SIDE, _EXAMPLE_SIDE))
     low, high = np.percentile(pixels, (0.2, 99.8))
     grey = np.clip((pixels - low) / max(float(high - low), 1e-6) * 255, 0, 255).astype(np.uint8)
     stream = io.BytesIO()

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from zarr.codecs import BloscCodec
 
 from napari_kdunet.core.errors import OutputError, VolumeError
+from napari_kdunet.core.files import scratch_folder
 from napari_kdunet.core.objects.foreground import Window
 from napari_kdunet.core.volumes.probability import kind_of, read_probability
 from napari_kdunet.core.volumes.sources import AxesView, RawArray
@@ -47,7 +48,7 @@ class Scratch:
             self._array = np.zeros(shape, dtype)
             return
         try:
-            path = tempfile.mkdtemp(prefix=".kdunet-objects-", dir=folder)
+            path = scratch_folder(folder or Path(tempfile.gettempdir()))
         except OSError as error:
             raise OutputError(f"cannot write to {folder or tempfile.gettempdir()}: {error.strerror}") from error
         weakref.finalize(self, shutil.rmtree, path, ignore_errors=True)

@@ -150,7 +150,7 @@ def _pooled(probability: NDArray[Any], pool: tuple[int, int, int]) -> NDArray[np
     if pool == (1, 1, 1):
         return _unit(probability)
     shape = tuple(-(-n // f) for n, f in zip(probability.shape, pool, strict=True))
-    total = np.zeros(shape, np.uint32 if probability.dtype.kind in "bu" else np.float32)
+    total = np.zeros(shape, np.uint64 if probability.dtype.kind in "bu" else np.float32)
     for start in itertools.product(*map(range, pool)):
         part = probability[tuple(slice(s, None, f) for s, f in zip(start, pool, strict=True))]
         total[tuple(map(slice, part.shape))] += part

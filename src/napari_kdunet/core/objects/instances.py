@@ -70,8 +70,8 @@ def instances(
     Returns
     -------
     dask.array.Array, shape (Z, Y, X), uint32
-        Object ids from 1 in the order in which the objects begin along z; 0 is background. All but the numbering has
-        been computed; it is lazy so that it need not fit in memory.
+        Object ids from 1, in the order of the objects' thickest places along z; 0 is background. All but the numbering
+        has been computed; it is lazy so that it need not fit in memory.
 
     Raises
     ------
@@ -85,7 +85,7 @@ def instances(
     size = known_voxel_size(volume)
     told = progress or (lambda share: None)
     threshold = volume.threshold if config.threshold is None else config.threshold
-    landscape = Landscape(size, threshold, is_flat(size, config.mode), config.smoothing, config.holes)
+    landscape = Landscape(size, threshold, is_flat(size, config.mode, len(volume)), config.smoothing, config.holes)
     folder = None if scratch is None else Path(scratch)
     edges = None if boundary is None else _boundary_of(volume, boundary)
     probability = Probability(volume, folder, lambda share: told(0.3 * share))
@@ -120,9 +120,9 @@ def known_voxel_size(volume: Volume) -> VoxelSize:
     return volume.voxel_size
 
 
-def is_flat(voxel_size: VoxelSize, mode: str) -> bool:
-    """Whether slices are taken each for itself."""
-    return mode == "2d" or (mode == "auto" and voxel_size[0] > _ANISOTROPIC * max(voxel_size[1:]))
+def is_flat(voxel_size: VoxelSize, mode: str, depth: int) -> bool:
+    """Whether slices are taken each for itself: a single one always is."""
+    return mode == "2d" or depth == 1 or (mode == "auto" and voxel_size[0] > _ANISOTROPIC * max(voxel_size[1:]))
 
 
 def _boundary_of(volume: Volume, boundary: Any) -> Volume:

@@ -20,6 +20,7 @@ from napari_kdunet.core.files import replacing
 from napari_kdunet.core.objects.contacts import find_contacts, margin_of
 from napari_kdunet.core.objects.instances import known_voxel_size
 from napari_kdunet.core.objects.shape import find_length, make_mesh, thinning
+from napari_kdunet.core.volumes.probability import above, is_probability
 from napari_kdunet.core.volumes.volume import Volume, VoxelSize, open_volume
 from napari_kdunet.core.writing.slices import iter_slices
 
@@ -178,6 +179,8 @@ def open_beside(
 ) -> tuple[Volume | None, Volume | None]:
     """Open the image and the other mask of `measure`, and check them and the distance; errors as there."""
     volumes = [None if given is None else open_volume(given) for given in (raw, contacts)]
+    if volumes[1] is not None and is_probability(volumes[1]):
+        volumes[1] = above(volumes[1])
     for volume in volumes:
         if volume is not None and volume.shape != labels.shape:
             raise LabelsError(f"{volume.name} has shape {volume.shape}, {labels.name} {labels.shape}: give one of that")
@@ -381,6 +384,8 @@ def _shape_columns(contacts: bool) -> tuple[str, ...]:
 
 def _shape(box: _Box, size: VoxelSize, within: float, row: dict[str, float]) -> dict[str, float]:
     mask, other = box.masks()
+    if not mask.any():  # a few voxels far apart, none of which is left of so large a box
+        return dict.fromkeys(_shape_columns(contacts=other is not None), math.nan)
     step = (size[0] * box.step, size[1] * box.step, size[2] * box.step)
     mesh = make_mesh(mask, step)
     volume = row["volume_um3"] * 1e9

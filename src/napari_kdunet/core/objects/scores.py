@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
 
 from napari_kdunet.core.errors import LabelsError
+from napari_kdunet.core.volumes.labels import object_ids
 from napari_kdunet.core.volumes.volume import open_pair
 from napari_kdunet.core.writing.slices import iter_slices
 
@@ -243,12 +244,12 @@ def score_objects(instances: Any, labels: Any, *, ignore: int | None = None) -> 
     instances, labels : volume
         Anything that `open_volume` takes, ZYX: whole numbers of one shape, an object each; 0 is background.
     ignore : int, optional
-        Value of `labels` at voxels that do not count.
+        Value of `labels` at voxels that do not count. What else values mean: see `class_index`, as in `evaluate`.
 
     Raises
     ------
     LabelsError
-        If the shapes differ, one is not of whole numbers, or no voxel counts.
+        If the shapes differ, one is not of whole numbers, no voxel counts, or as in `class_index`.
     VolumeError
         If one of them cannot be read.
     """
@@ -264,9 +265,9 @@ def score_objects(instances: Any, labels: Any, *, ignore: int | None = None) -> 
         for part in (first, second):
             if isinstance(part, Exception):
                 raise part
-        counted = slice(None) if ignore is None else second != ignore
-        one, a = np.unique(np.asarray(first)[counted].ravel(), return_inverse=True)
-        other, b = np.unique(np.asarray(second)[counted].ravel(), return_inverse=True)
+        true, ignored = object_ids(np.asarray(second), ignore)
+        one, a = np.unique(np.asarray(first)[~ignored], return_inverse=True)
+        other, b = np.unique(true[~ignored], return_inverse=True)
         both, voxels = np.unique(a * max(len(other), 1) + b, return_counts=True)
         for code, n in zip(both.tolist(), voxels.tolist(), strict=True):
             i, j = divmod(code, len(other))

@@ -40,7 +40,7 @@ _ELLIPSOID = 0.97  # of the ellipsoid of its moments that an object fills which 
 
 @dataclass(frozen=True)
 class Mesh:
-    """Triangles of a surface, in nm from the corner of the object's box, and the area of each in nm²."""
+    """Triangles of a surface, in nm from the middle of the first voxel of the object's box; the area of each in nm²."""
 
     corners: Floats
     faces: NDArray[np.int64]

@@ -5,8 +5,8 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any, Literal, TypeAlias
-from weakref import WeakKeyDictionary
+from typing import Any, Literal, NamedTuple, TypeAlias
+from weakref import WeakKeyDictionary, ref
 
 import torch
 from torch import Tensor, nn
@@ -81,13 +81,27 @@ def with_statistics(
         raise ConfigError(f"statistics is {statistics!r}: choose auto, model or volume.")
     if statistics == "model" or (statistics == "auto" and not model.adapts):
         return model
-    known = _last.get(model.net)
-    if known is None or known[0] is not volume:
-        known = _last[model.net] = volume, adapt_statistics(model, volume, device=device, threads=threads).net
-    return replace(model, net=known[1])
+    known, state = _last.get(model.net), _state(model.net)
+    if known is None or known.volume() is not volume or known.state != state:
+        adapted = adapt_statistics(model, volume, device=device, threads=threads).net
+        known = _last[model.net] = _Adapted(ref(volume), state, adapted)
+    return replace(model, net=known.net)
 
 
-_last: WeakKeyDictionary[nn.Module, tuple[Volume, nn.Module]] = WeakKeyDictionary()
+class _Adapted(NamedTuple):
+    """The last volume of a network, in what state that was then, and the network with statistics of the volume."""
+
+    volume: ref[Volume]
+    state: tuple[int, ...]
+    net: nn.Module
+
+
+_last: WeakKeyDictionary[nn.Module, _Adapted] = WeakKeyDictionary()
+
+
+def _state(net: nn.Module) -> tuple[int, ...]:
+    """What changes whenever weights do: how often each has been written to."""
+    return tuple(value._version for value in net.state_dict(keep_vars=True).values())
 
 
 def _adapted(model: Model, probes: Probes) -> Model:

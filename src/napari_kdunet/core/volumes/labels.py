@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from napari_kdunet.core.errors import LabelsError
 
-__all__ = ["OUTLINE", "class_index", "outline_targets", "target_probabilities"]
+__all__ = ["OUTLINE", "class_index", "object_ids", "outline_targets", "target_probabilities"]
 
 OUTLINE = 2.0  # working pixels that the outline of an object is wide, within it
 
@@ -53,16 +53,36 @@ def class_index(labels: NDArray[Any], classes: int = 2, ignore: int | None = Non
     return values.astype(np.int16)
 
 
-def _ids(labels: NDArray[Any], ignore: int | None) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-    """Labels with 0 for the background, and in the pixels to ignore, which are the second value."""
+def object_ids(labels: NDArray[Any], ignore: int | None = None) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+    """Ids of objects, 0 for the background and in the pixels to ignore, and which those are.
+
+    The rules, the parameters and the errors are those of `class_index`; ids are in the type of `labels`, or uint8 of
+    bool.
+    """
     ignored = np.zeros(labels.shape, bool) if ignore is None else labels == _value(ignore, labels.dtype)
-    values = _signed(labels, ignored)
-    if ignore == 0:
-        values = values - 1
+    values = labels.astype(np.uint8 if labels.dtype.kind == "b" else labels.dtype)
+    if labels.dtype == np.uint64:
+        unnamed = labels[~ignored & (labels >= _UNLABELLED)]
+        if unnamed.size:
+            raise LabelsError(
+                f"labels hold 2^64-{2**64 - int(unnamed[0])}, which some tools write for unlabelled and some for "
+                "background: name it as the ignore value, or set it to 0."
+            )
+        values[labels == _OUTSIDE] = 0
     values[ignored] = 0
     if values.min(initial=0) < 0:
         raise LabelsError(f"labels hold the negative value {values.min()}: name it as the ignore value or remove it.")
+    if ignore == 0:
+        values[values > 0] -= 1
     return values, ignored
+
+
+def _ids(labels: NDArray[Any], ignore: int | None) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+    """As `object_ids`, as int64: ids beyond it become its largest value."""
+    values, ignored = object_ids(labels, ignore)
+    if values.dtype == np.uint64:
+        values = np.minimum(values, np.iinfo(np.int64).max)
+    return values.astype(np.int64), ignored
 
 
 def _value(ignore: int, dtype: np.dtype[Any]) -> Any:
@@ -73,19 +93,6 @@ def _value(ignore: int, dtype: np.dtype[Any]) -> Any:
     if not lowest <= ignore <= highest:
         raise LabelsError(f"ignore is {ignore}, but {dtype} labels are from {lowest} to {highest}: name one of these.")
     return dtype.type(ignore)
-
-
-def _signed(labels: NDArray[Any], ignored: NDArray[np.bool_]) -> NDArray[np.int64]:
-    """Labels as int64: of uint64, ids beyond it become its largest value, and the marks at the end are looked at."""
-    if labels.dtype != np.uint64:
-        return labels.astype(np.int64)
-    unnamed = labels[~ignored & (labels >= _UNLABELLED)]
-    if unnamed.size:
-        raise LabelsError(
-            f"labels hold 2^64-{2**64 - int(unnamed[0])}, which some tools write for unlabelled and some for "
-            "background: name it as the ignore value, or set it to 0."
-        )
-    return np.where(labels == _OUTSIDE, 0, np.minimum(labels, np.iinfo(np.int64).max)).astype(np.int64)
 
 
 def target_probabilities(labels: NDArray[Any], classes: int = 2, ignore: int | None = None) -> NDArray[np.float32]:

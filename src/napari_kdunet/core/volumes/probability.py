@@ -13,6 +13,8 @@ like probabilities of a smaller scale than their type's: per cent in uint8; up t
 
 from __future__ import annotations
 
+from dataclasses import replace
+from functools import partial
 from typing import Any, Literal, TypeAlias
 from weakref import WeakKeyDictionary
 
@@ -20,9 +22,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from napari_kdunet.core.errors import VolumeError
+from napari_kdunet.core.volumes.sources import MappedArray
 from napari_kdunet.core.volumes.volume import Volume
 
-__all__ = ["is_probability", "kind_of", "read_probability"]
+__all__ = ["above", "is_probability", "kind_of", "read_probability"]
 
 _SLICES = 8  # that are looked at
 _LEVELS = 16  # that classes may have, or instances of small numbers
@@ -92,6 +95,17 @@ def _kind_by_values(slices: list[NDArray[Any]], name: str) -> Kind:
             "probabilities as floats from 0 to 1."
         )
     return "labels"
+
+
+def above(volume: Volume) -> Volume:
+    """The mask of what is above the threshold of a volume of probabilities, bool, as lazy as it is."""
+    scale = np.iinfo(volume.dtype).max if volume.dtype.kind == "u" else 1
+    source = MappedArray(volume.source, partial(_exceeds, level=volume.threshold * scale), bool)
+    return replace(volume, source=source)
+
+
+def _exceeds(values: NDArray[Any], level: float) -> NDArray[np.bool_]:
+    return np.asarray(values > level)
 
 
 def read_probability(volume: Volume, z: int, y: slice = slice(None), x: slice = slice(None)) -> NDArray[np.float32]:

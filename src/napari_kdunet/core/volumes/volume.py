@@ -11,14 +11,15 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
-from pathlib import Path
 from typing import Any, Literal
 
 import dask.array as da
 import numpy as np
 
 from napari_kdunet.core.errors import LabelsError, VolumeError
+from napari_kdunet.core.files import newest
 from napari_kdunet.core.volumes.axes import Selection
+from napari_kdunet.core.volumes.formats.hdf5 import split_hdf5
 from napari_kdunet.core.volumes.padding import Mask
 from napari_kdunet.core.volumes.readers import name_of, open_source
 from napari_kdunet.core.volumes.sample import BLURRED, Summary, UnusableError, mirrored, summarise
@@ -62,6 +63,8 @@ class Volume:
         What was assumed on opening, a phrase each: of axes, of several images, of metadata that mean nothing.
     threshold : float
         Of a probability, above which a voxel is foreground: that of its model, where `predict` wrote it.
+    selection : Selection
+        What was taken of a file that may hold more than one volume.
     """
 
     name: str
@@ -72,6 +75,7 @@ class Volume:
     fill: float | None = field(default=None, kw_only=True)
     sample: Volume | None = field(default=None, kw_only=True, repr=False)
     inverted: bool = field(default=False, kw_only=True)
+    selection: Selection = field(default=Selection(), kw_only=True, repr=False)
     _summaries: dict[int, Summary] = field(default_factory=dict, init=False, repr=False)
     _lost: dict[int, bool] = field(default_factory=dict, init=False, repr=False)
 
@@ -90,10 +94,9 @@ class Volume:
     @property
     def identity(self) -> tuple[Any, ...]:
         """What a result that is to be gone on with depends on: name, date of the file, form and sample; no pixels."""
-        path = Path(self.name)
-        date = path.stat().st_mtime_ns if path.exists() else 0
-        sample = (self.fill, self.sample and self.sample.name, *["inverted"] * self.inverted)
-        return (self.name, date, self.shape, str(self.dtype), self.voxel_size, sample)
+        date = newest(split_hdf5(self.name)[0])
+        sample = (self.fill, self.sample and self.sample.identity, *["inverted"] * self.inverted)
+        return (self.name, self.selection, date, self.shape, str(self.dtype), self.voxel_size, sample)
 
     @property
     def data(self) -> da.Array:
@@ -362,7 +365,7 @@ def _negative(pixels: Any) -> Any:
 def _open(source: Any, selection: Selection, name: str | None) -> Volume:
     name = name or name_of(source)
     try:
-        return Volume(name, *open_source(source, selection, name))
+        return Volume(name, *open_source(source, selection, name), selection=selection)
     except VolumeError:
         raise
     except PermissionError as error:

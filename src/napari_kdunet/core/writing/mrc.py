@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,8 @@ _LABEL_WIDTH = 79
 def mrc_writer(path: Path, spec: OutputSpec) -> Iterator[WriteSlice]:
     """Write the slices one behind the other, with the statistics that the header asks for.
 
-    Boolean becomes int8, and uint8 becomes uint16. The header holds up to 700 characters of the metadata as JSON.
+    Boolean becomes int8, and uint8 becomes uint16. The header holds up to 700 characters of the metadata as JSON; what
+    is longest is left out of them until they fit.
 
     Raises
     ------
@@ -50,12 +51,22 @@ def mrc_writer(path: Path, spec: OutputSpec) -> Iterator[WriteSlice]:
 
         yield write
         statistics.store(header)
-        lines = textwrap.wrap(json.dumps(spec.full_metadata or {}), _LABEL_WIDTH, drop_whitespace=False)
-        for line in lines[: len(header.label) - int(header.nlabl)]:
+        for line in _lines(spec.full_metadata or {}, len(header.label) - int(header.nlabl)):
             header.label[int(header.nlabl)] = line.encode()
             header.nlabl += 1
         file.seek(0)
         file.write(header.tobytes())
+
+
+def _lines(metadata: Mapping[str, Any], most: int) -> list[str]:
+    """Metadata as JSON in at most so many lines, without the longest values where they do not fit."""
+    longest_last = sorted(metadata, key=lambda name: len(json.dumps(metadata[name])))
+    while True:
+        text = json.dumps({name: metadata[name] for name in metadata if name in longest_last})
+        lines = textwrap.wrap(text, _LABEL_WIDTH, drop_whitespace=False)
+        if len(lines) <= most:
+            return lines
+        longest_last.pop()
 
 
 def _header(path: Path, spec: OutputSpec, dtype: np.dtype[Any]) -> Any:

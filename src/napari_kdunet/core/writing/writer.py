@@ -16,7 +16,7 @@ import numpy as np
 from napari_kdunet.core.errors import OutputError, VolumeError
 from napari_kdunet.core.files import is_zarr_name, replacing
 from napari_kdunet.core.volumes.sources import one_line
-from napari_kdunet.core.writing.dask_cluster import ClusterLostError, Outcome, active_client, iter_write_on_cluster
+from napari_kdunet.core.writing.dask_cluster import Outcome, active_client, iter_write_on_cluster
 from napari_kdunet.core.writing.formats import WRITERS
 from napari_kdunet.core.writing.lock import TargetLock
 from napari_kdunet.core.writing.ome_zarr import incomplete_slices, zarr_writer
@@ -54,7 +54,7 @@ def iter_write(
     """Write a volume slice by slice, as an iterator; closing it stops the writing.
 
     What is written has a temporary name until it is complete. If writing stops or fails it is removed, but kept for
-    the next call where it can be resumed (see `resume_key`) and was stopped. One process at a time writes a name.
+    the next call where it can be resumed (see `resume_key`). One process at a time writes a name.
 
     Where a `distributed.Client` is active, the workers of its cluster compute a dask array and write it to a Zarr.
 
@@ -183,7 +183,7 @@ def _write_slices(
                         skipped.append(z)
                         on_error(unreadable)
                     yield Written(z, len(record) + len(skipped))
-        except (ClusterLostError, GeneratorExit, KeyboardInterrupt):
+        except BaseException:  # stopped, a slice that cannot be read, a full disk, a cluster that is lost
             record.keep()
             raise
         lock.check()
