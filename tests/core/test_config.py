@@ -72,6 +72,7 @@ def test_the_bounds_themselves_are_allowed(cls, spec):
         ({"steps": 3, "minutes": 1.0}, ["steps", "minutes"]),
         ({"patch": 100}, ["patch", "16"]),
         ({"patch": 32, "depth": 6}, ["patch", "64"]),
+        ({"patch": 16, "batch": 1}, ["batch is 1", "16"]),
         ({"class_weights": (1.0, 2.0, 3.0)}, ["class_weights", "2"]),
         ({"class_weights": (1.0, 0.0)}, ["class_weights", "positive"]),
         ({"class_weights": ("a", "b")}, ["class_weights", "positive"]),

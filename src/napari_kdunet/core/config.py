@@ -226,6 +226,8 @@ class TrainConfig:
             raise ConfigError("steps and minutes are both given: give one of them.")
         if self.patch % 2**self.depth:
             raise ConfigError(f"patch is {self.patch}: it must be a multiple of 2**depth = {2**self.depth} pixels.")
+        if self.bn and self.batch == 1 and self.patch == 2**self.depth:
+            raise ConfigError(f"batch is 1 and patch {self.patch}: batch normalisation needs more, give larger ones.")
         if isinstance(self.class_weights, tuple) and (
             len(self.class_weights) != self.classes
             or not all(isinstance(weight, int | float) and weight > 0 for weight in self.class_weights)

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from napari_kdunet import core
+from napari_kdunet.core.data import patches
 from napari_kdunet.core.data.patches import PatchSampler, TrainingVolume, load_blocks
 from napari_kdunet.core.data.teachers import TeacherOutput
 
@@ -236,3 +237,17 @@ def test_large_slices_become_blocks_within_the_memory(quick):
     assert sampled
     assert len(some) == 2
     assert len(load_blocks(source, quick(), 1)[0]) == 1  # never none
+
+
+def test_strokes_are_kept_where_not_all_of_the_slices_fit(quick, monkeypatch):
+    monkeypatch.setattr(patches, "_SIDE", 64)
+    raw = np.random.default_rng(0).integers(0, 255, (10, 512, 512), np.uint8)
+    labels = np.zeros_like(raw)
+    labels[:, 300:310, 200:250], labels[:, 315:319, 200:250] = 1, 2  # in one window of 64 a slice
+    config = quick(ignore=0, patch=32)
+    volume = TrainingVolume(core.open_volume(raw), core.open_volume(labels), None, tuple(range(10)))
+    blocks, sampled = load_blocks(volume, config, 10**6)
+    assert (sorted(block.z for block in blocks), sampled) == (list(range(10)), False)
+    assert sum(int(block.target.any(dim=0).sum()) for block in blocks) == np.count_nonzero(labels)
+    some, sampled = load_blocks(volume, config, 10**5)
+    assert (0 < len(some) < 10, sampled) == (True, True)

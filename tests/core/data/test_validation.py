@@ -34,3 +34,15 @@ def test_scores_settle_slice_by_slice(validation, blobs):
     wrong = core.open_volume(1.5 * np.asarray(truth))
     with pytest.raises(core.VolumeError, match=r"\[0, 1\]"):
         validation.score(wrong, "cpu")
+
+
+def test_slices_of_one_class_alone_are_not_held_out(blobs, quick):
+    """Where all that is labelled in them is foreground, any network that says so is right."""
+    raw, labels = blobs((8, 32, 32))
+    strokes = np.where(np.arange(32) < 10, labels + 1, 0).astype(np.uint8)
+    config = quick(ignore=0, steps=1, val_share=0.15)
+    started = next(iter(core.iter_train(raw, strokes, config)))
+    assert started.validated_on == "held-out slices"
+    for z in started.val_slices:
+        strokes[z][strokes[z] == 1] = 0
+    assert next(iter(core.iter_train(raw, strokes, config))).validated_on == "training slices"

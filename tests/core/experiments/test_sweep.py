@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import numpy as np
 import pytest
@@ -117,3 +118,36 @@ def test_smallest_within():
     assert core.smallest_within(students).k == 2
     assert core.smallest_within(students, 0.0).k == 4
     assert core.smallest_within(students, 0.2).k == 1
+
+
+def test_what_nobody_has_looked_at_is_not_scored(teacher, blobs, config, val, tmp_path):
+    labels = np.where(np.arange(64) < 32, val[1], 255).astype(np.uint8)
+    config = dataclasses.replace(config, ignore=255)
+    (row, _) = found(core.iter_sweep(teacher, *blobs(), [1], config, val=(val[0], labels), folder=tmp_path))
+    scores = core.evaluate(core.predict(teacher, val[0]), labels, threshold=teacher.threshold, ignore=255)
+    assert row.iou == scores.iou
+    assert row.iou > 1.2 * core.evaluate(core.predict(teacher, val[0]), labels, threshold=teacher.threshold).iou
+
+
+def test_of_the_last_quarter_the_labelled_slices_are_scored(teacher, blobs, config, tmp_path, one_line):
+    raw, labels = blobs((8, 64, 64))
+    labels[6] = 0  # nobody has looked at it
+    row, _ = found(core.iter_sweep(teacher, raw, labels, [1], config, folder=tmp_path / "a"))
+    assert row.iou == core.evaluate(core.predict(teacher, raw)[7:], labels[7:], threshold=teacher.threshold).iou
+    labels[7] = 0
+    with one_line(core.UnlabelledError, "[6:8]", "no foreground"):
+        list(core.iter_sweep(teacher, raw, labels, [1], config, folder=tmp_path / "b"))
+
+
+def test_other_labels_of_any_slice_are_another_sweep(done, teacher, blobs, config, val):
+    folder, _ = done
+    labels = val[1].copy()
+    labels[3] = 1 - labels[3]
+    with pytest.raises(core.ConfigError, match="data"):
+        list(core.iter_sweep(teacher, *blobs(), KS, config, val=(val[0], labels), folder=folder))
+
+
+def test_which_to_take_where_nothing_could_be_found():
+    rows = [core.Tradeoff("", k, 1, 1, iou, 0.0, 1.0) for k, iou in ((1, math.nan), (2, 0.5), (4, 0.6))]
+    assert core.smallest_within(rows, 0.2).k == 2
+    assert core.smallest_within(rows[:1]).k == 1

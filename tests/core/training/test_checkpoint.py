@@ -239,3 +239,40 @@ def test_a_training_that_was_taken_for_dead_writes_nothing(blobs, quick, tmp_pat
     with one_line(core.OutputError, str(out), "process 1 on node7 has taken over"):
         list(events)
     assert [path.name for path in tmp_path.iterdir()] == [lock.name]
+
+
+@pytest.mark.parametrize("z", [1, 3])
+def test_closed_and_gone_on_with_after_a_stroke(blobs, quick, tmp_path, z):
+    """On a slice that had strokes, and on one that had none: the best model is written, and the data are the same."""
+    raw, full = blobs((4, 32, 32))
+    labels, out, edited = np.zeros_like(full), tmp_path / "m.safetensors", []
+    labels[1, :, :12] = full[1, :, :12] + 1
+    config = quick(k=2, depth=2, steps=40, validations=4, batch=4, ignore=0, val_share=0)
+
+    def changed():
+        these, edited[:] = edited[:], []
+        return these
+
+    events = core.iter_train(raw, labels, config, out=out, edited=changed)
+    for event in events:
+        if isinstance(event, core.Validated) and event.step == 30:
+            assert event.iou > 0.3
+            labels[z, :, 12:20] = full[z, :, 12:20] + 1
+            edited.append(z)
+        if isinstance(event, core.Stepped) and event.step == 32:
+            break
+    events.close()
+    assert core.load_model(out).summary["validation"]["step"] <= 30
+    resumed = list(core.iter_train(raw, labels, config, out=out, resume=True))
+    assert resumed[0].step == 32
+    assert resumed[0].labelled_slices == tuple(sorted({1, z}))
+
+
+def test_memory_is_part_of_what_is_gone_on_with(blobs, settings, tmp_path, one_line):
+    """It decides which windows are learnt from."""
+    out = tmp_path / "m.safetensors"
+    events = core.iter_train(*blobs(), settings, out=out)
+    next(events)
+    events.close()
+    with one_line(core.ConfigError, "memory"):
+        list(core.iter_train(*blobs(), replace(settings, memory=0.001), out=out, resume=True))

@@ -6,12 +6,14 @@ import functools
 import math
 import time
 from itertools import pairwise
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
 from napari_kdunet import core
+from napari_kdunet.core.training import trainer
 from napari_kdunet.core.training.trainer import Trainer
 
 
@@ -454,3 +456,25 @@ def test_an_image_that_shows_nothing_is_named(blobs, quick, one_line):
     _, labels = blobs()
     with one_line(core.VolumeError, "flat.tif", "shows nothing"):
         core.train(core.open_volume(np.full(labels.shape, 7, np.uint8), name="flat.tif"), labels, quick())
+
+
+@pytest.mark.parametrize("seconds", [2.0, 5.0, 7.0, 30.0])
+def test_a_validation_longer_than_the_time_between_two_leaves_time_to_train(blobs, quick, monkeypatch, seconds):
+    """A step of one second, a validation due every six: what falls due while one takes place is done with it."""
+    clock, losses, score = [0.0], Trainer._losses, Trainer._score
+
+    def takes(seconds, of):
+        def timed(*arguments):
+            clock[0] += seconds
+            return of(*arguments)
+
+        return timed
+
+    monkeypatch.setattr(trainer, "time", SimpleNamespace(perf_counter=lambda: clock[0]))
+    monkeypatch.setattr(Trainer, "_losses", takes(1.0, losses))
+    monkeypatch.setattr(Trainer, "_score", takes(seconds, score))
+    config = quick(k=1, depth=1, steps=None, minutes=1, validations=10)
+    events = kinds(core.iter_train(*blobs((2, 32, 32)), config))
+    validated = [i for i, kind in enumerate(events) if kind == "Validated"]
+    assert len(validated) >= min(6, 60 / (seconds + 6))
+    assert all("Stepped" in events[one:other] for one, other in pairwise(validated))

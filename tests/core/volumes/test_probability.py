@@ -38,7 +38,7 @@ def test_probabilities_in_integers(dtype, width, seed, levels):
     np.testing.assert_allclose(read_probability(open_volume(stored), 2), stored[2] / most, atol=1e-6)
 
 
-@pytest.mark.parametrize("dtype", ["uint8", "uint16"])
+@pytest.mark.parametrize("dtype", ["uint8", "uint16", "int32", "int64", "uint64"])
 @pytest.mark.parametrize("values", [(0, 1), (0, "most"), (0, 7)])
 def test_masks(dtype, values):
     _, truth = blurred(1, 0.1)

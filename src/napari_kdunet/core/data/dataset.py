@@ -68,6 +68,10 @@ class Dataset:
         counts, _ = is_labelled(first.labels, z, config)
         volume = replace(first, slices=(z,) if counts else ())
         self.sampler.replace(z, load_blocks(volume, config, int(config.memory * 1e9))[0])
+        learnt = next((part for part in self.volumes if part.index == first.index and part.labels is not None), None)
+        if learnt is not None:
+            slices = tuple(sorted({*learnt.slices, z} if counts else {*learnt.slices} - {z}))
+            self.volumes = tuple(replace(part, slices=slices) if part is learnt else part for part in self.volumes)
         validation, *others = self.validations
         if validation.kind == "training slices":
             slices = tuple(sorted({block.z for block in self.sampler.labelled if block.volume.index == 0}))

@@ -31,8 +31,8 @@ def volume_fingerprint(volume: Volume, slices: Sequence[int], about: Any = "") -
 
 
 def data_fingerprint(*volumes: Volume) -> str:
-    """Fingerprints of volumes at the cost of one slice each, the middle one."""
-    return " ".join(volume_fingerprint(volume, [volume.shape[0] // 2]) for volume in volumes)
+    """Fingerprints of volumes, one behind the other."""
+    return " ".join(volume_fingerprint(volume, range(len(volume))) for volume in volumes)
 
 
 def teacher_fingerprint(teacher: Model | Volume) -> str:

@@ -63,7 +63,8 @@ class OnnxNetwork(UsualUNet, nn.Module):
         self._probe_seconds = 0.0
         self._process: LimitedNetwork | None = None
         self._lock = threading.Lock()
-        side = self._running(torch.get_num_threads()).side or (PROBE_SIDE, PROBE_SIDE)
+        process = self._running(torch.get_num_threads())
+        self._weights, side = process.parameters, process.side or (PROBE_SIDE, PROBE_SIDE)
         begin = time.perf_counter()
         self._image(np.zeros(side, np.float32))
         self._probe_seconds = (time.perf_counter() - begin) / (side[0] * side[1])
@@ -115,7 +116,7 @@ class OnnxNetwork(UsualUNet, nn.Module):
     @property
     def parameter_count(self) -> int:
         """Numbers in the file's weights."""
-        return self._running(torch.get_num_threads()).parameters
+        return self._weights
 
     def __getstate__(self) -> dict[str, Any]:
         """Without the process: a copy, here or elsewhere, starts its own."""

@@ -17,7 +17,7 @@ from torch import Tensor
 from napari_kdunet.core.config import TrainConfig
 from napari_kdunet.core.data.augmentation import change_appearance, random_warp, warp
 from napari_kdunet.core.data.teachers import TeacherOutput
-from napari_kdunet.core.volumes.labels import OUTLINE, outline_targets, target_probabilities
+from napari_kdunet.core.volumes.labels import OUTLINE, class_index, outline_targets, target_probabilities
 from napari_kdunet.core.volumes.neighbours import Neighbours
 from napari_kdunet.core.volumes.resampling import Grid
 from napari_kdunet.core.volumes.sample import standardised
@@ -89,7 +89,8 @@ class Block:
 def load_blocks(volume: TrainingVolume, config: TrainConfig, limit: int) -> tuple[list[Block], bool]:
     """Read the slices of a volume as blocks of at most `limit` bytes in all.
 
-    Where there is more, an even sample of the windows is taken; the second value says so.
+    Where there is more, an even sample of the windows is taken, of those in which something is labelled; the second
+    value says so.
     """
     grid = Grid.between(volume.raw.voxel_size[1:] if volume.raw.voxel_size else None, config.pixel_size)
     windows = [(z, y, x) for z in volume.slices for y, x in _windows(volume.raw.shape[1:], grid)]
@@ -99,11 +100,18 @@ def load_blocks(volume: TrainingVolume, config: TrainConfig, limit: int) -> tupl
         + (config.classes if volume.labels else 0)
         + (4 * (config.classes - 1) if volume.teacher else 0)
     )
-    keep = max(1, min(len(windows), int(limit / (each * max(pixels, default=1)))))
+    most = int(limit / (each * max(pixels, default=1)))
+    if len(windows) > most and volume.labels is not None and config.ignore is not None:
+        windows = [window for window in windows if _is_labelled(volume.labels, window, config)]
+    keep = max(1, min(len(windows), most))
     chosen = [windows[i * len(windows) // keep] for i in range(keep)] if windows else []
     read = cache(partial(_read_image, volume.raw, grid))
     blocks = [_read_block(volume, grid, config, read, *window) for window in chosen]
     return [block for block in blocks if block.area and (block.sites is None or len(block.sites))], keep < len(windows)
+
+
+def _is_labelled(labels: Volume, window: tuple[int, slice, slice], config: TrainConfig) -> bool:
+    return bool((class_index(labels.read(*window), config.label_classes, config.ignore) >= 0).any())
 
 
 def _windows(shape: tuple[int, ...], grid: Grid) -> Iterator[tuple[slice, slice]]:

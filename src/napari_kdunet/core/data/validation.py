@@ -162,7 +162,8 @@ def _hold_out(
     if labels is None:
         assert volume.teacher is not None
         return Validation(raw, _teacher_truth(volume.teacher), chosen, "teacher"), frozenset(held_out)
-    if held_out and any((class_index(labels.read(z), config.label_classes, config.ignore) > 0).any() for z in chosen):
+    index = [class_index(labels.read(z), config.label_classes, config.ignore) for z in chosen] if held_out else []
+    if any((each > 0).any() for each in index) and any((each == 0).any() for each in index):
         return Validation.against(raw, labels, chosen, config, "held-out slices"), frozenset(held_out)
     chosen = spaced(slices, config.val_slices)
     return Validation.against(raw, labels, chosen, config, "training slices"), frozenset()

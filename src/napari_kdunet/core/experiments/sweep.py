@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 from collections.abc import Iterator, Sequence
@@ -11,8 +12,8 @@ from typing import Any
 
 from napari_kdunet.core.config import DistillConfig
 from napari_kdunet.core.data.fingerprint import data_fingerprint, teacher_fingerprint
-from napari_kdunet.core.data.splits import hold_out
-from napari_kdunet.core.errors import ConfigError
+from napari_kdunet.core.data.splits import hold_out, labelled_slices
+from napari_kdunet.core.errors import ConfigError, UnlabelledError
 from napari_kdunet.core.experiments.run_store import iter_once, load_record, save_record
 from napari_kdunet.core.files import make_folder
 from napari_kdunet.core.metrics import evaluate
@@ -20,7 +21,7 @@ from napari_kdunet.core.networks.model import Model, ModelLike, load_model
 from napari_kdunet.core.prediction.predict import predict
 from napari_kdunet.core.training.events import Event
 from napari_kdunet.core.training.train import iter_distill
-from napari_kdunet.core.volumes.volume import open_pair, open_volume
+from napari_kdunet.core.volumes.volume import Volume, open_pair, open_volume
 
 __all__ = ["Tradeoff", "iter_sweep", "measure", "smallest_within"]
 
@@ -43,16 +44,26 @@ class Tradeoff:
 
 
 def measure(
-    name: str, path: Path, raw: Any, labels: Any, *, device: str = "auto", threads: int | None = None
+    name: str,
+    path: Path,
+    raw: Any,
+    labels: Any,
+    *,
+    slices: Sequence[int] | None = None,
+    ignore: int | None = None,
+    device: str = "auto",
+    threads: int | None = None,
 ) -> Tradeoff:
-    """Score the model at `path` on a labelled volume (ZYX) and time its prediction, slice by slice.
+    """Score the model at `path` on a labelled volume (ZYX), or on some slices, and time its prediction of a slice.
+
+    `ignore` is as in `evaluate`.
 
     Raises
     ------
     InputError
         If the model or a volume cannot be used.
     """
-    model, volume = load_model(path), open_volume(raw)
+    model, volume, truth = load_model(path), open_volume(raw), open_volume(labels)
     lazy = predict(model, volume, device=device, threads=threads)
     lazy[0].compute()  # the first call sets things up
     seconds = []
@@ -60,7 +71,9 @@ def measure(
         begin = time.perf_counter()
         lazy[z].compute()
         seconds.append(time.perf_counter() - begin)
-    scores = evaluate(lazy, labels, threshold=model.threshold)
+    if slices is not None:
+        lazy, truth = lazy[list(slices)], open_volume(truth.data[list(slices)], name=truth.name)
+    scores = evaluate(lazy, truth, threshold=model.threshold, ignore=ignore)
     megapixels = volume.shape[1] * volume.shape[2] / 1e6
     description = model.describe()
     return Tradeoff(
@@ -101,7 +114,8 @@ def iter_sweep(
     config : DistillConfig, optional
         Settings of each student, but for k.
     val : pair of volumes, optional
-        Raw and labels to score on, whole; else the last quarter of the slices, which are then not learnt from.
+        Raw and labels to score on, whole; else what is labelled of the last quarter of the slices, which are then not
+        learnt from.
     folder : path
         Where models and scores are kept.
 
@@ -119,9 +133,11 @@ def iter_sweep(
         raise ConfigError(f"ks is {list(ks)}: give at least one k, and each once.")
     students = [replace(config or DistillConfig(), k=k) for k in ks]
     (raw, labels), test = hold_out(raw, labels) if val is None else (open_pair(raw, labels), open_pair(*val))
+    slices = None if val is not None else _labelled(test[1], students[0])
     teacher, folder = load_model(teacher), Path(folder)
     make_folder(folder)
-    shared = {"data": data_fingerprint(raw, labels, *test), "teacher": teacher_fingerprint(teacher)}
+    more = [open_volume(volume) for volume in unlabelled]
+    shared = {"data": data_fingerprint(raw, labels, *test, *more), "teacher": teacher_fingerprint(teacher)}
     for student in (None, *students):
         name = "teacher" if student is None else f"{student.k}-unet"
         path = folder / f"{name}.safetensors"
@@ -133,9 +149,18 @@ def iter_sweep(
             else:
                 yield from iter_once(path, metadata, _distilling(teacher, raw, labels, student, unlabelled))
             settings = students[0]
-            result = asdict(measure(name, path, *test, device=settings.device, threads=settings.threads))
+            how: dict[str, Any] = {"slices": slices, "ignore": settings.ignore}
+            result = asdict(measure(name, path, *test, **how, device=settings.device, threads=settings.threads))
             save_record(path, metadata, result)
         yield Tradeoff(**result)
+
+
+def _labelled(labels: Volume, config: DistillConfig) -> tuple[int, ...]:
+    try:
+        return labelled_slices(labels, replace(config, slices="auto"))
+    except UnlabelledError:
+        told = "has no foreground to score on: give a volume of its own for that."
+        raise UnlabelledError(f"{labels.name} {told}") from None
 
 
 def _distilling(teacher: Model, raw: Any, labels: Any, config: DistillConfig, unlabelled: Sequence[Any]) -> Any:
@@ -147,5 +172,6 @@ def _distilling(teacher: Model, raw: Any, labels: Any, config: DistillConfig, un
 
 def smallest_within(students: Sequence[Tradeoff], margin: float = 0.01) -> Tradeoff:
     """The student of the smallest k whose IoU is within `margin` of the best student's: which k to take."""
-    best = max(student.iou for student in students)
-    return min((s for s in students if s.iou >= best - margin), key=lambda student: student.k)
+    ious = [0.0 if math.isnan(student.iou) else student.iou for student in students]  # nothing found, nothing there
+    within = (student for student, iou in zip(students, ious, strict=True) if iou >= max(ious) - margin)
+    return min(within, key=lambda student: student.k)

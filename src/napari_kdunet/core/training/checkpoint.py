@@ -25,7 +25,7 @@ from napari_kdunet.core.writing.lock import TargetLock
 __all__ = ["Checkpointer", "Progress", "model_of", "other_settings", "resume_path"]
 
 #: Settings that say where a training runs and not what it does: they may change when it is resumed.
-_MAY_CHANGE = {"device", "threads", "memory", "patience"}
+_MAY_CHANGE = {"device", "threads", "patience"}
 _DATA = {"images", "labels", "teacher", "start"}  # in a state beside its settings
 _MOST_WORDS = 150  # characters about what differs
 
@@ -93,8 +93,8 @@ class Checkpointer:
         self.net, self.average, self.optimizer = net, average, optimizer
         self.about: dict[str, str] = {}
         self.best: Model | None = None
+        self.iou, self.collapsed, self._outdated = -1.0, True, False
         self._lock: TargetLock | None = None
-        self.forget_score()
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -125,13 +125,13 @@ class Checkpointer:
 
     def forget_score(self) -> None:
         """Let the next validation be the best so far: the labels that the best model was scored on have changed."""
-        self.iou, self.collapsed = -1.0, True
+        self._outdated = True
 
     def update_best(self, model: Model, iou: float, collapsed: bool) -> bool:
         """Keep a model if it is the best so far, and return whether it is; a collapsed one is worse than any other."""
-        better = self.best is None or (not collapsed, iou) > (not self.collapsed, self.iou)
+        better = self.best is None or self._outdated or (not collapsed, iou) > (not self.collapsed, self.iou)
         if better:
-            self.best, self.iou, self.collapsed = model, iou, collapsed
+            self.best, self.iou, self.collapsed, self._outdated = model, iou, collapsed, False
         return better
 
     @property
@@ -145,7 +145,7 @@ class Checkpointer:
         if self.out is None or self.group.rank or not self.resumable:
             return
         self._check_lock()
-        best: dict[str, Any] = {"iou": self.iou, "collapsed": self.collapsed}
+        best: dict[str, Any] = {"iou": -1.0 if self._outdated else self.iou, "collapsed": self.collapsed}
         if self.best is not None:
             best |= {"threshold": self.best.threshold, "summary": self.best.summary}
         tensors = {

@@ -197,8 +197,9 @@ class Trainer:
             curve = self.group.on_rank_zero(lambda: self._score(model))
             threshold = config.threshold or curve.best_threshold()
             iou = curve.iou(threshold)
-            while self._validation_is_due:  # one does for all that have fallen due: a step can be a large share
-                progress.validated += 1
+        self._agree_on_seconds()
+        while self._validation_is_due:  # one does for all that have fallen due, while it took place too
+            progress.validated += 1
         model = replace(model, threshold=threshold, summary=self._summary(curve, threshold))
         better = self.checkpoints.update_best(model, iou, curve.collapsed)
         progress.stale = 0 if better else progress.stale + 1
@@ -220,10 +221,14 @@ class Trainer:
         return schedule.validation_is_due(self.config, self._used, self.progress.validated)
 
     def _stop_reason(self) -> str:
-        """Why to stop now, or an empty string, by rank 0's clock; `TrainingError` on the others if it has stopped."""
+        """Why to stop now, or an empty string; `TrainingError` on the others if rank 0 has stopped."""
+        self._agree_on_seconds()
+        return schedule.stop_reason(self.config, self._used, self.progress.validated, self.progress.stale)
+
+    def _agree_on_seconds(self) -> None:
+        """Go by the clock of rank 0, so that all processes do the same."""
         with self.group.connected():
             self.progress.seconds = self.group.on_rank_zero(lambda: self.progress.seconds)
-        return schedule.stop_reason(self.config, self._used, self.progress.validated, self.progress.stale)
 
     @contextmanager
     def _active(self) -> Iterator[None]:

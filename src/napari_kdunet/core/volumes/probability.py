@@ -6,6 +6,8 @@
   those that differ are both above 0, or every fourth pair differs; or nothing is 0, and some are above the half.
 - Other integers: classes or instances; what is not 0 is foreground.
 
+Of integers of more bits, and of signed ones, the values are looked at only to tell a mask from classes or instances.
+
 Refused are those of which nothing is 0, as they have no background, and uint8 or uint16 of few values some of which are
 above the half: the classes, or instances, of some tool, or the coarse probabilities of another. So are those that look
 like probabilities of a smaller scale than their type's: per cent in uint8; up to 255, 1000 or 4095 in uint16.
@@ -13,6 +15,7 @@ like probabilities of a smaller scale than their type's: per cent in uint8; up t
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 from functools import partial
 from typing import Any, Literal, TypeAlias
@@ -27,6 +30,7 @@ from napari_kdunet.core.volumes.volume import Volume
 
 __all__ = ["above", "is_probability", "kind_of", "read_probability"]
 
+_BYTES = (np.uint8, np.uint16)  # types of integers that may be probabilities
 _SLICES = 8  # that are looked at
 _LEVELS = 16  # that classes may have, or instances of small numbers
 _NOISY = 1 / 4  # share of neighbours that differ, which is far more than in masks and labels
@@ -42,11 +46,11 @@ _known: WeakKeyDictionary[Volume, Kind] = WeakKeyDictionary()
 
 def is_probability(volume: Volume) -> bool:
     """Whether the values of a volume are probabilities, as `kind_of` says; else what is not 0 is foreground."""
-    return kind_of(volume) == "probability"
+    return (volume.dtype.kind == "f" or volume.dtype in _BYTES) and kind_of(volume) == "probability"
 
 
 def kind_of(volume: Volume) -> Kind:
-    """What the values of a volume mean; up to eight slices of uint8 and uint16 are looked at, once.
+    """What the values of a volume mean; up to eight slices of integers are looked at, once.
 
     Raises
     ------
@@ -55,13 +59,20 @@ def kind_of(volume: Volume) -> Kind:
     """
     if volume.dtype.kind in "fb":
         return "probability" if volume.dtype.kind == "f" else "mask"
-    if volume.dtype not in (np.uint8, np.uint16):
-        return "labels"
     if volume not in _known:
         count = min(_SLICES, len(volume))
-        chosen = [volume.read((2 * i + 1) * len(volume) // (2 * count)) for i in range(count)]
-        _known[volume] = _kind_by_values(chosen, volume.name)
+        chosen = (volume.read((2 * i + 1) * len(volume) // (2 * count)) for i in range(count))
+        _known[volume] = _kind_by_values([*chosen], volume.name) if volume.dtype in _BYTES else _mask_or_labels(chosen)
     return _known[volume]
+
+
+def _mask_or_labels(slices: Iterable[NDArray[Any]]) -> Kind:
+    """By whether there is one value beside 0."""
+    values = set[int]()
+    for each in slices:
+        shown = each[each != 0]
+        values |= {int(shown.min()), int(shown.max())} if shown.size else set()
+    return "mask" if len(values) == 1 else "labels"
 
 
 def _kind_by_values(slices: list[NDArray[Any]], name: str) -> Kind:

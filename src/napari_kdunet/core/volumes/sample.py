@@ -405,4 +405,4 @@ def _is_noise(read: ReadRows, mean: float, std: float, outside: Mask | None, sca
         pixels += int(np.count_nonzero(values))
         products = (values * values, values[:, 1:] * values[:, :-1], values[1:] * values[:-1])
         sums += [product.sum(dtype=np.float64) for product in products]
-    return bool(np.abs(sums[1:]).max() <= max(_UNLIKE, 4 / math.sqrt(pixels)) * sums[0])
+    return bool(np.abs(sums[1:]).max() <= max(_UNLIKE, 4 / math.sqrt(max(pixels, 1))) * sums[0])
