@@ -329,3 +329,25 @@ def test_another_image_starts_a_new_plot(bench, widget):
     bench.finish(widget)
     assert list(widget.view.curves.runs) == ["student"]
     assert [layer.name for layer in bench.viewer.layers] == ["em", "mito", "other"]
+
+
+def test_a_student_scored_by_its_teacher_is_not_compared_with_a_control_run(bench, widget):
+    labels = widget.labels_layer.value
+    widget.labels_layer.value = None
+    widget.view.start_button.click()
+    bench.finish(widget)
+    assert widget.view.score.text().startswith("Agreement IoU ")
+    widget.labels_layer.value = labels
+    widget.control_button.click()
+    bench.finish(widget)
+    assert list(widget.view.curves.runs) == ["control"]
+    assert widget.verdict_label.text() == ""
+
+
+def test_what_teaches_is_the_row_that_can_be_chosen(bench, widget, tmp_path):
+    probability = bench.viewer.add_image(np.zeros(bench.em.data.shape, np.float32), name="probability")
+    assert widget.teacher.enabled
+    widget.teacher_layer.value = probability
+    assert not widget.teacher.enabled
+    widget.teacher_layer.value = None
+    assert widget.teacher.enabled

@@ -80,6 +80,14 @@ def test_inverted_contrast_is_said_ticked_and_segmented(open_widget, qtbot, know
     assert (widget.segmentation.mask.data != (expected > 0.5)).mean() > 0.05, "the contrast as it is now"
 
 
+def test_what_was_found_of_one_image_is_not_taken_for_the_next(open_widget, qtbot, knowing):
+    viewer, widget = opened(open_widget, qtbot, "Segment", 255 - discs(TRUE))
+    text_after_find(qtbot, widget)
+    assert widget.inverted.value
+    widget.image.value = viewer.add_image(discs(TRUE), name="other")
+    assert not widget.inverted.value
+
+
 def test_inverted_contrast_is_said_where_a_teacher_would_see_it(open_widget, qtbot, knowing):
     _, widget = opened(open_widget, qtbot, "Distil student", 255 - discs(TRUE))
     assert text_after_find(qtbot, widget).endswith("As a teacher it would find little: invert the image first.")

@@ -626,3 +626,46 @@ def test_another_models_threshold_leaves_the_mask_alone(segment, tiny_model, qtb
     assert "threshold of 0.06 is what scored best" in widget.description.value, "one so far from a half is explained"
     qtbot.waitUntil(lambda: not widget.segmentation.is_busy)
     np.testing.assert_array_equal(viewer.layers["raw tiny mask"].data, before)
+
+
+def test_a_new_model_in_the_list_leaves_threshold_and_corrections(segment, em, tiny_model, qtbot):
+    """Each validation of a training adds or changes one."""
+    viewer, widget = segment
+    widget.start_button.native.click()
+    finished(qtbot, widget)
+    moved = round(tiny_model.threshold + 0.1, 3)
+    widget.threshold.value = moved
+    qtbot.waitUntil(lambda: not widget.segmentation.is_busy)
+    mask = viewer.layers["raw tiny mask"]
+    mask.data_setitem((np.full(9, 2), np.arange(9), np.arange(9)), 1)
+    before = mask.data.copy()
+    models.add("another", core.Model(core.KUNet(1), threshold=0.9))
+    qtbot.waitUntil(lambda: "another" in widget.model.choices)
+    widget.model.value = "tiny"
+    qtbot.waitUntil(lambda: widget.loaded is tiny_model)
+    read = []
+    models_read = widget._model_read
+    widget._model_read = lambda event: (models_read(event), read.append(event))
+    models.changed.emit()
+    qtbot.waitUntil(lambda: bool(read))
+    assert widget.threshold.value == pytest.approx(moved)
+    np.testing.assert_array_equal(mask.data, before)
+
+
+def test_what_a_stopped_segmentation_would_do_is_said(segment, em, qtbot, gate):
+    _, widget = segment
+    gate.hold()
+    widget.start_button.native.click()
+    gate.let(1)
+    qtbot.waitUntil(lambda: widget.bar.value() == 1)
+    widget.stop_button.native.click()
+    gate.release()
+    finished(qtbot, widget)
+    assert "Stopped: Segment volume goes on from here" in widget.status.text()
+    widget.inverted.value = True
+    assert "Stopped: Segment volume begins anew, as set now" in widget.status.text()
+    widget.inverted.value = False
+    assert "goes on from here" in widget.status.text()
+    models.add("another", core.Model(core.KUNet(1)))
+    widget.model.value = "another"
+    qtbot.waitUntil(lambda: "begins anew" in widget.status.text())

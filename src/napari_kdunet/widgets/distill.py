@@ -99,6 +99,7 @@ class DistillWidget(TrainingPanel):
         self.teacher.failed.connect(self.show_error)
         self.k.changed.connect(self._compare_sizes)
         self.teacher_file.changed.connect(self._compare_sizes)
+        self.teacher_layer.changed.connect(self._compare_sizes)
         self._compare_sizes()
 
     def job(self) -> Job:
@@ -122,7 +123,7 @@ class DistillWidget(TrainingPanel):
                     yield from _score(teacher, raw, labels, event, config)
 
         name, image = f"{raw.name} k{config.k} distilled", chosen_layer(self.image)
-        return Job("student", name, image, events, settings=_from_labels(config))
+        return Job("student", name, image, events, settings=(_from_labels(config), self.labels_layer.value))
 
     def control_job(self) -> Job:
         """Train the same student without the teacher; errors as in `job`."""
@@ -136,7 +137,7 @@ class DistillWidget(TrainingPanel):
             yield from run_in_process(core.iter_train, raw, labels, same)
 
         name, image = f"{raw.name} k{config.k} control", chosen_layer(self.image)
-        return Job("control", name, image, events, settings=same, is_control=True)
+        return Job("control", name, image, events, settings=(same, self.labels_layer.value), is_control=True)
 
     def on_event(self, event: Any) -> None:
         """Show the IoU of the teacher and the numbers of parameters."""
@@ -196,6 +197,7 @@ class DistillWidget(TrainingPanel):
         """Warn where the student would not be smaller than its teacher."""
         other = self.teacher_layer.value is not None or self.teacher_file.path is not None
         name = None if other else self.teacher.value
+        self.teacher.enabled = not other
         if (name, self.k.value) == self._compared:
             return
         self._compared = name, self.k.value

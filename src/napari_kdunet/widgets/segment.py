@@ -26,7 +26,7 @@ from napari_kdunet.widgets.shared.thread_worker import run
 if TYPE_CHECKING:
     import napari.viewer
 
-    from napari_kdunet.core import Model
+    from napari_kdunet.core import Model, PixelSizeSearch
 
 __all__ = ["SegmentWidget"]
 
@@ -59,6 +59,7 @@ class SegmentWidget(Panel):
     def __init__(self, napari_viewer: napari.viewer.Viewer) -> None:
         self.preview: Preview | None = None
         self.loaded: Model | None = None
+        self._is_found_inverted = False
         self.bar, self.status = QProgressBar(), wrapped_label()
         self.bar.setToolTip("Slices done, and of large slices tiles.")
         start = button(
@@ -127,7 +128,7 @@ class SegmentWidget(Panel):
         pixel_size = PixelSize(
             viewer, image, lambda: model.value, lambda: self.native, "“Inverted contrast” is ticked for that."
         )
-        pixel_size.found.connect(lambda search: setattr(inverted, "value", search.inverted))
+        pixel_size.found.connect(self._found)
         part = PartChoice(viewer, image)
         self.batch = BatchRows(viewer, lambda: self, self._recipe)
         rows = [image, part, pixel_size, model.with_buttons(), description, inverted, threshold, live, probability]
@@ -138,10 +139,13 @@ class SegmentWidget(Panel):
         return Recipe(self.model.model(), self.model.value, self.threshold.value, self.inverted.value)
 
     def _connect(self) -> None:
+        self.image.changed.connect(self._forget_found)
         self.image.changed.connect(lambda: self.model.reset_choices())
         self.image.changed.connect(self._show_preview)
         self.image_pixel_size.changed.connect(self._show_preview)
         self.inverted.changed.connect(self._show_preview)
+        for choice in (self.image, self.image_pixel_size, self.inverted):
+            choice.changed.connect(lambda: self._update())
         self.model.changed.connect(self._read_model)
         self.model.failed.connect(self.show_error)
         self.threshold.changed.connect(self._threshold_changed)
@@ -149,6 +153,14 @@ class SegmentWidget(Panel):
         self.show_probability.changed.connect(self.segmentation.show_probability)
         self.segmentation.changed.connect(self._update)
         self.viewer.layers.events.removed.connect(self._layer_removed)
+
+    def _found(self, search: PixelSizeSearch) -> None:
+        self.inverted.value = self._is_found_inverted = search.inverted
+
+    def _forget_found(self) -> None:
+        """What was found of one image says nothing of the next."""
+        if self._is_found_inverted:
+            self.inverted.value = self._is_found_inverted = False
 
     def _read_model(self, name: str | None) -> None:
         """Read the chosen model on a thread: a bundled one is a file, and the first one imports torch."""
@@ -168,9 +180,11 @@ class SegmentWidget(Panel):
         if name == self.model.value:  # the latest wins
             if self.loaded is None:
                 self.error_label.hide()  # of a model that could not be read
-            self.loaded = model
-            self.threshold.value = min(max(model.threshold, self.threshold.min), self.threshold.max)
+            is_new, self.loaded = model is not self.loaded, model
+            if is_new:  # else the list of models has changed, and the threshold may be the user's
+                self.threshold.value = min(max(model.threshold, self.threshold.min), self.threshold.max)
             self._show_preview()
+            self._update()
 
     def _model_failed(self, name: str, error: Exception) -> None:
         if name == self.model.value:
@@ -220,6 +234,11 @@ class SegmentWidget(Panel):
         if result is not None and result.model is self.loaded:  # that of another model is not for its mask
             self.segmentation.set_threshold(value)
 
+    def _goes_on(self) -> bool:
+        """Whether a start goes on with the slices that are missing."""
+        image, model = self.image.value, self.loaded
+        return image is not None and model is not None and self.segmentation.goes_on(image, model, self.inverted.value)
+
     def _update(self) -> None:
         """Show the progress."""
         segmentation, result = self.segmentation, self.segmentation.result
@@ -240,7 +259,7 @@ class SegmentWidget(Panel):
         if left is not None:
             text += f", {clock(left)} left"
         elif not segmentation.is_running and done < total:
-            text += ". Stopped: Segment volume goes on from here"
+            text += f". Stopped: Segment volume {'goes on from here' if self._goes_on() else 'begins anew, as set now'}"
         if result.lost.any():
             text += f".\nNo image at z = {format_slices(result.lost.nonzero()[0])}: background"
         if result.folder is not None:

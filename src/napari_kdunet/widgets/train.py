@@ -7,10 +7,11 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from magicgui.widgets import CheckBox, PushButton
+from napari.utils.notifications import show_info
 
 from napari_kdunet import core
 from napari_kdunet.widgets.shared.fields import Folding
-from napari_kdunet.widgets.shared.layers import chosen_layer, volume_of
+from napari_kdunet.widgets.shared.layers import chosen_layer, segmented_image, volume_of
 from napari_kdunet.widgets.shared.models import ModelChoice, models
 from napari_kdunet.widgets.shared.process_worker import run_in_process
 from napari_kdunet.widgets.training.check import Agreement, add_agreement, keep_strokes_aside, name_check
@@ -94,6 +95,9 @@ class TrainWidget(TrainingPanel):
         super().__init__(viewer, settings, input_rows(viewer, self.add_strokes, finds), [more], "Train")
         origin.failed.connect(self.show_error)
         origin.changed.connect(lambda name: settings.set_enabled(_SET_BY_MODEL, not name))
+        self._start: Any = None  # what the run starts from
+        self._given: Any = None  # the start that a run on this image has left
+        self.image.changed.connect(self._take_back_start)
         self.start_with(self.view.start_button, self.job)
         self.start_with(corrections.native, self.corrections_job)
 
@@ -143,11 +147,14 @@ class TrainWidget(TrainingPanel):
     def corrections_job(self) -> Job:
         """Train the model whose mask the user has corrected on the corrected slices; errors as in `job`."""
         mask, result = corrected_mask(self.viewer)
-        image = chosen_layer(self.image)
+        image = segmented_image(mask) or chosen_layer(self.image)
         raw, earlier = volume_of(image), None
-        chosen = self.labels_layer.value
+        chosen, of_another = self.labels_layer.value, image is not self.image.value
         if chosen not in (None, mask) and result_of_objects(chosen) is not result:  # no earlier labels, but its own
-            raw, earlier = volumes(self.image, self.labels_layer)
+            if of_another:
+                show_info(f"{mask.name} is of {image.name}: the labels {chosen.name}, of another image, do not count.")
+            else:
+                raw, earlier = volumes(self.image, self.labels_layer)
         raw = core.open_volume(raw, invert=result.inverted)  # as the model has seen it
         config, origin, keep = self.config().going_on(), self._origin(), self.keep.value
         results = results_of_image(self.viewer, mask)
@@ -165,7 +172,24 @@ class TrainWidget(TrainingPanel):
         elif isinstance(event, Agreement):
             self.view.show_agreement(event.iou)
         elif isinstance(event, core.Validated) and self._job is not None and self._job.run != "training":
-            self.origin.value = self.model_name
+            self._leave_start()
+
+    def _leave_start(self) -> None:
+        """Let the next run start from this one's model, unless the user has chosen another start meanwhile."""
+        assert self._job is not None
+        if self.origin.value == self._start and self._job.image is self.image.value:
+            self._start = self._given = self.origin.value = self.model_name
+
+    def _take_back_start(self) -> None:
+        """On another image nobody has chosen to start from the model of this one."""
+        if self._given and self.origin.value == self._given:
+            self.origin.value = None
+        self._given = ""
+
+    def start(self, make_job: Callable[[], Job] | None = None) -> None:
+        """As of all panels that train; remember what the run starts from."""
+        self._start = self.origin.value
+        super().start(make_job)
 
     def _origin(self) -> Callable[[], Model | None]:
         """A function that reads the model to start from; for the worker thread, as the first one imports torch."""

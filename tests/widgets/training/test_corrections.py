@@ -194,7 +194,7 @@ def test_earlier_labels_of_another_shape_are_notified(bench, segmented, notified
     train.corrections_button.native.click()
     bench.finish(train)
     assert len(notified) == 2
-    assert "corrected labels have shape (8, 96, 96), but their image cut em has shape (8, 80, 96)" in notified[1]
+    assert notified[1] == "em tiny mask is of em: the labels cut, of another image, do not count."
     bench.assert_ready(train)
 
 
@@ -251,3 +251,32 @@ def test_corrected_objects_are_learnt_from(bench, segmented, objects, notified):
     assert np.array_equal(layer.data, found)
     assert np.array_equal(mask.data, before)
     assert notified == []
+
+
+def test_corrections_are_of_the_image_of_their_mask(bench, segmented, notified):
+    """Another image of that shape is chosen above, with labels of its own."""
+    train, _, mask = segmented
+    correct(mask, bench.mito.data, 4)
+    other = bench.viewer.add_image(np.zeros_like(bench.em.data), name="other", **WORLD)
+    train.image.value = other
+    bench.viewer.layers.selection.active = mask
+    train.corrections_button.native.click()
+    bench.finish(train)
+    model = models.get("em corrected")
+    assert model.summary["labelled_slices"] == [4]
+    assert notified[0] == "em tiny mask is of em: the labels mito, of another image, do not count."
+    assert train.origin.value is None, "that is no start for the other image"
+
+
+def test_a_start_that_a_run_has_left_is_for_its_image_alone(bench, segmented):
+    train, _, mask = segmented
+    correct(mask, bench.mito.data, 4)
+    train.corrections_button.native.click()
+    bench.finish(train)
+    assert train.origin.value == "em corrected"
+    other = bench.viewer.add_image(bench.em.data, name="other", **WORLD)
+    train.image.value = other
+    assert train.origin.value is None
+    train.origin.value = "tiny"
+    train.image.value = bench.em
+    assert train.origin.value == "tiny", "what the user has chosen stays"

@@ -177,3 +177,14 @@ def test_removing_the_strokes_or_closing_meanwhile_breaks_nothing(bench, live, s
     bench.viewer.close()
     assert notified == []
     assert models.session_names() == ["em live"]
+
+
+def test_a_start_that_is_chosen_meanwhile_stays(bench, live, strokes, tiny_model):
+    models.add("start", core.Model(tiny_model.net, pixel_size=20.0))
+    paint_truth(strokes, bench.mito.data, 2)
+    live.view.start_button.click()
+    bench.wait_for(live, "live", steps=1, validations=1)
+    live.origin.value = "start"
+    bench.wait_for(live, "live", steps=2, validations=3)
+    bench.stop(live)
+    assert live.origin.value == "start"

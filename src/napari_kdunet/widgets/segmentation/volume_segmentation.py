@@ -24,6 +24,7 @@ from napari_kdunet.widgets.shared.layers import (
     one_colour,
     segmented_image,
     volume_of,
+    voxel_size_of,
 )
 from napari_kdunet.widgets.shared.preview import close_previews
 from napari_kdunet.widgets.shared.thread_worker import EventWorker, run
@@ -114,12 +115,10 @@ class VolumeSegmentation(QObject):
             return
         volume = volume_of(image)
         result = self.result
-        seen = (data_of(image), volume.voxel_size, inverted)
-        same = self._image == image and self._seen[0] is seen[0] and self._seen[1:] == seen[1:]
-        if result is None or not same or result.model is not model or result.done.all():
+        if result is None or not self.goes_on(image, model, inverted):
             self._make_room(image)
             result = Result(model, volume.shape, threshold, inverted=inverted)
-            self.result, self._image, self._seen = result, image, seen
+            self.result, self._image, self._seen = result, image, _seen(image, inverted)
             self._name = name if name.startswith(image.name) else f"{image.name} {name}"
             self._add_mask()
         self._moved()
@@ -133,6 +132,12 @@ class VolumeSegmentation(QObject):
             owner=self.owner,
         )
         self.changed.emit()
+
+    def goes_on(self, image: Any, model: Model, inverted: bool) -> bool:
+        """Whether a start with these would go on with the slices that are missing, rather than begin anew."""
+        result, seen = self.result, _seen(image, inverted)
+        same = self._image == image and self._seen[0] is seen[0] and self._seen[1:] == seen[1:]
+        return result is not None and same and result.model is model and not result.done.all()
 
     def stop(self) -> None:
         """Stop after the current tile; what is done so far stays."""
@@ -241,6 +246,11 @@ class VolumeSegmentation(QObject):
         elif self.probability is not None and event.value == self.probability:
             self.probability = None
             self.changed.emit()
+
+
+def _seen(image: Any, inverted: bool) -> tuple[Any, ...]:
+    """Pixels, voxel size and contrast that a model sees."""
+    return data_of(image), voxel_size_of(image), inverted
 
 
 def _is_painted_on(mask: Labels) -> bool:

@@ -118,15 +118,16 @@ class RunView(QWidget):
         self.status.setText(f"{where}: {counted(len(event.labelled_slices), 'labelled slice')}")
         if event.unlabelled_slices:
             self.status.setText(f"{self.status.text()}, {event.unlabelled_slices} without labels")
-        kinds = {
+        shown = {
             "held-out slices": counted(len(event.val_slices), "held-out slice"),
             "training slices": "training slices, none held out",
             "given volume": counted(len(event.val_slices), "earlier slice"),
             "teacher": "agreement with the teacher",
             STROKES: STROKES,
         }
-        self._validated_on = kinds.get(event.validated_on, event.validated_on)
-        self._kind = {"training slices": "training", STROKES: "check"}.get(event.validated_on, "validation")
+        self._validated_on = shown.get(event.validated_on, event.validated_on)
+        kinds = {"training slices": "training", STROKES: "check", "teacher": "agreement"}
+        self._kind = kinds.get(event.validated_on, "validation")
         self.curves.measure(f"{self._kind} IoU", shown=self._kind != "training")  # which is no score
         self.notes.setText("Note: " + " ".join(event.notes))
         self.notes.setVisible(bool(event.notes))

@@ -23,6 +23,7 @@ _TRAIN = {
 _DISTIL = {name: {"minutes": each["minutes"]} for name, each in _TRAIN.items()}
 _STUDENT = ("k", "tau", "lam", "bn")
 _FIRST = ("minutes", "steps", "k", "bn", "mode")  # of the folded ones
+_OF_THE_IMAGE = ("slices",)  # said of one image, and out of sight for the next: not kept for another session
 _HIDDEN = ("ignore", "volume_weights")  # as `sparse` says it; a panel trains on one image
 
 
@@ -60,7 +61,8 @@ class Settings:
         self.advanced = self._fold("Advanced", folded)
         self.advanced.append(button("Reset to defaults", "Set all settings to their defaults.", self.reset))
         self.reset()
-        restore(kind.__name__, self.widgets.values())
+        self._kept = [widget for name, widget in self.widgets.items() if name not in _OF_THE_IMAGE]
+        restore(kind.__name__, self._kept)
         self._edited()
         for widget in self.widgets.values():
             widget.changed.connect(self._edited)
@@ -124,7 +126,7 @@ class Settings:
 
     def _edited(self) -> None:
         """Store the values, and show which quality they are."""
-        save(self.kind.__name__, self.widgets.values())
+        save(self.kind.__name__, self._kept)
         values = {name: self.widgets[name].value for name in ("minutes", "k", "steps")}
         fits = [
             quality
