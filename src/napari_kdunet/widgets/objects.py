@@ -82,7 +82,10 @@ class ObjectsWidget(ProofreadingPanel):
                     self.live.value = False
                     self.viewer.add_layer(Labels(event, name=name, metadata={OBJECTS: session}, **grid))
 
-            self.background.run(work, take)
+            def lost() -> None:
+                session.stale = True
+
+            self.background.run(work, take, lost)
 
     def stop(self) -> None:
         """Stop what is under way in the background; there is no result then."""

@@ -37,10 +37,19 @@ class Background:
         self.owner, self.changed = owner, changed
         self.worker: EventWorker | None = None
         self._stop = Event()
+        self._on_lost: Callable[[], None] = lambda: None
 
     def stop(self) -> None:
         """Stop what is under way, at its next call of `check`."""
         self._stop.set()
+
+    def abandon(self) -> None:
+        """Stop what is under way as the owner is closed, which hears of its end no more."""
+        if self.worker is not None:
+            self.stop()
+            self.worker.stop()
+            self.worker = None
+            self._on_lost()
 
     def check(self, _: float = 0) -> None:
         """The progress callback of the work: raises where it has been stopped."""
@@ -55,6 +64,7 @@ class Background:
     ) -> None:
         """Run work; `on_lost` is called where an error or a stop has kept it from its end."""
         self._stop.clear()
+        self._on_lost = on_lost
         stopped = []
 
         def events() -> Iterator[Any]:
@@ -64,10 +74,12 @@ class Background:
                 stopped.append(True)
 
         def ended(error: Exception | None = None) -> None:
+            if worker is not self.worker:
+                return
             self.worker = None
             if error is not None or stopped:
                 on_lost()
             self.changed(error)
 
-        self.worker = run(events, on_event=on_event, on_done=ended, on_error=ended, owner=self.owner)
+        self.worker = worker = run(events, on_event=on_event, on_done=ended, on_error=ended, owner=self.owner)
         self.changed(None)

@@ -16,7 +16,7 @@ from skimage.segmentation import watershed
 
 from napari_kdunet.core import LabelsError, VolumeError
 from napari_kdunet.core.volumes.probability import read_probability
-from napari_kdunet.widgets.shared.layers import volume_of, voxel_size_of
+from napari_kdunet.widgets.shared.layers import OBJECTS, volume_of, voxel_size_of
 
 __all__ = [
     "add_object",
@@ -117,7 +117,7 @@ def cut_object(layer: Labels, line: Stroke) -> int:
 
 def _split(layer: Labels, box: tuple[slice, ...], parts: NDArray[np.int32]) -> int:
     """Make part 2 of an object in `box` one of its own; returns its id."""
-    new = int(_array(layer).max()) + 1
+    new = _free_id(layer)
     _write(layer, _shifted(np.nonzero(parts == 2), box), new)
     return new
 
@@ -139,7 +139,7 @@ def add_object(layer: Labels, source: Any, point: Point, threshold: float) -> in
     number = parts[tuple(p - part.start for p, part in zip(at, box, strict=True))]
     if not number:
         raise LabelsError("there is no foreground at that point: lower the threshold, or paint the object.")
-    new = int(data.max()) + 1
+    new = _free_id(layer)
     _write(layer, _shifted(np.nonzero(parts == number), box), new)
     return new
 
@@ -198,6 +198,12 @@ def _array(layer: Labels) -> NDArray[Any]:
     if not isinstance(layer.data, np.ndarray):
         raise LabelsError(f"{layer.name} is not in memory: save it, and open the file as an array, to correct it.")
     return layer.data
+
+
+def _free_id(layer: Labels) -> int:
+    """An id above all; of objects that were checked too, as undo brings them back."""
+    session = layer.metadata.get(OBJECTS)
+    return max(int(_array(layer).max()), *(() if session is None else session.checked), 0) + 1
 
 
 def _check_there(mask: NDArray[np.bool_]) -> None:

@@ -31,7 +31,7 @@ class Measured:
     Attributes
     ----------
     tiles : ndarray of uint32, (Z, tiles along Y, tiles along X)
-        A checksum of each tile of the ids.
+        A checksum of each tile of the ids; none where they are not in memory.
     voxel_size : tuple of float or None
         nm (Z, Y, X).
     raw, source : Any
@@ -55,15 +55,24 @@ class Measured:
                     tiles[z, i, j] = zlib.crc32(np.ascontiguousarray(pixels[y : y + _TILE, x : x + _TILE]).data)
         return cls(tiles, ids.voxel_size, raw, source)
 
+    @classmethod
+    def unread(cls, ids: Volume, raw: Any, source: Any = None) -> Measured:
+        """Of objects that are not in memory, which cannot be edited."""
+        return cls(np.zeros((0, 0, 0), np.uint32), ids.voxel_size, raw, source)
+
     def is_like(self, other: Measured) -> bool:
         """Whether the other was measured with the same."""
         mine, others = ((each.tiles.shape, each.raw, each.source) for each in (self, other))
-        size, other_size = (np.array(each.voxel_size or (0.0,) * 3) for each in (self, other))
-        return mine == others and bool(np.allclose(size, other_size))
+        return mine == others and self.has_size(other.voxel_size)
+
+    def has_size(self, voxel_size: VoxelSize | None) -> bool:
+        """Whether it was measured with this voxel size."""
+        size, other = (np.array(each or (0.0,) * 3) for each in (self.voxel_size, voxel_size))
+        return bool(np.allclose(size, other))
 
 
 class Measurement(NamedTuple):
-    """A table of `measure_objects`, and what the objects were then, if they are in memory."""
+    """A table of `measure_objects`, and what the objects were then."""
 
     table: pd.DataFrame
     measured: Measured | None
@@ -91,7 +100,8 @@ class Measuring:
     def measure(self, ids: Volume, progress: Callable[[float], object], *, in_memory: bool) -> Measurement:
         """Measure objects, those alone that have been edited where that is known; errors as of `core.measure`."""
         if not in_memory:
-            return Measurement(measure_objects(ids, self.raw, self.source, progress), None)
+            unread = Measured.unread(ids, None if self.raw is None else self.names[0])
+            return Measurement(measure_objects(ids, self.raw, self.source, progress), unread)
         raw, source = self.names
         sure = self.source is not None and self.source.shape == ids.shape and is_probability(self.source)
         now = Measured.of(ids, raw if self.raw is not None else None, source if sure else None)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, TypeVar
-from weakref import WeakSet
 
 import numpy as np
 import pandas as pd
@@ -16,6 +15,7 @@ from superqt.utils import qdebounced
 
 from napari_kdunet.core import LabelsError, ObjectsConfig, Volume, VolumeError
 from napari_kdunet.widgets.proofreading.background import Background
+from napari_kdunet.widgets.proofreading.layer_watch import LayerWatch
 from napari_kdunet.widgets.proofreading.measuring import Measurement, Measuring
 from napari_kdunet.widgets.proofreading.object_plot import ObjectPlot
 from napari_kdunet.widgets.proofreading.object_table import ObjectTable, features_of
@@ -48,7 +48,6 @@ if TYPE_CHECKING:
 __all__ = ["ProofreadingPanel"]
 
 W = TypeVar("W", bound=QWidget)
-_HISTORIES = ("_undo_history", "_redo_history")  # of a napari layer
 _NOT_OPEN = "is not open"
 _SETTLE_MS, _EDIT_MS = 300, 600
 _ROWS, _TABLE, _ROOM = 90, 200, 420  # pixels: of rows and of table or plot at least, of the panel with a table
@@ -84,8 +83,8 @@ class ProofreadingPanel(Panel):
         self.session = Session()
         self.selection: list[int] = []
         self._again = False
-        self._history = [0, 0]
-        self._watched: WeakSet[Labels] = WeakSet()
+        self._watch: LayerWatch | None = None
+        self._is_closed = False
         self._note = ""
         self.tools = Tools(lambda: (self._chosen_source(), self.threshold.value))
         self.bar, self.status, self.rows, self.plot = QProgressBar(), wrapped_label(), ObjectTable(), ObjectPlot(viewer)
@@ -100,6 +99,7 @@ class ProofreadingPanel(Panel):
         self._preview_soon = qdebounced(self._show_preview, timeout=_SETTLE_MS, parent=self.native)
         self._measure_soon = qdebounced(self._measure_again, timeout=_EDIT_MS, parent=self.native)
         self._connect()
+        self.native_parent_changed.connect(self._moved)
         self._update()
         for layer in reversed(viewer.layers):
             if OBJECTS in layer.metadata and self.layer is None:
@@ -110,6 +110,11 @@ class ProofreadingPanel(Panel):
         """The settings in the panel."""
         values = {name: getattr(self, name).value for name in SETTINGS}
         return ObjectsConfig(**{**values, "threshold": min(values["threshold"], 0.99)})
+
+    @property
+    def _is_there(self) -> bool:
+        """Whether the panel is neither closed nor destroyed."""
+        return isalive(self.native) and not self._is_closed
 
     @property
     def worker(self) -> EventWorker | None:
@@ -177,13 +182,25 @@ class ProofreadingPanel(Panel):
         self.plot.chosen.connect(self.select_all)
         self.tool.changed.connect(self._tool_changed)
         self.filter.changed.connect(lambda: self._filter())
+        self.raw.changed.connect(lambda: self._image_chosen())
+
+    def _moved(self, *_: Any) -> None:
+        """Let go of the layers when the dock of this panel is closed; take them up where it is docked again."""
+        self._is_closed = self.native.parent() is None
+        if self._is_closed:
+            self.background.abandon()
+            self._let_go()
+            self.live.value = False
+            self.preview.close()
+        elif self.layer is not None and self._watch is None:
+            self._take_up(self.layer)
 
     def _stepped(self, *_: Any) -> None:
-        if isalive(self.native):
+        if self._is_there:
             self._preview_soon()
 
     def _inserted(self, event: Any) -> None:
-        if not isalive(self.native):
+        if not self._is_there:
             return
         if OBJECTS in event.value.metadata:
             self._work_on(event.value)
@@ -191,14 +208,15 @@ class ProofreadingPanel(Panel):
             self._find_image()
 
     def _activated(self, event: Any) -> None:
-        if isalive(self.native) and event.value is not None and OBJECTS in event.value.metadata:
+        if self._is_there and event.value is not None and OBJECTS in event.value.metadata:
             self._work_on(event.value)
 
     def _removed(self, event: Any) -> None:
         if not isalive(self.native):
             return
         if event.value is self.layer:
-            self.layer, self.session = None, Session()
+            self._let_go()
+            self.layer, self.session, self._note = None, Session(), ""
             self._show_table()
         elif event.value is self.preview.layer:
             self.live.value = False
@@ -207,24 +225,34 @@ class ProofreadingPanel(Panel):
         """Show and correct the objects of a layer."""
         if layer is self.layer:
             return
+        self._let_go()
         self.layer, self.session = layer, layer.metadata[OBJECTS]
-        self.tools.first, self._note = None, ""
-        self._history = [len(getattr(layer, name, ())) for name in _HISTORIES]
-        if layer not in self._watched:
-            self._watched.add(layer)
-            layer.events.selected_label.connect(lambda: self._label_selected(layer))
-            for event in (layer.events.labels_update, layer.events.data):
-                event.connect(lambda: self._edited(layer))
-            layer.events.set_data.connect(lambda: self._drawn_again(layer))
-            layer.mouse_drag_callbacks.append(self._mouse)
-            layer.selected_label = self.session.selected
+        self.selection, self.tools.first, self._note = [], None, ""
         for name in SETTINGS:
             getattr(self, name).value = getattr(self.session.config, name)
         self._find_image()
+        self._take_up(layer)
+
+    def _take_up(self, layer: Labels) -> None:
+        """Follow the layer from now on, and measure what has changed in the meantime."""
+        self._watch = LayerWatch(
+            layer, edited=self._edited, selected=self._label_selected, resized=self._resized, mouse=self._mouse
+        )
+        layer.selected_label = self.session.selected
         self._tool_changed()
         self._show_table()
+        self._resized()
         if self.session.stale:
             self._measure_soon()
+
+    def _let_go(self) -> None:
+        """Follow the layer no more, and leave it as napari has it without a tool."""
+        if self._watch is not None:
+            layer = self._watch.layer
+            self.session.selected = int(layer.selected_label)
+            layer.mouse_pan = layer.mode == "pan_zoom"
+            self._watch.detach()
+            self._watch = None
 
     def _find_image(self) -> None:
         """Choose the image of the session, or say that it is not open."""
@@ -236,7 +264,8 @@ class ProofreadingPanel(Panel):
             where = f" ({image.path})" if image.path else ""
             self._note = f"The image {image.name}{where} {_NOT_OPEN}: press Open image to look for it."
         elif self.session.table is not None and "mean_grey" in self.session.table:
-            self.raw.value = found
+            with self.raw.changed.blocked():  # they are measured with it
+                self.raw.value = found
         self._update()
 
     def _tool_changed(self) -> None:
@@ -300,45 +329,63 @@ class ProofreadingPanel(Panel):
         return Measuring(self._image(), None if source is None else volume_of(source), names, last)
 
     def _take_table(self, session: Session, found: Measurement) -> None:
-        first, (session.table, session.measured) = session.table is None, found
+        first, before = session.table is None, set() if session.table is None else set(session.table["id"])
+        session.table, session.measured = found
+        if session.measured is not None:
+            session.image = session.measured.raw or session.image
+        session.checked -= before - set(session.table["id"])  # another object may get the id
         if session is self.session:
             self._show_table()
             if first:
                 self._make_room()
 
-    def _label_selected(self, layer: Labels) -> None:
-        if isalive(self.native) and self.layer is not None and layer is self.layer:
+    def _label_selected(self, *_: Any) -> None:
+        if self._is_there and self.layer is not None:
             number = int(self.layer.selected_label)
             if number not in self.selection[:1]:
                 self.select_all([number])
 
-    def _edited(self, layer: Labels) -> None:
-        if isalive(self.native) and layer is self.layer:
+    def _edited(self, *_: Any) -> None:
+        if self._is_there:
             self.session.stale = True
             self._changed()
             self._measure_soon()
 
-    def _drawn_again(self, layer: Labels) -> None:
-        """Take notice of an undo or redo: napari tells of them as it does of scrolling, but for its history."""
-        if isalive(self.native) and layer is self.layer:
-            history = [len(getattr(layer, name, ())) for name in _HISTORIES]
-            if history != self._history:
-                self._history = history
-                self._edited(layer)
+    def _resized(self, *_: Any) -> None:
+        """Measure again where the pixel size is another one than the objects were measured with."""
+        size, measured = None if self.layer is None else voxel_size_of(self.layer), self.session.measured
+        if size is not None and measured is not None and not measured.has_size(size):
+            self._edited()
+
+    def _image_chosen(self) -> None:
+        """Measure again with another image; an image of another shape is for another mask, and none changes nothing."""
+        if self.layer is None or not self._is_there:
+            return
+        with self.telling():
+            image, measured = self._image(), self.session.measured
+            fits = image is not None and image.shape == volume_of(self.layer).shape
+            if fits and (measured is None or measured.raw != Reference.of(self.raw.value)):
+                self._edited()
+            elif self.session.stale:
+                self._measure_soon()
 
     def _changed(self) -> None:
         self.session.saved = False
 
     def _measure_again(self) -> None:
         """Measure what has been corrected or painted, and hand it on to the mask that the objects are from."""
-        if self.layer is None or not self.session.stale:
+        if self.layer is None or not self.session.stale or not self._is_there:
             return
         if self.worker is not None:
             self._again = True
             return
-        session, corrections = self.session, self.session.corrections
-        session.stale = False
-        snapshot, measuring = Snapshot(self.layer), self._measuring(session, self._source_layer())
+        with self.telling():
+            self._begin_measuring(self.layer, self.session)
+
+    def _begin_measuring(self, layer: Labels, session: Session) -> None:
+        corrections, measuring = session.corrections, self._measuring(session, self._source_layer())
+        snapshot = Snapshot(layer)
+        session.stale = False  # once nothing keeps them from being measured
 
         def work() -> Iterator[Any]:
             ids = snapshot.read(self.background.check)
@@ -361,8 +408,8 @@ class ProofreadingPanel(Panel):
 
     def _mouse(self, layer: Labels, event: Any) -> Iterator[None]:
         """A click or a stroke with a tool."""
-        tool = self.tool.value if isalive(self.native) else "off"
-        if tool == "off" or layer is not self.layer or self.viewer.dims.ndisplay == 3:
+        tool = self.tool.value if self._is_there else "off"
+        if tool == "off" or self.viewer.dims.ndisplay == 3:
             return
         yield from iter_drag(layer, event, lambda points: self.stroke(points) if self._means(points) else None)
 
@@ -437,8 +484,8 @@ class ProofreadingPanel(Panel):
             getattr(self, name).enabled = self.layer is not None
         for name in ("next", "checks"):
             getattr(self, name).enabled = there
-        for name in ("export_button", "save_button"):
-            getattr(self, name).enabled = there and not busy
+        self.export_button.enabled = there and not busy
+        self.save_button.enabled = self.layer is not None and not busy
         self.image_button.visible = _NOT_OPEN in self._note
         text = []
         if self.table is not None:
@@ -448,6 +495,10 @@ class ProofreadingPanel(Panel):
             text.append(f"{total} objects{some}, {len(self.checked & set(self.table['id']))} checked{saved}.")
             if len(self.selection) > 1:
                 text.append(f"{len(self.selection)} selected.")
+        elif self.layer is not None and not busy:
+            text.append(
+                "They are not measured: press Save to measure and save them, or Find objects to find them anew."
+            )
         self.status.setText(" ".join([*text, self.tools.hint(self.tool.value), self._note]).strip())
 
 

@@ -12,7 +12,7 @@ from napari.layers import Image, Labels, Layer
 from napari_kdunet.core import ObjectsConfig
 from napari_kdunet.widgets.proofreading.tools import TOOLS
 from napari_kdunet.widgets.shared.fields import make_narrow, without_wheel
-from napari_kdunet.widgets.shared.layers import layer_choice, threshold_row
+from napari_kdunet.widgets.shared.layers import is_result, layer_choice, threshold_row
 from napari_kdunet.widgets.shared.panel import button, in_a_row
 from napari_kdunet.widgets.shared.pixel_size import PixelSize
 
@@ -46,8 +46,7 @@ def finding_rows(viewer: napari.viewer.Viewer, accepts: Callable[[Layer], bool])
         viewer,
         kind=Layer,
         accepts=accepts,
-        first=lambda layers: next((layer for layer in layers if isinstance(layer, Labels)), None),
-        sticky=False,
+        first=_mask_among,
         name="source",
         label="Mask",
         tooltip="Labels (what is not 0 is foreground), or probabilities, 0 to 1, as a floating-point image.",
@@ -64,6 +63,12 @@ def finding_rows(viewer: napari.viewer.Viewer, accepts: Callable[[Layer], bool])
     )
     live = CheckBox(name="live", text="Preview on the slice", tooltip="Show the objects of the slice on screen.")
     return [source, PixelSize(viewer, source), raw, threshold_row(source), *_settings(), live]
+
+
+def _mask_among(layers: list[Layer]) -> Layer | None:
+    """The topmost mask of *Segment*, else the topmost labels."""
+    masks = [layer for layer in layers if isinstance(layer, Labels)]
+    return next(iter(sorted(masks, key=is_result, reverse=True)), None)
 
 
 def _settings() -> list[Any]:

@@ -110,7 +110,7 @@ class Session:
     stale : bool
         Whether the objects have changed since they were measured.
     measured : Measured or None
-        What the objects were when `table` was made, and with what; not saved. None where they are not in memory.
+        What the objects were when `table` was made, and with what; not saved.
     corrections : MaskCorrections or None
         What hands corrections on to the mask that the objects were found in; not saved.
     """
@@ -240,10 +240,12 @@ def session_layers(path: str | Path, there: Iterable[Layer]) -> list[tuple[Any, 
     ids, session, options = read_session(path)
     flat = len(options["scale"]) == 2
     data: Any = np.asarray(ids) if ids.data.nbytes <= IN_MEMORY else ids.data
-    if isinstance(data, np.ndarray) and session.table is not None:
+    if session.table is not None:
         columns = {"mean_grey": session.image, "mean_probability": session.source}
         with_ = [of if name in session.table else None for name, of in columns.items()]
-        session.measured = Measured.of(open_volume(data, voxel_size=ids.voxel_size), *with_)
+        in_memory = isinstance(data, np.ndarray)
+        volume = open_volume(data, voxel_size=ids.voxel_size)
+        session.measured = Measured.of(volume, *with_) if in_memory else Measured.unread(volume, *with_)
     layers: list[tuple[Any, dict[str, Any], str]] = []
     image = session.image
     if image is not None and not any(image.is_of(layer) for layer in there):

@@ -75,13 +75,16 @@ class SlicePreview:
             yield found[z - first].compute(scheduler="synchronous")
 
         grid = grid_of(source)
-        self._worker = run(
-            find,
-            on_event=lambda ids: self._found(source, ids, grid, z),
-            on_done=self._ended,
-            on_error=lambda _: self._ended(),
-            owner=self.owner,
-        )
+
+        def found(ids: Any) -> None:
+            if worker is self._worker:  # else it was closed in the meantime
+                self._found(source, ids, grid, z)
+
+        def ended(_: Any = None) -> None:
+            if worker is self._worker:
+                self._ended()
+
+        self._worker = worker = run(find, on_event=found, on_done=ended, on_error=ended, owner=self.owner)
 
     def close(self) -> None:
         """Remove the layer, and forget what is being found."""
