@@ -1,10 +1,11 @@
 """Train the bundled generalists, `mito-*`, on all sources, and put them into the package.
 
-    python scripts/generalist.py DATA --out DIR [--students 2:20000,4:16000,1:20000] [--seed 0] [--bundle]
+    python scripts/generalist.py DATA --out DIR [--seed 0] [--bundle]
 
 DATA is a folder as `benchmarks/generality.py` takes it. A 16-Unet learns from the labels of all three sources in the
 stages of `STAGES`, each from the best model of the one before: from the third on beside a family of synthetic tissues,
-too. The students learn from it alone (`--mode soft --tau 1`), the labels choosing model and threshold. One core.
+too. After the last two the students learn from it alone (`--mode soft --tau 1`), the labels choosing model and
+threshold; after the last all but the 1-Unet go on from what they were. One core.
 Trainings go on where they were stopped; what is done is not done again. With --bundle the models are put into the
 package, in half precision.
 """
@@ -13,7 +14,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +25,12 @@ from napari_kdunet import core
 ROOT = Path(__file__).parents[1]
 sys.path.append(str(ROOT / "benchmarks"))
 from bundle import PACKAGE, scored  # noqa: E402
-from generality import ARMS, SBEM, SOURCES, Pairs, calibrated, learnt_from, trained  # noqa: E402  (those of the benchmark)
+from generality import ARMS, SBEM, SOURCES, calibrated, learnt_from, trained  # noqa: E402  (those of the benchmark)
 
 
 @dataclass(frozen=True)
 class Stage:
-    """A training of the teacher."""
+    """A training of the teacher, and the lessons that it gives afterwards."""
 
     name: str
     steps: int
@@ -39,6 +40,8 @@ class Stage:
     synthetic: float = 0.0  # how often a patch is of the synthetic family, in parts of a source
     sbem: float = SBEM  # nm that a pixel of sbem is taken as: by two voxel sizes its mitochondria are of two sizes
     seed: int = 0  # added to the one that is given: a stage like the one before sees other patches
+    precision: str = core.TrainConfig.precision
+    students: dict[int, int] = field(default_factory=dict)  # steps of the lesson of each, by k
 
 
 TEACHER_K, FAMILY = 16, 48
@@ -48,7 +51,18 @@ STAGES = (
     Stage("second", 3500, 3e-3, ARMS["mild"], 10, sbem=10.0),
     Stage("third", 4200, 6e-3, ARMS["appearance"] | {"zoom": 0.7}, 12, synthetic=0.6, sbem=10.0),
     Stage("fourth", 3000, 4e-3, SHARP, 8, synthetic=0.4),
-    Stage(f"mito-{TEACHER_K}unet", 5000, 6e-3, SHARP, 20, synthetic=0.5, seed=1),
+    Stage("fifth", 5000, 6e-3, SHARP, 20, synthetic=0.5, seed=1, students={2: 20000, 4: 16000, 1: 20000}),
+    Stage(
+        "sixth",
+        12000,
+        6e-3,
+        SHARP,
+        20,
+        synthetic=0.5,
+        seed=2,
+        precision="bf16-mixed",
+        students={2: 12000, 4: 9000},
+    ),
 )
 DATA = {
     "volume": "EPFL CVLab hippocampus, FIB-SEM, 5 nm: z 48 to 164 of the public training volume; "
@@ -63,8 +77,9 @@ DATA = {
 }
 
 
-def name_of(k: int) -> str:
-    return f"mito-{k}unet"
+def name_of(k: int, stage: Stage = STAGES[-1]) -> str:
+    """Of the network with k channels after a stage; what comes of the last one is bundled."""
+    return f"mito-{k}unet" if stage is STAGES[-1] else f"{stage.name}-{k}unet"
 
 
 def halved(model: core.Model) -> core.Model:
@@ -80,7 +95,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data")
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--students", default="2:20000,4:16000,1:20000", help="K:STEPS with commas between")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--bundle", action="store_true", help="put them into the package")
     given = parser.parse_args()
@@ -88,16 +102,17 @@ def main() -> None:
     given.synthetic = FAMILY
     torch.set_num_threads(1)
     settings = {"batch": 2, "patch": 256, "threads": 1, "seed": given.seed}
-    model: core.Model | None = None
+    models: dict[int, core.Model] = {}
+    lessons = 0
     for stage in STAGES:
-        model = taught(given, stage, model, settings)
-    assert model is not None
-    models = {TEACHER_K: model}
-    pairs, held = learnt_from(SOURCES, given)
-    settings |= {"volume_weights": weights(STAGES[-1]), "validations": 20, **SHARP}
-    for k, steps in (map(int, each.split(":")) for each in given.students.split(",") if each):
-        path = given.out / f"{name_of(k)}.safetensors"
-        models[k] = student(models[TEACHER_K], pairs, held, path, k=k, steps=steps, **settings)
+        models[TEACHER_K] = taught(given, stage, models.get(TEACHER_K), settings)
+        pairs, held = learnt_from(SOURCES, given)
+        how = settings | {"seed": given.seed + lessons, "volume_weights": weights(stage), "validations": 20, **SHARP}
+        for k, steps in stage.students.items():
+            config = core.DistillConfig(mode="soft", tau=1.0, k=k, steps=steps, **how)
+            path = given.out / f"{name_of(k, stage)}.safetensors"
+            models[k] = trained(path, pairs, held, config, teacher=models[TEACHER_K], start=models.get(k))
+        lessons += bool(stage.students)
     for k, model in models.items() if given.bundle else ():
         path = calibrated(scored(halved(model), held), held).save(PACKAGE / f"{name_of(k)}.safetensors")
         print(f"{path.name}  {path.stat().st_size:,} bytes")
@@ -113,19 +128,15 @@ def taught(given: argparse.Namespace, stage: Stage, start: core.Model | None, se
         lr=stage.lr,
         validations=stage.validations,
         volume_weights=weights(stage) if stage.synthetic else "even",
+        precision=stage.precision,
         **{**settings, **stage.change, "seed": given.seed + stage.seed},
     )
-    path = given.out / f"{stage.name}.safetensors"
+    path = given.out / f"{name_of(TEACHER_K, stage)}.safetensors"
     return trained(path, pairs, held, config, start=start)
 
 
 def weights(stage: Stage) -> tuple[float, ...]:
     return (*(1.0 for _ in SOURCES), stage.synthetic)
-
-
-def student(by: core.Model, pairs: Pairs, held: Pairs, path: Path, **settings: Any) -> core.Model:
-    config = core.DistillConfig(mode="soft", tau=1.0, **settings)
-    return trained(path, pairs, held, config, teacher=by)
 
 
 if __name__ == "__main__":

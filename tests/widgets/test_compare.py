@@ -413,3 +413,95 @@ def test_what_has_no_objects_is_said(compare, probability, notified, qtbot):
     widget.sparse.value = True
     widget.objects_button.native.click()
     assert "untick" in widget.error_label.text()
+
+
+def sums(widget):
+    """Voxel counts of the whole volume, as of the comparison and as of the layers by now."""
+    predicted, true = (layer.data for layer in widget.live_comparison.layers)
+    return widget.live_comparison.total, core.evaluate(predicted, true).total
+
+
+def test_edits_of_many_slices_and_off_screen_undo_are_counted_again(compare, qtbot):
+    viewer, widget = compare
+    viewer.dims.set_current_step(0, 2)
+    widget.start_button.native.click()
+    finished(qtbot, widget)
+    guess, before = viewer.layers["guess"], widget.live_comparison.total
+    guess.data_setitem(np.nonzero(guess.data), 0)
+    qtbot.waitUntil(lambda: widget.live_comparison.total.tp == 0)
+    drawn(qtbot, widget)
+    counted, wanted = sums(widget)
+    assert counted == wanted != before
+    assert shown(widget)["Volume"]["IoU"] == 0
+    viewer.dims.set_current_step(0, 0)
+    guess.undo()
+    qtbot.waitUntil(lambda: widget.live_comparison.total == before)
+    truth = viewer.layers["truth"]
+    truth.fill((4, 0, 0), 1)  # off screen, of the reference
+    qtbot.waitUntil(lambda: widget.live_comparison.total != before)
+    counted, wanted = sums(widget)
+    assert counted == wanted
+
+
+class SlowLabels:
+    """Labels of which a slice is read at a time, each once the test lets it; counts them."""
+
+    def __init__(self, labels):
+        self.labels, self.read, self.may_read = labels, 0, threading.Semaphore(0)
+
+    def layer(self):
+        def block(block_info=None):
+            z = block_info[None]["array-location"][0][0]
+            if threading.current_thread() is not threading.main_thread():  # that of the viewer goes on
+                self.may_read.acquire(timeout=5)
+                self.read += 1
+            return self.labels[z : z + 1]
+
+        depth, *plane = self.labels.shape
+        chunks = ((1,) * depth, *((n,) for n in plane))
+        return da.map_blocks(block, chunks=chunks, dtype=self.labels.dtype, meta=np.empty((0, 0, 0), np.uint16))
+
+
+@pytest.fixture
+def slow_objects(open_widget):
+    """The widget, with objects that are read slowly as the prediction, and a few of its slices read."""
+    predicted, true = (np.repeat(each, 8, axis=0) for each in object_pair())
+    slow = SlowLabels(predicted)
+    viewer, widget = open_widget(NAME)
+    viewer.add_labels(true, name="truth")
+    viewer.add_labels(predicted, name="other")
+    viewer.add_labels(slow.layer(), name="slow")
+    widget.prediction.value, widget.reference.value = viewer.layers["slow"], viewer.layers["truth"]
+    yield viewer, widget, slow
+    slow.may_read.release(10_000)
+
+
+def test_stop_ends_the_comparison_of_objects(slow_objects, notified, qtbot):
+    _, widget, slow = slow_objects
+    widget.objects_button.native.click()
+    slow.may_read.release(2)
+    qtbot.waitUntil(lambda: slow.read > 1)
+    worker = widget.object_worker
+    with qtbot.waitSignal(worker.finished, timeout=20_000):
+        widget.stop_button.native.click()
+        assert widget.objects_button.enabled
+        slow.may_read.release(10_000)
+    assert slow.read < 2 * len(slow.labels) // 3, "it does not read the rest"
+    assert widget.objects.comparison is None
+    assert not widget.stop_button.enabled
+    assert notified == []
+
+
+def test_objects_of_a_pair_that_is_no_longer_chosen_are_not_shown(slow_objects, notified, qtbot):
+    viewer, widget, slow = slow_objects
+    widget.objects_button.native.click()
+    worker = widget.object_worker
+    with qtbot.waitSignal(worker.finished, timeout=20_000):
+        widget.prediction.value = viewer.layers["other"]
+        slow.may_read.release(10_000)
+    qtbot.waitUntil(lambda: widget.objects_button.enabled)
+    assert widget.objects.comparison is None
+    widget.objects_button.native.click()
+    qtbot.waitUntil(lambda: widget.object_worker is None, timeout=60_000)
+    assert widget.objects.comparison.scores.count == (4, 4)
+    assert notified == []

@@ -16,12 +16,14 @@ from napari_kdunet.widgets.comparison.comparison import write_csv
 from napari_kdunet.widgets.comparison.iou_profile import Profile
 from napari_kdunet.widgets.comparison.layer_pair import can_be_compared, default_pair
 from napari_kdunet.widgets.comparison.live_comparison import LiveComparison
-from napari_kdunet.widgets.comparison.object_errors import ObjectComparison, ObjectErrors, Place, iter_compare
+from napari_kdunet.widgets.comparison.object_errors import ObjectErrors, Place, iter_compare
 from napari_kdunet.widgets.comparison.overlay import LEGEND, Overlay
 from napari_kdunet.widgets.comparison.score_table import ScoreTable
+from napari_kdunet.widgets.segmentation.stopping import stoppable
 from napari_kdunet.widgets.shared.layers import chosen_layer, layer_choice, threshold_row, volume_of, warn_if_apart
 from napari_kdunet.widgets.shared.panel import Panel, button, in_a_row
-from napari_kdunet.widgets.shared.thread_worker import EventWorker, run
+from napari_kdunet.widgets.shared.thread_worker import EventWorker
+from napari_kdunet.widgets.training.edits import Edits
 
 if TYPE_CHECKING:
     import napari.viewer
@@ -58,9 +60,10 @@ class CompareWidget(Panel):
         start, results, objects = self._buttons()
         super().__init__(napari_viewer, self._rows(napari_viewer), [results, objects, self.pages], [start])
         self._fill_pages(results, objects)
-        self.live_comparison = LiveComparison(napari_viewer, self.native)
+        self.live_comparison = LiveComparison(napari_viewer, self.native, Edits)
         self.overlay = Overlay(napari_viewer)
         self.draw_soon = qthrottled(self._draw, timeout=_REDRAW_MS, parent=self.native)
+        self._show_overlay_soon = qthrottled(self._show_overlay, timeout=_REDRAW_MS, parent=self.native)
         self._start_again_soon = qdebounced(self.start, timeout=_SETTLE_MS, parent=self.native)
         self._connect()
         self._draw()
@@ -83,16 +86,21 @@ class CompareWidget(Panel):
                 raise LabelsError("choose two layers to compare: labels with a number for each object.")
             if self.sparse.value:
                 raise LabelsError("objects are compared in whole slices: untick “unpainted = not looked at”.")
-            prediction, reference = (volume_of(chosen_layer(choice)) for choice in (self.prediction, self.reference))
+            prediction, reference = (
+                stoppable(volume_of(chosen_layer(choice)), lambda: worker.stopped)
+                for choice in (self.prediction, self.reference)
+            )
             warn_if_apart(*layers)
             self._stop_objects()
-            self.object_worker = worker = run(
+            self._compared = layers
+            self.object_worker = worker = EventWorker(
                 lambda: iter_compare(prediction, reference),
-                on_event=lambda found: self._objects_compared(worker, layers, found),
-                on_done=lambda: self._objects_ended(worker),
-                on_error=lambda error: self._objects_ended(worker, error),
+                on_event=self.objects.show_comparison,
+                on_done=self._objects_ended,
+                on_error=self._objects_ended,
                 owner=self.native,
             )
+            worker.start()  # only now, as the work asks the worker whether to stop
         self._draw()
 
     def go_to_error(self, error: ObjectError, place: Place) -> None:
@@ -109,6 +117,7 @@ class CompareWidget(Panel):
         """Stop counting; the slices counted so far stay."""
         self.live_comparison.stop()
         self._stop_objects()
+        self._draw()
 
     def go_to_worst(self) -> None:
         """Go to the slice of the lowest IoU."""
@@ -206,21 +215,15 @@ class CompareWidget(Panel):
             self.pages.addTab(page, title)
         self.body.setStretch(self.body.indexOf(self.pages), 2)
 
-    def _objects_compared(self, worker: EventWorker, layers: tuple[Any, Any], found: ObjectComparison) -> None:
-        if worker is self.object_worker:
-            self._compared = layers
-            self.objects.show_comparison(found)
-
-    def _objects_ended(self, worker: EventWorker, error: Exception | None = None) -> None:
+    def _objects_ended(self, error: Exception | None = None) -> None:
         if error is not None:
             self.show_error(error)
-        if worker is self.object_worker:
-            self.object_worker = None
+        self.object_worker = None
         self._draw()
 
     def _stop_objects(self) -> None:
         if self.object_worker is not None:
-            self.object_worker.stop()
+            self.object_worker.drop()
             self.object_worker = None
 
     def _connect(self) -> None:
@@ -233,7 +236,7 @@ class CompareWidget(Panel):
         self.show_overlay.changed.connect(self._show_overlay)
         self.profile.clicked.connect(live.go_to)
         live.changed.connect(lambda: self.draw_soon())
-        live.edited.connect(lambda: self._show_overlay())
+        live.edited.connect(lambda: self._show_overlay_soon())
         live.replaced.connect(lambda: self._setting_changed())
         self.viewer.layers.events.removed.connect(self._layer_removed)
 

@@ -173,6 +173,65 @@ def test_taking_the_owner_out_of_its_window_stops_the_work(qtbot):
     owner.deleteLater()
 
 
+class Late:
+    """Work whose event, and whose end by an error if there is one, come only once the test lets them."""
+
+    def __init__(self, error=None):
+        self.error, self.begun, self.may_go = error, threading.Event(), threading.Event()
+
+    def events(self):
+        self.begun.set()
+        self.may_go.wait(5)
+        if self.error is not None:
+            raise self.error
+        yield "found"
+
+
+@pytest.mark.parametrize("error", [None, ValueError("a wrong value")])
+def test_what_a_removed_owner_would_have_been_told_is_not_told(qtbot, notified, error):
+    window, owner, late, told = QMainWindow(), QWidget(), Late(error), []
+    qtbot.addWidget(window)
+    window.setCentralWidget(owner)
+    worker = run(late.events, on_event=told.append, on_done=lambda: told.append(1), on_error=told.append, owner=owner)
+    qtbot.waitUntil(late.begun.is_set)
+    owner.setParent(None)
+    assert worker.stopped
+    with qtbot.waitSignal(worker.finished):
+        late.may_go.set()
+    assert told == []
+    owner.deleteLater()
+
+
+def test_an_event_on_its_way_does_not_reach_a_removed_owner(qtbot):
+    """It has left the thread, and waits for the GUI."""
+    window, owner, told, sent = QMainWindow(), QWidget(), [], threading.Event()
+    qtbot.addWidget(window)
+    window.setCentralWidget(owner)
+
+    def events():
+        yield "found"
+        sent.set()
+
+    worker = run(events, on_event=told.append, on_done=lambda: told.append("done"), owner=owner)
+    assert sent.wait(10)
+    with qtbot.waitSignal(worker.finished):
+        owner.setParent(None)
+    assert told == []
+    owner.deleteLater()
+
+
+def test_after_stop_the_event_under_way_is_told_and_after_drop_nothing(qtbot):
+    """A training that is stopped in a validation keeps that model."""
+    for end, wanted in (("stop", ["found", "done"]), ("drop", [])):
+        late, told = Late(), []
+        worker = run(late.events, on_event=told.append, on_done=lambda told=told: told.append("done"))
+        qtbot.waitUntil(late.begun.is_set)
+        getattr(worker, end)()
+        with qtbot.waitSignal(worker.finished):
+            late.may_go.set()
+        assert told == wanted
+
+
 def test_two_workers_at_once_do_not_mix(qtbot):
     first, second, done = [], [], []
     run(lambda: iter(range(100)), on_event=first.append, on_done=lambda: done.append(1))

@@ -1,4 +1,4 @@
-"""Compare two layers in the background, slice by slice, and compare a slice again when it is edited."""
+"""Compare two layers in the background, slice by slice, and compare slices again when they are edited."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from napari.layers import Labels
 from qtpy.QtCore import QObject, Signal
 from qtpy.QtWidgets import QWidget
 from superqt.utils import qdebounced
@@ -20,13 +21,13 @@ if TYPE_CHECKING:
 
 __all__ = ["LiveComparison"]
 
-_SETTLE_MS = 120  # without a further change before a slice is counted again
+_SETTLE_MS = 120  # without a further change before slices are counted again
 
 
 class LiveComparison(QObject):
     """Voxel counts (TP, FP, FN, TN) of two layers, slice by slice.
 
-    When the slice on screen changes, e.g. by painting, it is counted again.
+    After each change the slice on screen is counted again, and each one that was painted on, wherever it is.
 
     Parameters
     ----------
@@ -34,6 +35,8 @@ class LiveComparison(QObject):
         Whose layers are compared.
     owner : QWidget
         The workers stop when it is destroyed.
+    edits_of : callable
+        Makes, of the viewer and a labels layer, what tells which slices are painted on: `training.edits.Edits`.
 
     Attributes
     ----------
@@ -47,16 +50,18 @@ class LiveComparison(QObject):
     edited = Signal()  # the first slice is counted, or the counts of a slice have changed
     replaced = Signal()  # the data of a layer have been replaced
 
-    def __init__(self, viewer: napari.viewer.Viewer, owner: QWidget) -> None:
+    def __init__(self, viewer: napari.viewer.Viewer, owner: QWidget, edits_of: Callable[[Any, Labels], Any]) -> None:
         super().__init__(owner)
-        self.viewer, self.owner = viewer, owner
+        self.viewer, self.owner, self.edits_of = viewer, owner, edits_of
         self.comparison: Comparison | None = None
         self.slices: list[Confusion | None] = []
         self.layers: tuple[Any, ...] = ()
         self._worker: EventWorker | None = None
         self._slice_worker: EventWorker | None = None
         self._touched = False
-        self._count_soon = qdebounced(self._count_current, timeout=_SETTLE_MS, parent=self)
+        self._edits: list[Any] = []
+        self._stale: set[int] = set()  # painted on and not counted again yet; of the worker's thread
+        self._count_soon = qdebounced(self._count_again, timeout=_SETTLE_MS, parent=self)
         point, moved = viewer.dims.events.point, self._moved
         point.connect(moved)
         self.destroyed.connect(lambda: point.disconnect(moved))
@@ -71,7 +76,7 @@ class LiveComparison(QObject):
 
     @property
     def is_busy(self) -> bool:
-        """Whether slices are being counted, or one is about to be counted again."""
+        """Whether slices are being counted, or are about to be counted again."""
         return self._worker is not None or self._slice_worker is not None or self._touched
 
     @property
@@ -107,6 +112,7 @@ class LiveComparison(QObject):
         comparison = Comparison(volume_of(prediction), volume_of(reference), threshold, ignore)
         self.clear()
         self.comparison, self.slices, self.layers = comparison, [None] * len(comparison), (prediction, reference)
+        self._stale = set()
         self._watch()
         z = self.z
         self._worker = run(
@@ -140,8 +146,9 @@ class LiveComparison(QObject):
         for layer in self.layers:
             events = layer.events
             self._watched += [(events.set_data, self._touch), (events.data, self._replace)]
-            if hasattr(events, "labels_update"):
-                self._watched.append((events.labels_update, self._touch))
+            if isinstance(layer, Labels):
+                self._edits.append(self.edits_of(self.viewer, layer))
+                self._watched += [(events.labels_update, self._touch), (events.paint, self._touch)]
         for source, callback in self._watched:
             source.connect(callback)
 
@@ -149,8 +156,10 @@ class LiveComparison(QObject):
         for source, callback in self._watched:
             source.disconnect(callback)
         self._watched.clear()
+        self._edits = []
 
     def _replace(self, event: Any = None) -> None:
+        self._edits = []  # what is compared are the data of before
         self.replaced.emit()
 
     def _touch(self, event: Any = None) -> None:
@@ -161,23 +170,30 @@ class LiveComparison(QObject):
         if self.comparison is not None:
             self.changed.emit()
 
-    def _count_current(self) -> None:
+    def _count_again(self) -> None:
         comparison, z, self._touched = self.comparison, self.z, False
+        edits, stale = self._edits, self._stale
         if comparison is None or self._worker is not None:
             return
         if self._slice_worker is not None:  # the latest request wins, once that under way has ended
             self._touch()
             return
 
-        def count() -> Iterator[Confusion]:
-            yield comparison.confusion(z)
+        def count() -> Iterator[tuple[int, Confusion]]:
+            stale.update(changed for each in edits for changed in each.take())
+            stale.discard(z)
+            yield z, comparison.confusion(z)
+            # after another change that on screen comes first again, and then the rest
+            while stale and not self._touched and comparison is self.comparison:
+                yield (other := min(stale)), comparison.confusion(other)
+                stale.discard(other)
 
         def done(_: Any = None) -> None:
             self._slice_worker = None
 
         self._slice_worker = run(
             count,
-            on_event=lambda counts: self._counted(comparison, z, counts),
+            on_event=lambda event: self._counted(comparison, *event),
             on_done=done,
             on_error=done,
             owner=self.owner,

@@ -9,8 +9,9 @@ import numpy as np
 from qtpy.QtCore import Signal
 from qtpy.QtWidgets import QAbstractItemView, QTableWidgetItem, QVBoxLayout, QWidget
 
-from napari_kdunet.core import ObjectScores, Volume, score_objects
+from napari_kdunet.core import KDUNetError, ObjectScores, Volume, score_objects
 from napari_kdunet.core.objects.scores import ObjectError
+from napari_kdunet.widgets.segmentation.stopping import was_stopped
 from napari_kdunet.widgets.shared.panel import list_table, wrapped_label
 
 __all__ = ["ObjectComparison", "ObjectErrors", "Place", "find_places", "iter_compare"]
@@ -37,7 +38,20 @@ class ObjectComparison(NamedTuple):
 
 
 def iter_compare(prediction: Volume, reference: Volume) -> Iterator[ObjectComparison]:
-    """Yield the comparison of objects, once; an iterator for a thread. Errors as of `core.score_objects`."""
+    """Yield the comparison of objects, once; an iterator for a thread. Errors as of `core.score_objects`.
+
+    Nothing where the volumes are `stoppable` and reading them was stopped.
+    """
+    try:
+        found = _compare(prediction, reference)
+    except KDUNetError as error:
+        if not was_stopped(error):
+            raise
+    else:
+        yield found
+
+
+def _compare(prediction: Volume, reference: Volume) -> ObjectComparison:
     scores = score_objects(prediction, reference)
     errors = scores.errors()
     predicted = find_places(prediction, {i for error in errors for i in error.predicted})
@@ -48,7 +62,7 @@ def iter_compare(prediction: Volume, reference: Volume) -> Iterator[ObjectCompar
         parts = error.true if error.kind in ("merge", "missed") else error.predicted
         place, _ = min((of_parts[i] for i in parts), key=lambda each: each[1])  # of the smallest part
         found.append((error, place))
-    yield ObjectComparison(scores, found)
+    return ObjectComparison(scores, found)
 
 
 def find_places(volume: Volume, ids: Iterable[int]) -> dict[int, tuple[Place, int]]:

@@ -47,7 +47,7 @@ class Background:
         """Stop what is under way as the owner is closed, which hears of its end no more."""
         if self.worker is not None:
             self.stop()
-            self.worker.stop()
+            self.worker.drop()
             self.worker = None
             self._on_lost()
 
@@ -74,12 +74,10 @@ class Background:
                 stopped.append(True)
 
         def ended(error: Exception | None = None) -> None:
-            if worker is not self.worker:
-                return
             self.worker = None
             if error is not None or stopped:
                 on_lost()
             self.changed(error)
 
-        self.worker = worker = run(events, on_event=on_event, on_done=ended, on_error=ended, owner=self.owner)
+        self.worker = run(events, on_event=on_event, on_done=ended, on_error=ended, owner=self.owner)
         self.changed(None)

@@ -76,21 +76,19 @@ class SlicePreview:
 
         grid = grid_of(source)
 
-        def found(ids: Any) -> None:
-            if worker is self._worker:  # else it was closed in the meantime
-                self._found(source, ids, grid, z)
-
-        def ended(_: Any = None) -> None:
-            if worker is self._worker:
-                self._ended()
-
-        self._worker = worker = run(find, on_event=found, on_done=ended, on_error=ended, owner=self.owner)
+        self._worker = run(
+            find,
+            on_event=lambda ids: self._found(source, ids, grid, z),
+            on_done=self._ended,
+            on_error=lambda _: self._ended(),
+            owner=self.owner,
+        )
 
     def close(self) -> None:
         """Remove the layer, and forget what is being found."""
         self._next = self._outlines = None
         if self._worker is not None:
-            self._worker.stop()
+            self._worker.drop()
             self._worker = None
         layer, self.layer = self.layer, None
         if layer is not None and layer in self.viewer.layers:

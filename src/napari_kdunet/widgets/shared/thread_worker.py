@@ -73,11 +73,6 @@ class EventWorker(QObject):
 
     It belongs to its owner: when that is destroyed or removed from its window (a dock widget that is closed), the
     worker is stopped, and no callback is called any more.
-
-    Attributes
-    ----------
-    stopped : bool
-        Whether `stop` was called.
     """
 
     _orphans: ClassVar[set[EventWorker]] = set()  # workers without an owner, to keep them alive
@@ -96,8 +91,7 @@ class EventWorker(QObject):
     ) -> None:
         super().__init__(owner)
         self._on_event, self._on_done, self._on_error = on_event, on_done, on_error
-        self._failed = False
-        self.stopped = False
+        self._failed = self._dropped = False
         self._alive = True
         self._thread = thread = _Thread(_drive, make_events)
         thread.yielded.connect(self._handle_event)
@@ -110,6 +104,11 @@ class EventWorker(QObject):
         else:
             owner.destroyed.connect(thread.quit)
             owner.installEventFilter(self)
+
+    @property
+    def stopped(self) -> bool:
+        """Whether it was told to stop, or its owner has gone; the work may ask this on its thread."""
+        return bool(self._thread.abort_requested)
 
     @property
     def is_running(self) -> bool:
@@ -137,29 +136,34 @@ class EventWorker(QObject):
             self._thread._pause_requested = False
 
     def stop(self) -> None:
-        """Close the generator after the current event; then `on_done` is called."""
-        self.stopped = True
+        """Close the generator after the current event, which is told as well; then `on_done` is called."""
         self._thread.quit()
 
+    def drop(self) -> None:
+        """Stop, and call no callback any more: nobody wants what it finds."""
+        self._dropped = True
+        self.stop()
+
     def eventFilter(self, watched: QObject | None, event: QEvent | None) -> bool:
-        """Stop when the owner is removed from its window."""
+        """Drop the work when the owner is removed from its window."""
         moved = event is not None and event.type() == QEvent.Type.ParentChange
         if moved and watched is not None and watched.parent() is None:
-            self.stop()
+            self.drop()
         return False
 
     def _handle_event(self, event: Any) -> None:
-        self._on_event(event)
+        if not self._dropped:
+            self._on_event(event)
 
     def _handle_error(self, error: Exception) -> None:
         self._failed = True
         report(error)
-        if self._on_error is not None:
+        if self._on_error is not None and not self._dropped:
             self._on_error(error)
 
     def _handle_end(self, *_: Any) -> None:
         self._alive = False
-        if not self._failed and self._on_done is not None:
+        if not self._failed and self._on_done is not None and not self._dropped:
             self._on_done()
         self.finished.emit()
         self._orphans.discard(self)

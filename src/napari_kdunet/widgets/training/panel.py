@@ -172,6 +172,8 @@ class TrainingPanel(Panel):
         """Remove the preview when the dock of this panel is closed, and the process that waits for a start."""
         if self.native.parent() is None:
             release()
+            self.worker = None  # which is dropped with the panel
+            self.guard.leave()
             if self.preview is not None:
                 self.preview.close()
 
