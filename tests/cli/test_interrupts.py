@@ -197,7 +197,7 @@ def test_killed_prediction_is_gone_on_with(number, teacher, tmp_path):
     assert process.returncode == (130 if number == signal.SIGTERM else -number)
     assert not killed.exists()
     (note,) = run(*argv, killed).lines
-    done = re.fullmatch(r"note: going on after (\d+) slice(s?) that a killed run had written", note)
+    done = re.fullmatch(r"note: going on after (\d+) slice(s?) that an earlier run had written", note)
     assert done is not None
     assert (done[1] == "1") == (done[2] == "")  # it can be killed after a single one
     assert 0 < int(done[1]) < 600

@@ -222,7 +222,7 @@ def test_a_stopped_prediction_to_a_zarr_is_kept(number, data, expected):
     assert (other.code, "going on" in other.err) == (0, False)
     assert len(names(out.parent)) == 2
     again = run(*argv, "--overwrite")
-    assert (again.code, again.err) == (0, "note: going on after 4 slices that a killed run had written\n")
+    assert (again.code, again.err) == (0, "note: going on after 4 slices that an earlier run had written\n")
     np.testing.assert_array_equal(np.asarray(core.open_volume(out)), expected)
     assert names(out.parent) == ["mask.zarr"]
 

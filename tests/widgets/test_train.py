@@ -14,7 +14,6 @@ from napari_kdunet import core
 from napari_kdunet.widgets.shared.models import models
 from napari_kdunet.widgets.shared.notify import OUT_OF_MEMORY
 from napari_kdunet.widgets.train import TrainWidget
-from napari_kdunet.widgets.training.settings import Settings
 
 ENDLESS = {"steps": None, "minutes": 60.0, "validations": 10_000}
 
@@ -384,10 +383,3 @@ def test_settings_persist_from_one_launch_to_the_next(bench, widget):
     assert again is not widget
     assert again.config() == config
     widget.native.deleteLater()
-
-
-def test_the_slices_of_one_image_are_not_kept_for_another_session(qapp):
-    widgets = Settings(core.TrainConfig).widgets
-    widgets["slices"].value, widgets["lr"].value = (2, 3), 0.004
-    again = Settings(core.TrainConfig).config()
-    assert (again.slices, again.lr) == ("auto", pytest.approx(0.004))

@@ -227,15 +227,15 @@ def follow_slices(title: str, slices: Iterator[Written], count: int, *, resumabl
             task = bar.add_task(title, total=count)
             for i, (_, done) in enumerate(watched):
                 if done > 1 and i == 0:
-                    console.print(f"note: going on after {counted(done - 1, 'slice')} that a killed run had written")
+                    console.print(f"note: going on after {counted(done - 1, 'slice')} that an earlier run had written")
                 bar.update(task, completed=done)
     except (Interrupted, KeyboardInterrupt):
         kept = f"{done} of {count} slices are kept, and the same command goes on" if resumable and done else ""
         raise Interrupted(f"stopped: {kept or 'nothing was written'}.") from None
-    except KDUNetError:
-        if resumable and done:
-            console.print(f"note: {counted(done, 'slice')} of {count} are kept, and the same command goes on")
-        raise
+    except KDUNetError as error:
+        if not (resumable and done):
+            raise
+        raise type(error)(f"{error}; {done} of {count} slices are kept for the next run") from error
 
 
 @contextmanager

@@ -26,6 +26,8 @@ def test_what_is_taken_of_a_file_counts(tmp_path):
     ]
     assert cube[1].identity == cube[2].identity != cube[0].identity
     assert len({volume.identity for volume in parts}) == 4
+    skipping = open_volume(tmp_path / "a.npy", axes="ZYX", on_error="skip")
+    assert skipping.identity == cube[0].identity
 
 
 def test_a_file_that_was_written_again_is_another(tmp_path):

@@ -96,7 +96,8 @@ class Volume:
         """What a result that is to be gone on with depends on: name, date of the file, form and sample; no pixels."""
         date = newest(split_hdf5(self.name)[0])
         sample = (self.fill, self.sample and self.sample.identity, *["inverted"] * self.inverted)
-        return (self.name, self.selection, date, self.shape, str(self.dtype), self.voxel_size, sample)
+        taken = replace(self.selection, skip_unreadable=False)  # which changes no slice that can be read
+        return (self.name, taken, date, self.shape, str(self.dtype), self.voxel_size, sample)
 
     @property
     def data(self) -> da.Array:

@@ -33,16 +33,15 @@ class ProgressRecord:
 
     def __init__(self, folder: Path, key: str | None, runs: list[list[int]] | None = None) -> None:
         self.folder, self.key, self.runs = folder, key, runs or []
-        self._others: list[Path] = []
 
     @classmethod
     def adopt(cls, target: Path, temporary: Path, key: str | None) -> ProgressRecord:
         """Move the unfinished Zarr that a dead process left of the result `key` to `temporary`, if there is one.
 
-        Whatever else dead processes left of `target` is removed; unfinished Zarrs of other keys when this one is
-        complete. The caller holds the `TargetLock`; `target` and `temporary` are those of `files.replacing`.
+        Whatever else dead processes left of `target` is removed, except unfinished Zarrs of other keys. The caller
+        holds the `TargetLock`; `target` and `temporary` are those of `files.replacing`.
         """
-        best, others = cls(temporary, key), []
+        best = cls(temporary, key)
         for left, process in temporaries(Path(os.path.realpath(target))):
             if left == temporary or (process is not None and process.is_alive) or left.is_symlink():
                 continue
@@ -53,12 +52,9 @@ class ProgressRecord:
                 best, worse = (record, best) if len(record) > len(best) else (best, record)
                 if worse.folder != temporary:
                     remove(worse.folder)
-            else:
-                others.append(left)
         if best.folder != temporary:
             best.folder.rename(temporary)
             best.folder = temporary
-        best._others = others
         return best
 
     def __len__(self) -> int:
@@ -93,9 +89,7 @@ class ProgressRecord:
             self.folder.rename(self.folder.with_name(f"{stem}.part-kept-{owner}{self.folder.suffix}"))
 
     def finish(self) -> None:
-        """Remove the record and what killed processes left, in a complete Zarr and of others of its name."""
-        for left in self._others:
-            remove(left)
+        """Remove the record and the temporary files of killed processes from a complete Zarr."""
         temporaries = (*self.folder.glob(".*.part-*"), *self.folder.rglob("*.partial"))  # of `write_bytes`, and of zarr
         for left in (self.folder / _RECORD_NAME, *temporaries):
             left.unlink(missing_ok=True)
