@@ -26,8 +26,8 @@ from qtpy.QtCore import QEventLoop, Qt, QTimer
 from strokes import BRUSH, STROKES, strokes
 
 from napari_kdunet import core
+from napari_kdunet.widgets.shared.edits import Edits
 from napari_kdunet.widgets.shared.models import models
-from napari_kdunet.widgets.training.edits import Edits
 
 VNC_NM = (50.0, 4.6, 4.6)
 PAINTED = (2, 6, 10, 14)

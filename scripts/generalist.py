@@ -88,7 +88,6 @@ def main() -> None:
     parser.add_argument("--bundle", action="store_true", help="put them into the package")
     given = parser.parse_args()
     given.out.mkdir(parents=True, exist_ok=True)
-    given.synthetic = FAMILY
     torch.set_num_threads(1)
     settings = {"batch": 2, "patch": 256, "threads": 1, "seed": given.seed}
     models: dict[int, core.Model] = {}

@@ -16,36 +16,23 @@ from qtpy.QtWidgets import QFileDialog
 from napari_kdunet import core
 from napari_kdunet.widgets.proofreading.session import OBJECTS, read_session
 from napari_kdunet.widgets.proofreading.snapshot import Snapshot
+from objects_panel import boxes, settle
 
 GRID = {"scale": (40.0, 10.0, 10.0), "translate": (80.0, 0.0, 30.0), "units": ("nm",) * 3}
 
 
-def boxes():
-    """Two boxes with a neck between them, and one apart."""
-    mask = np.zeros((8, 60, 80), np.uint8)
-    mask[1:7, 5:25, 5:30] = mask[1:7, 5:25, 40:70] = mask[3:5, 13:17, 30:40] = 1
-    mask[1:7, 35:55, 10:40] = 1
-    return mask
-
-
 @pytest.fixture
 def wait(qtbot):
-    def until(panel):
-        qtbot.waitUntil(
-            lambda: panel.worker is None and panel.table is not None and not panel.session.stale and not panel._again,
-            timeout=120_000,
-        )
-
-    return until
+    return lambda panel: settle(panel, qtbot)
 
 
 @pytest.fixture
 def found(open_widget, wait, tmp_path):
     """Objects of an image in a file."""
-    tifffile.imwrite(tmp_path / "em.tif", boxes() * 50 + 20)
+    tifffile.imwrite(tmp_path / "em.tif", boxes(depth=8) * 50 + 20)
     viewer, panel = open_widget("Objects")
     viewer.open(tmp_path / "em.tif", plugin="napari", **GRID)
-    viewer.add_labels(boxes(), name="mask", **GRID)
+    viewer.add_labels(boxes(depth=8), name="mask", **GRID)
     panel.raw.value = viewer.layers["em"]
     panel.split.value, panel.min_diameter.value = 0.6, 110.0
     panel.start()
@@ -115,7 +102,7 @@ def test_saved_and_opened_as_it_was(found, open_widget, wait, tmp_path, drop):
     assert state(again) == before
     assert not again.error_label.isVisible()
     assert {layer.name for layer in again.viewer.layers} == {"em", "mask objects"}
-    assert np.asarray(again.viewer.layers["em"].data).tolist() == (boxes() * 50 + 20).tolist()
+    assert np.asarray(again.viewer.layers["em"].data).tolist() == (boxes(depth=8) * 50 + 20).tolist()
     again.layer.undo()  # and it can be corrected
     again.tool.value = "delete"
     again.click((4, 45, 20))
@@ -178,7 +165,7 @@ def test_edits_while_it_is_saved_are_not_in_it(found, wait, tmp_path):
 
 
 def test_a_snapshot_is_what_was_there_before_each_way_to_edit():
-    layer = Labels(boxes())
+    layer = Labels(boxes(depth=8))
     for edit in (
         lambda: layer.paint((4, 50, 70), 9),
         lambda: layer.fill((2, 10, 10), 7),
@@ -194,7 +181,7 @@ def test_a_snapshot_is_what_was_there_before_each_way_to_edit():
 
 
 def test_nothing_is_copied_at_once_but_what_is_edited():
-    layer = Labels(boxes())
+    layer = Labels(boxes(depth=8))
     snapshot = Snapshot(layer)
     layer.paint((4, 50, 70), 9)
     layer.data[3:6, 0, 0] = 77  # past napari's history
@@ -225,7 +212,7 @@ def test_an_image_that_has_moved_is_asked_for(found, open_widget, wait, tmp_path
     assert f"The image em ({tmp_path / 'em.tif'}) is not open: press Open image" in panel.status.text()
     assert "\n" not in panel.status.text()
     assert not panel.image_button.native.isHidden()
-    tifffile.imwrite(tmp_path / "wrong.tif", boxes()[:5])
+    tifffile.imwrite(tmp_path / "wrong.tif", boxes(depth=8)[:5])
     for name in ("wrong.tif", "far/renamed.tif"):
         monkeypatch.setattr(QFileDialog, "getOpenFileName", lambda *_, name=name: (str(tmp_path / name), ""))
         panel.image_button.native.click()
@@ -257,7 +244,7 @@ def test_nothing_is_replaced_but_the_session_itself(found, wait, tmp_path, notif
     if what == "foreign":
         zarr.open_group(path, mode="w").create_array("x", data=np.arange(9))
     elif what == "ours":
-        core.write_volume(boxes(), path, voxel_size=(10, 10, 10))
+        core.write_volume(boxes(depth=8), path, voxel_size=(10, 10, 10))
     elif what == "file":
         path.write_text("mine")
     else:
@@ -293,7 +280,7 @@ def test_save_again_replaces_the_session(found, open_widget, wait, tmp_path):
 
 def test_a_flat_image(open_widget, wait, tmp_path):
     viewer, panel = open_widget("Objects")
-    viewer.add_labels(boxes()[4], name="flat", scale=(10, 10), units=("nm",) * 2)
+    viewer.add_labels(boxes(depth=8)[4], name="flat", scale=(10, 10), units=("nm",) * 2)
     panel.start()
     wait(panel)
     panel.save(str(tmp_path / "flat.zarr"))

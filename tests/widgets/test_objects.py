@@ -10,16 +10,9 @@ from qtpy.QtWidgets import QApplication
 from napari_kdunet import core
 from napari_kdunet.widgets.segmentation.result import Result
 from napari_kdunet.widgets.shared.layers import PREVIEW, RESULT
+from objects_panel import boxes
 
 NM = {"scale": (10.0, 10.0, 10.0), "units": ("nm",) * 3}
-
-
-def boxes():
-    """Two boxes with a neck between them, and one apart."""
-    mask = np.zeros((16, 60, 80), np.uint8)
-    mask[2:14, 5:25, 5:30] = mask[2:14, 5:25, 40:70] = mask[6:10, 13:17, 30:40] = 1
-    mask[2:14, 35:55, 10:40] = 1
-    return mask
 
 
 @pytest.fixture

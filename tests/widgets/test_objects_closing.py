@@ -13,6 +13,7 @@ from napari_kdunet.widgets.proofreading import slice_preview
 from napari_kdunet.widgets.proofreading.layer_watch import LayerWatch
 from napari_kdunet.widgets.proofreading.measuring import Measured
 from napari_kdunet.widgets.shared.layers import OBJECTS
+from objects_panel import settle
 
 NM = {"scale": (10.0, 10.0, 10.0), "units": ("nm",) * 3}
 
@@ -47,12 +48,6 @@ def find(qtbot):
         return panel.layer
 
     return until
-
-
-def settle(panel, qtbot):
-    qtbot.waitUntil(
-        lambda: panel.worker is None and panel.table is not None and not panel.session.stale, timeout=120_000
-    )
 
 
 def click(layer, point):

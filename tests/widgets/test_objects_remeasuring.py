@@ -12,16 +12,9 @@ from napari_kdunet.widgets.proofreading import edits, measuring
 from napari_kdunet.widgets.proofreading.measuring import Measuring
 from napari_kdunet.widgets.segmentation.result import Result
 from napari_kdunet.widgets.shared.layers import IMAGE, RESULT
+from objects_panel import boxes, settle
 
 NM = {"scale": (10.0, 10.0, 10.0), "units": ("nm",) * 3}
-
-
-def boxes():
-    """Two boxes with a neck between them, and one apart."""
-    mask = np.zeros((16, 60, 80), np.uint8)
-    mask[2:14, 5:25, 5:30] = mask[2:14, 5:25, 40:70] = mask[6:10, 13:17, 30:40] = 1
-    mask[2:14, 35:55, 10:40] = 1
-    return mask
 
 
 @pytest.fixture
@@ -34,12 +27,7 @@ def panel(open_widget):
 
 @pytest.fixture
 def wait(qtbot):
-    def until(panel):
-        qtbot.waitUntil(
-            lambda: panel.worker is None and panel.table is not None and not panel.session.stale, timeout=120_000
-        )
-
-    return until
+    return lambda panel: settle(panel, qtbot)
 
 
 @pytest.fixture

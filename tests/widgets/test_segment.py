@@ -136,6 +136,17 @@ def finished(qtbot, widget):
     qtbot.waitUntil(lambda: not widget.segmentation.is_running, timeout=20_000)
 
 
+def stopped_after(slices, widget, qtbot, gate):
+    """Segment so many slices and perhaps one more, and stop."""
+    gate.hold()
+    widget.start_button.native.click()
+    gate.let(slices)
+    qtbot.waitUntil(lambda: widget.bar.value() == slices)
+    widget.stop_button.native.click()
+    gate.release()
+    finished(qtbot, widget)
+
+
 def test_volume_becomes_a_labels_layer_like_the_image(segment, em, tiny_model, qtbot):
     viewer, widget = segment
     assert widget.threshold.value == pytest.approx(tiny_model.threshold)
@@ -332,13 +343,7 @@ def test_stop_keeps_what_is_done_and_start_goes_on(segment, em, tiny_model, qtbo
 
 def test_an_image_given_other_data_meanwhile_is_begun_anew(segment, em, tiny_model, qtbot, gate):
     viewer, widget = segment
-    gate.hold()
-    widget.start_button.native.click()
-    gate.let(2)
-    qtbot.waitUntil(lambda: widget.bar.value() == 2)
-    widget.stop_button.native.click()
-    gate.release()
-    finished(qtbot, widget)
+    stopped_after(2, widget, qtbot, gate)
     other = em[0][::-1, :48].copy()
     viewer.layers["raw"].data = other
     widget.start_button.native.click()
@@ -654,13 +659,7 @@ def test_a_new_model_in_the_list_leaves_threshold_and_corrections(segment, em, t
 
 def test_what_a_stopped_segmentation_would_do_is_said(segment, em, qtbot, gate):
     _, widget = segment
-    gate.hold()
-    widget.start_button.native.click()
-    gate.let(1)
-    qtbot.waitUntil(lambda: widget.bar.value() == 1)
-    widget.stop_button.native.click()
-    gate.release()
-    finished(qtbot, widget)
+    stopped_after(1, widget, qtbot, gate)
     assert "Stopped: Segment volume goes on from here" in widget.status.text()
     widget.inverted.value = True
     assert "Stopped: Segment volume begins anew, as set now" in widget.status.text()

@@ -23,7 +23,6 @@ from napari_kdunet.widgets.segmentation.stopping import stoppable
 from napari_kdunet.widgets.shared.layers import chosen_layer, layer_choice, threshold_row, volume_of, warn_if_apart
 from napari_kdunet.widgets.shared.panel import Panel, button, in_a_row
 from napari_kdunet.widgets.shared.thread_worker import EventWorker
-from napari_kdunet.widgets.training.edits import Edits
 
 if TYPE_CHECKING:
     import napari.viewer
@@ -60,7 +59,7 @@ class CompareWidget(Panel):
         start, results, objects = self._buttons()
         super().__init__(napari_viewer, self._rows(napari_viewer), [results, objects, self.pages], [start])
         self._fill_pages(results, objects)
-        self.live_comparison = LiveComparison(napari_viewer, self.native, Edits)
+        self.live_comparison = LiveComparison(napari_viewer, self.native)
         self.overlay = Overlay(napari_viewer)
         self.draw_soon = qthrottled(self._draw, timeout=_REDRAW_MS, parent=self.native)
         self._show_overlay_soon = qthrottled(self._show_overlay, timeout=_REDRAW_MS, parent=self.native)

@@ -141,11 +141,9 @@ class SegmentWidget(Panel):
     def _connect(self) -> None:
         self.image.changed.connect(self._forget_found)
         self.image.changed.connect(lambda: self.model.reset_choices())
-        self.image.changed.connect(self._show_preview)
-        self.image_pixel_size.changed.connect(self._show_preview)
-        self.inverted.changed.connect(self._show_preview)
-        for choice in (self.image, self.image_pixel_size, self.inverted):
-            choice.changed.connect(lambda: self._update())
+        for seen in (self.image, self.image_pixel_size, self.inverted):
+            seen.changed.connect(self._show_preview)
+            seen.changed.connect(lambda: self._update())
         self.model.changed.connect(self._read_model)
         self.model.failed.connect(self.show_error)
         self.threshold.changed.connect(self._threshold_changed)

@@ -10,6 +10,7 @@ from magicgui.widgets import CheckBox, PushButton
 from napari.utils.notifications import show_info
 
 from napari_kdunet import core
+from napari_kdunet.widgets.shared.edits import Edits
 from napari_kdunet.widgets.shared.fields import Folding
 from napari_kdunet.widgets.shared.layers import chosen_layer, segmented_image, volume_of
 from napari_kdunet.widgets.shared.models import ModelChoice, models
@@ -21,7 +22,6 @@ from napari_kdunet.widgets.training.corrections import (
     result_of_objects,
     results_of_image,
 )
-from napari_kdunet.widgets.training.edits import Edits
 from napari_kdunet.widgets.training.inputs import check, check_image, input_rows, sparse_box, volumes
 from napari_kdunet.widgets.training.live import Waiting, iter_live
 from napari_kdunet.widgets.training.panel import Job, TrainingPanel
@@ -147,7 +147,9 @@ class TrainWidget(TrainingPanel):
     def corrections_job(self) -> Job:
         """Train the model whose mask the user has corrected on the corrected slices; errors as in `job`."""
         mask, result = corrected_mask(self.viewer)
-        image = segmented_image(mask) or chosen_layer(self.image)
+        image = segmented_image(mask)
+        if image is None or image not in self.viewer.layers:  # removed, and perhaps opened anew
+            image = chosen_layer(self.image)
         raw, earlier = volume_of(image), None
         chosen, of_another = self.labels_layer.value, image is not self.image.value
         if chosen not in (None, mask) and result_of_objects(chosen) is not result:  # no earlier labels, but its own

@@ -280,3 +280,15 @@ def test_a_start_that_a_run_has_left_is_for_its_image_alone(bench, segmented):
     train.origin.value = "tiny"
     train.image.value = bench.em
     assert train.origin.value == "tiny", "what the user has chosen stays"
+
+
+def test_an_image_that_is_opened_anew_is_the_one_that_is_learnt_from(bench, segmented):
+    """The layer that was removed is still held, by the last run for one."""
+    train, _, mask = segmented
+    correct(mask, bench.mito.data, 4)
+    held = bench.em
+    bench.viewer.layers.remove(held)
+    train.image.value = bench.viewer.add_image(held.data, name="again", **WORLD)
+    train.corrections_button.native.click()
+    bench.finish(train)
+    assert models.session_names()[0] == "again corrected"

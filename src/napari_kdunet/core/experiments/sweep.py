@@ -136,8 +136,8 @@ def iter_sweep(
     slices = None if val is not None else _labelled(test[1], students[0])
     teacher, folder = load_model(teacher), Path(folder)
     make_folder(folder)
-    more = [open_volume(volume) for volume in unlabelled]
-    shared = {"data": data_fingerprint(raw, labels, *test, *more), "teacher": teacher_fingerprint(teacher)}
+    unlabelled = [open_volume(volume) for volume in unlabelled]
+    shared = {"data": data_fingerprint(raw, labels, *test, *unlabelled), "teacher": teacher_fingerprint(teacher)}
     for student in (None, *students):
         name = "teacher" if student is None else f"{student.k}-unet"
         path = folder / f"{name}.safetensors"

@@ -30,7 +30,7 @@ from napari_kdunet.core.volumes.volume import Volume
 
 __all__ = ["above", "is_probability", "kind_of", "read_probability"]
 
-_BYTES = (np.uint8, np.uint16)  # types of integers that may be probabilities
+_SMALL_INTEGERS = (np.uint8, np.uint16)  # which may be probabilities
 _SLICES = 8  # that are looked at
 _LEVELS = 16  # that classes may have, or instances of small numbers
 _NOISY = 1 / 4  # share of neighbours that differ, which is far more than in masks and labels
@@ -46,7 +46,7 @@ _known: WeakKeyDictionary[Volume, Kind] = WeakKeyDictionary()
 
 def is_probability(volume: Volume) -> bool:
     """Whether the values of a volume are probabilities, as `kind_of` says; else what is not 0 is foreground."""
-    return (volume.dtype.kind == "f" or volume.dtype in _BYTES) and kind_of(volume) == "probability"
+    return (volume.dtype.kind == "f" or volume.dtype in _SMALL_INTEGERS) and kind_of(volume) == "probability"
 
 
 def kind_of(volume: Volume) -> Kind:
@@ -62,7 +62,9 @@ def kind_of(volume: Volume) -> Kind:
     if volume not in _known:
         count = min(_SLICES, len(volume))
         chosen = (volume.read((2 * i + 1) * len(volume) // (2 * count)) for i in range(count))
-        _known[volume] = _kind_by_values([*chosen], volume.name) if volume.dtype in _BYTES else _mask_or_labels(chosen)
+        _known[volume] = (
+            _kind_by_values([*chosen], volume.name) if volume.dtype in _SMALL_INTEGERS else _mask_or_labels(chosen)
+        )
     return _known[volume]
 
 

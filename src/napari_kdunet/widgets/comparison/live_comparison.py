@@ -13,6 +13,7 @@ from superqt.utils import qdebounced
 
 from napari_kdunet.core import Confusion, VolumeError
 from napari_kdunet.widgets.comparison.comparison import Comparison
+from napari_kdunet.widgets.shared.edits import Edits
 from napari_kdunet.widgets.shared.layers import current_slice, volume_of
 from napari_kdunet.widgets.shared.thread_worker import EventWorker, run
 
@@ -35,8 +36,6 @@ class LiveComparison(QObject):
         Whose layers are compared.
     owner : QWidget
         The workers stop when it is destroyed.
-    edits_of : callable
-        Makes, of the viewer and a labels layer, what tells which slices are painted on: `training.edits.Edits`.
 
     Attributes
     ----------
@@ -50,16 +49,16 @@ class LiveComparison(QObject):
     edited = Signal()  # the first slice is counted, or the counts of a slice have changed
     replaced = Signal()  # the data of a layer have been replaced
 
-    def __init__(self, viewer: napari.viewer.Viewer, owner: QWidget, edits_of: Callable[[Any, Labels], Any]) -> None:
+    def __init__(self, viewer: napari.viewer.Viewer, owner: QWidget) -> None:
         super().__init__(owner)
-        self.viewer, self.owner, self.edits_of = viewer, owner, edits_of
+        self.viewer, self.owner = viewer, owner
         self.comparison: Comparison | None = None
         self.slices: list[Confusion | None] = []
         self.layers: tuple[Any, ...] = ()
         self._worker: EventWorker | None = None
         self._slice_worker: EventWorker | None = None
         self._touched = False
-        self._edits: list[Any] = []
+        self._edits: list[Edits] = []
         self._stale: set[int] = set()  # painted on and not counted again yet; of the worker's thread
         self._count_soon = qdebounced(self._count_again, timeout=_SETTLE_MS, parent=self)
         point, moved = viewer.dims.events.point, self._moved
@@ -147,7 +146,7 @@ class LiveComparison(QObject):
             events = layer.events
             self._watched += [(events.set_data, self._touch), (events.data, self._replace)]
             if isinstance(layer, Labels):
-                self._edits.append(self.edits_of(self.viewer, layer))
+                self._edits.append(Edits(self.viewer, layer))
                 self._watched += [(events.labels_update, self._touch), (events.paint, self._touch)]
         for source, callback in self._watched:
             source.connect(callback)

@@ -11,7 +11,7 @@ from napari_kdunet import core
 
 if TYPE_CHECKING:
     from napari_kdunet.core import Model, TrainConfig, Volume
-    from napari_kdunet.widgets.training.edits import Edits
+    from napari_kdunet.widgets.shared.edits import Edits
 
 __all__ = ["Waiting", "iter_live"]
 

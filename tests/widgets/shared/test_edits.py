@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from napari_kdunet.widgets.training.edits import Edits
+from napari_kdunet.widgets.shared.edits import Edits
 
 ERASED = 0
 
