@@ -14,6 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from napari_kdunet import core
+from napari_kdunet.core.devices import using_threads
 from napari_kdunet.core.prediction.engine import engine_for, folded
 from napari_kdunet.core.volumes import sample
 
@@ -46,6 +47,8 @@ def without_numba(monkeypatch):
     monkeypatch.setitem(sys.modules, "numba", None)  # what `import numba` then finds
     for name in COMPILED:
         monkeypatch.delitem(sys.modules, f"napari_kdunet.core.{name}", raising=False)
+        folder, _, file = f"napari_kdunet.core.{name}".rpartition(".")
+        monkeypatch.delattr(sys.modules[folder], file, raising=False)  # where `from folder import file` looks first
     sample.compiled_passes.cache_clear()
     yield
     sample.compiled_passes.cache_clear()
@@ -71,11 +74,12 @@ def test_compiled_logits_are_those_of_the_network(
     image = torch.randn(1, net.channels, *(n * net.multiple for n in size))
     engine = engine_for(net, CPU, threads)
     assert is_compiled(engine)
-    assert_same(engine(image), plain(net, image))
     again = torch.randn(
         1, net.channels, *(n * net.multiple for n in reversed(size))
     )  # nothing is left of the image before
-    assert_same(engine(again), plain(net, again))
+    with using_threads(threads):
+        assert_same(engine(image), plain(net, image))
+        assert_same(engine(again), plain(net, again))
 
 
 @pytest.mark.parametrize("width", [1, 15, 16, 17, 63, 64, 65, 130])
@@ -83,7 +87,8 @@ def test_compiled_at_every_kind_of_right_border(model, width):
     """Tiles are 64 pixels wide at most, and a fringe of whole vectors reaches beyond the image."""
     net = model(2, depth=1).net
     image = torch.randn(1, 1, 70, 2 * width)
-    assert_same(engine_for(net, CPU, 2)(image), plain(net, image))
+    with using_threads(2):
+        assert_same(engine_for(net, CPU, 2)(image), plain(net, image))
 
 
 @pytest.mark.parametrize("k", [2, 16, 20])
@@ -121,6 +126,27 @@ def test_predictions_without_numba_are_the_same(model, request, dtype, shape, fo
     np.testing.assert_allclose(core.predict(made, raw).compute(), compiled, atol=1e-5)
 
 
+@pytest.mark.parametrize("numba", [True, False])
+@pytest.mark.parametrize("tile", [None, 32])
+@pytest.mark.parametrize("size", [5.0, 4.6, (5.0, 5.0, 8.0), 10.0, 15.0])
+def test_masks_are_the_probabilities_above_the_threshold(model, request, size, tile, numba):
+    """Enlarged from 10 nm alike along both axes or not, not at all, and shrunk; with black at the border."""
+    raw = np.random.default_rng(0).integers(1, 255, (3, 75, 110), dtype=np.uint8)
+    raw[0, :, :30], raw[1] = 0, 0
+    volume, made = core.open_volume(raw, voxel_size=size), model(2, depth=2, pixel_size=10.0)
+    probability = core.predict(made, volume, tile=tile).compute()
+    level = float(np.median(probability[2]))
+    if not numba:
+        request.getfixturevalue("without_numba")
+    mask = core.predict(made, volume, tile=tile, output="labels", threshold=level).compute()
+    surely = abs(probability - level) > 1e-5
+    assert mask.dtype == np.uint8
+    assert np.array_equal(mask[surely], (probability > level)[surely])
+    assert not mask[0, :, :30].any()
+    assert not mask[1].any()
+    assert 0.4 < mask[2].mean() < 0.6
+
+
 def test_a_later_change_of_the_network_does_not_matter(model):
     net, image = model(2, depth=1).net, torch.randn(1, 1, 16, 16)
     expected, engine = plain(net, image), engine_for(net, CPU, 1)
@@ -143,7 +169,9 @@ def test_threads_do_not_change_a_bit(model):
     expected = engine_for(net, CPU, 1)(image).clone()
     for threads in (2, 5):
         engine = engine_for(net, CPU, threads)
-        assert all(torch.equal(engine(image), expected) for _ in range(10))
+        for used in (1, 2, 5):  # as many as the calling thread may use
+            with using_threads(used):
+                assert all(torch.equal(engine(image), expected) for _ in range(5))
 
 
 def test_predictions_from_several_threads(model):

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import pickle
 
+import numcodecs
 import numpy as np
 import pytest
 import zarr
 
+from napari_kdunet.core.errors import VolumeError
+from napari_kdunet.core.volumes.formats.zarr_chunks import PlainChunks
 from napari_kdunet.core.volumes.volume import open_volume
 
 
@@ -104,3 +107,58 @@ def test_metadata_that_do_not_fit_its_arrays(pixels, tmp_path, ome_zarr, fails):
     fails(path, "no array 9")
     group.attrs["ome"] = {"multiscales": [image | {"datasets": None}]}
     fails(path, "OME metadata without an array")
+
+
+STORED = {
+    "v2": {"zarr_format": 2},
+    "v2, big": {"zarr_format": 2, "dtype": ">u2"},
+    "v2, blosc": {"zarr_format": 2, "compressors": numcodecs.Blosc()},
+    "v2, zlib": {"zarr_format": 2, "compressors": numcodecs.Zlib()},
+    "plain": {"compressors": None},
+    "zstd": {},
+    "blosc": {"compressors": zarr.codecs.BloscCodec()},
+    "gzip": {"compressors": zarr.codecs.GzipCodec()},
+    "big": {"serializer": zarr.codecs.BytesCodec(endian="big")},
+    "float": {"dtype": "float32", "fill_value": 0.5},
+}
+LEFT = {
+    "two compressors": {"compressors": [zarr.codecs.GzipCodec(), zarr.codecs.Crc32cCodec()]},
+    "shards": {"shards": (2, 20, 30)},
+    "Fortran": {"zarr_format": 2, "order": "F"},
+    "filters": {"zarr_format": 2, "filters": [numcodecs.Delta(dtype="u2")]},
+    "transposed": {"filters": [zarr.codecs.TransposeCodec(order=(2, 1, 0))]},
+}
+
+
+@pytest.mark.parametrize("kind", [*STORED, *LEFT])
+def test_chunks_are_as_zarr_reads_them(tmp_path, kind):
+    """Of one or two slices, not all of the image, one of them missing."""
+    how = {"shape": (5, 37, 50), "chunks": (2, 20, 30), "dtype": "u2", "fill_value": 7} | (STORED | LEFT)[kind]
+    array = zarr.create_array(tmp_path / "a.zarr", **how)
+    pixels = np.random.default_rng(0).integers(0, 60_000, (5, 37, 50)).astype(how["dtype"])
+    array[:4] = pixels[:4]
+    pixels[4:] = how["fill_value"]
+    plain = PlainChunks.of(array, lambda key: None)
+    assert isinstance(plain, PlainChunks) == (kind in STORED)
+    volume = open_volume(tmp_path / "a.zarr")
+    for z, y, x in [(0, (0, 37), (0, 50)), (3, (5, 20), (30, 31)), (1, (19, 21), (29, 31)), (4, (0, 9), (3, 40))]:
+        np.testing.assert_array_equal(volume.read(z, slice(*y), slice(*x)), pixels[z, slice(*y), slice(*x)])
+    np.testing.assert_array_equal(volume[1:4, 3:20, 7:11], pixels[1:4, 3:20, 7:11])
+    np.testing.assert_array_equal(np.asarray(volume), pixels)
+    block = volume.read(2)
+    block[:] = 0  # nobody else's
+
+
+@pytest.mark.parametrize("version", [2, 3])
+@pytest.mark.parametrize("compressed", [True, False])
+def test_a_chunk_of_too_few_pixels_is_an_error(tmp_path, version, compressed):
+    how = {"shape": (2, 30, 30), "chunks": (1, 30, 30), "dtype": "u1", "zarr_format": version}
+    array = zarr.create_array(tmp_path / "a.zarr", **how, compressors="auto" if compressed else None)
+    array[:] = 1
+    file = tmp_path / "a.zarr" / ("1.0.0" if version == 2 else "c/1/0/0")
+    short = np.ones(17, "u1").tobytes()
+    file.write_bytes(numcodecs.Zstd().encode(short) if compressed else short)
+    volume = open_volume(tmp_path / "a.zarr")
+    assert (volume.read(0) == 1).all()
+    with pytest.raises(VolumeError, match="17 pixels"):
+        volume.read(1)

@@ -7,8 +7,10 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 import tracemalloc
 
+import dask
 import dask.array as da
 import numpy as np
 import pytest
@@ -72,6 +74,34 @@ def test_a_lazy_array_is_computed_ahead(tmp_path, suffix):
     assert list(writing) == [(z, z + 1) for z in range(1, 40)]
     assert sorted(computed) == list(range(40))
     np.testing.assert_array_equal(np.asarray(open_volume(tmp_path / f"out{suffix}"))[:, 7, 7], np.arange(40))
+
+
+def test_slices_ahead_are_not_computed_once_writing_is_stopped(tmp_path):
+    computed: list[int] = []
+
+    def block(block_id) -> np.ndarray:
+        computed.append(block_id[0])
+        return np.zeros((1, 30, 20), np.uint8)
+
+    lazy = da.map_blocks(block, chunks=((1,) * 400, 30, 20), dtype=np.uint8, meta=np.empty((0, 0, 0), np.uint8))
+    writing = iter_write(lazy, tmp_path / "out.tif")
+    next(writing)
+    writing.close()
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("kdunet-prefetch")]
+    assert len(computed) < 10 * (os.cpu_count() or 1)
+
+
+def test_another_scheduler_of_dask_computes_the_slices(tmp_path):
+    asked: list[int] = []
+
+    def scheduler(graph, keys, **options):
+        asked.append(1)
+        return dask.get(graph, keys, **options)
+
+    lazy = da.zeros((5, 30, 20), chunks=(1, 30, 20), dtype=np.uint8)
+    with dask.config.set(scheduler=scheduler):
+        write_volume(lazy, tmp_path / "out.tif")
+    assert len(asked) == 5
 
 
 def test_a_bad_slice_of_a_lazy_array_is_named(tmp_path, one_line):

@@ -7,7 +7,7 @@ import numpy as np
 
 from napari_kdunet.core.kernels.jit import can_cache, njit
 
-__all__ = ["sums", "write_standardised"]
+__all__ = ["sums", "write_above", "write_standardised"]
 
 _OPTIONS = {"nogil": True, "error_model": "numpy", "cache": can_cache()}
 
@@ -63,3 +63,30 @@ def write_standardised(pixels, rows, columns, left, mean, std, out):
     """
     write = _in_single if isinstance(mean, np.float32) else _in_double
     write(pixels, rows, columns, left, mean, std, out)
+
+
+@njit(**_OPTIONS)
+def write_above(plane, rows, columns, level, out):
+    """Write where a plane, enlarged bilinearly, is above a level.
+
+    Parameters
+    ----------
+    plane : ndarray of float32
+        (Y, X).
+    rows, columns : tuple of ndarray
+        Of each row and column of `out` the first and the second one of the plane that it lies between (int64), and how
+        near it is to the second, from 0 to 1 (float32).
+    level : float32
+    out : ndarray of uint8
+        (rows, columns).
+    """
+    first, second, near = columns
+    line = np.empty(plane.shape[1], np.float32)
+    for y in range(len(out)):
+        above, below, weight = plane[rows[0][y]], plane[rows[1][y]], rows[2][y]
+        for x in range(len(line)):
+            line[x] = above[x] + weight * (below[x] - above[x])
+        target = out[y]
+        for x in range(len(target)):
+            left = line[first[x]]
+            target[x] = left + near[x] * (line[second[x]] - left) > level

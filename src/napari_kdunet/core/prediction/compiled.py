@@ -30,7 +30,7 @@ class CompiledUNet:
     net : KUNet
         On the CPU, with fused batch normalisation: see `engine.folded`.
     threads : int
-        CPU threads, the caller's included.
+        CPU threads at most, the caller's included; no more than torch has in the calling thread (`using_threads`).
     """
 
     def __init__(self, net: KUNet, threads: int) -> None:
@@ -52,7 +52,8 @@ class CompiledUNet:
             self._plan = plan_memory(net.k, net.depth, ends, self._offsets, size, self.threads)
         self._plan.progress[:] = 0
         work = partial(self._work, np.ascontiguousarray(batch[0].numpy(), np.float32))
-        others = [_pool(self.threads, os.getpid()).submit(work, scratch) for scratch in self._plan.scratch[1:]]
+        used = self._plan.scratch[: torch.get_num_threads()]
+        others = [_pool(self.threads, os.getpid()).submit(work, scratch) for scratch in used[1:]]
         work(self._plan.scratch[0])
         for other in others:
             other.result()

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import fuse_conv_bn_weights
 
+from napari_kdunet.core.devices import TINY
 from napari_kdunet.core.networks.unet import KUNet
 
-__all__ = ["ByTorch", "Forward", "engine_for", "folded", "with_log_odds"]
+__all__ = ["ByTorch", "Forward", "engine_for", "engines_for", "folded", "with_log_odds"]
 
 Forward: TypeAlias = Callable[[Tensor], Tensor]
 """From an image (1, channels, Y, X) on the engine's device to float32 logits (1, C, Y, X), valid until the next call.
@@ -24,11 +25,19 @@ _COMPILED_UP_TO = 16  # channels at the top; beyond, little is gained for memory
 _CHANNELS_LAST_FROM = 2  # channels at the top
 
 
+def engines_for(net: nn.Module, device: torch.device, threads: int) -> list[Forward]:
+    """Engines that may compute at the same time: two of a tiny network that is compiled, one of all others."""
+    engine = engine_for(net, device, threads)
+    if isinstance(net, KUNet) and net.k < TINY and threads > 1 and not isinstance(engine, ByTorch):
+        return [engine, copy.copy(engine)]
+    return [engine]
+
+
 def engine_for(net: nn.Module, device: torch.device, threads: int) -> Forward:
     """The fastest way to apply `net` on `device`; what happens to `net` later does not matter.
 
-    On the CPU a tiny `KUNet` is compiled if Numba is installed (the extra ``fast``), and uses `threads` threads of its
-    own; all else is computed by torch, with fused batch normalisation. One call at a time.
+    On the CPU a small `KUNet` is compiled if Numba is installed (the extra ``fast``), and uses up to `threads` threads;
+    all else is computed by torch, with fused batch normalisation. One call at a time.
     """
     if not isinstance(net, KUNet):
         with torch.no_grad():  # the copy of a TorchScript module would else hang on the original's graph

@@ -16,11 +16,11 @@ from dask import delayed
 from numpy.typing import NDArray
 
 from napari_kdunet import __version__
-from napari_kdunet.core.errors import ConfigError, ModelError
+from napari_kdunet.core.errors import ConfigError
 from napari_kdunet.core.networks.model import Model, ModelLike, load_model
 from napari_kdunet.core.prediction.orthoplanes import OrthoPlanes
 from napari_kdunet.core.prediction.statistics import Statistics, with_statistics
-from napari_kdunet.core.prediction.tiler import Tiler, foreground, labels, last_class, mask
+from napari_kdunet.core.prediction.tiler import Tiler, check_numbers, foreground, labels, last_class, mask
 from napari_kdunet.core.prediction.tiling import Span
 from napari_kdunet.core.volumes.volume import Volume, open_volume
 
@@ -132,6 +132,8 @@ def _computation(
         ortho = OrthoPlanes.of(model, volume, tiler)
         dtype = np.uint8 if output == "labels" else np.float32
         return ortho.block_size(dtype, tile), partial(ortho.compute, finish)
+    if output == "labels" and tiler.classes == 2:
+        return (1, *tiler.tile(tile)), partial(_mask, tiler, volume, level)
     return (1, *tiler.tile(tile)), partial(_slice, tiler, volume, finish)
 
 
@@ -142,12 +144,15 @@ def _finish(model: Model, output: str, level: float) -> Callable[[torch.Tensor],
     return foreground if output == "probability" else last_class
 
 
+def _mask(tiler: Tiler, volume: Volume, level: float, z: Span, y: Span, x: Span) -> NDArray[Any]:
+    return tiler.mask(level, volume, z[0], y, x)[None]
+
+
 def _slice(
     tiler: Tiler, volume: Volume, finish: Callable[[torch.Tensor], NDArray[Any]], z: Span, y: Span, x: Span
 ) -> NDArray[Any]:
     def checked(logits: torch.Tensor) -> NDArray[Any]:
-        if logits.sum().isnan():  # of which every comparison is false: an empty mask
-            raise ModelError(f"the network gives NaN for slice z={z[0]} of {volume.name}: its weights overflow.")
+        check_numbers(logits, volume, z[0])
         return finish(logits)
 
     return tiler.compute(checked, volume, z[0], y, x)[None]

@@ -6,17 +6,20 @@ import itertools
 import math
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TypeVar
+from queue import LifoQueue
+from typing import TypeAlias, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from napari_kdunet.core.devices import cores, pick_device, using_threads
+from napari_kdunet.core.errors import ModelError
 from napari_kdunet.core.networks.model import Model
-from napari_kdunet.core.prediction.engine import Forward, engine_for
+from napari_kdunet.core.prediction.engine import Forward, engines_for
 from napari_kdunet.core.prediction.tiling import Tiling
 from napari_kdunet.core.prediction.tta import averaged
 from napari_kdunet.core.prediction.windows import Windows
@@ -25,13 +28,17 @@ from napari_kdunet.core.volumes.resampling import Grid
 from napari_kdunet.core.volumes.sample import Pad, standardised
 from napari_kdunet.core.volumes.volume import Volume
 
-__all__ = ["Tiler", "foreground", "labels", "last_class", "mask", "set_background"]
+__all__ = ["Tiler", "check_numbers", "foreground", "labels", "last_class", "mask", "set_background"]
 
 T = TypeVar("T")
+Inner: TypeAlias = tuple[slice, slice]
+"""Where in what is computed the window itself is, in image pixels (Y, X)."""
+Outside: TypeAlias = NDArray[np.bool_] | None
+"""Which pixels of the window are outside the sample."""
 
-_AT_ONCE = 2  # tiles in memory, whatever the number of dask's threads: one is read, the other computed
+_AT_ONCE = 2  # tiles in memory, whatever the number of dask's threads
 
-_forward_lock = threading.Lock()  # one forward at a time: each already uses all its threads, or the whole GPU
+_forward_lock = threading.Lock()  # one large forward at a time: each already uses all its threads, or the whole GPU
 
 
 @dataclass(frozen=True)
@@ -46,6 +53,9 @@ class Tiler(Tiling):
     ----------
     forward : Forward
         The engine, with test-time augmentation where it is wanted.
+    second : Forward, optional
+        Another one of the same, for a tile at the same time: of a tiny network two are done sooner so, each with half
+        of the threads, as reading the next tile would make threads that compute one together wait for each other.
     device : torch.device
         Of the engine.
     threads : int
@@ -58,14 +68,17 @@ class Tiler(Tiling):
     """
 
     forward: Forward
+    second: Forward | None
     device: torch.device
     threads: int
     classes: int
     neighbours: Neighbours
-    _slots: threading.Semaphore = field(
-        default_factory=lambda: threading.BoundedSemaphore(_AT_ONCE), init=False, compare=False, repr=False
-    )
+    _free: LifoQueue[Forward] = field(default_factory=LifoQueue, init=False, compare=False, repr=False)
     _windows: Windows = field(default_factory=Windows, init=False, compare=False, repr=False)
+
+    def __post_init__(self) -> None:
+        for engine in (self.second or self.forward, self.forward):  # alone it is always the same
+            self._free.put(engine)
 
     @classmethod
     def of(
@@ -73,12 +86,14 @@ class Tiler(Tiling):
     ) -> Tiler:
         """The tiler that applies `model` to `volume`, with test-time augmentation by so many `views`."""
         net, where, threads = model.traits, pick_device(device), threads or cores()
+        engines = [averaged(engine, views) for engine in engines_for(model.net, where, threads)]
         return cls(
             Grid.between(volume.voxel_size[1:] if volume.voxel_size else None, model.pixel_size),
             net.multiple,
             net.reach,
             net.k,
-            averaged(engine_for(model.net, where, threads), views),
+            engines[0],
+            engines[1] if len(engines) > 1 else None,
             where,
             threads,
             net.classes,
@@ -114,19 +129,76 @@ class Tiler(Tiling):
         self, finish: Callable[[torch.Tensor], T], volume: Volume, z: int, y: tuple[int, int], x: tuple[int, int]
     ) -> T:
         """Apply `finish` to the `logits`, which stay valid only while it runs."""
-        with self._slots, torch.inference_mode():
+
+        def finished(working: torch.Tensor | None, inner: Inner, outside: Outside) -> T:
+            if working is None:
+                out = torch.empty(1 if self.classes == 2 else self.classes, *(s.stop - s.start for s in inner))
+            else:
+                out = self.grid.to_image(working)[0][(slice(None), *inner)].cpu()
+            return finish(out if outside is None else set_background(out, outside))
+
+        return self._compute(finished, volume, z, y, x)
+
+    def mask(
+        self, threshold: float, volume: Volume, z: int, y: tuple[int, int], x: tuple[int, int]
+    ) -> NDArray[np.uint8]:
+        """As `labels` of the `logits` of a network of two classes, without making these at the image's pixels.
+
+        Raises
+        ------
+        ModelError
+            If the network gives NaN.
+        """
+
+        def finished(working: torch.Tensor | None, inner: Inner, outside: Outside) -> NDArray[np.uint8]:
+            if working is None:
+                return np.zeros([s.stop - s.start for s in inner], np.uint8)
+            check_numbers(working, volume, z)
+            found = self.grid.above(working[0, 0], log_odds(threshold), inner)
+            if outside is not None:
+                found[outside] = 0
+            return found
+
+        return self._compute(finished, volume, z, y, x)
+
+    def _compute(
+        self,
+        finished: Callable[[torch.Tensor | None, Inner, Outside], T],
+        volume: Volume,
+        z: int,
+        y: tuple[int, int],
+        x: tuple[int, int],
+    ) -> T:
+        """What `finished` makes of logits at working pixels (None if all is outside the sample), and of the window."""
+        with self._one_of_two() as forward, torch.inference_mode():
             working, inner = self._input(volume, z, (y, x))  # and with it what lies outside the sample
             outside = volume.outside(z, slice(*y), slice(*x))
             if outside is not None and outside.all():
-                empty = torch.empty(1 if self.classes == 2 else self.classes, *outside.shape)
-                return finish(set_background(empty, outside))
-            with _forward_lock, using_threads(self.threads):
-                out = self.grid.to_image(self.forward(working))[0][(slice(None), *inner)].cpu()
-                return finish(out if outside is None else set_background(out, outside))
+                return finished(None, inner, outside)
+            with self._turn():
+                return finished(forward(working), inner, outside)
 
-    def _input(
-        self, volume: Volume, z: int, window: tuple[tuple[int, int], ...]
-    ) -> tuple[torch.Tensor, tuple[slice, ...]]:
+    @contextmanager
+    def _one_of_two(self) -> Iterator[Forward]:
+        """An engine, once fewer than two tiles are in memory."""
+        forward = self._free.get()
+        try:
+            with using_threads(1 if self.second else self.threads):
+                yield forward
+        finally:
+            self._free.put(forward)
+
+    @contextmanager
+    def _turn(self) -> Iterator[None]:
+        """Lets the engine compute, with the threads that another tile leaves to it."""
+        if self.second is None:
+            with _forward_lock, using_threads(self.threads):
+                yield
+        else:
+            with using_threads(max(1, self.threads // (_AT_ONCE - self._free.qsize()))):
+                yield
+
+    def _input(self, volume: Volume, z: int, window: tuple[tuple[int, int], ...]) -> tuple[torch.Tensor, Inner]:
         """(1, channels, Y, X) of a window with its halo and mirrored borders; and where in it the window itself is."""
         inside, pads, inner = [], [], []
         for (start, stop), size, unit, halo in zip(window, volume.shape[1:], self.unit, self.halo, strict=True):
@@ -137,7 +209,7 @@ class Tiler(Tiling):
             inner.append(slice(start - first, stop - first))
         read = partial(self._read, volume, inside=(inside[0], inside[1]), pads=(pads[0], pads[1]))
         if not self.neighbours.context:
-            return read(z), tuple(inner)
+            return read(z), (inner[0], inner[1])
 
         def kept(z: int) -> torch.Tensor:
             return self._windows.get(volume, z, window, read, self.neighbours.reach)
@@ -146,7 +218,7 @@ class Tiler(Tiling):
         for choices in self.neighbours.choices(z, len(volume)):
             images = ((kept(other), volume.is_lost(other)) for other in choices)  # read first: it may be a whole slice
             channels.append(next((image for image, lost in images if not lost), own))
-        return torch.cat(channels, dim=1), tuple(inner)
+        return torch.cat(channels, dim=1), (inner[0], inner[1])
 
     def _read(self, volume: Volume, z: int, inside: tuple[slice, slice], pads: tuple[Pad, Pad]) -> torch.Tensor:
         """(1, 1, Y, X) of a window of a slice, standardised, at the working pixel size, on the engine's device."""
@@ -167,6 +239,17 @@ def set_background(logits: torch.Tensor, outside: NDArray[np.bool_]) -> torch.Te
     return logits
 
 
+def check_numbers(logits: torch.Tensor, volume: Volume, z: int) -> None:
+    """Check that there is no NaN, of which every comparison is false: an empty mask."""
+    if logits.sum().isnan():
+        raise ModelError(f"the network gives NaN for slice z={z} of {volume.name}: its weights overflow.")
+
+
+def log_odds(threshold: float) -> float:
+    """Log odds of a probability from 0 up to, not including, 1."""
+    return math.log(threshold / (1 - threshold)) if threshold else -math.inf
+
+
 def foreground(logits: torch.Tensor) -> NDArray[np.float32]:
     """Probability (Y, X) of the foreground, all classes but the background, from `Tiler.logits`."""
     if logits.shape[0] == 1:
@@ -180,8 +263,7 @@ def labels(logits: torch.Tensor, threshold: float) -> NDArray[np.uint8]:
     It is the probability of the foreground, of all its classes together, that is held against the threshold.
     """
     if logits.shape[0] == 1:
-        level = math.log(threshold / (1 - threshold)) if threshold else -math.inf
-        above: NDArray[np.bool_] = logits[0].numpy() > level  # of a window, torch takes three times as long
+        above: NDArray[np.bool_] = logits[0].numpy() > log_odds(threshold)  # of a window, torch takes thrice as long
         return above.view(np.uint8)
     is_foreground = foreground(logits) > threshold
     return np.where(is_foreground, logits[1:].argmax(dim=0).numpy() + 1, 0).astype(np.uint8)

@@ -18,6 +18,7 @@ from zarr.storage import FsspecStore, LocalStore
 from napari_kdunet.core.errors import ChoiceError, VolumeError
 from napari_kdunet.core.volumes.axes import Selection, Stored, axis_letters, check_level, pick
 from napari_kdunet.core.volumes.formats.attributes import axes_and_sizes, own_threshold
+from napari_kdunet.core.volumes.formats.zarr_chunks import PlainChunks
 from napari_kdunet.core.volumes.sources import LazyArray, check_block, check_chunk, check_compressed, check_regular
 from napari_kdunet.core.volumes.voxel_size import Sizes, read_metadata, to_number
 
@@ -62,14 +63,17 @@ class _CheckedChunks:
         """Read what is stored under a key."""
         found = await super().get(key, prototype, byte_range)  # type: ignore[misc]
         if found is not None and self.nbytes and key.rpartition("/")[2] not in (*_METADATA, ".zattrs", ".zmetadata"):
-            data = memoryview(found.as_numpy_array()).cast("B")
-            name = f"{self}/{key}".removeprefix("file://")
-            if len(data) > 1.1 * self.stored + 4096 + self._index_size:
-                raise VolumeError(f"{name} holds more than a chunk of {self.nbytes:,} bytes: it is damaged")
-            for chunk in self._chunks(data, byte_range):
-                check_compressed(chunk, self.nbytes, name)
-                check_chunk(self.nbytes, len(chunk), name)
+            self.check(memoryview(found.as_numpy_array()).cast("B"), key, byte_range)
         return found
+
+    def check(self, data: memoryview, key: str, byte_range: Any = None) -> None:
+        """Check what has been read under the key of a chunk or of a shard."""
+        name = f"{self}/{key}".removeprefix("file://")
+        if len(data) > 1.1 * self.stored + 4096 + self._index_size:
+            raise VolumeError(f"{name} holds more than a chunk of {self.nbytes:,} bytes: it is damaged")
+        for chunk in self._chunks(data, byte_range):
+            check_compressed(chunk, self.nbytes, name)
+            check_chunk(self.nbytes, len(chunk), name)
 
     @property
     def _index_size(self) -> int:
@@ -99,6 +103,16 @@ class _CheckedFiles(_CheckedChunks, LocalStore):
         if path.exists():
             check_regular(path, str(path))
         return await super().get(key, prototype, byte_range)
+
+    def chunk(self, key: str) -> bytes | None:
+        """Read a chunk in this thread; None where there is none."""
+        path = self.root / key
+        if not path.exists():
+            return None
+        check_regular(path, str(path))
+        data = path.read_bytes()
+        self.check(memoryview(data), key)
+        return data
 
 
 class _CheckedAddress(_CheckedChunks, FsspecStore):
@@ -152,8 +166,13 @@ def _storage_options(url: str) -> dict[str, Any]:
 def _reopened(array: Any) -> Any:
     """A Zarr array of a folder, opened again in another process: there, chunks of a missing folder would read as 0."""
     if isinstance(array.store, LocalStore):
-        return LazyArray(partial(_open_folder, array.store.root.absolute() / array.path), fresh=True)
+        return LazyArray(partial(_open_chunks, array.store.root.absolute() / array.path), fresh=True)
     return array
+
+
+def _open_chunks(path: Path) -> Any:
+    array = _open_folder(path)
+    return PlainChunks.of(array, array.store.chunk)
 
 
 def _open_array(array: Any, selection: Selection, name: str) -> Stored:
