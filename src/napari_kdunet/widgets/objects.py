@@ -16,7 +16,6 @@ from napari_kdunet.core.objects.measure import write_table
 from napari_kdunet.widgets.comparison.layer_pair import can_be_compared
 from napari_kdunet.widgets.proofreading import edits
 from napari_kdunet.widgets.proofreading.measuring import MaskCorrections, Measurement
-from napari_kdunet.widgets.proofreading.object_table import suspicion
 from napari_kdunet.widgets.proofreading.panel import ProofreadingPanel
 from napari_kdunet.widgets.proofreading.session import (
     IN_MEMORY,
@@ -28,6 +27,7 @@ from napari_kdunet.widgets.proofreading.session import (
     session_layers,
 )
 from napari_kdunet.widgets.proofreading.snapshot import Snapshot
+from napari_kdunet.widgets.proofreading.table.object_table import suspicion
 from napari_kdunet.widgets.shared.layers import OBJECTS, RESULT, grid_of
 
 if TYPE_CHECKING:

@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 from napari.layers import Image, Labels, Layer
 from qtpy.compat import isalive
-from qtpy.QtCore import Qt, QTimer
-from qtpy.QtWidgets import QDockWidget, QMainWindow, QProgressBar, QScrollArea, QSizePolicy, QTabWidget, QWidget
+from qtpy.QtWidgets import QProgressBar, QSizePolicy
 from superqt.utils import qdebounced
 
 from napari_kdunet.core import LabelsError, ObjectsConfig, Volume, VolumeError
 from napari_kdunet.widgets.proofreading.background import Background
 from napari_kdunet.widgets.proofreading.layer_watch import LayerWatch
 from napari_kdunet.widgets.proofreading.measuring import Measurement, Measuring
-from napari_kdunet.widgets.proofreading.object_plot import ObjectPlot
-from napari_kdunet.widgets.proofreading.object_table import ObjectTable, features_of
 from napari_kdunet.widgets.proofreading.rows import SETTINGS, controls, finding_rows, footer
 from napari_kdunet.widgets.proofreading.session import (
     Reference,
@@ -28,7 +25,9 @@ from napari_kdunet.widgets.proofreading.session import (
 )
 from napari_kdunet.widgets.proofreading.slice_preview import SlicePreview
 from napari_kdunet.widgets.proofreading.snapshot import Snapshot
-from napari_kdunet.widgets.proofreading.table_filter import filter_table
+from napari_kdunet.widgets.proofreading.table.filter import filter_table
+from napari_kdunet.widgets.proofreading.table.object_table import features_of
+from napari_kdunet.widgets.proofreading.table.views import TableViews
 from napari_kdunet.widgets.proofreading.tools import STROKES, Tools, iter_drag
 from napari_kdunet.widgets.shared.layers import (
     OBJECTS,
@@ -47,10 +46,9 @@ if TYPE_CHECKING:
 
 __all__ = ["ProofreadingPanel"]
 
-W = TypeVar("W", bound=QWidget)
 _NOT_OPEN = "is not open"
 _SETTLE_MS, _EDIT_MS = 300, 600
-_ROWS, _TABLE, _ROOM = 90, 200, 420  # pixels: of rows and of table or plot at least, of the panel with a table
+_ROWS = 90  # pixels of rows at least
 
 
 class ProofreadingPanel(Panel):
@@ -87,8 +85,8 @@ class ProofreadingPanel(Panel):
         self._is_closed = False
         self._note = ""
         self.tools = Tools(lambda: (self._chosen_source(), self.threshold.value))
-        self.bar, self.status, self.rows, self.plot = QProgressBar(), wrapped_label(), ObjectTable(), ObjectPlot(viewer)
-        self.views = _tabs({"Table": self.rows, "Plot": self.plot})
+        self.bar, self.status, self.views = QProgressBar(), wrapped_label(), TableViews(viewer)
+        self.rows, self.plot = self.views.rows, self.views.plot
         self.bar.setRange(0, 0)
         self.bar.setToolTip("Objects are being found, measured or saved.")
         rows = finding_rows(viewer, lambda layer: accepts(layer) and OBJECTS not in layer.metadata)
@@ -139,8 +137,7 @@ class ProofreadingPanel(Panel):
         """Select objects in the table and in the layer, and show the first where it is not on screen, or if `go`."""
         known = set() if self.table is None else set(self.table["id"].tolist())
         self.selection = [number for number in numbers if number in known]
-        self.rows.select(self.selection)
-        self.plot.select(self.selection)
+        self.views.select(self.selection)
         self._update()
         if self.layer is None or not self.selection:
             return
@@ -154,22 +151,8 @@ class ProofreadingPanel(Panel):
         rows = self[0].native
         rows.setSizePolicy(QSizePolicy.Policy.Preferred, QSizePolicy.Policy.Maximum)
         rows.setMinimumHeight(_ROWS)
-        self.views.setMinimumHeight(_TABLE)
         self.body.setStretch(0, 0)
         self.body.setStretch(self.body.indexOf(self.views), 1)
-
-    def _make_room(self) -> None:
-        """Let the table be seen where several docks above each other leave the panel low."""
-        dock = _around(self.native, QDockWidget)
-        window = None if dock is None or dock.isFloating() else _around(dock, QMainWindow)
-        if dock is not None and window is not None and self.native.height() < _ROOM:
-            window.resizeDocks([dock], [_ROOM], Qt.Orientation.Vertical)
-            QTimer.singleShot(0, self.show_views)
-
-    def show_views(self) -> None:
-        """Scroll to table or plot."""
-        if isalive(self.native) and (area := _around(self.views, QScrollArea)) is not None:
-            area.ensureWidgetVisible(self.views, 0, 0)
 
     def _connect(self) -> None:
         for name in ("source", "live", *SETTINGS):
@@ -337,7 +320,7 @@ class ProofreadingPanel(Panel):
         if session is self.session:
             self._show_table()
             if first:
-                self._make_room()
+                self.views.make_room(self.native)
 
     def _label_selected(self, *_: Any) -> None:
         if self._is_there and self.layer is not None:
@@ -456,16 +439,13 @@ class ProofreadingPanel(Panel):
         if self.table is None:
             return
         with self.telling():
-            shown = self._shown()
-            self.rows.show_table(shown)
-            self.plot.show_table(shown)
+            self.views.show_table(self._shown())
         self._update()
 
     def _show_table(self) -> None:
         """Show the measurements in the panel and in the features of the layer."""
         table = with_checked(self.session)
-        self.rows.show_table(table)
-        self.plot.show_table(table)
+        self.views.show_table(table)
         self._filter()
         if self.layer is not None:
             self.layer.features = features_of(table)
@@ -500,20 +480,3 @@ class ProofreadingPanel(Panel):
                 "They are not measured: press Save to measure and save them, or Find objects to find them anew."
             )
         self.status.setText(" ".join([*text, self.tools.hint(self.tool.value), self._note]).strip())
-
-
-def _around(widget: QWidget, kind: type[W]) -> W | None:
-    """The innermost of the widgets around one that is of a kind."""
-    parent = widget.parentWidget()
-    while parent is not None and not isinstance(parent, kind):
-        parent = parent.parentWidget()
-    return parent
-
-
-def _tabs(widgets: dict[str, QWidget]) -> QTabWidget:
-    tabs = QTabWidget()
-    tabs.setToolTip("The measurements, as a table or plotted.")
-    tabs.setDocumentMode(True)
-    for title, widget in widgets.items():
-        tabs.addTab(widget, title)
-    return tabs

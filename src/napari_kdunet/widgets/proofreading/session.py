@@ -25,7 +25,7 @@ from napari_kdunet.core import ObjectsConfig, OutputError, Volume, VolumeError, 
 from napari_kdunet.core.files import is_zarr_name, read_json
 from napari_kdunet.core.parsing import parse_json
 from napari_kdunet.widgets.proofreading.measuring import Measured
-from napari_kdunet.widgets.proofreading.object_table import features_of
+from napari_kdunet.widgets.proofreading.table.object_table import features_of
 from napari_kdunet.widgets.shared.layers import OBJECTS, data_of, grid_of, segmented_image
 
 __all__ = [

@@ -18,7 +18,7 @@ from qtpy.QtCore import (
 )
 from qtpy.QtWidgets import QAbstractItemView, QTableView
 
-from napari_kdunet.widgets.proofreading.titles import USUAL, title_of
+from napari_kdunet.widgets.proofreading.table.titles import USUAL, title_of
 
 __all__ = ["ObjectTable", "features_of", "suspicion"]
 

@@ -13,7 +13,7 @@ from qtpy.QtCore import QSignalBlocker, QSize, Qt, Signal
 from qtpy.QtWidgets import QComboBox, QHBoxLayout, QVBoxLayout, QWidget
 from skimage.measure import points_in_poly
 
-from napari_kdunet.widgets.proofreading.titles import title_of
+from napari_kdunet.widgets.proofreading.table.titles import title_of
 from napari_kdunet.widgets.shared.fields import make_narrow
 
 if TYPE_CHECKING:

@@ -1,0 +1,1 @@
+"""The measurements of objects in the panel *Objects*: as a table, plotted, and filtered."""
