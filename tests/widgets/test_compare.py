@@ -15,7 +15,7 @@ from napari_kdunet import core
 from napari_kdunet.widgets.comparison import comparison as comparison_module
 from napari_kdunet.widgets.comparison.layer_pair import default_pair
 from napari_kdunet.widgets.comparison.overlay import COLOURS
-from napari_kdunet.widgets.shared.layers import RESULT
+from napari_kdunet.widgets.shared.layers import OBJECTS, RESULT
 
 GRID = {"scale": (50, 20, 20), "units": ("nm",) * 3, "translate": (100, 0, 0), "axis_labels": ("z", "y", "x")}
 NAME = "Compare with ground truth"
@@ -91,6 +91,8 @@ def test_the_mask_is_held_against_the_users_labels_in_any_order(em, order):
     others = [layer for layer in layers.values() if layer is not prediction]
     assert [layer.name for layer in default_pair(others)] == ["guess", "truth"]
     assert default_pair([]) == (None, None)
+    objects = Labels(em[1], name="objects", metadata={OBJECTS: None})
+    assert default_pair([objects, *(layers[name] for name in order), objects])[1].name == "truth"
 
 
 def test_a_script_compares_by_the_names_of_the_rows(compare, em, probability, qtbot):

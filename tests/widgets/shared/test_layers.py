@@ -9,6 +9,7 @@ from napari.layers import Image, Labels
 from napari_kdunet import core
 from napari_kdunet.core import VolumeError
 from napari_kdunet.widgets.shared.layers import (
+    OBJECTS,
     PREVIEW,
     RESULT,
     chosen_layer,
@@ -138,13 +139,14 @@ def test_choice_can_be_none(choose):
     assert taken.value is None, "none was meant"
 
 
-def test_results_come_last_and_are_not_taken_by_themselves(choose):
+@pytest.mark.parametrize("kind", [RESULT, OBJECTS])
+def test_results_come_last_and_are_not_taken_by_themselves(choose, kind):
     viewer = ViewerModel()
     labels = choose(viewer, Labels)
-    mask = viewer.add_labels(np.zeros(SHAPE, int), name="mask", metadata={RESULT: None})
+    mask = viewer.add_labels(np.zeros(SHAPE, int), name="mask", metadata={kind: None})
     assert labels.value is None
     own = viewer.add_labels(np.zeros(SHAPE, int), name="own")
-    later = viewer.add_labels(np.zeros(SHAPE, int), name="mask [1]", metadata={RESULT: None})
+    later = viewer.add_labels(np.zeros(SHAPE, int), name="mask [1]", metadata={kind: None})
     assert names(labels) == ["own", "mask [1]", "mask"]
     assert labels.value is own
     labels.value = mask

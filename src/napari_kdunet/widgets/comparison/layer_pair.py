@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from napari.layers import Image, Labels, Layer
 
-from napari_kdunet.widgets.shared.layers import is_result
+from napari_kdunet.widgets.shared.layers import is_of_plugin, is_result
 
 __all__ = ["can_be_compared", "default_pair"]
 
@@ -21,7 +21,7 @@ def default_pair(layers: Sequence[Layer]) -> tuple[Layer | None, Layer | None]:
     ranked = sorted(layers, key=lambda layer: (not is_result(layer), isinstance(layer, Image) == is_result(layer)))
     prediction = next(iter(ranked), None)
     others = [layer for layer in reversed(layers) if layer is not prediction]
-    own_labels = [layer for layer in others if isinstance(layer, Labels) and not is_result(layer)]
+    own_labels = [layer for layer in others if isinstance(layer, Labels) and not is_of_plugin(layer)]
     return prediction, next(iter(own_labels or others), None)
 
 

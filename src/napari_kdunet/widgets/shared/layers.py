@@ -27,6 +27,7 @@ __all__ = [
     "current_slice",
     "data_of",
     "grid_of",
+    "is_of_plugin",
     "is_result",
     "layer_choice",
     "one_colour",
@@ -234,7 +235,7 @@ def layer_choice(
             layer for layer in reversed(viewer.layers) if isinstance(layer, kind) and PREVIEW not in layer.metadata
         ]
         layers = [layer for layer in layers if accepts is None or accepts(layer)]
-        return [(layer.name, layer) for layer in sorted(layers, key=is_result)]
+        return [(layer.name, layer) for layer in sorted(layers, key=is_of_plugin)]
 
     options.setdefault("placeholder", f"no {kind.__name__.lower()} yet: open or add one")
     return Choice(offered, first=first or users_own, annotation=kind, **options)
@@ -245,6 +246,11 @@ def is_result(layer: Layer) -> bool:
     return RESULT in layer.metadata
 
 
+def is_of_plugin(layer: Layer) -> bool:
+    """Whether it is a result: of *Segment*, or objects. Who learns from one without a word learns its mistakes."""
+    return is_result(layer) or OBJECTS in layer.metadata
+
+
 def segmented_image(layer: Layer) -> Layer | None:
     """The image that *Segment* has made the layer of, if that still exists; None of any other layer."""
     image: Layer | None = layer.metadata[IMAGE]() if IMAGE in layer.metadata else None
@@ -253,7 +259,7 @@ def segmented_image(layer: Layer) -> Layer | None:
 
 def users_own(layers: Iterable[Layer]) -> Layer | None:
     """The first layer that the user has brought; None where there are only results of the plugin."""
-    return next((layer for layer in layers if not is_result(layer)), None)
+    return next((layer for layer in layers if not is_of_plugin(layer)), None)
 
 
 def chosen_layer(choice: Choice) -> Layer:

@@ -63,7 +63,7 @@ def input_rows(
         name="labels_layer",
         label="Labels",
         none=no_labels,
-        tooltip="Your labels of some or all of its slices, of the same shape. Masks of the plugin come last.",
+        tooltip="Your labels of some or all slices, of the same shape. Masks and objects of the plugin come last.",
     )
     paint = button(
         "New strokes",
