@@ -219,7 +219,7 @@ def forwards(tiler: Tiler, image: torch.Tensor, count: int, threads: int) -> flo
     begin = time.perf_counter()
     with torch.inference_mode(), using_threads(threads):
         for _ in range(count):
-            tiler.forward(image)
+            tiler.turns.forward(image)
     return time.perf_counter() - begin
 
 
@@ -271,9 +271,9 @@ def working_image(tiler: Tiler, volume: core.Volume) -> torch.Tensor:
 
     def watch(batch: torch.Tensor) -> torch.Tensor:
         seen.append(batch.shape)
-        return tiler.forward(batch)
+        return tiler.turns.forward(batch)
 
-    replace(tiler, forward=watch).logits(volume, 0, (0, volume.shape[1]), (0, volume.shape[2]))
+    tiler.by(watch).logits(volume, 0, (0, volume.shape[1]), (0, volume.shape[2]))
     return torch.randn(seen[0])
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
@@ -14,6 +15,16 @@ if TYPE_CHECKING:  # exported models count the cores where there is no torch
     import torch
 
 __all__ = ["TINY", "cores", "pick_device", "precision_notes", "training_threads", "using_threads"]
+
+
+class _Users:
+    """How many have asked torch for a number of threads, and the number before the first of them.
+
+    A new thread gets the number that was asked for last, by whatever thread; so the last to leave gives that back.
+    """
+
+    lock, count, before = threading.Lock(), 0, 1
+
 
 #: Channels at the top from which on a network keeps a core busy as it is.
 TINY = 8
@@ -83,9 +94,15 @@ def using_threads(count: int) -> Iterator[None]:
     """Let torch use `count` CPU threads for what this thread does inside, and what it had afterwards."""
     import torch
 
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
+    with _Users.lock:
+        before = torch.get_num_threads()
+        if not _Users.count:
+            _Users.before = before
+        _Users.count += 1
+        torch.set_num_threads(count)
     try:
         yield
     finally:
-        torch.set_num_threads(before)
+        with _Users.lock:
+            _Users.count -= 1
+            torch.set_num_threads(before if _Users.count else _Users.before)

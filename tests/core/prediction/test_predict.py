@@ -229,6 +229,16 @@ def test_a_network_that_overflows_is_an_error(model, one_line):
             core.predict(made, noise((4, 40, 40)), output=output, planes="zyx").compute()
 
 
+@pytest.mark.parametrize("size", [None, 5.0])
+def test_infinite_logits_are_an_error_and_no_empty_mask(model, size, one_line):
+    made = model(pixel_size=10.0)
+    with torch.no_grad():
+        made.net.head.bias[:] = torch.tensor([-3e38, 3e38])
+    raw = core.open_volume(noise((1, 40, 40)), voxel_size=size)
+    with one_line(core.ModelError, "infinity", "z=0"):
+        core.predict(made, raw, output="labels").compute()
+
+
 @pytest.mark.parametrize("dtype", ["int32", "uint32", "int64", "float64"])
 def test_large_offsets_do_not_matter(model, dtype):
     raw, made = noise((1, 60, 50)), model()

@@ -162,3 +162,12 @@ def test_a_chunk_of_too_few_pixels_is_an_error(tmp_path, version, compressed):
     assert (volume.read(0) == 1).all()
     with pytest.raises(VolumeError, match="17 pixels"):
         volume.read(1)
+
+
+def test_a_chunk_that_links_to_itself_is_an_error(tmp_path):
+    zarr.create_array(tmp_path / "a.zarr", shape=(1, 30, 30), chunks=(1, 30, 30), dtype="u1")[:] = 1
+    chunk = tmp_path / "a.zarr" / "c/0/0/0"
+    chunk.unlink()
+    chunk.symlink_to(chunk)
+    with pytest.raises(VolumeError, match="symbolic links"):
+        open_volume(tmp_path / "a.zarr").read(0)

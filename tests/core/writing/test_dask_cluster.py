@@ -58,7 +58,7 @@ def idle(monkeypatch):
         raise AssertionError("in the client's process")
 
     def start():
-        monkeypatch.setattr(Tiler, "compute", fail)
+        monkeypatch.setattr(Tiler, "_compute", fail)
         monkeypatch.setattr(zarr.Array, "__setitem__", fail)
 
     return start

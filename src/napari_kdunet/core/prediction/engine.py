@@ -28,9 +28,8 @@ _CHANNELS_LAST_FROM = 2  # channels at the top
 def engines_for(net: nn.Module, device: torch.device, threads: int) -> list[Forward]:
     """Engines that may compute at the same time: two of a tiny network that is compiled, one of all others."""
     engine = engine_for(net, device, threads)
-    if isinstance(net, KUNet) and net.k < TINY and threads > 1 and not isinstance(engine, ByTorch):
-        return [engine, copy.copy(engine)]
-    return [engine]
+    two = isinstance(net, KUNet) and net.k < TINY and threads > 1 and not isinstance(engine, ByTorch)
+    return [engine, engine_for(net, device, threads)] if two else [engine]
 
 
 def engine_for(net: nn.Module, device: torch.device, threads: int) -> Forward:

@@ -307,14 +307,14 @@ class _Probe:
         if grid is None:
             return TriedSize(size, inverted, math.inf, 0.0)
         tiler = replace(self.probes.tiler, grid=grid)
-        forward = _negated(tiler.forward) if inverted else tiler.forward
-        first = self._predicted(replace(tiler, forward=forward))
+        forward = _negated(tiler.turns.forward) if inverted else tiler.turns.forward
+        first = self._predicted(tiler.by(forward))
         mean, ratio = _uncertainty(first)
         if not self.limits.least_foreground <= mean <= self.limits.most_foreground:
             ratio = math.inf
         if ratio >= self.limits.found:
             return TriedSize(size, inverted, ratio, mean)
-        second = self._predicted(replace(tiler, forward=turned(forward)))
+        second = self._predicted(tiler.by(turned(forward)))
         return TriedSize(size, inverted, ratio + _VIEWS_WEIGHT * (1 - _agreement(first, second)), mean)
 
     def _grid(self, size: float) -> Grid | None:

@@ -122,7 +122,7 @@ def _adapted(model: Model, probes: Probes) -> Model:
         norm.train()
     y, x = probes.middle(tiler.grid)
     for z in probes.slices:
-        replace(tiler, forward=forward).window(probes.volume, z, y, x)
+        tiler.by(forward).window(probes.volume, z, y, x)
     prior = _PRIOR / (_PRIOR + seen)
     for norm, (mean, variance, momentum) in zip(_norms(net), before, strict=True):
         norm.running_mean.lerp_(mean, prior)

@@ -4,24 +4,22 @@ from __future__ import annotations
 
 import itertools
 import math
-import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
-from queue import LifoQueue
 from typing import TypeAlias, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from napari_kdunet.core.devices import cores, pick_device, using_threads
+from napari_kdunet.core.devices import cores, pick_device
 from napari_kdunet.core.errors import ModelError
 from napari_kdunet.core.networks.model import Model
 from napari_kdunet.core.prediction.engine import Forward, engines_for
 from napari_kdunet.core.prediction.tiling import Tiling
 from napari_kdunet.core.prediction.tta import averaged
+from napari_kdunet.core.prediction.turns import Turns
 from napari_kdunet.core.prediction.windows import Windows
 from napari_kdunet.core.volumes.neighbours import Neighbours
 from napari_kdunet.core.volumes.resampling import Grid
@@ -36,10 +34,6 @@ Inner: TypeAlias = tuple[slice, slice]
 Outside: TypeAlias = NDArray[np.bool_] | None
 """Which pixels of the window are outside the sample."""
 
-_AT_ONCE = 2  # tiles in memory, whatever the number of dask's threads
-
-_forward_lock = threading.Lock()  # one large forward at a time: each already uses all its threads, or the whole GPU
-
 
 @dataclass(frozen=True)
 class Tiler(Tiling):
@@ -51,15 +45,10 @@ class Tiler(Tiling):
 
     Attributes
     ----------
-    forward : Forward
-        The engine, with test-time augmentation where it is wanted.
-    second : Forward, optional
-        Another one of the same, for a tile at the same time: of a tiny network two are done sooner so, each with half
-        of the threads, as reading the next tile would make threads that compute one together wait for each other.
+    turns : Turns
+        At the engines, with test-time augmentation where it is wanted.
     device : torch.device
-        Of the engine.
-    threads : int
-        CPU threads.
+        Of the engines.
     classes : int
         Of the network.
     neighbours : Neighbours
@@ -67,18 +56,11 @@ class Tiler(Tiling):
         read once.
     """
 
-    forward: Forward
-    second: Forward | None
+    turns: Turns
     device: torch.device
-    threads: int
     classes: int
     neighbours: Neighbours
-    _free: LifoQueue[Forward] = field(default_factory=LifoQueue, init=False, compare=False, repr=False)
     _windows: Windows = field(default_factory=Windows, init=False, compare=False, repr=False)
-
-    def __post_init__(self) -> None:
-        for engine in (self.second or self.forward, self.forward):  # alone it is always the same
-            self._free.put(engine)
 
     @classmethod
     def of(
@@ -92,13 +74,15 @@ class Tiler(Tiling):
             net.multiple,
             net.reach,
             net.k,
-            engines[0],
-            engines[1] if len(engines) > 1 else None,
+            Turns(engines, threads),
             where,
-            threads,
             net.classes,
             Neighbours.between(model.context, model.context_distance, volume.voxel_size),
         )
+
+    def by(self, forward: Forward) -> Tiler:
+        """The same with another engine."""
+        return replace(self, turns=Turns([forward], self.turns.threads))
 
     def windows(self, shape: tuple[int, ...]) -> Iterator[tuple[tuple[int, int], tuple[int, int]]]:
         """(Y, X) windows, each a start and a stop, that tile the slices of a volume of this ZYX shape."""
@@ -153,7 +137,7 @@ class Tiler(Tiling):
         def finished(working: torch.Tensor | None, inner: Inner, outside: Outside) -> NDArray[np.uint8]:
             if working is None:
                 return np.zeros([s.stop - s.start for s in inner], np.uint8)
-            check_numbers(working, volume, z)
+            check_numbers(0 * working, volume, z)  # infinity, too: between two of them there is no number
             found = self.grid.above(working[0, 0], log_odds(threshold), inner)
             if outside is not None:
                 found[outside] = 0
@@ -170,33 +154,13 @@ class Tiler(Tiling):
         x: tuple[int, int],
     ) -> T:
         """What `finished` makes of logits at working pixels (None if all is outside the sample), and of the window."""
-        with self._one_of_two() as forward, torch.inference_mode():
+        with self.turns.tile() as forward, torch.inference_mode():
             working, inner = self._input(volume, z, (y, x))  # and with it what lies outside the sample
             outside = volume.outside(z, slice(*y), slice(*x))
             if outside is not None and outside.all():
                 return finished(None, inner, outside)
-            with self._turn():
+            with self.turns.turn():
                 return finished(forward(working), inner, outside)
-
-    @contextmanager
-    def _one_of_two(self) -> Iterator[Forward]:
-        """An engine, once fewer than two tiles are in memory."""
-        forward = self._free.get()
-        try:
-            with using_threads(1 if self.second else self.threads):
-                yield forward
-        finally:
-            self._free.put(forward)
-
-    @contextmanager
-    def _turn(self) -> Iterator[None]:
-        """Lets the engine compute, with the threads that another tile leaves to it."""
-        if self.second is None:
-            with _forward_lock, using_threads(self.threads):
-                yield
-        else:
-            with using_threads(max(1, self.threads // (_AT_ONCE - self._free.qsize()))):
-                yield
 
     def _input(self, volume: Volume, z: int, window: tuple[tuple[int, int], ...]) -> tuple[torch.Tensor, Inner]:
         """(1, channels, Y, X) of a window with its halo and mirrored borders; and where in it the window itself is."""
@@ -242,7 +206,7 @@ def set_background(logits: torch.Tensor, outside: NDArray[np.bool_]) -> torch.Te
 def check_numbers(logits: torch.Tensor, volume: Volume, z: int) -> None:
     """Check that there is no NaN, of which every comparison is false: an empty mask."""
     if logits.sum().isnan():
-        raise ModelError(f"the network gives NaN for slice z={z} of {volume.name}: its weights overflow.")
+        raise ModelError(f"the network gives NaN or infinity for slice z={z} of {volume.name}: its weights overflow.")
 
 
 def log_odds(threshold: float) -> float:

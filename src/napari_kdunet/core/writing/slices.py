@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import math
+import time
 from bisect import bisect_right
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from itertools import accumulate, groupby
 from typing import Any, TypeAlias
 
-import dask
 import dask.array as da
 import numpy as np
 from dask.base import compute_as_if_collection
 from numpy.typing import NDArray
 
-from napari_kdunet.core.devices import cores
 from napari_kdunet.core.errors import VolumeError
 
 __all__ = ["Slice", "compute_slices", "iter_slabs", "iter_slices"]
@@ -25,6 +23,7 @@ Slice: TypeAlias = tuple[int, "NDArray[Any] | OSError | VolumeError"]
 """Index of a slice along z, and its pixels (Y, X) or the error with which reading them failed."""
 
 _PREFETCH_BYTES = 2**25  # of slices that are computed while others are written
+_BATCH_SECONDS = 0.5  # that slices computed together may take, so that the consumer can stop between two batches
 _SLAB_BYTES = 2**30
 
 
@@ -173,19 +172,31 @@ def _compute_by_blocks(slab: da.Array, scheduler: str | None) -> NDArray[Any]:
 
 
 def _prefetch(volume: da.Array, indices: Sequence[int], most: int) -> Iterator[Slice]:
-    """Compute slices in background threads, up to `most` ahead, while those before are being written.
+    """Compute slices in a background thread, up to `most` at once, while those before are being written.
 
-    Each thread computes a slice by itself, unless dask has been given another scheduler, such as that of a cluster.
+    A dask scheduler may take as long to start as a tiny network for a slice, so slices are computed in batches, which
+    grow as long as a batch takes less than `_BATCH_SECONDS`.
     """
-    scheduler = None if dask.config.get("scheduler", None) else "synchronous"
-    threads, running = cores(), deque[Future[list[Slice]]]()
-    pool = ThreadPoolExecutor(threads, "kdunet-prefetch")
-    try:
-        for z in indices:
-            running.append(pool.submit(compute_slices, volume, [z], scheduler))
-            if len(running) > min(most, 2 * threads):
-                yield from running.popleft().result()
-        while running:
-            yield from running.popleft().result()
-    finally:  # it may have been stopped: those that have begun are waited for
-        pool.shutdown(cancel_futures=True)
+
+    def timed(batch: Sequence[int]) -> tuple[list[Slice], float]:
+        start = time.perf_counter()
+        return compute_slices(volume, batch), time.perf_counter() - start
+
+    count, batch = 1, indices[:1]
+    with ThreadPoolExecutor(1, "kdunet-prefetch") as pool:
+        running = pool.submit(timed, batch)
+        while batch:
+            slices, seconds = running.result()
+            indices = indices[len(batch) :]
+            count = min(2 * count, most) if seconds < _BATCH_SECONDS / 2 else count if seconds < _BATCH_SECONDS else 1
+            batch = _leading_run(indices, count)
+            running = pool.submit(timed, batch)
+            yield from slices
+
+
+def _leading_run(indices: Sequence[int], most: int) -> Sequence[int]:
+    """The first `indices`, up to `most`, as long as they have no gap."""
+    count = 0
+    while count < min(most, len(indices)) and indices[count] == indices[0] + count:
+        count += 1
+    return indices[:count]

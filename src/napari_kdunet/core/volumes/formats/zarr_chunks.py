@@ -22,7 +22,7 @@ __all__ = ["PlainChunks"]
 ReadChunk: TypeAlias = Callable[[str], bytes | None]
 """Gives what is stored under a key; None where there is nothing."""
 
-_MOST = 4  # chunks of a block; of more zarr decodes several at a time
+_MOST_BYTES = 2**23  # of several chunks; of more zarr decodes several at a time
 _COMPRESSORS = {"blosc": numcodecs.Blosc, "gzip": numcodecs.GZip, "zlib": numcodecs.Zlib, "zstd": numcodecs.Zstd}
 
 
@@ -58,7 +58,7 @@ class PlainChunks:
         wanted = [range(n)[k] for k, n in zip(key, self.shape, strict=True)]
         ranges = [r if isinstance(r, range) else range(r, r + 1) for r in wanted]
         parts = [_parts(r, n) for r, n in zip(ranges, self.chunks, strict=True)]
-        if any(r.step != 1 for r in ranges) or math.prod(map(len, parts)) > _MOST:
+        if any(r.step != 1 for r in ranges) or self._is_large(math.prod(map(len, parts))):
             left: NDArray[Any] = self.array[key]
             return left
         block = np.empty([len(r) for r in ranges], self.dtype)
@@ -67,6 +67,9 @@ class PlainChunks:
             chunk = self._chunk(index)
             block[there] = self.array.fill_value or 0 if chunk is None else chunk[here]
         return block[tuple(slice(None) if isinstance(r, range) else 0 for r in wanted)]
+
+    def _is_large(self, count: int) -> bool:
+        return count > 1 and count * math.prod(self.chunks) * self.stored.itemsize > _MOST_BYTES
 
     def _chunk(self, index: tuple[int, ...]) -> NDArray[Any] | None:
         key = self.array.metadata.encode_chunk_key(index)

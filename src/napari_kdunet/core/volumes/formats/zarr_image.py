@@ -107,10 +107,11 @@ class _CheckedFiles(_CheckedChunks, LocalStore):
     def chunk(self, key: str) -> bytes | None:
         """Read a chunk in this thread; None where there is none."""
         path = self.root / key
-        if not path.exists():
+        try:
+            check_regular(path, str(path))
+            data = path.read_bytes()
+        except (FileNotFoundError, NotADirectoryError):
             return None
-        check_regular(path, str(path))
-        data = path.read_bytes()
         self.check(memoryview(data), key)
         return data
 
