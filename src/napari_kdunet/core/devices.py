@@ -16,6 +16,9 @@ if TYPE_CHECKING:  # exported models count the cores where there is no torch
 
 __all__ = ["TINY", "cores", "pick_device", "precision_notes", "training_threads", "using_threads"]
 
+#: Channels at the top from which on a network keeps a core busy as it is.
+TINY = 8
+
 
 class _Users:
     """How many have asked torch for a number of threads, and the number before the first of them.
@@ -24,10 +27,6 @@ class _Users:
     """
 
     lock, count, before = threading.Lock(), 0, 1
-
-
-#: Channels at the top from which on a network keeps a core busy as it is.
-TINY = 8
 
 
 def pick_device(name: str = "auto") -> torch.device:

@@ -47,9 +47,9 @@ class PlainChunks:
             plain, stored = described["order"] == "C" and not described["filters"], np.dtype(described["dtype"])
         else:
             first, *others = described["codecs"]
-            big = first.get("configuration", {}).get("endian") == "big"
+            order = ">" if first.get("configuration", {}).get("endian") == "big" else "<"
             compressor = others[0]["name"] if others else None
-            plain, stored = first["name"] == "bytes" and len(others) < 2, array.dtype.newbyteorder("<>"[big])
+            plain, stored = first["name"] == "bytes" and len(others) < 2, array.dtype.newbyteorder(order)
         if not plain or not (compressor is None or compressor in _COMPRESSORS):
             return array
         return cls(array, read, stored, compressor and _COMPRESSORS[compressor]())
