@@ -132,7 +132,7 @@ def family(given: argparse.Namespace) -> Pairs:
 
 
 def calibrated(model: core.Model, pairs: Pairs) -> core.Model:
-    """`model` with `THRESHOLD`, and its scores on labelled volumes by statistics of each, as it will be applied.
+    """`model` with `THRESHOLD`, and its scores on labelled volumes as it will be applied.
 
     What a search for the pixel size compares with stays: that sees an image by the statistics of training.
     """
@@ -144,11 +144,13 @@ def calibrated(model: core.Model, pairs: Pairs) -> core.Model:
 
 
 def curve_of(model: core.Model, pairs: Pairs) -> MeanCurve:
-    """How a model does on labelled volumes at each threshold, by statistics of each."""
+    """How a model does at each threshold on labelled volumes, by statistics of each, by as many views as it says."""
     config = core.TrainConfig(**model.form_and_pixel_size)
     return MeanCurve(
         tuple(
-            Validation.against(raw, labels, range(len(raw)), config).score(core.adapt_statistics(model, raw), "cpu", 1)
+            Validation.against(raw, labels, range(len(raw)), config).score(
+                core.adapt_statistics(model, raw), "cpu", 1, model.views
+            )
             for raw, labels in pairs
         )
     )

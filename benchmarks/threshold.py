@@ -1,12 +1,12 @@
-"""Which threshold a network should have on a microscope that it has not seen.
+"""Which threshold a network should have on a microscope that it has not seen, and what several views of a slice bring.
 
-    python benchmarks/threshold.py DATA --models DIR --out OUT [--slices 6]
+    python benchmarks/threshold.py DATA --models DIR --out OUT [--slices 6] [--views 1,4]
 
 DIR is that of `benchmarks/generality.py`. Each of its networks that has learnt from two sources and been scored on the
-third predicts slices of that again, with statistics of the image and at the pixel size that it found. Written to OUT,
-`threshold.csv`, a line each: the threshold that is best on the held-out slices of its own sources, that with the
-largest expected IoU if probabilities are taken at their word, the best there is, the IoU at each of them and at a few
-that are the same for all.
+third predicts slices of that again, with statistics of the image and at the pixel size that it found, averaged over so
+many views of a slice. Written to OUT, `threshold.csv`, a line each: the threshold that is best on the held-out slices
+of its own sources, that with the largest expected IoU if probabilities are taken at their word, the best there is, the
+IoU at each of them and at a few that are the same for all.
 """
 
 from __future__ import annotations
@@ -40,10 +40,11 @@ def ious(probability: NDArray[Any], truth: NDArray[np.bool_]) -> tuple[NDArray[A
     return right / (above + right[0] - right), sure / (above + sure[0] - sure)
 
 
-def row(scored: Path, given: argparse.Namespace) -> Row:
+def row(scored: Path, views: int, given: argparse.Namespace) -> Row:
     """The line of a network, by the record of its score."""
     record = json.loads(scored.read_text())
     model = core.load_model(scored.with_name(scored.stem.rsplit("-on-", 1)[0] + ".safetensors"))
+    model = replace(model, summary=model.summary | {"views": views})
     raw, labels = volumes(record["left out"], given)
     z, y, x = SOURCES[record["left out"]][1]
     assumed = replace(raw, voxel_size=(z, record["found"] * y, record["found"] * x))
@@ -56,7 +57,7 @@ def row(scored: Path, given: argparse.Namespace) -> Row:
         "expected": int(expected[1:].argmax()) + 1,
         "best": int(real.argmax()),
     }
-    about = {name: record[name] for name in ("arm", "k", "learnt from", "left out", "seed")}
+    about = {name: record[name] for name in ("arm", "k", "learnt from", "left out", "seed")} | {"views": views}
     about |= {name: at / BINS for name, at in named.items()}
     about |= {f"IoU at {name}": float(real[at]) for name, at in named.items()}
     return about | {f"IoU at {at:g}": float(real[round(BINS * at)]) for at in SAME}
@@ -68,15 +69,19 @@ def main() -> None:
     parser.add_argument("--models", required=True, type=Path, help="the folder of generality.py")
     parser.add_argument("--out", required=True, type=Path)
     parser.add_argument("--slices", type=int, default=6, help="of each source that is scored on")
+    parser.add_argument("--views", default="1", help="of a slice, with commas between")
     given = parser.parse_args()
     given.synthetic = 0
     given.out.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)
-    rows = [row(scored, given) for scored in sorted(given.models.glob("*-on-*.json"))]
+    every = [int(views) for views in given.views.split(",")]
+    rows = [row(scored, views, given) for scored in sorted(given.models.glob("*-on-*.json")) for views in every]
     write_csv(given.out / "threshold.csv", rows)
-    print(f"mean over {len(rows)} networks")
-    for name in [name for name in rows[0] if name.startswith("IoU")]:
-        print(f"{name}  {np.mean([each[name] for each in rows]):.3f}")
+    for views in every:
+        of = [each for each in rows if each["views"] == views]
+        print(f"{views} views, mean over {len(of)} networks")
+        for name in [name for name in rows[0] if name.startswith("IoU")]:
+            print(f"{name}  {np.mean([each[name] for each in of]):.3f}")
 
 
 if __name__ == "__main__":

@@ -53,6 +53,7 @@ STAGES = (
     Stage("fifth", 5000, 6e-3, SHARP, 20, synthetic=0.5, seed=1),
     Stage(f"mito-{TEACHER_K}unet", 12000, 6e-3, SHARP, 20, synthetic=0.5, seed=2, precision="bf16-mixed"),
 )
+VIEWS = 4  # of a slice that students average over: of their teacher, in four times a longer time, they are worth little
 TEACHES, STUDENTS = "fifth", {2: 20000, 4: 16000, 1: 20000}  # the stage whose model does, and steps of each lesson
 DATA = {
     "volume": "EPFL CVLab hippocampus, FIB-SEM, 5 nm: z 48 to 164 of the public training volume; "
@@ -72,12 +73,13 @@ def name_of(k: int) -> str:
 
 
 def halved(model: core.Model) -> core.Model:
-    """`model` with its convolutions in half precision, as it is stored; statistics and biases stay as they are."""
+    """`model` as it is stored: with its convolutions in half precision, and how it is to be applied."""
     net = model.net
     for weight in net.parameters():
         if weight.dim() == 4:
             weight.data = weight.data.half()
-    return replace(model, net=net, summary=model.summary | {"data": DATA, "statistics": "volume"})
+    views = {"views": VIEWS} if model.net.k < TEACHER_K else {}
+    return replace(model, net=net, summary=model.summary | {"data": DATA, "statistics": "volume"} | views)
 
 
 def main() -> None:

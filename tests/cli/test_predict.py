@@ -68,6 +68,20 @@ def test_predict_views(data, teacher, probability, tmp_path):
     assert np.abs(written - np.asarray(core.open_volume(probability))).max() > 0.01
 
 
+def test_predict_by_as_many_views_as_the_model_says(data, tmp_path):
+    """The small generalists say 4."""
+    written = {}
+    for how in ([], ["--views", 4], ["--views", 1]):
+        path = tmp_path / f"{len(written)}.tif"
+        argv = ["predict", "mito-1unet", data / "raw.tif", "-o", path, "--probabilities", *how]
+        assert run(*argv).code == 0
+        written[tuple(how)] = np.asarray(core.open_volume(path)), metadata_of(path)["views"]
+    default, four, one = written.values()
+    assert (default[1], four[1], one[1]) == (4, 4, 1)
+    assert np.array_equal(default[0], four[0])
+    assert np.abs(default[0] - one[0]).max() > 0.01
+
+
 def test_predict_with_statistics_of_the_volume(data, teacher, probability, tmp_path):
     path = tmp_path / "p.tif"
     argv = ["predict", teacher, data / "raw.tif", "-o", path, "--probabilities"]

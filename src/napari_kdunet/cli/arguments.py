@@ -59,7 +59,11 @@ Nodes = Annotated[int, typer.Option(help="Machines that they are on; started the
 Device = Annotated[str, typer.Option(help="auto | cpu | cuda | mps")]
 Threads = Annotated[int | None, typer.Option(help="CPU threads; one a core if not given.", min=1)]
 Views = Annotated[
-    int, typer.Option(help="Average over mirror images (2, 4) and quarter turns (8) of each slice, in as many times.")
+    int | None,
+    typer.Option(
+        help="Average over mirror images (2, 4) and quarter turns (8) of each slice, in as many times; what the model "
+        "says of itself if not given (mito-1unet, -2unet, -4unet: 4; others: 1)."
+    ),
 ]
 Planes = Annotated[
     str,

@@ -91,7 +91,7 @@ def predict(
     probabilities: Probabilities = False,
     boundary: Outlines = False,
     threshold: Threshold = None,
-    views: Views = 1,
+    views: Views = None,
     planes: Planes = "z",
     statistics: Statistics = "auto",
     voxel_size: VoxelSize = None,
@@ -115,10 +115,16 @@ def predict(
     _check_combinations(jobs, planes, on_error, scheduler)
     if out_dir is None:
         check_out(jobs[0].out, model, jobs[0].raw, selection["sample"], suffixes=ENDINGS, overwrite=overwrite)
+    loaded = _load(model, views, planes, statistics, device)
     settings = _Settings(
-        _load(model, views, planes, statistics, device),
+        loaded,
         model,
-        {"output": output, "views": views, "planes": planes, "statistics": statistics},
+        {
+            "output": output,
+            "views": loaded.views if views is None else views,
+            "planes": planes,
+            "statistics": statistics,
+        },
         threshold,
         voxel_size,
         {"on_error": on_error, **selection},
@@ -157,13 +163,13 @@ class _Settings:
     skipping: bool
 
 
-def _load(model: str, views: int, planes: str, statistics: str, device: str) -> Model | OnnxModel:
+def _load(model: str, views: int | None, planes: str, statistics: str, device: str) -> Model | OnnxModel:
     """The model of that name; an exported one without importing torch, which need not be there."""
     from napari_kdunet import core
 
     if not is_exported(model):
         return core.load_model(model)
-    if views != 1 or planes != "z" or statistics == "volume" or device not in ("auto", "cpu"):
+    if views not in (None, 1) or planes != "z" or statistics == "volume" or device not in ("auto", "cpu"):
         raise ConfigError(
             f"{model} is ONNX: it predicts on the CPU, without --views, --planes and --statistics; leave these away."
         )

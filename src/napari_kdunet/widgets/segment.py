@@ -217,6 +217,8 @@ class SegmentWidget(Panel):
                 lines.append(f"The pixel size of {image.name} is not known: its pixels are taken as that wide.")
         if model.context:
             lines.append(f"It sees {model.context} neighbouring slices on each side of a slice.")
+        if model.views > 1:
+            lines.append(f"It looks at each slice {model.views} times, mirrored, and takes the mean.")
         if abs(model.threshold - 0.5) > _USUAL_THRESHOLD:
             lines.append(f"Its threshold of {model.threshold:.2g} is what scored best on its validation slices.")
         self.description.value = "\n".join(lines)

@@ -89,6 +89,17 @@ def test_a_foreign_network_is_averaged_too(model):
         np.testing.assert_allclose(out, 1 / (1 + np.exp(-np.mean(seen, axis=0))), atol=1e-5)
 
 
+@pytest.mark.parametrize(("said", "views"), [(4, 4), (None, 1), (3, 1), (4.0, 1), ("8", 1), ([4], 1), (10**30, 1)])
+def test_as_many_views_as_the_model_says(model, said, views):
+    """A file may be somebody else's: what is no number of views is none."""
+    raw, made = noise((2, 40, 70)), model(2, depth=3)
+    made = core.Model(made.net, made.pixel_size, summary={} if said is None else {"views": said})
+    assert made.views == views
+    given, other = (core.predict(made, raw, views=number).compute() for number in (views, 5 - views))
+    assert np.array_equal(core.predict(made, raw).compute(), given)
+    assert np.abs(given - other).max() > 0.01
+
+
 @pytest.mark.parametrize("views", [0, 3, 16])
 def test_other_numbers_of_views(model, one_line, views):
     with one_line(core.ConfigError, f"views is {views}", "1, 2, 4 or 8"):

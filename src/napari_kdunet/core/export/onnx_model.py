@@ -7,7 +7,7 @@ import math
 import threading
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import dask.array as da
 import numpy as np
@@ -58,6 +58,8 @@ class OnnxModel:
     metadata : dict
         Name, version, precision, working pixel size in nm, threshold, class names, and the form of the network.
     """
+
+    views: ClassVar[int] = 1  # it looks at a slice as it is
 
     name: str
     metadata: dict[str, Any]

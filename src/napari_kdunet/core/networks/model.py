@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from napari_kdunet import __version__
-from napari_kdunet.core.config import LEAST_PIXEL_SIZE, check_setting
+from napari_kdunet.core.config import LEAST_PIXEL_SIZE, VIEWS, check_setting
 from napari_kdunet.core.errors import ConfigError, ModelError
 from napari_kdunet.core.files import is_file
 from napari_kdunet.core.networks.bundled import bundled_models
@@ -97,6 +97,12 @@ class Model:
         A generalist does: `adapt_statistics`, which `predict` then does by itself.
         """
         return self.summary.get("statistics") == "volume"
+
+    @property
+    def views(self) -> int:
+        """Over how many views of a slice it says of itself that it is best averaged: those of `predict`, or 1."""
+        views = self.summary.get("views")
+        return views if isinstance(views, int) and views in VIEWS else 1
 
     @property
     def parameter_count(self) -> int:

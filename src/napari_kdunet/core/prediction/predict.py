@@ -39,7 +39,7 @@ def predict(
     output: Literal["probability", "labels", "boundary"] = "probability",
     threshold: float | None = None,
     tile: int | None = None,
-    views: int = 1,
+    views: int | None = None,
     planes: Literal["z", "zyx"] = "z",
     statistics: Statistics = "auto",
     device: str = "auto",
@@ -65,9 +65,10 @@ def predict(
     tile : int, optional
         Side of a tile in working pixels, rounded to what the network needs; by default as large as memory allows
         comfortably. The result does not depend on it, to float rounding.
-    views : {1, 2, 4, 8}
+    views : {1, 2, 4, 8}, optional
         Test-time augmentation: over how many flips and quarter turns of a slice the logits are averaged. 1 is the
-        slice as it is, 2 adds its flip along X, 4 those along Y, 8 their quarter turns. The time grows alike.
+        slice as it is, 2 adds its flip along X, 4 those along Y, 8 their quarter turns. The time grows alike. As the
+        model says if None (`Model.views`): 1, but for small generalists.
     planes : {"z", "zyx"}
         Predict the slices along z, or those along y and x of an isotropic volume too (ortho-plane prediction): the
         mean of the logits of three slices, each standardised by itself. It is computed in blocks of many slices,
@@ -103,6 +104,7 @@ def predict(
     level = model.threshold if threshold is None else threshold
     if not 0 <= level < 1:
         raise ConfigError(f"threshold is {level}: give a number from 0 up to, not including, 1.")
+    views = model.views if views is None else views
     model = with_statistics(model, volume, statistics, device, threads)
     dtype = np.uint8 if output == "labels" else np.float32
     blocks = Blocks(

@@ -124,7 +124,7 @@ def _agreement(model: Model, raw: Volume, z: int) -> float:
     """IoU of the masks of a slice as it is and mirrored along both axes; 1 where both are empty."""
     pixels = raw.read(z)
     first, second = (
-        core.predict(model, core.open_volume(image, voxel_size=raw.voxel_size), output="labels").compute(
+        core.predict(model, core.open_volume(image, voxel_size=raw.voxel_size), output="labels", views=1).compute(
             scheduler="synchronous"
         )[0]
         for image in (pixels, pixels[::-1, ::-1])
