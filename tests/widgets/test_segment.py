@@ -55,6 +55,21 @@ def test_what_a_new_user_sees_is_segmented_by_one_click(open_widget, em, tiny_mo
     assert "taken as" not in widget.description.value, "at once"
 
 
+def test_a_model_that_is_averaged_over_views(segment, tiny_model, qtbot):
+    """As `predict` does it, and as the panel says."""
+    viewer, widget = segment
+    model = core.Model(tiny_model.net, pixel_size=0, threshold=tiny_model.threshold, summary={"views": 4})
+    widget.model.value = models.add("averaged", model)
+    qtbot.waitUntil(lambda: widget.loaded is model)
+    assert "looks at each slice 4 times" in widget.description.value
+    widget.start()
+    finished(qtbot, widget)
+    raw, mask = viewer.layers["raw"].data, viewer.layers["raw averaged mask"].data
+    four, one = (np.asarray(core.predict(model, raw, output="labels", views=views)) for views in (4, 1))
+    np.testing.assert_array_equal(mask, four)
+    assert (four != one).sum() > 20
+
+
 def test_a_model_that_sees_neighbouring_slices(segment, qtbot):
     viewer, widget = segment
     torch.manual_seed(0)

@@ -220,7 +220,7 @@ class SegmentWidget(Panel):
         if model.views > 1:
             lines.append(f"It looks at each slice {model.views} times, mirrored, and takes the mean.")
         if abs(model.threshold - 0.5) > _USUAL_THRESHOLD:
-            lines.append(f"Its threshold of {model.threshold:.2g} is what scored best on its validation slices.")
+            lines.append(f"Its threshold of {model.threshold:.2g} is what scored best in validation.")
         self.description.value = "\n".join(lines)
 
     def _layer_removed(self, event: Any) -> None:

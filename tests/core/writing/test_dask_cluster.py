@@ -18,7 +18,7 @@ from napari_kdunet import core
 from napari_kdunet.core.devices import cores
 from napari_kdunet.core.prediction.predict import Blocks
 from napari_kdunet.core.prediction.tiler import Tiler
-from napari_kdunet.core.writing.dask_cluster import ClusterLostError, connect
+from napari_kdunet.core.writing.dask_cluster import connect
 from napari_kdunet.core.writing.writer import iter_write
 
 distributed = pytest.importorskip("distributed")
@@ -129,7 +129,7 @@ def test_a_cluster_that_is_gone_can_be_gone_on_without(raw, model, one_line):
         written = iter_write(lazy, "there/out.zarr", resume_key="this")
         next(written)
         cluster.close()
-        with one_line(ClusterLostError, "the same command"):
+        with one_line(core.OutputError, "the cluster did not finish", "the same command"):
             list(written)
     assert not Path("there/out.zarr").exists()
     going_on = list(iter_write(lazy, "there/out.zarr", resume_key="this"))

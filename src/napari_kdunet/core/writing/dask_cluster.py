@@ -24,7 +24,7 @@ from napari_kdunet.core.writing.slices import compute_slices, iter_slabs
 if TYPE_CHECKING:
     from distributed import Client
 
-__all__ = ["ClusterLostError", "Outcome", "active_client", "connect", "iter_write_on_cluster"]
+__all__ = ["Outcome", "active_client", "connect", "iter_write_on_cluster"]
 
 Outcome: TypeAlias = tuple[int, "OSError | VolumeError | None"]
 """Index of a slice, and None once it is written, or the error with which reading it failed."""
@@ -32,10 +32,6 @@ Outcome: TypeAlias = tuple[int, "OSError | VolumeError | None"]
 # Of a worker process
 _write_lock = threading.Lock()
 _cancelled_jobs: set[str] = set()
-
-
-class ClusterLostError(OutputError):
-    """The cluster no longer answers; the slices that it has written are kept."""
 
 
 @contextmanager
@@ -122,8 +118,8 @@ def iter_write_on_cluster(
 
     Raises
     ------
-    ClusterLostError
-        The connection is lost, or a slice's task has killed several workers.
+    OutputError
+        The connection is lost, or a slice's task has killed several workers; the slices that are written are kept.
     OutputError, OSError
         A worker cannot write.
     """
@@ -141,7 +137,7 @@ def iter_write_on_cluster(
             yield from slices
     except (CancelledError, KilledWorker) as error:
         what = "its workers die" if isinstance(error, KilledWorker) else "the connection to it is lost"
-        raise ClusterLostError(
+        raise OutputError(
             f"the cluster did not finish, {what}: see its logs, and give the same command again"
         ) from error
     finally:

@@ -107,7 +107,7 @@ def _segment(index: int, item: Item, recipe: Recipe, is_stopped: Callable[[], bo
     stated = volume.voxel_size
     volume, note, about = _with_pixel_size(stoppable(volume, is_stopped), recipe)
     notes = [*filter(None, [note]), *volume.notes]
-    how: dict[str, Any] = {"output": "labels", "threshold": recipe.threshold}
+    how: dict[str, Any] = {"output": "labels", "threshold": recipe.threshold, "views": recipe.model.views}
     metadata = {"model": recipe.model_name, "inverted": recipe.inverted, **how, **about}
     slices = iter_write(
         core.predict(recipe.model, volume, **how),
