@@ -36,7 +36,7 @@ def tissue():
 
 def iou(model: Model, tissue, **how) -> float:
     raw, labels = tissue
-    return core.evaluate(core.predict(model, raw, output="labels", threads=1, **how), labels).iou
+    return core.evaluate(core.predict(model, raw, output="labels", views=1, threads=1, **how), labels).iou
 
 
 def test_what_the_statistics_were_hardly_matters(tissue) -> None:
