@@ -190,7 +190,7 @@ def arms_of(
         return paths[kind].stat().st_size
 
     def engine(image: np.ndarray, pixel: float) -> np.ndarray:
-        return np.asarray(core.predict(model, as_volume(image, pixel), statistics="model", threads=1))[0]
+        return np.asarray(core.predict(model, as_volume(image, pixel), statistics="model", views=1, threads=1))[0]
 
     def runtime(opened: core.OnnxModel, image: np.ndarray, pixel: float) -> np.ndarray:
         return np.asarray(opened.predict(as_volume(image, pixel), threads=1))[0]

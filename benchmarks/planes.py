@@ -25,9 +25,9 @@ _ORDERS = ((0, 1, 2), (1, 0, 2), (2, 0, 1))
 
 
 def averages(model: core.Model, pixels: np.ndarray[Any, Any], size: float) -> Iterator[tuple[str, Any]]:
-    def predicted(stack: np.ndarray[Any, Any], **how: Any) -> np.ndarray[Any, Any]:
+    def predicted(stack: np.ndarray[Any, Any], views: int = 1, **how: Any) -> np.ndarray[Any, Any]:
         volume = core.open_volume(stack, voxel_size=size)
-        return core.predict(model, volume, statistics="model", threads=1, **how).compute()
+        return core.predict(model, volume, statistics="model", views=views, threads=1, **how).compute()
 
     turned = [predicted(np.ascontiguousarray(pixels.transpose(order))) for order in _ORDERS]
     yield "z", turned[0]
