@@ -53,7 +53,7 @@ STAGES = (
     Stage("fifth", 5000, 6e-3, SHARP, 20, synthetic=0.5, seed=1),
     Stage(f"mito-{TEACHER_K}unet", 12000, 6e-3, SHARP, 20, synthetic=0.5, seed=2, precision="bf16-mixed"),
 )
-VIEWS = 4  # of a slice that students average over: of their teacher, in four times a longer time, they are worth little
+VIEWS = 4  # that a student averages over; of the slow teacher they are worth little (docs/recipe.md)
 TEACHES, STUDENTS = "fifth", {2: 20000, 4: 16000, 1: 20000}  # the stage whose model does, and steps of each lesson
 DATA = {
     "volume": "EPFL CVLab hippocampus, FIB-SEM, 5 nm: z 48 to 164 of the public training volume; "

@@ -118,10 +118,9 @@ def iter_write_on_cluster(
 
     Raises
     ------
-    OutputError
-        The connection is lost, or a slice's task has killed several workers; the slices that are written are kept.
     OutputError, OSError
-        A worker cannot write.
+        The connection is lost, a slice's task has killed several workers, or one cannot write; the slices that are
+        written are kept.
     """
     from distributed import KilledWorker, as_completed
 
