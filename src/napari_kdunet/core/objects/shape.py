@@ -331,6 +331,8 @@ def _straight_ends(
 def _straight_on(middle: Floats, radius: float, tip: Floats, solid: Mask) -> Floats:
     """Where a line straight on from the first point of the middle leaves the object, about as far as a tip is."""
     along = middle[0] - middle[min(math.ceil(_STRAIGHT * radius), len(middle) - 1)]
+    if not along.any():  # a path that has come back to where it was
+        return tip
     far = 1.5 * float(np.linalg.norm(tip - middle[0])) + 1
     line = middle[0] + np.arange(0, far, 0.5)[:, None] * along / np.linalg.norm(along)
     places = np.clip(np.rint(line).astype(np.int64), 0, np.array(solid.shape) - 1)
