@@ -47,6 +47,16 @@ def test_round_trip(pixels, tmp_path, suffix, dtype):
     assert names(tmp_path) == [f"out{suffix}"]
 
 
+@pytest.mark.parametrize("suffix", [*SUFFIXES, ".h5", ".mrc"])
+@pytest.mark.parametrize("labels", [False, True])
+@pytest.mark.parametrize("lazy", [False, True])
+def test_bytes_in_the_other_order(tmp_path, suffix, labels, lazy):
+    """As an array read from a big-endian file has them."""
+    array = np.arange(2 * 20 * 30).reshape(2, 20, 30).astype(">u2")
+    write_volume(da.from_array(array) if lazy else array, tmp_path / f"out{suffix}", labels=labels)
+    np.testing.assert_array_equal(np.asarray(open_volume(tmp_path / f"out{suffix}")), array)
+
+
 @pytest.mark.parametrize("suffix", SUFFIXES)
 @pytest.mark.parametrize("shape", [(1, 37, 53), (3, 1, 53), (2, 5, 3), (3, 4, 4)])
 def test_small_shapes_and_no_voxel_size(tmp_path, suffix, shape):

@@ -107,7 +107,7 @@ def iter_write(
     """
     target = check_target(path, overwrite=overwrite)
     size = tuple(int(n) for n in (volume.shape if shape is None else shape))
-    kind = np.dtype(volume.dtype if dtype is None else dtype)
+    kind = np.dtype(volume.dtype if dtype is None else dtype).newbyteorder("=")
     if len(size) != 3 or 0 in size or kind.kind not in "biuf":
         raise OutputError(f"cannot write {target}: shape {size} and dtype {kind}, give numbers with axes Z, Y, X")
     if ome_version not in ("0.4", "0.5"):
