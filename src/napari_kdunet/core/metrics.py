@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from napari_kdunet.core.errors import LabelsError
-from napari_kdunet.core.volumes.labels import class_index
-from napari_kdunet.core.volumes.probability import is_probability, read_probability
+from napari_kdunet.core.volumes.labels import class_index, predicted_ids
+from napari_kdunet.core.volumes.probability import kind_of, read_probability
 from napari_kdunet.core.volumes.volume import open_pair
 
 __all__ = ["Confusion", "Curve", "MeanCurve", "Scores", "evaluate"]
@@ -138,11 +138,12 @@ def evaluate(
     """
     predicted, truth = open_pair(prediction, labels)
     image = None if raw is None else open_pair(raw, truth)[0]
-    soft, level = is_probability(predicted), predicted.threshold if threshold is None else threshold
+    soft, level = kind_of(predicted) == "probability", predicted.threshold if threshold is None else threshold
     slices, entropy = [], 0.0
     for z in range(truth.shape[0]):
         index = class_index(truth.read(z), 2, ignore)
-        counted, values = index >= 0, read_probability(predicted, z) if soft else predicted.read(z)
+        values = read_probability(predicted, z) if soft else predicted_ids(predicted.read(z), predicted.name)
+        counted = index >= 0
         outside = None if image is None else image.outside(z)
         if outside is not None:
             counted &= ~outside

@@ -69,6 +69,37 @@ def test_two_values_without_a_background():
         core.evaluate(np.where(truth, 2, 1).astype(np.uint8), truth)
 
 
+@pytest.mark.parametrize("dtype", ["int16", "uint32", "int64", "uint64"])
+def test_instances_without_a_background(dtype):
+    _, truth = blurred(3, 0.1)
+    with pytest.raises(core.VolumeError, match="from 1 to 2 and no background"):
+        core.evaluate(np.where(truth, 2, 1).astype(dtype), truth)
+    with pytest.raises(core.VolumeError, match="no background"):
+        core.instances(np.where(truth, 2, 1).astype(dtype), voxel_size=(10, 10, 10))
+
+
+def test_values_below_0_are_no_foreground():
+    _, truth = blurred(3, 0.1)
+    negative = np.where(truth, 1, 0)
+    negative[0, 0, :3] = -1
+    for use in (core.evaluate, core.score_objects):
+        with pytest.raises(core.LabelsError, match="holds -1, which is neither background nor an object"):
+            use(negative, truth)
+    with pytest.raises(core.LabelsError, match="holds -1"):
+        core.instances(negative, voxel_size=(10, 10, 10))
+
+
+def test_the_background_of_cremi():
+    _, truth = blurred(3, 0.1)
+    ids = np.where(truth, 3, np.uint64(2**64 - 3)).astype(np.uint64)
+    assert kind_of(open_volume(ids)) == "mask"
+    assert core.evaluate(ids, truth).iou == 1
+    assert core.score_objects(ids, truth).count == (1, 1)
+    assert core.measure(ids, voxel_size=(10, 10, 10))["voxels"].tolist() == [truth.sum()]
+    found, expected = (np.asarray(core.instances(each, voxel_size=(10, 10, 10))) for each in (ids, truth))
+    assert np.array_equal(found, expected)
+
+
 def test_few_slices_are_read_to_decide():
     class Watched:
         shape, dtype, read = (100, 20, 20), np.dtype(np.uint8), 0

@@ -20,6 +20,7 @@ from zarr.codecs import BloscCodec
 from napari_kdunet.core.errors import OutputError, VolumeError
 from napari_kdunet.core.files import scratch_folder
 from napari_kdunet.core.objects.foreground import Window
+from napari_kdunet.core.volumes.labels import predicted_ids
 from napari_kdunet.core.volumes.probability import kind_of, read_probability
 from napari_kdunet.core.volumes.sources import AxesView, RawArray
 from napari_kdunet.core.volumes.volume import Volume
@@ -97,7 +98,7 @@ class Probability:
 
     def _checked(self, values: NDArray[Any], z: int) -> NDArray[Any]:
         if self.kind != "probability":
-            return np.asarray(values != 0)
+            return np.asarray(predicted_ids(values, self.volume.name) != 0)
         if values.dtype.kind == "f":
             values = values.astype(np.float32)
             if not (values.min() >= 0 and values.max() <= 1):

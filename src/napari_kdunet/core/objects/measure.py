@@ -20,6 +20,7 @@ from napari_kdunet.core.files import replacing
 from napari_kdunet.core.objects.contacts import find_contacts, margin_of
 from napari_kdunet.core.objects.instances import known_voxel_size
 from napari_kdunet.core.objects.shape import find_length, make_mesh, thinning
+from napari_kdunet.core.volumes.labels import predicted_ids
 from napari_kdunet.core.volumes.probability import above, is_probability
 from napari_kdunet.core.volumes.volume import Volume, VoxelSize, open_volume
 from napari_kdunet.core.writing.slices import iter_slices
@@ -214,8 +215,7 @@ class _Part:
                     name = "" if volume is None else volume.name
                     raise part if isinstance(part, VolumeError) else VolumeError(f"cannot read slice z={z} of {name}")
             ids, *rest = parts
-            if ids.dtype.kind == "i" and ids.min(initial=0) < 0:
-                raise LabelsError(f"{self.labels.name} has ids below 0, as in slice z={z}: make those of no object 0.")
+            ids = predicted_ids(ids, self.labels.name)
             yield (z, ids if self.ids is None else np.where(np.isin(ids, self.ids), ids, 0), *rest)
 
 

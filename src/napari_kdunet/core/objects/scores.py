@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
 
 from napari_kdunet.core.errors import LabelsError
-from napari_kdunet.core.volumes.labels import object_ids
+from napari_kdunet.core.volumes.labels import object_ids, predicted_ids
 from napari_kdunet.core.volumes.volume import open_pair
 from napari_kdunet.core.writing.slices import iter_slices
 
@@ -266,7 +266,7 @@ def score_objects(instances: Any, labels: Any, *, ignore: int | None = None) -> 
             if isinstance(part, Exception):
                 raise part
         true, ignored = object_ids(np.asarray(second), ignore)
-        one, a = np.unique(np.asarray(first)[~ignored], return_inverse=True)
+        one, a = np.unique(predicted_ids(np.asarray(first), predicted.name)[~ignored], return_inverse=True)
         other, b = np.unique(true[~ignored], return_inverse=True)
         both, voxels = np.unique(a * max(len(other), 1) + b, return_counts=True)
         for code, n in zip(both.tolist(), voxels.tolist(), strict=True):

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from napari_kdunet.core.errors import LabelsError
 
-__all__ = ["OUTLINE", "class_index", "object_ids", "outline_targets", "target_probabilities"]
+__all__ = ["OUTLINE", "class_index", "object_ids", "outline_targets", "predicted_ids", "target_probabilities"]
 
 OUTLINE = 2.0  # working pixels that the outline of an object is wide, within it
 
@@ -75,6 +75,19 @@ def object_ids(labels: NDArray[Any], ignore: int | None = None) -> tuple[NDArray
     if ignore == 0:
         values[values > 0] -= 1
     return values, ignored
+
+
+def predicted_ids(values: NDArray[Any], name: str) -> NDArray[Any]:
+    """What a mask, classes or instances of a prediction called `name` hold; of uint64 2^64-3 is background, and so 0.
+
+    Raises
+    ------
+    LabelsError
+        If a value is negative.
+    """
+    if values.dtype.kind == "i" and (lowest := values.min(initial=0)) < 0:
+        raise LabelsError(f"{name} holds {lowest}, which is neither background nor an object: set it to 0.")
+    return np.where(values == _OUTSIDE, np.uint64(0), values) if values.dtype == np.uint64 else values
 
 
 def _ids(labels: NDArray[Any], ignore: int | None) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:

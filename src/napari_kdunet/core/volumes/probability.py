@@ -4,13 +4,14 @@
 - bool, or integers of which all but one value are 0: a mask.
 - uint8 and uint16 that look like probabilities, from 0 to 255 or to 65535: neighbours differ by little, and most of
   those that differ are both above 0, or every fourth pair differs; or nothing is 0, and some are above the half.
-- Other integers: classes or instances; what is not 0 is foreground.
+- Other integers: classes or instances; what is not 0 is foreground. Of uint64 2^64-3 is background too, as in CREMI's.
 
 Of integers of more bits, and of signed ones, the values are looked at only to tell a mask from classes or instances.
 
-Refused are those of which nothing is 0, as they have no background, and uint8 or uint16 of few values some of which are
-above the half: the classes, or instances, of some tool, or the coarse probabilities of another. So are those that look
-like probabilities of a smaller scale than their type's: per cent in uint8; up to 255, 1000 or 4095 in uint16.
+Refused are integers below 0, those of which nothing is 0, as they have no background, and uint8 or uint16 of few values
+some of which are above the half: the classes, or instances, of some tool, or coarse probabilities of another. So are
+those that look like probabilities of a smaller scale than their type's: per cent in uint8; up to 255, 1000 or 4095 in
+uint16.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from napari_kdunet.core.errors import VolumeError
+from napari_kdunet.core.volumes.labels import predicted_ids
 from napari_kdunet.core.volumes.sources import MappedArray
 from napari_kdunet.core.volumes.volume import Volume
 
@@ -63,18 +65,29 @@ def kind_of(volume: Volume) -> Kind:
         count = min(_SLICES, len(volume))
         chosen = (volume.read((2 * i + 1) * len(volume) // (2 * count)) for i in range(count))
         _known[volume] = (
-            _kind_by_values([*chosen], volume.name) if volume.dtype in _SMALL_INTEGERS else _mask_or_labels(chosen)
+            _kind_by_values([*chosen], volume.name)
+            if volume.dtype in _SMALL_INTEGERS
+            else _mask_or_labels((predicted_ids(each, volume.name) for each in chosen), volume.name)
         )
     return _known[volume]
 
 
-def _mask_or_labels(slices: Iterable[NDArray[Any]]) -> Kind:
+def _mask_or_labels(slices: Iterable[NDArray[Any]], name: str) -> Kind:
     """By whether there is one value beside 0."""
-    values = set[int]()
+    values, has_background = set[int](), False
     for each in slices:
         shown = each[each != 0]
         values |= {int(shown.min()), int(shown.max())} if shown.size else set()
-    return "mask" if len(values) == 1 else "labels"
+        has_background |= shown.size < each.size
+    if len(values) > 1 and not has_background:
+        raise _no_background(name, min(values), max(values))
+    return "mask" if len(values) == 1 and has_background else "labels"
+
+
+def _no_background(name: str, lowest: int, highest: int) -> VolumeError:
+    return VolumeError(
+        f"{name} has values from {lowest} to {highest} and no background of 0: give a mask, or probabilities."
+    )
 
 
 def _kind_by_values(slices: list[NDArray[Any]], name: str) -> Kind:
@@ -87,7 +100,8 @@ def _kind_by_values(slices: list[NDArray[Any]], name: str) -> Kind:
     pairs = [np.stack((each[:, 1:].ravel(), each[:, :-1].ravel())).astype(np.int32) for each in slices]
     one, other = np.concatenate(pairs, axis=1)
     differ, inside = one != other, (one != other) & (one > 0) & (other > 0)
-    many = 2 * inside.sum() >= differ.sum() > 0 or differ.mean() >= _NOISY  # half of noise is cut off at 0
+    # half of noise is cut off at 0
+    many = differ.any() and (2 * inside.sum() >= differ.sum() or differ.mean() >= _NOISY)
     gradual = many and np.median(np.abs(one - other)[differ]) <= _STEP * highest
     scales = [scale for scale in _SCALES if scale <= half and scale / 2 < highest <= scale]
     if gradual and len(levels) > _LEVELS and (scales or highest <= _SMALLEST_SCALE * 2 * half):
@@ -98,9 +112,7 @@ def _kind_by_values(slices: list[NDArray[Any]], name: str) -> Kind:
     if gradual and (len(levels) > _LEVELS or highest > half):
         return "probability"
     if levels[0] > 0:
-        raise VolumeError(
-            f"{name} has values from {levels[0]} to {highest} and no background of 0: give a mask, or probabilities."
-        )
+        raise _no_background(name, int(levels[0]), highest)
     coarse = len(levels) > 4 and highest in scales and np.gcd.reduce(levels) * _COARSE >= highest
     if coarse or (len(levels) <= _LEVELS and highest > half):
         raise VolumeError(
@@ -131,7 +143,7 @@ def read_probability(volume: Volume, z: int, y: slice = slice(None), x: slice = 
     """
     values = volume.read(z, y, x)
     if not is_probability(volume):
-        values = values != 0
+        values = predicted_ids(values, volume.name) != 0
     probability: NDArray[np.float32] = values.astype(np.float32)
     if values.dtype.kind == "u":
         probability /= np.iinfo(values.dtype).max
