@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import numpy as np
 
 from napari_kdunet import __version__
-from napari_kdunet.core.errors import ConfigError
+from napari_kdunet.core.errors import ConfigError, VolumeError
 from napari_kdunet.core.export.kunet import exportable
 from napari_kdunet.core.files import write_bytes
 from napari_kdunet.core.networks.model import Model, ModelLike, load_model
@@ -136,12 +136,22 @@ def _quantised(graph: onnx.ModelProto, volume: Volume) -> onnx.ModelProto:
 
 
 def _calibration(volume: Volume) -> Iterator[dict[str, Any]]:
-    """Inputs of the graph: the middle of some slices, spread over the volume."""
+    """Inputs of the graph: the middle of some slices, spread over the volume.
+
+    Raises
+    ------
+    VolumeError
+        If none of them shows anything: activations would be scaled to nothing.
+    """
     top, left = (max(0, (n - _CALIBRATION_SIDE) // 2) for n in volume.shape[1:])
     pixel = volume.voxel_size[1:] if volume.voxel_size else (0.0, 0.0)
-    for z in np.unique(np.linspace(0, len(volume) - 1, _CALIBRATION_SLICES).astype(int)):
-        mean, std = volume.statistics(int(z))
-        window = volume.read(int(z), slice(top, top + _CALIBRATION_SIDE), slice(left, left + _CALIBRATION_SIDE))
+    chosen = np.unique(np.linspace(0, len(volume) - 1, _CALIBRATION_SLICES).astype(int)).tolist()
+    shown = [z for z in chosen if not volume.is_lost(z)]
+    if not shown:
+        raise VolumeError(f"{volume.name} shows nothing to calibrate on: its slices are constant, or noise.")
+    for z in shown:
+        mean, std = volume.statistics(z)
+        window = volume.read(z, slice(top, top + _CALIBRATION_SIDE), slice(left, left + _CALIBRATION_SIDE))
         image = window[None, None].astype(np.float32)
         scalars = {"mean": np.array(mean, np.float32), "std": np.array(std, np.float32)}
         yield {"image": image, "pixel_size": np.array(pixel, np.float32), **scalars}

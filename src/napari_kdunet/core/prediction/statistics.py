@@ -11,7 +11,7 @@ from weakref import WeakKeyDictionary, ref
 import torch
 from torch import Tensor, nn
 
-from napari_kdunet.core.errors import ConfigError
+from napari_kdunet.core.errors import ConfigError, VolumeError
 from napari_kdunet.core.networks.model import Model, ModelLike, load_model
 from napari_kdunet.core.networks.unet import KUNet
 from napari_kdunet.core.prediction.engine import ByTorch
@@ -56,13 +56,19 @@ def adapt_statistics(
     Raises
     ------
     VolumeError
-        If the volume cannot be used.
+        If the volume cannot be used, or shows nothing.
     """
     model, volume = load_model(model), open_volume(raw)
-    if not isinstance(model.net, KUNet) or not model.net.bn:
+    if not _has_statistics(model):
         return model
     probes = Probes.of(model, volume, slices, device, threads)
-    return model if probes is None else _adapted(model, probes)
+    if probes is None:
+        raise VolumeError(f"{volume.name} shows nothing to take statistics from: its slices are constant, or noise.")
+    return _adapted(model, probes)
+
+
+def _has_statistics(model: Model) -> bool:
+    return isinstance(model.net, KUNet) and model.net.bn
 
 
 def with_statistics(
@@ -83,8 +89,9 @@ def with_statistics(
         return model
     known, state = _last.get(model.net), _state(model.net)
     if known is None or known.volume() is not volume or known.state != state:
-        adapted = adapt_statistics(model, volume, device=device, threads=threads).net
-        known = _last[model.net] = _Adapted(ref(volume), state, adapted)
+        probes = Probes.of(model, volume, _SLICES, device, threads) if _has_statistics(model) else None
+        adapted = model if probes is None else _adapted(model, probes)
+        known = _last[model.net] = _Adapted(ref(volume), state, adapted.net)
     return replace(model, net=known.net)
 
 
