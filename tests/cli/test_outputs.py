@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import signal
+import subprocess
 from pathlib import Path
 from unittest import mock
 
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 import tifffile
 
-from command_line import run
+from command_line import MODULE, run
 from napari_kdunet import core
 from napari_kdunet.core.writing import writer
 from napari_kdunet.sample import synthetic_em
@@ -382,3 +383,13 @@ def test_many_volumes_are_stopped_together(data):
     assert result.code == 130
     assert not re.search("labels", result.out)
     assert names(data / "out") == []
+
+
+def test_a_name_that_the_output_cannot_show(data, tmp_path):
+    """A pipe on Windows is not UTF-8."""
+    out = tmp_path / "日本.tif"
+    argv = [*MODULE, "predict", MODEL, data / "raw.tif", "-o", out]
+    done = subprocess.run(argv, capture_output=True, env=os.environ | {"PYTHONIOENCODING": "cp1252"}, check=False)
+    assert done.returncode == 0, done.stderr
+    assert rb"\u65e5\u672c.tif" in done.stdout
+    assert out.exists()
