@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import math
 import time
+from dataclasses import replace
 from itertools import pairwise
 from types import SimpleNamespace
 
@@ -478,3 +479,11 @@ def test_a_validation_longer_than_the_time_between_two_leaves_time_to_train(blob
     validated = [i for i, kind in enumerate(events) if kind == "Validated"]
     assert len(validated) >= min(6, 60 / (seconds + 6))
     assert all("Stepped" in events[one:other] for one, other in pairwise(validated))
+
+
+def test_what_goes_on_from_a_model_is_averaged_over_as_many_views(blobs, quick, learnt):
+    model = learnt[-1].model
+    for views in (1, 4):
+        start = replace(model, summary=model.summary | {"views": views})
+        *_, done = core.iter_train(*blobs(), quick(**learn(steps=1)), start=start)
+        assert done.model.views == views

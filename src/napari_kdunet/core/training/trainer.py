@@ -54,7 +54,7 @@ class Trainer:
     out : Path, optional
         Where the best model is written.
     start : Model, optional
-        Initial weights.
+        Initial weights; the model is averaged over as many views as this.
     fabric : Fabric
         Launched; each of its processes trains on its part of every batch.
     resume : bool or None
@@ -78,6 +78,7 @@ class Trainer:
         self.batches = Prefetcher(self._make_batch, helper_threads)
         self.memory_format = training_format(config.k, self.device)
         net: Any = starting_network(config, data.sampler, start)
+        self.views = 1 if start is None else start.views
         self.raw_net: KUNet = net.to(self.device, memory_format=self.memory_format)
         self.class_weights = class_weights(config, data.sampler)
         optimizer = torch.optim.AdamW(
@@ -135,8 +136,8 @@ class Trainer:
                         yield Saved(self.progress.step, self.checkpoints.state_path)
         except GeneratorExit:  # between two steps, so that resuming is exact
             self.group.stop()
+            self.checkpoints.save_best()  # first: the state is several times as large, and a disk may be full
             self.checkpoints.save_state(self.progress)
-            self.checkpoints.save_best()
             raise
         except BaseException:  # perhaps within a step: the state of the last validation stands
             self.checkpoints.save_best()
@@ -204,7 +205,7 @@ class Trainer:
         better = self.checkpoints.update_best(model, iou, curve.collapsed)
         progress.stale = 0 if better else progress.stale + 1
         ious = tuple(each.iou(threshold) for each in curve.curves)
-        return Validated(progress.step, progress.seconds, curve.ce, iou, threshold, curve.iou(0.5), better, model, ious)
+        return Validated(progress.step, progress.seconds, curve.ce, iou, threshold, better, model, ious)
 
     def _score(self, model: Model) -> MeanCurve:
         """Score a model on the validation slices of each volume."""
@@ -301,6 +302,8 @@ class Trainer:
             "validation": {"on": data.validated_on, "slices": list(data.val_slices), **scores},
             "seconds": round(self.progress.seconds, 1),
         }
+        if self.views > 1:
+            summary["views"] = self.views
         if self.group.size > 1:
             summary["processes"] = self.group.size
         if isinstance(teacher, Model):
