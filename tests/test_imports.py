@@ -42,7 +42,7 @@ FLOORS = (
     ("core.data",),
     ("core.prediction", "core.objects"),
     ("core.networks", "core.metrics", "core.writing"),
-    ("core.volumes", "core.config", "core.advice", "core.devices"),
+    ("core.volumes", "core.config", "core.devices"),
     ("core.files",),
     ("core.kernels", "core.parsing", "core.settings"),
     ("core.errors",),

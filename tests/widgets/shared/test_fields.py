@@ -10,7 +10,7 @@ from qtpy.QtGui import QWheelEvent
 from qtpy.QtWidgets import QApplication
 
 from napari_kdunet.core import ConfigError, DistillConfig, TrainConfig
-from napari_kdunet.core.advice import ADVICE
+from napari_kdunet.widgets.shared.advice import ADVICE
 from napari_kdunet.widgets.shared.fields import (
     Folding,
     restore,

@@ -28,10 +28,10 @@ from qtpy.QtWidgets import (
 )
 from superqt import QCollapsible
 
-from napari_kdunet.core.advice import advice_for
 from napari_kdunet.core.config import DistillConfig, TrainConfig
 from napari_kdunet.core.errors import ConfigError
 from napari_kdunet.core.parsing import parse_class_weights, parse_slices
+from napari_kdunet.widgets.shared.advice import advice_for
 
 __all__ = [
     "AlignedLabels",
