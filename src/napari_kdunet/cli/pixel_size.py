@@ -65,27 +65,17 @@ def with_pixel_size(
                 core.find_pixel_size(model, volume, sizes=factors, slices=_SLICES, **how), stated[1], volume, name
             )
         return volume, stated, {}
-    search = core.find_pixel_size(model, volume, **how)
-    size, best = search.pixel_size, search.best
-    if size is None or best is None:
-        why = f"the pixel size of {volume.name} is not stated and not found: {name} is sure at none"
-        if asked == AUTO:
-            raise VolumeError(f"{why}; give --voxel-size.")
-        if search.guess is None:
-            console.print(f"note: {why}. Taken as the model's {model.pixel_size:g} nm; give --voxel-size.")
-            return volume, None, {"pixel_size": "not found"}
-        console.print(f"note: {why}. Taken as {search.guess:g} nm, where it is least unsure; give --voxel-size.")
-        about = {"pixel_size": "not found", "pixel_size_taken": search.guess}
-        return core.open_volume(volume, voxel_size=(search.guess,) * 3), None, about
-    contrast = ", bright and dark exchanged (--no-invert: never)" if best.inverted else ""
-    hardly = "" if search.knows_tissue else ", though it hardly knows this tissue"
-    console.print(
-        f"note: the pixel size of {volume.name} is not stated: {size:g} nm{contrast}, where {name} is surest{hardly}; "
-        "--voxel-size sets it."
-    )
-    about = {"pixel_size": size, "pixel_size_margin": round(search.margin, 3), "inverted": best.inverted}
-    found = core.open_volume(volume, voxel_size=(size, size, size), invert=best.inverted)
-    return found, None, about
+    from napari_kdunet.core.prediction.pixel_size import assume_pixel_size  # with torch, which an exported model lacks
+
+    assumed = assume_pixel_size(model, volume, name, **how)
+    if asked == AUTO and not assumed.is_found:
+        raise VolumeError(
+            f"the pixel size of {volume.name} is not stated and not found: {name} is sure at none; give --voxel-size."
+        )
+    hint = "--voxel-size sets it" if assumed.is_found else "give --voxel-size"
+    never = ", --no-invert leaves contrast as it is" if assumed.inverted else ""
+    console.print(f"note: {assumed.note}; {hint}{never}.")
+    return assumed.volume, None, assumed.metadata
 
 
 def with_found_pixel_sizes(

@@ -1,12 +1,14 @@
 """*Segment* with several images: one model, in the background, a row each, results on disk."""
 
 import json
+from contextlib import closing
 
 import numpy as np
 import pytest
 import tifffile
 
 from napari_kdunet import core
+from napari_kdunet.widgets.segmentation.batch import Item, Recipe, iter_batch
 from napari_kdunet.widgets.segmentation.batch_rows import BatchRows
 from napari_kdunet.widgets.shared.models import models
 
@@ -133,6 +135,20 @@ def test_a_batch_is_stopped_between_two_slices(segment, folder, qtbot, monkeypat
     assert widget.batch.states[2] in ("stopped", "done: c mask.tif")
 
 
+def test_a_layer_of_the_same_name_is_not_gone_on_with(em, tiny_model, tmp_path):
+    """What a stopped batch has left of one layer is no part of the result of another."""
+    recipe = Recipe(tiny_model, "tiny", tiny_model.threshold, inverted=False)
+    first, second = (core.open_volume(raw, voxel_size=NM, name="em") for raw in (em[0], 255 - em[0]))
+    with closing(iter_batch([Item("em", first, tmp_path / "em.zarr")], recipe, lambda: False)) as stopped:
+        assert any(event.share > 0.5 for event in stopped)
+    assert not (tmp_path / "em.zarr").exists()
+    assert list(tmp_path.glob(".em.part-kept*")), "the same layer would be gone on with"
+    *_, last = iter_batch([Item("em", second, tmp_path / "em.zarr")], recipe, lambda: False)
+    assert last.share == 1
+    expected = core.predict(tiny_model, second, output="labels", threshold=tiny_model.threshold)
+    np.testing.assert_array_equal(np.asarray(core.open_volume(tmp_path / "em.zarr")), expected.compute())
+
+
 def test_nothing_to_do_is_told(segment, notified):
     _, widget = segment
     widget.batch.start()
@@ -148,6 +164,7 @@ def test_an_unknown_pixel_size_is_found_and_told(segment, em, tiny_model, tmp_pa
     widget.batch.add([tmp_path / "em.tif"])
     run(qtbot, widget)
     (state,) = widget.batch.states
-    assert "pixel size" in state
-    assert state.startswith(("failed: ", "done: "))
-    assert (tmp_path / "em mask.tif").exists() == state.startswith("done: ")
+    unsure = "the pixel size of em.tif is not stated and not found: at 20 nm is sure at none"
+    assert state == f"done: em mask.tif ({unsure}. Taken as the model's 20 nm)"
+    with tifffile.TiffFile(tmp_path / "em mask.tif") as file:
+        assert json.loads(file.imagej_metadata["napari_kdunet"])["pixel_size"] == "not found"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -22,7 +22,15 @@ from napari_kdunet.core.prediction.tta import turned
 from napari_kdunet.core.volumes.resampling import Grid
 from napari_kdunet.core.volumes.volume import Volume, open_volume
 
-__all__ = ["Limits", "PixelSizeSearch", "TriedSize", "find_pixel_size", "iter_find_pixel_size"]
+__all__ = [
+    "Assumed",
+    "Limits",
+    "PixelSizeSearch",
+    "TriedSize",
+    "assume_pixel_size",
+    "find_pixel_size",
+    "iter_find_pixel_size",
+]
 
 _OCTAVES = (0.0, -0.5, -1.0, -1.5, -2.0, 0.5, 1.0, 1.5, 2.0)  # of the model's own pixel size
 _FINE = 0.25  # octaves to both sides of the best of these
@@ -240,6 +248,58 @@ def find_pixel_size(
         if on_tried is not None:
             on_tried(search)
     return search
+
+
+class Assumed(NamedTuple):
+    """A volume with the pixel size that it is taken to have."""
+
+    volume: Volume
+    note: str
+    """What was assumed and why: a sentence without its full stop."""
+    metadata: dict[str, Any]
+    """The same, for the metadata of a result."""
+    is_found: bool
+    """Whether the model was sure at that size."""
+    inverted: bool = False
+    """Whether bright and dark were exchanged."""
+
+
+def assume_pixel_size(
+    model: Model, volume: Volume, name: str, *, invert: bool = True, device: str = "auto", threads: int | None = None
+) -> Assumed:
+    """Give a volume that states no pixel size the one at which a model is surest.
+
+    Where it is sure at none, the one at which it is least unsure; where none counts, the volume is as it was, and its
+    pixels are taken as the model's own.
+
+    Parameters
+    ----------
+    model : Model
+        With a working pixel size.
+    volume : Volume
+        Of unknown voxel size.
+    name : str
+        Of the model, for the note.
+    invert, device, threads
+        As in `find_pixel_size`, whose errors it raises.
+    """
+    search = find_pixel_size(model, volume, invert=invert, device=device, threads=threads)
+    size, best, guess = search.pixel_size, search.best, search.guess
+    unstated = f"the pixel size of {volume.name} is not stated"
+    metadata: dict[str, Any]
+    if size is not None and best is not None:
+        contrast = ", bright and dark exchanged" if best.inverted else ""
+        hardly = "" if search.knows_tissue else ", though it hardly knows this tissue"
+        metadata = {"pixel_size": size, "pixel_size_margin": round(search.margin, 3), "inverted": best.inverted}
+        sized = open_volume(volume, voxel_size=(size,) * 3, invert=best.inverted)
+        note = f"{unstated}: {size:g} nm{contrast}, where {name} is surest{hardly}"
+        return Assumed(sized, note, metadata, True, best.inverted)
+    unsure = f"{unstated} and not found: {name} is sure at none. Taken as"
+    if guess is None:
+        return Assumed(volume, f"{unsure} the model's {model.pixel_size:g} nm", {"pixel_size": "not found"}, False)
+    metadata = {"pixel_size": "not found", "pixel_size_taken": guess}
+    sized = open_volume(volume, voxel_size=(guess,) * 3)
+    return Assumed(sized, f"{unsure} {guess:g} nm, where it is least unsure", metadata, False)
 
 
 def iter_find_pixel_size(

@@ -96,6 +96,8 @@ def iter_batch(items: Iterable[Item], recipe: Recipe, is_stopped: Callable[[], b
 
 
 def _segment(index: int, item: Item, recipe: Recipe, is_stopped: Callable[[], bool]) -> Iterator[Progress]:
+    from napari_kdunet.core.data.fingerprint import data_fingerprint
+    from napari_kdunet.core.prediction.pixel_size import assume_pixel_size
     from napari_kdunet.core.prediction.predict import prediction_key
     from napari_kdunet.core.writing.writer import iter_write
 
@@ -104,18 +106,24 @@ def _segment(index: int, item: Item, recipe: Recipe, is_stopped: Callable[[], bo
     if item.target.exists():
         raise core.OutputError(f"{item.target.name} is there already: move it away, or choose another folder.")
     volume = core.open_volume(item.source, invert=recipe.inverted)
-    stated = volume.voxel_size
-    volume, note, about = _with_pixel_size(stoppable(volume, is_stopped), recipe)
-    notes = [*filter(None, [note]), *volume.notes]
+    stated, notes, found = volume.voxel_size, [], {}
+    volume = stoppable(volume, is_stopped)
+    if stated is None and recipe.model.pixel_size:
+        assumed = assume_pixel_size(recipe.model, volume, recipe.model_name, invert=not recipe.inverted)
+        volume, found = assumed.volume, assumed.metadata
+        notes = [assumed.note.replace(volume.name, item.name)]
+        found["inverted"] = recipe.inverted or assumed.inverted
+    notes += volume.notes
     how: dict[str, Any] = {"output": "labels", "threshold": recipe.threshold, "views": recipe.model.views}
-    metadata = {"model": recipe.model_name, "inverted": recipe.inverted, **how, **about}
+    metadata = {"model": recipe.model_name, "inverted": recipe.inverted, **how, **found}
+    pixels = "" if isinstance(item.source, Path) else data_fingerprint(volume)  # a layer has no date
     slices = iter_write(
         core.predict(recipe.model, volume, **how),
         item.target,
         voxel_size=stated,
         metadata=metadata,
         labels=True,
-        resume_key=prediction_key(recipe.model, volume, **how),
+        resume_key=prediction_key(recipe.model, volume, pixels=pixels, **how),
     )
     with closing(slices):
         for written in slices:
@@ -123,17 +131,3 @@ def _segment(index: int, item: Item, recipe: Recipe, is_stopped: Callable[[], bo
                 metadata["lost"] = lost
                 notes.append(f"no image at z = {format_slices(lost)}: background")
             yield Progress(index, written.done / len(volume), "; ".join(notes))
-
-
-def _with_pixel_size(volume: Volume, recipe: Recipe) -> tuple[Volume, str, dict[str, Any]]:
-    """The volume with its pixel size, or that at which the model is surest; what to say of it, and to store."""
-    if volume.voxel_size is not None or not recipe.model.pixel_size:
-        return volume, "", {}
-    size = core.find_pixel_size(recipe.model, volume, invert=False).pixel_size
-    if size is None:
-        raise core.VolumeError(
-            f"the pixel size of {volume.name} is not known, and {recipe.model_name} is sure at none: open it, type the "
-            "size, and add the layer."
-        )
-    found = core.open_volume(volume, voxel_size=(size,) * 3)
-    return found, f"pixel size not known: {size:g} nm, where {recipe.model_name} is surest", {"pixel_size": size}
