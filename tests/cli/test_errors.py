@@ -65,6 +65,10 @@ WRONG = {
     "threshold": (PREDICT + " --threshold 1.5", "threshold"),
     "threads": (PREDICT + " --threads 0", "--threads"),
     "evaluate threshold": (EVALUATE + " --threshold -1", "--threshold"),
+    "one sample for two volumes": (
+        "predict {teacher} {data}/raw.tif {data}/short.tif --out-dir {out} --sample {data}/labels.tif",
+        "the mask of one volume, not of 2",
+    ),
     "predict planes": (PREDICT + " --planes xyz", "z or zyx"),
     "predict views": (PREDICT + " --views 3", "1, 2, 4 or 8"),
     "predict device": (PREDICT + " --device abacus", "abacus"),

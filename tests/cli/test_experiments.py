@@ -219,6 +219,12 @@ WRONG = {
         STUDY + " --val-raw {data}/val-raw.tif --val-labels {data}/short.tif",
         "(2, 48, 40)",
     ),
+    "three samples of two images": (
+        STUDY
+        + " --val-raw {data}/val-raw.tif --val-labels {data}/val-labels.tif"
+        + 3 * " --sample {data}/train-labels.tif",
+        "sample is given 3 times for 2 images",
+    ),
     "a file in the way": (STUDY.replace("{out}/new", "{data}/short.tif"), "short.tif"),
     "ks in words": (SWEEP + " --ks two", "1,2,4,8"),
     "k of 0": (SWEEP + " --ks 0,1", "at least 1"),

@@ -205,10 +205,3 @@ def print_notes(volume: Any) -> None:
     """Print what was assumed on opening a volume."""
     for note in volume.notes:
         console.print(f"note: {volume.name}: {note}")
-
-
-def given_pair(raw: str | None, labels: str | None, voxel_size: str | None, **selection: Any) -> tuple[Any, Any] | None:
-    """The image and labels to validate on, if given: both or neither."""
-    if (raw is None) != (labels is None):
-        raise ConfigError("--val-raw and --val-labels go together: give both or neither.")
-    return None if raw is None else (given_volume(raw, voxel_size, **selection), labels)

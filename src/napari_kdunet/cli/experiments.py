@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.table import Table
 
-from napari_kdunet.cli.arguments import Device, Labels, Raw, Threads, ValLabels, VoxelSize, given_pair, given_volume
-from napari_kdunet.cli.options import with_selection, with_settings
+from napari_kdunet.cli.arguments import Device, Labels, Raw, Threads, ValLabels, VoxelSizes, given_volumes
+from napari_kdunet.cli.options import with_selections, with_settings
 from napari_kdunet.cli.progress import Interrupted, follow_runs
 from napari_kdunet.cli.terminal import console, print_result, print_table
 from napari_kdunet.core.config import DistillConfig
@@ -38,7 +38,7 @@ Folder = Annotated[
 ScoreRaw = Annotated[str | None, typer.Option(help="Image to score on, whole; else the last quarter of z.")]
 
 
-@with_selection
+@with_selections
 def study(
     name: Annotated[
         str, typer.Argument(metavar="NAME", help=f"{' | '.join(STUDIES)}: tables 1 to 7 and figure 4 of the paper.")
@@ -50,7 +50,7 @@ def study(
     labels: Annotated[str | None, typer.Argument(metavar="LABELS", help="Its labels: 0 is background.")] = None,
     val_raw: ScoreRaw = None,
     val_labels: ValLabels = None,
-    voxel_size: VoxelSize = None,
+    voxel_size: VoxelSizes = None,
     setting: Annotated[
         str, typer.Option(help="both | paper | ours: the paper's settings, the defaults here.")
     ] = "both",
@@ -89,7 +89,7 @@ def study(
         threads=threads,
     )
     _check_folder(out, raw, labels, val_raw, val_labels)
-    train, val = _open_pairs(raw, labels, val_raw, val_labels, voxel_size, selection)
+    train, val = _opened(raw, labels, val_raw, val_labels, voxel_size, selection)
     _conclude(name, out, _follow(name, out, runs, train, val))
 
 
@@ -100,23 +100,22 @@ def _check_folder(out: Path, *inputs: str | None) -> None:
     check_apart(out, [given for given in inputs if given], adds=True)
 
 
-def _open_pairs(
+def _opened(
     raw: str | None,
     labels: str | None,
     val_raw: str | None,
     val_labels: str | None,
-    voxel_size: str | None,
+    voxel_sizes: list[str] | None,
     selection: dict[str, Any],
 ) -> tuple[Pair, Pair | None]:
-    """Open the volumes given to train on and to score on, or make the embedded ones."""
-    if (raw is None) != (labels is None):
-        raise ConfigError("RAW and LABELS go together: give both or neither.")
-    val = given_pair(val_raw, val_labels, voxel_size, **selection)
-    if raw is not None:
-        return (given_volume(raw, voxel_size, **selection), labels), val
-    if val is not None:
-        raise ConfigError("--val-raw needs RAW and LABELS to train on: give them too.")
-    return _embedded()
+    """The volumes given to train on and to score on, or the embedded ones where none are."""
+    if not any((raw, labels, val_raw, val_labels)):
+        return _embedded()
+    if raw is None or labels is None:
+        raise ConfigError("RAW and LABELS go together, and --val-raw needs them: give both or neither.")
+    scored = [None if given is None else [given] for given in (val_raw, val_labels)]
+    (pair,), _, val = given_volumes([raw, labels], voxel_sizes, *scored, **selection)
+    return pair, None if val is None else val[0]
 
 
 def _follow(name: str, out: Path, runs: list[Run], train: Pair, val: Pair | None) -> list[RunResult]:
@@ -206,7 +205,7 @@ def _write_csv(path: Path, rows: Iterable[dict[str, Any]], columns: Sequence[str
 
 
 @with_settings(DistillConfig, without=("k",))
-@with_selection
+@with_selections
 def sweep(
     teacher: Annotated[str, typer.Argument(metavar="TEACHER", help="A .safetensors file or a bundled model's name.")],
     raw: Raw,
@@ -216,7 +215,7 @@ def sweep(
     ks: Annotated[str, typer.Option(help="The students' k, with commas between.")] = "1,2,4,8",
     val_raw: ScoreRaw = None,
     val_labels: ValLabels = None,
-    voxel_size: VoxelSize = None,
+    voxel_size: VoxelSizes = None,
     *,
     selection: dict[str, Any],
 ) -> None:
@@ -232,9 +231,8 @@ def sweep(
         _write_csv(out / "sweep.csv", map(asdict, results))
         console.print(f"{one.name}  IoU {one.iou:.3f}  {one.parameters:,} parameters")
 
-    pair = given_pair(val_raw, val_labels, voxel_size, **selection)
-    model, volume = load_model(teacher), given_volume(raw, voxel_size, **selection)
-    items = iter_sweep(model, volume, labels, wanted, config, val=pair, folder=out)
+    pair, val = _opened(raw, labels, val_raw, val_labels, voxel_size, selection)
+    items = iter_sweep(load_model(teacher), *pair, wanted, config, val=val, folder=out)
     try:
         follow_runs(["scoring the teacher", *(f"distilling a {k}-Unet" for k in wanted)], items, add_result)
     except (Interrupted, KeyboardInterrupt):

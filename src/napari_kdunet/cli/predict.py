@@ -112,7 +112,7 @@ def predict(
     if probabilities and boundary:
         raise ConfigError("--probabilities and --boundary are two volumes: give them to two commands.")
     output = "boundary" if boundary else "probability" if probabilities else "labels"
-    _check_combinations(jobs, planes, on_error, scheduler)
+    _check_combinations(jobs, planes, on_error, scheduler, selection["sample"])
     if out_dir is None:
         check_out(jobs[0].out, model, jobs[0].raw, selection["sample"], suffixes=ENDINGS, overwrite=overwrite)
     loaded = _load(model, views, planes, statistics, device)
@@ -208,8 +208,12 @@ def _jobs(raw: list[str], out: Path | None, out_dir: Path | None, kind: str) -> 
     return [_Job(source, out_dir / f"{name}.{kind}") for source, name in zip(sources, names, strict=True)]
 
 
-def _check_combinations(jobs: list[_Job], planes: str, on_error: str, scheduler: str | None) -> None:
+def _check_combinations(
+    jobs: list[_Job], planes: str, on_error: str, scheduler: str | None, sample: str | None
+) -> None:
     """Refuse options that exclude each other."""
+    if sample and len(jobs) > 1:
+        raise ConfigError(f"--sample is the mask of one volume, not of {len(jobs)}: give each volume to a command.")
     if scheduler and not is_zarr_name(jobs[0].out):
         raise ConfigError(f"--scheduler with {jobs[0].out}: workers cannot write one file together, give a .zarr.")
     if planes == "zyx" and on_error == "skip":
