@@ -179,7 +179,9 @@ def test_lost_slices(dtype):
     image[4, :, :30] = 0
     image[4, :, 30:] = 8
     volume = open_volume(image)
+    assert volume.lost_slices() == [], "as none has been looked at"
     assert [volume.is_lost(z) for z in range(5)] == [False, True, True, True, True]
+    assert volume.lost_slices() == [1, 2, 3, 4]
     assert volume.outside(2, slice(0, 7), slice(90, None)).shape == (7, 10)
     assert volume.outside(2).all()
     assert volume.statistics(2) == (200.0, 0.0)
