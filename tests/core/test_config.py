@@ -75,6 +75,7 @@ def test_the_bounds_themselves_are_allowed(cls, spec):
         ({"patch": 16, "batch": 1}, ["batch is 1", "16"]),
         ({"class_weights": (1.0, 2.0, 3.0)}, ["class_weights", "2"]),
         ({"class_weights": (1.0, 0.0)}, ["class_weights", "positive"]),
+        ({"class_weights": (1.0, math.inf)}, ["class_weights", "positive"]),
         ({"class_weights": ("a", "b")}, ["class_weights", "positive"]),
         ({"volume_weights": (1.0, 0.0)}, ["volume_weights", "positive"]),
         ({"volume_weights": "large"}, ["volume_weights", "even, area"]),

@@ -35,6 +35,10 @@ def _frozen(value: Any) -> Any:
     return tuple(value) if isinstance(value, Iterable) and not isinstance(value, str) else value
 
 
+def _are_positive(weights: tuple[Any, ...]) -> bool:
+    return all(isinstance(weight, int | float) and 0 < weight < math.inf for weight in weights)
+
+
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
     """How to train a k-Unet from labels.
@@ -229,13 +233,10 @@ class TrainConfig:
         if self.bn and self.batch == 1 and self.patch == 2**self.depth:
             raise ConfigError(f"batch is 1 and patch {self.patch}: batch normalisation needs more, give larger ones.")
         if isinstance(self.class_weights, tuple) and (
-            len(self.class_weights) != self.classes
-            or not all(isinstance(weight, int | float) and weight > 0 for weight in self.class_weights)
+            len(self.class_weights) != self.classes or not _are_positive(self.class_weights)
         ):
             raise ConfigError(f"class_weights is {self.class_weights}: give {self.classes} positive numbers.")
-        if isinstance(self.volume_weights, tuple) and not all(
-            isinstance(weight, int | float) and 0 < weight < math.inf for weight in self.volume_weights
-        ):
+        if isinstance(self.volume_weights, tuple) and not _are_positive(self.volume_weights):
             raise ConfigError(f"volume_weights is {self.volume_weights}: give a positive number for each volume.")
         if isinstance(self.slices, tuple) and not all(isinstance(z, int) and z >= 0 for z in self.slices):
             raise ConfigError(f"slices is {self.slices}: give slice numbers from 0 up.")

@@ -67,7 +67,9 @@ class Dataset:
             return
         counts, _ = is_labelled(first.labels, z, config)
         volume = replace(first, slices=(z,) if counts else ())
-        self.sampler.replace(z, load_blocks(volume, config, int(config.memory * 1e9))[0])
+        stay = [block for block in self.sampler.labelled if (block.volume.index, block.z) != (first.index, z)]
+        left = max(0, int(config.memory * 1e9) - sum(block.nbytes for block in stay))
+        self.sampler.replace(z, load_blocks(volume, config, left)[0])
         learnt = next((part for part in self.volumes if part.index == first.index and part.labels is not None), None)
         if learnt is not None:
             slices = tuple(sorted({*learnt.slices, z} if counts else {*learnt.slices} - {z}))
@@ -204,13 +206,14 @@ def _with_distance(config: TrainConfig, volumes: list[TrainingVolume]) -> TrainC
 def _check_both(volumes: list[TrainingVolume], sampler: PatchSampler) -> None:
     """Check that there is foreground and background to learn from."""
     background, *others = sampler.class_pixels().tolist()
+    missing = "background" if not background else "foreground" if not sum(others) else None
+    if missing is None:
+        return
+    empty = next((volume.raw for volume in volumes if all(map(volume.raw.is_lost, volume.slices))), None)
+    if empty is not None:
+        raise _shows_nothing(empty)
     names = ", ".join(volume.labels.name for volume in volumes[:3] if volume.labels is not None)
-    for name, pixels in (("foreground", sum(others)), ("background", background)):
-        if not pixels:
-            for image in (volume.raw for volume in volumes if all(map(volume.raw.is_lost, volume.slices))):
-                raise _shows_nothing(image)
-            where = "in the slices to train on"
-            raise UnlabelledError(f"{names} has no {name} {where}: label some or name others.")
+    raise UnlabelledError(f"{names} has no {missing} in the slices to train on: label some or name others.")
 
 
 def _shows_nothing(image: Volume) -> VolumeError:
@@ -229,7 +232,7 @@ def _pixel_size_notes(image: Volume, config: TrainConfig) -> list[str]:
 def _check_probability(sampler: PatchSampler) -> None:
     """Read all values now, rather than when they are first needed."""
     for block in (*sampler.labelled, *sampler.unlabelled):
-        assert block.teacher_probability is not None
+        _ = block.teacher_probability
 
 
 def _load(

@@ -134,20 +134,23 @@ def _is_late(pid: int, seconds: float, done: threading.Event) -> bool:
     begin, before = time.monotonic(), _cpu_seconds(pid)
     left = seconds
     while not done.wait(left):
-        left = seconds - (_cpu_seconds(pid) - before)
-        if left <= 0 or time.monotonic() - begin > _PATIENCE * seconds or not before:
+        now = _cpu_seconds(pid)
+        if before is None or now is None or time.monotonic() - begin > _PATIENCE * seconds:
+            return True
+        left = seconds - (now - before)
+        if left <= 0:
             return True
         left = max(left, 0.05)
     return False
 
 
-def _cpu_seconds(pid: int) -> float:
-    """Time that a process has computed, by fields 14 and 15 of Linux' ``/proc/PID/stat``; 0 if unknown."""
+def _cpu_seconds(pid: int) -> float | None:
+    """Time that a process has computed, by fields 14 and 15 of Linux' ``/proc/PID/stat``; None if unknown."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
         return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
     except (OSError, ValueError, IndexError, AttributeError):
-        return 0.0
+        return None
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:

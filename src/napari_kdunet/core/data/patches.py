@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import cache, partial
+from functools import cache, cached_property, partial
 from itertools import pairwise
 from typing import Any, TypeAlias
 
@@ -75,10 +75,15 @@ class Block:
         """That of the slice itself."""
         return self.images[len(self.images) // 2]
 
-    @property
+    @cached_property
     def area(self) -> int:
         """Working pixels of the sample."""
         return self.image.numel() if self.inside is None else int(self.inside.sum())
+
+    @property
+    def nbytes(self) -> int:
+        """In memory, the images that are shared with neighbouring blocks included."""
+        return sum(part.nbytes for part in (*self.images, self.target, self.inside) if part is not None)
 
     @property
     def teacher_probability(self) -> Tensor | None:

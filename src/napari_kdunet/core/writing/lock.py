@@ -121,12 +121,12 @@ class TargetLock:
     def _create(self) -> bool:
         content = {"token": self._token, "process": Process.current().to_dict()}
         draft = self.path.with_name(f".{uuid.uuid4().hex}.lock")
-        draft.write_text(json.dumps(content))
         try:
+            draft.write_text(json.dumps(content))
             with _exclusive(self.path.parent):  # not between another's look and its removal
                 return _link(draft, self.path)
         finally:
-            draft.unlink()
+            draft.unlink(missing_ok=True)
 
     def _is_held(self, holder: _Holder) -> bool:
         """Whether the process of a lock is alive: waits until that is known, but not once the lock is another's."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,9 +9,11 @@ from typing import Any
 
 import dask.array as da
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 
-from napari_kdunet.core import Confusion, LabelsError, OutputError, Volume
+from napari_kdunet.core import Confusion, LabelsError, Volume
+from napari_kdunet.core.files import replacing
 from napari_kdunet.core.volumes.labels import class_index
 from napari_kdunet.core.volumes.probability import is_probability, read_probability
 
@@ -108,12 +109,8 @@ def write_csv(path: str | Path, slices: Iterable[Confusion | None]) -> None:
     """
     known = {z: counts for z, counts in enumerate(slices) if counts is not None}
     rows: list[tuple[Any, Confusion]] = [*known.items(), ("all", sum(known.values(), Confusion()))]
-    try:
-        with Path(path).open("w", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file)
-            writer.writerow(["z", *SCORES, *_COUNTS])
-            for z, counts in rows:
-                scores = [f"{getattr(counts, name):.6f}" for name in SCORES]
-                writer.writerow([z, *scores, *(getattr(counts, name) for name in _COUNTS)])
-    except OSError as error:
-        raise OutputError(f"cannot write {path}: {error.strerror}; choose another folder.") from error
+    table = pd.DataFrame(
+        [{"z": z} | {name: getattr(counts, name) for name in (*SCORES, *_COUNTS)} for z, counts in rows]
+    )
+    with replacing(Path(path)) as temporary:
+        table.to_csv(temporary, index=False, float_format="%.6f")
