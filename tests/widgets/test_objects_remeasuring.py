@@ -184,7 +184,7 @@ def test_a_new_object_is_not_checked(found, wait, soon):
     if not soon:
         wait(found)
     left = {1, 2, 3} - {last}
-    number = edits.object_at(found.layer, (8, 15, 15)) or edits.object_at(found.layer, (8, 45, 12))
+    number = found.layer.data[8, 15, 15] or found.layer.data[8, 45, 12]
     assert number in left
     new = edits.split_object(found.layer, *(np.argwhere(found.layer.data == number)[[k]] for k in (0, -1)))
     wait(found)

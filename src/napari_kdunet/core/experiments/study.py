@@ -29,6 +29,7 @@ COLLAPSED_IOU = 0.3
 
 _TRAIN_WINDOW = 1 / 20  # of the steps: alpha_t (the paper's 5,000 of some 300,000 would be too few losses here)
 _TEST_WINDOW = 1 / 25  # of the tests: beta_t (figure 4 of the paper: 500 of 12,000)
+_TEST_SLICES = 8  # of the scored volume, at most, to test on while training
 _LEAST_WINDOW = 3  # tests
 
 
@@ -110,10 +111,10 @@ class _Data:
     test_slices: tuple[int, ...]
 
     @classmethod
-    def of(cls, raw: Any, labels: Any, val: tuple[Any, Any] | None, test_slices: int) -> _Data:
+    def of(cls, raw: Any, labels: Any, val: tuple[Any, Any] | None) -> _Data:
         """Open and check."""
         train, test = hold_out(raw, labels) if val is None else (open_pair(raw, labels), open_pair(*val))
-        return cls(*train, *test, spaced(range(len(test[0])), test_slices))
+        return cls(*train, *test, spaced(range(len(test[0])), _TEST_SLICES))
 
     def scored(self, slices: Sequence[int], config: TrainConfig) -> Validation:
         """Slices of the volume to score on."""
@@ -127,7 +128,6 @@ def iter_study(
     *,
     val: tuple[Any, Any] | None = None,
     folder: str | Path,
-    test_slices: int = 8,
 ) -> Iterator[Event | RunResult]:
     """Do the runs of a study one by one.
 
@@ -148,8 +148,6 @@ def iter_study(
         Raw and labels to score on; else the last quarter of the slices, which are then not learnt from.
     folder : path
         Where all is kept.
-    test_slices : int
-        Most slices to test on while training.
 
     Yields
     ------
@@ -164,7 +162,7 @@ def iter_study(
         If a run's teacher does not stand before it, or diverged before there was a model to learn from. A student that
         diverges is a result.
     """
-    data = _Data.of(raw, labels, val, test_slices)
+    data = _Data.of(raw, labels, val)
     folder = Path(folder)
     shared = {
         "data": data_fingerprint(data.raw, data.labels, data.test, data.test_labels),

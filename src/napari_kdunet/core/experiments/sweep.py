@@ -96,7 +96,6 @@ def iter_sweep(
     *,
     val: tuple[Any, Any] | None = None,
     folder: str | Path,
-    unlabelled: Sequence[Any] = (),
 ) -> Iterator[Event | Tradeoff]:
     """Distil `teacher` into a student for each k and score all of them, the teacher first.
 
@@ -107,7 +106,7 @@ def iter_sweep(
 
     Parameters
     ----------
-    teacher, raw, labels, unlabelled
+    teacher, raw, labels
         As in `iter_distill`; the teacher is a `Model`, its file, or the name of a bundled one.
     ks : sequence of int
         The students' k, each once.
@@ -136,8 +135,7 @@ def iter_sweep(
     slices = None if val is not None else _labelled(test[1], students[0])
     teacher, folder = load_model(teacher), Path(folder)
     make_folder(folder)
-    unlabelled = [open_volume(volume) for volume in unlabelled]
-    shared = {"data": data_fingerprint(raw, labels, *test, *unlabelled), "teacher": teacher_fingerprint(teacher)}
+    shared = {"data": data_fingerprint(raw, labels, *test), "teacher": teacher_fingerprint(teacher)}
     for student in (None, *students):
         name = "teacher" if student is None else f"{student.k}-unet"
         path = folder / f"{name}.safetensors"
@@ -147,7 +145,7 @@ def iter_sweep(
             if student is None:
                 teacher.save(path)
             else:
-                yield from iter_once(path, metadata, _distilling(teacher, raw, labels, student, unlabelled))
+                yield from iter_once(path, metadata, _distilling(teacher, raw, labels, student))
             settings = students[0]
             how: dict[str, Any] = {"slices": slices, "ignore": settings.ignore}
             result = asdict(measure(name, path, *test, **how, device=settings.device, threads=settings.threads))
@@ -163,9 +161,9 @@ def _labelled(labels: Volume, config: DistillConfig) -> tuple[int, ...]:
         raise UnlabelledError(f"{labels.name} {told}") from None
 
 
-def _distilling(teacher: Model, raw: Any, labels: Any, config: DistillConfig, unlabelled: Sequence[Any]) -> Any:
+def _distilling(teacher: Model, raw: Any, labels: Any, config: DistillConfig) -> Any:
     def train(out: Path, resume: bool) -> Iterator[Event]:
-        return iter_distill(teacher, raw, labels, config, unlabelled=unlabelled, out=out, resume=resume)
+        return iter_distill(teacher, raw, labels, config, out=out, resume=resume)
 
     return train
 

@@ -80,8 +80,6 @@ class Validated:
     """Foreground IoU at `threshold`."""
     threshold: float
     """Of the best IoU on these slices, or of nearly that and nearer to 0.5; the settings' own where they name one."""
-    iou_at_half: float
-    """Foreground IoU at the threshold 0.5."""
     best: bool
     """Whether it is the best so far."""
     model: Model

@@ -25,7 +25,6 @@ __all__ = [
     "fill_between",
     "merge_objects",
     "object_along",
-    "object_at",
     "smooth_object",
     "split_object",
 ]
@@ -34,11 +33,6 @@ Point = Sequence[float]
 Stroke = Sequence[Point]
 
 _REACH = 256  # pixels around a click in which an object is added
-
-
-def object_at(layer: Labels, point: Point) -> int:
-    """The object at a point in the pixels of the layer; 0 for none."""
-    return object_along(layer, [point])
 
 
 def object_along(layer: Labels, stroke: Stroke) -> int:

@@ -3,7 +3,7 @@
 Parent and child exchange pickled tuples through the standard input and output of the child. In come the task, the
 answers to calls of objects that stayed in the parent, a credit for each event that was consumed, and at last a request
 to stop; out go the events, the calls, and at last how it ended. Where the input ends without such a request the parent
-has died: the task is closed after the current step, so that it writes its model and state.
+has died: the task is closed after the current step, as if it had been asked to stop.
 """
 
 from __future__ import annotations

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 __all__ = ["check", "check_image", "input_rows", "new_strokes", "sparse_box", "volumes"]
 
-_STROKES = ("transparent", "#CC79A7", "#E69F00")  # background and mitochondrion, unlike the preview's blue (Okabe, Ito)
+_STROKES = ("transparent", "#CC79A7", "#E69F00")  # background and mitochondrion, unlike the preview (Okabe, Ito)
 _BRUSH = 8  # pixels
 
 

@@ -341,9 +341,9 @@ def _stored(tif: tifffile.TiffFile, path: Path, image: _Image, selection: Select
     """The array of an image, its axes and what the file says of it."""
     page = image.keyframe
     axes, shape, notes = _axes(tif, image, selection, name)
-    array = _array(tif, path, image, axes, shape, selection.level, plain, name)
+    array = _array(tif, path, image, shape, selection.level, plain, name)
     notes += image.notes
-    array, more = _as_displayed(array, page, axes)
+    array, more = _as_displayed(array, page)
     turned, backwards = _TURNS.get(_orientation(page), ("yx", ""))
     if axes.endswith("yx") and (turned, backwards) != ("yx", ""):
         axes, more = axes[:-2] + turned, (*more, "it is turned as its Orientation tag says")
@@ -406,7 +406,6 @@ def _array(
     tif: tifffile.TiffFile,
     path: Path,
     image: _Image,
-    axes: str,
     shape: tuple[int, ...],
     level: int,
     plain: bool,
@@ -460,12 +459,12 @@ def _orientation(page: Any) -> int:
     return value if isinstance(value, int) else 1
 
 
-def _as_displayed(array: PagedArray, page: Any, axes: str) -> tuple[Any, tuple[str, ...]]:
+def _as_displayed(array: PagedArray, page: Any) -> tuple[Any, tuple[str, ...]]:
     """Grey values as a viewer shows them, where white is 0 or a grey palette turns them; masks stay as stored."""
     dtype = array.dtype
     if page.photometric == tifffile.PHOTOMETRIC.MINISWHITE and dtype.kind in "ui":
         largest = 2**page.bitspersample - 1 if dtype.kind == "u" else -1
-        if page.bitspersample == 1 or not _is_greyscale(array, axes):
+        if page.bitspersample == 1 or not _is_greyscale(array):
             return array, () if page.bitspersample == 1 else ("white is 0 in it: a mask, taken as stored",)
         function = partial(np.subtract, dtype.type(largest))
         return MappedArray(array, function, dtype.newbyteorder("=")), ("white is 0 in it: grey values are inverted",)
@@ -475,12 +474,12 @@ def _as_displayed(array: PagedArray, page: Any, axes: str) -> tuple[Any, tuple[s
     if not (colours == colours[0]).all():
         return array, ("its palette of colours is not applied: values are taken as stored",)
     grey = (colours[0] // 257 if colours.max() > 255 else colours[0]).astype(np.uint8)
-    if np.array_equal(grey, np.arange(len(grey))) or not _is_greyscale(array, axes):
+    if np.array_equal(grey, np.arange(len(grey))) or not _is_greyscale(array):
         return array, ()
     return MappedArray(array, partial(np.take, grey), np.uint8), ("grey values are those of its palette",)
 
 
-def _is_greyscale(array: PagedArray, axes: str) -> bool:
+def _is_greyscale(array: PagedArray) -> bool:
     """Whether three slices of an array hold more values than a mask or labels would."""
     lengths = array.shape[:-2]
     values = set[int]()
