@@ -97,7 +97,7 @@ def load_blocks(volume: TrainingVolume, config: TrainConfig, limit: int) -> tupl
     Where there is more, an even sample of the windows is taken, of those in which something is labelled; the second
     value says so.
     """
-    grid = Grid.between(volume.raw.voxel_size[1:] if volume.raw.voxel_size else None, config.pixel_size)
+    grid = Grid.in_plane(volume.raw.voxel_size, config.pixel_size)
     windows = [(z, y, x) for z in volume.slices for y, x in _windows(volume.raw.shape[1:], grid)]
     pixels = [math.prod(grid.working_size((y.stop - y.start, x.stop - x.start))) for _, y, x in windows]
     each = (

@@ -117,7 +117,7 @@ def _least_side(net: KUNet) -> int:
 def _test_input(volume: Volume, model: Model, net: KUNet) -> _Float:
     """(1, 1, side, side) raw values at the working pixel size, from the middle; mirrored where the image is smaller."""
     side = max(_least_side(net), -(-_COVER_SIDE // net.multiple) * net.multiple)
-    grid = Grid.between(volume.voxel_size[1:] if volume.voxel_size else None, model.pixel_size)
+    grid = Grid.in_plane(volume.voxel_size, model.pixel_size)
     stored = torch.from_numpy(read_middle(volume, (math.ceil(side / grid.ratio[0]), math.ceil(side / grid.ratio[1]))))
     working = grid.to_working(stored[None, None])[0, 0, :side, :side].numpy()
     image: _Float = np.pad(working, [(0, side - n) for n in working.shape], mode="reflect")

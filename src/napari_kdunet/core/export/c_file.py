@@ -16,6 +16,7 @@ from napari_kdunet.core.files import write_bytes
 from napari_kdunet.core.networks.model import ModelLike, load_model
 from napari_kdunet.core.networks.unet import KUNet
 from napari_kdunet.core.prediction.engine import folded, with_log_odds
+from napari_kdunet.core.prediction.packing import packed_in_fours
 
 __all__ = ["LARGEST_K", "export_c", "ordered_weights"]
 
@@ -121,16 +122,8 @@ def ordered_weights(net: KUNet) -> NDArray[np.float32]:
 
 
 def _stage(stage: Any) -> list[NDArray[np.float32]]:
-    """Of each convolution output channels in fours, then two, then one: biases, then (in, 3, 3, channels)."""
-    parts: list[NDArray[np.float32]] = []
-    for layer in (each for each in stage if isinstance(each, nn.Conv2d)):
-        weight, bias = _numbers(layer)
-        channel = 0
-        while channel < len(bias):
-            block = slice(channel, channel + next(size for size in (4, 2, 1) if channel + size <= len(bias)))
-            parts += [bias[block], weight[block].transpose(1, 2, 3, 0).ravel()]
-            channel = block.stop
-    return parts
+    convolutions = [layer for layer in stage if isinstance(layer, nn.Conv2d)]
+    return [part for layer in convolutions for part in packed_in_fours(layer)]
 
 
 def _numbers(layer: Any) -> tuple[NDArray[np.float32], NDArray[np.float32]]:

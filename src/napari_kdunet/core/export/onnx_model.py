@@ -152,7 +152,7 @@ class OnnxModel:
             )
         if output == "boundary" and not self.boundary:
             raise ConfigError(f"output is boundary, but {self.name} has not learnt outlines: train one with boundary.")
-        grid = Grid.between(volume.voxel_size[1:] if volume.voxel_size else None, self.pixel_size)
+        grid = Grid.in_plane(volume.voxel_size, self.pixel_size)
         tiling = Tiling(grid, *(int(self.metadata[name]) for name in ("multiple", "reach", "k")))
         prediction = _Prediction(self, volume, tiling, _OUTPUTS[output], level, threads or cores())
         chunks = (1, *(min(n, side) for n, side in zip(volume.shape[1:], tiling.tile(), strict=True)))

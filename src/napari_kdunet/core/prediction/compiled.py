@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from napari_kdunet.core.kernels.inference import run
 from napari_kdunet.core.kernels.layout import MemoryPlan, WeightOffsets, plan_memory
 from napari_kdunet.core.networks.unet import KUNet
+from napari_kdunet.core.prediction.packing import packed_in_fours
 
 __all__ = ["CompiledUNet"]
 
@@ -81,27 +82,16 @@ def _pack(net: KUNet) -> tuple[NDArray[np.float32], WeightOffsets]:
     for stage, last in zip([*net.down, *net.merge], following, strict=True):
         first, second = (layer for layer in stage if isinstance(layer, nn.Conv2d))
         starts = []
-        for layer, pack in ((first, _pack_convolution), (second, _pack_convolution), (last, _pack_last)):
+        for layer, pack in ((first, packed_in_fours), (second, packed_in_fours), (last, _pack_last)):
             starts.append(sum(part.size for part in parts))
             parts += [] if layer is None else pack(layer)
         offsets.append((starts[0], starts[1], starts[2]))
     return np.concatenate(parts), offsets
 
 
-def _pack_convolution(layer: Any) -> list[NDArray[np.float32]]:
-    """Output channels in fours, then two, then one: biases, then (inputs, taps, taps, channels)."""
-    weight, bias = layer.weight.detach().numpy(), layer.bias.detach().numpy()
-    parts, channel = [], 0
-    while channel < len(bias):
-        block = slice(channel, channel + next(size for size in (4, 2, 1) if channel + size <= len(bias)))
-        parts += [bias[block], weight[block].transpose(1, 2, 3, 0).ravel()]
-        channel = block.stop
-    return parts
-
-
 def _pack_last(layer: Any) -> list[NDArray[np.float32]]:
     """The head, or output channel by output channel an up-convolution: four biases, then (inputs, 2, 2)."""
     if not isinstance(layer, nn.ConvTranspose2d):
-        return _pack_convolution(layer)
+        return packed_in_fours(layer)
     weight, bias = layer.weight.detach().numpy(), layer.bias.detach().numpy()  # type: ignore[union-attr]
     return [part for c in range(len(bias)) for part in (bias[[c] * 4], weight[:, c].ravel())]

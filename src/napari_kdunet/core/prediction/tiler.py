@@ -70,7 +70,7 @@ class Tiler(Tiling):
         net, where, threads = model.traits, pick_device(device), threads or cores()
         engines = [averaged(engine, views) for engine in engines_for(model.net, where, threads)]
         return cls(
-            Grid.between(volume.voxel_size[1:] if volume.voxel_size else None, model.pixel_size),
+            Grid.in_plane(volume.voxel_size, model.pixel_size),
             net.multiple,
             net.reach,
             net.k,

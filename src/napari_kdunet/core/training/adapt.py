@@ -205,7 +205,7 @@ def _shows(volume: Volume, part: _Part) -> bool:
 def _parts(volume: Volume, teacher: Model, pixels: float) -> list[_Part]:
     """Evenly spaced slices, each with a window of the same size, spread over the slices."""
     count, height, width = volume.shape
-    grid = Grid.between(volume.voxel_size[1:] if volume.voxel_size else None, teacher.pixel_size)
+    grid = Grid.in_plane(volume.voxel_size, teacher.pixel_size)
     sides = [min(n, math.floor(_SIDE / ratio)) for n, ratio in zip((height, width), grid.ratio, strict=True)]
     of_a_slice = math.prod(grid.working_size((sides[0], sides[1])))
     chosen = spaced(range(count), max(1, int(pixels // of_a_slice)))

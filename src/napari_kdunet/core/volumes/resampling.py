@@ -21,6 +21,8 @@ from napari_kdunet.core.volumes.sample import compiled_passes
 if TYPE_CHECKING:  # exported models use the grid where there is no torch
     from torch import Tensor
 
+    from napari_kdunet.core.volumes.voxel_size import VoxelSize
+
 __all__ = ["LARGEST_DENOMINATOR", "Grid"]
 
 Bilinear: TypeAlias = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]
@@ -54,6 +56,11 @@ class Grid:
                 raise ConfigError(f"a pixel size of {size:g} nm is too far from the working {working:g} nm.")
             ratios.append(1 / _simple(working / size) if size < working else _simple(size / working))
         return cls((ratios[0], ratios[1]))
+
+    @classmethod
+    def in_plane(cls, voxel_size: VoxelSize | None, working: float) -> Grid:
+        """As `between`, from the Y and X of a voxel size (ZYX, nm)."""
+        return cls.between(voxel_size and voxel_size[1:], working)
 
     def unit(self, multiple: int) -> tuple[int, int]:
         """Smallest steps (Y, X) in the image's pixels that are whole multiples of `multiple` working pixels."""
