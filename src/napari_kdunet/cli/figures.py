@@ -69,10 +69,10 @@ def _draw_losses(
     axis.set(title=f"test loss, {kind}", ylabel=_LOSS, yscale="log")
     _priors(axis, results)
     _reference(axis, labels, [(r.label, getattr(r, study.loss)) for r in reported])
-    for setting, (told, colour, mark, shift) in _SERIES.items():
+    for setting, (name, colour, mark, shift) in _SERIES.items():
         rows = [row for row in results if row.setting == setting and row.outcome != "diverged"]
         points = [(labels.index(r.label) + shift, getattr(r, study.loss), r.outcome == "trained") for r in rows]
-        _points(axis, [(x, 2 * y, good) for x, y, good in points if y is not None], told, colour, mark)
+        _points(axis, [(x, 2 * y, good) for x, y, good in points if y is not None], name, colour, mark)
     starts = [(labels.index(r.label) + _SERIES[r.setting][3], 2 * r.start_loss) for r in results if r.start_loss]
     starts += [(labels.index(r.label), r.start_loss) for r in reported if r.start_loss and r.label in labels]
     if starts:
@@ -106,10 +106,10 @@ def _draw_curves(
     styles = dict(zip(dict.fromkeys(row.label for row in results), ("--", "-"), strict=False))
     for row in results:
         if curve := curves.get(row.run):
-            told, colour, *_ = _SERIES[row.setting]
+            name, colour, *_ = _SERIES[row.setting]
             steps, losses = zip(*((step, 2 * loss) for step, loss in curve), strict=True)
             style = styles.get(row.label, ":")
-            axis.plot(steps, losses, color=colour, linestyle=style, linewidth=1.4, label=f"{told}: {row.label}")
+            axis.plot(steps, losses, color=colour, linestyle=style, linewidth=1.4, label=f"{name}: {row.label}")
             low = min(zip(losses, steps, strict=True))
             axis.scatter(low[1], low[0], facecolors="none", edgecolors=colour, s=46, zorder=3)
     for entry in reported:
@@ -131,18 +131,18 @@ def _diverged(axis: Any, places: Sequence[tuple[float, str]]) -> None:
 def _draw_ious(axis: Any, labels: list[str], results: Sequence[RunResult], reported: Sequence[Reported]) -> None:
     axis.set(title="IoU on the whole scored volume", ylabel="IoU of the foreground", ylim=(-0.03, 1))
     _reference(axis, labels, [(r.label, r.iou) for r in reported])
-    for setting, (told, colour, mark, shift) in _SERIES.items():
+    for setting, (name, colour, mark, shift) in _SERIES.items():
         rows = [row for row in results if row.setting == setting and row.iou is not None]
         points = [(labels.index(r.label) + shift, r.iou, r.outcome == "trained") for r in rows]
-        _points(axis, points, told, colour, mark)
+        _points(axis, points, name, colour, mark)
 
 
-def _points(axis: Any, points: Sequence[tuple[float, Any, bool]], told: str, colour: str, mark: str) -> None:
+def _points(axis: Any, points: Sequence[tuple[float, Any, bool]], name: str, colour: str, mark: str) -> None:
     """Full marks for what trained, crosses for what did not."""
     for wanted, look in ((True, {"marker": mark, "s": 42, "alpha": 0.8}), (False, {"marker": "x", "s": 42})):
         chosen = [(x, y) for x, y, good in points if good is wanted]
         if chosen:
-            label = told if wanted else f"{told}: collapsed"
+            label = name if wanted else f"{name}: collapsed"
             axis.scatter(*zip(*chosen, strict=True), color=colour, label=label, zorder=3, **look)
 
 
@@ -174,7 +174,7 @@ def draw_sweep(path: Path, teacher: Tradeoff, students: Sequence[Tradeoff], take
         ("model file, MB", lambda t: t.file_bytes / 1e6),
         ("seconds per megapixel, measured here", lambda t: t.seconds_per_megapixel),
     )
-    for axis, (told, cost) in zip(figure.subplots(1, 3, sharey=True), costs, strict=True):
+    for axis, (name, cost) in zip(figure.subplots(1, 3, sharey=True), costs, strict=True):
         axis.scatter(*_xy(students, cost), color="#0072b2", marker="o", s=45, label="students", zorder=3)
         axis.scatter(*_xy([teacher], cost), color="#d55e00", marker="s", s=45, label="teacher", zorder=3)
         ring = {"facecolors": "none", "edgecolors": "black", "s": 190, "linewidths": 1.4}
@@ -183,7 +183,7 @@ def draw_sweep(path: Path, teacher: Tradeoff, students: Sequence[Tradeoff], take
         )
         for one, dy in ((teacher, -22), *((student, 12) for student in students)):
             axis.annotate(str(one.k), (cost(one), one.iou), (0, dy), textcoords="offset points", ha="center")
-        axis.set(xlabel=told, xscale="log")
+        axis.set(xlabel=name, xscale="log")
         axis.margins(x=0.12, y=0.18)
         axis.grid(color="#dddddd")
         axis.set_axisbelow(True)

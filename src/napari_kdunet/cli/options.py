@@ -99,8 +99,8 @@ def _with_selection(
 ) -> Callable[..., None]:
     own = [p for p in inspect.signature(command, eval_str=True).parameters.values() if p.name != "selection"]
     options = [
-        _parameter(name, typing.Annotated[kind | None, typer.Option(help=told, min=low)], None)
-        for name, kind, low, told in choices
+        _parameter(name, typing.Annotated[kind | None, typer.Option(help=text, min=low)], None)
+        for name, kind, low, text in choices
     ]
 
     @functools.wraps(command)

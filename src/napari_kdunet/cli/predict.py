@@ -116,20 +116,16 @@ def predict(
     if out_dir is None:
         check_out(jobs[0].out, model, jobs[0].raw, selection["sample"], suffixes=ENDINGS, overwrite=overwrite)
     loaded = _load(model, views, planes, statistics, device)
+    views = loaded.views if views is None else views
     settings = _Settings(
-        loaded,
-        model,
-        {
-            "output": output,
-            "views": loaded.views if views is None else views,
-            "planes": planes,
-            "statistics": statistics,
-        },
-        threshold,
-        voxel_size,
-        {"on_error": on_error, **selection},
-        {"device": device, "threads": threads},
-        {"labels": output == "labels", "ome_version": ome_version, "overwrite": overwrite},
+        model=loaded,
+        model_name=model,
+        how={"output": output, "views": views, "planes": planes, "statistics": statistics},
+        threshold=threshold,
+        voxel_size=voxel_size,
+        opening={"on_error": on_error, **selection},
+        resources={"device": device, "threads": threads},
+        writing={"labels": output == "labels", "ome_version": ome_version, "overwrite": overwrite},
         skipping=on_error == "skip",
     )
     with connect(scheduler) if scheduler else nullcontext():
@@ -148,19 +144,24 @@ class _Job:
     out: Path
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class _Settings:
     """What all volumes of a command have in common."""
 
     model: Model | OnnxModel
     model_name: str
     how: dict[str, Any]
+    """What the result depends on, but for the threshold: settings of `core.predict`."""
     threshold: float | None
     voxel_size: str | None
     opening: dict[str, Any]
+    """Settings of `core.open_volume`."""
     resources: dict[str, Any]
+    """Device and threads."""
     writing: dict[str, Any]
+    """Settings of `writer.iter_write`."""
     skipping: bool
+    """Whether slices that cannot be read are left out."""
 
 
 def _load(model: str, views: int | None, planes: str, statistics: str, device: str) -> Model | OnnxModel:

@@ -171,18 +171,18 @@ class DistillWidget(TrainingPanel):
 
     def _compare_to_control(self) -> None:
         """Say how student and control run did, and where the teacher scores below the latter, from labels alone."""
-        curves, told = self.view.curves, []
+        curves, lines = self.view.curves, []
         student, control = (
             max(curves.runs[run].ious, default=None) if run in curves.runs else None for run in ("student", "control")
         )
         teacher = curves.teacher_iou
         if self.view.has_score and control is not None:
             if student is not None:
-                told.append(f"Best IoU: student {student:.3f}, control run {control:.3f}.")
+                lines.append(f"Best IoU: student {student:.3f}, control run {control:.3f}.")
             if teacher is not None and teacher < control:
                 scores = f"IoU {teacher:.3f} and {control:.3f}"
-                told.append(f"The teacher is no better than a student from the labels alone ({scores}): {_WHAT_TO_DO}")
-        self.verdict_label.setText(" ".join(told))
+                lines.append(f"The teacher is no better than a student from the labels alone ({scores}): {_WHAT_TO_DO}")
+        self.verdict_label.setText(" ".join(lines))
 
     def _show_size(self) -> None:
         student = f"Student: {self._student_parameters:,} parameters"

@@ -121,9 +121,8 @@ def prepare(
     VolumeError, LabelsError, ConfigError
         If something cannot be used.
     """
-    pairs = _open_pairs(raw if labels is None and isinstance(raw, list | tuple) else (raw, labels))
-    volumes = [TrainingVolume(image, truth, index=i) for i, (image, truth) in enumerate(pairs)]
-    volumes += [TrainingVolume(open_volume(more), None, index=i) for i, more in enumerate(unlabelled, len(volumes))]
+    pairs = _pairs(raw if labels is None and isinstance(raw, list | tuple) else (raw, labels))
+    volumes = _open([*pairs, *((more, None) for more in unlabelled)])
     _check(volumes, teacher, config)
     config = _with_distance(config, volumes)
     threads = training_threads(config.k, config.threads)[1]
@@ -146,13 +145,8 @@ def prepare(
 
     labelled = [part.labelled for part in splits if part.labelled.slices]
     others = [part.unlabelled for part in splits if part.unlabelled.slices]
-    used = dict.fromkeys((*(volume.raw for volume in volumes), *(validation.raw for validation in validations)))
-    opened = dict.fromkeys((*used, *(volume.labels for volume in volumes if volume.labels is not None)))
-    notes = [f"{volume.name}: {note}." for volume in opened for note in volume.notes]
-    notes += [note for volume in used for note in _pixel_size_notes(volume, config)]
     sampler, sampled = _load(labelled, others, config, device, processes)
-    if sampled:
-        notes.append(f"the slices need more than {config.memory:g} GB: an even sample of them is trained on.")
+    notes = _notes(volumes, validations, config, sampled)
     if isinstance(teacher, Volume):
         _check_probability(sampler)
     if labelled:
@@ -163,7 +157,7 @@ def prepare(
     unlabelled_slices = sum(len(part.slices) for part in others)
     first = replace(splits[0].labelled, slices=splits[0].usable)
     learnt = (*labelled, *others)
-    return Dataset(config, sampler, tuple(validations), labelled_z, unlabelled_slices, first, learnt, tuple(notes))
+    return Dataset(config, sampler, tuple(validations), labelled_z, unlabelled_slices, first, learnt, notes)
 
 
 def _pairs(given: Any) -> list[tuple[Any, Any]]:
@@ -175,10 +169,10 @@ def _pairs(given: Any) -> list[tuple[Any, Any]]:
     return [(image, labels) for image, labels in pairs]
 
 
-def _open_pairs(given: Any) -> list[tuple[Volume, Volume | None]]:
-    return [
-        (open_volume(image), None) if labels is None else open_pair(image, labels) for image, labels in _pairs(given)
-    ]
+def _open(pairs: Sequence[tuple[Any, Any]]) -> list[TrainingVolume]:
+    """Open images, each with its labels if it has any."""
+    opened = [(open_volume(image), None) if labels is None else open_pair(image, labels) for image, labels in pairs]
+    return [TrainingVolume(image, labels, index=i) for i, (image, labels) in enumerate(opened)]
 
 
 def _check(volumes: list[TrainingVolume], teacher: Model | Volume | None, config: TrainConfig) -> None:
@@ -218,6 +212,19 @@ def _check_both(volumes: list[TrainingVolume], sampler: PatchSampler) -> None:
 
 def _shows_nothing(image: Volume) -> VolumeError:
     return VolumeError(f"{image.name} shows nothing in the slices to train on: they are constant, or noise.")
+
+
+def _notes(
+    volumes: Sequence[TrainingVolume], validations: Sequence[Validation], config: TrainConfig, sampled: bool
+) -> tuple[str, ...]:
+    """What was assumed of all that is learnt from and validated on."""
+    used = dict.fromkeys((*(volume.raw for volume in volumes), *(validation.raw for validation in validations)))
+    opened = dict.fromkeys((*used, *(volume.labels for volume in volumes if volume.labels is not None)))
+    notes = [f"{volume.name}: {note}." for volume in opened for note in volume.notes]
+    notes += [note for volume in used for note in _pixel_size_notes(volume, config)]
+    if sampled:
+        notes.append(f"the slices need more than {config.memory:g} GB: an even sample of them is trained on.")
+    return tuple(notes)
 
 
 def _pixel_size_notes(image: Volume, config: TrainConfig) -> list[str]:

@@ -157,8 +157,8 @@ def _labelled(labels: Volume, config: DistillConfig) -> tuple[int, ...]:
     try:
         return labelled_slices(labels, replace(config, slices="auto"))
     except UnlabelledError:
-        told = "has no foreground to score on: give a volume of its own for that."
-        raise UnlabelledError(f"{labels.name} {told}") from None
+        why = "has no foreground to score on: give a volume of its own for that."
+        raise UnlabelledError(f"{labels.name} {why}") from None
 
 
 def _distilling(teacher: Model, raw: Any, labels: Any, config: DistillConfig) -> Any:

@@ -149,21 +149,21 @@ def _measure(
     other: Volume | None,
     size: VoxelSize,
     within: float,
-    told: Callable[[float], object],
+    progress: Callable[[float], object],
 ) -> pd.DataFrame:
     """Measure the objects of a part of a volume; `measure` says what."""
     first, last = part.window[0].start, part.window[0].stop
     moments = _Moments(size, part.labels.shape)
     for z, ids, grey in part.read(image):
         moments.add(z, ids, grey, part.corner)
-        told(0.2 * (z + 1 - first) / (last - first))
+        progress(0.2 * (z + 1 - first) / (last - first))
     table = moments.table(image is not None)
     rows = table.set_index("id")[["volume_um3", *(f"axis_{name}_nm" for name in _LENGTHS)]].to_dict("index")
     shapes: dict[int, dict[str, float]] = {}
     for z, found in _iter_boxes(part, other, moments, 0.0 if other is None else within):
         for box in found:
             shapes[box.id] = _shape(box, size, within, rows[box.id])
-        told(0.2 + 0.8 * (z + 1 - first) / (last - first))
+        progress(0.2 + 0.8 * (z + 1 - first) / (last - first))
     more = pd.DataFrame([shapes[i] for i in table["id"]], columns=list(_shape_columns(other is not None)))
     return _ordered(pd.concat([table, more], axis=1), image is not None)
 

@@ -183,10 +183,10 @@ class ObjectScores:
         a, b, first, second, _ = self._table
         rows, columns, ious = self._ious
         matched = ious > _MATCH
-        told = ({i for error in found for i in error.predicted}, {i for error in found for i in error.true})
+        involved = ({i for error in found for i in error.predicted}, {i for error in found for i in error.true})
         for kind, ids, sizes, hits, known in (
-            ("missed", b, second, columns[matched], told[1]),
-            ("false", a, first, rows[matched], told[0]),
+            ("missed", b, second, columns[matched], involved[1]),
+            ("false", a, first, rows[matched], involved[0]),
         ):
             free = np.flatnonzero((ids != 0) & (sizes > 0) & ~np.isin(np.arange(len(ids)), hits))
             for number in ids[free].tolist():

@@ -6,6 +6,7 @@ import hashlib
 import threading
 import uuid
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal, TypeAlias
 
@@ -106,10 +107,8 @@ def predict(
         raise ConfigError(f"threshold is {level}: give a number from 0 up to, not including, 1.")
     views = model.views if views is None else views
     model = with_statistics(model, volume, statistics, device, threads)
-    dtype = np.uint8 if output == "labels" else np.float32
-    blocks = Blocks(
-        partial(_computation, model, volume, output, level, tile, planes, views, device, threads), volume.shape
-    )
+    prediction = _Prediction(model, volume, output, level, tile, planes, views, device, threads)
+    dtype, blocks = prediction.dtype, Blocks(prediction.computation, volume.shape)
     chunks = tuple(_pieces(n, side) for n, side in zip(volume.shape, blocks.sides, strict=True))
     name = f"kdunet-{uuid.uuid4().hex}"  # else dask hashes model and volume, and copies them to do so
     shared = delayed(blocks, name=f"{name}-blocks", traverse=False)  # one node of the graph: sent to a worker once
@@ -118,32 +117,42 @@ def predict(
     return lazy
 
 
-def _computation(
-    model: Model,
-    volume: Volume,
-    output: str,
-    level: float,
-    tile: int | None,
-    planes: str,
-    views: int,
-    device: str,
-    threads: int | None,
-) -> _Computation:
-    tiler, finish = Tiler.of(model, volume, device, threads, views), _finish(model, output, level)
-    if planes == "zyx":
-        ortho = OrthoPlanes.of(model, volume, tiler)
-        dtype = np.uint8 if output == "labels" else np.float32
-        return ortho.block_size(dtype, tile), partial(ortho.compute, finish)
-    if output == "labels" and tiler.classes == 2:
-        return (1, *tiler.tile(tile)), partial(_mask, tiler, volume, level)
-    return (1, *tiler.tile(tile)), partial(_slice, tiler, volume, finish)
+@dataclass(frozen=True)
+class _Prediction:
+    """What is predicted, of which volume and how; the arguments of `predict`, checked."""
 
+    model: Model
+    volume: Volume
+    output: str
+    level: float
+    tile: int | None
+    planes: str
+    views: int
+    device: str
+    threads: int | None
 
-def _finish(model: Model, output: str, level: float) -> Callable[[torch.Tensor], NDArray[Any]]:
-    """What makes the output of the logits of a slice."""
-    if output == "labels":
-        return partial(mask if model.boundary else labels, threshold=level)
-    return foreground if output == "probability" else last_class
+    @property
+    def dtype(self) -> type[Any]:
+        """Of the result."""
+        return np.uint8 if self.output == "labels" else np.float32
+
+    def computation(self) -> _Computation:
+        """How it is computed here, on this machine's device and cores."""
+        tiler = Tiler.of(self.model, self.volume, self.device, self.threads, self.views)
+        if self.planes == "zyx":
+            ortho = OrthoPlanes.of(self.model, self.volume, tiler)
+            return ortho.block_size(self.dtype, self.tile), partial(ortho.compute, self._finish)
+        block = (1, *tiler.tile(self.tile))
+        if self.output == "labels" and tiler.classes == 2:
+            return block, partial(_mask, tiler, self.volume, self.level)
+        return block, partial(_slice, tiler, self.volume, self._finish)
+
+    @property
+    def _finish(self) -> Callable[[torch.Tensor], NDArray[Any]]:
+        """What makes the output of the logits of a slice."""
+        if self.output == "labels":
+            return partial(mask if self.model.boundary else labels, threshold=self.level)
+        return foreground if self.output == "probability" else last_class
 
 
 def _mask(tiler: Tiler, volume: Volume, level: float, z: Span, y: Span, x: Span) -> NDArray[Any]:

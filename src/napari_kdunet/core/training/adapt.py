@@ -172,11 +172,11 @@ def lesson(
     teacher = with_statistics(teacher, volume, "auto", config.device, threads)  # of the whole, not of each part
     reach = Neighbours.between(teacher.context, teacher.context_distance, volume.voxel_size).reach
     parts = _parts(volume, teacher, pixels)
-    told: dict[int, NDArray[np.float32]] = {}
+    probabilities: dict[int, NDArray[np.float32]] = {}
     took, middle = 0.0, len(parts) // 2
     for i in sorted(range(len(parts)), key=lambda i: (i - middle) * _GOLDEN % 1):  # the first are spread as all are
         part, began = parts[i], time.monotonic()
-        if told and until is not None and began + took > until:
+        if probabilities and until is not None and began + took > until:
             break
         if not _shows(volume, part):
             continue
@@ -189,11 +189,12 @@ def lesson(
             device=config.device,
             threads=threads,
         )
-        told[i] = _centred(np.asarray(probability[part.z - around.start]), teacher.threshold)
+        probabilities[i] = _centred(np.asarray(probability[part.z - around.start]), teacher.threshold)
         took = time.monotonic() - began
-    if not told:
+    if not probabilities:
         raise VolumeError(f"{volume.name} shows nothing to learn from: it is constant, or noise.")
-    return volume.extract([parts[i] for i in sorted(told)]), np.stack([told[i] for i in sorted(told)])
+    asked = sorted(probabilities)
+    return volume.extract([parts[i] for i in asked]), np.stack([probabilities[i] for i in asked])
 
 
 def _shows(volume: Volume, part: _Part) -> bool:

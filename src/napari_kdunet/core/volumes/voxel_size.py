@@ -84,17 +84,17 @@ def read_voxel_size(stated: Stated, *, level: int = 0) -> tuple[VoxelSize | None
     odd = {axis: _as_stated(*stated[axis]) for axis, size in sizes.items() if size is None}
     y, x = sizes.get("y") or sizes.get("x"), sizes.get("x") or sizes.get("y")
     if not (x and y):
-        told = next((text for axis in "xyz" if (text := odd.get(axis))), None)
-        return None, (f"pixel size unknown: it is stated as {told}",) if told else ()
+        text = next(filter(None, map(odd.get, "xyz")), None)
+        return None, (f"pixel size unknown: it is stated as {text}",) if text else ()
     if not is_plausible((x, y, x), level):
-        told = f"{y:.6g} x {x:.6g} nm is stated, which is under {_SMALLEST:g} or over {_LARGEST:g} nm"
-        return None, (f"pixel size unknown: {told}",)
+        text = f"{y:.6g} x {x:.6g} nm is stated, which is under {_SMALLEST:g} or over {_LARGEST:g} nm"
+        return None, (f"pixel size unknown: {text}",)
     notes = []
     for axis, what, other in (("y", "pixel size along y", "that along x"), ("x", "pixel size along x", "that along y")):
-        if told := odd.get(axis):
-            notes.append(f"{what} unknown: it is stated as {told}, and taken as {other}")
-    if told := odd.get("z"):
-        notes.append(f"slice distance unknown: it is stated as {told}, and taken as the pixel size")
+        if text := odd.get(axis):
+            notes.append(f"{what} unknown: it is stated as {text}, and taken as {other}")
+    if text := odd.get("z"):
+        notes.append(f"slice distance unknown: it is stated as {text}, and taken as the pixel size")
     z, y, x = (float(f"{size:.7g}") for size in (sizes.get("z") or x, y, x))  # many were single precision
     return (z, y, x), tuple(notes)
 

@@ -209,9 +209,9 @@ class TrainingPanel(Panel):
         if event.collapsed:
             from napari_kdunet.core.training.train import collapsed_message
 
-            told = collapsed_message(event)
-            self._end += f" {told[0].upper()}{told[1:]}"  # the notification goes
-            show_warning(told)
+            message = collapsed_message(event)
+            self._end += f" {message[0].upper()}{message[1:]}"  # the notification goes
+            show_warning(message)
 
     def _ended(self, error: Exception | None = None) -> None:
         self.worker = None
@@ -236,14 +236,14 @@ class TrainingPanel(Panel):
 
 def _on_disk(job: Job, session: SessionFolder) -> Iterator[Any]:
     """Yield the events of a job, each best model once it is written; where that fails the training goes on."""
-    path, told = None, False  # of a run without a model no name is taken
+    path, is_said = None, False  # of a run without a model no name is taken
     for event in job.make_events():
         if isinstance(event, core.Validated) and (event.best or job.endless):
             path = path or session.new_path(job.model_name)
             try:
                 session.write(event.model, path)
             except core.OutputError as error:
-                if not told:
+                if not is_said:
                     show_warning(f"The model is in memory alone, so save it before you close napari: {error}")
-                told = True
+                is_said = True
         yield event

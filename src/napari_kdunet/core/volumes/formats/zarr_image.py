@@ -236,8 +236,8 @@ def _open_group(group: zarr.Group, selection: Selection, name: str) -> Stored:
     check_level(selection.level, len(datasets), name)
     array: Any = group.get(datasets[selection.level]["path"])
     if not isinstance(array, zarr.Array):
-        told = str(datasets[selection.level]["path"])[:40]
-        raise VolumeError(f"{name} has no array {told}, of which its OME metadata speak: copy or export it again")
+        path = str(datasets[selection.level]["path"])[:40]
+        raise VolumeError(f"{name} has no array {path}, of which its OME metadata speak: copy or export it again")
     _check_chunks(array, name)
     named = [axis if isinstance(axis, dict) else {"name": axis} for axis in image.get("axes") or "tczyx"[-array.ndim :]]
     axes = "" if selection.axes else axis_letters([_axis_name(axis) for axis in named], name)
