@@ -43,7 +43,7 @@ class Tradeoff:
     """Of prediction, median over slices, on this machine."""
 
 
-def measure(
+def score_tradeoff(
     name: str,
     path: Path,
     raw: Any,
@@ -148,7 +148,7 @@ def iter_sweep(
                 yield from iter_once(path, metadata, _distilling(teacher, raw, labels, student))
             settings = students[0]
             how: dict[str, Any] = {"slices": slices, "ignore": settings.ignore}
-            result = asdict(measure(name, path, *test, **how, device=settings.device, threads=settings.threads))
+            result = asdict(score_tradeoff(name, path, *test, **how, device=settings.device, threads=settings.threads))
             save_record(path, metadata, result)
         yield Tradeoff(**result)
 

@@ -8,13 +8,10 @@ from typing import Any
 
 from qtpy.QtWidgets import QWidget
 
+from napari_kdunet.widgets.shared.stopping import StoppedError
 from napari_kdunet.widgets.shared.thread_worker import EventWorker, run
 
 __all__ = ["Background"]
-
-
-class _StoppedError(Exception):
-    """The user has stopped the work."""
 
 
 class Background:
@@ -54,7 +51,7 @@ class Background:
     def check(self, _: float = 0) -> None:
         """The progress callback of the work: raises where it has been stopped."""
         if self._stop.is_set():
-            raise _StoppedError
+            raise StoppedError
 
     def run(
         self,
@@ -70,7 +67,7 @@ class Background:
         def events() -> Iterator[Any]:
             try:
                 yield from work()
-            except _StoppedError:
+            except StoppedError:
                 stopped.append(True)
 
         def ended(error: Exception | None = None) -> None:

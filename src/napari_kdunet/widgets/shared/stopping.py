@@ -1,4 +1,7 @@
-"""Volumes whose reading can be stopped: to read all of a large slice, for its mean, takes many seconds."""
+"""How work on a thread is stopped between two events: by an error in what it asks for.
+
+To read all of a large slice, for its mean, takes many seconds.
+"""
 
 from __future__ import annotations
 
@@ -11,11 +14,11 @@ from numpy.typing import NDArray
 from napari_kdunet.core import Volume
 from napari_kdunet.core.volumes.sources import MappedArray
 
-__all__ = ["stoppable", "was_stopped"]
+__all__ = ["StoppedError", "stoppable", "was_stopped"]
 
 
-class _StoppedError(Exception):
-    """Raised in the place of what was read."""
+class StoppedError(Exception):
+    """The work has been stopped; raised in the place of what was read."""
 
 
 def stoppable(volume: Volume, is_stopped: Callable[[], bool]) -> Volume:
@@ -23,7 +26,7 @@ def stoppable(volume: Volume, is_stopped: Callable[[], bool]) -> Volume:
 
     def unless_stopped(pixels: NDArray[Any]) -> NDArray[Any]:
         if is_stopped():
-            raise _StoppedError
+            raise StoppedError
         return pixels
 
     return replace(volume, source=MappedArray(volume.source, unless_stopped, volume.dtype))
@@ -32,7 +35,7 @@ def stoppable(volume: Volume, is_stopped: Callable[[], bool]) -> Volume:
 def was_stopped(error: BaseException | None) -> bool:
     """Whether an error has come of that."""
     while error is not None:
-        if isinstance(error, _StoppedError):
+        if isinstance(error, StoppedError):
             return True
         error = error.__cause__
     return False
