@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from napari_kdunet import core
-from napari_kdunet.widgets.segmentation import result
+from napari_kdunet.widgets.segmentation import result, volume_segmentation
 from napari_kdunet.widgets.shared.models import models
 
 GRID = {
@@ -231,6 +231,7 @@ def test_of_what_napari_cannot_draw_at_once_a_pyramid_is_shown(segment, em, tiny
     """The window waits neither for a redraw of all of it nor for a new threshold; its mask makes room for another."""
     monkeypatch.setattr(result, "_DRAWN_WHOLE", 79)
     monkeypatch.setattr(result, "_COARSEST", 20)
+    monkeypatch.setattr(volume_segmentation, "_AT_ONCE", 64 * 80 - 1)
     viewer, widget = segment
     widget.show_probability.value = True
     widget.start()

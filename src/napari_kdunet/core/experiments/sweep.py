@@ -23,7 +23,7 @@ from napari_kdunet.core.training.events import Event
 from napari_kdunet.core.training.train import iter_distill
 from napari_kdunet.core.volumes.volume import Volume, open_pair, open_volume
 
-__all__ = ["Tradeoff", "iter_sweep", "measure", "smallest_within"]
+__all__ = ["Tradeoff", "iter_sweep", "score_tradeoff", "smallest_within"]
 
 
 @dataclass(frozen=True)

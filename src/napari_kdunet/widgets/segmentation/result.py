@@ -204,8 +204,8 @@ class Result:
         for rows in self._rows():
             with self._lock:
                 probability, mask = self.probability[z, rows], self.mask[z, rows]
-            value = 1 if self._classes is None else self._classes[z, rows]
-            differs = mask != np.where(probability > applied, value, 0)
+            foreground = probability > applied
+            differs = mask != (foreground if self._classes is None else np.where(foreground, self._classes[z, rows], 0))
             if differs.any() and (np.abs(probability[differs] - applied) > _ROUNDING).any():
                 return True
         return False

@@ -39,6 +39,7 @@ __all__ = ["VolumeSegmentation"]
 _COLOUR = "#56B4E9"  # Okabe and Ito's sky blue
 _RAMP = [(0.27, 0.0, 0.33, 0.0), (0.13, 0.57, 0.55, 0.6), (0.99, 0.91, 0.14, 0.9)]  # viridis; the unlikely is clear
 _REFRESH_3D = 1.0  # s between two redraws in the 3-D view, which needs the whole volume
+_AT_ONCE = 2048**2  # pixels of a slice that follows the slider without a thread, in some 20 ms
 _MOST_DRAWING = 0.1  # share of the time that goes into redraws: of a very large slice one takes a second
 
 
@@ -149,7 +150,7 @@ class VolumeSegmentation(QObject):
         """Apply another threshold to the mask: to the current slice at once, to others and large ones on a thread."""
         if self.result is not None:
             self.result.threshold = threshold
-            if not self.result.is_pyramid:
+            if self.result.mask[0].size <= _AT_ONCE:
                 self.result.apply(self._focus.z)
                 self._draw(self._focus.z)
             self._catch_up()
