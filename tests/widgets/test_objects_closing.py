@@ -1,7 +1,7 @@
 """*Objects* lets go of its layers: when it is closed, when it moves on to others, and when they are removed."""
 
 import gc
-import time
+import threading
 import weakref
 from types import SimpleNamespace
 
@@ -86,7 +86,7 @@ def test_a_closed_panel_corrects_and_measures_nothing(viewer, dock, find, qtbot,
     assert np.array_equal(layer.data, before)
     layer.data_setitem((np.array([4]), np.array([15]), np.array([45])), 0)
     layer.scale = (5.0, 5.0, 5.0)
-    qtbot.wait(900)
+    assert not layer.metadata[OBJECTS].stale, "so that nothing is measured later"
     assert not measured
     assert held is None or held.worker is None
 
@@ -173,19 +173,24 @@ def test_the_preview_goes_with_the_panel(viewer, dock, qtbot):
 
 def test_a_preview_that_is_closed_while_it_is_made_stays_so(viewer, dock, qtbot, monkeypatch):
     _, panel = dock()
-    real, begun = slice_preview.instances, []
+    real, begun, go_on, made = slice_preview.instances, threading.Event(), threading.Event(), threading.Event()
 
     def slow(*args, **options):
-        begun.append(True)
-        time.sleep(0.5)
-        return real(*args, **options)
+        begun.set()
+        go_on.wait(60)
+        try:
+            return real(*args, **options)
+        finally:
+            made.set()
 
     monkeypatch.setattr(slice_preview, "instances", slow)
     panel.live.value = True
-    qtbot.waitUntil(lambda: bool(begun), timeout=60_000)
+    qtbot.waitUntil(begun.is_set, timeout=60_000)
     panel.live.value = False
     panel.preview.close()
-    qtbot.wait(1200)
+    go_on.set()
+    qtbot.waitUntil(made.is_set, timeout=60_000)
+    qtbot.wait(50)  # for what it would send
     assert panel.preview.layer is None
     assert [layer.name for layer in viewer.layers] == ["mask"]
 
@@ -193,19 +198,24 @@ def test_a_preview_that_is_closed_while_it_is_made_stays_so(viewer, dock, qtbot,
 def test_closed_while_it_measures_the_next_panel_measures(viewer, dock, find, qtbot, monkeypatch):
     holder, panel = dock()
     layer = find(panel)
-    real, begun = Measured.of, []
+    real, begun, go_on, measured = Measured.of, threading.Event(), threading.Event(), threading.Event()
 
     def slow(*args):
-        begun.append(True)
-        time.sleep(0.5)
-        return real(*args)
+        begun.set()
+        go_on.wait(60)
+        try:
+            return real(*args)
+        finally:
+            measured.set()
 
     monkeypatch.setattr(Measured, "of", slow)
     layer.data_setitem(np.nonzero(layer.data == 2), 0)
-    qtbot.waitUntil(lambda: bool(begun), timeout=60_000)
+    qtbot.waitUntil(begun.is_set, timeout=60_000)
     holder.destroyOnClose()
     del holder, panel
-    qtbot.wait(900)
+    go_on.set()
+    qtbot.waitUntil(measured.is_set, timeout=60_000)
+    qtbot.wait(50)  # for what it would send
     assert layer.metadata[OBJECTS].stale
     _, panel = dock()
     settle(panel, qtbot)

@@ -58,7 +58,7 @@ class ObjectsWidget(ProofreadingPanel):
             source = self._chosen_source()
             volume, config = self._volume_to_measure(source), self.config
             session = Session(Reference.of(self._image_layer()), Reference.of(source), config)
-            measuring = self._measuring(session, source)
+            measuring = session.measuring(self.raw.value, source)
             result, grid, name = source.metadata.get(RESULT), grid_of(source), f"{source.name} objects"
             done = len(volume) if result is None else int(np.count_nonzero(result.done))
             self.source.held = True
@@ -144,7 +144,7 @@ class ObjectsWidget(ProofreadingPanel):
             session.image = Reference.of(self._image_layer()) or session.image
             session.selected = int(layer.selected_label)
             snapshot, options, stale = Snapshot(layer), grid_as_json(layer), session.stale
-            measuring = self._measuring(session, self._source_layer())
+            measuring = session.measuring(self.raw.value, self._source_layer())
             now = replace(session, checked=set(session.checked))
             session.saved, session.stale = True, False
 

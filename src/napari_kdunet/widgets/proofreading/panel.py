@@ -15,7 +15,7 @@ from superqt.utils import qdebounced
 from napari_kdunet.core import LabelsError, ObjectsConfig, Volume, VolumeError
 from napari_kdunet.widgets.proofreading.background import Background
 from napari_kdunet.widgets.proofreading.layer_watch import LayerWatch
-from napari_kdunet.widgets.proofreading.measuring import Measurement, Measuring
+from napari_kdunet.widgets.proofreading.measuring import Measurement
 from napari_kdunet.widgets.proofreading.rows import SETTINGS, controls, finding_rows, footer
 from napari_kdunet.widgets.proofreading.session import (
     Reference,
@@ -305,18 +305,9 @@ class ProofreadingPanel(Panel):
             self._again = False
             self._measure_soon()
 
-    def _measuring(self, session: Session, source: Layer | None) -> Measuring:
-        """What measures objects with the image that is chosen, and a mask or probability that is of their shape."""
-        last = None if session.table is None else Measurement(session.table, session.measured)
-        names = Reference.of(self.raw.value), Reference.of(source)
-        return Measuring(self._image(), None if source is None else volume_of(source), names, last)
-
     def _take_table(self, session: Session, found: Measurement) -> None:
-        first, before = session.table is None, set() if session.table is None else set(session.table["id"])
-        session.table, session.measured = found
-        if session.measured is not None:
-            session.image = session.measured.raw or session.image
-        session.checked -= before - set(session.table["id"])  # another object may get the id
+        first = session.table is None
+        session.take(found)
         if session is self.session:
             self._show_table()
             if first:
@@ -366,7 +357,7 @@ class ProofreadingPanel(Panel):
             self._begin_measuring(self.layer, self.session)
 
     def _begin_measuring(self, layer: Labels, session: Session) -> None:
-        corrections, measuring = session.corrections, self._measuring(session, self._source_layer())
+        corrections, measuring = session.corrections, session.measuring(self.raw.value, self._source_layer())
         snapshot = Snapshot(layer)
         session.stale = False  # once nothing keeps them from being measured
 

@@ -24,9 +24,9 @@ from napari.layers import Image, Layer
 from napari_kdunet.core import ObjectsConfig, OutputError, Volume, VolumeError, open_volume, write_volume
 from napari_kdunet.core.files import is_zarr_name, read_json
 from napari_kdunet.core.parsing import parse_json
-from napari_kdunet.widgets.proofreading.measuring import Measured
+from napari_kdunet.widgets.proofreading.measuring import Measured, Measurement, Measuring
 from napari_kdunet.widgets.proofreading.table.object_table import features_of
-from napari_kdunet.widgets.shared.layers import OBJECTS, data_of, grid_of, segmented_image
+from napari_kdunet.widgets.shared.layers import OBJECTS, data_of, grid_of, segmented_image, volume_of
 
 __all__ = [
     "IN_MEMORY",
@@ -126,6 +126,20 @@ class Session:
     stale: bool = False
     measured: Measured | None = None
     corrections: Any = None
+
+    def measuring(self, image: Layer | None, source: Layer | None) -> Measuring:
+        """What measures the objects: with the grey values of an image, and the probabilities of what they are from."""
+        raw, probability = (None if layer is None else volume_of(layer) for layer in (image, source))
+        last = None if self.table is None else Measurement(self.table, self.measured)
+        return Measuring(raw, probability, (Reference.of(image), Reference.of(source)), last)
+
+    def take(self, found: Measurement) -> None:
+        """Keep what was measured."""
+        before = set() if self.table is None else set(self.table["id"])
+        self.table, self.measured = found
+        if self.measured is not None:
+            self.image = self.measured.raw or self.image
+        self.checked -= before - set(self.table["id"])  # another object may get the id
 
 
 def save_session(
