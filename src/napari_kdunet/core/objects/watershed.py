@@ -105,36 +105,17 @@ def find_basins(height: Heights, origin: tuple[int, ...], shape: tuple[int, ...]
     inside = np.zeros(height.shape, bool)
     inside[1:-1, 1:-1, 1:-1] = height[1:-1, 1:-1, 1:-1] > 0
     here = np.flatnonzero(inside)
-    value = heights.take(here)
-    highest, parent = np.full(len(here), -1, np.float32), np.empty_like(here)
-    for offset in offsets:  # ascending, so that of equal heights the last voxel wins, as in the whole volume
-        near = here + offset
-        at = heights.take(near)
-        better = at >= highest
-        np.copyto(highest, at, where=better)
-        np.copyto(parent, near, where=better)
-
-    # Voxels of the block, then those beyond its faces that a path leads to, which point to themselves.
-    index = np.full(heights.size, -1, np.int32)
-    index[here] = np.arange(len(here), dtype=np.int32)
-    beyond = np.unique(parent[index.take(parent) < 0])
-    index[beyond] = len(here) + np.arange(len(beyond), dtype=np.int32)
-    to = np.concatenate([index.take(parent), len(here) + np.arange(len(beyond), dtype=np.int32)])
-    while not np.array_equal(further := to.take(to), to):
-        to = further
-    ends, basin = np.unique(to[: len(here)], return_inverse=True)
-    basin = basin.astype(np.int64)
+    maxima, basin = _ends_of_paths(here, _steepest(heights, here, offsets), heights.size)
+    own = inside.ravel()[maxima]
 
     def place(voxels: Ints) -> Ints:
         z, y, x = np.unravel_index(voxels, height.shape)
         z, y, x = z + (origin[0] - 1), y + (origin[1] - 1), x + (origin[2] - 1)
         return np.asarray((z * shape[1] + y) * shape[2] + x, np.int64)
 
-    own = ends < len(here)
-    where = np.concatenate([here, beyond])[ends]
-    peaks = np.where(own, heights.take(where), 0).astype(np.float32)
-    inner, outer = [], [Saddles(np.flatnonzero(~own), place(where[~own]), np.full((~own).sum(), np.inf, np.float32))]
-    at_basin = np.full(heights.size, -1, np.int32)
+    peaks = np.where(own, heights.take(maxima), 0).astype(np.float32)
+    inner, outer = [], [Saddles(np.flatnonzero(~own), place(maxima[~own]), np.full((~own).sum(), np.inf, np.float32))]
+    at_basin, value = np.full(heights.size, -1, np.int32), heights.take(here)
     at_basin[here] = basin
     for offset in offsets[len(offsets) // 2 + 1 :]:
         near = here + offset
@@ -151,12 +132,41 @@ def find_basins(height: Heights, origin: tuple[int, ...], shape: tuple[int, ...]
     faces = np.flatnonzero(inside)
     return Basins(
         labels,
-        np.where(own, place(where), -1),
+        np.where(own, place(maxima), -1),
         peaks,
         Saddles.join(inner).highest(),
         Saddles.join(outer),
         (place(faces), at_basin.take(faces).astype(np.int64)),
     )
+
+
+def _steepest(heights: Heights, here: Ints, offsets: list[int]) -> Ints:
+    """The highest neighbour of each voxel `here`, which may be itself, as index into the flat `heights`."""
+    highest, parent = np.full(len(here), -1, np.float32), np.empty_like(here)
+    for offset in offsets:  # ascending, so that of equal heights the last voxel wins, as in the whole volume
+        near = here + offset
+        at = heights.take(near)
+        better = at >= highest
+        np.copyto(highest, at, where=better)
+        np.copyto(parent, near, where=better)
+    return parent
+
+
+def _ends_of_paths(here: Ints, parent: Ints, size: int) -> tuple[Ints, Ints]:
+    """Where the paths from parent to parent end, and at which of those places the path from each voxel `here` does.
+
+    `parent` is of each voxel here, and of `size` voxels in all; a path ends where it leaves those here, too. Ends here
+    come first.
+    """
+    index = np.full(size, -1, np.int32)
+    index[here] = np.arange(len(here), dtype=np.int32)
+    beyond = np.unique(parent[index.take(parent) < 0])
+    index[beyond] = len(here) + np.arange(len(beyond), dtype=np.int32)
+    to = np.concatenate([index.take(parent), index.take(beyond)])  # those beyond point to themselves
+    while not np.array_equal(further := to.take(to), to):
+        to = further
+    ends, number = np.unique(to[: len(here)], return_inverse=True)
+    return np.concatenate([here, beyond])[ends], number.astype(np.int64)
 
 
 def join_parts(saddles: Saddles, count: int) -> list[Saddles]:
