@@ -11,6 +11,7 @@ import tifffile
 import yaozarrs
 import zarr
 from napari.layers import Labels
+from napari.layers._layer_actions import _duplicate_layer
 from qtpy.QtWidgets import QFileDialog
 
 from napari_kdunet import core
@@ -276,6 +277,54 @@ def test_save_again_replaces_the_session(found, open_widget, wait, tmp_path):
     panel.save_button.native.click()  # without a question: it is known where
     wait(panel)
     assert "Saved in mine.zarr" in panel.status.text()
+
+
+def test_what_others_have_put_in_its_place_is_not_replaced(found, open_widget, wait, notified, tmp_path):
+    path = tmp_path / "mine.zarr"
+    found.save(str(path))
+    wait(found)
+    other = opened(open_widget, path)
+    other.select(2)
+    other.delete()
+    wait(other)
+    other.save(str(path))
+    wait(other)
+    found.select(1)
+    found.check()
+    found.save(str(path))
+    wait(found)
+    assert "mine.zarr: it has changed since it was opened or saved here; choose another name" in notified[0]
+    assert read_session(path)[1].table["id"].tolist() == other.table["id"].tolist()
+
+
+def test_a_duplicate_of_objects_is_a_session_of_its_own(found, wait, tmp_path):
+    path = tmp_path / "mine.zarr"
+    found.save(str(path))
+    wait(found)
+    first, ids = found.layer, found.table["id"].tolist()
+    found.viewer.layers.selection.active = first
+    _duplicate_layer(found.viewer.layers)
+    (copy,) = (layer for layer in found.viewer.layers if OBJECTS in layer.metadata and layer is not first)
+    found.viewer.layers.selection.active = copy
+    found.select(2)
+    found.delete()
+    wait(found)
+    assert found.table["id"].tolist() == [i for i in ids if i != 2]
+    assert found.session.path is None
+    found.viewer.layers.selection.active = first
+    assert found.table["id"].tolist() == ids
+    assert found.session.path == path
+
+
+def test_no_objects_at_all(found, open_widget, wait, tmp_path):
+    found.select_all(found.table["id"].tolist())
+    found.delete()
+    wait(found)
+    found.save(str(tmp_path / "empty.zarr"))
+    wait(found)
+    again = opened(open_widget, tmp_path / "empty.zarr")
+    assert list(again.table) == list(found.table)
+    assert len(again.table) == 0
 
 
 def test_a_flat_image(open_widget, wait, tmp_path):

@@ -101,6 +101,23 @@ def test_corrections_by_clicks_and_undo(found, qtbot):
     assert np.array_equal(data, start)
 
 
+def test_what_is_no_object_is_not_checked(found):
+    found.layer.selected_label = 50
+    found.check()
+    assert "no object is selected" in found.error_label.text()
+    assert not found.checked
+
+
+def test_many_rows_are_selected_as_one(found):
+    table = pd.concat([found.table] * 7000, ignore_index=True)
+    found.rows.show_table(table.assign(id=np.arange(1, len(table) + 1)))
+    found.rows.select(range(100, 20_000))
+    assert len(found.rows.selectionModel().selection()) == 1
+    assert found.rows.selected() == list(range(100, 20_000))
+    found.rows.select([3, 5, 6])
+    assert found.rows.selected() == [3, 5, 6]
+
+
 def test_checked_and_the_next(found):
     found.next_suspicious()
     seen = []

@@ -25,6 +25,7 @@ from napari_kdunet.widgets.proofreading.session import (
     image_layer,
     save_session,
     session_layers,
+    stamp_of,
 )
 from napari_kdunet.widgets.proofreading.snapshot import Snapshot
 from napari_kdunet.widgets.proofreading.table.object_table import suspicion
@@ -104,7 +105,10 @@ class ObjectsWidget(ProofreadingPanel):
         """Mark the selected objects as checked, and go to the next suspicious one."""
         with self.telling():
             table = self._measured()
-            self.checked.update(self._selected())
+            chosen = set(self._selected()) & set(table["id"])
+            if not chosen:
+                raise LabelsError("no object is selected: click on one, or choose it in the table.")
+            self.checked.update(chosen)
             self._changed()
             self._show_table()
             if len(self.checked & set(table["id"])) < len(table):
@@ -155,6 +159,7 @@ class ObjectsWidget(ProofreadingPanel):
                     now.table = found.table
                     yield found
                 save_session(path, ids, now, options, lambda z: self.background.check(z / len(ids)))
+                session.stamp = stamp_of(Path(path))
                 yield Path(path).absolute()
 
             def take(event: Any) -> None:

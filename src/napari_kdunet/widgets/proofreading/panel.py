@@ -209,7 +209,8 @@ class ProofreadingPanel(Panel):
         if layer is self.layer:
             return
         self._let_go()
-        self.layer, self.session = layer, layer.metadata[OBJECTS]
+        layer.metadata[OBJECTS] = self.session = layer.metadata[OBJECTS].of(layer)
+        self.layer = layer
         self.selection, self.tools.first, self._note = [], None, ""
         for name in SETTINGS:
             getattr(self, name).value = getattr(self.session.config, name)

@@ -10,9 +10,10 @@ from __future__ import annotations
 import json
 import math
 import os
+import weakref
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,7 @@ __all__ = [
     "read_session",
     "save_session",
     "session_layers",
+    "stamp_of",
     "with_checked",
 ]
 
@@ -113,6 +115,10 @@ class Session:
         What the objects were when `table` was made, and with what; not saved.
     corrections : MaskCorrections or None
         What hands corrections on to the mask that the objects were found in; not saved.
+    layer : weakref.ref or None
+        The layer; not saved.
+    stamp : tuple of int or None
+        What the file at `path` was when it was saved or opened, so that what others have put there is not replaced.
     """
 
     image: Reference | None = None
@@ -126,6 +132,17 @@ class Session:
     stale: bool = False
     measured: Measured | None = None
     corrections: Any = None
+    layer: Any = None
+    stamp: tuple[int, int] | None = None
+
+    def of(self, layer: Layer) -> Session:
+        """The session of a layer: this one, or of a duplicate of its layer, which has the same metadata, a copy."""
+        owner = None if self.layer is None else self.layer()
+        if owner is None or owner is layer:
+            self.layer = weakref.ref(layer)
+            return self
+        own: dict[str, Any] = {"path": None, "stamp": None, "saved": False, "corrections": None}
+        return replace(self, checked=set(self.checked), layer=weakref.ref(layer), **own)
 
     def measuring(self, image: Layer | None, source: Layer | None) -> Measuring:
         """What measures the objects: with the grey values of an image, and the probabilities of what they are from."""
@@ -151,7 +168,7 @@ def save_session(
 ) -> None:
     """Write a session, which appears whole or not at all.
 
-    It replaces nothing but the file that it was saved in or opened from itself.
+    It replaces nothing but the file that it was saved in or opened from itself, as it was then.
 
     Parameters
     ----------
@@ -169,7 +186,7 @@ def save_session(
     Raises
     ------
     OutputError
-        It cannot be written, or there is something of that name.
+        It cannot be written, or there is something else of that name.
     """
     path = Path(path)
     if not is_zarr_name(path):
@@ -177,6 +194,8 @@ def save_session(
     own = session.path is not None and path.exists() and session.path.exists() and path.samefile(session.path)
     if not own and os.path.lexists(path):
         raise OutputError(f"cannot write {path}: there is something of that name already; choose another name")
+    if own and stamp_of(path) != session.stamp:
+        raise OutputError(f"cannot write {path}: it has changed since it was opened or saved here; choose another name")
     table = session.table
     assert table is not None
     content = {
@@ -189,6 +208,15 @@ def save_session(
         "table": _pack(table),
     }
     write_volume(ids, path, metadata={"objects": content}, labels=True, overwrite=own, progress=progress)
+
+
+def stamp_of(path: Path) -> tuple[int, int] | None:
+    """What tells the file of a session from any other that takes its place; None where there is none."""
+    try:
+        found = (path / "zarr.json").stat()
+    except OSError:
+        return None
+    return found.st_ino, found.st_mtime_ns
 
 
 def is_session(path: str | Path) -> bool:
@@ -234,6 +262,7 @@ def read_session(path: str | Path) -> tuple[Volume, Session, dict[str, Any]]:
             selected=int(content["selected"]),
             path=path.absolute(),
             saved=True,
+            stamp=stamp_of(path),
         )
         layer = {"name": str(content["layer"]["name"]), **_grid(content["layer"])}
         if len(layer["scale"]) not in (2, 3) or (len(layer["scale"]) == 2 and len(ids) > 1):
@@ -340,6 +369,8 @@ def _reference(values: Any) -> Reference | None:
 
 def _pack(table: pd.DataFrame) -> dict[str, Any]:
     """A table as JSON, its values as one text: Zarr would write a line for each number."""
+    if table.empty:  # its columns have no type
+        table = table.astype({name: np.int64 if name == "id" else np.float64 for name in table})
     values = {name: [v if math.isfinite(v) else str(v) for v in table[name].tolist()] for name in table}
     types = {name: str(table[name].dtype) for name in table}
     return {"types": types, "values": json.dumps(values, separators=(",", ":"), allow_nan=False)}

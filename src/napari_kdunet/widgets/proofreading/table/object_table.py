@@ -164,15 +164,18 @@ class ObjectTable(QTableView):
     def selected(self) -> list[int]:
         """Ids of the rows that are selected, from above."""
         ids = self.measurements.frame["id"]
-        return [int(ids.iat[row]) for row in sorted({index.row() for index in self._selection.selectedRows()})]
+        chosen: Any = self._selection.selection()
+        ranges = (range(part.top(), part.bottom() + 1) for part in chosen)
+        return [int(ids.iat[row]) for row in sorted({row for rows in ranges for row in rows})]
 
     def select(self, numbers: Iterable[int]) -> None:
         """Select the rows of some objects, without a signal."""
         rows = np.flatnonzero(self.measurements.frame["id"].isin([int(i) for i in numbers]))
         last = self.measurements.columnCount() - 1
         chosen = QItemSelection()
-        for row in rows.tolist():
-            chosen.select(self.measurements.index(row, 0), self.measurements.index(row, last))
+        runs = np.split(rows, np.flatnonzero(np.diff(rows) > 1) + 1)  # a range for each row takes long
+        for run in runs if len(rows) else ():
+            chosen.select(self.measurements.index(int(run[0]), 0), self.measurements.index(int(run[-1]), last))
         with QSignalBlocker(self):
             self._selection.select(chosen, QItemSelectionModel.SelectionFlag.ClearAndSelect)
             if len(rows):
