@@ -44,6 +44,24 @@ def test_a_channel_of_a_file_with_two_is_chosen(segment, em, tiny_model, tmp_pat
     np.testing.assert_array_equal(mask, wanted)
 
 
+def test_a_part_is_of_that_image_and_lies_where_it_does(segment, em):
+    """Not of another one that was called the same, nor any layer of its name."""
+    viewer, widget = segment
+    grid = {"scale": (1.0, 50.0, 20.0, 20.0), "rotate": 15.0, "affine": np.diag([1.0, 1.0, 2.0, 1.0, 1.0])}
+    viewer.add_labels(np.zeros((4, 4), np.uint8), name="pair channel 0")
+    for raw in (em[0], 255 - em[0]):
+        image = viewer.add_image(np.stack([raw, raw // 2]), name="pair", axis_labels=("c", "z", "y", "x"), **grid)
+        widget.image.value = image
+        widget.part.value = 0
+        part = widget.image.value
+        assert np.shares_memory(part.data, image.data)
+        np.testing.assert_allclose(part.data_to_world((1, 5, 7)), image.data_to_world((0, 1, 5, 7))[1:])
+        widget.image.value = image
+        widget.part.value = 0
+        assert widget.image.value is part, "made once"
+        viewer.layers.remove(image)
+
+
 def test_a_time_point_then_a_channel(segment, em, qtbot):
     """Of five axes one after the other; what is lazy stays lazy, and the scale goes with it."""
     viewer, widget = segment

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import dask.array as da
 import numpy as np
 from napari.layers import Image, Layer
+from napari.utils.transforms import Affine
 from qtpy.compat import isalive
 
 from napari_kdunet.widgets.shared.fields import Choice
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 __all__ = ["PartChoice", "extra_axis"]
 
 _TIMES = {"t", "time", "times", "frame", "frames", "timepoint", "timepoints"}  # labels of an axis
+_PART = "kdunet-part"  # in a part's metadata: the pixels, axis and index that it is of
 _FEW = 4  # slices: so few along the third axis from the end are channels, where there is another axis
 _TIP = (
     "The image has more axes than a volume. Choose a channel or a time point: it becomes a layer of its own, without\n"
@@ -95,10 +97,17 @@ class PartChoice(Choice):
         if found is None:
             return
         axis, kind = found
-        name = f"{layer.name} {kind} {index}"
-        if name not in self.viewer.layers:
-            self.viewer.add_layer(_part(layer, axis, index, name))
-        self.image.value = self.viewer.layers[name]
+        taken = (layer.data, axis, index)
+        part = next((each for each in self.viewer.layers if _is_same(each.metadata.get(_PART), taken)), None)
+        if part is None:
+            part = self.viewer.add_layer(_part(layer, axis, index, f"{layer.name} {kind} {index}"))
+            part.metadata[_PART] = taken
+        self.image.value = part
+
+
+def _is_same(one: tuple[Any, ...] | None, other: tuple[Any, ...]) -> bool:
+    """Whether two are the same position along the same axis of the same pixels."""
+    return one is not None and one[0] is other[0] and one[1:] == other[1:]
 
 
 def _part(layer: Layer, axis: int, index: int | None, name: str) -> Image:
@@ -106,9 +115,18 @@ def _part(layer: Layer, axis: int, index: int | None, name: str) -> Image:
     levels = list(layer.data) if layer.multiscale else [layer.data]
     arrays = [level if isinstance(level, np.ndarray | da.Array) else da.from_array(level) for level in levels]
     parts = [array[(slice(None),) * axis + (index,)] for array in arrays]
-    grid = {key: np.delete(getattr(layer, key), axis) for key in ("scale", "translate")}
+    names = ("scale", "translate", "rotate", "shear")
+    placed = _without(Affine(**{key: getattr(layer, key) for key in names}), axis)
+    grid = {key: getattr(placed, key) for key in names} | {"affine": _without(layer.affine, axis)}
+    if np.array_equal(layer.rotate, np.eye(layer.ndim)) and not np.any(layer.shear):  # negative scales stay so
+        grid |= {"scale": np.delete(layer.scale, axis), "rotate": None, "shear": None}
     words = {key: tuple(np.delete(np.array(getattr(layer, key), object), axis)) for key in ("units", "axis_labels")}
     return Image(parts if layer.multiscale else parts[0], name=name, multiscale=layer.multiscale, **grid, **words)
+
+
+def _without(transform: Affine, axis: int) -> Affine:
+    """A transform of the other axes."""
+    return Affine(affine_matrix=np.delete(np.delete(transform.affine_matrix, axis, 0), axis, 1))
 
 
 def _label_channels(layer: Layer) -> None:
