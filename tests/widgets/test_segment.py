@@ -571,6 +571,17 @@ def test_removing_layers_meanwhile_breaks_nothing(segment, qtbot, gate, notified
     assert not notified
 
 
+def test_the_preview_goes_with_the_panel(segment, qtbot):
+    viewer, _ = segment
+    dock, widget = viewer.window.add_plugin_dock_widget("napari-kdunet", "Segment")
+    qtbot.waitUntil(lambda: widget.loaded is not None)
+    widget.live.value = True
+    qtbot.waitUntil(lambda: widget.preview.layer is not None)
+    layer = widget.preview.layer
+    dock.destroyOnClose()
+    assert layer not in viewer.layers
+
+
 def test_closing_the_viewer_meanwhile_breaks_nothing(segment, qtbot, gate, notified):
     viewer, widget = segment
     widget.live.value = True

@@ -151,6 +151,7 @@ class SegmentWidget(Panel):
         self.show_probability.changed.connect(self.segmentation.show_probability)
         self.segmentation.changed.connect(self._update)
         self.viewer.layers.events.removed.connect(self._layer_removed)
+        self.native_parent_changed.connect(self._moved)
 
     def _found(self, search: PixelSizeSearch) -> None:
         self.inverted.value = self._is_found_inverted = search.inverted
@@ -222,6 +223,11 @@ class SegmentWidget(Panel):
         if abs(model.threshold - 0.5) > _USUAL_THRESHOLD:
             lines.append(f"Its threshold of {model.threshold:.2g} is what scored best in validation.")
         self.description.value = "\n".join(lines)
+
+    def _moved(self, *_: Any) -> None:
+        """Remove the preview when the dock of this panel is closed: it would not follow."""
+        if self.native.parent() is None and self.preview is not None:
+            self.live.value = False
 
     def _layer_removed(self, event: Any) -> None:
         if isalive(self.native) and self.preview is not None and self.preview.layer == event.value:

@@ -84,6 +84,15 @@ def test_it_is_validated_on_earlier_labels_that_the_model_has_not_learnt_from(be
     assert summary["validation"]["iou"] == pytest.approx(iou, abs=0.01)
 
 
+def test_a_copy_of_a_mask_is_not_learnt_from(bench, segmented):
+    """Nothing would be found corrected in the mask itself."""
+    train, _, mask = segmented
+    mask.data = mask.data.copy()
+    train.corrections_button.native.click()
+    assert f"{mask.name} is a copy of a mask of Segment, or its data were replaced" in train.error_label.text()
+    assert train.worker is None
+
+
 def test_corrections_teach(bench, segmented):
     """A model of random weights learns from all corrected slices what it did not know."""
     train, _, mask = segmented

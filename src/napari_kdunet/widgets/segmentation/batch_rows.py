@@ -161,7 +161,10 @@ class BatchRows(Folding):
 
     def _items(self) -> tuple[list[Item], list[int]]:
         """The images that can be segmented, with their rows; the states of the others say why not."""
-        folder = Path(self.folder.value).expanduser() if self.folder.value.strip() else None
+        try:
+            folder = Path(self.folder.value).expanduser() if self.folder.value.strip() else None
+        except RuntimeError as error:  # of "~nobody"
+            raise core.OutputError(f"there is no folder {self.folder.value}: choose another one.") from error
         items: list[Item] = []
         rows: list[int] = []
         for row, image in enumerate(self.images):

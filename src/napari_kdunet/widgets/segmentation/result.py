@@ -190,6 +190,11 @@ class Result:
         """The class (YX, or one for all) that pixels of slice `z` have where they are foreground."""
         return 1 if self._classes is None else np.maximum(self._classes[z], 1)
 
+    def is_shown_by(self, data: Any) -> bool:
+        """Whether the data of a layer are its mask, and no copy of it or others."""
+        arrays = isinstance(data, np.ndarray) and isinstance(self.mask, np.ndarray)
+        return bool(np.may_share_memory(data, self.mask)) if arrays else data is self.mask
+
     @property
     def is_corrected(self) -> bool:
         """Whether the user has painted on any slice of the mask."""

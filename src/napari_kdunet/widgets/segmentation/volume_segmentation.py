@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from itertools import count
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 from napari.layers import Labels
 from napari.utils import Colormap
 from qtpy.QtCore import QObject, Signal
@@ -256,10 +255,8 @@ def _seen(image: Any, inverted: bool) -> tuple[Any, ...]:
 
 def _is_painted_on(mask: Labels) -> bool:
     """Whether somebody has painted on a mask, or given its layer other data."""
-    result, data = mask.metadata[RESULT], data_of(mask)
-    arrays = isinstance(data, np.ndarray) and isinstance(result.mask, np.ndarray)
-    own = np.may_share_memory(data, result.mask) if arrays else data is result.mask
-    return not own or (not result.is_pyramid and result.is_corrected)
+    result = mask.metadata[RESULT]
+    return not result.is_shown_by(data_of(mask)) or (not result.is_pyramid and result.is_corrected)
 
 
 def _numbered(name: str) -> Iterator[str]:

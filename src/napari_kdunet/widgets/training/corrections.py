@@ -16,7 +16,7 @@ from napari_kdunet import core
 from napari_kdunet.core.parsing import format_slices
 from napari_kdunet.core.volumes.labels import class_index
 from napari_kdunet.core.volumes.volume import check_labels
-from napari_kdunet.widgets.shared.layers import OBJECTS, RESULT, segmented_image, volume_of
+from napari_kdunet.widgets.shared.layers import OBJECTS, RESULT, data_of, segmented_image, volume_of
 from napari_kdunet.widgets.shared.process_worker import run_in_process
 
 if TYPE_CHECKING:
@@ -56,6 +56,11 @@ def corrected_mask(viewer: napari.viewer.Viewer) -> tuple[Labels, Result]:
     several = len({layer.name for layer in masks}) > 1
     corrected = (layer for layer in masks if several and layer.metadata[RESULT].is_corrected)
     mask = next(corrected, masks[0])
+    if not mask.metadata[RESULT].is_shown_by(data_of(mask)):
+        raise core.LabelsError(
+            f"{mask.name} is a copy of a mask of Segment, or its data were replaced: choose it under Labels, or select "
+            "the mask itself."
+        )
     return mask, mask.metadata[RESULT]
 
 
