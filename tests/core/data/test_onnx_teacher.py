@@ -78,6 +78,13 @@ def test_it_teaches_as_the_network_does(net, exported, blobs):
     assert losses[2] == losses[1]
 
 
+def test_a_model_that_was_exported_is_no_teacher(tmp_path):
+    """Its graph gives probabilities of grey values, not logits of standardised ones."""
+    path = core.export_onnx("lucchi-1unet", tmp_path / "own.onnx")
+    with pytest.raises(core.ModelError, match=r"give the \.safetensors that it was made of"):
+        as_teacher(path, CONFIG)
+
+
 def test_copies_compute_too(exported):
     teacher, x = as_teacher(exported, CONFIG), torch.randn(1, 1, 32, 32)
     expected = teacher.net(x)

@@ -59,6 +59,8 @@ class OnnxNetwork(UsualUNet, nn.Module):
         if find_spec("onnx") is None or find_spec("onnxruntime") is None:
             raise ModelError(f'{path} is ONNX: install what reads it with pip install "napari-kdunet[onnx]".')
         self.content = read_network(path)
+        if b"kdunet.threshold" in self.content:  # its graph ends in probabilities, and begins with grey values
+            raise ModelError(f"{path} is a model that export wrote: give the .safetensors that it was made of.")
         self.path, self.tile_seconds = path, tile_seconds
         self._probe_seconds = 0.0
         self._process: LimitedNetwork | None = None
