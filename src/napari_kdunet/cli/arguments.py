@@ -117,10 +117,13 @@ def check_model_out(out: Path, *inputs: str | None, overwrite: bool, resume: boo
 
     check_out(out, *inputs, overwrite=True)
     check_out(resume_path(out), *inputs, overwrite=True)
-    if out.exists() and not (overwrite or resume):
+    written = (out,) if resume is None else (out, resume_path(out))
+    there = next((path for path in written if path.exists()), None)
+    if there is not None and not (overwrite or resume):
         to_go_on = ", --resume to go on with its training" if resume is False and resume_path(out).exists() else ""
+        which = "it" if there == out else there
         raise OutputError(
-            f"cannot write {out}: it exists; give --overwrite to replace it{to_go_on}, or choose another name"
+            f"cannot write {out}: {which} exists; give --overwrite to replace it{to_go_on}, or choose another name"
         )
     return out
 
