@@ -6,6 +6,7 @@ import hashlib
 import io
 import json
 import zipfile
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -87,11 +88,30 @@ def test_a_small_image_and_more_classes(model, tmp_path):
         assert len(description["name"]) >= 5
 
 
+def test_names_are_those_that_the_format_allows(model, tmp_path):
+    raw = np.random.default_rng(0).integers(0, 255, (1, 40, 40)).astype(np.uint8)
+    made = model(k=1, depth=1)
+    names = {"mein Netz v1.2 (neu)": "mein Netz v1 2 (neu)", "Müller ネット": "Muller", "ネット": "1-Unet"}
+    for name, written in names.items():
+        path = core.export_bioimageio(made, tmp_path / "m.zip", raw, name=name, author="A", license="cc-by-4.0")
+        description = json.loads(zipfile.ZipFile(path).read("bioimageio.yaml"))
+        assert (description["name"], description["license"]) == (written, "CC-BY-4.0")
+
+
+@pytest.mark.parametrize("validation", ["x", None, {"iou": "abc"}, {"iou": [1]}, {"iou": True}, {}])
+def test_what_a_stranger_says_of_the_validation_is_not_trusted(model, tmp_path, validation):
+    raw = np.random.default_rng(0).integers(0, 255, (1, 40, 40)).astype(np.uint8)
+    made = replace(model(k=1, depth=1), summary={"validation": validation})
+    path = core.export_bioimageio(made, tmp_path / "m.zip", raw, **WHOSE)
+    assert "Its IoU" not in zipfile.ZipFile(path).read("README.md").decode()
+
+
 def test_what_cannot_be_exported(model, tmp_path):
     path, raw = tmp_path / "m.zip", np.zeros((1, 40, 40), np.uint8)
     with pytest.raises(core.ModelError, match=r"cannot be exported as a bioimage\.io package"):
         core.export_bioimageio(core.Model(nn.Conv2d(1, 2, 1)), path, raw, **WHOSE)
-    for wrong in ({"author": " "}, {"license": ""}, {"author": "a/b"}):
-        with pytest.raises(core.ConfigError, match="author and license"):
+    wrongs = ({"author": " "}, {"author": "a/b"}, {"author": "a\\b"}, {"license": ""}, {"license": "my own"})
+    for wrong in (*wrongs, {"license": "MIT AND Apache-2.0"}):
+        with pytest.raises(core.ConfigError, match=f"{next(iter(wrong))}( is|:)"):
             core.export_bioimageio(model(k=1, depth=1), path, raw, **(WHOSE | wrong))
     assert list(tmp_path.iterdir()) == []

@@ -6,7 +6,9 @@ import hashlib
 import io
 import json
 import math
+import unicodedata
 import zipfile
+from contextlib import suppress
 from importlib import resources
 from importlib.util import find_spec
 from pathlib import Path
@@ -80,13 +82,15 @@ def export_bioimageio(
     """
     model, path = load_model(model), Path(path)
     net = exportable(model, "a bioimage.io package")
-    if not author.strip() or not license.strip() or "/" in author:
-        raise ConfigError("author and license: give who made the model, and an SPDX identifier such as CC-BY-4.0.")
+    if not author.strip() or set("/\\") & set(author):
+        raise ConfigError("author: give who made the model, without slashes.")
     if find_spec("onnx") is None:
         raise ConfigError('to export ONNX, install what writes it: pip install "napari-kdunet[onnx]".')
     from napari_kdunet.core.export.onnx_graph import network_graph
 
-    name = "".join(c if c.isalnum() or c in " -_." else " " for c in name or path.stem).strip()[:100]
+    license = _spdx(license)
+    letters = unicodedata.normalize("NFKD", name or path.stem).encode("ascii", "ignore").decode()
+    name = " ".join("".join(c if c.isalnum() or c in "-_+()" else " " for c in letters).split())[:100]
     name = name if len(name) >= _LEAST_NAME else f"{net.k}-Unet {name}".strip()
     image = _test_input(open_volume(example), model, net)
     probability = _apply(net, image)
@@ -99,7 +103,7 @@ def export_bioimageio(
         "cover.png": _cover(image, probability),
         "README.md": _documentation(model, net, name).encode(),
     }
-    description = _describe(model, net, name, author.strip(), license.strip(), files)
+    description = _describe(model, net, name, author.strip(), license, files)
     files["bioimageio.yaml"] = json.dumps(description, indent=2).encode()  # JSON is YAML
     package = io.BytesIO()
     with zipfile.ZipFile(package, "w", zipfile.ZIP_DEFLATED) as archive:
@@ -194,6 +198,17 @@ def _describe(
     }
 
 
+def _spdx(license: str) -> str:
+    """An SPDX identifier as it is spelt."""
+    from packaging.licenses import InvalidLicenseExpression, canonicalize_license_expression  # of the extra onnx
+
+    with suppress(InvalidLicenseExpression):
+        found = str(canonicalize_license_expression(license))
+        if " " not in found:  # no expression of several
+            return found
+    raise ConfigError(f"license is {license!r}: give an SPDX identifier such as CC-BY-4.0.")
+
+
 def _identifier(text: str) -> str:
     """A name of a channel: lower case, letters and digits."""
     return "".join(c if c.isascii() and c.isalnum() else "_" for c in text.lower()) or "class"
@@ -202,8 +217,10 @@ def _identifier(text: str) -> str:
 def _documentation(model: Model, net: KUNet, name: str) -> str:
     size = f"{model.pixel_size:g} nm" if model.pixel_size else "that of the images it has learnt from"
     classes = ", ".join(f"{i} = {each}" for i, each in enumerate(model.class_names))
-    found = model.summary.get("validation", {}).get("iou")
-    scored = f"Its IoU on the held-out slices that chose its threshold is {found:.3f}. " if found else ""
+    validation = model.summary.get("validation")
+    found = validation.get("iou") if isinstance(validation, dict) else None
+    is_score = isinstance(found, float) and 0 < found <= 1
+    scored = f"Its IoU on the held-out slices that chose its threshold is {found:.3f}. " if is_score else ""
     return f"""# {name}
 
 ## Description
