@@ -8,6 +8,7 @@ import subprocess
 import sys
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -125,6 +126,24 @@ def test_weights_are_finite(model, tmp_path, one_line, name, value):
     path = made.save(tmp_path / "m.safetensors")
     with one_line(core.ModelError, str(path), name, "finite"):
         core.load_model(path)
+
+
+def test_weights_are_finite_as_they_are_used(model, tmp_path, one_line):
+    """1e300 is finite in 64 bits, and not in 32."""
+    made = model(1, depth=2)
+    made.net.double()
+    with torch.no_grad():
+        made.net.head.bias[0] = 1e300
+    path = made.save(tmp_path / "m.safetensors")
+    with one_line(core.ModelError, str(path), "head.bias", "finite"):
+        core.load_model(path)
+
+
+def test_numbers_of_a_model_are_pythons(model, tmp_path):
+    made = core.Model(model(1, depth=2).net, pixel_size=np.float32(8), threshold=np.float64(0.12))
+    assert (type(made.pixel_size), type(made.threshold)) == (float, float)
+    assert "kdunet_threshold = 0.12f;" in core.export_c(made, tmp_path / "m.c").read_text()
+    assert core.load_model(made.save(tmp_path / "m.safetensors")).pixel_size == 8
 
 
 def test_a_variance_is_not_negative(model, tmp_path, one_line):

@@ -86,6 +86,16 @@ def test_a_teacher_without_time_is_asked_about_the_middle_alone(blobs, teacher, 
     np.testing.assert_allclose(probabilities, np.asarray(core.predict(teacher, raw))[slices], atol=2e-4)
 
 
+def test_what_an_adaptation_cannot_do_is_said_before_the_teacher_is_asked(blobs, teacher, monkeypatch):
+    monkeypatch.setattr("napari_kdunet.core.training.adapt.lesson", lambda *_: pytest.fail("the teacher was asked"))
+    for settings in ({"boundary": True}, {"classes": 3}):
+        with pytest.raises(core.ConfigError, match="learns the foreground alone"):
+            next(core.iter_adapt(teacher, blobs()[0], core.DistillConfig.adapting(**settings)))
+    for pixels in (math.nan, math.inf, 0):
+        with pytest.raises(core.ConfigError, match="pixels is"):
+            next(core.iter_adapt(teacher, blobs()[0], pixels=pixels))
+
+
 def test_students_that_there_are(teacher, model):
     assert bundled_student(4, teacher) is teacher
     assert bundled_student(3, teacher) is None

@@ -185,7 +185,11 @@ def test_other_data_are_not_gone_on_with(blobs, quick, model, tmp_path, one_line
         return array
 
     for first, same, others in (
-        ((teacher, raw, labels), (copy.deepcopy(teacher), raw.copy(), labels.copy()), [(other, raw, labels)]),
+        (
+            (teacher, raw, labels),
+            (copy.deepcopy(teacher), raw.copy(), labels.copy()),
+            [(other, raw, labels), (replace(teacher, pixel_size=9.0), raw, labels)],
+        ),
         ((volume, raw, None), (volume.copy(), raw, None), [(changed(volume, 4), raw, None)]),
         (
             (teacher, raw, labels),

@@ -36,10 +36,10 @@ def data_fingerprint(*volumes: Volume) -> str:
 
 
 def teacher_fingerprint(teacher: Model | Volume) -> str:
-    """Number and CRC-32 of the weights of a network that teaches, or the fingerprint of a probability volume."""
+    """Number and CRC-32 of the weights of a network that teaches, and how it is applied; or of a probability volume."""
     if isinstance(teacher, Volume):
         return volume_fingerprint(teacher, range(len(teacher)), teacher.dtype)
-    total = 0
+    total = zlib.crc32(repr((teacher.pixel_size, teacher.context_distance, teacher.threshold, teacher.adapts)).encode())
     for value in teacher.net.state_dict().values():
         if isinstance(value, Tensor):
             total = zlib.crc32(value.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes(), total)

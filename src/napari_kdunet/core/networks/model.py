@@ -62,6 +62,8 @@ class Model:
 
     def __post_init__(self) -> None:
         self.net.eval()
+        for name in ("pixel_size", "threshold", "context_distance"):  # of numpy's, which JSON and C do not know
+            object.__setattr__(self, name, float(getattr(self, name)))
         if self.traits.channels % 2 == 0:
             raise ModelError(
                 f"the network has {self.traits.channels} input channels: it needs an odd number, the slice itself "
@@ -239,8 +241,9 @@ def _application(metadata: dict[str, Any]) -> dict[str, Any]:
 
 def _fill(net: KUNet, weights: dict[str, Tensor]) -> None:
     """Give a network of `_network` its weights; `DamagedError` where they would make it give no numbers."""
+    types = {name: value.dtype for name, value in net.state_dict().items()}
+    weights = {name: value.to(types[name]) for name, value in weights.items()}
     for name, value in weights.items():
         if not value.isfinite().all() or (name.endswith("running_var") and (value < 0).any()):
             raise DamagedError(f"{name} holds what is not a finite number, or no variance")
-    types = {name: value.dtype for name, value in net.state_dict().items()}
-    net.load_state_dict({name: value.to(types[name]) for name, value in weights.items()}, assign=True)
+    net.load_state_dict(weights, assign=True)

@@ -94,6 +94,10 @@ def iter_adapt(
     config = config or DistillConfig.adapting()
     if config.context:
         raise ConfigError(f"context is {config.context}: the student of an adaptation sees single slices, it has none.")
+    if config.boundary or config.classes != 2:
+        raise ConfigError("the student of an adaptation learns the foreground alone: leave boundary and classes away.")
+    if not 0 < pixels < math.inf:
+        raise ConfigError(f"pixels is {pixels}: give a positive number of working pixels.")
     began = time.monotonic()
     teacher, volume = load_model(teacher), open_volume(raw)
     total = config.budget[1]
@@ -127,9 +131,10 @@ def adapt(
 def bundled_student(k: int, teacher: Model) -> Model | None:
     """The bundled generalist of `k` channels, or the teacher itself if it is of that size; None if there is neither.
 
-    A teacher of outlines is none: the student learns of its foreground alone. One with context neither.
+    A teacher of outlines, or of several classes, is none: the student learns of its foreground alone. One with context
+    neither.
     """
-    if teacher.form.get("k") == k and not teacher.boundary and not teacher.context:
+    if teacher.form.get("k") == k and teacher.form["classes"] == 2 and not teacher.context:
         return teacher
     name = f"mito-{k}unet"
     return load_model(name) if name in bundled_models() else None
