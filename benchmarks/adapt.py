@@ -20,7 +20,7 @@ from typing import NamedTuple
 from commands import Row, add_shared, once, parsed, score, told, train, write_csv
 
 from napari_kdunet import core
-from napari_kdunet.core.data.splits import spaced
+from napari_kdunet.core.volumes.slices import spaced
 
 
 class Arm(NamedTuple):

@@ -43,11 +43,12 @@ import torch
 from commands import Row, once, tabulate, told
 
 from napari_kdunet import core
-from napari_kdunet.core.data.splits import held_out_slices, spaced
+from napari_kdunet.core.data.splits import held_out_slices
 from napari_kdunet.core.data.validation import Validation
 from napari_kdunet.core.metrics import Curve, MeanCurve
 from napari_kdunet.core.training.checkpoint import resume_path
 from napari_kdunet.core.training.train import last_model
+from napari_kdunet.core.volumes.slices import spaced
 from napari_kdunet.sample import synthetic_family
 
 SBEM = 7.0  # nm, see above

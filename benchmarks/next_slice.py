@@ -27,7 +27,7 @@ from commands import Row, once, told, write_csv
 from scipy.spatial.distance import cdist
 
 from napari_kdunet import core
-from napari_kdunet.core.data.splits import spaced
+from napari_kdunet.core.volumes.slices import spaced
 
 CELL = 64  # pixels: a cell that is looked at as one
 NEAR = 10  # slices

@@ -36,7 +36,7 @@ from commands import add_shared, told, write_csv
 from scipy import ndimage
 
 from napari_kdunet import core
-from napari_kdunet.core.data.splits import spaced
+from napari_kdunet.core.volumes.slices import spaced
 
 #: Settings that were defaults when `labels` was run, which led to others.
 EARLIER: dict[str, Any] = {"init": "he", "batch": 8, "patch": 192}

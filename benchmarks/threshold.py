@@ -24,7 +24,7 @@ from generality import SOURCES, curve_of, learnt_from, volumes
 from numpy.typing import NDArray
 
 from napari_kdunet import core
-from napari_kdunet.core.data.splits import spaced
+from napari_kdunet.core.volumes.slices import spaced
 
 SAME = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)  # for all networks
 BINS = 100  # of the probabilities

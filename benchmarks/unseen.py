@@ -39,7 +39,7 @@ from generality import SOURCES, calibrated, learnt_from, only, volumes
 from strokes import painted
 
 from napari_kdunet import core
-from napari_kdunet.core.data.splits import spaced
+from napari_kdunet.core.volumes.slices import spaced
 
 LEARNT, SCORED = 0.7, 0.25  # shares of the slices, the first and the last
 TEACHERS = ("none", "forgets", "same labels", "generalist", "generalist, soft", "generalist adapted", "adapted, soft")

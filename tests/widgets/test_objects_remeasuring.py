@@ -100,6 +100,26 @@ def test_an_image_that_is_chosen_later_gives_grey_values(found, wait):
     assert found.session.image.name == "other"
 
 
+def test_another_image_of_the_same_name_is_measured_with(found, wait):
+    found.raw.value = found.viewer.layers["em"]
+    wait(found)
+    found.viewer.layers.remove("em")
+    found.raw.value = found.viewer.add_image(boxes() * 30 + 20, name="em", **NM)
+    wait(found)
+    assert found.table["mean_grey"].tolist() == [50] * 3
+
+
+def test_pixels_that_were_replaced_are_not_mixed_with_those_before(found, wait):
+    """After an edit of one object all are measured with the image as it is."""
+    em = found.viewer.layers["em"]
+    found.raw.value = em
+    wait(found)
+    em.data = em.data + 100
+    found.layer.data_setitem((np.array([8]), np.array([40]), np.array([10])), 0)
+    wait(found)
+    assert found.table["mean_grey"].tolist() == [170] * 3
+
+
 def test_nothing_is_measured_again_for_nothing(found, wait, qtbot, open_widget, tmp_path, count):
     found.raw.value = found.viewer.layers["em"]
     wait(found)

@@ -9,14 +9,15 @@ from typing import Any
 import torch
 
 from napari_kdunet.core.config import TrainConfig
-from napari_kdunet.core.data.fingerprint import volume_fingerprint
 from napari_kdunet.core.data.patches import PatchSampler, TrainingVolume, load_blocks
-from napari_kdunet.core.data.splits import is_labelled, spaced
+from napari_kdunet.core.data.splits import is_labelled
 from napari_kdunet.core.data.teachers import TeacherOutput
 from napari_kdunet.core.data.validation import Validation, given_validation, split
 from napari_kdunet.core.devices import training_threads
 from napari_kdunet.core.errors import ConfigError, LabelsError, UnlabelledError, VolumeError
 from napari_kdunet.core.networks.model import Model
+from napari_kdunet.core.volumes.fingerprint import volume_fingerprint
+from napari_kdunet.core.volumes.slices import spaced
 from napari_kdunet.core.volumes.volume import Volume, open_pair, open_volume
 
 __all__ = ["Dataset", "prepare"]

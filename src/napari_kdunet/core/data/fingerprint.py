@@ -1,38 +1,18 @@
-"""Checksums of what a network learns from: what is gone on with must be of the same images, labels and teacher."""
+"""A checksum of a teacher: a training is gone on with by the same."""
 
 from __future__ import annotations
 
 import zlib
-from collections.abc import Sequence
-from contextlib import suppress
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from napari_kdunet.core.data.onnx_teacher import OnnxNetwork
-from napari_kdunet.core.data.splits import spaced
-from napari_kdunet.core.errors import VolumeError
 from napari_kdunet.core.networks.model import Model
+from napari_kdunet.core.volumes.fingerprint import volume_fingerprint
 from napari_kdunet.core.volumes.volume import Volume
 
-__all__ = ["data_fingerprint", "teacher_fingerprint", "volume_fingerprint"]
-
-_SLICES = 16  # of a volume, evenly spaced
-
-
-def volume_fingerprint(volume: Volume, slices: Sequence[int], about: Any = "") -> str:
-    """Shape of a volume, and a CRC-32 of up to 16 of the slices and of `about`, e.g. ``8x64x64:0f9a32c1``."""
-    total = zlib.crc32(repr(about).encode()) if about else 0
-    for z in spaced(slices, _SLICES):
-        with suppress(VolumeError):  # it may be a slice that is not needed, or the training says so
-            total = zlib.crc32(volume.read(z).tobytes(), total)
-    return f"{'x'.join(map(str, volume.shape))}:{total:08x}"
-
-
-def data_fingerprint(*volumes: Volume) -> str:
-    """Fingerprints of volumes, one behind the other."""
-    return " ".join(volume_fingerprint(volume, range(len(volume))) for volume in volumes)
+__all__ = ["teacher_fingerprint"]
 
 
 def teacher_fingerprint(teacher: Model | Volume) -> str:

@@ -10,7 +10,7 @@ from napari_kdunet.core.errors import ConfigError, UnlabelledError, VolumeError
 from napari_kdunet.core.volumes.labels import class_index
 from napari_kdunet.core.volumes.volume import Volume, open_pair, open_volume
 
-__all__ = ["held_out_slices", "hold_out", "is_labelled", "labelled_slices", "spaced"]
+__all__ = ["held_out_slices", "hold_out", "is_labelled", "labelled_slices"]
 
 
 def labelled_slices(labels: Volume, config: TrainConfig) -> tuple[int, ...]:
@@ -62,12 +62,6 @@ def held_out_slices(slices: tuple[int, ...], share: float) -> tuple[int, ...]:
     count = min(round(len(slices) * share), len(slices) - 1) if len(slices) * share >= 1 else 0
     first = (len(slices) - count) // 2
     return slices[first : first + count]
-
-
-def spaced(slices: Sequence[int], most: int) -> tuple[int, ...]:
-    """At most `most` of the slices, evenly spaced."""
-    count = min(len(slices), most)
-    return tuple(slices[(2 * i + 1) * len(slices) // (2 * count)] for i in range(count))
 
 
 def hold_out(raw: Any, labels: Any, share: float = 0.25) -> tuple[tuple[Volume, Volume], tuple[Volume, Volume]]:

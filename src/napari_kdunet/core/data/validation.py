@@ -12,13 +12,14 @@ from numpy.typing import NDArray
 
 from napari_kdunet.core.config import TrainConfig
 from napari_kdunet.core.data.patches import TrainingVolume
-from napari_kdunet.core.data.splits import held_out_slices, labelled_slices, spaced
+from napari_kdunet.core.data.splits import held_out_slices, labelled_slices
 from napari_kdunet.core.data.teachers import TeacherOutput
 from napari_kdunet.core.metrics import Curve
 from napari_kdunet.core.networks.model import Model
 from napari_kdunet.core.prediction.tiler import Tiler, foreground
 from napari_kdunet.core.volumes.labels import class_index
 from napari_kdunet.core.volumes.probability import read_probability
+from napari_kdunet.core.volumes.slices import spaced
 from napari_kdunet.core.volumes.volume import Volume, open_pair
 
 __all__ = ["Split", "Validation", "given_validation", "split"]

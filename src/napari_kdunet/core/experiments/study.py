@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from napari_kdunet.core.config import DistillConfig, TrainConfig
-from napari_kdunet.core.data.fingerprint import data_fingerprint
-from napari_kdunet.core.data.splits import hold_out, spaced
+from napari_kdunet.core.data.splits import hold_out
 from napari_kdunet.core.data.validation import Validation
 from napari_kdunet.core.errors import DivergedError, TrainingError
 from napari_kdunet.core.experiments.history import Curve, History, lowest_mean
@@ -20,6 +19,8 @@ from napari_kdunet.core.files import make_folder
 from napari_kdunet.core.networks.model import Model, load_model
 from napari_kdunet.core.training.events import Event, Started, Stepped, Validated
 from napari_kdunet.core.training.train import iter_distill, iter_train
+from napari_kdunet.core.volumes.fingerprint import data_fingerprint
+from napari_kdunet.core.volumes.slices import spaced
 from napari_kdunet.core.volumes.volume import Volume, open_pair
 
 __all__ = ["RunResult", "iter_study", "test_curve"]

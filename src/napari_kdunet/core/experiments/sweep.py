@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from napari_kdunet.core.config import DistillConfig
-from napari_kdunet.core.data.fingerprint import data_fingerprint, teacher_fingerprint
+from napari_kdunet.core.data.fingerprint import teacher_fingerprint
 from napari_kdunet.core.data.splits import hold_out, labelled_slices
 from napari_kdunet.core.errors import ConfigError, UnlabelledError
 from napari_kdunet.core.experiments.run_store import iter_once, load_record, save_record
@@ -21,6 +21,7 @@ from napari_kdunet.core.networks.model import Model, ModelLike, load_model
 from napari_kdunet.core.prediction.predict import predict
 from napari_kdunet.core.training.events import Event
 from napari_kdunet.core.training.train import iter_distill
+from napari_kdunet.core.volumes.fingerprint import data_fingerprint
 from napari_kdunet.core.volumes.volume import Volume, open_pair, open_volume
 
 __all__ = ["Tradeoff", "iter_sweep", "score_tradeoff", "smallest_within"]

@@ -10,6 +10,7 @@ from napari_kdunet.core.networks.model import Model
 from napari_kdunet.core.prediction.tiler import Tiler
 from napari_kdunet.core.volumes.neighbours import Neighbours
 from napari_kdunet.core.volumes.resampling import Grid
+from napari_kdunet.core.volumes.slices import spaced
 from napari_kdunet.core.volumes.volume import Volume
 
 __all__ = ["Probes"]
@@ -65,11 +66,10 @@ class Probes:
 def _windows(volume: Volume, slices: int) -> list[tuple[int, slice, slice]]:
     """Slices that show sample, and of each the window to look at."""
     count = min(max(slices, 1), len(volume))
-    spaced = [(2 * i + 1) * len(volume) // (2 * count) for i in range(count)]
-    more = [(2 * i + 1) * len(volume) // (2 * _LOOKED_AT) for i in range(_LOOKED_AT)]
-    held = [z for z in spaced if not volume.is_lost(z)]
+    first, more = (spaced(range(len(volume)), most) for most in (count, _LOOKED_AT))
+    held = [z for z in first if not volume.is_lost(z)]
     for z in more if len(held) < count else ():
-        if z not in spaced and len(held) < count and not volume.is_lost(z):
+        if z not in first and len(held) < count and not volume.is_lost(z):
             held.append(z)
     whole = max(volume.shape[1:]) <= _LARGEST_SIDE and all(volume.outside(z) is None for z in held)
     window = (slice(None), slice(None))

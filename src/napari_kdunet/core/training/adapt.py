@@ -17,7 +17,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from napari_kdunet.core.config import DistillConfig
-from napari_kdunet.core.data.splits import spaced
 from napari_kdunet.core.devices import training_threads
 from napari_kdunet.core.errors import ConfigError, VolumeError
 from napari_kdunet.core.networks.bundled import bundled_models
@@ -28,6 +27,7 @@ from napari_kdunet.core.training.events import Event
 from napari_kdunet.core.training.train import iter_distill, last_model
 from napari_kdunet.core.volumes.neighbours import Neighbours
 from napari_kdunet.core.volumes.resampling import Grid
+from napari_kdunet.core.volumes.slices import spaced
 from napari_kdunet.core.volumes.volume import Volume, open_volume
 
 __all__ = ["PIXELS", "adapt", "begin_as", "bundled_student", "iter_adapt", "lesson"]

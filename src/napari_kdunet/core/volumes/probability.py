@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 
 from napari_kdunet.core.errors import VolumeError
 from napari_kdunet.core.volumes.labels import predicted_ids
+from napari_kdunet.core.volumes.slices import spaced
 from napari_kdunet.core.volumes.sources import MappedArray
 from napari_kdunet.core.volumes.volume import Volume
 
@@ -62,8 +63,7 @@ def kind_of(volume: Volume) -> Kind:
     if volume.dtype.kind in "fb":
         return "probability" if volume.dtype.kind == "f" else "mask"
     if volume not in _known:
-        count = min(_SLICES, len(volume))
-        chosen = (volume.read((2 * i + 1) * len(volume) // (2 * count)) for i in range(count))
+        chosen = map(volume.read, spaced(range(len(volume)), _SLICES))
         _known[volume] = (
             _kind_by_values([*chosen], volume.name)
             if volume.dtype in _SMALL_INTEGERS

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from napari_kdunet.core import Volume, measure
 from napari_kdunet.core.objects.measure import Window, remeasure
+from napari_kdunet.core.volumes.fingerprint import data_fingerprint
 from napari_kdunet.core.volumes.probability import is_probability, read_probability
 from napari_kdunet.core.volumes.volume import VoxelSize
 from napari_kdunet.widgets.segmentation.result import Result
@@ -36,15 +37,18 @@ class Measured:
         nm (Z, Y, X).
     raw, source : Any
         What says which image and which mask or probability they were measured with.
+    seen : str or None
+        A checksum of some slices of these; None where it is not known.
     """
 
     tiles: NDArray[np.uint32]
     voxel_size: VoxelSize | None
     raw: Any = None
     source: Any = None
+    seen: str | None = None
 
     @classmethod
-    def of(cls, ids: Volume, raw: Any, source: Any) -> Measured:
+    def of(cls, ids: Volume, raw: Any, source: Any, seen: str | None = None) -> Measured:
         """Of objects as they are now; they are read once."""
         rows, columns = (range(0, n, _TILE) for n in ids.shape[1:])
         tiles = np.zeros((len(ids), len(rows), len(columns)), np.uint32)
@@ -53,7 +57,7 @@ class Measured:
             for i, y in enumerate(rows):
                 for j, x in enumerate(columns):
                     tiles[z, i, j] = zlib.crc32(np.ascontiguousarray(pixels[y : y + _TILE, x : x + _TILE]).data)
-        return cls(tiles, ids.voxel_size, raw, source)
+        return cls(tiles, ids.voxel_size, raw, source, seen)
 
     @classmethod
     def unread(cls, ids: Volume, raw: Any, source: Any = None) -> Measured:
@@ -63,7 +67,8 @@ class Measured:
     def is_like(self, other: Measured) -> bool:
         """Whether the other was measured with the same."""
         mine, others = ((each.tiles.shape, each.raw, each.source) for each in (self, other))
-        return mine == others and self.has_size(other.voxel_size)
+        same = self.seen == other.seen or None in (self.seen, other.seen)
+        return mine == others and same and self.has_size(other.voxel_size)
 
     def has_size(self, voxel_size: VoxelSize | None) -> bool:
         """Whether it was measured with this voxel size."""
@@ -104,7 +109,9 @@ class Measuring:
             return Measurement(measure_objects(ids, self.raw, self.source, progress), unread)
         raw, source = self.names
         sure = self.source is not None and self.source.shape == ids.shape and is_probability(self.source)
-        now = Measured.of(ids, raw if self.raw is not None else None, source if sure else None)
+        with_ = [volume for volume in (self.raw, self.source if sure else None) if volume is not None]
+        names = (raw if self.raw is not None else None, source if sure else None)
+        now = Measured.of(ids, *names, data_fingerprint(*with_))
         before = None if self.last is None else self.last.measured
         if self.last is None or before is None or not now.is_like(before):
             return Measurement(measure_objects(ids, self.raw, self.source, progress), now)

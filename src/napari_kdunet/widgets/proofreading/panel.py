@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -81,6 +82,7 @@ class ProofreadingPanel(Panel):
         self.session = Session()
         self.selection: list[int] = []
         self._again = False
+        self._image_layer_before: weakref.ref[Layer] | None = None
         self._watch: LayerWatch | None = None
         self._is_closed = False
         self._note = ""
@@ -250,6 +252,7 @@ class ProofreadingPanel(Panel):
         elif self.session.table is not None and "mean_grey" in self.session.table:
             with self.raw.changed.blocked():  # they are measured with it
                 self.raw.value = found
+            self._image_layer_before = weakref.ref(found)
         self._update()
 
     def _tool_changed(self) -> None:
@@ -339,10 +342,16 @@ class ProofreadingPanel(Panel):
         with self.telling():
             image, measured = self._image(), self.session.measured
             fits = image is not None and image.shape == volume_of(self.layer).shape
-            if fits and (measured is None or measured.raw != Reference.of(self.raw.value)):
+            is_new = fits and self._is_new_image()
+            if fits and (measured is None or measured.raw != Reference.of(self.raw.value) or is_new):
                 self._edited()
             elif self.session.stale:
                 self._measure_soon()
+
+    def _is_new_image(self) -> bool:
+        """Whether the image is another layer than that before; it may have the name of one that was removed."""
+        before, self._image_layer_before = self._image_layer_before, weakref.ref(self.raw.value)
+        return before is not None and before() is not self.raw.value
 
     def _changed(self) -> None:
         self.session.saved = False

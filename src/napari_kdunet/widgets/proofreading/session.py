@@ -288,7 +288,7 @@ def session_layers(path: str | Path, there: Iterable[Layer]) -> list[tuple[Any, 
         with_ = [of if name in session.table else None for name, of in columns.items()]
         in_memory = isinstance(data, np.ndarray)
         volume = open_volume(data, voxel_size=ids.voxel_size)
-        session.measured = Measured.of(volume, *with_) if in_memory else Measured.unread(volume, *with_)
+        session.measured = Measured.of(volume, with_[0], with_[1]) if in_memory else Measured.unread(volume, *with_)
     layers: list[tuple[Any, dict[str, Any], str]] = []
     image = session.image
     if image is not None and not any(image.is_of(layer) for layer in there):

@@ -96,9 +96,9 @@ def iter_batch(items: Iterable[Item], recipe: Recipe, is_stopped: Callable[[], b
 
 
 def _segment(index: int, item: Item, recipe: Recipe, is_stopped: Callable[[], bool]) -> Iterator[Progress]:
-    from napari_kdunet.core.data.fingerprint import data_fingerprint
     from napari_kdunet.core.prediction.pixel_size import assume_pixel_size
     from napari_kdunet.core.prediction.predict import prediction_key
+    from napari_kdunet.core.volumes.fingerprint import data_fingerprint
     from napari_kdunet.core.writing.writer import iter_write
 
     make_folder(item.target.parent)
