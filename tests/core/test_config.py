@@ -200,6 +200,11 @@ def test_parse_slices_errors(text, one_line):
         parse_slices(text)
 
 
+def test_more_slices_than_there_can_be(one_line):
+    with one_line(core.ConfigError, "0:100000000000", "more than any volume"):
+        parse_slices("0:100000000000")
+
+
 def test_parse_class_weights(one_line):
     assert parse_class_weights("balanced") == "balanced"
     assert parse_class_weights("none") == "none"

@@ -18,6 +18,7 @@ __all__ = [
     "parse_volume_weights",
 ]
 
+_MOST_SLICES = 10**7
 _DEEPEST = 64  # levels of lists and objects in each other
 
 
@@ -29,7 +30,10 @@ def parse_slices(text: str) -> str | tuple[int, ...]:
     try:
         for part in text.split(","):
             first, colon, last = part.partition(":")
-            found += range(int(first), int(last)) if colon else [int(first)]
+            span = range(int(first), int(last)) if colon else [int(first)]
+            if len(span) > _MOST_SLICES:
+                raise ConfigError(f"slices is {text!r}: that are more than any volume has.")
+            found += span
     except ValueError:
         found = []
     if not found:

@@ -82,6 +82,20 @@ def test_a_time_point_then_a_channel(segment, em, qtbot):
     assert widget.part.value is None
 
 
+@pytest.mark.parametrize(("place", "kind"), [((0, 1), "Time point"), ((1, 0), "Time point"), ((0,), "Time point")])
+def test_axes_of_length_1(segment, em, notified, place, kind):
+    viewer, widget = segment
+    image = viewer.add_image(np.expand_dims(em[0], place), name="long")
+    widget.start()
+    assert "choose a time point or channel under Image" in notified[-1]
+    while widget.image.value.ndim > 3:
+        assert widget.part.choices == (None, 0)
+        assert widget.part.label == kind
+        widget.part.value = 0
+    assert np.shares_memory(widget.image.value.data, image.data)
+    np.testing.assert_array_equal(widget.image.value.data, em[0])
+
+
 def test_axes_without_names(open_widget, em):
     viewer, widget = open_widget("Train teacher")
     viewer.add_image(np.stack([em[0]] * 6), name="frames")

@@ -114,7 +114,7 @@ def volume_of(layer: Layer, *, following: bool = False) -> Volume:
             f"the layer {layer.name} is RGB: convert it to grey values first (right-click it, Split RGB, take one)."
         )
     shape = data_of(layer).shape
-    if sum(length > 1 for length in shape) > 3:
+    if len(shape) > 3:
         raise VolumeError(
             f"the layer {layer.name} has {len(shape)} axes {shape}: choose a time point or channel under Image, or "
             "right-click it, Split Stack, and take one."

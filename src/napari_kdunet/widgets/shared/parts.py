@@ -31,7 +31,7 @@ def extra_axis(layer: Layer) -> tuple[int, str] | None:
     """The first axis of a layer that is none of a volume: its index, and what it is; None where there is none.
 
     It goes by the labels of the axes; where they say nothing of four, the third from the end is channels if it is
-    short, and else the first is taken.
+    short, and else the first is taken. Of more than three, one of length 1 is one too.
     """
     shape, labels = data_of(layer).shape, [str(label).lower() for label in layer.axis_labels]
     if getattr(layer, "rgb", False):
@@ -42,8 +42,9 @@ def extra_axis(layer: Layer) -> tuple[int, str] | None:
             return i, "channel"
         if labels[i] in _TIMES and len(before) > 1:  # of three axes, "frames" are mostly slices
             return i, "time point"
+    single = [i for i in range(len(shape) - 2) if i not in before]
     if len(before) < 2:
-        return None
+        return None if len(shape) < 4 else (single[0], "channel" if labels[single[0]] in CHANNELS else "time point")
     return (before[-1], "channel") if shape[before[-1]] <= _FEW else (before[0], "time point")
 
 
