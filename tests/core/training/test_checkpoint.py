@@ -196,7 +196,8 @@ def test_other_data_are_not_gone_on_with(blobs, quick, model, tmp_path, one_line
             (teacher, raw, labels),
             [(teacher, changed(raw, z), labels) for z in (0, 3, 5)]
             + [(teacher, raw, changed(labels, z)) for z in (0, 3, 5)]
-            + [(teacher, core.open_volume(raw, voxel_size=(5, 5, 5)), labels)],
+            + [(teacher, core.open_volume(raw, voxel_size=(5, 5, 5)), labels)]
+            + [(teacher, core.open_volume(raw, sample=np.ones(raw.shape, np.uint8)), labels)],
         ),
     ):
         events = core.iter_distill(*first, config, out=out)

@@ -55,11 +55,7 @@ class Dataset:
         """Checksums of the images and of the labels, those validated on too, by which other data is told."""
         raws = [(volume.raw, volume.slices) for volume in self.volumes]
         raws += [(validation.raw, validation.slices) for validation in self.validations]
-        samples = [raw.sample and volume_fingerprint(raw.sample, slices) for raw, slices in raws]
-        images = [
-            volume_fingerprint(raw, slices, (raw.dtype, raw.voxel_size, raw.fill, *filter(None, [sample])))
-            for (raw, slices), sample in zip(raws, samples, strict=True)
-        ]
+        images = [volume_fingerprint(raw, slices, (raw.dtype, raw.voxel_size, raw.fill)) for raw, slices in raws]
         truths = [(volume.labels, volume.slices) for volume in self.volumes if volume.labels is not None]
         truths += [(each.labels, each.slices) for each in self.validations if each.labels is not None]
         labels = [volume_fingerprint(truth, slices, (truth.dtype, slices)) for truth, slices in truths]

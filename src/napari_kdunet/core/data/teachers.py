@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +20,13 @@ from napari_kdunet.core.networks.protocol import Counted, UsualUNet
 from napari_kdunet.core.networks.unet import KUNet
 from napari_kdunet.core.prediction.statistics import with_statistics
 from napari_kdunet.core.prediction.tiler import Tiler
+from napari_kdunet.core.volumes.fingerprint import volume_fingerprint
 from napari_kdunet.core.volumes.probability import kind_of, read_probability
 from napari_kdunet.core.volumes.resampling import Grid
 from napari_kdunet.core.volumes.sources import one_line
 from napari_kdunet.core.volumes.volume import Volume, open_volume
 
-__all__ = ["TeacherOutput", "as_teacher", "is_torchscript"]
+__all__ = ["TeacherOutput", "as_teacher", "is_torchscript", "teacher_fingerprint"]
 
 _TORCHSCRIPT = (".pt", ".pth", ".ts")
 
@@ -206,3 +208,16 @@ class TeacherOutput:
             return logits.sigmoid() if len(logits) == 1 else logits.softmax(dim=0)[1:]
         assert isinstance(self.teacher, Volume)
         return torch.from_numpy(read_probability(self.teacher, z, y, x)).clamp(_LEAST, 1 - _LEAST)[None]
+
+
+def teacher_fingerprint(teacher: Model | Volume) -> str:
+    """Number and CRC-32 of the weights of a network that teaches, and how it is applied; or of a probability volume."""
+    if isinstance(teacher, Volume):
+        return volume_fingerprint(teacher, range(len(teacher)), teacher.dtype)
+    total = zlib.crc32(repr((teacher.pixel_size, teacher.context_distance, teacher.threshold, teacher.adapts)).encode())
+    for value in teacher.net.state_dict().values():
+        if isinstance(value, Tensor):
+            total = zlib.crc32(value.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes(), total)
+    for module in teacher.net.modules():
+        total = zlib.crc32(module.content, total) if isinstance(module, OnnxNetwork) else total
+    return f"{teacher.parameter_count} parameters, {total:08x}"

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from napari_kdunet.core.config import DistillConfig
-from napari_kdunet.core.data.fingerprint import teacher_fingerprint
 from napari_kdunet.core.data.splits import hold_out, labelled_slices
+from napari_kdunet.core.data.teachers import teacher_fingerprint
 from napari_kdunet.core.errors import ConfigError, UnlabelledError
 from napari_kdunet.core.experiments.run_store import iter_once, load_record, save_record
 from napari_kdunet.core.files import make_folder

@@ -59,16 +59,10 @@ def adapt_statistics(
         If the volume cannot be used, or shows nothing.
     """
     model, volume = load_model(model), open_volume(raw)
-    if not _has_statistics(model):
-        return model
-    probes = Probes.of(model, volume, slices, device, threads)
-    if probes is None:
+    adapted = _adapted_to(volume, model, slices, device, threads)
+    if adapted is None:
         raise VolumeError(f"{volume.name} shows nothing to take statistics from: its slices are constant, or noise.")
-    return _adapted(model, probes)
-
-
-def _has_statistics(model: Model) -> bool:
-    return isinstance(model.net, KUNet) and model.net.bn
+    return adapted
 
 
 def with_statistics(
@@ -89,8 +83,7 @@ def with_statistics(
         return model
     known, state = _last.get(model.net), _state(model.net)
     if known is None or known.volume() is not volume or known.state != state:
-        probes = Probes.of(model, volume, _SLICES, device, threads) if _has_statistics(model) else None
-        adapted = model if probes is None else _adapted(model, probes)
+        adapted = _adapted_to(volume, model, _SLICES, device, threads) or model
         known = _last[model.net] = _Adapted(ref(volume), state, adapted.net)
     return replace(model, net=known.net)
 
@@ -109,6 +102,14 @@ _last: WeakKeyDictionary[nn.Module, _Adapted] = WeakKeyDictionary()
 def _state(net: nn.Module) -> tuple[int, ...]:
     """What changes whenever weights do: how often each has been written to."""
     return tuple(value._version for value in net.state_dict(keep_vars=True).values())
+
+
+def _adapted_to(volume: Volume, model: Model, slices: int, device: str, threads: int | None) -> Model | None:
+    """As `adapt_statistics`, of an open volume; None where it shows nothing."""
+    if not isinstance(model.net, KUNet) or not model.net.bn:
+        return model
+    probes = Probes.of(model, volume, slices, device, threads)
+    return None if probes is None else _adapted(model, probes)
 
 
 def _adapted(model: Model, probes: Probes) -> Model:

@@ -17,9 +17,9 @@ from lightning_fabric import Fabric
 
 from napari_kdunet.core.config import TrainConfig
 from napari_kdunet.core.data.dataset import Dataset
-from napari_kdunet.core.data.fingerprint import teacher_fingerprint
 from napari_kdunet.core.data.patches import Batch
 from napari_kdunet.core.data.prefetch import Prefetcher
+from napari_kdunet.core.data.teachers import teacher_fingerprint
 from napari_kdunet.core.devices import precision_notes, training_threads, using_threads
 from napari_kdunet.core.errors import DivergedError
 from napari_kdunet.core.metrics import MeanCurve

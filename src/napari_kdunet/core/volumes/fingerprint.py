@@ -17,7 +17,12 @@ _SLICES = 16  # of a volume, evenly spaced
 
 
 def volume_fingerprint(volume: Volume, slices: Sequence[int], about: Any = "") -> str:
-    """Shape of a volume, and a CRC-32 of up to 16 of the slices and of `about`, e.g. ``8x64x64:0f9a32c1``."""
+    """Shape of a volume, and a CRC-32 of up to 16 of the slices and of `about`, e.g. ``8x64x64:0f9a32c1``.
+
+    Those of its sample count too, where that is a mask.
+    """
+    if volume.sample is not None:
+        about = (about, volume_fingerprint(volume.sample, slices))
     total = zlib.crc32(repr(about).encode()) if about else 0
     for z in spaced(slices, _SLICES):
         with suppress(VolumeError):  # it may be a slice that is not needed, or the training says so
