@@ -35,6 +35,8 @@ FLOORS = (
     ("widgets.training", "widgets.comparison", "widgets.proofreading"),
     ("widgets.segmentation",),
     ("widgets.shared",),
+    ("widgets.workers",),
+    ("widgets.notify",),
     ("core", "sample"),  # the public face of the core: for the rooms above, not for the core's own wings
     ("core.experiments",),
     ("core.training",),

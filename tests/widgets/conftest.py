@@ -17,9 +17,9 @@ from superqt.utils._qthreading import WorkerBase
 
 from napari_kdunet import core
 from napari_kdunet.sample import synthetic_em
-from napari_kdunet.widgets.shared import process_worker
 from napari_kdunet.widgets.shared.models import models
 from napari_kdunet.widgets.shared.session_folder import SessionFolder
+from napari_kdunet.widgets.workers import process as process_worker
 
 
 @pytest.fixture(scope="session")

@@ -11,8 +11,8 @@ from qtpy.QtWidgets import QFileDialog
 from superqt.utils._qthreading import WorkerBase
 
 from napari_kdunet import core
+from napari_kdunet.widgets.notify import OUT_OF_MEMORY
 from napari_kdunet.widgets.shared.models import models
-from napari_kdunet.widgets.shared.notify import OUT_OF_MEMORY
 from napari_kdunet.widgets.train import TrainWidget
 
 ENDLESS = {"steps": None, "minutes": 60.0, "validations": 10_000}

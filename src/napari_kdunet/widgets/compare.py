@@ -21,8 +21,8 @@ from napari_kdunet.widgets.comparison.overlay import LEGEND, Overlay
 from napari_kdunet.widgets.comparison.score_table import ScoreTable
 from napari_kdunet.widgets.shared.layers import chosen_layer, layer_choice, threshold_row, volume_of, warn_if_apart
 from napari_kdunet.widgets.shared.panel import Panel, button, in_a_row
-from napari_kdunet.widgets.shared.stopping import stoppable
-from napari_kdunet.widgets.shared.thread_worker import EventWorker
+from napari_kdunet.widgets.workers.stopping import stoppable
+from napari_kdunet.widgets.workers.thread import EventWorker
 
 if TYPE_CHECKING:
     import napari.viewer

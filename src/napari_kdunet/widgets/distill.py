@@ -15,11 +15,11 @@ from napari_kdunet import core
 from napari_kdunet.widgets.shared.layers import chosen_layer, layer_choice, volume_of
 from napari_kdunet.widgets.shared.models import ModelChoice, models
 from napari_kdunet.widgets.shared.panel import wrapped_label
-from napari_kdunet.widgets.shared.process_worker import run_in_process
 from napari_kdunet.widgets.training.inputs import check, input_rows, sparse_box, volumes
 from napari_kdunet.widgets.training.panel import Job, TrainingPanel
 from napari_kdunet.widgets.training.settings import Settings
 from napari_kdunet.widgets.training.teacher_file import TeacherFile
+from napari_kdunet.widgets.workers.process import run_in_process
 
 if TYPE_CHECKING:
     import napari.viewer

@@ -21,7 +21,7 @@ from napari_kdunet import core
 from napari_kdunet.core.volumes.formats.hdf5 import HDF5_ENDINGS, dataset_at, split_hdf5
 from napari_kdunet.core.volumes.formats.zarr_image import is_label_image
 from napari_kdunet.widgets.proofreading.session import is_session, read_session, session_layers
-from napari_kdunet.widgets.shared.thread_worker import run
+from napari_kdunet.widgets.workers.thread import run
 
 __all__ = ["get_reader"]
 

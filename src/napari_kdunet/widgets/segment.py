@@ -21,7 +21,7 @@ from napari_kdunet.widgets.shared.panel import Panel, button, in_a_row, note, wr
 from napari_kdunet.widgets.shared.parts import PartChoice
 from napari_kdunet.widgets.shared.pixel_size import PixelSize
 from napari_kdunet.widgets.shared.preview import Preview, warm_up
-from napari_kdunet.widgets.shared.thread_worker import run
+from napari_kdunet.widgets.workers.thread import run
 
 if TYPE_CHECKING:
     import napari.viewer
@@ -151,7 +151,6 @@ class SegmentWidget(Panel):
         self.show_probability.changed.connect(self.segmentation.show_probability)
         self.segmentation.changed.connect(self._update)
         self.viewer.layers.events.removed.connect(self._layer_removed)
-        self.native_parent_changed.connect(self._moved)
 
     def _found(self, search: PixelSizeSearch) -> None:
         self.inverted.value = self._is_found_inverted = search.inverted
@@ -224,10 +223,9 @@ class SegmentWidget(Panel):
             lines.append(f"Its threshold of {model.threshold:.2g} is what scored best in validation.")
         self.description.value = "\n".join(lines)
 
-    def _moved(self, *_: Any) -> None:
-        """Remove the preview when the dock of this panel is closed: it would not follow."""
-        if self.native.parent() is None and self.preview is not None:
-            self.live.value = False
+    def dock_closed(self) -> None:
+        """Remove the preview: it would not follow."""
+        self.live.value = False
 
     def _layer_removed(self, event: Any) -> None:
         if isalive(self.native) and self.preview is not None and self.preview.layer == event.value:

@@ -14,7 +14,6 @@ from napari_kdunet.widgets.shared.edits import Edits
 from napari_kdunet.widgets.shared.fields import Folding
 from napari_kdunet.widgets.shared.layers import chosen_layer, segmented_image, volume_of
 from napari_kdunet.widgets.shared.models import ModelChoice, models
-from napari_kdunet.widgets.shared.process_worker import run_in_process
 from napari_kdunet.widgets.training.check import Agreement, add_agreement, keep_strokes_aside, name_check
 from napari_kdunet.widgets.training.corrections import (
     corrected_mask,
@@ -26,6 +25,7 @@ from napari_kdunet.widgets.training.inputs import check, check_image, input_rows
 from napari_kdunet.widgets.training.live import Waiting, iter_live
 from napari_kdunet.widgets.training.panel import Job, TrainingPanel
 from napari_kdunet.widgets.training.settings import Settings
+from napari_kdunet.widgets.workers.process import run_in_process
 
 if TYPE_CHECKING:
     import napari.viewer

@@ -15,7 +15,7 @@ from napari_kdunet.core import Confusion, VolumeError
 from napari_kdunet.widgets.comparison.comparison import Comparison
 from napari_kdunet.widgets.shared.edits import Edits
 from napari_kdunet.widgets.shared.layers import current_slice, volume_of
-from napari_kdunet.widgets.shared.thread_worker import EventWorker, run
+from napari_kdunet.widgets.workers.thread import EventWorker, run
 
 if TYPE_CHECKING:
     import napari.viewer

@@ -12,7 +12,7 @@ from qtpy.QtWidgets import QAbstractItemView, QTableWidgetItem, QVBoxLayout, QWi
 from napari_kdunet.core import KDUNetError, ObjectScores, Volume, score_objects
 from napari_kdunet.core.objects.scores import ObjectError
 from napari_kdunet.widgets.shared.panel import list_table, wrapped_label
-from napari_kdunet.widgets.shared.stopping import was_stopped
+from napari_kdunet.widgets.workers.stopping import was_stopped
 
 __all__ = ["ObjectComparison", "ObjectErrors", "Place", "find_places", "iter_compare"]
 

@@ -8,8 +8,8 @@ from typing import Any
 
 from qtpy.QtWidgets import QWidget
 
-from napari_kdunet.widgets.shared.stopping import StoppedError
-from napari_kdunet.widgets.shared.thread_worker import EventWorker, run
+from napari_kdunet.widgets.workers.stopping import StoppedError
+from napari_kdunet.widgets.workers.thread import EventWorker, run
 
 __all__ = ["Background"]
 

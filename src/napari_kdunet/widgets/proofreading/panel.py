@@ -40,7 +40,7 @@ from napari_kdunet.widgets.shared.layers import (
     voxel_size_of,
 )
 from napari_kdunet.widgets.shared.panel import Panel, wrapped_label
-from napari_kdunet.widgets.shared.thread_worker import EventWorker
+from napari_kdunet.widgets.workers.thread import EventWorker
 
 if TYPE_CHECKING:
     import napari.viewer
@@ -99,7 +99,6 @@ class ProofreadingPanel(Panel):
         self._preview_soon = qdebounced(self._show_preview, timeout=_SETTLE_MS, parent=self.native)
         self._measure_soon = qdebounced(self._measure_again, timeout=_EDIT_MS, parent=self.native)
         self._connect()
-        self.native_parent_changed.connect(self._moved)
         self._update()
         for layer in reversed(viewer.layers):
             if OBJECTS in layer.metadata and self.layer is None:
@@ -169,15 +168,18 @@ class ProofreadingPanel(Panel):
         self.filter.changed.connect(lambda: self._filter())
         self.raw.changed.connect(lambda: self._image_chosen())
 
-    def _moved(self, *_: Any) -> None:
-        """Let go of the layers when the dock of this panel is closed; take them up where it is docked again."""
-        self._is_closed = self.native.parent() is None
-        if self._is_closed:
-            self.background.abandon()
-            self._let_go()
-            self.live.value = False
-            self.preview.close()
-        elif self.layer is not None and self._watch is None:
+    def dock_closed(self) -> None:
+        """Stop what is under way, and let go of the layers."""
+        self._is_closed = True
+        self.background.abandon()
+        self._let_go()
+        self.live.value = False
+        self.preview.close()
+
+    def docked(self) -> None:
+        """Take the layer up again."""
+        self._is_closed = False
+        if self.layer is not None and self._watch is None:
             self._take_up(self.layer)
 
     def _stepped(self, *_: Any) -> None:

@@ -14,7 +14,7 @@ from qtpy.QtWidgets import QWidget
 from napari_kdunet.core import ObjectsConfig, instances
 from napari_kdunet.core.volumes.probability import read_probability
 from napari_kdunet.widgets.shared.layers import PREVIEW, RESULT, current_slice, grid_of, volume_of
-from napari_kdunet.widgets.shared.thread_worker import EventWorker, run
+from napari_kdunet.widgets.workers.thread import EventWorker, run
 
 if TYPE_CHECKING:
     import napari.viewer

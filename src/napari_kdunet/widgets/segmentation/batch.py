@@ -13,7 +13,7 @@ from napari_kdunet.core.files import make_folder
 from napari_kdunet.core.parsing import format_slices
 from napari_kdunet.core.volumes.readers import READERS
 from napari_kdunet.core.writing.target import check_target
-from napari_kdunet.widgets.shared.stopping import stoppable, was_stopped
+from napari_kdunet.widgets.workers.stopping import stoppable, was_stopped
 
 if TYPE_CHECKING:
     from napari_kdunet.core import Model, Volume

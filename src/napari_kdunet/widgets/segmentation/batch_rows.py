@@ -18,7 +18,7 @@ from napari_kdunet.widgets.segmentation.batch import Item, Progress, Recipe, ima
 from napari_kdunet.widgets.shared.fields import Folding, without_wheel
 from napari_kdunet.widgets.shared.layers import PREVIEW, is_result, volume_of
 from napari_kdunet.widgets.shared.panel import button, in_a_row, list_table
-from napari_kdunet.widgets.shared.thread_worker import EventWorker, run
+from napari_kdunet.widgets.workers.thread import EventWorker, run
 
 if TYPE_CHECKING:
     import napari.viewer

@@ -18,7 +18,7 @@ import zarr
 from numpy.typing import NDArray
 
 from napari_kdunet import core
-from napari_kdunet.widgets.shared.stopping import stoppable, was_stopped
+from napari_kdunet.widgets.workers.stopping import stoppable, was_stopped
 
 __all__ = ["Result", "segment"]
 

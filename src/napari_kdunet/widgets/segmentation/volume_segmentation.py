@@ -26,7 +26,7 @@ from napari_kdunet.widgets.shared.layers import (
     voxel_size_of,
 )
 from napari_kdunet.widgets.shared.preview import close_previews
-from napari_kdunet.widgets.shared.thread_worker import EventWorker, run
+from napari_kdunet.widgets.workers.thread import EventWorker, run
 
 if TYPE_CHECKING:
     import napari.viewer

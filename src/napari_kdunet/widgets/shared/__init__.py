@@ -1,1 +1,1 @@
-"""What several panels share: layers, models, workers, notifications."""
+"""What several panels share: layers, models, forms, previews."""

@@ -13,11 +13,11 @@ from qtpy.QtWidgets import QFileDialog, QWidget
 
 from napari_kdunet import core
 from napari_kdunet.core.networks.model_file import DamagedError, TensorFile
+from napari_kdunet.widgets.notify import reporting
 from napari_kdunet.widgets.shared.fields import Choice
-from napari_kdunet.widgets.shared.notify import reporting
 from napari_kdunet.widgets.shared.panel import button, in_a_row
 from napari_kdunet.widgets.shared.session_folder import SessionFolder
-from napari_kdunet.widgets.shared.thread_worker import run
+from napari_kdunet.widgets.workers.thread import run
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -25,8 +25,8 @@ from qtpy.QtWidgets import (
 )
 
 from napari_kdunet.core.errors import KDUNetError
+from napari_kdunet.widgets.notify import report
 from napari_kdunet.widgets.shared.fields import AlignedLabels, Folding
-from napari_kdunet.widgets.shared.notify import report
 
 if TYPE_CHECKING:
     import napari.viewer
@@ -137,7 +137,7 @@ class Panel(Container):
         events = viewer.layers.events  # napari does so only with what is docked
         for source in (events.inserted, events.removed, events.reordered, events.renamed):
             source.connect(self.reset_choices)
-        self.native_parent_changed.connect(self._closed)
+        self.native_parent_changed.connect(self._moved)
 
     def __getattr__(self, name: str) -> Any:
         """The row of this name, in whatever group it is."""
@@ -154,10 +154,18 @@ class Panel(Container):
         if isalive(self.native):
             super().reset_choices()
 
-    def _closed(self, *_: Any) -> None:
-        """Collect the widgets of a closed panel here: on a worker thread, where the collector may run, Qt crashes."""
-        if self.native.parent() is None:
-            QTimer.singleShot(0, gc.collect)
+    def dock_closed(self) -> None:
+        """Called when the dock of the panel is closed: let go of what must not go on without it."""
+
+    def docked(self) -> None:
+        """Called when the panel is docked, for the first time or again."""
+
+    def _moved(self, *_: Any) -> None:
+        if self.native.parent() is not None:
+            self.docked()
+            return
+        self.dock_closed()
+        QTimer.singleShot(0, gc.collect)  # here: on a worker thread, where the collector may run, Qt crashes
 
     @contextmanager
     def telling(self) -> Iterator[None]:

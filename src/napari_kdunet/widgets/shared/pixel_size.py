@@ -17,12 +17,12 @@ from qtpy.compat import isalive
 from qtpy.QtWidgets import QWidget
 
 from napari_kdunet import core
+from napari_kdunet.widgets.notify import report
 from napari_kdunet.widgets.shared.fields import Choice, OptionalNumber, without_wheel
 from napari_kdunet.widgets.shared.layers import chosen_layer, data_of, volume_in_file, volume_of, voxel_size_of
 from napari_kdunet.widgets.shared.models import models
-from napari_kdunet.widgets.shared.notify import report
 from napari_kdunet.widgets.shared.panel import button, in_a_row, note
-from napari_kdunet.widgets.shared.thread_worker import EventWorker, run
+from napari_kdunet.widgets.workers.thread import EventWorker, run
 
 if TYPE_CHECKING:
     import napari.viewer

@@ -15,7 +15,7 @@ from superqt.utils import qdebounced
 
 from napari_kdunet import core
 from napari_kdunet.widgets.shared.layers import PREVIEW, current_slice, data_of, grid_of, one_colour, volume_of
-from napari_kdunet.widgets.shared.thread_worker import EventWorker, run
+from napari_kdunet.widgets.workers.thread import EventWorker, run
 
 if TYPE_CHECKING:
     import napari.viewer

@@ -17,7 +17,7 @@ from napari_kdunet.core.parsing import format_slices
 from napari_kdunet.core.volumes.labels import class_index
 from napari_kdunet.core.volumes.volume import check_labels
 from napari_kdunet.widgets.shared.layers import OBJECTS, RESULT, data_of, segmented_image, volume_of
-from napari_kdunet.widgets.shared.process_worker import run_in_process
+from napari_kdunet.widgets.workers.process import run_in_process
 
 if TYPE_CHECKING:
     import napari.viewer

@@ -17,13 +17,13 @@ from napari_kdunet.widgets.shared.layers import chosen_layer
 from napari_kdunet.widgets.shared.models import ask_and_save, models
 from napari_kdunet.widgets.shared.panel import Panel
 from napari_kdunet.widgets.shared.preview import Preview, warm_up
-from napari_kdunet.widgets.shared.process_worker import prepare, release
 from napari_kdunet.widgets.shared.session_folder import SessionFolder
-from napari_kdunet.widgets.shared.thread_worker import EventWorker, run
 from napari_kdunet.widgets.training.closing import CloseGuard
 from napari_kdunet.widgets.training.inputs import new_strokes
 from napari_kdunet.widgets.training.run_view import RunView
 from napari_kdunet.widgets.training.settings import Settings
+from napari_kdunet.widgets.workers.process import prepare, release
+from napari_kdunet.widgets.workers.thread import EventWorker, run
 
 if TYPE_CHECKING:
     import napari.viewer
@@ -102,7 +102,6 @@ class TrainingPanel(Panel):
         self.view.pause_clicked.connect(self.pause_or_resume)
         self.view.stop_clicked.connect(self.stop)
         self.view.save_clicked.connect(lambda: ask_and_save(self.model_name, models, self.native))
-        self.native_parent_changed.connect(self._moved)
         warm_up(self.native)  # with the widget's opening rather than amid a training
         prepare()
         self.native.destroyed.connect(release)  # a function that outlives whatever the collector clears
@@ -168,14 +167,13 @@ class TrainingPanel(Panel):
             self.view.pause_button.setEnabled(False)
             self.worker.stop()
 
-    def _moved(self, *_: Any) -> None:
-        """Remove the preview when the dock of this panel is closed, and the process that waits for a start."""
-        if self.native.parent() is None:
-            release()
-            self.worker = None  # which is dropped with the panel
-            self.guard.leave()
-            if self.preview is not None:
-                self.preview.close()
+    def dock_closed(self) -> None:
+        """Remove the preview, and end the process that waits for a start."""
+        release()
+        self.worker = None  # which is dropped with the panel
+        self.guard.leave()
+        if self.preview is not None:
+            self.preview.close()
 
     # events of the run
 

@@ -8,8 +8,8 @@ from qtpy.QtCore import QThreadPool
 from qtpy.QtWidgets import QMainWindow, QWidget
 
 from napari_kdunet.core import LabelsError
-from napari_kdunet.widgets.shared.notify import OUT_OF_MEMORY
-from napari_kdunet.widgets.shared.thread_worker import run
+from napari_kdunet.widgets.notify import OUT_OF_MEMORY
+from napari_kdunet.widgets.workers.thread import run
 
 
 class Counter:

@@ -103,7 +103,7 @@ class _Process:
             sys.executable,
             "-P",
             "-m",
-            "napari_kdunet.widgets.shared.process_main",
+            "napari_kdunet.widgets.workers.process_main",
         ]  # -P: nothing of this folder
         path = os.pathsep.join(each for each in sys.path if each)
         self._process = Popen(

@@ -17,7 +17,7 @@ from qtpy.QtCore import QEvent, QObject, QThreadPool, Signal
 from qtpy.QtWidgets import QWidget
 from superqt.utils import GeneratorWorker
 
-from napari_kdunet.widgets.shared.notify import report
+from napari_kdunet.widgets.notify import report
 
 __all__ = ["EventWorker", "run"]
 

@@ -12,9 +12,9 @@ import pytest
 
 import plain_tasks
 from napari_kdunet import core
-from napari_kdunet.widgets.shared import process_worker as module
 from napari_kdunet.widgets.shared.models import models
-from napari_kdunet.widgets.shared.process_worker import Idle, prepare, run_in_process
+from napari_kdunet.widgets.workers import process as module
+from napari_kdunet.widgets.workers.process import Idle, prepare, run_in_process
 
 CONFIG = core.TrainConfig(k=1, patch=32, batch=2, steps=8, validations=2, slices=(11, 500, 801), device="cpu")
 ENDLESS = core.TrainConfig(k=1, patch=32, batch=2, minutes=60, validations=10_000, device="cpu")
@@ -187,7 +187,7 @@ def test_without_its_parent_it_ends_and_can_be_resumed(tiny_em, tmp_path):
     raw, labels = (np.array(each) for each in tiny_em)
     out = tmp_path / "model.safetensors"
     child = subprocess.Popen(
-        [sys.executable, "-m", "napari_kdunet.widgets.shared.process_main"],
+        [sys.executable, "-m", "napari_kdunet.widgets.workers.process_main"],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
