@@ -78,8 +78,8 @@ def halved(model: core.Model) -> core.Model:
     for weight in net.parameters():
         if weight.dim() == 4:
             weight.data = weight.data.half()
-    views = {"views": VIEWS} if model.net.k < TEACHER_K else {}
-    return replace(model, net=net, summary=model.summary | {"data": DATA, "statistics": "volume"} | views)
+    said = replace(model, net=net, summary=model.summary | {"data": DATA, "statistics": "volume"})
+    return said.with_views(VIEWS) if net.k < TEACHER_K else said
 
 
 def main() -> None:

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from contextlib import contextmanager
 
+import dask.array as da
 import numpy as np
 import pytest
 
@@ -154,6 +155,21 @@ def open_widget(make_napari_viewer, qtbot):
         return viewer, widget
 
     return open_it
+
+
+@pytest.fixture
+def damaged_at():
+    """The first slice of a lazy copy of an array cannot be read, as where its chunk is damaged; or slice `z`."""
+
+    def damaged(array, z=0):
+        def read(block, block_info=None):
+            if block_info[None]["chunk-location"][0] == z:
+                raise OSError("the chunk is damaged")
+            return block
+
+        return da.from_array(array, chunks=(1, -1, -1)).map_blocks(read, dtype=array.dtype, meta=array[:0])
+
+    return damaged
 
 
 @pytest.fixture(scope="session")

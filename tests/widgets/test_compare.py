@@ -404,6 +404,17 @@ def test_a_mask_or_another_place_is_not_taken_for_objects_in_silence(open_widget
     assert [message[:51] for message in notified] == ["truth lies elsewhere than mask (+1, +0, +0 voxels),"]
 
 
+def test_a_slice_that_cannot_be_read_is_told_in_the_panel(compare, em, qtbot, notified, damaged_at):
+    viewer, widget = compare
+    damaged = viewer.add_labels(damaged_at(em[1]), name="damaged", **GRID)
+    widget.prediction.value, widget.reference.value = viewer.layers["guess"], damaged
+    widget.start_button.native.click()
+    finished(qtbot, widget)
+    assert notified == ["cannot read slice z=0 of damaged: the chunk is damaged"]
+    assert widget.error_label.text() == notified[0]
+    assert widget.start_button.enabled
+
+
 def test_what_has_no_objects_is_said(compare, probability, notified, qtbot):
     viewer, widget = compare
     viewer.add_image(probability, name="probability", **GRID)

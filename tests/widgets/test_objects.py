@@ -307,6 +307,16 @@ def test_preview_follows_settings_and_goes(panel, qtbot):
     qtbot.waitUntil(lambda: layer not in panel.viewer.layers, timeout=10_000)
 
 
+def test_a_slice_that_the_preview_cannot_read_is_told_in_the_panel(panel, qtbot, notified, damaged_at):
+    """It looks at neighbours of the slice on screen too."""
+    z = panel.viewer.dims.current_step[0] - 1
+    panel.source.value = panel.viewer.add_labels(damaged_at(boxes(), z), name="damaged", **NM)
+    panel.live.value = True
+    qtbot.waitUntil(lambda: bool(notified), timeout=60_000)
+    assert notified == [f"cannot read slice z={z} of damaged: the chunk is damaged"]
+    assert panel.error_label.text() == notified[0]
+
+
 def test_what_is_wrong_is_said(open_widget, notified):
     _, panel = open_widget("Objects")
     panel.start()

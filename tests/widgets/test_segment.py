@@ -70,6 +70,45 @@ def test_a_model_that_is_averaged_over_views(segment, tiny_model, qtbot):
     assert (four != one).sum() > 20
 
 
+def test_views_that_the_user_chooses(segment, tiny_model, qtbot):
+    """Mask, preview and batch are averaged over them; the threshold stays, and the mask follows it."""
+    viewer, widget = segment
+    raw = viewer.layers["raw"].data
+    eight, one = (np.asarray(core.predict(tiny_model, raw, views=views)) for views in (8, 1))
+    widget.threshold.value = 0.45
+    widget.start()
+    finished(qtbot, widget)
+    widget.views.value = 8
+    assert "looks at each slice 8 times" in widget.description.value
+    assert widget.threshold.value == pytest.approx(0.45), "the user's"
+    widget.threshold.value = 0.4
+    qtbot.waitUntil(lambda: not widget.segmentation.is_busy)
+    np.testing.assert_array_equal(viewer.layers["raw tiny mask"].data, one > 0.4)
+    widget.live.value = True
+    qtbot.waitUntil(lambda: widget.preview.probability is not None)
+    np.testing.assert_allclose(widget.preview.probability, eight[widget.preview.z], atol=1e-3)
+    widget.start()
+    finished(qtbot, widget)
+    mask = viewer.layers["raw tiny mask"].data
+    np.testing.assert_array_equal(mask, eight > 0.4)
+    assert (mask != (one > 0.4)).sum() > 20
+    assert widget._recipe().model.views == 8
+    widget.views.value = 0
+    assert widget.loaded is tiny_model
+
+
+def test_of_a_model_chosen_amid_a_click_the_threshold_counts(segment, tiny_model, qtbot):
+    viewer, widget = segment
+    models.add("other", core.Model(tiny_model.net, pixel_size=0, threshold=0.3))
+    widget.model.value = "other"
+    widget.start()  # before it is read for the panel
+    finished(qtbot, widget)
+    assert widget.threshold.value == pytest.approx(0.3)
+    np.testing.assert_array_equal(
+        viewer.layers["raw other mask"].data, expected(tiny_model, viewer.layers["raw"].data, 0.3)
+    )
+
+
 def test_a_model_that_sees_neighbouring_slices(segment, qtbot):
     viewer, widget = segment
     torch.manual_seed(0)
@@ -605,7 +644,18 @@ def test_an_error_in_the_work_leaves_the_buttons_usable(segment, qtbot, monkeypa
     widget.start_button.native.click()
     finished(qtbot, widget)
     assert "Out of memory" in notified[0]
+    assert widget.error_label.text() == notified[0], "in full in the panel"
     assert widget.start_button.enabled
+
+
+def test_a_slice_that_cannot_be_read_is_told_in_the_panel(segment, em, qtbot, notified, damaged_at):
+    viewer, widget = segment
+    widget.image.value = viewer.add_image(damaged_at(em[0]), name="damaged", **GRID)
+    widget.start_button.native.click()
+    finished(qtbot, widget)
+    assert notified == ["cannot read slice z=0 of damaged: the chunk is damaged"]
+    assert widget.error_label.text() == notified[0]
+    assert widget.segmentation.result.done[1:].any(), "what can be read is kept"
 
 
 def test_a_second_mask_replaces_the_first_unless_that_was_painted_on(segment, qtbot):

@@ -20,10 +20,18 @@ __all__ = [
     "DistillConfig",
     "TrainConfig",
     "check_setting",
+    "check_views",
 ]
 
 VIEWS = (1, 2, 4, 8)
 """Over how many mirror images and quarter turns a network's logits can be averaged; see `core.prediction.tta`."""
+
+
+def check_views(views: int) -> None:
+    """Raise a `ConfigError` if logits cannot be averaged over so many views."""
+    if views not in VIEWS:
+        raise ConfigError(f"views is {views}: choose {', '.join(map(str, VIEWS[:-1]))} or {VIEWS[-1]}.")
+
 
 LEAST_PIXEL_SIZE = 0.1
 """Smallest working pixel size in nm, but for 0: to less, the image of a microscope would be enlarged without end."""

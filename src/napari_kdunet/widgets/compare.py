@@ -59,7 +59,7 @@ class CompareWidget(Panel):
         start, results, objects = self._buttons()
         super().__init__(napari_viewer, self._rows(napari_viewer), [results, objects, self.pages], [start])
         self._fill_pages(results, objects)
-        self.live_comparison = LiveComparison(napari_viewer, self.native)
+        self.live_comparison = LiveComparison(napari_viewer, self.native, on_error=self.show_error)
         self.overlay = Overlay(napari_viewer)
         self.draw_soon = qthrottled(self._draw, timeout=_REDRAW_MS, parent=self.native)
         self._show_overlay_soon = qthrottled(self._show_overlay, timeout=_REDRAW_MS, parent=self.native)

@@ -9,19 +9,24 @@ from napari.utils.notifications import notification_manager, show_error
 
 from napari_kdunet.core.errors import KDUNetError, is_out_of_memory
 
-__all__ = ["OUT_OF_MEMORY", "report", "reporting"]
+__all__ = ["OUT_OF_MEMORY", "line_of", "report", "reporting"]
 
 OUT_OF_MEMORY = (
     "Out of memory: lower k, the batch or the patch (under Advanced), close other programs, or choose the device cpu."
 )
 
 
-def report(error: BaseException) -> None:
-    """Show an error as a notification: a `KDUNetError` or lack of memory in one line, others with the traceback."""
+def line_of(error: BaseException) -> str:
+    """What to tell the user of a `KDUNetError` or of lack of memory; empty for an error of unknown cause."""
     if isinstance(error, KDUNetError):
-        show_error(str(error))
-    elif is_out_of_memory(error):
-        show_error(OUT_OF_MEMORY)
+        return str(error)
+    return OUT_OF_MEMORY if is_out_of_memory(error) else ""
+
+
+def report(error: BaseException) -> None:
+    """Show an error as a notification: in one line where the cause is known, else with the traceback."""
+    if line := line_of(error):
+        show_error(line)
     else:
         notification_manager.receive_error(type(error), error, error.__traceback__)
 

@@ -6,15 +6,16 @@ from collections.abc import Iterator
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from magicgui.widgets import CheckBox
+from magicgui.widgets import CheckBox, ComboBox
 from qtpy.compat import isalive
 from qtpy.QtWidgets import QProgressBar
 
+from napari_kdunet.core.config import VIEWS
 from napari_kdunet.core.parsing import clock, format_slices
 from napari_kdunet.widgets.segmentation.batch import Recipe
 from napari_kdunet.widgets.segmentation.batch_rows import BatchRows
 from napari_kdunet.widgets.segmentation.volume_segmentation import VolumeSegmentation
-from napari_kdunet.widgets.shared.fields import threshold_slider
+from napari_kdunet.widgets.shared.fields import threshold_slider, without_wheel
 from napari_kdunet.widgets.shared.layers import chosen_layer, layer_choice, voxel_size_of
 from napari_kdunet.widgets.shared.models import ModelChoice, models
 from napari_kdunet.widgets.shared.panel import Panel, button, in_a_row, note, wrapped_label
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 
 __all__ = ["SegmentWidget"]
 
+_AS_MODEL = 0  # of views
 _USUAL_THRESHOLD = 0.1  # from a half: what is further away is explained
 
 
@@ -43,9 +45,9 @@ class SegmentWidget(Panel):
 
     Attributes
     ----------
-    image, image_pixel_size, model, inverted, threshold, live, show_probability : magicgui widgets
-        The image, its pixel size in nm, the name of the model, whether bright and dark are exchanged for it, the
-        threshold, and what to show.
+    image, image_pixel_size, model, inverted, views, threshold, live, show_probability : magicgui widgets
+        The image, its pixel size in nm, the name of the model, whether bright and dark are exchanged for it, over how
+        many views of a slice it is averaged (0: as many as it says), the threshold, and what to show.
     segmentation : VolumeSegmentation
         The segmentation of the whole volume: its result, layers and worker.
     batch : BatchRows
@@ -53,12 +55,14 @@ class SegmentWidget(Panel):
     preview : Preview or None
         The slice on screen, while that is wanted.
     loaded : Model or None
-        The chosen model, once it is read.
+        The chosen model, once it is read, averaged over the chosen views.
     """
 
     def __init__(self, napari_viewer: napari.viewer.Viewer) -> None:
         self.preview: Preview | None = None
         self.loaded: Model | None = None
+        self._read: Model | None = None  # as its file has it
+        self._by_views: dict[int, Model] = {}  # the same, averaged over other views too
         self._is_found_inverted = False
         self.bar, self.status = QProgressBar(), wrapped_label()
         self.bar.setToolTip("Slices done, and of large slices tiles.")
@@ -76,7 +80,7 @@ class SegmentWidget(Panel):
             "stop_button",
         )
         super().__init__(napari_viewer, self._rows(napari_viewer), [self.status], [in_a_row(start, stop), self.bar])
-        self.segmentation = VolumeSegmentation(napari_viewer, self.native)
+        self.segmentation = VolumeSegmentation(napari_viewer, self.native, on_error=self.show_error)
         self._connect()
         warm_up(self.native)
         self._read_model(self.model.value)
@@ -85,7 +89,7 @@ class SegmentWidget(Panel):
     def start(self) -> None:
         """Segment the whole volume, or after a stop its remaining slices."""
         with self.telling():
-            model, name = self.model.model(), self.model.value
+            model, name = self._model(), self.model.value
             self._describe()
             image, inverted = chosen_layer(self.image), self.inverted.value
             self.segmentation.start(image, model, name, self.threshold.value, inverted=inverted)
@@ -124,6 +128,15 @@ class SegmentWidget(Panel):
             tooltip="Exchange bright and dark before the model looks: for images in which membranes and mitochondria "
             "are bright.\nFind ticks it where that makes the model much surer.",
         )
+        views = ComboBox(
+            name="views",
+            label="Views",
+            value=_AS_MODEL,
+            choices=[("as the model says", _AS_MODEL), *((str(n), n) for n in VIEWS)],
+            tooltip="Look at each slice this many times, mirrored and turned, and take the mean: a little more exact,\n"
+            "most with small networks and on images unlike those learnt from, in that many times the time.",
+        )
+        without_wheel(views)
         description = note("description", "What the model is, and at which pixel size it works.")
         pixel_size = PixelSize(
             viewer, image, lambda: model.value, lambda: self.native, "“Inverted contrast” is ticked for that."
@@ -131,12 +144,30 @@ class SegmentWidget(Panel):
         pixel_size.found.connect(self._found)
         part = PartChoice(viewer, image)
         self.batch = BatchRows(viewer, lambda: self, self._recipe)
-        rows = [image, part, pixel_size, model.with_buttons(), description, inverted, threshold, live, probability]
-        return [*rows, self.batch]
+        rows = [image, part, pixel_size, model.with_buttons(), description, inverted, views, threshold]
+        return [*rows, live, probability, self.batch]
 
     def _recipe(self) -> Recipe:
         """What the images of a batch have in common; errors as of `ModelChoice.model`."""
-        return Recipe(self.model.model(), self.model.value, self.threshold.value, self.inverted.value)
+        return Recipe(self._model(), self.model.value, self.threshold.value, self.inverted.value)
+
+    def _model(self) -> Model:
+        """The chosen model, averaged over the chosen views; errors as of `ModelChoice.model`."""
+        self._take(self.model.model())
+        assert self.loaded is not None
+        return self.loaded
+
+    def _take(self, model: Model) -> None:
+        """Go on with a model that has been read, or with it averaged over other views."""
+        is_new = model is not self._read or self.loaded is None
+        if model is not self._read:
+            self._read, self._by_views = model, {model.views: model}
+        views = self.views.value or model.views
+        if views not in self._by_views:
+            self._by_views[views] = model.with_views(views)
+        self.loaded = self._by_views[views]
+        if is_new:  # else the list of models has changed, and the threshold may be the user's
+            self.threshold.value = min(max(model.threshold, self.threshold.min), self.threshold.max)
 
     def _connect(self) -> None:
         self.image.changed.connect(self._forget_found)
@@ -144,6 +175,7 @@ class SegmentWidget(Panel):
         for seen in (self.image, self.image_pixel_size, self.inverted):
             seen.changed.connect(self._show_preview)
             seen.changed.connect(lambda: self._update())
+        self.views.changed.connect(self._views_changed)
         self.model.changed.connect(self._read_model)
         self.model.failed.connect(self.show_error)
         self.threshold.changed.connect(self._threshold_changed)
@@ -178,9 +210,13 @@ class SegmentWidget(Panel):
         if name == self.model.value:  # the latest wins
             if self.loaded is None:
                 self.error_label.hide()  # of a model that could not be read
-            is_new, self.loaded = model is not self.loaded, model
-            if is_new:  # else the list of models has changed, and the threshold may be the user's
-                self.threshold.value = min(max(model.threshold, self.threshold.min), self.threshold.max)
+            self._take(model)
+            self._show_preview()
+            self._update()
+
+    def _views_changed(self) -> None:
+        if self._read is not None and self.loaded is not None:
+            self._take(self._read)
             self._show_preview()
             self._update()
 
@@ -200,7 +236,7 @@ class SegmentWidget(Panel):
         if not self.live.value or image is None or self.loaded is None:
             return
         with self.telling():
-            self.preview = self.preview or Preview(self.viewer, image, owner=self.native)
+            self.preview = self.preview or Preview(self.viewer, image, owner=self.native, on_error=self.show_error)
             self.preview.threshold, self.preview.inverted = self.threshold.value, self.inverted.value
             self.preview.show(self.loaded)
 
@@ -235,7 +271,8 @@ class SegmentWidget(Panel):
         if self.preview is not None:
             self.preview.threshold = value
         result = self.segmentation.result
-        if result is not None and result.model is self.loaded:  # that of another model is not for its mask
+        if result is not None and any(result.model is own for own in self._by_views.values()):
+            # the threshold of another model is not for its mask
             self.segmentation.set_threshold(value)
 
     def _goes_on(self) -> bool:

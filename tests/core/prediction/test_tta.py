@@ -100,7 +100,19 @@ def test_as_many_views_as_the_model_says(model, said, views):
     assert np.abs(given - other).max() > 0.01
 
 
+def test_a_model_is_told_its_views_and_says_so_in_its_file(model, tmp_path):
+    made = model(2, depth=3)
+    made = core.Model(made.net, made.pixel_size, summary={"seconds": 3.0})
+    again = core.load_model(made.with_views(8).save(tmp_path / "m.safetensors"))
+    assert (again.views, made.views, again.summary["seconds"]) == (8, 1, 3.0)
+    raw = noise((1, 40, 70))
+    assert np.array_equal(core.predict(again, raw).compute(), core.predict(made, raw, views=8).compute())
+    assert again.with_views(1).views == 1
+
+
 @pytest.mark.parametrize("views", [0, 3, 16])
 def test_other_numbers_of_views(model, one_line, views):
     with one_line(core.ConfigError, f"views is {views}", "1, 2, 4 or 8"):
         core.predict(model(), noise((1, 8, 8)), views=views)
+    with one_line(core.ConfigError, f"views is {views}", "1, 2, 4 or 8"):
+        model().with_views(views)

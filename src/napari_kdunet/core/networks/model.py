@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from napari_kdunet import __version__
-from napari_kdunet.core.config import LEAST_PIXEL_SIZE, VIEWS, check_setting
+from napari_kdunet.core.config import LEAST_PIXEL_SIZE, VIEWS, check_setting, check_views
 from napari_kdunet.core.errors import ConfigError, ModelError
 from napari_kdunet.core.files import is_file
 from napari_kdunet.core.networks.bundled import bundled_models
@@ -105,6 +105,17 @@ class Model:
         """Over how many views of a slice it says of itself that it is best averaged: those of `predict`, or 1."""
         views = self.summary.get("views")
         return views if isinstance(views, int) and views in VIEWS else 1
+
+    def with_views(self, views: int) -> Model:
+        """The same network, which says of itself that it is best averaged over this many views: 1, 2, 4 or 8.
+
+        Raises
+        ------
+        ConfigError
+            If `views` is another number.
+        """
+        check_views(views)
+        return replace(self, summary=self.summary | {"views": views})
 
     @property
     def parameter_count(self) -> int:

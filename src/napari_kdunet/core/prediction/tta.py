@@ -9,8 +9,7 @@ from itertools import islice, product
 import torch
 from torch import Tensor
 
-from napari_kdunet.core.config import VIEWS
-from napari_kdunet.core.errors import ConfigError
+from napari_kdunet.core.config import check_views
 from napari_kdunet.core.prediction.engine import Forward
 
 __all__ = ["averaged", "turned"]
@@ -33,8 +32,7 @@ def averaged(forward: Forward, views: int) -> Forward:
     ConfigError
         If `views` is another number.
     """
-    if views not in VIEWS:
-        raise ConfigError(f"views is {views}: choose {', '.join(map(str, VIEWS[:-1]))} or {VIEWS[-1]}.")
+    check_views(views)
     return forward if views == 1 else _Averaged(forward, views)
 
 

@@ -36,6 +36,8 @@ class LiveComparison(QObject):
         Whose layers are compared.
     owner : QWidget
         The workers stop when it is destroyed.
+    on_error : callable
+        Called with an error of the work, of which the user has been notified.
 
     Attributes
     ----------
@@ -49,9 +51,11 @@ class LiveComparison(QObject):
     edited = Signal()  # the first slice is counted, or the counts of a slice have changed
     replaced = Signal()  # the data of a layer have been replaced
 
-    def __init__(self, viewer: napari.viewer.Viewer, owner: QWidget) -> None:
+    def __init__(
+        self, viewer: napari.viewer.Viewer, owner: QWidget, on_error: Callable[[Exception], Any] = lambda _: None
+    ) -> None:
         super().__init__(owner)
-        self.viewer, self.owner = viewer, owner
+        self.viewer, self.owner, self._on_error = viewer, owner, on_error
         self.comparison: Comparison | None = None
         self.slices: list[Confusion | None] = []
         self.layers: tuple[Any, ...] = ()
@@ -118,7 +122,7 @@ class LiveComparison(QObject):
             lambda: comparison.score(z),
             on_event=lambda event: self._counted(comparison, *event),
             on_done=lambda: self._ended(comparison),
-            on_error=lambda _: self._ended(comparison, failed=True),
+            on_error=lambda error: self._ended(comparison, error),
             owner=self.owner,
         )
         self.changed.emit()
@@ -187,8 +191,10 @@ class LiveComparison(QObject):
                 yield (other := min(stale)), comparison.confusion(other)
                 stale.discard(other)
 
-        def done(_: Any = None) -> None:
+        def done(error: Exception | None = None) -> None:
             self._slice_worker = None
+            if error is not None:
+                self._on_error(error)
 
         self._slice_worker = run(
             count,
@@ -207,9 +213,12 @@ class LiveComparison(QObject):
             self.edited.emit()
         self.changed.emit()
 
-    def _ended(self, comparison: Comparison, failed: bool = False) -> None:
-        if comparison is self.comparison:
-            self._worker = None
-            if not failed:
-                self._touch()  # it may have been painted on meanwhile
-            self.changed.emit()
+    def _ended(self, comparison: Comparison, error: Exception | None = None) -> None:
+        if comparison is not self.comparison:
+            return
+        self._worker = None
+        if error is None:
+            self._touch()  # it may have been painted on meanwhile
+        else:
+            self._on_error(error)
+        self.changed.emit()

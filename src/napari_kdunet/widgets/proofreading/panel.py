@@ -95,7 +95,7 @@ class ProofreadingPanel(Panel):
         super().__init__(viewer, rows, footer(self), controls(self))
         self._share_height()
         self.background = Background(self.native, self._background_changed)
-        self.preview = SlicePreview(viewer, self.native)
+        self.preview = SlicePreview(viewer, self.native, self.show_error)
         self._preview_soon = qdebounced(self._show_preview, timeout=_SETTLE_MS, parent=self.native)
         self._measure_soon = qdebounced(self._measure_again, timeout=_EDIT_MS, parent=self.native)
         self._connect()

@@ -33,6 +33,8 @@ class SlicePreview:
         Where the layer goes.
     owner : QWidget
         The panel: work ends with it.
+    on_error : callable
+        Called with an error of the work, of which the user has been notified.
 
     Attributes
     ----------
@@ -40,8 +42,8 @@ class SlicePreview:
         What is shown.
     """
 
-    def __init__(self, viewer: napari.viewer.Viewer, owner: QWidget) -> None:
-        self.viewer, self.owner = viewer, owner
+    def __init__(self, viewer: napari.viewer.Viewer, owner: QWidget, on_error: Callable[[Exception], Any]) -> None:
+        self.viewer, self.owner, self._on_error = viewer, owner, on_error
         self.layer: Labels | None = None
         self._worker: EventWorker | None = None
         self._next: Callable[[], None] | None = None
@@ -80,7 +82,7 @@ class SlicePreview:
             find,
             on_event=lambda ids: self._found(source, ids, grid, z),
             on_done=self._ended,
-            on_error=lambda _: self._ended(),
+            on_error=self._ended,
             owner=self.owner,
         )
 
@@ -118,8 +120,10 @@ class SlicePreview:
         self.layer.data = ids
         self.layer.translate = grid["translate"]
 
-    def _ended(self) -> None:
+    def _ended(self, error: Exception | None = None) -> None:
         self._worker = None
+        if error is not None:
+            self._on_error(error)
         following, self._next = self._next, None
         if following is not None:
             following()

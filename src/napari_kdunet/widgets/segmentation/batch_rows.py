@@ -148,7 +148,7 @@ class BatchRows(Folding):
                 lambda: iter_batch(items, recipe, self._stop.is_set),
                 on_event=lambda event: self._take(event, rows),
                 on_done=self._ended,
-                on_error=lambda _: self._ended(),
+                on_error=self._ended,
                 owner=panel.native,
             )
 
@@ -192,8 +192,10 @@ class BatchRows(Folding):
         else:
             self._show(row, f"done: {self._targets[row].name}{note}")
 
-    def _ended(self) -> None:
+    def _ended(self, error: Exception | None = None) -> None:
         self.worker = None
+        if error is not None:
+            self._panel().show_error(error)
         self.start_button.enabled, self.stop_button.enabled = True, False
         for row, state in enumerate(self.states):
             if state == "waiting" or state.partition(" (")[0].endswith("%"):

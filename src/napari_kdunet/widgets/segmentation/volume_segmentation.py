@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import count
 from typing import TYPE_CHECKING, Any
 
@@ -51,6 +51,8 @@ class VolumeSegmentation(QObject):
         Where the layers go.
     owner : QWidget
         The workers stop when it is destroyed.
+    on_error : callable
+        Called with an error of the segmentation, of which the user has been notified.
 
     Attributes
     ----------
@@ -64,9 +66,11 @@ class VolumeSegmentation(QObject):
 
     changed = Signal()  # another tile is done, it has ended, or a layer was removed
 
-    def __init__(self, viewer: napari.viewer.Viewer, owner: QWidget) -> None:
+    def __init__(
+        self, viewer: napari.viewer.Viewer, owner: QWidget, on_error: Callable[[Exception], Any] = lambda _: None
+    ) -> None:
         super().__init__(owner)
-        self.viewer, self.owner = viewer, owner
+        self.viewer, self.owner, self._on_error = viewer, owner, on_error
         self.result: Result | None = None
         self.mask: Any = None
         self.probability: Any = None
@@ -128,7 +132,7 @@ class VolumeSegmentation(QObject):
             lambda: segment(volume, result, self._focus),
             on_event=self._segmented,
             on_done=self._ended,
-            on_error=lambda _: self._ended(),
+            on_error=self._ended,
             owner=self.owner,
         )
         self.changed.emit()
@@ -205,8 +209,10 @@ class VolumeSegmentation(QObject):
         self._drawn = time.monotonic()
         self._cost = self._drawn - begin
 
-    def _ended(self) -> None:
+    def _ended(self, error: Exception | None = None) -> None:
         self._worker = None
+        if error is not None:
+            self._on_error(error)
         self._settle()
         self.changed.emit()
 

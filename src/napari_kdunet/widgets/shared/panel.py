@@ -25,7 +25,7 @@ from qtpy.QtWidgets import (
 )
 
 from napari_kdunet.core.errors import KDUNetError
-from napari_kdunet.widgets.notify import report
+from napari_kdunet.widgets.notify import line_of, report
 from napari_kdunet.widgets.shared.fields import AlignedLabels, Folding
 
 if TYPE_CHECKING:
@@ -182,9 +182,9 @@ class Panel(Container):
         report(error)
 
     def show_error(self, error: Exception) -> None:
-        """Show in full in the panel an error that the user has been notified of."""
-        if isinstance(error, KDUNetError):
-            self.error_label.setText(str(error))
+        """Show in full in the panel an error that the user has been notified of, if its cause is known."""
+        if line := line_of(error):
+            self.error_label.setText(line)
             self.error_label.show()
 
 

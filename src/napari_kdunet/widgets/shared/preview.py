@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -73,6 +73,8 @@ class Preview:
         The image to segment.
     owner : QWidget, optional
         The preview follows the user no more when it is destroyed.
+    on_error : callable, optional
+        Called with an error of the segmentation, of which the user has been notified.
     rest : int
         Time in ms without scrolling before a slice is segmented; 0 segments at every move. It leaves the processor to
         a training that is running.
@@ -93,9 +95,15 @@ class Preview:
     """
 
     def __init__(
-        self, viewer: napari.viewer.Viewer, image: Layer, owner: QWidget | None = None, *, rest: int = 0
+        self,
+        viewer: napari.viewer.Viewer,
+        image: Layer,
+        owner: QWidget | None = None,
+        *,
+        on_error: Callable[[Exception], Any] | None = None,
+        rest: int = 0,
     ) -> None:
-        self.viewer, self.image, self.owner = viewer, image, owner
+        self.viewer, self.image, self.owner, self._on_error = viewer, image, owner, on_error
         volume_of(image)  # raises now if it cannot be segmented
         self.layer: Layer | None = None
         self.probability: NDArray[np.float32] | None = None
@@ -251,8 +259,10 @@ class Preview:
             self._start()
 
     def _failed(self, error: Exception) -> None:
-        """Drop the request; the error has been notified."""
+        """Drop the request."""
         self._worker = self._wanted = None
+        if self._on_error is not None:
+            self._on_error(error)
 
     def _draw(self) -> None:
         if not self._closed and self.probability is not None:

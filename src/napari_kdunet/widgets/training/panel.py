@@ -227,7 +227,7 @@ class TrainingPanel(Panel):
         if self.preview is None or self.preview.image != image or self.preview.is_closed:
             if self.preview is not None:
                 self.preview.close()
-            self.preview = Preview(self.viewer, image, self.native, rest=_REST_MS)
+            self.preview = Preview(self.viewer, image, self.native, on_error=self.show_error, rest=_REST_MS)
             self.preview.get_ready()
         self.preview.inverted = inverted
 
