@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import pickle
@@ -120,6 +121,17 @@ def test_half_the_bits_are_half_the_file(bundled, tmp_path):
     assert half.stat().st_size < 0.65 * path.stat().st_size
     inputs = {"image": textured((80, 90)).astype(np.float32)[None, None]}
     assert_allclose(session(half).run(["probability"], inputs)[0], run.run(["probability"], inputs)[0], atol=0.01)
+
+
+def test_weights_that_are_too_large_for_half_the_bits(bundled, tmp_path, one_line):
+    """As of a channel whose variance is nearly 0, once its normalisation is part of the convolution."""
+    large = copy.deepcopy(bundled[0])
+    with torch.no_grad():
+        next(m for m in large.net.modules() if isinstance(m, torch.nn.BatchNorm2d)).weight[0] = 1e8
+    with one_line(core.ModelError, "a weight is", "choose float32"):
+        core.export_onnx(large, tmp_path / "h.onnx", "float16")
+    assert not list(tmp_path.iterdir())
+    assert core.export_onnx(large, tmp_path / "f.onnx").is_file()
 
 
 def test_eight_bits(bundled, tmp_path, capfd):

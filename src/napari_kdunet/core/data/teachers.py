@@ -19,7 +19,7 @@ from napari_kdunet.core.networks.model import Model, load_model
 from napari_kdunet.core.networks.protocol import Counted, UsualUNet
 from napari_kdunet.core.networks.unet import KUNet
 from napari_kdunet.core.prediction.statistics import with_statistics
-from napari_kdunet.core.prediction.tiler import Tiler
+from napari_kdunet.core.prediction.tiler import Tiler, check_numbers
 from napari_kdunet.core.volumes.fingerprint import volume_fingerprint
 from napari_kdunet.core.volumes.probability import kind_of, read_probability
 from napari_kdunet.core.volumes.resampling import Grid
@@ -202,9 +202,12 @@ class TeacherOutput:
         ------
         VolumeError
             If a probability of the volume is not in [0, 1].
+        ModelError
+            If the network gives NaN.
         """
         if self._tiler is not None:
             logits = self._tiler.window(self.raw, z, (y.start, y.stop), (x.start, x.stop))
+            check_numbers(logits, self.raw, z, "the teacher")
             return logits.sigmoid() if len(logits) == 1 else logits.softmax(dim=0)[1:]
         assert isinstance(self.teacher, Volume)
         return torch.from_numpy(read_probability(self.teacher, z, y, x)).clamp(_LEAST, 1 - _LEAST)[None]

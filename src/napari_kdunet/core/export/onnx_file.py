@@ -60,7 +60,7 @@ def export_onnx(
     Raises
     ------
     ModelError
-        If the network is not a `KUNet`.
+        If the network is not a `KUNet`, or a weight is too large for ``float16``.
     ConfigError
         If `precision` and `calibrate` do not fit, or the libraries of the extra ``onnx`` are missing.
     OutputError

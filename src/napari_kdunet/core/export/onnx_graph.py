@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
+from napari_kdunet.core.errors import ModelError
 from napari_kdunet.core.networks.unet import KUNet
 from napari_kdunet.core.volumes.resampling import LARGEST_DENOMINATOR
 
@@ -53,7 +54,7 @@ class _Graph:
         for kind in ("weight", "bias"):
             value, full = getattr(layer, kind).detach().cpu().numpy(), f"{name}.{kind}"
             if self.half:
-                stored = self.constant(value.astype(np.float16), f"{full}.float16")
+                stored = self.constant(_halved(value), f"{full}.float16")
                 names.append(self.add("Cast", stored, name=full, to=TensorProto.FLOAT))
             else:
                 names.append(self.constant(value, full))
@@ -66,6 +67,13 @@ class _Graph:
         graph = helper.make_graph(self.nodes, "kdunet", given, made, self.constants)
         opset = [helper.make_opsetid("", _OPSET)]
         return helper.make_model(graph, producer_name="napari-kdunet", opset_imports=opset, ir_version=_IR)
+
+
+def _halved(weights: NDArray[np.float32]) -> NDArray[np.float16]:
+    largest, most = float(np.abs(weights).max()), float(np.finfo(np.float16).max)
+    if largest > most:
+        raise ModelError(f"a weight is {largest:.3g}, and float16 ends at {most:g}: choose float32.")
+    return weights.astype(np.float16)
 
 
 def network_graph(net: KUNet) -> onnx.ModelProto:

@@ -203,10 +203,10 @@ def set_background(logits: torch.Tensor, outside: NDArray[np.bool_]) -> torch.Te
     return logits
 
 
-def check_numbers(logits: torch.Tensor, volume: Volume, z: int) -> None:
+def check_numbers(logits: torch.Tensor, volume: Volume, z: int, network: str = "the network") -> None:
     """Check that there is no NaN, of which every comparison is false: an empty mask."""
     if logits.sum().isnan():
-        raise ModelError(f"the network gives NaN or infinity for slice z={z} of {volume.name}: its weights overflow.")
+        raise ModelError(f"{network} gives NaN or infinity for slice z={z} of {volume.name}: its weights overflow.")
 
 
 def log_odds(threshold: float) -> float:
