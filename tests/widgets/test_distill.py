@@ -129,6 +129,18 @@ def test_a_teacher_below_its_control_run_is_said_to_be_and_what_to_do(bench):
     assert not models.newest_teacher().endswith("control")
 
 
+def test_a_teacher_that_lies_elsewhere_than_the_image_is_told(bench, notified):
+    probability = np.where(bench.mito.data > 0, 0.9, 0.1).astype(np.float32)
+    beside = np.add(bench.em.translate, (0, 3 * bench.em.scale[1], 0))
+    grid = {"scale": bench.em.scale, "units": bench.em.units, "translate": beside}
+    layer = bench.viewer.add_image(probability, name="other tool", **grid)
+    widget = bench.open("Distil student", mode="soft", steps=1, validations=1)
+    widget.image.value, widget.teacher_layer.value = bench.em, layer
+    widget.view.start_button.click()
+    bench.finish(widget)
+    assert notified[0].startswith("other tool lies elsewhere than em (+0, +3, +0 voxels)")
+
+
 def test_a_probability_layer_teaches(bench):
     labels = bench.mito.data
     probability = np.where(labels > 0, 0.9, 0.1).astype(np.float32)

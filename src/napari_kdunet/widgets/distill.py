@@ -12,7 +12,7 @@ from napari.layers import Layer
 from qtpy.QtWidgets import QPushButton
 
 from napari_kdunet import core
-from napari_kdunet.widgets.shared.layers import chosen_layer, layer_choice, volume_of
+from napari_kdunet.widgets.shared.layers import chosen_layer, layer_choice, volume_of, warn_if_apart
 from napari_kdunet.widgets.shared.models import ModelChoice, models
 from napari_kdunet.widgets.shared.panel import wrapped_label
 from napari_kdunet.widgets.training.inputs import check, input_rows, sparse_box, volumes
@@ -155,6 +155,7 @@ class DistillWidget(TrainingPanel):
         """A function that reads the teacher, for the worker thread: as the training is given it, and opened."""
         if self.teacher_layer.value is not None:
             volume = volume_of(self.teacher_layer.value)
+            warn_if_apart(chosen_layer(self.image), self.teacher_layer.value)
             return lambda: (volume, volume)
         path, trust = self.teacher_file.path, self.teacher_file.trusted
         if path is not None:
