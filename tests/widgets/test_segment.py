@@ -97,6 +97,61 @@ def test_views_that_the_user_chooses(segment, tiny_model, qtbot):
     assert widget.loaded is tiny_model
 
 
+@pytest.fixture
+def cube(segment, em, tiny_model, monkeypatch):
+    """The panel with an isotropic volume of three blocks, and what three planes make of it."""
+    viewer, widget = segment
+    raw, real = np.concatenate([em[0], em[0][::-1]] * 5), core.predict
+    image = viewer.add_image(raw, name="cube", scale=(20,) * 3, units="nm")
+    widget.image.value = image
+    monkeypatch.setattr(result.core, "predict", lambda *a, **how: real(*a, **how, **_blocks(how)))
+    volume = core.open_volume(raw, voxel_size=(20,) * 3)
+    return viewer, widget, real(tiny_model, volume, planes="zyx").compute()
+
+
+def _blocks(how):
+    return {"tile": 16} if how.get("planes") == "zyx" else {}
+
+
+def test_three_planes_are_segmented_block_by_block(cube, tiny_model, qtbot):
+    viewer, widget, planes = cube
+    widget.planes.value = "zyx"
+    widget.start_button.native.click()
+    qtbot.waitUntil(lambda: widget.bar.value() > 0)
+    widget.stop_button.native.click()
+    finished(qtbot, widget)
+    done = widget.segmentation.result.tiles_done
+    assert 1 < np.count_nonzero(done) < len(planes), "a block of slices at a time, the rest not yet"
+    assert "goes on from here" in widget.status.text()
+    widget.planes.value = "z"
+    assert "begins anew" in widget.status.text()
+    widget.planes.value = "zyx"
+    before = done.sum()
+    widget.start_button.native.click()
+    assert widget.segmentation.result.tiles_done.sum() >= before
+    finished(qtbot, widget)
+    threshold, mask = widget.threshold.value, viewer.layers["cube tiny mask"]
+    np.testing.assert_array_equal(mask.data, planes > threshold)
+    volume = core.open_volume(viewer.layers["cube"].data, voxel_size=(20,) * 3)
+    assert (mask.data != core.predict(tiny_model, volume, output="labels").compute()).sum() > 100
+    widget.threshold.value = threshold + 0.02
+    qtbot.waitUntil(lambda: not widget.segmentation.is_busy)
+    assert (mask.data != (planes > threshold + 0.02)).mean() < 2e-3
+
+
+def test_three_planes_of_a_stack_of_sections_are_refused(segment, qtbot, notified):
+    _, widget = segment
+    widget.planes.value = "zyx"
+    widget.start_button.native.click()
+    finished(qtbot, widget)
+    assert "voxels of raw are 50 x 20 x 20 nm" in widget.error_label.text()
+    assert widget.error_label.text().endswith("take planes z.")
+    widget.planes.value = "z"
+    widget.start_button.native.click()
+    finished(qtbot, widget)
+    assert widget.segmentation.result.done.all()
+
+
 def test_of_a_model_chosen_amid_a_click_the_threshold_counts(segment, tiny_model, qtbot):
     viewer, widget = segment
     models.add("other", core.Model(tiny_model.net, pixel_size=0, threshold=0.3))

@@ -45,7 +45,7 @@ def write_labels(path: str, data: Any, attributes: dict[str, Any]) -> list[str]:
     volume = core.open_volume(data, name=attributes.get("name"))
     size = voxel_size_of_grid(attributes["scale"], attributes["units"])
     result = attributes.get("metadata", {}).get(RESULT)
-    metadata = None if result is None else {"threshold": result.threshold, "inverted": result.inverted}
+    metadata = None if result is None else result.about
     core.write_volume(
         volume, path, dtype=_smallest(volume), voxel_size=size, metadata=metadata, labels=True, overwrite=True
     )

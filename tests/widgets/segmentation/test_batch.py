@@ -8,8 +8,9 @@ import pytest
 import tifffile
 
 from napari_kdunet import core
-from napari_kdunet.widgets.segmentation.batch import Item, Recipe, iter_batch
+from napari_kdunet.widgets.segmentation.batch import Item, iter_batch
 from napari_kdunet.widgets.segmentation.batch_rows import BatchRows
+from napari_kdunet.widgets.segmentation.recipe import Recipe
 from napari_kdunet.widgets.shared.models import models
 
 NM = (20.0, 20.0, 20.0)
@@ -147,6 +148,21 @@ def test_a_layer_of_the_same_name_is_not_gone_on_with(em, tiny_model, tmp_path):
     assert last.share == 1
     expected = core.predict(tiny_model, second, output="labels", threshold=tiny_model.threshold)
     np.testing.assert_array_equal(np.asarray(core.open_volume(tmp_path / "em.zarr")), expected.compute())
+
+
+def test_views_and_planes_count_for_the_batch_too(segment, em, tiny_model, folder, qtbot):
+    _, widget = segment
+    widget.views.value, widget.planes.value = 8, "zyx"
+    widget.batch.add([folder / "a.tif"])
+    run(qtbot, widget)
+    assert widget.batch.states == ["done: a mask.tif"]
+    volume = core.open_volume(em[0], voxel_size=NM)
+    how = {"output": "labels", "threshold": widget.threshold.value, "views": 8, "planes": "zyx"}
+    written = np.asarray(core.open_volume(folder / "a mask.tif"))
+    np.testing.assert_array_equal(written, core.predict(tiny_model, volume, **how).compute())
+    with tifffile.TiffFile(folder / "a mask.tif") as file:
+        said = json.loads(file.imagej_metadata["napari_kdunet"])
+    assert (said["views"], said["planes"]) == (8, "zyx")
 
 
 def test_nothing_to_do_is_told(segment, notified):

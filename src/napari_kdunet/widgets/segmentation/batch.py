@@ -16,9 +16,10 @@ from napari_kdunet.core.writing.target import check_target
 from napari_kdunet.widgets.workers.stopping import stoppable, was_stopped
 
 if TYPE_CHECKING:
-    from napari_kdunet.core import Model, Volume
+    from napari_kdunet.core import Volume
+    from napari_kdunet.widgets.segmentation.recipe import Recipe
 
-__all__ = ["Item", "Progress", "Recipe", "images_in", "iter_batch", "target_of"]
+__all__ = ["Item", "Progress", "images_in", "iter_batch", "target_of"]
 
 _RESULT = " mask"  # ends the name of a result
 
@@ -30,16 +31,6 @@ class Item:
     name: str
     source: Volume | Path
     target: Path
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """What all images of a batch have in common."""
-
-    model: Model
-    model_name: str
-    threshold: float
-    inverted: bool
 
 
 @dataclass(frozen=True)
@@ -115,6 +106,7 @@ def _segment(index: int, item: Item, recipe: Recipe, is_stopped: Callable[[], bo
         found["inverted"] = recipe.inverted or assumed.inverted
     notes += volume.notes
     how: dict[str, Any] = {"output": "labels", "threshold": recipe.threshold, "views": recipe.model.views}
+    how["planes"] = recipe.planes
     metadata = {"model": recipe.model_name, "inverted": recipe.inverted, **how, **found}
     pixels = "" if isinstance(item.source, Path) else data_fingerprint(volume)  # a layer has no date
     slices = iter_write(

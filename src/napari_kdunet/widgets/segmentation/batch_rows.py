@@ -14,7 +14,7 @@ from qtpy.QtWidgets import QFileDialog, QTableWidgetItem
 
 from napari_kdunet import core
 from napari_kdunet.core.volumes.readers import READERS
-from napari_kdunet.widgets.segmentation.batch import Item, Progress, Recipe, images_in, iter_batch, target_of
+from napari_kdunet.widgets.segmentation.batch import Item, Progress, images_in, iter_batch, target_of
 from napari_kdunet.widgets.shared.fields import Folding, without_wheel
 from napari_kdunet.widgets.shared.layers import PREVIEW, is_result, volume_of
 from napari_kdunet.widgets.shared.panel import button, in_a_row, list_table
@@ -23,6 +23,7 @@ from napari_kdunet.widgets.workers.thread import EventWorker, run
 if TYPE_CHECKING:
     import napari.viewer
 
+    from napari_kdunet.widgets.segmentation.recipe import Recipe
     from napari_kdunet.widgets.shared.panel import Panel
 
 __all__ = ["BatchRows"]

@@ -10,7 +10,7 @@ import weakref
 from collections.abc import Iterator
 from itertools import product
 from pathlib import Path
-from typing import Any, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 import numpy as np
 import psutil  # type: ignore[import-untyped]
@@ -19,6 +19,9 @@ from numpy.typing import NDArray
 
 from napari_kdunet import core
 from napari_kdunet.widgets.workers.stopping import stoppable, was_stopped
+
+if TYPE_CHECKING:
+    from napari_kdunet.widgets.segmentation.recipe import Planes
 
 __all__ = ["Result", "segment"]
 
@@ -53,6 +56,8 @@ class Result:
         Bytes of memory that it may take; a quarter of the free memory if None, and of a single slice 1 GiB at most.
     inverted : bool
         Whether bright and dark of the image are exchanged for the model.
+    planes : {"z", "zyx"}
+        As of `core.predict`.
 
     Attributes
     ----------
@@ -89,8 +94,9 @@ class Result:
         *,
         memory: int | None = None,
         inverted: bool = False,
+        planes: Planes = "z",
     ) -> None:
-        self.model, self.threshold, self.inverted = model, threshold, inverted
+        self.model, self.threshold, self.inverted, self.planes = model, threshold, inverted, planes
         multiclass = len(model.class_names) > 2 and not model.boundary
         self.done, self.tiles_done, self.tiles = np.zeros(shape[0], bool), np.zeros(shape[0], int), 1
         self.lost = np.zeros(shape[0], bool)
@@ -128,6 +134,12 @@ class Result:
         while max(levels[-1].shape[-2:]) > _COARSEST:
             levels.append(levels[-1][..., ::2, ::2])
         return levels
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """How it is made, for the metadata of a file."""
+        how = {"threshold": self.threshold, "inverted": self.inverted}
+        return how | {"views": self.model.views, "planes": self.planes}
 
     @property
     def is_multiclass(self) -> bool:
@@ -243,47 +255,49 @@ class Focus:
 def segment(volume: core.Volume, result: Result, focus: Focus) -> Iterator[int]:
     """Segment the missing slices of `result` by its model, the nearest to the focus first; yields z after each tile.
 
-    Only one slice of the volume is in memory at a time, and of a large one only a tile.
+    Only one slice of the volume is in memory at a time, and of a large one only a tile; by three planes a block.
     """
     plain = core.open_volume(volume, invert=result.inverted)
     if result.model.boundary:
-        result.outlines = core.predict(result.model, plain, output="boundary")
+        result.outlines = core.predict(result.model, plain, output="boundary")  # along z: of a few slices at a time
     volume = stoppable(plain, lambda: focus.stopped)
     try:
-        probability, classes = _lazy(result.model, volume)  # a generalist reads a few windows
-        result.tiles = len(probability.chunks[1]) * len(probability.chunks[2])
-        while (z := result.missing(focus.z)) is not None:
-            window = _windows(probability)[result.tiles_done[z]]
-            tile = probability[(z, *window)].compute(scheduler="synchronous")
-            likeliest = None if classes is None else classes[(z, *window)].compute(scheduler="synchronous")
-            result.put(z, tile, likeliest, window)
-            result.apply(z)  # where the threshold has changed since its first tile
-            result.lost[z] = volume.is_lost(z)
-            yield z
+        probability, classes = _lazy(result, volume)  # a generalist reads a few windows
+        blocks, *windows = (_pieces(sizes) for sizes in probability.chunks)
+        tiles = list(product(*windows))
+        result.tiles = len(tiles)
+        while (near := result.missing(focus.z)) is not None:
+            slices = next(each for each in blocks if each.start <= near < each.stop)
+            window = tiles[result.tiles_done[near]]
+            block = probability[(slices, *window)].compute(scheduler="synchronous")
+            likeliest = None if classes is None else classes[(slices, *window)].compute(scheduler="synchronous")
+            done = range(slices.start, slices.stop)
+            for i, z in enumerate(done):
+                result.put(z, block[i], None if likeliest is None else likeliest[i], window)
+                result.apply(z)  # where the threshold has changed since its first tile
+                result.lost[z] = volume.is_lost(z)
+            yield from done
     except core.VolumeError as error:
         if not was_stopped(error):
             raise
 
 
-def _lazy(model: core.Model, volume: core.Volume) -> tuple[Any, Any]:
+def _lazy(result: Result, volume: core.Volume) -> tuple[Any, Any]:
     """Probability and, with several classes, the likeliest class; a slice of several tiles in such of a second each."""
-    tile = None
-    probability = core.predict(model, volume)
-    if probability.numblocks[1:] != (1, 1):
+    tile, model, planes = None, result.model, result.planes
+    probability = core.predict(model, volume, planes=planes)
+    if planes == "z" and probability.numblocks[1:] != (1, 1):
         tile = _TILE
         probability = core.predict(model, volume, tile=tile)
-    if len(model.class_names) == 2 or model.boundary:
+    if not result.is_multiclass:
         return probability, None
-    return probability, core.predict(model, volume, tile=tile, output="labels", threshold=0.0)
+    classes = core.predict(model, volume, tile=tile, planes=planes, output="labels", threshold=0.0)
+    return probability, classes.rechunk(probability.chunks)
 
 
-def _windows(lazy: Any) -> list[Window]:
-    """Rows and columns of the tiles of a slice."""
-    rows, columns = (
-        [slice(stop - n, stop) for n, stop in zip(sizes, np.cumsum(sizes).tolist(), strict=True)]
-        for sizes in lazy.chunks[1:]
-    )
-    return list(product(rows, columns))
+def _pieces(sizes: tuple[int, ...]) -> list[slice]:
+    """The pieces of an axis, by their sizes."""
+    return [slice(stop - n, stop) for n, stop in zip(sizes, np.cumsum(sizes).tolist(), strict=True)]
 
 
 def _nearest(slices: NDArray[np.intp], near: int) -> int | None:

@@ -31,7 +31,7 @@ from napari_kdunet.widgets.workers.thread import EventWorker, run
 if TYPE_CHECKING:
     import napari.viewer
 
-    from napari_kdunet.core import Model
+    from napari_kdunet.widgets.segmentation.recipe import Recipe
 
 __all__ = ["VolumeSegmentation"]
 
@@ -75,7 +75,7 @@ class VolumeSegmentation(QObject):
         self.mask: Any = None
         self.probability: Any = None
         self._image: Any = None
-        self._seen: tuple[Any, ...] = (None,)  # pixels, voxel size and contrast that the model sees
+        self._seen: tuple[Any, ...] = (None,)  # pixels and voxel size that the model sees
         self._name = ""
         self.kept = ""
         self._focus = Focus()
@@ -107,8 +107,8 @@ class VolumeSegmentation(QObject):
         spent = time.monotonic() - self._began
         return spent / (done - self._at_first) * left if done > self._at_first else None
 
-    def start(self, image: Any, model: Model, name: str, threshold: float, *, inverted: bool = False) -> None:
-        """Segment `image` by `model`, bright and dark exchanged if it is inverted; after a stop, its remaining slices.
+    def start(self, image: Any, recipe: Recipe) -> None:
+        """Segment an image; after a stop, its remaining slices.
 
         Raises
         ------
@@ -119,10 +119,11 @@ class VolumeSegmentation(QObject):
             return
         volume = volume_of(image)
         result = self.result
-        if result is None or not self.goes_on(image, model, inverted):
+        if result is None or not self.goes_on(image, recipe):
             self._make_room(image)
-            result = Result(model, volume.shape, threshold, inverted=inverted)
-            self.result, self._image, self._seen = result, image, _seen(image, inverted)
+            name, shape = recipe.model_name, volume.shape
+            result = Result(recipe.model, shape, recipe.threshold, inverted=recipe.inverted, planes=recipe.planes)
+            self.result, self._image, self._seen = result, image, _seen(image)
             self._name = name if name.startswith(image.name) else f"{image.name} {name}"
             self._add_mask()
         self._moved()
@@ -137,11 +138,13 @@ class VolumeSegmentation(QObject):
         )
         self.changed.emit()
 
-    def goes_on(self, image: Any, model: Model, inverted: bool) -> bool:
+    def goes_on(self, image: Any, recipe: Recipe) -> bool:
         """Whether a start with these would go on with the slices that are missing, rather than begin anew."""
-        result, seen = self.result, _seen(image, inverted)
+        result, seen = self.result, _seen(image)
+        if result is None or result.done.all() or result.model is not recipe.model:
+            return False
         same = self._image == image and self._seen[0] is seen[0] and self._seen[1:] == seen[1:]
-        return result is not None and same and result.model is model and not result.done.all()
+        return same and (result.inverted, result.planes) == (recipe.inverted, recipe.planes)
 
     def stop(self) -> None:
         """Stop after the current tile; what is done so far stays."""
@@ -254,9 +257,9 @@ class VolumeSegmentation(QObject):
             self.changed.emit()
 
 
-def _seen(image: Any, inverted: bool) -> tuple[Any, ...]:
-    """Pixels, voxel size and contrast that a model sees."""
-    return data_of(image), voxel_size_of(image), inverted
+def _seen(image: Any) -> tuple[Any, ...]:
+    """Pixels and voxel size that a model sees."""
+    return data_of(image), voxel_size_of(image)
 
 
 def _is_painted_on(mask: Labels) -> bool:
