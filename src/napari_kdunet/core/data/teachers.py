@@ -19,7 +19,7 @@ from napari_kdunet.core.networks.model import Model, load_model
 from napari_kdunet.core.networks.protocol import Counted, UsualUNet
 from napari_kdunet.core.networks.unet import KUNet
 from napari_kdunet.core.prediction.statistics import with_statistics
-from napari_kdunet.core.prediction.tiler import Tiler, check_numbers
+from napari_kdunet.core.prediction.tiler import Tiler
 from napari_kdunet.core.volumes.fingerprint import volume_fingerprint
 from napari_kdunet.core.volumes.probability import kind_of, read_probability
 from napari_kdunet.core.volumes.resampling import Grid
@@ -180,13 +180,15 @@ class TeacherOutput:
         if isinstance(teacher, Model):  # a generalist sees each volume by its own statistics
             teacher = with_statistics(teacher, raw, "auto", device, threads)
         self.teacher, self.raw = teacher, raw
-        self._tiler = Tiler.of(teacher, raw, device, threads, views) if isinstance(teacher, Model) else None
+        self._tiler = None
+        if isinstance(teacher, Model):
+            self._tiler = Tiler.of(teacher, raw, device, threads, views, network="the teacher")
         self._working: dict[tuple[int, ...], Tensor] = {}
 
     @property
     def threshold(self) -> float:
         """Probability above which the teacher's output is foreground."""
-        return self.teacher.threshold if isinstance(self.teacher, Model) else 0.5
+        return self.teacher.threshold
 
     def working(self, z: int, y: slice, x: slice, grid: Grid) -> Tensor:
         """As `probabilities`, at the working pixel size of `grid`; remembered, for labels that are read again."""
@@ -207,7 +209,6 @@ class TeacherOutput:
         """
         if self._tiler is not None:
             logits = self._tiler.window(self.raw, z, (y.start, y.stop), (x.start, x.stop))
-            check_numbers(logits, self.raw, z, "the teacher")
             return logits.sigmoid() if len(logits) == 1 else logits.softmax(dim=0)[1:]
         assert isinstance(self.teacher, Volume)
         return torch.from_numpy(read_probability(self.teacher, z, y, x)).clamp(_LEAST, 1 - _LEAST)[None]

@@ -21,7 +21,7 @@ from napari_kdunet.core.errors import ConfigError
 from napari_kdunet.core.networks.model import Model, ModelLike, load_model
 from napari_kdunet.core.prediction.orthoplanes import OrthoPlanes
 from napari_kdunet.core.prediction.statistics import Statistics, with_statistics
-from napari_kdunet.core.prediction.tiler import Tiler, check_numbers, foreground, labels, last_class, mask
+from napari_kdunet.core.prediction.tiler import Tiler, foreground, labels, last_class, mask
 from napari_kdunet.core.prediction.tiling import Span
 from napari_kdunet.core.volumes.volume import Volume, open_volume
 
@@ -162,11 +162,7 @@ def _mask(tiler: Tiler, volume: Volume, level: float, z: Span, y: Span, x: Span)
 def _slice(
     tiler: Tiler, volume: Volume, finish: Callable[[torch.Tensor], NDArray[Any]], z: Span, y: Span, x: Span
 ) -> NDArray[Any]:
-    def checked(logits: torch.Tensor) -> NDArray[Any]:
-        check_numbers(logits, volume, z[0])
-        return finish(logits)
-
-    return tiler.compute(checked, volume, z[0], y, x)[None]
+    return tiler.compute(finish, volume, z[0], y, x)[None]
 
 
 def prediction_key(model: Model, volume: Volume, **settings: Any) -> str:

@@ -26,7 +26,7 @@ from napari_kdunet.core.volumes.resampling import Grid
 from napari_kdunet.core.volumes.sample import Pad, standardised
 from napari_kdunet.core.volumes.volume import Volume
 
-__all__ = ["Tiler", "check_numbers", "foreground", "labels", "last_class", "mask", "set_background"]
+__all__ = ["Tiler", "foreground", "labels", "last_class", "mask", "set_background"]
 
 T = TypeVar("T")
 Inner: TypeAlias = tuple[slice, slice]
@@ -54,17 +54,27 @@ class Tiler(Tiling):
     neighbours : Neighbours
         The slices that the network sees with a slice. Their windows are kept for a while (`Windows`), so that each is
         read once.
+    network : str
+        What the network is called in errors.
     """
 
     turns: Turns
     device: torch.device
     classes: int
     neighbours: Neighbours
+    network: str = "the network"
     _windows: Windows = field(default_factory=Windows, init=False, compare=False, repr=False)
 
     @classmethod
     def of(
-        cls, model: Model, volume: Volume, device: str = "auto", threads: int | None = None, views: int = 1
+        cls,
+        model: Model,
+        volume: Volume,
+        device: str = "auto",
+        threads: int | None = None,
+        views: int = 1,
+        *,
+        network: str = "the network",
     ) -> Tiler:
         """The tiler that applies `model` to `volume`, with test-time augmentation by so many `views`."""
         net, where, threads = model.traits, pick_device(device), threads or cores()
@@ -78,6 +88,7 @@ class Tiler(Tiling):
             where,
             net.classes,
             Neighbours.between(model.context, model.context_distance, volume.voxel_size),
+            network,
         )
 
     def by(self, forward: Forward) -> Tiler:
@@ -126,18 +137,11 @@ class Tiler(Tiling):
     def mask(
         self, threshold: float, volume: Volume, z: int, y: tuple[int, int], x: tuple[int, int]
     ) -> NDArray[np.uint8]:
-        """As `labels` of the `logits` of a network of two classes, without making these at the image's pixels.
-
-        Raises
-        ------
-        ModelError
-            If the network gives NaN.
-        """
+        """As `labels` of the `logits` of a network of two classes, without making these at the image's pixels."""
 
         def finished(working: torch.Tensor | None, inner: Inner, outside: Outside) -> NDArray[np.uint8]:
             if working is None:
                 return np.zeros([s.stop - s.start for s in inner], np.uint8)
-            check_numbers(0 * working, volume, z)  # infinity, too: between two of them there is no number
             found = self.grid.above(working[0, 0], log_odds(threshold), inner)
             if outside is not None:
                 found[outside] = 0
@@ -153,14 +157,25 @@ class Tiler(Tiling):
         y: tuple[int, int],
         x: tuple[int, int],
     ) -> T:
-        """What `finished` makes of logits at working pixels (None if all is outside the sample), and of the window."""
+        """What `finished` makes of logits at working pixels (None if all is outside the sample), and of the window.
+
+        Raises
+        ------
+        ModelError
+            If the network gives NaN, of which every comparison is false, or infinity, which is NaN once resampled.
+        """
         with self.turns.tile() as forward, torch.inference_mode():
             working, inner = self._input(volume, z, (y, x))  # and with it what lies outside the sample
             outside = volume.outside(z, slice(*y), slice(*x))
             if outside is not None and outside.all():
                 return finished(None, inner, outside)
             with self.turns.turn():
-                return finished(forward(working), inner, outside)
+                logits = forward(working)
+                if not logits.isfinite().all():
+                    raise ModelError(
+                        f"{self.network} gives NaN or infinity for slice z={z} of {volume.name}: its weights overflow."
+                    )
+                return finished(logits, inner, outside)
 
     def _input(self, volume: Volume, z: int, window: tuple[tuple[int, int], ...]) -> tuple[torch.Tensor, Inner]:
         """(1, channels, Y, X) of a window with its halo and mirrored borders; and where in it the window itself is."""
@@ -201,12 +216,6 @@ def set_background(logits: torch.Tensor, outside: NDArray[np.bool_]) -> torch.Te
     if logits.shape[0] > 1:
         logits[0, where] = 0
     return logits
-
-
-def check_numbers(logits: torch.Tensor, volume: Volume, z: int, network: str = "the network") -> None:
-    """Check that there is no NaN, of which every comparison is false: an empty mask."""
-    if logits.sum().isnan():
-        raise ModelError(f"{network} gives NaN or infinity for slice z={z} of {volume.name}: its weights overflow.")
 
 
 def log_odds(threshold: float) -> float:

@@ -243,7 +243,7 @@ class Volume:
         kept = [known.outside.nbytes for known in list(self._summaries.values()) if known.outside is not None]
         if len(self._summaries) >= _CACHED_SUMMARIES or (summary.outside and sum(kept) > _CACHED_BYTES):
             self._summaries.clear()
-        self._summaries[z], self._lost[z] = summary, summary.lost
+        self._lost[z], self._summaries[z] = summary.lost, summary  # in this order: others look in the second first
         return summary
 
 
