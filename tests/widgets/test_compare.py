@@ -317,6 +317,37 @@ def test_stop_keeps_what_is_counted(compare, qtbot, gate):
     assert widget.copy_button.enabled
 
 
+def test_closed_amid_work_and_docked_again_it_begins_anew(compare, em, probability, qtbot, gate):
+    viewer, _ = compare
+    dock, widget = viewer.window.add_plugin_dock_widget("napari-kdunet", NAME)
+    widget.prediction.value, widget.reference.value = viewer.layers["guess"], viewer.layers["truth"]
+    widget.start_button.native.click()
+    gate.release(1)
+    qtbot.waitUntil(lambda: any(widget.live_comparison.slices))
+    dock.destroyOnClose()
+    viewer.window.add_dock_widget(widget, name="again")
+    assert not widget.live_comparison.is_running
+    gate.release(100)
+    widget.start()
+    finished(qtbot, widget)
+    assert tuple(widget.live_comparison.slices) == core.evaluate(probability > 0.5, em[1]).slices
+
+
+def test_closed_amid_a_comparison_of_objects_it_can_compare_them_again(compare, qtbot):
+    viewer, _ = compare
+    dock, widget = viewer.window.add_plugin_dock_widget("napari-kdunet", NAME)
+    widget.prediction.value = widget.reference.value = viewer.layers["truth"]
+    widget.prediction.value = viewer.add_labels(viewer.layers["truth"].data.copy(), name="again", **GRID)
+    widget.objects_button.native.click()
+    assert widget.object_worker is not None
+    dock.destroyOnClose()
+    assert widget.object_worker is None
+    viewer.window.add_dock_widget(widget, name="docked again")
+    widget.compare_objects()
+    qtbot.waitUntil(lambda: widget.object_worker is None, timeout=60_000)
+    assert "F1" in widget.objects.summary.text()
+
+
 def test_removing_a_layer_or_the_viewer_meanwhile_breaks_nothing(compare, qtbot, gate, notified):
     viewer, widget = compare
     widget.start_button.native.click()

@@ -676,6 +676,28 @@ def test_the_preview_goes_with_the_panel(segment, qtbot):
     assert layer not in viewer.layers
 
 
+def test_closed_amid_work_and_docked_again_it_goes_on(segment, em, tiny_model, qtbot, gate):
+    viewer, _ = segment
+    dock, widget = viewer.window.add_plugin_dock_widget("napari-kdunet", "Segment")
+    qtbot.waitUntil(lambda: widget.loaded is not None)
+    widget.image.value, widget.model.value = viewer.layers["raw"], "tiny"
+    qtbot.waitUntil(lambda: widget.loaded is tiny_model)
+    gate.hold()
+    widget.start_button.native.click()
+    gate.let(1)
+    qtbot.waitUntil(lambda: widget.bar.value() == 1)
+    dock.destroyOnClose()
+    viewer.window.add_dock_widget(widget, name="again")
+    assert not widget.segmentation.is_running
+    assert widget.start_button.enabled
+    widget.start_button.native.click()
+    gate.release()  # the slice of the first start may end too, and counts once
+    finished(qtbot, widget)
+    result = widget.segmentation.result
+    assert result.tiles_done.tolist() == [1] * len(em[0])
+    np.testing.assert_array_equal(result.mask, expected(tiny_model, em[0], widget.threshold.value))
+
+
 def test_closing_the_viewer_meanwhile_breaks_nothing(segment, qtbot, gate, notified):
     viewer, widget = segment
     widget.live.value = True

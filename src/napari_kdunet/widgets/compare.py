@@ -102,6 +102,11 @@ class CompareWidget(Panel):
             worker.start()  # only now, as the work asks the worker whether to stop
         self._draw()
 
+    def dock_closed(self) -> None:
+        """Stop what is under way; what was compared is compared anew."""
+        self.live_comparison.clear()
+        self._stop_objects()
+
     def go_to_error(self, error: ObjectError, place: Place) -> None:
         """Go to an error of objects, and select those concerned in their layers."""
         for layer, ids in zip(self._compared, (error.predicted, error.true), strict=True):

@@ -15,6 +15,7 @@ from napari_kdunet.core import LabelsError, instances, open_volume
 from napari_kdunet.core.objects.measure import write_table
 from napari_kdunet.widgets.comparison.layer_pair import can_be_compared
 from napari_kdunet.widgets.proofreading import edits
+from napari_kdunet.widgets.proofreading.background import Check
 from napari_kdunet.widgets.proofreading.measuring import MaskCorrections, Measurement
 from napari_kdunet.widgets.proofreading.panel import ProofreadingPanel
 from napari_kdunet.widgets.proofreading.session import (
@@ -64,15 +65,15 @@ class ObjectsWidget(ProofreadingPanel):
             done = len(volume) if result is None else int(np.count_nonzero(result.done))
             self.source.held = True
 
-            def work() -> Iterator[Any]:
+            def work(check: Check) -> Iterator[Any]:
                 outlines = None if result is None else result.outlines
-                found = instances(volume, config, boundary=outlines, progress=self.background.check)
+                found = instances(volume, config, boundary=outlines, progress=check)
                 ids = np.asarray(found) if found.nbytes <= IN_MEMORY else found
                 objects = open_volume(ids, voxel_size=volume.voxel_size)
                 if result is not None and isinstance(ids, np.ndarray):
                     session.corrections = MaskCorrections(result, objects)
                 yield ids[0] if source.ndim == 2 else ids
-                yield measuring.measure(objects, self.background.check, in_memory=isinstance(ids, np.ndarray))
+                yield measuring.measure(objects, check, in_memory=isinstance(ids, np.ndarray))
 
             def take(event: Any) -> None:
                 if isinstance(event, Measurement):
@@ -152,13 +153,13 @@ class ObjectsWidget(ProofreadingPanel):
             now = replace(session, checked=set(session.checked))
             session.saved, session.stale = True, False
 
-            def work() -> Iterator[Any]:
-                ids = snapshot.read(self.background.check)
+            def work(check: Check) -> Iterator[Any]:
+                ids = snapshot.read(check)
                 if stale or now.table is None:
-                    found = measuring.measure(ids, self.background.check, in_memory=snapshot.in_memory)
+                    found = measuring.measure(ids, check, in_memory=snapshot.in_memory)
                     now.table = found.table
                     yield found
-                save_session(path, ids, now, options, lambda z: self.background.check(z / len(ids)))
+                save_session(path, ids, now, options, lambda z: check(z / len(ids)))
                 session.stamp = stamp_of(Path(path))
                 yield Path(path).absolute()
 
@@ -180,7 +181,7 @@ class ObjectsWidget(ProofreadingPanel):
             return
         there = list(self.viewer.layers)
 
-        def work() -> Iterator[Any]:
+        def work(_: Check) -> Iterator[Any]:
             yield session_layers(path, there)
 
         def take(layers: Any) -> None:

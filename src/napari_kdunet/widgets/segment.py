@@ -267,7 +267,9 @@ class SegmentWidget(Panel):
         self.description.value = "\n".join(lines)
 
     def dock_closed(self) -> None:
-        """Remove the preview: it would not follow."""
+        """Stop what is under way, and remove the preview, which would not follow."""
+        self.segmentation.abandon()
+        self.batch.abandon()
         self.live.value = False
 
     def _layer_removed(self, event: Any) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 
 from napari_kdunet import core
 from napari_kdunet.core.data.validation import Validation
@@ -24,6 +25,14 @@ def test_a_model_scores_as_its_prediction(validation, model, views):
     assert one.ce == pytest.approx(other.ce, rel=1e-5)
     assert one.iou(0.5) == pytest.approx(other.iou(0.5), abs=2e-3)
     assert one.ce != pytest.approx(validation.score(model(2, seed=1, depth=2), "cpu", 1).ce, rel=1e-3)
+
+
+def test_a_network_that_overflows_is_named(validation, model, one_line):
+    network = model(2, depth=2)
+    with torch.no_grad():
+        next(network.net.parameters()).fill_(1e38)
+    with one_line(core.ModelError, "gives NaN or infinity for slice z=0 of", "overflow"):
+        validation.score(network, "cpu", 1)
 
 
 def test_scores_settle_slice_by_slice(validation, blobs):

@@ -80,6 +80,16 @@ def test_the_model_that_was_given_stays_as_it_is(tissue) -> None:
     assert all(torch.equal(a.running_var, b.running_var) for a, b in zip(norms(adapted), norms(again), strict=True))
 
 
+def test_they_are_taken_once(tissue) -> None:
+    """A model that has statistics of a volume is not given them again, as they would count twice."""
+    model = generalist("mito-1unet")
+    adapted = core.adapt_statistics(model, tissue[0], threads=1)
+    assert (model.adapts, adapted.adapts) == (True, False)
+    volume = core.open_volume(tissue[0])
+    by_itself, fitted = (core.predict(m, volume, threads=1).compute() for m in (model, adapted))
+    np.testing.assert_array_equal(by_itself, fitted)
+
+
 def test_a_training_that_goes_on_forgets_the_image(tissue) -> None:
     """Its statistics are those of its last batches again: so far on they are the same from any beginning."""
     config = core.TrainConfig(k=2, steps=60, batch=1, patch=64, lr=1e-4, ema=0, validations=1, seed=0)

@@ -265,6 +265,17 @@ def test_without_any_labels(blobs, quick, good, share):
     assert again[0].prior_ce == pytest.approx(started.prior_ce, rel=1e-6)  # judged by the teacher's own mask
 
 
+def test_the_threshold_of_a_probability_counts_for_the_student_that_it_teaches(blobs, quick, good, tmp_path):
+    """What was written by a model of another threshold is foreground from there on."""
+    raw, _ = blobs()
+    low = 0.3 * np.asarray(core.predict(good, raw))
+    core.write_volume(low, tmp_path / "p.h5", metadata={"output": "probability", "threshold": 0.15})
+    started = next(iter(core.iter_distill(tmp_path / "p.h5", raw, None, quick(mode="soft"))))
+    assert started.prior_ce > 0.1, "half of what is foreground is told as such"
+    unstated = next(iter(core.iter_distill(low, raw, None, quick(mode="soft"))))
+    assert unstated.prior_ce == 0, "nothing is above 0.5"
+
+
 # ---------------------------------------------------------------- teachers that cannot teach
 
 

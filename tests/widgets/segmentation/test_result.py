@@ -82,7 +82,7 @@ def test_tiles_of_a_slice_get_one_threshold(tiny_model):
     result.put(0, probability[:, :4], None, (slice(0, 4), slice(0, 4)))
     result.threshold = 0.25
     assert not result.done[0]
-    result.put(0, probability[:, 4:], None, (slice(0, 4), slice(4, 8)))
+    result.put(0, probability[:, 4:], None, (slice(0, 4), slice(4, 8)), 1)
     assert result.done[0]
     np.testing.assert_array_equal(result.mask[0], probability > 0.5)
     result.apply(0)

@@ -51,7 +51,7 @@ def adapt_statistics(
     Returns
     -------
     Model
-        A copy with other statistics. Same volume, same statistics.
+        A copy with other statistics, which `predict` takes as they are. Same volume, same statistics.
 
     Raises
     ------
@@ -85,7 +85,7 @@ def with_statistics(
     if known is None or known.volume() is not volume or known.state != state:
         adapted = _adapted_to(volume, model, _SLICES, device, threads) or model
         known = _last[model.net] = _Adapted(ref(volume), state, adapted.net)
-    return replace(model, net=known.net)
+    return _settled(model, known.net)
 
 
 class _Adapted(NamedTuple):
@@ -136,7 +136,13 @@ def _adapted(model: Model, probes: Probes) -> Model:
         norm.running_mean.lerp_(mean, prior)
         norm.running_var.lerp_(variance, prior)
         norm.momentum = momentum  # a training that goes on from here follows its own batches
-    return replace(model, net=net.eval().to(next(model.net.parameters()).device))
+    return _settled(model, net.eval().to(next(model.net.parameters()).device))
+
+
+def _settled(model: Model, net: nn.Module) -> Model:
+    """`model` by a network with statistics of a volume, which asks for no others any more."""
+    summary = {name: value for name, value in model.summary.items() if name != "statistics"}
+    return replace(model, net=net, summary=summary)
 
 
 def _norms(net: nn.Module) -> Iterator[Any]:

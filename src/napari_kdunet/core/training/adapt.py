@@ -190,7 +190,6 @@ def lesson(
             teacher,
             volume.extract([(z, part.y, part.x) for z in around]),
             views=config.teacher_views,
-            statistics="model",
             device=config.device,
             threads=threads,
         )

@@ -134,9 +134,12 @@ class LiveComparison(QObject):
 
     def clear(self) -> None:
         """Stop, and discard the comparison and its counts."""
-        self.stop()
+        for worker in (self._worker, self._slice_worker):
+            if worker is not None:
+                worker.drop()
         self._unwatch()
-        self.comparison, self.slices, self.layers, self._worker = None, [], (), None
+        self._worker = self._slice_worker = None
+        self.comparison, self.slices, self.layers = None, [], ()
         self.changed.emit()
 
     def go_to(self, z: int) -> None:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from threading import Event
-from typing import Any
+from contextlib import suppress
+from typing import Any, TypeAlias
 
 from qtpy.QtWidgets import QWidget
 
 from napari_kdunet.widgets.workers.stopping import StoppedError
-from napari_kdunet.widgets.workers.thread import EventWorker, run
+from napari_kdunet.widgets.workers.thread import EventWorker
 
-__all__ = ["Background"]
+__all__ = ["Background", "Check"]
+
+Check: TypeAlias = Callable[[float], None]
+"""The progress callback of work: raises where the work has been stopped."""
 
 
 class Background:
@@ -33,48 +36,45 @@ class Background:
     def __init__(self, owner: QWidget, changed: Callable[[Exception | None], None]) -> None:
         self.owner, self.changed = owner, changed
         self.worker: EventWorker | None = None
-        self._stop = Event()
         self._on_lost: Callable[[], None] = lambda: None
 
     def stop(self) -> None:
-        """Stop what is under way, at its next call of `check`."""
-        self._stop.set()
+        """Stop what is under way, at its next call of `Check` or after its next event."""
+        if self.worker is not None:
+            self.worker.stop()
 
     def abandon(self) -> None:
         """Stop what is under way as the owner is closed, which hears of its end no more."""
         if self.worker is not None:
-            self.stop()
             self.worker.drop()
             self.worker = None
             self._on_lost()
 
-    def check(self, _: float = 0) -> None:
-        """The progress callback of the work: raises where it has been stopped."""
-        if self._stop.is_set():
-            raise StoppedError
-
     def run(
         self,
-        work: Callable[[], Iterator[Any]],
+        work: Callable[[Check], Iterator[Any]],
         on_event: Callable[[Any], None],
         on_lost: Callable[[], None] = lambda: None,
     ) -> None:
         """Run work; `on_lost` is called where an error or a stop has kept it from its end."""
-        self._stop.clear()
         self._on_lost = on_lost
-        stopped = []
+        completed = []
+
+        def check(_: float = 0) -> None:
+            if worker.stopped:
+                raise StoppedError
 
         def events() -> Iterator[Any]:
-            try:
-                yield from work()
-            except StoppedError:
-                stopped.append(True)
+            with suppress(StoppedError):
+                yield from work(check)
+                completed.append(True)
 
         def ended(error: Exception | None = None) -> None:
             self.worker = None
-            if error is not None or stopped:
+            if not completed:
                 on_lost()
             self.changed(error)
 
-        self.worker = run(events, on_event=on_event, on_done=ended, on_error=ended, owner=self.owner)
+        self.worker = worker = EventWorker(events, on_event, ended, ended, self.owner)
+        worker.start()  # only now, as the work asks it whether to stop
         self.changed(None)

@@ -14,7 +14,7 @@ from qtpy.QtWidgets import QProgressBar, QSizePolicy
 from superqt.utils import qdebounced
 
 from napari_kdunet.core import LabelsError, ObjectsConfig, Volume, VolumeError
-from napari_kdunet.widgets.proofreading.background import Background
+from napari_kdunet.widgets.proofreading.background import Background, Check
 from napari_kdunet.widgets.proofreading.layer_watch import LayerWatch
 from napari_kdunet.widgets.proofreading.measuring import Measurement
 from napari_kdunet.widgets.proofreading.rows import SETTINGS, controls, finding_rows, footer
@@ -373,11 +373,11 @@ class ProofreadingPanel(Panel):
         snapshot = Snapshot(layer)
         session.stale = False  # once nothing keeps them from being measured
 
-        def work() -> Iterator[Any]:
-            ids = snapshot.read(self.background.check)
+        def work(check: Check) -> Iterator[Any]:
+            ids = snapshot.read(check)
             if corrections is not None:
                 yield corrections.hand_on(ids)
-            yield measuring.measure(ids, self.background.check, in_memory=snapshot.in_memory)
+            yield measuring.measure(ids, check, in_memory=snapshot.in_memory)
 
         def take(event: Any) -> None:
             if isinstance(event, Measurement):

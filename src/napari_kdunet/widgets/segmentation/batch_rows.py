@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from threading import Event
 from typing import TYPE_CHECKING
 
 from magicgui.widgets import ComboBox, LineEdit
@@ -18,7 +17,7 @@ from napari_kdunet.widgets.segmentation.batch import Item, Progress, images_in, 
 from napari_kdunet.widgets.shared.fields import Folding, without_wheel
 from napari_kdunet.widgets.shared.layers import PREVIEW, is_result, volume_of
 from napari_kdunet.widgets.shared.panel import button, in_a_row, list_table
-from napari_kdunet.widgets.workers.thread import EventWorker, run
+from napari_kdunet.widgets.workers.thread import EventWorker
 
 if TYPE_CHECKING:
     import napari.viewer
@@ -61,7 +60,6 @@ class BatchRows(Folding):
         self.states: list[str] = []
         self.worker: EventWorker | None = None
         self._targets: dict[int, Path] = {}
-        self._stop = Event()
         self.folder = LineEdit(
             name="batch_folder", label="Into", tooltip="Folder of the results; beside each image if empty."
         )
@@ -143,22 +141,27 @@ class BatchRows(Folding):
                 raise core.VolumeError("there are no images to segment: add layers, files or a folder.")
             recipe = self._recipe()
             items, rows = self._items()
-            self._stop.clear()
             self.start_button.enabled, self.stop_button.enabled = False, True
-            self.worker = run(
-                lambda: iter_batch(items, recipe, self._stop.is_set),
+            self.worker = worker = EventWorker(
+                lambda: iter_batch(items, recipe, lambda: worker.stopped),
                 on_event=lambda event: self._take(event, rows),
                 on_done=self._ended,
                 on_error=self._ended,
                 owner=panel.native,
             )
+            worker.start()  # only now, as the work asks it whether to stop
 
     def stop(self) -> None:
         """Stop; masks that are complete stay."""
         if self.worker is not None:
-            self._stop.set()
             self.stop_button.enabled = False
             self.worker.stop()
+
+    def abandon(self) -> None:
+        """Stop, as the panel is closed; masks that are complete stay."""
+        if self.worker is not None:
+            self.worker.drop()
+            self._ended()
 
     def _items(self) -> tuple[list[Item], list[int]]:
         """The images that can be segmented, with their rows; the states of the others say why not."""

@@ -7,7 +7,7 @@ import shutil
 import tempfile
 import threading
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
@@ -152,12 +152,16 @@ class Result:
         probability: NDArray[np.float32],
         classes: NDArray[np.uint8] | None = None,
         window: Window = (slice(None), slice(None)),
+        index: int = 0,
     ) -> None:
-        """Store the next tile of slice `z`: its foreground probability (YX) and, with several classes, the likeliest.
+        """Store a tile of slice `z`: its foreground probability (YX) and, with several classes, the likeliest.
 
-        All tiles of a slice have the threshold of its first one, until `apply` gives the slice another.
+        All tiles of a slice have the threshold of its first one, until `apply` gives the slice another. Tiles come one
+        after the other by their `index`; one that is there already is left out.
         """
         with self._lock:
+            if self.tiles_done[z] != index:  # from a worker that was stopped and replaced amid a tile
+                return
             if not self.tiles_done[z]:
                 self._applied[z] = self.threshold
             foreground, at = probability > self._applied[z], (z, *window)
@@ -245,14 +249,13 @@ class Result:
 
 
 class Focus:
-    """What the GUI thread tells the workers: the current slice, with which they begin, and whether to stop."""
+    """The slice on screen, with which the workers begin; the GUI thread sets it."""
 
     def __init__(self, z: int = 0) -> None:
         self.z = z
-        self.stopped = False
 
 
-def segment(volume: core.Volume, result: Result, focus: Focus) -> Iterator[int]:
+def segment(volume: core.Volume, result: Result, focus: Focus, is_stopped: Callable[[], bool]) -> Iterator[int]:
     """Segment the missing slices of `result` by its model, the nearest to the focus first; yields z after each tile.
 
     Only one slice of the volume is in memory at a time, and of a large one only a tile; by three planes a block.
@@ -260,20 +263,20 @@ def segment(volume: core.Volume, result: Result, focus: Focus) -> Iterator[int]:
     plain = core.open_volume(volume, invert=result.inverted)
     if result.model.boundary:
         result.outlines = core.predict(result.model, plain, output="boundary")  # along z: of a few slices at a time
-    volume = stoppable(plain, lambda: focus.stopped)
+    volume = stoppable(plain, is_stopped)
     try:
         probability, classes = _lazy(result, volume)  # a generalist reads a few windows
-        blocks, *windows = (_pieces(sizes) for sizes in probability.chunks)
-        tiles = list(product(*windows))
+        blocks, rows, columns = (_pieces(sizes) for sizes in probability.chunks)
+        tiles = list(product(rows, columns))
         result.tiles = len(tiles)
         while (near := result.missing(focus.z)) is not None:
             slices = next(each for each in blocks if each.start <= near < each.stop)
-            window = tiles[result.tiles_done[near]]
+            window = tiles[index := int(result.tiles_done[near])]
             block = probability[(slices, *window)].compute(scheduler="synchronous")
             likeliest = None if classes is None else classes[(slices, *window)].compute(scheduler="synchronous")
             done = range(slices.start, slices.stop)
             for i, z in enumerate(done):
-                result.put(z, block[i], None if likeliest is None else likeliest[i], window)
+                result.put(z, block[i], None if likeliest is None else likeliest[i], window, index)
                 result.apply(z)  # where the threshold has changed since its first tile
                 result.lost[z] = volume.is_lost(z)
             yield from done

@@ -128,14 +128,14 @@ class VolumeSegmentation(QObject):
             self._add_mask()
         self._moved()
         self._began, self._at_first = time.monotonic(), int(result.tiles_done.sum())
-        self._focus.stopped = False
-        self._worker = run(
-            lambda: segment(volume, result, self._focus),
+        self._worker = worker = EventWorker(
+            lambda: segment(volume, result, self._focus, lambda: worker.stopped),
             on_event=self._segmented,
             on_done=self._ended,
             on_error=self._ended,
             owner=self.owner,
         )
+        worker.start()  # only now, as the work asks it whether to stop
         self.changed.emit()
 
     def goes_on(self, image: Any, recipe: Recipe) -> bool:
@@ -149,8 +149,15 @@ class VolumeSegmentation(QObject):
     def stop(self) -> None:
         """Stop after the current tile; what is done so far stays."""
         if self._worker is not None:
-            self._focus.stopped = True
             self._worker.stop()
+
+    def abandon(self) -> None:
+        """Stop, as the panel is closed; what is done so far stays."""
+        for worker in (self._worker, self._updater):
+            if worker is not None:
+                worker.drop()
+        self._worker = self._updater = None
+        self.changed.emit()
 
     def set_threshold(self, threshold: float) -> None:
         """Apply another threshold to the mask: to the current slice at once, to others and large ones on a thread."""

@@ -196,7 +196,7 @@ class PixelSize(Container):
 
     def find_or_stop(self) -> None:
         """Begin to look for the pixel size on a thread, or stop doing so."""
-        if self._worker is not None:
+        if self._worker is not None and self._worker.is_running:
             self.stop()
             return
         try:

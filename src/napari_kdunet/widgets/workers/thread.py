@@ -112,8 +112,8 @@ class EventWorker(QObject):
 
     @property
     def is_running(self) -> bool:
-        """Whether it has not ended yet, as seen on the GUI thread."""
-        return self._alive
+        """Whether it has neither ended, as seen on the GUI thread, nor been dropped."""
+        return self._alive and not self._dropped
 
     @property
     def is_paused(self) -> bool:
