@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 import typer
 from typer.core import TyperCommand
 
-from napari_kdunet.cli.progress import console
+from napari_kdunet.cli.terminal import console
 from napari_kdunet.core.errors import ConfigError, OutputError
 
 AUTO = "auto"
@@ -39,7 +39,6 @@ ValRaws = Annotated[
     list[str] | None, typer.Option("--val-raw", help="Image to validate on instead of a held-out share; repeatable.")
 ]
 ValLabelsOfEach = Annotated[list[str] | None, typer.Option("--val-labels", help="Its labels; once a --val-raw.")]
-ValRaw = Annotated[str | None, typer.Option(help="Image to validate on instead of a held-out share.")]
 ValLabels = Annotated[str | None, typer.Option(help="Its labels.")]
 Resume = Annotated[
     bool, typer.Option("--resume", help="Go on from NAME.resume.safetensors beside the model, with the same command.")

@@ -45,9 +45,9 @@ from napari_kdunet.cli.pixel_size import is_exported, with_found_pixel_sizes, wi
 from napari_kdunet.cli.predict import predict
 from napari_kdunet.cli.progress import Interrupted, follow_to_file, launch_processes
 from napari_kdunet.cli.signals import EXIT_CODE
-from napari_kdunet.cli.terminal import PIPE_EXIT_CODE, console, escape, flush_results, print_result, shorten
+from napari_kdunet.cli.terminal import PIPE_EXIT_CODE, console, flush_results, print_result, shorten
 from napari_kdunet.core.config import DistillConfig, TrainConfig
-from napari_kdunet.core.errors import KDUNetError, OutputError, TrainingError, is_out_of_memory
+from napari_kdunet.core.errors import KDUNetError, OutputError, TrainingError, escape, is_out_of_memory
 from napari_kdunet.core.parsing import format_slices
 
 __all__ = ["app", "run"]
@@ -394,19 +394,18 @@ app.command(cls=Command)(sweep)
 
 
 def _print_table(rows: dict[str, Any]) -> None:
-    shown = {_printable(name.replace("_", " "), 60): value for name, value in rows.items()}
+    shown = {_printed(name.replace("_", " "), 60): value for name, value in rows.items()}
     width = max(map(len, shown))
     for name, value in shown.items():
         if value is None and name in ("iou", "dice", "precision", "recall"):
             value = "not defined"
-        text = f"{value:.5g}" if isinstance(value, float) else _printable(str(value), 1000)
+        text = f"{value:.5g}" if isinstance(value, float) else _printed(str(value), 1000)
         print_result(f"{name:<{width}}  {text}")
 
 
-def _printable(text: str, most: int) -> str:
-    """Text of up to `most` characters, with an escape in the place of each that is not to be printed."""
-    text = text if len(text) <= most else f"{text[:most]}..."
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+def _printed(text: str, most: int) -> str:
+    """Escaped text of up to `most` characters."""
+    return escape(text if len(text) <= most else f"{text[:most]}...")
 
 
 def _follow(title: str, events: Any, out: Path, resumed: bool | None, fabric: Any) -> None:

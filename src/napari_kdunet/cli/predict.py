@@ -35,10 +35,11 @@ from napari_kdunet.cli.arguments import (
 from napari_kdunet.cli.options import with_selection
 from napari_kdunet.cli.pixel_size import is_exported, with_pixel_size
 from napari_kdunet.cli.progress import follow_slices
-from napari_kdunet.cli.terminal import console, escape, print_result, print_table, shorten
-from napari_kdunet.core.errors import ConfigError, InputError, KDUNetError, VolumeError
+from napari_kdunet.cli.terminal import console, print_result, print_table, shorten
+from napari_kdunet.core.errors import ConfigError, InputError, KDUNetError, VolumeError, escape
 from napari_kdunet.core.files import is_zarr_name, make_folder
 from napari_kdunet.core.parsing import format_slices
+from napari_kdunet.core.volumes.formats.hdf5 import split_hdf5
 
 if TYPE_CHECKING:
     from napari_kdunet.core import Model, OnnxModel
@@ -237,7 +238,7 @@ def _expand(given: str) -> list[str]:
 
 def _names(sources: list[str]) -> list[str]:
     """A name for the result of each volume: its own without the ending, with that of its folder where two agree."""
-    paths = [Path(source.partition(":/")[0] if "://" not in source else source) for source in sources]
+    paths = [split_hdf5(source)[0] for source in sources]
     names = [path.absolute().stem for path in paths]
     twice = Counter(names)
     names = [

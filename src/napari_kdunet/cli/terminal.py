@@ -11,9 +11,9 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from napari_kdunet.core.errors import OutputError
+from napari_kdunet.core.errors import OutputError, escape
 
-__all__ = ["PIPE_EXIT_CODE", "console", "escape", "flush_results", "print_result", "print_table", "shorten"]
+__all__ = ["PIPE_EXIT_CODE", "console", "flush_results", "print_result", "print_table", "shorten"]
 
 PIPE_EXIT_CODE = 141  # as a shell gives it for SIGPIPE, the silent end of what ``head`` no longer reads
 _MAX_LENGTH = 300  # characters of a message, whatever name or metadata it quotes
@@ -58,11 +58,6 @@ class _Console(Console):
 _stderr: Any = _StandardError()
 #: For everything but results.
 console = _Console(file=_stderr, highlight=False, soft_wrap=True, markup=False, emoji=False)
-
-
-def escape(text: str) -> str:
-    r"""Text without control characters, which a terminal would obey: ``\x1b`` for an escape, ``\n`` for a new line."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def shorten(text: str) -> str:

@@ -38,7 +38,9 @@ __all__ = [
     "TrainingError",
     "UnlabelledError",
     "VolumeError",
+    "escape",
     "is_out_of_memory",
+    "one_line",
 ]
 
 _LONGEST = 290  # characters of a message: with the "error: " of the command line it is under 300
@@ -52,9 +54,19 @@ class KDUNetError(Exception):
         super().__init__(_bounded(message))
 
 
+def escape(text: str) -> str:
+    r"""Text without control characters, which a terminal would obey: ``\x1b`` for an escape, ``\n`` for a new line."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def one_line(error: Exception) -> str:
+    """The message of an exception on one line; its type where it has none."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
 def _bounded(message: str) -> str:
-    r"""A message of which control characters are escaped (``\x1b``), and the middle left out where it is too long."""
-    message = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in message)
+    """An escaped message, of which the middle is left out where it is too long."""
+    message = escape(message)
     if len(message) <= _LONGEST:
         return message
     return f"{message[: _LONGEST - _END - 5]} ... {message[-_END:]}"

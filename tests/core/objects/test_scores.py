@@ -3,6 +3,7 @@
 import itertools
 import math
 
+import dask.array as da
 import numpy as np
 import pytest
 from skimage.metrics import adapted_rand_error, variation_of_information
@@ -96,6 +97,20 @@ def test_what_cannot_be_scored():
         core.score_objects(np.ones((1, 4, 4), np.uint8), np.ones((1, 4, 5), np.uint8))
     with pytest.raises(core.LabelsError, match="whole numbers"):
         core.score_objects(np.ones((1, 4, 4), np.float32), np.ones((1, 4, 4), np.uint8))
+
+
+@pytest.mark.parametrize("use", [core.score_objects, lambda lazy, true: core.measure(true, lazy, voxel_size=10.0)])
+def test_a_slice_that_cannot_be_read_is_named_with_the_reason(use):
+    true = random_pair(0)[1]
+
+    def read(block, block_info=None):
+        if block_info[None]["chunk-location"][0] == 2:
+            raise OSError("the disk is gone")
+        return block
+
+    lazy = da.from_array(true, chunks=(1, -1, -1)).map_blocks(read, dtype=true.dtype, meta=true[:0])
+    with pytest.raises(core.VolumeError, match=r"cannot read slice z=2 of .*: the disk is gone"):
+        use(lazy, true)
 
 
 def test_errors_name_the_objects():

@@ -82,18 +82,14 @@ def test_padding_does_not_count(knowing):
 
 def test_sizes_may_be_given_and_a_search_stopped(knowing):
     model, raw = knowing
-    seen = []
-    search = core.find_pixel_size(model, raw, sizes=(5, 10, 20), slices=1, on_tried=seen.append, threads=1)
+    seen = list(core.iter_find_pixel_size(model, raw, sizes=(5, 10, 20), slices=1, threads=1))
+    search = seen[-1]
+    assert search == core.find_pixel_size(model, raw, sizes=(5, 10, 20), slices=1, threads=1)
     assert [tried.pixel_size for tried in search.tried] == [5, 10, 20] * 2
     assert [len(each.tried) for each in seen] == [1, 2, 3, 4, 5, 6]
     assert {each.steps for each in seen} == {6}
     assert search.doubt_at(10.4) == search.tried[1].doubt
 
-    def stop(search):
-        raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        core.find_pixel_size(model, raw, on_tried=stop)
     going = core.iter_find_pixel_size(model, raw)
     assert len(next(going).tried) == 1
     going.close()

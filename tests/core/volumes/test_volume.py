@@ -200,3 +200,10 @@ def test_implausible_sizes_are_asked_about(size, one_line):
         open_volume(raw, voxel_size=size)
     for plausible in ((5000, 0.2, 0.5), (0.01, 500, 500)):
         assert open_volume(raw, voxel_size=plausible).voxel_size == plausible
+
+
+@pytest.mark.parametrize("choice", [{"axes": "XYZ"}, {"channel": 0}, {"time": 1}, {"series": 0}, {"level": 2}])
+def test_of_an_open_volume_nothing_is_chosen_any_more(choice):
+    volume = open_volume(np.zeros((2, 3, 4), np.uint8), name="em")
+    with pytest.raises(VolumeError, match=f"em is open already, as ZYX: choose {next(iter(choice))} where"):
+        open_volume(volume, **choice)

@@ -8,8 +8,6 @@ import tifffile
 from napari_kdunet import core
 from napari_kdunet.widgets.shared.models import models
 
-SCALE = {"scale": (2.0, 50.0, 20.0, 20.0), "units": ("s", "nm", "nm", "nm")}
-
 
 def finish(qtbot, widget):
     qtbot.waitUntil(lambda: not widget.segmentation.is_running, timeout=20_000)

@@ -124,8 +124,7 @@ class LimitedNetwork:
             process.kill()
             raise ModelError(f"{self.path} cannot be computed: it is damaged, or needs too much memory.")
         if "error" in answer:
-            reason = "".join(letter if letter.isprintable() else "?" for letter in answer["error"])
-            raise ModelError(f"{self.path} cannot be used ({reason}).")
+            raise ModelError(f"{self.path} cannot be used ({answer['error']}).")
         return answer, content
 
 

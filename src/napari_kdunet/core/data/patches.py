@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, cached_property, partial
 from itertools import pairwise
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,6 +17,7 @@ from torch import Tensor
 from napari_kdunet.core.config import TrainConfig
 from napari_kdunet.core.data.augmentation import change_appearance, random_warp, warp
 from napari_kdunet.core.data.teachers import TeacherOutput
+from napari_kdunet.core.prediction.tiling import Span
 from napari_kdunet.core.volumes.labels import OUTLINE, class_index, outline_targets, target_probabilities
 from napari_kdunet.core.volumes.neighbours import Neighbours
 from napari_kdunet.core.volumes.resampling import Grid
@@ -24,9 +25,6 @@ from napari_kdunet.core.volumes.sample import standardised
 from napari_kdunet.core.volumes.volume import Volume
 
 __all__ = ["Batch", "Block", "PatchSampler", "TrainingVolume", "load_blocks"]
-
-Span: TypeAlias = tuple[int, int]
-"""A start and a stop, in pixels."""
 
 _SIDE = 2048  # working pixels: larger slices are cut into blocks of about this side
 _SPARSE = 0.25  # share of labelled pixels below which patches are cut around them

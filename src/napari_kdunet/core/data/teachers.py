@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from napari_kdunet.core.config import DistillConfig
 from napari_kdunet.core.data.onnx_teacher import PROBE_SIDE, OnnxNetwork
-from napari_kdunet.core.errors import ModelError, VolumeError
+from napari_kdunet.core.errors import ModelError, VolumeError, one_line
 from napari_kdunet.core.networks.bundled import bundled_models
 from napari_kdunet.core.networks.model import Model, load_model
 from napari_kdunet.core.networks.protocol import Counted, UsualUNet
@@ -23,7 +23,6 @@ from napari_kdunet.core.prediction.tiler import Tiler
 from napari_kdunet.core.volumes.fingerprint import volume_fingerprint
 from napari_kdunet.core.volumes.probability import kind_of, read_probability
 from napari_kdunet.core.volumes.resampling import Grid
-from napari_kdunet.core.volumes.sources import one_line
 from napari_kdunet.core.volumes.volume import Volume, open_volume
 
 __all__ = ["TeacherOutput", "as_teacher", "is_torchscript", "teacher_fingerprint"]

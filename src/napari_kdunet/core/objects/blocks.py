@@ -17,14 +17,14 @@ import zarr
 from numpy.typing import NDArray
 from zarr.codecs import BloscCodec
 
-from napari_kdunet.core.errors import OutputError, VolumeError
+from napari_kdunet.core.errors import OutputError
 from napari_kdunet.core.files import scratch_folder
 from napari_kdunet.core.objects.foreground import Window
 from napari_kdunet.core.volumes.labels import predicted_ids
 from napari_kdunet.core.volumes.probability import kind_of, read_probability
+from napari_kdunet.core.volumes.slice_reader import read_slices
 from napari_kdunet.core.volumes.sources import AxesView, RawArray
 from napari_kdunet.core.volumes.volume import Volume
-from napari_kdunet.core.writing.slices import iter_slices
 
 __all__ = ["Probability", "Scratch", "cut_blocks", "iter_windows"]
 
@@ -80,10 +80,8 @@ class Probability:
         depth = self.shape[0]
         kept = Scratch(self.shape, np.bool_ if self.kind != "probability" else self.volume.dtype, folder)
         slab: list[NDArray[Any]] = []
-        for z, pixels in iter_slices(self.volume.data, range(depth)):
-            if isinstance(pixels, Exception):
-                raise pixels if isinstance(pixels, VolumeError) else VolumeError(f"cannot read {self.volume.name}")
-            slab.append(self._checked(np.asarray(pixels), z))
+        for z, pixels in enumerate(read_slices(self.volume, range(depth))):
+            slab.append(self._checked(pixels, z))
             if len(slab) == _SLAB or z == depth - 1:
                 kept[z + 1 - len(slab) : z + 1] = np.stack(slab)
                 slab.clear()

@@ -15,19 +15,19 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
-from napari_kdunet.core.errors import ConfigError, LabelsError, OutputError, VolumeError
+from napari_kdunet.core.errors import ConfigError, LabelsError, OutputError
 from napari_kdunet.core.files import replacing
 from napari_kdunet.core.objects.contacts import find_contacts, margin_of
+from napari_kdunet.core.objects.foreground import Window
 from napari_kdunet.core.objects.instances import known_voxel_size
 from napari_kdunet.core.objects.shape import find_length, make_mesh, thinning
 from napari_kdunet.core.volumes.labels import predicted_ids
 from napari_kdunet.core.volumes.probability import above, is_probability
+from napari_kdunet.core.volumes.slice_reader import read_slices
 from napari_kdunet.core.volumes.volume import Volume, VoxelSize, open_volume
-from napari_kdunet.core.writing.slices import iter_slices
 
-__all__ = ["Window", "check_table", "measure", "open_beside", "remeasure", "write_table"]
+__all__ = ["check_table", "measure", "open_beside", "remeasure", "write_table"]
 
-Window = tuple[slice, slice, slice]
 """Part of a volume, (Z, Y, X), each with a start and a stop."""
 
 Floats = NDArray[np.float64]
@@ -206,14 +206,9 @@ class _Part:
     def read(self, *others: Volume | None) -> Iterator[Any]:
         """Slices (Y, X) of the window, each with its z in the volume, and those of the other volumes."""
         volumes, every = (self.labels, *others), range(self.window[0].start, self.window[0].stop)
-        plane = (slice(None), *self.window[1:])
-        streams = [None if volume is None else iter_slices(volume.data[plane], every) for volume in volumes]
+        streams = [None if volume is None else read_slices(volume, every, *self.window[1:]) for volume in volumes]
         for z in every:
-            parts: list[Any] = [None if stream is None else next(stream)[1] for stream in streams]
-            for part, volume in zip(parts, volumes, strict=True):
-                if isinstance(part, Exception):
-                    name = "" if volume is None else volume.name
-                    raise part if isinstance(part, VolumeError) else VolumeError(f"cannot read slice z={z} of {name}")
+            parts: list[Any] = [None if stream is None else next(stream) for stream in streams]
             ids, *rest = parts
             ids = predicted_ids(ids, self.labels.name)
             yield (z, ids if self.ids is None else np.where(np.isin(ids, self.ids), ids, 0), *rest)

@@ -13,8 +13,8 @@ from scipy.optimize import linear_sum_assignment
 
 from napari_kdunet.core.errors import LabelsError
 from napari_kdunet.core.volumes.labels import object_ids, predicted_ids
+from napari_kdunet.core.volumes.slice_reader import read_slices
 from napari_kdunet.core.volumes.volume import open_pair
-from napari_kdunet.core.writing.slices import iter_slices
 
 __all__ = ["ObjectError", "ObjectScores", "score_objects"]
 
@@ -259,14 +259,10 @@ def score_objects(instances: Any, labels: Any, *, ignore: int | None = None) -> 
             f"{predicted.name} has dtype {predicted.dtype}: objects are whole numbers, as `objects` makes"
         )
     pairs: dict[tuple[int, int], int] = {}
-    for (_, first), (_, second) in zip(
-        iter_slices(predicted.data, range(len(truth))), iter_slices(truth.data, range(len(truth))), strict=True
-    ):
-        for part in (first, second):
-            if isinstance(part, Exception):
-                raise part
-        true, ignored = object_ids(np.asarray(second), ignore)
-        one, a = np.unique(predicted_ids(np.asarray(first), predicted.name)[~ignored], return_inverse=True)
+    slices = (read_slices(volume, range(len(truth))) for volume in (predicted, truth))
+    for first, second in zip(*slices, strict=True):
+        true, ignored = object_ids(second, ignore)
+        one, a = np.unique(predicted_ids(first, predicted.name)[~ignored], return_inverse=True)
         other, b = np.unique(true[~ignored], return_inverse=True)
         both, voxels = np.unique(a * max(len(other), 1) + b, return_counts=True)
         for code, n in zip(both.tolist(), voxels.tolist(), strict=True):

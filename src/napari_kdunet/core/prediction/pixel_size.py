@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -189,7 +189,6 @@ def find_pixel_size(
     invert: bool = True,
     device: str = "auto",
     threads: int | None = None,
-    on_tried: Callable[[PixelSizeSearch], Any] | None = None,
 ) -> PixelSizeSearch:
     """Find the pixel size of an image, and whether its contrast is inverted, as that at which a model is surest.
 
@@ -227,8 +226,6 @@ def find_pixel_size(
         Whether inverted contrast is tried too.
     device, threads
         As in `predict`.
-    on_tried : callable, optional
-        Called after each size; what it raises ends the search.
 
     Returns
     -------
@@ -242,11 +239,8 @@ def find_pixel_size(
     VolumeError
         If the volume cannot be used.
     """
-    search = PixelSizeSearch((), 0)
     how: dict[str, Any] = {"sizes": sizes, "slices": slices, "invert": invert, "device": device, "threads": threads}
-    for search in iter_find_pixel_size(model, raw, **how):
-        if on_tried is not None:
-            on_tried(search)
+    *_, search = (PixelSizeSearch((), 0), *iter_find_pixel_size(model, raw, **how))
     return search
 
 

@@ -305,7 +305,6 @@ def other_settings(before: dict[str, Any], now: dict[str, Any]) -> str:
     """
     changed, before = _changed(before, now), _complete(before, now)
     words = ", ".join(f"{name} {before.get(name)} (now {now.get(name)})" for name in changed)
-    words = "".join(letter if letter.isprintable() else "?" for letter in words)  # a file can hold anything
     return words if len(words) <= _MOST_WORDS else f"{words[:_MOST_WORDS]}..."
 
 

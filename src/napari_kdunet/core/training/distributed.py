@@ -21,8 +21,7 @@ from torch import Tensor
 
 from napari_kdunet.core.config import TrainConfig
 from napari_kdunet.core.devices import pick_device
-from napari_kdunet.core.errors import ConfigError, TrainingError
-from napari_kdunet.core.volumes.sources import one_line
+from napari_kdunet.core.errors import ConfigError, TrainingError, one_line
 
 __all__ = ["ProcessGroup", "launch", "single_process"]
 

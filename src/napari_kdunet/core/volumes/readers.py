@@ -11,9 +11,9 @@ from typing import Any, TypeAlias
 
 import zarr
 
-from napari_kdunet.core.errors import VolumeError
+from napari_kdunet.core.errors import VolumeError, escape
 from napari_kdunet.core.files import is_file
-from napari_kdunet.core.volumes.axes import Opened, Selection, Stored, view_zyx
+from napari_kdunet.core.volumes.axes import Opened, Selection, Stored, check_level, view_zyx
 from napari_kdunet.core.volumes.formats.chunked import is_n5, is_precomputed, open_n5, open_precomputed
 from napari_kdunet.core.volumes.formats.folder import open_folder
 from napari_kdunet.core.volumes.formats.hdf5 import HDF5_ENDINGS, hdf5_parts, open_hdf5, split_hdf5
@@ -163,7 +163,7 @@ def _row_of(path: Path) -> Format | None:
 def name_of(source: Any) -> str:
     """Name of a source for messages: its path, with control characters escaped, or what it is."""
     if isinstance(source, (str, Path)):
-        return "".join(c if c.isprintable() else repr(c)[1:-1] for c in str(source))
+        return escape(str(source))
     return str(source.store_path) if isinstance(source, zarr.Group) else f"the {type(source).__name__} array"
 
 
@@ -175,8 +175,7 @@ def _open(source: Any, selection: Selection, name: str) -> Stored:
     if isinstance(source, (zarr.Group, zarr.Array)):
         return open_zarr_node(source, selection, name)
     if all(hasattr(source, attribute) for attribute in ("shape", "dtype", "__getitem__")):
-        if selection.level:
-            raise VolumeError(f"{name} has scale levels 0 to 0: there is no level {selection.level}")
+        check_level(selection.level, 1, name)
         return Stored(source)
     raise VolumeError(f"cannot open a {type(source).__name__} as a volume: give a path or an array")
 

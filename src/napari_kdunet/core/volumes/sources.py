@@ -33,7 +33,6 @@ __all__ = [
     "check_memory",
     "check_part",
     "check_regular",
-    "one_line",
 ]
 
 Key: TypeAlias = tuple[int | slice, slice, slice]
@@ -352,8 +351,3 @@ def _zstd_size(data: bytes) -> int:
     flag, single, dictionary = data[4] >> 6, data[4] >> 5 & 1, (0, 1, 2, 4)[data[4] & 3]
     start, length = 6 - single + dictionary, (single, 2, 4, 8)[flag]
     return int.from_bytes(data[start : start + length], "little") + (256 if flag == 1 else 0)
-
-
-def one_line(error: Exception) -> str:
-    """The message of an exception on one line."""
-    return " ".join(str(error).split()) or type(error).__name__

@@ -15,7 +15,7 @@ from typing import Any, Literal
 import dask.array as da
 import numpy as np
 
-from napari_kdunet.core.errors import LabelsError, VolumeError
+from napari_kdunet.core.errors import LabelsError, VolumeError, one_line
 from napari_kdunet.core.files import newest
 from napari_kdunet.core.volumes.axes import Selection
 from napari_kdunet.core.volumes.formats.hdf5 import split_hdf5
@@ -29,7 +29,6 @@ from napari_kdunet.core.volumes.sources import (
     Source,
     check_chunk_count,
     check_memory,
-    one_line,
 )
 from napari_kdunet.core.volumes.voxel_size import VoxelSize, is_plausible
 
@@ -304,6 +303,9 @@ def open_volume(
         The source is missing, damaged, empty, of an unknown kind, RGB or not a volume, or `sample` does not fit.
     """
     if isinstance(source, Volume):
+        chosen = {"level": level or None, "axes": axes, "channel": channel, "time": time, "series": series}
+        if given := [name for name, value in chosen.items() if value is not None]:
+            raise VolumeError(f"{source.name} is open already, as ZYX: choose {given[0]} where its file is opened")
         volume = source if name in (None, source.name) else replace(source, name=name)
     else:
         selection = Selection(level, axes, channel, time, series, skip_unreadable=on_error == "skip")

@@ -8,7 +8,7 @@ import unicodedata
 from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias
 
-from napari_kdunet.core.volumes.sources import one_line
+from napari_kdunet.core.errors import one_line
 
 __all__ = [
     "Sizes",

@@ -18,8 +18,8 @@ import dask.array as da
 import numpy as np
 
 from napari_kdunet.core.errors import ConfigError, OutputError, VolumeError
+from napari_kdunet.core.volumes.slice_reader import compute_slices, iter_slabs
 from napari_kdunet.core.writing.ome_zarr import Levels
-from napari_kdunet.core.writing.slices import compute_slices, iter_slabs
 
 if TYPE_CHECKING:
     from distributed import Client

@@ -13,15 +13,14 @@ from typing import Any, NamedTuple, TypeAlias
 import dask.array as da
 import numpy as np
 
-from napari_kdunet.core.errors import OutputError, VolumeError
+from napari_kdunet.core.errors import OutputError, VolumeError, one_line
 from napari_kdunet.core.files import is_zarr_name, replacing
-from napari_kdunet.core.volumes.sources import one_line
+from napari_kdunet.core.volumes.slice_reader import Slice, iter_slices
 from napari_kdunet.core.writing.dask_cluster import Outcome, active_client, iter_write_on_cluster
 from napari_kdunet.core.writing.formats import WRITERS
 from napari_kdunet.core.writing.lock import TargetLock
 from napari_kdunet.core.writing.ome_zarr import incomplete_slices, zarr_writer
 from napari_kdunet.core.writing.progress_record import ProgressRecord
-from napari_kdunet.core.writing.slices import Slice, iter_slices
 from napari_kdunet.core.writing.spec import OmeVersion, OutputSpec, WriteSlice
 from napari_kdunet.core.writing.target import check_target
 
@@ -51,7 +50,47 @@ def iter_write(
     resume_key: str | None = None,
     on_error: OnError | None = None,
 ) -> Generator[Written, None, None]:
-    """Write a volume slice by slice, as an iterator; closing it stops the writing.
+    """As `write_volume`, slice by slice, as an iterator; closing it stops the writing.
+
+    Yields
+    ------
+    Written
+        A slice just written or skipped. The result takes its final name after the last one, when the iterator is
+        exhausted.
+    """
+    target = check_target(path, overwrite=overwrite)
+    size = tuple(int(n) for n in (volume.shape if shape is None else shape))
+    kind = np.dtype(volume.dtype if dtype is None else dtype).newbyteorder("=")
+    if len(size) != 3 or 0 in size or kind.kind not in "biuf":
+        raise OutputError(f"cannot write {target}: shape {size} and dtype {kind}, give numbers with axes Z, Y, X")
+    if ome_version not in ("0.4", "0.5"):
+        raise OutputError(f"cannot write OME-Zarr {ome_version}: choose 0.4 or 0.5")
+    voxel_size = voxel_size or getattr(volume, "voxel_size", None)
+    if voxel_size is not None and not (len(voxel_size) == 3 and all(1e-6 < n < 1e9 for n in voxel_size)):
+        raise OutputError(f"cannot write {target}: voxel size {voxel_size}, give three positive numbers, nm, Z Y X")
+    skipped: list[int] | None = None if on_error is None else []
+    spec = OutputSpec(target.stem, size, kind, voxel_size, metadata, skipped, labels, ome_version)
+    resumable = resume_key is not None and is_zarr_name(target) and hasattr(volume, "__getitem__")
+    key = f"{resume_key} {size} {kind} OME-Zarr {ome_version}" if resumable else None
+    return _write_slices(volume, target, spec, key, on_error)
+
+
+def write_volume(
+    volume: Any,
+    path: str | Path,
+    *,
+    shape: tuple[int, int, int] | None = None,
+    dtype: Any = None,
+    voxel_size: tuple[float, float, float] | None = None,
+    metadata: Mapping[str, Any] | None = None,
+    labels: bool = False,
+    ome_version: OmeVersion = "0.5",
+    overwrite: bool = False,
+    resume_key: str | None = None,
+    on_error: OnError | None = None,
+    progress: Callable[[int], object] | None = None,
+) -> None:
+    """Write a volume, and return when it is complete.
 
     What is written has a temporary name until it is complete. If writing stops or fails it is removed, but kept for
     the next call where it can be resumed (see `resume_key`). One process at a time writes a name.
@@ -91,12 +130,8 @@ def iter_write(
     on_error : callable, optional
         Called with the `VolumeError` of each slice that cannot be read; the slice is left 0, its index is put into
         the list ``skipped`` of the metadata, and writing continues. By default the error is raised.
-
-    Yields
-    ------
-    Written
-        A slice just written or skipped. The result takes its final name after the last one, when the iterator is
-        exhausted.
+    progress : callable, optional
+        Called with the index of each slice written. An exception that it raises stops the writing.
 
     Raises
     ------
@@ -104,47 +139,6 @@ def iter_write(
         The target cannot be written (at once, see `check_target`), another process is writing it, or writing failed.
     VolumeError
         A slice cannot be read, or none at all.
-    """
-    target = check_target(path, overwrite=overwrite)
-    size = tuple(int(n) for n in (volume.shape if shape is None else shape))
-    kind = np.dtype(volume.dtype if dtype is None else dtype).newbyteorder("=")
-    if len(size) != 3 or 0 in size or kind.kind not in "biuf":
-        raise OutputError(f"cannot write {target}: shape {size} and dtype {kind}, give numbers with axes Z, Y, X")
-    if ome_version not in ("0.4", "0.5"):
-        raise OutputError(f"cannot write OME-Zarr {ome_version}: choose 0.4 or 0.5")
-    voxel_size = voxel_size or getattr(volume, "voxel_size", None)
-    if voxel_size is not None and not (len(voxel_size) == 3 and all(1e-6 < n < 1e9 for n in voxel_size)):
-        raise OutputError(f"cannot write {target}: voxel size {voxel_size}, give three positive numbers, nm, Z Y X")
-    skipped: list[int] | None = None if on_error is None else []
-    spec = OutputSpec(target.stem, size, kind, voxel_size, metadata, skipped, labels, ome_version)
-    resumable = resume_key is not None and is_zarr_name(target) and hasattr(volume, "__getitem__")
-    key = f"{resume_key} {size} {kind} OME-Zarr {ome_version}" if resumable else None
-    return _write_slices(volume, target, spec, key, on_error)
-
-
-def write_volume(
-    volume: Any,
-    path: str | Path,
-    *,
-    shape: tuple[int, int, int] | None = None,
-    dtype: Any = None,
-    voxel_size: tuple[float, float, float] | None = None,
-    metadata: Mapping[str, Any] | None = None,
-    labels: bool = False,
-    ome_version: OmeVersion = "0.5",
-    overwrite: bool = False,
-    resume_key: str | None = None,
-    on_error: OnError | None = None,
-    progress: Callable[[int], object] | None = None,
-) -> None:
-    """Write a volume and return when it is complete; parameters and errors are those of `iter_write`.
-
-    Parameters
-    ----------
-    volume, path, shape, dtype, voxel_size, metadata, labels, ome_version, overwrite, resume_key, on_error
-        See `iter_write`.
-    progress : callable, optional
-        Called with the index of each slice written. An exception that it raises stops the writing.
     """
     how: dict[str, Any] = {
         "voxel_size": voxel_size,

@@ -13,7 +13,8 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from napari_kdunet.core import Volume, measure
-from napari_kdunet.core.objects.measure import Window, remeasure
+from napari_kdunet.core.objects.foreground import Window
+from napari_kdunet.core.objects.measure import remeasure
 from napari_kdunet.core.volumes.fingerprint import data_fingerprint
 from napari_kdunet.core.volumes.probability import is_probability, read_probability
 from napari_kdunet.core.volumes.volume import VoxelSize

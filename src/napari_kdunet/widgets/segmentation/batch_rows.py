@@ -82,15 +82,14 @@ class BatchRows(Folding):
         self.stop_button = button("Stop", "Stop; masks that are complete stay.", self.stop, "batch_stop")
         self.stop_button.enabled = False
         choose = button("Choose…", "Choose the folder of the results.", self._ask_folder)
-        into = in_a_row(self.folder, choose)
-        into.label = self.folder.label
+        into = in_a_row(self.folder, choose, label=self.folder.label)
         add = in_a_row(
             button("Layers", "Add the selected image layers; all if none is.", self.add_layers, "add_layers"),
             button("Files…", "Add files.", self._ask_files),
             button("Folder…", "Add all images of a folder.", self._ask_images),
             button("Clear", "Empty the list.", self.clear),
+            label="Add",
         )
-        add.label = "Add"
         super().__init__(
             "Several images",
             widgets=[add, into, self.ending, in_a_row(self.start_button, self.stop_button)],

@@ -72,8 +72,7 @@ def input_rows(
         strokes,
         "strokes_button",
     )
-    row = in_a_row(labels, paint)
-    row.label = labels.label
+    row = in_a_row(labels, paint, label=labels.label)
     return [image, PartChoice(viewer, image), PixelSize(viewer, image, *finds), row]
 
 

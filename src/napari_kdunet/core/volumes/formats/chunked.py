@@ -107,7 +107,7 @@ def open_n5(path: Path, selection: Selection, name: str) -> Stored:
     array = _open({"driver": "n5", "kvstore": {"driver": "file", "path": str(path)}}, _n5_chunk, name)
     axes = _n5_axes(attributes, len(array.shape), name)
     stated = read_metadata(lambda: _n5_sizes(attributes, group, axes), "resolution")
-    return Stored(array, "" if selection.axes else axes, *stated)
+    return Stored(array, axes, *stated)
 
 
 def _n5_axes(attributes: dict[str, Any], ndim: int, name: str) -> str:
@@ -152,7 +152,7 @@ def open_precomputed(path: Path, selection: Selection, name: str) -> Stored:
     stated = read_metadata(
         lambda: {a: (n, "nm") for a, n in zip("xyz", scale["resolution"], strict=True)}, "resolution"
     )
-    return Stored(array, "" if selection.axes else "xyzc", *stated)
+    return Stored(array, "xyzc", *stated)
 
 
 def _open(spec: dict[str, Any], chunk_path: ChunkPath, name: str) -> LazyArray:

@@ -13,11 +13,11 @@ from typing import Any
 
 import numpy as np
 
-from napari_kdunet.core.errors import VolumeError
+from napari_kdunet.core.errors import VolumeError, one_line
 from napari_kdunet.core.volumes.axes import Opened, Selection, Stored, check_level, view_zyx
 from napari_kdunet.core.volumes.formats.images import open_image
 from napari_kdunet.core.volumes.formats.tiff import open_tiff
-from napari_kdunet.core.volumes.sources import PagedArray, check_regular, one_line
+from napari_kdunet.core.volumes.sources import PagedArray, check_regular
 
 __all__ = ["SLICE_READERS", "natural_order", "open_folder"]
 
@@ -202,7 +202,7 @@ def _stack(files: list[Path], selection: Selection, name: str, notes: list[str])
     elif (size := sizes.pop()) is not None:
         stated = {axis: (nm, "nm") for axis, nm in zip("yx", size[1:], strict=True)}
     array = PagedArray(partial(_load_slice, files, inside), (len(files),), shape[1:], dtype)
-    return Stored(array, "" if selection.axes else "zyx", stated, (*notes, *of_slices))
+    return Stored(array, "zyx", stated, (*notes, *of_slices))
 
 
 def _open_slice(path: Path, selection: Selection) -> Opened:

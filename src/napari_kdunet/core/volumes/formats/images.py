@@ -47,7 +47,7 @@ def open_image(path: Path, selection: Selection, name: str) -> Stored:
             width, height = height, width
     shape, axes = ((height, width, samples), "yxc") if colours else ((height, width), "yx")
     array = PagedArray(partial(_load, path, colours, turned), (), shape, dtype)
-    return Stored(array, "" if selection.axes else axes)
+    return Stored(array, axes)
 
 
 def _open(path: Path) -> ImageFile.ImageFile:

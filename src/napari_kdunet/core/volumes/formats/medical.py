@@ -127,7 +127,7 @@ def open_nifti(path: Path, selection: Selection, name: str) -> Stored:
     dtype = header.get_data_dtype()
     if path.name.lower().endswith(".gz"):
         check_block(math.prod(shape) * dtype.itemsize, path.stat().st_size, name, "pixels")
-    axes = "" if selection.axes else "xyztc"[: len(shape)][::-1]
+    axes = "xyztc"[: len(shape)][::-1]
     if path.name.lower().endswith(".gz") or _is_scaled(image.dataobj):
         array: Any = LazyArray(partial(_load_nifti, path))
     else:

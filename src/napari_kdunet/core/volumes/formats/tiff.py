@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import tifffile
 
-from napari_kdunet.core.errors import VolumeError
+from napari_kdunet.core.errors import VolumeError, one_line
 from napari_kdunet.core.volumes.axes import Selection, Stored, check_level, pick
 from napari_kdunet.core.volumes.formats.attributes import own_threshold
 from napari_kdunet.core.volumes.formats.tiff_codecs import check_parts
@@ -28,7 +28,6 @@ from napari_kdunet.core.volumes.sources import (
     RawArray,
     check_block,
     check_part,
-    one_line,
 )
 from napari_kdunet.core.volumes.voxel_size import to_number
 

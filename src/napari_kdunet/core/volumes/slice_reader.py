@@ -1,4 +1,4 @@
-"""Read or compute the slices of a volume in the order in which they are written, the next ones ahead of time."""
+"""Read or compute the slices of a volume one after the other, the next ones ahead of time."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ import numpy as np
 from dask.base import compute_as_if_collection
 from numpy.typing import NDArray
 
-from napari_kdunet.core.errors import VolumeError
+from napari_kdunet.core.errors import VolumeError, one_line
+from napari_kdunet.core.volumes.volume import Volume
 
-__all__ = ["Slice", "compute_slices", "iter_slabs", "iter_slices"]
+__all__ = ["Slice", "compute_slices", "iter_slabs", "iter_slices", "read_slices"]
 
 Slice: TypeAlias = tuple[int, "NDArray[Any] | OSError | VolumeError"]
 """Index of a slice along z, and its pixels (Y, X) or the error with which reading them failed."""
@@ -55,6 +56,22 @@ def iter_slices(volume: Any, indices: Sequence[int]) -> Iterator[Slice]:
     if most == 0:
         return (slice_ for z in indices for slice_ in compute_slices(volume, [z]))
     return _prefetch(volume, indices, most)
+
+
+def read_slices(volume: Volume, indices: Sequence[int], *window: slice) -> Iterator[NDArray[Any]]:
+    """As `iter_slices`, of a volume, or of a window (rows, columns) of its slices: the pixels alone.
+
+    Raises
+    ------
+    VolumeError
+        At a slice that cannot be read; it says why.
+    """
+    for z, pixels in iter_slices(volume.data[(slice(None), *window)] if window else volume.data, indices):
+        if isinstance(pixels, VolumeError):
+            raise pixels
+        if isinstance(pixels, OSError):
+            raise VolumeError(f"cannot read slice z={z} of {volume.name}: {one_line(pixels)}") from pixels
+        yield pixels
 
 
 def iter_slabs(volume: da.Array, indices: Sequence[int]) -> Iterator[list[int]]:
