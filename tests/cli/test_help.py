@@ -82,6 +82,15 @@ def test_each_setting_has_an_option_with_its_unit_bounds_and_default(command, co
         assert all(str(choice) in line for choice in meta["choices"])
 
 
+def test_adapt_shows_the_defaults_that_it_uses(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "250")
+    shown = run("adapt", "--help").out
+    lines = {word: line for line in shown.splitlines() for word in line.split() if word.startswith("--")}
+    for option, default in (("--intensity", "0.5"), ("--teacher-views", "4"), ("--confidence", "1"), ("--tau", "1")):
+        assert f"default {default})" in lines[option]
+    assert "--boundary" not in lines, "an adaptation learns the foreground alone"
+
+
 def other_value(spec):
     """A value of a setting that is not its default."""
     meta = spec.metadata

@@ -24,12 +24,20 @@ VoxelSize = Annotated[
         "one, else the pixel size at which the model is surest."
     ),
 ]
+StatedVoxelSize = Annotated[
+    str | None,
+    typer.Option(
+        "--voxel-size",
+        help="Voxel size in nm, one number or Z,Y,X, in place of the one that the file states; needed where it states "
+        "none.",
+    ),
+]
 VoxelSizes = Annotated[
     list[str] | None,
     typer.Option(
         "--voxel-size",
         help="Voxel size in nm, one number or Z,Y,X, in place of the one that the images state: once for all, or once "
-        "for each RAW, --unlabelled and --val-raw, in this order.",
+        "for each image: RAW, then those without labels, then those to validate on, as far as there are any.",
     ),
 ]
 More = Annotated[

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from napari_kdunet.cli.arguments import OmeVersion, Overwrite, VoxelSize, check_out, given_volume, print_notes
+from napari_kdunet.cli.arguments import OmeVersion, Overwrite, StatedVoxelSize, check_out, given_volume, print_notes
 from napari_kdunet.cli.options import with_settings
 from napari_kdunet.cli.predict import ENDINGS
 from napari_kdunet.cli.progress import Interrupted, follow_share, follow_slices
@@ -41,7 +41,7 @@ def objects(
         str | None, typer.Option(help="Mask of something else: contact area and number of contacts of each object.")
     ] = None,
     within: Annotated[float, typer.Option(help="Distance in nm that is a contact.", min=0)] = 30.0,
-    voxel_size: VoxelSize = None,
+    voxel_size: StatedVoxelSize = None,
     ome_version: OmeVersion = "0.5",
     overwrite: Overwrite = False,
 ) -> None:

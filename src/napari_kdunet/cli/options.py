@@ -56,7 +56,8 @@ def with_settings(
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
         own = [p for p in inspect.signature(command, eval_str=True).parameters.values() if p.name != "config"]
-        options = [_option(spec) for spec in fields(kind) if spec.name not in without]
+        usual = (defaults or kind)()
+        options = [_option(spec, getattr(usual, spec.name)) for spec in fields(kind) if spec.name not in without]
         names = {option.name for option in options}
 
         @functools.wraps(command)
@@ -118,26 +119,26 @@ def _same(value: Any) -> Any:
     return value
 
 
-def _option(spec: Any) -> inspect.Parameter:
-    """The option of a field, read as a number, a switch, or text."""
+def _option(spec: Any, default: Any) -> inspect.Parameter:
+    """The option of a field, read as a number, a switch, or text; `default` is what it is without."""
     hint = spec.metadata["types"][0]
     flag = "--" + spec.name.replace("_", "-")
     option = typer.Option(
         f"{flag}/--no-{flag[2:]}" if hint is bool else flag,
-        help=_help(spec),
+        help=_help(spec, default),
         rich_help_panel="Advanced settings" if spec.metadata["advanced"] else "Settings",
     )
     return _parameter(spec.name, typing.Annotated[hint | None, option], None)
 
 
-def _help(spec: Any) -> str:
+def _help(spec: Any, default: Any) -> str:
     """Help text of a field with unit, bounds and default; without square brackets, which would be markup."""
     meta = spec.metadata
     facts = [_EXAMPLES[spec.name]] if spec.name in _EXAMPLES else [" | ".join(map(str, meta["choices"]))]
     signs = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}
     facts += [f"{sign} {_number(meta[name])}" for name, sign in signs.items() if name in meta]
-    if spec.default is not None:
-        facts.append(f"default {_number(spec.default)}")
+    if default is not None:
+        facts.append(f"default {_number(default)}")
     details = ", ".join(fact for fact in [meta["unit"], *facts] if fact)
     return f"{meta['help'].rstrip('.')} ({details})." if details else meta["help"]
 

@@ -55,7 +55,7 @@ RawVolumes = Annotated[
     list[str],
     typer.Argument(
         metavar="RAW",
-        help="TIFF, OME-TIFF, (OME-)Zarr, .npy or folder of slices; ZYX. With --out-dir several, or patterns "
+        help="TIFF, (OME-)Zarr, HDF5, MRC, .npy, ... or folder of slices; ZYX. With --out-dir several, or patterns "
         "such as 'data/*.tif'.",
     ),
 ]
