@@ -39,7 +39,6 @@ from napari_kdunet.cli.terminal import console, print_result, print_table, short
 from napari_kdunet.core.errors import ConfigError, InputError, KDUNetError, VolumeError, escape
 from napari_kdunet.core.files import is_zarr_name, make_folder
 from napari_kdunet.core.parsing import format_slices
-from napari_kdunet.core.volumes.formats.hdf5 import split_hdf5
 
 if TYPE_CHECKING:
     from napari_kdunet.core import Model, OnnxModel
@@ -238,6 +237,8 @@ def _expand(given: str) -> list[str]:
 
 def _names(sources: list[str]) -> list[str]:
     """A name for the result of each volume: its own without the ending, with that of its folder where two agree."""
+    from napari_kdunet.core.volumes.formats.hdf5 import split_hdf5
+
     paths = [split_hdf5(source)[0] for source in sources]
     names = [path.absolute().stem for path in paths]
     twice = Counter(names)
