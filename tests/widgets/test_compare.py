@@ -435,6 +435,38 @@ def test_a_mask_or_another_place_is_not_taken_for_objects_in_silence(open_widget
     assert [message[:51] for message in notified] == ["truth lies elsewhere than mask (+1, +0, +0 voxels),"]
 
 
+def test_the_overlay_lies_on_the_prediction_wherever_that_is(compare, qtbot):
+    viewer, widget = compare
+    widget.start()
+    finished(qtbot, widget)
+    qtbot.waitUntil(lambda: widget.overlay.layer is not None)
+    guess = viewer.layers["guess"]
+    guess.scale, guess.translate = (100, 40, 40), (0, 7, 0)
+    qtbot.waitUntil(lambda: tuple(widget.overlay.layer.translate) == (0, 7, 0))
+    assert tuple(widget.overlay.layer.scale) == (100, 40, 40)
+
+
+def test_scores_go_with_the_data_that_they_are_of(compare, em, qtbot, notified):
+    viewer, widget = compare
+    widget.start()
+    finished(qtbot, widget)
+    viewer.layers["guess"].data = np.zeros((5, 9, 9), np.uint8)
+    qtbot.waitUntil(lambda: any("choose layers of the same shape" in text for text in notified))
+    assert not widget.csv_button.enabled
+    assert widget.live_comparison.slices == []
+    assert "comparison" not in viewer.layers
+
+
+def test_other_layers_are_taken_when_those_that_were_compared_are_gone(compare, em, qtbot):
+    viewer, widget = compare
+    widget.start()
+    finished(qtbot, widget)
+    viewer.layers.clear()
+    for name in ("x", "y"):
+        viewer.add_labels(em[1].copy(), name=name, **GRID)
+    assert {widget.prediction.value.name, widget.reference.value.name} == {"x", "y"}
+
+
 def test_a_slice_that_cannot_be_read_is_told_in_the_panel(compare, em, qtbot, notified, damaged_at):
     viewer, widget = compare
     damaged = viewer.add_labels(damaged_at(em[1]), name="damaged", **GRID)

@@ -307,6 +307,45 @@ def test_preview_follows_settings_and_goes(panel, qtbot):
     qtbot.waitUntil(lambda: layer not in panel.viewer.layers, timeout=10_000)
 
 
+def test_what_the_filter_hides_is_selected_no_more_and_stays(found, qtbot):
+    found.select_all([1, 2])
+    found.filter.value = "id = 1"
+    assert found.selection == [1]
+    assert "2 selected" not in found.status.text()
+    found.delete()
+    settle(found, qtbot, 2)
+    assert np.unique(found.layer.data).tolist() == [0, 2, 3]
+    found.filter.value = ""
+    found.select_all([2])
+    found.filter.value = "id = 3"
+    found.delete()
+    assert "no object is selected" in found.error_label.text()
+    assert np.unique(found.layer.data).tolist() == [0, 2, 3]
+
+
+def test_no_objects_and_what_to_do_is_said(panel):
+    panel.min_diameter.value = 1_000
+    panel.start()
+    panel.wait()
+    assert len(panel.table) == 0
+    assert "lower the threshold or the minimum diameter" in panel.status.text()
+    panel.next_suspicious()
+    assert "there are no objects" in panel.error_label.text()
+
+
+def test_the_preview_goes_over_to_another_mask_and_leaves_the_selection(panel, qtbot):
+    viewer = panel.viewer
+    other = viewer.add_labels(boxes().repeat(2, axis=2), name="other", scale=(10, 10, 5), units="nm")
+    viewer.layers.selection.active = painted = viewer.layers["mask"]
+    panel.raw.value, panel.source.value, panel.live.value = None, painted, True
+    qtbot.waitUntil(lambda: panel.preview.layer is not None and not panel.preview.is_busy, timeout=60_000)
+    assert viewer.layers.selection.active == painted, "strokes go on there"
+    panel.source.value = other
+    qtbot.waitUntil(lambda: panel.preview.layer.name == "other objects preview", timeout=60_000)
+    assert panel.preview.layer.data.shape == (1, 60, 160)
+    assert tuple(panel.preview.layer.scale) == (10, 10, 5)
+
+
 def test_a_slice_that_the_preview_cannot_read_is_told_in_the_panel(panel, qtbot, notified, damaged_at):
     """It looks at neighbours of the slice on screen too."""
     z = panel.viewer.dims.current_step[0] - 1

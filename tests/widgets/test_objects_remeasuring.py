@@ -50,6 +50,52 @@ def count(monkeypatch):
     return calls
 
 
+def test_each_undo_is_noticed(found, wait, qtbot):
+    """Also where the histories are as long as they were when one was noticed last."""
+    layer, everything = found.layer, found.table["id"].tolist()
+    for number in everything[:2]:
+        edits.delete_objects(layer, [number])
+        wait(found)
+        assert number not in found.table["id"].tolist()
+        layer.undo()
+        qtbot.waitUntil(lambda: found.session.stale)
+        wait(found)
+        assert found.table["id"].tolist() == everything
+
+
+def test_what_is_edited_while_nobody_watches_is_measured_when_the_panel_is_back(found, wait, qtbot):
+    layer, viewer, number = found.layer, found.viewer, int(found.table["id"][0])
+    found.session.saved = True
+    viewer.window.remove_dock_widget(found.native)
+    layer.data_setitem(np.nonzero(layer.data == number), 0)
+    viewer.window.add_dock_widget(found, name="again")
+    assert found.session.stale
+    assert not found.session.saved
+    wait(found)
+    assert number not in found.table["id"].tolist()
+    viewer.window.remove_dock_widget(found.native)
+    viewer.window.add_dock_widget(found, name="once more")
+    assert not found.session.stale, "nothing has changed"
+
+
+def test_a_checked_object_is_checked_again_where_its_deletion_is_undone(found, wait):
+    layer, number = found.layer, int(found.table["id"].max())
+    place = np.nonzero(layer.data == number)
+    found.select(number)
+    found.check()
+    edits.delete_objects(layer, [number])
+    wait(found)
+    assert found.checked == set()
+    layer.undo()
+    wait(found)
+    assert found.checked == {number}
+    edits.delete_objects(layer, [number])
+    wait(found)
+    layer.data_setitem(tuple(axis[:40] for axis in place), number)
+    wait(found)
+    assert found.checked == set(), "another object, with the id of one that is gone"
+
+
 def test_a_pixel_size_that_is_typed_later_is_that_of_table_and_export(found, wait, tmp_path):
     before = found.table["volume_um3"].to_numpy()
     found.image_pixel_size.value = 5.0

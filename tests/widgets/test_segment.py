@@ -140,7 +140,7 @@ def test_three_planes_are_segmented_block_by_block(cube, tiny_model, qtbot):
 
 
 def test_three_planes_of_a_stack_of_sections_are_refused(segment, qtbot, notified):
-    _, widget = segment
+    viewer, widget = segment
     widget.planes.value = "zyx"
     widget.start_button.native.click()
     finished(qtbot, widget)
@@ -150,6 +150,11 @@ def test_three_planes_of_a_stack_of_sections_are_refused(segment, qtbot, notifie
     widget.start_button.native.click()
     finished(qtbot, widget)
     assert widget.segmentation.result.done.all()
+    mask = widget.segmentation.mask
+    widget.planes.value = "zyx"
+    widget.start_button.native.click()
+    assert widget.segmentation.mask is mask, "the good one stays"
+    assert mask in viewer.layers
 
 
 def test_of_a_model_chosen_amid_a_click_the_threshold_counts(segment, tiny_model, qtbot):
@@ -477,6 +482,39 @@ def test_probability_layer_on_demand(segment, em, tiny_model, qtbot):
     widget.show_probability.value = True
     viewer.layers.remove("raw tiny probability")
     assert not widget.show_probability.value
+
+
+def test_live_follows_the_data_of_the_image(segment, em, tiny_model, qtbot):
+    viewer, widget = segment
+    widget.live.value = True
+    qtbot.waitUntil(lambda: widget.preview is not None and widget.preview.layer is not None)
+    viewer.layers["raw"].data = raw = em[0][::-1].copy()
+    z, wanted = widget.preview.z, expected(tiny_model, raw, widget.threshold.value)
+    qtbot.waitUntil(lambda: np.array_equal(widget.preview.layer.data[0], wanted[z]))
+
+
+def test_a_mask_whose_data_were_replaced_is_said_to_follow_no_more(segment, qtbot):
+    viewer, widget = segment
+    widget.start()
+    finished(qtbot, widget)
+    mask = viewer.layers["raw tiny mask"]
+    mask.data = mask.data.copy()
+    widget.threshold.value = 0.3
+    assert "the threshold changes it no more" in widget.status.text()
+
+
+def test_the_threshold_moves_the_mask_again_after_another_model(segment, tiny_model, qtbot):
+    viewer, widget = segment
+    widget.views.value = 2
+    widget.start()
+    finished(qtbot, widget)
+    models.add("other", core.Model(core.KUNet(1, depth=2), pixel_size=0, threshold=0.2))
+    for name in ("other", "tiny"):
+        widget.model.value = name
+        qtbot.waitUntil(lambda name=name: widget.loaded is not None and widget.loaded.net is models.get(name).net)
+    widget.threshold.value = 0.99
+    qtbot.waitUntil(lambda: not widget.segmentation.is_busy)
+    assert not viewer.layers["raw tiny mask"].data.any()
 
 
 def test_live_follows_slice_threshold_and_box(segment, em, tiny_model, qtbot):

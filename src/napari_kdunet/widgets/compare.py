@@ -10,7 +10,7 @@ from qtpy.compat import isalive
 from qtpy.QtWidgets import QFileDialog, QLabel, QTabWidget, QVBoxLayout, QWidget
 from superqt.utils import qdebounced, qthrottled
 
-from napari_kdunet.core import LabelsError
+from napari_kdunet.core import KDUNetError, LabelsError
 from napari_kdunet.core.objects.scores import ObjectError
 from napari_kdunet.widgets.comparison.comparison import write_csv
 from napari_kdunet.widgets.comparison.iou_profile import Profile
@@ -71,7 +71,12 @@ class CompareWidget(Panel):
         """Compare the chosen layers."""
         with self.telling():
             ignore, chosen, before = 0 if self.sparse.value else None, self._chosen(), self.live_comparison.layers
-            self.live_comparison.start(*chosen, self.threshold.value, ignore)
+            try:
+                self.live_comparison.start(*chosen, self.threshold.value, ignore)
+            except KDUNetError:
+                self.overlay.hide()
+                self.live_comparison.clear()  # what is shown is of layers that were compared before
+                raise
             if chosen != before:  # not at each new threshold
                 warn_if_apart(*self.live_comparison.layers)
             self.prediction.held = self.reference.held = True
@@ -241,6 +246,7 @@ class CompareWidget(Panel):
         self.profile.clicked.connect(live.go_to)
         live.changed.connect(lambda: self.draw_soon())
         live.edited.connect(lambda: self._show_overlay_soon())
+        live.moved.connect(lambda: self._show_overlay_soon())
         live.replaced.connect(lambda: self._setting_changed())
         self.viewer.layers.events.removed.connect(self._layer_removed)
 
@@ -269,6 +275,8 @@ class CompareWidget(Panel):
             self.overlay.hide()
 
     def _layer_removed(self, event: Any) -> None:
+        if event.value in self._chosen():  # before the choices are made anew: the one that is left may change sides
+            self.prediction.held = self.reference.held = False
         if isalive(self.native) and self.overlay.layer is not None and event.value == self.overlay.layer:
             self.show_overlay.value = False
 

@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 
 __all__ = ["ObjectsWidget"]
 
+_NONE = "there are no objects: lower the threshold or the minimum diameter, and find them again."
+
 
 class ObjectsWidget(ProofreadingPanel):
     """Split a mask or probabilities into objects, measure and correct them.
@@ -78,6 +80,8 @@ class ObjectsWidget(ProofreadingPanel):
             def take(event: Any) -> None:
                 if isinstance(event, Measurement):
                     self._take_table(session, event)
+                    if not len(event.table):
+                        self._say(f"{_NONE[0].upper()}{_NONE[1:]}")
                     if done < len(volume):
                         self._say(f"Only {done} of {len(volume)} slices were segmented when they were found.")
                 else:
@@ -97,6 +101,8 @@ class ObjectsWidget(ProofreadingPanel):
         """Go to the object that most asks to be looked at, of those that are not checked."""
         with self.telling():
             table = self._measured()
+            if not len(table):
+                raise LabelsError(_NONE)
             left = table[~table["id"].isin(list(self.checked))]
             if not len(left):
                 raise LabelsError("all objects are checked.")
@@ -108,7 +114,7 @@ class ObjectsWidget(ProofreadingPanel):
             table = self._measured()
             chosen = set(self._selected()) & set(table["id"])
             if not chosen:
-                raise LabelsError("no object is selected: click on one, or choose it in the table.")
+                raise LabelsError(edits.NOT_SELECTED)
             self.checked.update(chosen)
             self._changed()
             self._show_table()

@@ -154,5 +154,6 @@ def _read_model(path: str) -> list[LayerData]:
     """Add a model to the list of the panels; no layer. Errors as of `core.load_model`."""
     from napari_kdunet.widgets.shared.models import models
 
-    models.add(Path(path).stem, core.load_model(path))
+    name = models.add(Path(path).stem, core.load_model(path))
+    show_info(f"The model “{name}” is in the lists of models, as of Segment.")
     return [(None,)]

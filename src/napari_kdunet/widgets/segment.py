@@ -13,7 +13,7 @@ from qtpy.QtWidgets import QProgressBar
 from napari_kdunet.core.config import VIEWS
 from napari_kdunet.core.parsing import clock, format_slices
 from napari_kdunet.widgets.segmentation.batch_rows import BatchRows
-from napari_kdunet.widgets.segmentation.recipe import Recipe
+from napari_kdunet.widgets.segmentation.recipe import Recipe, is_same
 from napari_kdunet.widgets.segmentation.volume_segmentation import VolumeSegmentation
 from napari_kdunet.widgets.shared.fields import threshold_slider, without_wheel
 from napari_kdunet.widgets.shared.layers import chosen_layer, layer_choice, voxel_size_of
@@ -62,7 +62,6 @@ class SegmentWidget(Panel):
         self.preview: Preview | None = None
         self.loaded: Model | None = None
         self._read: Model | None = None  # as its file has it
-        self._by_views: dict[int, Model] = {}  # the same, averaged over other views too
         self._is_found_inverted = False
         self.bar, self.status = QProgressBar(), wrapped_label()
         self.bar.setToolTip("Slices done, and of large slices tiles.")
@@ -164,13 +163,9 @@ class SegmentWidget(Panel):
 
     def _take(self, model: Model) -> Model:
         """Go on with a model that has been read, averaged over the chosen views."""
-        is_new = model is not self._read or self.loaded is None
-        if model is not self._read:
-            self._read, self._by_views = model, {model.views: model}
+        is_new, self._read = model is not self._read or self.loaded is None, model
         views = self.views.value or model.views
-        if views not in self._by_views:
-            self._by_views[views] = model.with_views(views)
-        self.loaded = self._by_views[views]
+        self.loaded = model if views == model.views else model.with_views(views)
         if is_new:  # else the list of models has changed, and the threshold may be the user's
             self.threshold.value = min(max(model.threshold, self.threshold.min), self.threshold.max)
         return self.loaded
@@ -280,9 +275,9 @@ class SegmentWidget(Panel):
         if self.preview is not None:
             self.preview.threshold = value
         result = self.segmentation.result
-        if result is not None and any(result.model is own for own in self._by_views.values()):
-            # the threshold of another model is not for its mask
-            self.segmentation.set_threshold(value)
+        if result is not None and self.loaded is not None and is_same(result.model, self.loaded):
+            self.segmentation.set_threshold(value)  # that of another model is not for its mask
+            self._update()
 
     def _goes_on(self) -> bool:
         """Whether a start goes on with the slices that are missing."""
@@ -318,6 +313,8 @@ class SegmentWidget(Panel):
             text += f".\nToo large for memory: it is in {result.folder} for as long as the layer is there. Save it"
         if result.is_pyramid:
             text += ".\nIt is drawn as a pyramid, on which napari cannot paint: to correct it, take a part of the image"
+        if not segmentation.follows:
+            text += ".\nThe data of its layer were replaced: the threshold changes it no more"
         if segmentation.kept:
             new = "" if segmentation.mask is None else f" “{segmentation.mask.name}”"
             text += (

@@ -165,6 +165,20 @@ def test_views_and_planes_count_for_the_batch_too(segment, em, tiny_model, folde
     assert (said["views"], said["planes"]) == (8, "zyx")
 
 
+def test_a_zarr_is_an_image_and_a_folder_without_any_is_said(segment, em, tmp_path, notified):
+    _, widget = segment
+    core.write_volume(em[0], tmp_path / "a.zarr", voxel_size=NM)
+    core.write_volume(em[0], tmp_path / "b.tif", voxel_size=NM)
+    widget.batch.add([tmp_path])
+    assert [image.name for image in widget.batch.images] == ["a.zarr", "b.tif"]
+    widget.batch.clear()
+    widget.batch.add([tmp_path / "a.zarr"])
+    assert [image.name for image in widget.batch.images] == ["a.zarr"]
+    (tmp_path / "empty").mkdir()
+    widget.batch.add([tmp_path / "empty"])
+    assert "there is no image in" in notified[-1]
+
+
 def test_nothing_to_do_is_told(segment, notified):
     _, widget = segment
     widget.batch.start()

@@ -18,18 +18,16 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from napari_kdunet.core.errors import ConfigError
 from napari_kdunet.core.networks.model import Model
 from napari_kdunet.core.prediction.tiler import Tiler, set_background
 from napari_kdunet.core.prediction.tiling import Span
 from napari_kdunet.core.volumes.resampling import Grid
 from napari_kdunet.core.volumes.sources import Key
-from napari_kdunet.core.volumes.volume import Volume
+from napari_kdunet.core.volumes.volume import Volume, check_planes
 
 __all__ = ["OrthoPlanes"]
 
 _ORDERS = ((0, 1, 2), (1, 0, 2), (2, 0, 1))  # slices along z are YX, along y ZX, along x ZY
-_ISOTROPIC = 1.05  # largest ratio of the sides of a voxel: less than the scale that training varies
 MEMORY = 9 * 10**8  # bytes, of a block and of the results of those beside it, which a writer holds
 _MOST_BLOCKS = 64  # along an axis; of a volume that needs more, blocks are as small as that
 _STRIP = 2**22  # pixels, in float64
@@ -65,16 +63,10 @@ class OrthoPlanes:
         Raises
         ------
         ConfigError
-            If the volume is a single slice, or its voxels are not isotropic; of an unknown size they are taken as so.
+            As `check_planes`.
         """
-        if volume.shape[0] == 1:
-            raise ConfigError(f"{volume.name} is a single slice: planes zyx need a volume, take planes z.")
+        check_planes(volume)
         size = volume.voxel_size
-        if size is not None and max(size) > _ISOTROPIC * min(size):
-            sides = " x ".join(f"{length:g}" for length in size)
-            raise ConfigError(
-                f"voxels of {volume.name} are {sides} nm (Z, Y, X): planes zyx need isotropic ones, take planes z."
-            )
         grids = [Grid.between(size and (size[y], size[x]), model.pixel_size) for _, y, x in _ORDERS]
         tilers = tuple(replace(tiler, grid=grid) for grid in grids)
         return cls(volume, tilers, model.traits.classes, memory)

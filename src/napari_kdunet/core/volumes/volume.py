@@ -15,7 +15,7 @@ from typing import Any, Literal
 import dask.array as da
 import numpy as np
 
-from napari_kdunet.core.errors import LabelsError, VolumeError, one_line
+from napari_kdunet.core.errors import ConfigError, LabelsError, VolumeError, one_line
 from napari_kdunet.core.files import newest
 from napari_kdunet.core.volumes.axes import Selection
 from napari_kdunet.core.volumes.formats.hdf5 import split_hdf5
@@ -36,6 +36,7 @@ __all__ = ["Volume", "VoxelSize", "check_labels", "open_pair", "open_volume"]
 
 _CACHED_SUMMARIES = 2**16  # slices
 _CACHED_BYTES = 2**26  # of their masks
+_ISOTROPIC = 1.05  # largest ratio of the sides of a voxel: less than the scale that training varies
 _UNKNOWN_SIZE = ("pixel size unknown", "slice distance unknown")
 
 
@@ -370,6 +371,24 @@ def _open(source: Any, selection: Selection, name: str | None) -> Volume:
         raise VolumeError(f"no permission to read {name}: ask its owner for it") from error
     except Exception as error:
         raise VolumeError(f"cannot read {name}: {one_line(error)}") from error
+
+
+def check_planes(volume: Volume) -> None:
+    """Check that a volume has slices along y and x that are like those along z.
+
+    Raises
+    ------
+    ConfigError
+        If it is a single slice, or its voxels are not isotropic; of an unknown size they are taken as so.
+    """
+    if volume.shape[0] == 1:
+        raise ConfigError(f"{volume.name} is a single slice: planes zyx need a volume, take planes z.")
+    size = volume.voxel_size
+    if size is not None and max(size) > _ISOTROPIC * min(size):
+        sides = " x ".join(f"{length:g}" for length in size)
+        raise ConfigError(
+            f"voxels of {volume.name} are {sides} nm (Z, Y, X): planes zyx need isotropic ones, take planes z."
+        )
 
 
 def check_labels(raw: Volume, labels: Volume) -> None:

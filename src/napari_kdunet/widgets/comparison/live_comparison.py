@@ -50,6 +50,7 @@ class LiveComparison(QObject):
     changed = Signal()  # the counts, the slice on screen, or whether it is running
     edited = Signal()  # the first slice is counted, or the counts of a slice have changed
     replaced = Signal()  # the data of a layer have been replaced
+    moved = Signal()  # the first layer lies elsewhere, or its pixels have another size
 
     def __init__(
         self, viewer: napari.viewer.Viewer, owner: QWidget, on_error: Callable[[Exception], Any] = lambda _: None
@@ -152,6 +153,9 @@ class LiveComparison(QObject):
         for layer in self.layers:
             events = layer.events
             self._watched += [(events.set_data, self._touch), (events.data, self._replace)]
+            if layer is self.layers[0]:
+                grid = ("scale", "translate", "rotate", "shear", "affine", "units")
+                self._watched += [(getattr(events, name), self._lies_elsewhere) for name in grid]
             if isinstance(layer, Labels):
                 self._edits.append(Edits(self.viewer, layer))
                 self._watched += [(events.labels_update, self._touch), (events.paint, self._touch)]
@@ -167,6 +171,9 @@ class LiveComparison(QObject):
     def _replace(self, event: Any = None) -> None:
         self._edits = []  # what is compared are the data of before
         self.replaced.emit()
+
+    def _lies_elsewhere(self, event: Any = None) -> None:
+        self.moved.emit()
 
     def _touch(self, event: Any = None) -> None:
         self._touched = True

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 from napari.utils import DirectLabelColormap
 
-from napari_kdunet.widgets.shared.layers import PREVIEW, grid_of
+from napari_kdunet.widgets.shared.layers import PREVIEW, grid_of, set_grid
 
 if TYPE_CHECKING:
     import napari.viewer
@@ -52,6 +52,7 @@ class Overlay:
         data = data if like.ndim == 3 else data[0]
         if self.layer is not None and self.layer in self.viewer.layers:
             self.layer.data = data
+            set_grid(self.layer, grid_of(like))
             return
         selected = set(self.viewer.layers.selection)
         colours = {None: "transparent", 0: "transparent", **COLOURS}

@@ -34,6 +34,8 @@ Stroke = Sequence[Point]
 
 _REACH = 256  # pixels around a click in which an object is added
 
+NOT_SELECTED = "no object is selected: click on one, or choose it in the table."
+
 
 def object_along(layer: Labels, stroke: Stroke) -> int:
     """The object that most of a stroke lies in, a point or more; 0 for none."""
@@ -195,14 +197,15 @@ def _array(layer: Labels) -> NDArray[Any]:
 
 
 def _free_id(layer: Labels) -> int:
-    """An id above all; of objects that were checked too, as undo brings them back."""
+    """An id above all; of objects that were checked and deleted too, as undo brings them back."""
     session = layer.metadata.get(OBJECTS)
-    return max(int(_array(layer).max()), *(() if session is None else session.checked), 0) + 1
+    kept = () if session is None else (*session.checked, *session.deleted)
+    return max(int(_array(layer).max()), *kept, 0) + 1
 
 
 def _check_there(mask: NDArray[np.bool_]) -> None:
     if not mask.any():
-        raise LabelsError("no object is selected: click on one, or choose it in the table.")
+        raise LabelsError(NOT_SELECTED)
 
 
 def _mask_of(layer: Labels, numbers: Sequence[int], margin: int = 1) -> tuple[tuple[slice, ...], NDArray[np.bool_]]:

@@ -3,14 +3,36 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 from weakref import WeakMethod
 
 from napari.layers import Labels
 
-__all__ = ["LayerWatch"]
+__all__ = ["Content", "LayerWatch"]
 
 _HISTORIES = ("_undo_history", "_redo_history")  # of a napari layer
+
+
+@dataclass(frozen=True, eq=False)
+class Content:
+    """What tells the ids of a layer from those before an edit, an undo or a redo: its array, and its histories' ends.
+
+    The items are kept alive by this, so that no other is taken for one of them.
+    """
+
+    items: tuple[Any, ...]
+
+    @classmethod
+    def of(cls, layer: Labels) -> Content:
+        """As they are now."""
+        histories = (getattr(layer, name, ()) for name in _HISTORIES)
+        return cls((layer.data, *(history[-1] if history else None for history in histories)))
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Content) and all(a is b for a, b in zip(self.items, other.items, strict=True))
+
+    __hash__ = None  # type: ignore[assignment]
 
 
 class LayerWatch:
@@ -27,6 +49,11 @@ class LayerWatch:
         and when the scale or its units were set.
     mouse : callable
         A method for `mouse_drag_callbacks`.
+
+    Attributes
+    ----------
+    seen : Content
+        What has been told of.
     """
 
     def __init__(
@@ -39,13 +66,13 @@ class LayerWatch:
         mouse: Callable[[Labels, Any], Iterator[None]],
     ) -> None:
         self.layer, self._edited = layer, edited
-        self._history = self._lengths()
+        self.seen = Content.of(layer)
         self._follow = _weakly(mouse)
         events = layer.events
         self._connected: list[tuple[Any, Callable[..., None]]] = [
             (events.selected_label, selected),
-            (events.labels_update, edited),
-            (events.data, edited),
+            (events.labels_update, self._changed),
+            (events.data, self._changed),
             (events.set_data, self._drawn_again),
             (events.scale, resized),
             (events.units, resized),
@@ -62,14 +89,14 @@ class LayerWatch:
         if self._follow in self.layer.mouse_drag_callbacks:
             self.layer.mouse_drag_callbacks.remove(self._follow)
 
-    def _lengths(self) -> list[int]:
-        return [len(getattr(self.layer, name, ())) for name in _HISTORIES]
+    def _changed(self, *_: Any) -> None:
+        self.seen = Content.of(self.layer)
+        self._edited()
 
     def _drawn_again(self, *_: Any) -> None:
-        """Take notice of an undo or redo: napari tells of them as it does of scrolling, but for its history."""
-        if (history := self._lengths()) != self._history:
-            self._history = history
-            self._edited()
+        """Take notice of an undo or redo: napari tells of them as it does of scrolling, but for its histories."""
+        if Content.of(self.layer) != self.seen:
+            self._changed()
 
 
 def _weakly(mouse: Callable[[Labels, Any], Iterator[None]]) -> Callable[[Labels, Any], Iterator[None]]:

@@ -14,6 +14,7 @@ from qtpy.QtWidgets import QProgressBar, QSizePolicy
 from superqt.utils import qdebounced
 
 from napari_kdunet.core import LabelsError, ObjectsConfig, Volume, VolumeError
+from napari_kdunet.widgets.proofreading import edits
 from napari_kdunet.widgets.proofreading.background import Background, Check
 from napari_kdunet.widgets.proofreading.layer_watch import LayerWatch
 from napari_kdunet.widgets.proofreading.measuring import Measurement
@@ -165,7 +166,7 @@ class ProofreadingPanel(Panel):
         self.rows.chosen.connect(lambda numbers: self.select_all(numbers, go=len(numbers) == 1))
         self.plot.chosen.connect(self.select_all)
         self.tool.changed.connect(self._tool_changed)
-        self.filter.changed.connect(lambda: self._filter())
+        self.filter.changed.connect(lambda: self._filter_changed())
         self.raw.changed.connect(lambda: self._image_chosen())
 
     def dock_closed(self) -> None:
@@ -230,14 +231,16 @@ class ProofreadingPanel(Panel):
         self._tool_changed()
         self._show_table()
         self._resized()
-        if self.session.stale:
+        if self.session.left is not None and self._watch.seen != self.session.left:
+            self._edited()  # while nobody watched
+        elif self.session.stale:
             self._measure_soon()
 
     def _let_go(self) -> None:
         """Follow the layer no more, and leave it as napari has it without a tool."""
         if self._watch is not None:
             layer = self._watch.layer
-            self.session.selected = int(layer.selected_label)
+            self.session.selected, self.session.left = int(layer.selected_label), self._watch.seen
             layer.mouse_pan = layer.mode == "pan_zoom"
             self._watch.detach()
             self._watch = None
@@ -415,6 +418,8 @@ class ProofreadingPanel(Panel):
 
     def _selected(self) -> list[int]:
         number = int(self._objects().selected_label)
+        if not number:
+            raise LabelsError(edits.NOT_SELECTED)
         return self.selection if number in self.selection else [number]
 
     def _is_on_screen(self, number: int) -> bool:
@@ -444,6 +449,16 @@ class ProofreadingPanel(Panel):
         with self.telling():
             self.views.show_table(self._shown())
         self._update()
+
+    def _filter_changed(self) -> None:
+        """Show what the filter lets through; what it hides is selected no more, so that no button changes it."""
+        self._filter()
+        if self.layer is None or not self.selection:
+            return
+        shown = [number for number in self.selection if number in set(self.rows.ids)]
+        if shown != self.selection:
+            self.layer.selected_label = shown[0] if shown else 0
+            self.select_all(shown)
 
     def _show_table(self) -> None:
         """Show the measurements in the panel and in the features of the layer."""

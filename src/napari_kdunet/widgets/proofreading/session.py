@@ -25,6 +25,7 @@ from napari.layers import Image, Layer
 from napari_kdunet.core import ObjectsConfig, OutputError, Volume, VolumeError, open_volume, write_volume
 from napari_kdunet.core.files import is_zarr_name, read_json
 from napari_kdunet.core.parsing import parse_json
+from napari_kdunet.widgets.proofreading.layer_watch import Content
 from napari_kdunet.widgets.proofreading.measuring import Measured, Measurement, Measuring
 from napari_kdunet.widgets.proofreading.table.object_table import features_of
 from napari_kdunet.widgets.shared.layers import OBJECTS, data_of, grid_of, segmented_image, volume_of
@@ -119,6 +120,11 @@ class Session:
         The layer; not saved.
     stamp : tuple of int or None
         What the file at `path` was when it was saved or opened, so that what others have put there is not replaced.
+    left : Content or None
+        What the layer held when the panel last let go of it; not saved.
+    deleted : dict
+        By the id of each checked object that was deleted its place and size, by which it is known again where that is
+        undone; not saved.
     """
 
     image: Reference | None = None
@@ -134,6 +140,8 @@ class Session:
     corrections: Any = None
     layer: Any = None
     stamp: tuple[int, int] | None = None
+    left: Content | None = None
+    deleted: dict[int, tuple[float, ...]] = field(default_factory=dict)
 
     def of(self, layer: Layer) -> Session:
         """The session of a layer: this one, or of a duplicate of its layer, which has the same metadata, a copy."""
@@ -141,8 +149,8 @@ class Session:
         if owner is None or owner is layer:
             self.layer = weakref.ref(layer)
             return self
-        own: dict[str, Any] = {"path": None, "stamp": None, "saved": False, "corrections": None}
-        return replace(self, checked=set(self.checked), layer=weakref.ref(layer), **own)
+        own: dict[str, Any] = {"path": None, "stamp": None, "saved": False, "corrections": None, "left": None}
+        return replace(self, checked=set(self.checked), deleted={}, layer=weakref.ref(layer), **own)
 
     def measuring(self, image: Layer | None, source: Layer | None) -> Measuring:
         """What measures the objects: with the grey values of an image, and the probabilities of what they are from."""
@@ -152,11 +160,21 @@ class Session:
 
     def take(self, found: Measurement) -> None:
         """Keep what was measured."""
-        before = set() if self.table is None else set(self.table["id"])
+        before = {} if self.table is None else _places(self.table)
         self.table, self.measured = found
         if self.measured is not None:
             self.image = self.measured.raw or self.image
-        self.checked -= before - set(self.table["id"])  # another object may get the id
+        now = _places(self.table)
+        self.deleted |= {number: before[number] for number in self.checked & (before.keys() - now.keys())}
+        self.checked -= before.keys() - now.keys()  # another object may get the id
+        self.checked |= {number for number, place in self.deleted.items() if now.get(number) == place}
+        self.deleted = {number: place for number, place in self.deleted.items() if number not in now}
+
+
+def _places(table: pd.DataFrame) -> dict[int, tuple[float, ...]]:
+    """Size and place of each object, by its id."""
+    rows = table[["id", "voxels", "centroid_z_nm", "centroid_y_nm", "centroid_x_nm"]].itertuples(index=False, name=None)
+    return {int(row[0]): row[1:] for row in rows}
 
 
 def save_session(

@@ -13,7 +13,7 @@ from qtpy.QtWidgets import QWidget
 
 from napari_kdunet.core import ObjectsConfig, instances
 from napari_kdunet.core.volumes.probability import read_probability
-from napari_kdunet.widgets.shared.layers import PREVIEW, RESULT, current_slice, grid_of, volume_of
+from napari_kdunet.widgets.shared.layers import PREVIEW, RESULT, current_slice, grid_of, set_grid, volume_of
 from napari_kdunet.widgets.workers.thread import EventWorker, run
 
 if TYPE_CHECKING:
@@ -92,6 +92,9 @@ class SlicePreview:
         if self._worker is not None:
             self._worker.drop()
             self._worker = None
+        self._remove()
+
+    def _remove(self) -> None:
         layer, self.layer = self.layer, None
         if layer is not None and layer in self.viewer.layers:
             self.viewer.layers.remove(layer)
@@ -113,12 +116,15 @@ class SlicePreview:
             ids = ids[None]
             step = Affine(scale=grid["scale"], rotate=grid["rotate"], shear=grid["shear"]).linear_matrix[:, 0]
             grid["translate"] = np.asarray(grid["translate"]) + z * step
-        if self.layer is None or self.layer not in self.viewer.layers:
-            name = f"{source.name} objects preview"
+        name = f"{source.name} objects preview"
+        if self.layer is None or self.layer not in self.viewer.layers or self.layer.ndim != source.ndim:
+            self._remove()
+            selected = set(self.viewer.layers.selection)
             self.layer = self.viewer.add_labels(ids, name=name, metadata={PREVIEW: self}, **grid)
+            self.viewer.layers.selection = selected
             return
-        self.layer.data = ids
-        self.layer.translate = grid["translate"]
+        self.layer.data, self.layer.name = ids, name
+        set_grid(self.layer, grid)
 
     def _ended(self, error: Exception | None = None) -> None:
         self._worker = None

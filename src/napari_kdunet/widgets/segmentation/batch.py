@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from napari_kdunet import core
-from napari_kdunet.core.files import make_folder
+from napari_kdunet.core.files import is_zarr_name, make_folder
 from napari_kdunet.core.parsing import format_slices
 from napari_kdunet.core.volumes.readers import READERS
 from napari_kdunet.core.writing.target import check_target
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from napari_kdunet.core import Volume
     from napari_kdunet.widgets.segmentation.recipe import Recipe
 
-__all__ = ["Item", "Progress", "images_in", "iter_batch", "target_of"]
+__all__ = ["Item", "Progress", "images_in", "is_image", "iter_batch", "target_of"]
 
 _RESULT = " mask"  # ends the name of a result
 
@@ -49,7 +49,12 @@ class Progress:
 def images_in(folder: Path) -> list[Path]:
     """The images in a folder, by name, but not the results of a batch among them."""
     paths = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
-    return [path for path in paths if path.suffix.lower() in READERS and not path.stem.endswith(_RESULT)]
+    return [path for path in paths if is_image(path) and not path.stem.endswith(_RESULT)]
+
+
+def is_image(path: Path) -> bool:
+    """Whether a file, or a folder such as a Zarr, is an image by its name."""
+    return path.suffix.lower() in READERS or is_zarr_name(path)
 
 
 def target_of(name: str, file: Path | None, folder: Path | None, ending: str, taken: Iterable[Path]) -> Path:

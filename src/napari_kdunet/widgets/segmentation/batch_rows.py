@@ -13,7 +13,7 @@ from qtpy.QtWidgets import QFileDialog, QTableWidgetItem
 
 from napari_kdunet import core
 from napari_kdunet.core.volumes.readers import READERS
-from napari_kdunet.widgets.segmentation.batch import Item, Progress, images_in, iter_batch, target_of
+from napari_kdunet.widgets.segmentation.batch import Item, Progress, images_in, is_image, iter_batch, target_of
 from napari_kdunet.widgets.shared.fields import Folding, without_wheel
 from napari_kdunet.widgets.shared.layers import PREVIEW, is_result, volume_of
 from napari_kdunet.widgets.shared.panel import button, in_a_row, list_table
@@ -109,8 +109,9 @@ class BatchRows(Folding):
                 found: list[Layer | Path] = [image]
             else:
                 path = Path(image)
-                is_folder = path.is_dir() and path.suffix.lower() not in READERS
-                found = [*images_in(path)] if is_folder else [path]
+                found = [*images_in(path)] if path.is_dir() and not is_image(path) else [path]
+                if not found:
+                    self._panel().tell(core.VolumeError(f"there is no image in {path}: add files, or another folder."))
             for each in found:
                 if each not in self.images:
                     self.images.append(each)

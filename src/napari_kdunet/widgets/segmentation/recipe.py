@@ -8,10 +8,15 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 if TYPE_CHECKING:
     from napari_kdunet.core import Model
 
-__all__ = ["Planes", "Recipe"]
+__all__ = ["Planes", "Recipe", "is_same"]
 
 Planes: TypeAlias = Literal["z", "zyx"]
 """Along which axes the slices are: as of `core.predict`."""
+
+
+def is_same(one: Model, other: Model) -> bool:
+    """Whether two models are one, but for the views that they are averaged over."""
+    return one.net is other.net and one.threshold == other.threshold
 
 
 @dataclass(frozen=True)

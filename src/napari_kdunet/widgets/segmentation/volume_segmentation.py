@@ -13,6 +13,8 @@ from napari.utils import Colormap
 from qtpy.QtCore import QObject, Signal
 from qtpy.QtWidgets import QWidget
 
+from napari_kdunet.core.volumes.volume import check_planes
+from napari_kdunet.widgets.segmentation.recipe import is_same
 from napari_kdunet.widgets.segmentation.result import Focus, Result, segment
 from napari_kdunet.widgets.shared.layers import (
     IMAGE,
@@ -98,6 +100,11 @@ class VolumeSegmentation(QObject):
         return self._worker is not None or self._updater is not None
 
     @property
+    def follows(self) -> bool:
+        """Whether the mask still shows the result, so that it follows the threshold; else its data were replaced."""
+        return self.mask is None or self.result is None or self.result.is_shown_by(data_of(self.mask))
+
+    @property
     def seconds_left(self) -> float | None:
         """Estimated time to the end in s; None while nothing runs or no tile is done."""
         if self.result is None or self._worker is None:
@@ -112,12 +119,14 @@ class VolumeSegmentation(QObject):
 
         Raises
         ------
-        VolumeError, OutputError
+        VolumeError, ConfigError, OutputError
             If the layer cannot be segmented, or neither memory nor disk hold the result.
         """
         if self._worker is not None:
             return
         volume = volume_of(image)
+        if recipe.planes == "zyx":
+            check_planes(volume)
         result = self.result
         if result is None or not self.goes_on(image, recipe):
             self._make_room(image)
@@ -141,10 +150,11 @@ class VolumeSegmentation(QObject):
     def goes_on(self, image: Any, recipe: Recipe) -> bool:
         """Whether a start with these would go on with the slices that are missing, rather than begin anew."""
         result, seen = self.result, _seen(image)
-        if result is None or result.done.all() or result.model is not recipe.model:
+        if result is None or result.done.all() or not is_same(result.model, recipe.model):
             return False
         same = self._image == image and self._seen[0] is seen[0] and self._seen[1:] == seen[1:]
-        return same and (result.inverted, result.planes) == (recipe.inverted, recipe.planes)
+        how = (result.inverted, result.planes, result.model.views)
+        return same and how == (recipe.inverted, recipe.planes, recipe.model.views)
 
     def stop(self) -> None:
         """Stop after the current tile; what is done so far stays."""

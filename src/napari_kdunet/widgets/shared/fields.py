@@ -165,6 +165,7 @@ class Choice(ComboBox):
             super().reset_choices()
             offered = [value for value in self.choices if value is not None]
             stays = before in offered if before is not None else self._nullable
+            self.held = self.held and stays  # what was chosen is gone
             kept = stays and (self.held or (self.sticky and before is not None))
             super().set_value(before if kept else self.first(offered))
         if self.value != before:

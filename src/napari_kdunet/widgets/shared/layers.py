@@ -32,6 +32,7 @@ __all__ = [
     "layer_choice",
     "one_colour",
     "segmented_image",
+    "set_grid",
     "threshold_row",
     "users_own",
     "volume_in_file",
@@ -156,6 +157,12 @@ def grid_of(layer: Layer) -> dict[str, Any]:
     """The grid of a layer (scale, translation, units, …), as arguments of a layer of the same shape that covers it."""
     names = ("scale", "translate", "rotate", "shear", "affine", "units", "axis_labels")
     return {name: getattr(layer, name) for name in names}
+
+
+def set_grid(layer: Layer, grid: dict[str, Any]) -> None:
+    """Lay a layer on a grid, as of `grid_of`."""
+    for name, value in grid.items():
+        setattr(layer, name, value)
 
 
 def warn_if_apart(one: Layer, other: Layer) -> None:

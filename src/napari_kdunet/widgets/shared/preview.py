@@ -14,7 +14,15 @@ from qtpy.QtWidgets import QWidget
 from superqt.utils import qdebounced
 
 from napari_kdunet import core
-from napari_kdunet.widgets.shared.layers import PREVIEW, current_slice, data_of, grid_of, one_colour, volume_of
+from napari_kdunet.widgets.shared.layers import (
+    PREVIEW,
+    current_slice,
+    data_of,
+    grid_of,
+    one_colour,
+    set_grid,
+    volume_of,
+)
 from napari_kdunet.widgets.workers.thread import EventWorker, run
 
 if TYPE_CHECKING:
@@ -123,6 +131,7 @@ class Preview:
         viewer.dims.events.point.connect(self._moved)
         viewer.layers.events.removed.connect(self._removed)
         image.events.name.connect(self._renamed)
+        image.events.data.connect(self._request)
         image.events.scale.connect(self._request)
         image.events.units.connect(self._request)
         if owner is not None:
@@ -182,6 +191,7 @@ class Preview:
         self.viewer.dims.events.point.disconnect(self._moved)
         self.viewer.layers.events.removed.disconnect(self._removed)
         self.image.events.name.disconnect(self._renamed)
+        self.image.events.data.disconnect(self._request)
         self.image.events.scale.disconnect(self._request)
         self.image.events.units.disconnect(self._request)
 
@@ -286,5 +296,5 @@ class Preview:
                 layers.move(len(layers) - 1, layers.index(self.image) + 1)
             layers.selection = selected
             return
-        self.layer.scale, self.layer.units, self.layer.translate = grid["scale"], grid["units"], grid["translate"]
+        set_grid(self.layer, grid)
         self.layer.data = mask

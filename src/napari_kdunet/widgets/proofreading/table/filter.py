@@ -35,7 +35,8 @@ def filter_table(table: pd.DataFrame, text: str) -> pd.DataFrame:
         match = _CONDITION.fullmatch(part.strip())
         if match is None:
             raise ConfigError(
-                f"the filter {part.strip()!r} cannot be read: type such as volume_um3 > 0.1 and branches = 0"
+                f"the filter {part.strip()!r} cannot be read: type conditions joined by and, without brackets, such as "
+                "volume_um3 > 0.1 and branches = 0"
             )
         negated, name, sign, number = match.groups()
         if name not in table:
