@@ -91,6 +91,16 @@ def test_stopped(tmp_path):
     assert {path.name for path in tmp_path.iterdir()} >= {"teacher.safetensors", "teacher.resume.safetensors"}
 
 
+def test_a_model_of_the_users_own_stays(tmp_path):
+    run_small(tmp_path)
+    run_small(tmp_path)  # its own files are replaced
+    own = core.Model(core.KUNet(2, depth=1)).save(tmp_path / "student.safetensors")
+    before = own.read_bytes()
+    with pytest.raises(OutputError, match=r"student\.safetensors, which no demo has made"):
+        run_small(tmp_path)
+    assert own.read_bytes() == before
+
+
 def test_no_partial_figure(tmp_path):
     refuse = mock.Mock(side_effect=OSError(28, "No space left on device"))
     with mock.patch("matplotlib.figure.Figure.savefig", refuse), pytest.raises(OutputError, match="No space left"):

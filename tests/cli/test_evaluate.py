@@ -36,6 +36,25 @@ def test_evaluate(data, teacher, probability, tmp_path):
     assert (ignoring["tp"], ignoring["fp"], ignoring["tn"]) == (0, told["fp"], told["tn"])
 
 
+def test_what_is_wrong_with_labels_is_said_of_their_file(data, tmp_path):
+    _, labels = blobs()
+    for name, wrong, words in (
+        ("negative", np.where(labels > 0, -1, 0).astype(np.int16), "hold the negative value -1"),
+        ("marked", np.where(labels > 0, 2**64 - 1, 0).astype(np.uint64), "hold 2^64-1"),
+    ):
+        np.save(tmp_path / f"{name}.npy", wrong)
+        for more in ([], ["--objects"]):
+            result = run("evaluate", data / "labels.tif", tmp_path / f"{name}.npy", *more)
+            assert result.code == 2
+            assert f"{name}.npy {words}" in result.err
+
+
+def test_options_of_an_image_that_is_not_given_are_refused(data):
+    result = run("evaluate", data / "labels.tif", data / "labels.tif", "--fill", 0)
+    assert result.code == 2
+    assert "--fill is for the image of --raw" in result.err
+
+
 def test_outside_the_sample_nothing_is_scored(tmp_path):
     raw, labels = blobs()
     raw, labels = (np.pad(each, ((0, 0), (40, 0), (0, 0))) for each in (raw, labels))

@@ -186,6 +186,26 @@ def test_sweep(data, volumes, tmp_path):
     }
 
 
+def test_tables_of_others_and_of_before_stay(data, volumes, tmp_path):
+    argv = ["sweep", data / "teacher.safetensors", *volumes, "--ks", "1", "--out", tmp_path, *SMALL]
+    (tmp_path / "sweep.csv").write_text("mine")
+    result = run(*argv)
+    assert result.code == 2
+    assert "sweep.csv is there already" in result.err
+    assert (tmp_path / "sweep.csv").read_text() == "mine"
+    (tmp_path / "sweep.csv").unlink()
+    assert run(*argv).code == 0
+    before = rows(tmp_path / "sweep.csv")
+    result = run(*argv, "--tau", "3")
+    assert result.code == 2
+    assert "of other settings: tau" in result.err
+    assert rows(tmp_path / "sweep.csv") == before
+    (tmp_path / "study").mkdir()
+    (tmp_path / "study" / "reruns.csv").write_text("mine")
+    result = run("study", "reruns", *volumes, "--out", tmp_path / "study", "--setting", "ours", *TINY)
+    assert (result.code, (tmp_path / "study" / "reruns.csv").read_text()) == (2, "mine")
+
+
 def test_sweep_holds_out_a_share(data, tmp_path):
     pair = [data / "train-raw.tif", data / "train-labels.tif"]
     assert run("sweep", data / "teacher.safetensors", *pair, "--ks", "1", "--out", tmp_path, *SMALL).code == 0

@@ -324,6 +324,10 @@ def evaluate(
     """Score masks or probabilities, or objects, against labels."""
     from napari_kdunet import core
 
+    given = [name for name, value in selection.items() if value is not None]
+    if raw is None and given:
+        option = given[0].replace("_", "-")
+        raise core.ConfigError(f"--{option} is for the image of --raw; predictions and labels are ZYX as they are.")
     if by_object:
         if raw is not None or threshold is not None:
             option = "threshold" if raw is None else "raw"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,11 +24,12 @@ from napari_kdunet.core import (
     evaluate,
     iter_distill,
     iter_train,
+    load_model,
     open_volume,
     predict,
     write_volume,
 )
-from napari_kdunet.core.errors import OutputError
+from napari_kdunet.core.errors import ModelError, OutputError
 from napari_kdunet.core.files import make_folder, replacing
 from napari_kdunet.sample import VOXEL_SIZE, synthetic_em
 
@@ -84,7 +86,7 @@ def run_demo(
         After Ctrl-C.
     """
     make_folder(out)
-    _check_folder(out)
+    _check_folder(out, {"teacher": teacher, "student": student})
     try:
         rows = _train_both(out, shape, teacher, student)
     except Interrupted:
@@ -92,14 +94,24 @@ def run_demo(
     _print(rows, out)
 
 
-def _check_folder(out: Path) -> None:
+def _check_folder(out: Path, models: dict[str, TrainConfig]) -> None:
     """Check that there is nothing in the folder which the demo would replace, except what an earlier demo has made."""
     there = [name for name in _NAMES if (out / name).exists()]
-    if there and not _is_from_demo(out / "train-raw.tif"):
-        raise OutputError(f"{out} holds {there[0]}, which no demo has made: choose another folder with --out.")
+    own = _is_from_demo(out / "train-raw.tif", models)
+    foreign = next((name for name in there if not own or not _is_from_demo(out / name, models)), None)
+    if foreign:
+        raise OutputError(f"{out} holds {foreign}, which no demo has made: choose another folder with --out.")
 
 
-def _is_from_demo(path: Path) -> bool:
+def _is_from_demo(path: Path, models: dict[str, TrainConfig]) -> bool:
+    """Whether a demo of these models has written this file, as far as it says: a figure says nothing."""
+    if path.suffix == ".safetensors":
+        with suppress(ModelError):
+            made, usual = load_model(path).summary.get("settings", {}), models[path.stem].to_dict()
+            return all(made.get(name) == usual[name] for name in ("k", "patch", "batch", "validations"))
+        return False
+    if path.suffix != ".tif":
+        return True
     try:
         with tifffile.TiffFile(path) as tif:
             return json.loads((tif.imagej_metadata or {})["napari_kdunet"]) == _METADATA
@@ -123,7 +135,8 @@ def _train_both(out: Path, shape: tuple[int, int, int], taught: TrainConfig, dis
     ]
     for row in rows:
         mask = (row.probability > row.model.threshold).astype(np.uint8)
-        write_volume(mask, out / f"{row.name}-mask.tif", voxel_size=VOXEL_SIZE, overwrite=True)
+        path = out / f"{row.name}-mask.tif"
+        write_volume(mask, path, voxel_size=VOXEL_SIZE, metadata=_METADATA, overwrite=True)
     _draw(out / "comparison.png", np.asarray(test), truth, rows)
     return rows
 

@@ -17,7 +17,7 @@ from napari_kdunet.cli.options import with_selections, with_settings
 from napari_kdunet.cli.progress import Interrupted, follow_runs
 from napari_kdunet.cli.terminal import console, print_result, print_table
 from napari_kdunet.core.config import DistillConfig
-from napari_kdunet.core.errors import ConfigError
+from napari_kdunet.core.errors import ConfigError, OutputError
 from napari_kdunet.core.experiments.studies import SETTINGS, STUDIES, Run, study_runs
 from napari_kdunet.core.files import write_bytes
 
@@ -89,6 +89,7 @@ def study(
         threads=threads,
     )
     _check_folder(out, raw, labels, val_raw, val_labels)
+    _check_table(out / f"{name}.csv", out / "runs")
     train, val = _opened(raw, labels, val_raw, val_labels, voxel_size, selection)
     _conclude(name, out, _follow(name, out, runs, train, val))
 
@@ -98,6 +99,12 @@ def _check_folder(out: Path, *inputs: str | None) -> None:
     from napari_kdunet.core.writing.target import check_apart
 
     check_apart(out, [given for given in inputs if given], adds=True)
+
+
+def _check_table(path: Path, runs: Path) -> None:
+    """Check that a table which is there is that of the runs that have their records in the folder `runs`."""
+    if path.exists() and not any(runs.glob("*.json")):
+        raise OutputError(f"{path} is there already, and no run of it: move it away, or choose another folder.")
 
 
 def _opened(
@@ -224,6 +231,7 @@ def sweep(
 
     wanted = _whole_numbers(ks)
     _check_folder(out, teacher, raw, labels, val_raw, val_labels)
+    _check_table(out / "sweep.csv", out)
     results: list[Tradeoff] = []
 
     def add_result(one: Tradeoff) -> None:

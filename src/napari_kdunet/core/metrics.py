@@ -141,7 +141,7 @@ def evaluate(
     soft, level = kind_of(predicted) == "probability", predicted.threshold if threshold is None else threshold
     slices, entropy = [], 0.0
     for z in range(truth.shape[0]):
-        index = class_index(truth.read(z), 2, ignore)
+        index = class_index(truth.read(z), 2, ignore, truth.name)
         values = read_probability(predicted, z) if soft else predicted_ids(predicted.read(z), predicted.name)
         counted = index >= 0
         outside = None if image is None else image.outside(z)

@@ -199,7 +199,8 @@ def test_killed_and_gone_on_with(kind, step, done, runs, volumes, tmp_path):
 
 def test_killed_before_the_result_was_written(done, runs, volumes, tmp_path):
     shutil.copytree(done[0], tmp_path / "copy")
-    (tmp_path / "copy" / "mixed.json").unlink()
+    record = tmp_path / "copy" / "mixed.json"
+    record.write_text(json.dumps(json.loads(record.read_text()) | {"found": None}))
     assert list(study(runs, volumes, tmp_path / "copy")) == results(done[1])  # measured again, not trained again
 
 
@@ -240,6 +241,18 @@ def test_a_damaged_record(done, runs, volumes, tmp_path, one_line):
     shutil.copytree(done[0], tmp_path / "copy")
     (tmp_path / "copy" / "teacher.json").write_text("{")
     with one_line(core.ModelError, "teacher.json"):
+        list(study(runs, volumes, tmp_path / "copy"))
+
+
+def test_a_model_without_its_losses_is_told(done, runs, volumes, tmp_path, one_line):
+    shutil.copytree(done[0], tmp_path / "copy")
+    record = tmp_path / "copy" / "mixed.json"
+    record.write_text(json.dumps(json.loads(record.read_text()) | {"found": None}))
+    (tmp_path / "copy" / "mixed.history.json").unlink()
+    with one_line(core.ModelError, "mixed.history.json", "trained again"):
+        list(study(runs, volumes, tmp_path / "copy"))
+    record.unlink()
+    with one_line(core.OutputError, "mixed.safetensors", "without the record"):
         list(study(runs, volumes, tmp_path / "copy"))
 
 

@@ -111,6 +111,28 @@ def test_a_folder_of_another_sweep(done, teacher, blobs, config, val, model, one
         list(sweep(teacher, blobs, dataclasses.replace(config, tau=3.0), val, done[0]))
 
 
+@pytest.mark.parametrize("change", [{"voxel_size": 5.0}, {"fill": 0}, "a label"])
+def test_a_sweep_of_other_data_is_told(change, done, teacher, blobs, config, val, one_line):
+    """Pixels alone do not make a volume, and of labels each slice counts."""
+    raw, labels = blobs()
+    if change == "a label":
+        labels = labels.copy()
+        labels[3, 7, 9] ^= 1
+    else:
+        raw = core.open_volume(raw, **change)
+    with one_line(core.ConfigError, "teacher.json", "data"):
+        list(core.iter_sweep(teacher, raw, labels, KS, config, val=val, folder=done[0]))
+
+
+@pytest.mark.parametrize("name", ["teacher", "1-unet"])
+def test_a_model_of_the_users_own_is_neither_taken_nor_replaced(name, teacher, blobs, config, val, tmp_path, one_line):
+    own = core.Model(core.KUNet(1, depth=3)).save(tmp_path / f"{name}.safetensors")
+    before = own.read_bytes()
+    with one_line(core.OutputError, own.name, "move it away"):
+        list(sweep(teacher, blobs, config, val, tmp_path))
+    assert own.read_bytes() == before
+
+
 def test_smallest_within():
     students = [
         core.Tradeoff(f"{k}", k, k, k, iou, 0.1, 0.1) for k, iou in ((8, 0.84), (1, 0.7), (4, 0.85), (2, 0.843))

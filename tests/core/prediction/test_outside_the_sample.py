@@ -130,3 +130,12 @@ def test_half_of_a_real_slice_is_padding(fill):
     result = core.predict(made, volume(padded, 5.0), output="labels").compute()[0] > 0
     assert result.sum() == result[106:-106, 212:-212].sum()
     assert iou(result[106:-106, 212:-212], labels) > iou(expected, labels) - 0.02
+
+
+@pytest.mark.parametrize("dtype", ["uint64", "int64"])
+def test_the_largest_numbers_of_64_bits(model, dtype):
+    """As of labels that were given for an image: their mean is beyond the type once it is rounded."""
+    raw = np.zeros((2, 64, 64), dtype)
+    raw[:, 20:40, 20:40] = np.iinfo(dtype).max
+    probability = core.predict(model(1, depth=2), core.open_volume(raw, voxel_size=(10,) * 3)).compute()
+    assert np.isfinite(probability).all()

@@ -209,6 +209,19 @@ def test_other_data_are_not_gone_on_with(blobs, quick, model, tmp_path, one_line
         assert next(core.iter_distill(*same, config, out=out, resume=True)).step == 1
 
 
+@pytest.mark.parametrize("z", [0, 7, 22])
+def test_one_corrected_slice_of_many_is_noticed(blobs, quick, tmp_path, one_line, z):
+    raw, labels = blobs((40, 32, 32))
+    config = quick(k=1, depth=1, steps=4)
+    events = core.iter_train(raw, labels, config, out=tmp_path / "m.safetensors")
+    next(events), next(events)
+    events.close()
+    labels = labels.copy()
+    labels[z, 5:9, 5:9] = 1 - labels[z, 5:9, 5:9]
+    with one_line(core.ConfigError, "of other data"):
+        core.iter_train(raw, labels, config, out=tmp_path / "m.safetensors", resume=True)
+
+
 def test_two_trainings_to_one_file(blobs, quick, tmp_path, one_line):
     """The second is refused before its first event, with --resume too; the first goes on undisturbed."""
     out, (raw, labels) = tmp_path / "m.safetensors", blobs((6, 32, 32))

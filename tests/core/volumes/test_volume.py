@@ -202,6 +202,14 @@ def test_implausible_sizes_are_asked_about(size, one_line):
         assert open_volume(raw, voxel_size=plausible).voxel_size == plausible
 
 
+@pytest.mark.parametrize("name", ["", " "])
+def test_no_name_is_not_the_current_folder(name, tmp_path, monkeypatch):
+    tifffile.imwrite(tmp_path / "a.tif", np.zeros((3, 4), np.uint8))
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(VolumeError, match="name of the volume is empty"):
+        open_volume(name)
+
+
 @pytest.mark.parametrize("choice", [{"axes": "XYZ"}, {"channel": 0}, {"time": 1}, {"series": 0}, {"level": 2}])
 def test_of_an_open_volume_nothing_is_chosen_any_more(choice):
     volume = open_volume(np.zeros((2, 3, 4), np.uint8), name="em")

@@ -55,10 +55,10 @@ class Dataset:
         """Checksums of the images and of the labels, those validated on too, by which other data is told."""
         raws = [(volume.raw, volume.slices) for volume in self.volumes]
         raws += [(validation.raw, validation.slices) for validation in self.validations]
-        images = [volume_fingerprint(raw, slices, (raw.dtype, raw.voxel_size, raw.fill)) for raw, slices in raws]
+        images = [volume_fingerprint(raw, slices) for raw, slices in raws]
         truths = [(volume.labels, volume.slices) for volume in self.volumes if volume.labels is not None]
         truths += [(each.labels, each.slices) for each in self.validations if each.labels is not None]
-        labels = [volume_fingerprint(truth, slices, (truth.dtype, slices)) for truth, slices in truths]
+        labels = [volume_fingerprint(truth, slices, slices, every=True) for truth, slices in truths]
         return {"images": " ".join(dict.fromkeys(images)), "labels": " ".join(dict.fromkeys(labels))}
 
     def read_again(self, z: int) -> None:

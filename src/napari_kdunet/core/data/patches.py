@@ -114,7 +114,7 @@ def load_blocks(volume: TrainingVolume, config: TrainConfig, limit: int) -> tupl
 
 
 def _is_labelled(labels: Volume, window: tuple[int, slice, slice], config: TrainConfig) -> bool:
-    return bool((class_index(labels.read(*window), config.label_classes, config.ignore) >= 0).any())
+    return bool((class_index(labels.read(*window), config.label_classes, config.ignore, labels.name) >= 0).any())
 
 
 def _windows(shape: tuple[int, ...], grid: Grid) -> Iterator[tuple[slice, slice]]:

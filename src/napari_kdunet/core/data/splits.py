@@ -48,7 +48,7 @@ def is_labelled(labels: Volume, z: int, config: TrainConfig) -> tuple[bool, bool
 
     With slices="auto" and no ignore value, one without foreground may be one that nobody has looked at.
     """
-    index = class_index(labels.read(z), config.label_classes, config.ignore)
+    index = class_index(labels.read(z), config.label_classes, config.ignore, labels.name)
     known, positive = bool((index >= 0).any()), bool((index > 0).any())
     return (known if config.slices != "auto" or config.ignore is not None else positive), positive
 

@@ -216,7 +216,7 @@ class TeacherOutput:
 def teacher_fingerprint(teacher: Model | Volume) -> str:
     """Number and CRC-32 of the weights of a network that teaches, and how it is applied; or of a probability volume."""
     if isinstance(teacher, Volume):
-        return volume_fingerprint(teacher, range(len(teacher)), teacher.dtype)
+        return volume_fingerprint(teacher, range(len(teacher)), teacher.threshold)
     total = zlib.crc32(repr((teacher.pixel_size, teacher.context_distance, teacher.threshold, teacher.adapts)).encode())
     for value in teacher.net.state_dict().values():
         if isinstance(value, Tensor):

@@ -46,7 +46,7 @@ class Validation:
         """Validate against the labels of some slices."""
 
         def truth(z: int, y: tuple[int, int], x: tuple[int, int]) -> NDArray[np.int16]:
-            index = class_index(labels.read(z, slice(*y), slice(*x)), config.label_classes, config.ignore)
+            index = class_index(labels.read(z, slice(*y), slice(*x)), config.label_classes, config.ignore, labels.name)
             return _without_outside(index, raw, z, y, x)
 
         return cls(raw, truth, tuple(slices), kind, labels)
@@ -163,7 +163,11 @@ def _hold_out(
     if labels is None:
         assert volume.teacher is not None
         return Validation(raw, _teacher_truth(volume.teacher), chosen, "teacher"), frozenset(held_out)
-    index = [class_index(labels.read(z), config.label_classes, config.ignore) for z in chosen] if held_out else []
+    index = (
+        [class_index(labels.read(z), config.label_classes, config.ignore, labels.name) for z in chosen]
+        if held_out
+        else []
+    )
     if any((each > 0).any() for each in index) and any((each == 0).any() for each in index):
         return Validation.against(raw, labels, chosen, config, "held-out slices"), frozenset(held_out)
     chosen = spaced(slices, config.val_slices)

@@ -12,12 +12,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_type_hints
 
-from napari_kdunet.core.errors import ConfigError, ModelError
+from napari_kdunet.core.errors import ConfigError, ModelError, OutputError
 from napari_kdunet.core.files import read_json, write_bytes
 from napari_kdunet.core.training.checkpoint import other_settings, resume_path
 from napari_kdunet.core.training.events import Done, Event, Started
 
-__all__ = ["forget_partial", "iter_once", "load_record", "save_record"]
+__all__ = ["check_own", "forget_partial", "iter_once", "load_record", "save_record"]
 
 _MOST_BYTES = 2**24  # of a record
 
@@ -42,7 +42,13 @@ def iter_once(path: Path, metadata: dict[str, Any], train: Callable[[Path, bool]
     ------
     Event
         Those of the training; nothing where there is nothing to do.
+
+    Raises
+    ------
+    OutputError
+        If the model that is there has no record.
     """
+    check_own(path)
     if path.exists():
         return
     partial = _partial(path)
@@ -54,6 +60,15 @@ def iter_once(path: Path, metadata: dict[str, Any], train: Callable[[Path, bool]
                 event = replace(event, path=event.model.save(path))
                 forget_partial(path)
             yield event
+
+
+def check_own(path: Path) -> None:
+    """Check that a model which is there was made by a run of this folder: the user's own is neither taken nor lost."""
+    if path.exists() and not path.with_suffix(".json").exists():
+        raise OutputError(
+            f"{path} is there already, without the record of a run ({path.stem}.json): move it away, or choose another "
+            "folder."
+        )
 
 
 def _partial(path: Path) -> Path:
@@ -105,7 +120,7 @@ def load_record(
     record = path.with_suffix(".json")
     if not record.exists():
         return None
-    damaged = ModelError(f"{record} is damaged: remove it to measure again.")
+    damaged = ModelError(f"{record} is damaged: remove it and {path.name}, and the run is done again.")
     try:
         written = read_json(record, _MOST_BYTES)
     except ValueError as error:

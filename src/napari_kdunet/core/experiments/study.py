@@ -11,7 +11,7 @@ from typing import Any
 from napari_kdunet.core.config import DistillConfig, TrainConfig
 from napari_kdunet.core.data.splits import hold_out
 from napari_kdunet.core.data.validation import Validation
-from napari_kdunet.core.errors import DivergedError, TrainingError
+from napari_kdunet.core.errors import DivergedError, ModelError, TrainingError
 from napari_kdunet.core.experiments.history import Curve, History, lowest_mean
 from napari_kdunet.core.experiments.run_store import forget_partial, iter_once, load_record, save_record
 from napari_kdunet.core.experiments.studies import Run
@@ -166,14 +166,17 @@ def iter_study(
     data = _Data.of(raw, labels, val)
     folder = Path(folder)
     shared = {
-        "data": data_fingerprint(data.raw, data.labels, data.test, data.test_labels),
+        "data": data_fingerprint(data.raw, data.test, labels=(data.labels, data.test_labels)),
         "test_slices": len(data.test_slices),
     }
     make_folder(folder)
-    for run in runs:
-        metadata = shared | {"settings": run.config.to_dict(), "teacher": run.teacher}
-        path = _model_path(folder, run.name)
-        result = load_record(path, metadata, RunResult, _OF_RUN)
+    known = [
+        (run, _model_path(folder, run.name), shared | {"settings": run.config.to_dict(), "teacher": run.teacher})
+        for run in runs
+    ]
+    # all of them, before any is told
+    results = [load_record(path, metadata, RunResult, _OF_RUN) for _, path, metadata in known]
+    for (run, path, metadata), result in zip(known, results, strict=True):
         if result is None:
             history = History.load(_history_path(path))
             yield from _iter_run(run, data, path, metadata, history)
@@ -241,6 +244,9 @@ def _training(run: Run, data: _Data, folder: Path) -> Any:
 def _measure(run: Run, data: _Data, path: Path, history: History) -> dict[str, Any]:
     """The fields of `RunResult` that `iter_study` does not know."""
     config, settings = run.config, run.config.to_dict()
+    if not history.steps and not history.diverged:
+        kept = _history_path(path).name
+        raise ModelError(f"{path} has no {kept}, its losses: remove it with its .json, and it is trained again.")
     model = None if history.diverged else load_model(path)
     return {
         "k": config.k,

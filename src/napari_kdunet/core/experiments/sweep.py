@@ -14,7 +14,7 @@ from napari_kdunet.core.config import DistillConfig
 from napari_kdunet.core.data.splits import hold_out, labelled_slices
 from napari_kdunet.core.data.teachers import teacher_fingerprint
 from napari_kdunet.core.errors import ConfigError, UnlabelledError
-from napari_kdunet.core.experiments.run_store import iter_once, load_record, save_record
+from napari_kdunet.core.experiments.run_store import check_own, iter_once, load_record, save_record
 from napari_kdunet.core.files import make_folder
 from napari_kdunet.core.metrics import evaluate
 from napari_kdunet.core.networks.model import Model, ModelLike, load_model
@@ -136,14 +136,17 @@ def iter_sweep(
     slices = None if val is not None else _labelled(test[1], students[0])
     teacher, folder = load_model(teacher), Path(folder)
     make_folder(folder)
-    shared = {"data": data_fingerprint(raw, labels, *test), "teacher": teacher_fingerprint(teacher)}
-    for student in (None, *students):
-        name = "teacher" if student is None else f"{student.k}-unet"
-        path = folder / f"{name}.safetensors"
-        metadata = shared | ({} if student is None else {"settings": student.to_dict()})
-        result = load_record(path, metadata, Tradeoff)
+    shared = {"data": data_fingerprint(raw, test[0], labels=(labels, test[1])), "teacher": teacher_fingerprint(teacher)}
+    networks: list[tuple[str, DistillConfig | None, dict[str, Any]]] = [("teacher", None, shared)]
+    networks += [(f"{student.k}-unet", student, shared | {"settings": student.to_dict()}) for student in students]
+    paths = [folder / f"{name}.safetensors" for name, *_ in networks]
+    # all of them, before any is told
+    results = [load_record(path, metadata, Tradeoff) for path, (*_, metadata) in zip(paths, networks, strict=True)]
+    for (name, student, metadata), path, result in zip(networks, paths, results, strict=True):
         if result is None:
             if student is None:
+                check_own(path)
+                save_record(path, metadata, None)
                 teacher.save(path)
             else:
                 yield from iter_once(path, metadata, _distilling(teacher, raw, labels, student))

@@ -261,7 +261,7 @@ def score_objects(instances: Any, labels: Any, *, ignore: int | None = None) -> 
     pairs: dict[tuple[int, int], int] = {}
     slices = (read_slices(volume, range(len(truth))) for volume in (predicted, truth))
     for first, second in zip(*slices, strict=True):
-        true, ignored = object_ids(second, ignore)
+        true, ignored = object_ids(second, ignore, truth.name)
         one, a = np.unique(predicted_ids(first, predicted.name)[~ignored], return_inverse=True)
         other, b = np.unique(true[~ignored], return_inverse=True)
         both, voxels = np.unique(a * max(len(other), 1) + b, return_counts=True)

@@ -13,23 +13,27 @@ from napari_kdunet.core.volumes.volume import Volume
 
 __all__ = ["data_fingerprint", "volume_fingerprint"]
 
-_SLICES = 16  # of a volume, evenly spaced
+_SLICES = 16  # of an image, evenly spaced
 
 
-def volume_fingerprint(volume: Volume, slices: Sequence[int], about: Any = "") -> str:
+def volume_fingerprint(volume: Volume, slices: Sequence[int], about: Any = "", *, every: bool = False) -> str:
     """Shape of a volume, and a CRC-32 of up to 16 of the slices and of `about`, e.g. ``8x64x64:0f9a32c1``.
 
-    Those of its sample count too, where that is a mask.
+    Type, voxel size and value around the sample count too, and of a mask of the sample its slices. `every` slice
+    counts of what is edited by hand: of labels a single one may have changed.
     """
+    about = (about, str(volume.dtype), volume.voxel_size, volume.fill)
     if volume.sample is not None:
-        about = (about, volume_fingerprint(volume.sample, slices))
-    total = zlib.crc32(repr(about).encode()) if about else 0
-    for z in spaced(slices, _SLICES):
+        about = (*about, volume_fingerprint(volume.sample, slices, every=every))
+    total = zlib.crc32(repr(about).encode())
+    for z in slices if every else spaced(slices, _SLICES):
         with suppress(VolumeError):  # it may be a slice that is not needed, or the training says so
             total = zlib.crc32(volume.read(z).tobytes(), total)
     return f"{'x'.join(map(str, volume.shape))}:{total:08x}"
 
 
-def data_fingerprint(*volumes: Volume) -> str:
-    """Fingerprints of volumes, one behind the other."""
-    return " ".join(volume_fingerprint(volume, range(len(volume))) for volume in volumes)
+def data_fingerprint(*images: Volume, labels: Sequence[Volume] = ()) -> str:
+    """Fingerprints of images and of labels, one behind the other."""
+    found = [volume_fingerprint(image, range(len(image))) for image in images]
+    found += [volume_fingerprint(each, range(len(each)), every=True) for each in labels]
+    return " ".join(found)

@@ -17,7 +17,7 @@ _OUTSIDE = np.uint64(2**64 - 3)  # background, as the volumes of the CREMI chall
 _UNLABELLED = np.uint64(2**64 - 2)  # and 2^64-1
 
 
-def class_index(labels: NDArray[Any], classes: int = 2, ignore: int | None = None) -> NDArray[np.int16]:
+def class_index(labels: NDArray[Any], classes: int = 2, ignore: int | None = None, name: str = "") -> NDArray[np.int16]:
     """Class index of each pixel, -1 where it is unlabelled.
 
     With two classes any non-zero label is foreground, so instance ids will do. Where `ignore` is 0 (sparse scribbles:
@@ -32,6 +32,8 @@ def class_index(labels: NDArray[Any], classes: int = 2, ignore: int | None = Non
         Number of classes, background included.
     ignore : int, optional
         Label value of unlabelled pixels. Of uint64 labels -1 stands for 2^64-1.
+    name : str
+        Of the volume, for errors.
 
     Returns
     -------
@@ -44,34 +46,38 @@ def class_index(labels: NDArray[Any], classes: int = 2, ignore: int | None = Non
         If a label is negative, or 2^64-1 or 2^64-2 without being named as `ignore`, or `ignore` is no value of the type
         of the labels, or, with more than two classes, beyond the last class.
     """
-    values, ignored = _ids(labels, ignore)
+    values, ignored = _ids(labels, ignore, name)
     if classes == 2:
         values = (values > 0).astype(np.int64)
     elif values.max(initial=0) >= classes:
-        raise LabelsError(f"labels hold the class {values.max()}, but there are {classes} classes from 0 up.")
+        raise LabelsError(f"{_called(name)} hold the class {values.max()}, but there are {classes} classes from 0 up.")
     values[ignored] = -1
     return values.astype(np.int16)
 
 
-def object_ids(labels: NDArray[Any], ignore: int | None = None) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+def object_ids(
+    labels: NDArray[Any], ignore: int | None = None, name: str = ""
+) -> tuple[NDArray[Any], NDArray[np.bool_]]:
     """Ids of objects, 0 for the background and in the pixels to ignore, and which those are.
 
     The rules, the parameters and the errors are those of `class_index`; ids are in the type of `labels`, or uint8 of
     bool.
     """
-    ignored = np.zeros(labels.shape, bool) if ignore is None else labels == _value(ignore, labels.dtype)
+    ignored = np.zeros(labels.shape, bool) if ignore is None else labels == _value(ignore, labels.dtype, name)
     values = labels.astype(np.uint8 if labels.dtype.kind == "b" else labels.dtype)
     if labels.dtype == np.uint64:
         unnamed = labels[~ignored & (labels >= _UNLABELLED)]
         if unnamed.size:
             raise LabelsError(
-                f"labels hold 2^64-{2**64 - int(unnamed[0])}, which some tools write for unlabelled and some for "
-                "background: name it as the ignore value, or set it to 0."
+                f"{_called(name)} hold 2^64-{2**64 - int(unnamed[0])}, which some tools write for unlabelled and some "
+                "for background: name it as the ignore value, or set it to 0."
             )
         values[labels == _OUTSIDE] = 0
     values[ignored] = 0
     if values.min(initial=0) < 0:
-        raise LabelsError(f"labels hold the negative value {values.min()}: name it as the ignore value or remove it.")
+        raise LabelsError(
+            f"{_called(name)} hold the negative value {values.min()}: name it as the ignore value or remove it."
+        )
     if ignore == 0:
         values[values > 0] -= 1
     return values, ignored
@@ -90,21 +96,27 @@ def predicted_ids(values: NDArray[Any], name: str) -> NDArray[Any]:
     return np.where(values == _OUTSIDE, np.uint64(0), values) if values.dtype == np.uint64 else values
 
 
-def _ids(labels: NDArray[Any], ignore: int | None) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+def _called(name: str) -> str:
+    return f"labels of {name}" if name else "labels"
+
+
+def _ids(labels: NDArray[Any], ignore: int | None, name: str = "") -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
     """As `object_ids`, as int64: ids beyond it become its largest value."""
-    values, ignored = object_ids(labels, ignore)
+    values, ignored = object_ids(labels, ignore, name)
     if values.dtype == np.uint64:
         values = np.minimum(values, np.iinfo(np.int64).max)
     return values.astype(np.int64), ignored
 
 
-def _value(ignore: int, dtype: np.dtype[Any]) -> Any:
+def _value(ignore: int, dtype: np.dtype[Any], name: str = "") -> Any:
     """The ignore value in the type of the labels; of uint64 -1 is the largest value, as many tools write it."""
     if dtype == np.uint64 and -3 <= ignore < 0:
         ignore += 2**64
     lowest, highest = (0, 1) if dtype.kind == "b" else (np.iinfo(dtype).min, np.iinfo(dtype).max)
     if not lowest <= ignore <= highest:
-        raise LabelsError(f"ignore is {ignore}, but {dtype} labels are from {lowest} to {highest}: name one of these.")
+        raise LabelsError(
+            f"ignore is {ignore}, but {dtype} {_called(name)} are from {lowest} to {highest}: name one of these."
+        )
     return dtype.type(ignore)
 
 

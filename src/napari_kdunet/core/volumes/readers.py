@@ -168,6 +168,8 @@ def name_of(source: Any) -> str:
 
 
 def _open(source: Any, selection: Selection, name: str) -> Stored:
+    if isinstance(source, str) and not source.strip():  # not the current folder: a variable of a shell that is not set
+        raise VolumeError("the name of the volume is empty: give a file or a folder")
     if isinstance(source, str) and "://" in source:
         return open_zarr_url(source, selection, name)
     if isinstance(source, (str, Path)):

@@ -188,10 +188,16 @@ def mirrored(
         A new array of the size of `inner`, of the dtype of `pixels`.
     """
     result: NDArray[Any] = pixels[inner].copy()
-    result[outside[inner]] = np.asarray(value if pixels.dtype.kind == "f" else round(value)).astype(pixels.dtype)
+    result[outside[inner]] = value if pixels.dtype.kind == "f" else _nearest(value, pixels.dtype)
     target, source = _mirror_images(outside, inner, reach)
     result.reshape(-1)[target] = pixels.reshape(-1)[source]
     return result
+
+
+def _nearest(value: float, dtype: np.dtype[Any]) -> int:
+    """The nearest number of an integer type; the mean of the largest of 64 bits is beyond them as a float."""
+    limits = np.iinfo(dtype)
+    return min(max(round(value), int(limits.min)), int(limits.max))
 
 
 _Indices: TypeAlias = NDArray[np.int32]
