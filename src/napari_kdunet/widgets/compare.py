@@ -19,7 +19,14 @@ from napari_kdunet.widgets.comparison.live_comparison import LiveComparison
 from napari_kdunet.widgets.comparison.object_errors import ObjectErrors, Place, iter_compare
 from napari_kdunet.widgets.comparison.overlay import LEGEND, Overlay
 from napari_kdunet.widgets.comparison.score_table import ScoreTable
-from napari_kdunet.widgets.shared.layers import chosen_layer, layer_choice, threshold_row, volume_of, warn_if_apart
+from napari_kdunet.widgets.shared.layers import (
+    chosen_layer,
+    go_to,
+    layer_choice,
+    threshold_row,
+    volume_of,
+    warn_if_apart,
+)
 from napari_kdunet.widgets.shared.panel import Panel, button, in_a_row
 from napari_kdunet.widgets.workers.stopping import stoppable
 from napari_kdunet.widgets.workers.thread import EventWorker
@@ -117,10 +124,7 @@ class CompareWidget(Panel):
         for layer, ids in zip(self._compared, (error.predicted, error.true), strict=True):
             if ids and layer in self.viewer.layers:
                 layer.selected_label = ids[0]
-        layer = self._compared[1]
-        world = layer.data_to_world(place[-layer.ndim :])
-        self.viewer.dims.set_point(range(-layer.ndim, 0), world)
-        getattr(self.viewer, "scene", self.viewer).camera.center = tuple(world[-3:])  # napari 0.9, and before
+        go_to(self.viewer, self._compared[1], place)
 
     def stop(self) -> None:
         """Stop counting; the slices counted so far stay."""

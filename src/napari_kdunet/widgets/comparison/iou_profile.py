@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyqtgraph as pg
-from napari.utils.theme import get_theme
 from qtpy.QtCore import QSize, Qt, Signal
 from qtpy.QtWidgets import QVBoxLayout, QWidget
+
+from napari_kdunet.widgets.shared.theme import follow_theme
 
 if TYPE_CHECKING:
     import napari.viewer
@@ -56,11 +57,8 @@ class Profile(QWidget):
         layout.setContentsMargins(0, 0, 0, 0)
         layout.addWidget(self.plot)
         self.plot.scene().sigMouseClicked.connect(self._clicked)
-        theme, follow = viewer.events.theme, self._follow_theme
-        theme.connect(follow)
-        self.destroyed.connect(lambda: theme.disconnect(follow))
         self.set([], float("nan"))
-        self._follow_theme()
+        follow_theme(self, viewer, self.plot, [self.plot], self._draw_lines)
 
     def sizeHint(self) -> QSize:
         """Small enough for the screen of a laptop; the plot grows with the panel."""
@@ -89,12 +87,6 @@ class Profile(QWidget):
             z = round(box.mapSceneToView(event.scenePos()).x())
             self.clicked.emit(min(max(z, 0), self.count - 1))
 
-    def _follow_theme(self, event: Any = None) -> None:
-        theme = get_theme(self.viewer.theme)
-        text = theme.text.as_hex()
-        self.plot.setBackground(theme.background.as_hex())
+    def _draw_lines(self, text: str) -> None:
         self.mark.setPen(pg.mkPen(text, width=1))
         self.mean.setPen(pg.mkPen(_CURVE, width=1, style=Qt.PenStyle.DashLine))
-        for side in ("left", "bottom"):
-            self.plot.getAxis(side).setPen(pg.mkPen(text, width=1))
-            self.plot.getAxis(side).setTextPen(text)

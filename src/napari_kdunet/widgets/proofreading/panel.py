@@ -37,6 +37,7 @@ from napari_kdunet.widgets.shared.layers import (
     chosen_layer,
     current_slice,
     data_of,
+    go_to,
     volume_of,
     voxel_size_of,
 )
@@ -432,10 +433,7 @@ class ProofreadingPanel(Panel):
         assert self.layer is not None
         row = self._measured().set_index("id").loc[number]
         size = np.array(voxel_size_of(self.layer) or (1.0,) * 3)
-        place = np.array([row[f"centroid_{axis}_nm"] for axis in "zyx"]) / size - 0.5
-        world = self.layer.data_to_world(place[-self.layer.ndim :])
-        self.viewer.dims.set_point(range(-self.layer.ndim, 0), world)
-        getattr(self.viewer, "scene", self.viewer).camera.center = tuple(world[-3:])  # napari 0.9, and before
+        go_to(self.viewer, self.layer, np.array([row[f"centroid_{axis}_nm"] for axis in "zyx"]) / size - 0.5)
 
     def _shown(self) -> pd.DataFrame:
         """The measurements that the filter lets through."""

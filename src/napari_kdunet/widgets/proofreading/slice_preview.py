@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from napari.layers import Labels, Layer
-from napari.utils.transforms import Affine
 from qtpy.QtWidgets import QWidget
 
 from napari_kdunet.core import ObjectsConfig, instances
@@ -76,11 +75,10 @@ class SlicePreview:
             found = instances(slab, config, boundary=outlines, voxel_size=volume.voxel_size)
             yield found[z - first].compute(scheduler="synchronous")
 
-        grid = grid_of(source)
-
+        grid = grid_of(source, (z, 0, 0))
         self._worker = run(
             find,
-            on_event=lambda ids: self._found(source, ids, grid, z),
+            on_event=lambda ids: self._found(source, ids, grid),
             on_done=self._ended,
             on_error=self._ended,
             owner=self.owner,
@@ -109,13 +107,10 @@ class SlicePreview:
             self._outlines = (result, first, last, computed)
         return self._outlines[3]
 
-    def _found(self, source: Layer, ids: Any, grid: dict[str, Any], z: int) -> None:
+    def _found(self, source: Layer, ids: Any, grid: dict[str, Any]) -> None:
         if source not in self.viewer.layers:
             return
-        if source.ndim > 2:
-            ids = ids[None]
-            step = Affine(scale=grid["scale"], rotate=grid["rotate"], shear=grid["shear"]).linear_matrix[:, 0]
-            grid["translate"] = np.asarray(grid["translate"]) + z * step
+        ids = ids[None] if source.ndim > 2 else ids
         name = f"{source.name} objects preview"
         if self.layer is None or self.layer not in self.viewer.layers or self.layer.ndim != source.ndim:
             self._remove()

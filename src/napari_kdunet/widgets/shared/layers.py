@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -10,6 +10,7 @@ from magicgui.widgets import FloatSlider
 from napari.layers import Image, Labels, Layer
 from napari.utils.colormaps import CyclicLabelColormap
 from napari.utils.notifications import show_warning
+from napari.utils.transforms import Affine
 
 from napari_kdunet.core import KDUNetError, Volume, VolumeError, open_volume
 from napari_kdunet.widgets.shared.fields import Choice, threshold_slider
@@ -23,9 +24,11 @@ __all__ = [
     "OBJECTS",
     "PREVIEW",
     "RESULT",
+    "camera_of",
     "chosen_layer",
     "current_slice",
     "data_of",
+    "go_to",
     "grid_of",
     "is_of_plugin",
     "is_result",
@@ -153,10 +156,17 @@ def _threshold_of(layer: Layer) -> float:
     return 0.5 if volume is None else volume.threshold
 
 
-def grid_of(layer: Layer) -> dict[str, Any]:
-    """The grid of a layer (scale, translation, units, …), as arguments of a layer of the same shape that covers it."""
+def grid_of(layer: Layer, first: Sequence[int] = (0, 0, 0)) -> dict[str, Any]:
+    """The grid of a layer (scale, translation, units, …), as arguments of a layer that covers it.
+
+    Or that covers a part of it, which begins at its voxel `first` (Z, Y, X).
+    """
     names = ("scale", "translate", "rotate", "shear", "affine", "units", "axis_labels")
-    return {name: getattr(layer, name) for name in names}
+    grid = {name: getattr(layer, name) for name in names}
+    steps = Affine(scale=grid["scale"], rotate=grid["rotate"], shear=grid["shear"]).linear_matrix
+    axes = len(steps)
+    grid["translate"] = np.asarray(grid["translate"]) + steps @ np.array([0] * (axes - 3) + list(first)[-axes:])
+    return grid
 
 
 def set_grid(layer: Layer, grid: dict[str, Any]) -> None:
@@ -183,6 +193,18 @@ def warn_if_apart(one: Layer, other: Layer) -> None:
 def one_colour(colour: str) -> CyclicLabelColormap:
     """A colormap that shows all labels alike; cyclic, as the first use of a direct one compiles code for seconds."""
     return CyclicLabelColormap(colors=["transparent", colour])
+
+
+def camera_of(viewer: napari.viewer.Viewer) -> Any:
+    """The camera; of the viewer itself before napari 0.9."""
+    return getattr(viewer, "scene", viewer).camera
+
+
+def go_to(viewer: napari.viewer.Viewer, layer: Layer, place: Sequence[float]) -> None:
+    """Show a place (Z, Y, X) of a layer, in its voxels, in the middle of the screen."""
+    world = layer.data_to_world(place[-layer.ndim :])
+    viewer.dims.set_point(range(-layer.ndim, 0), world)
+    camera_of(viewer).center = tuple(world[-3:])
 
 
 def current_slice(viewer: napari.viewer.Viewer, layer: Layer) -> int:

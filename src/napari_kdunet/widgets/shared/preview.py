@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 from napari.layers import Layer
-from napari.utils.transforms import Affine
 from numpy.typing import NDArray
 from qtpy.QtWidgets import QWidget
 from superqt.utils import qdebounced
@@ -16,6 +15,7 @@ from superqt.utils import qdebounced
 from napari_kdunet import core
 from napari_kdunet.widgets.shared.layers import (
     PREVIEW,
+    camera_of,
     current_slice,
     data_of,
     grid_of,
@@ -126,7 +126,7 @@ class Preview:
         self._closed = False
         self._request_soon = qdebounced(self._request, timeout=rest)
         self._resting: Future[None] | None = None
-        self._camera = getattr(viewer, "scene", viewer).camera  # napari 0.9, and before
+        self._camera = camera_of(viewer)
         self._camera.events.center.connect(self._moved)
         viewer.dims.events.point.connect(self._moved)
         viewer.layers.events.removed.connect(self._removed)
@@ -279,12 +279,9 @@ class Preview:
             self._put((self.probability > self.threshold).astype(np.uint8))
 
     def _put(self, mask: NDArray[np.uint8]) -> None:
-        grid = grid_of(self.image)
-        mask = mask[None] if self.image.ndim == 3 else mask
         z, rows, columns = self.place
-        steps = Affine(scale=grid["scale"], rotate=grid["rotate"], shear=grid["shear"]).linear_matrix
-        first = (z, rows.start, columns.start)[-self.image.ndim :]
-        grid["translate"] = np.asarray(grid["translate"]) + steps @ first
+        grid = grid_of(self.image, (z, rows.start, columns.start))
+        mask = mask[None] if self.image.ndim == 3 else mask
         if self.layer is None:
             close_previews(self.viewer, self.image)
             selected = set(self.viewer.layers.selection)

@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyqtgraph as pg
-from napari.utils.theme import get_theme
 from qtpy.QtCore import QSize, Qt, Signal
 from qtpy.QtWidgets import QVBoxLayout, QWidget
 from superqt.utils import qthrottled
+
+from napari_kdunet.widgets.shared.theme import follow_theme
 
 if TYPE_CHECKING:
     import napari.viewer
@@ -111,10 +112,7 @@ class Curves(QWidget):
         layout.setContentsMargins(0, 0, 0, 0)
         layout.addWidget(self.graphics)
         self._draw_soon = qthrottled(self._draw, timeout=_REDRAW, leading=False, parent=self)
-        theme, follow = viewer.events.theme, self._follow_theme
-        theme.connect(follow)
-        self.destroyed.connect(lambda: theme.disconnect(follow))
-        self._follow_theme()
+        follow_theme(self, viewer, self.graphics, (self.iou_plot, self.loss_plot), self._draw_legend)
 
     def sizeHint(self) -> QSize:
         """Small enough for the screen of a laptop; the plots grow with the panel."""
@@ -200,14 +198,7 @@ class Curves(QWidget):
         for plot in (self.iou_plot, self.loss_plot):
             plot.setXRange(0, last, padding=0.02)
 
-    def _follow_theme(self, event: Any = None) -> None:
-        theme = get_theme(self.viewer.theme)
-        ground, text = theme.background.as_hex(), theme.text.as_hex()
-        self.graphics.setBackground(ground)
-        for plot in (self.iou_plot, self.loss_plot):
-            for side in ("left", "bottom"):
-                plot.getAxis(side).setPen(pg.mkPen(text, width=1))
-                plot.getAxis(side).setTextPen(text)
+    def _draw_legend(self, text: str) -> None:
         self.legend.setLabelTextColor(text)
         for _, label in self.legend.items:
             label.setText(label.text, color=text)

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 import pyqtgraph as pg
-from napari.utils.theme import get_theme
 from qtpy.QtCore import QSignalBlocker, QSize, Qt, Signal
 from qtpy.QtWidgets import QComboBox, QHBoxLayout, QVBoxLayout, QWidget
 from skimage.measure import points_in_poly
 
 from napari_kdunet.widgets.proofreading.table.titles import title_of
 from napari_kdunet.widgets.shared.fields import make_narrow
+from napari_kdunet.widgets.shared.theme import follow_theme
 
 if TYPE_CHECKING:
     import napari.viewer
@@ -109,10 +109,7 @@ class ObjectPlot(QWidget):
         self.box.drawing.connect(self._drawing)
         self.box.drawn.connect(self._drawn)
         self.plot.scene().sigMouseClicked.connect(self._clicked)
-        theme, follow = viewer.events.theme, self._follow_theme
-        theme.connect(follow)
-        self.destroyed.connect(lambda: theme.disconnect(follow))
-        self._follow_theme()
+        follow_theme(self, viewer, self.plot, [self.plot])
 
     def sizeHint(self) -> QSize:
         """As large as the table."""
@@ -232,11 +229,3 @@ class ObjectPlot(QWidget):
         self.selected = sorted({*self.selected, *numbers}) if more else numbers
         self._draw()
         self.chosen.emit(self.selected)
-
-    def _follow_theme(self, event: Any = None) -> None:
-        theme = get_theme(self.viewer.theme)
-        text = theme.text.as_hex()
-        self.plot.setBackground(theme.background.as_hex())
-        for side in ("left", "bottom"):
-            self.plot.getAxis(side).setPen(pg.mkPen(text, width=1))
-            self.plot.getAxis(side).setTextPen(text)
