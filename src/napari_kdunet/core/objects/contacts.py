@@ -8,11 +8,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 from scipy.spatial import cKDTree
 from skimage.measure import marching_cubes
 
+from napari_kdunet.core.graphs import components
 from napari_kdunet.core.objects.shape import Mesh
 
 __all__ = ["find_contacts", "margin_of"]
@@ -114,5 +113,4 @@ def _count_patches(faces: NDArray[np.int64]) -> int:
     corners, faces = np.unique(faces, return_inverse=True)
     faces = faces.reshape(-1, 3)
     ends = np.concatenate([faces[:, :2], faces[:, 1:]])
-    graph = coo_array((np.ones(len(ends), bool), (ends[:, 0], ends[:, 1])), shape=(len(corners),) * 2)
-    return int(connected_components(graph, directed=False)[0])
+    return components(ends.T, len(corners))[0]

@@ -11,8 +11,8 @@ import edt
 import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
+
+from napari_kdunet.core.graphs import components
 
 __all__ = ["Landscape", "Window"]
 
@@ -184,9 +184,7 @@ def _find_holes(mask: Mask, most: tuple[int, int, int], flat: bool) -> NDArray[n
         member = voxels[at] == near
         is_open |= ~member & ~values.take(near)
         links.append(np.stack([np.flatnonzero(member), at[member]]))
-    rows, columns = np.concatenate(links, axis=1)
-    graph = coo_array((np.ones(len(rows), bool), (rows, columns)), shape=(len(voxels),) * 2)
-    count, part = connected_components(graph, directed=False)
+    count, part = components(np.concatenate(links, axis=1), len(voxels))
     good = np.bincount(part, is_open, count) == 0
     places = np.unravel_index(voxels, tuple(shape))
     for place, width in zip(places[flat:], most[flat:], strict=True):

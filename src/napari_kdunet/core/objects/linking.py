@@ -6,8 +6,8 @@ from collections.abc import Iterable
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
+
+from napari_kdunet.core.graphs import components
 
 __all__ = ["link_outlines"]
 
@@ -40,9 +40,7 @@ def link_outlines(slices: Iterable[NDArray[np.int64]], count: int, least: float)
             # `second` is not complete before all of its slice is read, which it is
             links.append(np.stack([first, second])[:, shared > least * (size[first] + size[second] - shared)])
         before = outlines
-    first, second = np.concatenate(links, axis=1) - 1
-    graph = coo_array((np.ones(len(first), bool), (first, second)), shape=(count, count))
-    number, part = connected_components(graph, directed=False)
+    number, part = components(np.concatenate(links, axis=1) - 1, count)
     earliest = np.full(number, count, np.int64)
     np.minimum.at(earliest, part, np.arange(count))
     final = np.empty(number, np.int64)

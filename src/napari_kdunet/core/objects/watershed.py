@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
+
+from napari_kdunet.core.graphs import components
 
 __all__ = ["Basins", "Saddles", "find_basins", "join_parts", "merge_basins"]
 
@@ -185,8 +185,7 @@ def join_parts(saddles: Saddles, count: int) -> list[Saddles]:
 def _wholes(saddles: Saddles, count: int) -> Ints:
     """Number of the whole, from 0, that each of `count` basins belongs to: infinite saddles join its parts."""
     same = saddles[np.isinf(saddles.heights)]
-    graph = coo_array((np.ones(len(same.first), bool), (same.first, same.second)), shape=(count, count))
-    return np.asarray(connected_components(graph, directed=False)[1], np.int64)
+    return components(np.stack([same.first, same.second]), count)[1]
 
 
 def merge_basins(roots: Ints, peaks: Heights, saddles: Saddles, ratio: float) -> Ints:

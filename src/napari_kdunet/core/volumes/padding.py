@@ -9,8 +9,8 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
+
+from napari_kdunet.core.graphs import components
 
 __all__ = ["LEAST_REGION", "RUN", "Mask", "ReadRows", "find_regions", "grown", "strips_of"]
 
@@ -163,9 +163,7 @@ class _Regions:
         """Of each strip's regions, as parts of those of the slice: area, pixels at the border, sides (y and x)."""
         area, border, boxes = (np.concatenate(each) for each in (self._areas, self._border, self._boxes))
         if self._pairs and self._count:
-            a, b = np.concatenate(self._pairs, axis=1)
-            graph = coo_array((np.ones(a.size, bool), (a, b)), shape=(self._count, self._count))
-            count, of = connected_components(graph, directed=False)
+            count, of = components(np.concatenate(self._pairs, axis=1), self._count)
             area = np.bincount(of, area, count).astype(np.int64)[of]
             border = np.bincount(of, border, count).astype(np.int64)[of]
             whole = np.tile([self.shape[0], 0, self.shape[1], 0], (count, 1))

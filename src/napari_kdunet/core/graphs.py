@@ -1,0 +1,25 @@
+"""Which nodes of a graph are connected."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+
+__all__ = ["components"]
+
+
+def components(edges: NDArray[Any], count: int) -> tuple[int, NDArray[np.int64]]:
+    """The connected components of a graph of `count` nodes and of `edges` (2, n) between two each.
+
+    Returns
+    -------
+    int, ndarray of int64
+        How many there are, and the number of that of each node, from 0.
+    """
+    graph = coo_array((np.ones(edges.shape[1], bool), (edges[0], edges[1])), shape=(count, count))
+    number, part = connected_components(graph, directed=False)
+    return int(number), part.astype(np.int64)
