@@ -3,25 +3,21 @@
 from __future__ import annotations
 
 import json
-import time
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import tifffile
 from numpy.typing import NDArray
-from rich.table import Table
 
 from napari_kdunet.cli.progress import Interrupted, follow_training
-from napari_kdunet.cli.terminal import console, print_result, print_table
+from napari_kdunet.cli.terminal import console, print_result, print_tradeoffs
 from napari_kdunet.core import (
     DistillConfig,
-    Model,
+    Tradeoff,
     TrainConfig,
     Volume,
-    evaluate,
     iter_distill,
     iter_train,
     load_model,
@@ -30,6 +26,7 @@ from napari_kdunet.core import (
     write_volume,
 )
 from napari_kdunet.core.errors import ModelError, OutputError
+from napari_kdunet.core.experiments.sweep import score_tradeoff
 from napari_kdunet.core.files import make_folder, replacing
 from napari_kdunet.sample import VOXEL_SIZE, synthetic_em
 
@@ -45,16 +42,6 @@ _NAMES = (
     *("teacher.safetensors", "student.safetensors", "teacher-mask.tif", "student-mask.tif", "comparison.png"),
 )
 _METADATA = {"made_by": "napari-kdunet demo"}
-
-
-@dataclass(frozen=True)
-class _Row:
-    name: str
-    model: Model
-    path: Path
-    probability: NDArray[np.float32]
-    iou: float
-    seconds_per_megapixel: float
 
 
 def run_demo(
@@ -119,7 +106,9 @@ def _is_from_demo(path: Path, models: dict[str, TrainConfig]) -> bool:
         return False
 
 
-def _train_both(out: Path, shape: tuple[int, int, int], taught: TrainConfig, distilled: DistillConfig) -> list[_Row]:
+def _train_both(
+    out: Path, shape: tuple[int, int, int], taught: TrainConfig, distilled: DistillConfig
+) -> list[Tradeoff]:
     console.print("making two synthetic EM volumes, one to train on and one to test on")
     raw, labels = _volume(out, "train", shape, seed=0)
     test, truth = _volume(out, "test", shape, seed=1)
@@ -129,15 +118,14 @@ def _train_both(out: Path, shape: tuple[int, int, int], taught: TrainConfig, dis
     events = iter_distill(teacher, raw, labels, distilled, out=student_path)
     student = follow_training(f"distilling a {distilled.k}-Unet", events).model
     console.print("segmenting the test volume with both")
-    rows = [
-        _scored("teacher", teacher, teacher_path, test, truth),
-        _scored("student", student, student_path, test, truth),
-    ]
-    for row in rows:
-        mask = (row.probability > row.model.threshold).astype(np.uint8)
-        path = out / f"{row.name}-mask.tif"
-        write_volume(mask, path, voxel_size=VOXEL_SIZE, metadata=_METADATA, overwrite=True)
-    _draw(out / "comparison.png", np.asarray(test), truth, rows)
+    paths = {"teacher": teacher_path, "student": student_path}
+    rows = [score_tradeoff(name, path, test, truth) for name, path in paths.items()]
+    masks = {}
+    for name, model in (("teacher", teacher), ("student", student)):
+        masks[name] = np.asarray(predict(model, test, output="labels"))
+        path = out / f"{name}-mask.tif"
+        write_volume(masks[name], path, voxel_size=VOXEL_SIZE, metadata=_METADATA, overwrite=True)
+    _draw(out / "comparison.png", np.asarray(test), truth, rows, masks)
     return rows
 
 
@@ -155,42 +143,21 @@ def _volume(out: Path, name: str, shape: tuple[int, int, int], seed: int) -> tup
     return open_volume(out / f"{name}-raw.tif"), labels
 
 
-def _scored(name: str, model: Model, path: Path, raw: Volume, labels: NDArray[np.uint8]) -> _Row:
-    lazy = predict(model, raw)
-    lazy[0].compute()  # warm up
-    begin = time.perf_counter()
-    probability: NDArray[np.float32] = lazy.compute()
-    seconds = time.perf_counter() - begin
-    iou = evaluate(probability, labels, threshold=model.threshold).iou
-    return _Row(name, model, path, probability, iou, seconds / (probability.size / 1e6))
-
-
-def _print(rows: list[_Row], out: Path) -> None:
-    table = Table(title="On the test volume, which neither has seen")
-    for heading in ("", "k", "parameters", "file", "IoU", "s / megapixel"):
-        table.add_column(heading, justify="left" if not heading else "right")
-    for row in rows:
-        about = row.model.describe()
-        table.add_row(
-            row.name,
-            str(about["k"]),
-            f"{about['parameters']:,}",
-            f"{row.path.stat().st_size / 1e3:,.0f} kB",
-            f"{row.iou:.3f}",
-            f"{row.seconds_per_megapixel:.3f}",
-        )
-    print_table(table)
-    ratio = rows[0].model.parameter_count / rows[1].model.parameter_count
+def _print(rows: list[Tradeoff], out: Path) -> None:
+    print_tradeoffs(rows, "On the test volume, which neither has seen")
+    ratio = rows[0].parameters / rows[1].parameters
     print_result(f"The student has 1/{ratio:.0f} of the teacher's parameters. Figure: {out / 'comparison.png'}")
 
 
-def _draw(path: Path, raw: NDArray[Any], labels: NDArray[Any], rows: list[_Row]) -> None:
+def _draw(
+    path: Path, raw: NDArray[Any], labels: NDArray[Any], rows: list[Tradeoff], masks: dict[str, NDArray[Any]]
+) -> None:
     """Raw | truth | each row's mask, at the slice with the most foreground."""
     from matplotlib.figure import Figure
 
     z = int(labels.astype(bool).sum(axis=(1, 2)).argmax())
     panels = [("raw", None), ("truth", labels[z] > 0)]
-    panels += [(f"{row.name}: IoU {row.iou:.3f}", row.probability[z] > row.model.threshold) for row in rows]
+    panels += [(f"{row.name}: IoU {row.iou:.3f}", masks[row.name][z] > 0) for row in rows]
     figure = Figure(figsize=(4 * len(panels), 4.4), layout="constrained")
     for axis, (title, mask) in zip(figure.subplots(1, len(panels)), panels, strict=True):
         axis.imshow(raw[z], cmap="gray")

@@ -10,12 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.table import Table
 
 from napari_kdunet.cli.arguments import Device, Labels, Raw, Threads, ValLabels, VoxelSizes, given_volumes
 from napari_kdunet.cli.options import with_selections, with_settings
 from napari_kdunet.cli.progress import Interrupted, follow_runs
-from napari_kdunet.cli.terminal import console, print_result, print_table
+from napari_kdunet.cli.terminal import console, print_result, print_tradeoffs
 from napari_kdunet.core.config import DistillConfig
 from napari_kdunet.core.errors import ConfigError, OutputError
 from napari_kdunet.core.experiments.studies import SETTINGS, STUDIES, Run, study_runs
@@ -260,13 +259,7 @@ def _compare(out: Path, teacher: Tradeoff, students: list[Tradeoff]) -> None:
     from napari_kdunet.cli.figures import draw_sweep
     from napari_kdunet.core import smallest_within
 
-    table = Table()
-    for heading in ("", "k", "parameters", "file", "IoU", "s / megapixel"):
-        table.add_column(heading, justify="left" if not heading else "right")
-    for row in (teacher, *students):
-        size, speed = f"{row.file_bytes / 1e3:,.0f} kB", f"{row.seconds_per_megapixel:.3f}"
-        table.add_row(row.name, str(row.k), f"{row.parameters:,}", size, f"{row.iou:.3f}", speed)
-    print_table(table)
+    print_tradeoffs([teacher, *students])
     best, taken = max(students, key=lambda one: one.iou), smallest_within(students)
     draw_sweep(out / "sweep.png", teacher, students, taken)
     print_result(

@@ -5,15 +5,19 @@ from __future__ import annotations
 import io
 import os
 import sys
+from collections.abc import Iterable
 from contextlib import suppress
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
 
 from napari_kdunet.core.errors import OutputError, escape
 
-__all__ = ["PIPE_EXIT_CODE", "console", "flush_results", "print_result", "print_table", "shorten"]
+if TYPE_CHECKING:
+    from napari_kdunet.core import Tradeoff
+
+__all__ = ["PIPE_EXIT_CODE", "console", "flush_results", "print_result", "print_table", "print_tradeoffs", "shorten"]
 
 PIPE_EXIT_CODE = 141  # as a shell gives it for SIGPIPE, the silent end of what ``head`` no longer reads
 _MAX_LENGTH = 300  # characters of a message, whatever name or metadata it quotes
@@ -87,6 +91,17 @@ def print_table(table: Table) -> None:
     text = io.StringIO()
     Console(file=text, width=_NO_LIMIT, soft_wrap=True, markup=False, emoji=False, highlight=False).print(table)
     _print("".join(f"{line.rstrip()}\n" for line in text.getvalue().splitlines()))
+
+
+def print_tradeoffs(rows: Iterable[Tradeoff], title: str | None = None) -> None:
+    """Print what networks cost and give as a table; errors as in `print_result`."""
+    table = Table(title=title)
+    for heading in ("", "k", "parameters", "file", "IoU", "s / megapixel"):
+        table.add_column(heading, justify="left" if not heading else "right")
+    for row in rows:
+        size, speed = f"{row.file_bytes / 1e3:,.0f} kB", f"{row.seconds_per_megapixel:.3f}"
+        table.add_row(row.name, str(row.k), f"{row.parameters:,}", size, f"{row.iou:.3f}", speed)
+    print_table(table)
 
 
 def flush_results() -> None:
