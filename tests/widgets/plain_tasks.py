@@ -12,6 +12,18 @@ def sums(volume):
         yield int(volume.read(z).sum())
 
 
+def description(volume):
+    """What a volume says of itself, and a number of its pixels and of those of its sample."""
+    names = ("name", "shape", "voxel_size", "notes", "threshold", "fill", "inverted")
+    told = {name: getattr(volume, name) for name in names}
+    return told | {"pixels": int(volume.read(1).sum()), "sample": sum(int(part.sum()) for part in volume.sample)}
+
+
+def describe(volume):
+    """That, as an event."""
+    yield description(volume)
+
+
 def endless(log):
     """Numbers without end; each is a line of the log before it is sent, and so is that it was closed."""
     number = 0

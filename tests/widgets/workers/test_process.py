@@ -1,5 +1,6 @@
 """Trainings in a process of their own: the same events, a clean end, and a parent that survives whatever happens."""
 
+import dataclasses
 import os
 import pickle
 import subprocess
@@ -126,6 +127,17 @@ def test_a_subclass_of_a_volume_stays_here_too(em_volumes, own_process, notified
     assert without_idle(run_in_process(plain_tasks.sums, registered)) == list(plain_tasks.sums(raw))
     assert len(own_process) == 1
     assert notified == []
+
+
+def test_what_is_known_of_a_volume_goes_with_it(em_volumes, own_process):
+    raw, _ = em_volumes
+    mask = core.open_volume(np.ones(raw.shape, np.uint8), name="mask")
+    known = core.open_volume(raw, name="em", voxel_size=(30, 8, 8), sample=mask, invert=True)
+    known = dataclasses.replace(known, threshold=0.3, notes=("seen from afar",))
+    (told,) = without_idle(run_in_process(plain_tasks.describe, known))
+    assert told == plain_tasks.description(known)
+    assert told["sample"] == int(np.prod(raw.shape))
+    assert (told["inverted"], told["threshold"], told["notes"]) == (True, 0.3, ("seen from afar",))
 
 
 def test_its_errors_come_back(own_process):

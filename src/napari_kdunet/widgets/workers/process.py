@@ -19,7 +19,8 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from functools import partial
 from subprocess import PIPE, Popen, TimeoutExpired
 from typing import Any, BinaryIO
 
@@ -55,9 +56,9 @@ def run_in_process(task: Callable[..., Iterator[Any]], *args: Any, **kwargs: Any
     task : callable
         A generator function that can be imported by its name.
     *args, **kwargs
-        Its arguments, which are pickled, but for two kinds of objects that stay in this process: each `Volume`, whose
-        slices are sent when they are read, and each object whose class has ``remote_methods``, a tuple of the names of
-        methods that can be called from the other process. They are called on the thread that iterates.
+        Its arguments, which are pickled, but for two kinds of objects that stay in this process: the source of each
+        `Volume`, whose slices are sent when they are read, and each object whose class has ``remote_methods``, a tuple
+        of the names of methods that can be called from the other process. They are called on the thread that iterates.
 
     Yields
     ------
@@ -223,13 +224,20 @@ class _Pickler(pickle.Pickler):
     def __init__(self, file: BinaryIO, kept: list[Any]) -> None:
         super().__init__(file, pickle.HIGHEST_PROTOCOL)
         self.kept = kept
+        self.sources: list[Any] = []  # of the volumes
+
+    def reducer_override(self, obj: Any) -> Any:
+        if not isinstance(obj, Volume):
+            return NotImplemented
+        self.sources.append(obj.source)  # pickled next
+        given = {each.name: getattr(obj, each.name) for each in fields(Volume) if each.init}
+        return partial(Volume, **given), ()  # no subclass, which the other process may not be able to import
 
     def persistent_id(self, obj: Any) -> Any:
+        is_source = any(obj is source for source in self.sources)
         metadata: tuple[Any, ...]
-        is_volume = isinstance(obj, Volume)
-        if is_volume:
-            source = obj.source
-            metadata = (obj.name, obj.voxel_size, source.shape, source.dtype, source.chunks)
+        if is_source:
+            metadata = (obj.shape, obj.dtype, obj.chunks)
         elif hasattr(type(obj), "remote_methods"):
             metadata = type(obj).remote_methods
         else:
@@ -237,7 +245,7 @@ class _Pickler(pickle.Pickler):
         index = next((i for i, each in enumerate(self.kept) if each is obj), len(self.kept))
         if index == len(self.kept):
             self.kept.append(obj)
-        return is_volume, index, metadata
+        return is_source, index, metadata
 
 
 def _pickle(content: Any, kept: list[Any]) -> bytes:
@@ -249,9 +257,8 @@ def _pickle(content: Any, kept: list[Any]) -> bytes:
 def _call(target: Any, method: str, args: tuple[Any, ...]) -> tuple[Any, Exception | None]:
     """Call a method of an object that stayed here: what it returns, and what it raises."""
     try:
-        if isinstance(target, Volume):
-            return np.asarray(target.source[args[0]]), None
-        return getattr(target, method)(*args), None
+        found = getattr(target, method)(*args)
+        return np.asarray(found) if method == "__getitem__" else found, None
     except Exception as error:  # noqa: BLE001 - raised again in the other process
         return None, error
 

@@ -40,15 +40,15 @@ class _RemoteObject:
 
 
 class _RemoteSource:
-    """Stands for the pixels of a volume that stayed in the parent: slices are read there."""
+    """Stands for the source of a volume, which stayed in the parent: slices are read there."""
 
     def __init__(
-        self, shape: tuple[int, int, int], dtype: np.dtype[Any], chunks: Any, call: Callable[..., Any]
+        self, call: Callable[..., Any], shape: tuple[int, int, int], dtype: np.dtype[Any], chunks: Any
     ) -> None:
         self.shape, self.dtype, self.chunks, self._call = shape, dtype, chunks, call
 
     def __getitem__(self, key: Any) -> Any:
-        return self._call("read", key)
+        return self._call("__getitem__", key)
 
 
 class _Unpickler(pickle.Unpickler):
@@ -60,19 +60,13 @@ class _Unpickler(pickle.Unpickler):
         self.stand_ins: dict[int, Any] = {}
 
     def persistent_load(self, pid: tuple[bool, int, tuple[Any, ...]]) -> Any:
-        from napari_kdunet.core import Volume
-
-        is_volume, index, metadata = pid
+        is_source, index, metadata = pid
         if index not in self.stand_ins:
 
             def call(method: str, *args: Any) -> Any:
                 return self.call(index, method, args)
 
-            if is_volume:
-                name, voxel_size, shape, dtype, chunks = metadata
-                self.stand_ins[index] = Volume(name, _RemoteSource(shape, dtype, chunks, call), voxel_size)
-            else:
-                self.stand_ins[index] = _RemoteObject(metadata, call)
+            self.stand_ins[index] = _RemoteSource(call, *metadata) if is_source else _RemoteObject(metadata, call)
         return self.stand_ins[index]
 
 
