@@ -25,7 +25,7 @@ from statistics import mean
 from commands import Row, add_shared, once, score, train, write_csv
 
 from napari_kdunet import core
-from napari_kdunet.core.parsing import format_slices
+from napari_kdunet.core.formatting import format_slices
 from napari_kdunet.core.volumes.slices import spaced
 
 #: How the student learns; `untaught` from the labels alone.

@@ -26,13 +26,13 @@ from qtpy.QtCore import QEventLoop, Qt, QTimer
 from strokes import BRUSH, STROKES, strokes
 
 from napari_kdunet import core
-from napari_kdunet.widgets.shared.edits import Edits
+from napari_kdunet.widgets.shared.edited_slices import EditedSlices
 from napari_kdunet.widgets.shared.models import models
 
 VNC_NM = (50.0, 4.6, 4.6)
 PAINTED = (2, 6, 10, 14)
 MOMENTS = (0, 10, 30, 60)  # s after the first stroke
-TAKE = Edits.take
+TAKE = EditedSlices.take
 
 
 @dataclass
@@ -106,12 +106,12 @@ class Session:
         """Note when the training, in its own process, asks which slices have changed, and what it is told."""
         record = self.record
 
-        def taken(edits: Edits) -> list[int]:
+        def taken(edits: EditedSlices) -> list[int]:
             found = TAKE(edits)
             record.asked.append((time.perf_counter(), set(found)))
             return found
 
-        Edits.take = taken
+        EditedSlices.take = taken
 
     def _watch(self) -> None:
         now, widget = time.perf_counter(), self.widget

@@ -46,7 +46,7 @@ FLOORS = (
     ("core.networks", "core.metrics", "core.writing"),
     ("core.volumes", "core.config", "core.devices"),
     ("core.files",),
-    ("core.kernels", "core.parsing", "core.settings", "core.graphs"),
+    ("core.kernels", "core.parsing", "core.formatting", "core.settings", "core.graphs"),
     ("core.errors",),
     ("napari_kdunet",),  # the version
 )

@@ -11,7 +11,8 @@ import pytest
 
 from napari_kdunet import core
 from napari_kdunet.core.config import PAPER
-from napari_kdunet.core.parsing import format_slices, parse_class_weights, parse_slices, parse_volume_weights
+from napari_kdunet.core.formatting import format_slices
+from napari_kdunet.core.parsing import parse_class_weights, parse_slices, parse_volume_weights
 
 BOTH = [core.TrainConfig, core.DistillConfig]
 FIELDS = [pytest.param(cls, spec, id=f"{cls.__name__}-{spec.name}") for cls in BOTH for spec in fields(cls)]

@@ -48,7 +48,7 @@ from napari_kdunet.cli.signals import EXIT_CODE
 from napari_kdunet.cli.terminal import PIPE_EXIT_CODE, console, flush_results, print_result, shorten
 from napari_kdunet.core.config import DistillConfig, TrainConfig
 from napari_kdunet.core.errors import KDUNetError, OutputError, TrainingError, escape, is_out_of_memory
-from napari_kdunet.core.parsing import format_slices
+from napari_kdunet.core.formatting import format_slices
 
 __all__ = ["app", "run"]
 

@@ -8,7 +8,7 @@ import re
 import time
 from collections import Counter
 from collections.abc import Generator
-from contextlib import closing, nullcontext, suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
@@ -38,7 +38,7 @@ from napari_kdunet.cli.progress import follow_slices
 from napari_kdunet.cli.terminal import console, print_result, print_table, shorten
 from napari_kdunet.core.errors import ConfigError, InputError, KDUNetError, VolumeError, escape
 from napari_kdunet.core.files import is_zarr_name, make_folder
-from napari_kdunet.core.parsing import format_slices
+from napari_kdunet.core.formatting import format_slices
 
 if TYPE_CHECKING:
     from napari_kdunet.core import Model, OnnxModel
@@ -313,20 +313,8 @@ def _use_one_heap() -> None:
         ctypes.CDLL(None).mallopt(_M_ARENA_MAX, 1)
 
 
-def _with_lost_slices(
-    slices: Generator[Any, None, None], volume: Any, metadata: dict[str, Any]
-) -> Generator[Any, None, None]:
-    """Hand on the slices; before the result is closed after the last one, enter into its metadata which are lost."""
-    with closing(slices):
-        for written in slices:
-            yield written
-            if written.done == len(volume) and (lost := volume.lost_slices()):
-                metadata["lost"] = lost
-                console.print(f"note: slices z = {format_slices(lost)} of {volume.name} hold no image: background")
-
-
 def _write(result: Any, target: dict[str, Any], volume: Any, skipping: bool) -> None:
-    from napari_kdunet.core.writing.writer import iter_write
+    from napari_kdunet.core.prediction.to_file import iter_write_prediction
 
     skipped: list[Exception] = []
 
@@ -334,8 +322,9 @@ def _write(result: Any, target: dict[str, Any], volume: Any, skipping: bool) -> 
         skipped.append(error)
         console.print(f"skipped: {error}")
 
-    slices = iter_write(result, **target, on_error=skip if skipping else None)
-    slices = _with_lost_slices(slices, volume, target["metadata"])
+    slices = iter_write_prediction(result, volume, **target, on_error=skip if skipping else None)
     follow_slices("segmenting", slices, len(result), resumable=is_zarr_name(target["path"]))
+    if lost := target["metadata"].get("lost"):
+        console.print(f"note: slices z = {format_slices(lost)} of {volume.name} hold no image: background")
     if skipped:
         console.print(f"note: skipped {len(skipped)} of {len(result)} slices, which are 0 in {target['path']}")

@@ -1,4 +1,4 @@
-"""Parse what comes from outside: settings that users type, and JSON of files; format numbers for reading."""
+"""Parse what comes from outside: settings that users type, and JSON of files."""
 
 from __future__ import annotations
 
@@ -9,9 +9,6 @@ from typing import Any
 from napari_kdunet.core.errors import ConfigError
 
 __all__ = [
-    "clock",
-    "counted",
-    "format_slices",
     "parse_class_weights",
     "parse_json",
     "parse_slices",
@@ -41,22 +38,6 @@ def parse_slices(text: str) -> str | tuple[int, ...]:
     return tuple(sorted(set(found)))
 
 
-def counted(number: int, what: str) -> str:
-    """Say how many: ``1 slice``, ``2 slices``."""
-    return f"{number:,} {what}" if number == 1 else f"{number:,} {what}s"
-
-
-def format_slices(slices: Iterable[int]) -> str:
-    """Format slice numbers, each once, as `parse_slices` reads them, with half-open ranges: ``3,8,20:30``."""
-    spans: list[list[int]] = []
-    for z in sorted(set(slices)):
-        if spans and z == spans[-1][1]:
-            spans[-1][1] += 1
-        else:
-            spans.append([z, z + 1])
-    return ",".join(f"{first}:{stop}" if stop > first + 1 else str(first) for first, stop in spans)
-
-
 def parse_class_weights(text: str) -> str | tuple[float, ...]:
     """Read `class_weights` as typed: ``none``, ``balanced``, or one number a class such as ``1,4``."""
     return _parse_weights("class_weights", text, ("none", "balanced"))
@@ -74,13 +55,6 @@ def _parse_weights(name: str, text: str, words: tuple[str, ...]) -> str | tuple[
         return tuple(float(part) for part in text.split(","))
     except ValueError:
         raise ConfigError(f"{name} is {text!r}: give {', '.join(words)}, or numbers such as 1,4.") from None
-
-
-def clock(seconds: float) -> str:
-    """Format a time in seconds as ``m:ss``, or ``h:mm:ss``."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
 def parse_json(text: str | bytes) -> Any:

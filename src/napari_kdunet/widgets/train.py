@@ -10,7 +10,7 @@ from magicgui.widgets import CheckBox, PushButton
 from napari.utils.notifications import show_info
 
 from napari_kdunet import core
-from napari_kdunet.widgets.shared.edits import Edits
+from napari_kdunet.widgets.shared.edited_slices import EditedSlices
 from napari_kdunet.widgets.shared.fields import Folding
 from napari_kdunet.widgets.shared.layers import chosen_layer, segmented_image, volume_of
 from napari_kdunet.widgets.shared.models import ModelChoice, models
@@ -135,7 +135,7 @@ class TrainWidget(TrainingPanel):
         """Train on the chosen layers while the user paints; errors as in `job`."""
         raw, _ = volumes(self.image, self.labels_layer)
         check_image(self.image)
-        edits = Edits(self.viewer, chosen_layer(self.labels_layer))
+        edits = EditedSlices(self.viewer, chosen_layer(self.labels_layer))
         config, origin, keep = self.config().live(), self._origin(), self.keep.value
 
         def events() -> Iterator[Any]:

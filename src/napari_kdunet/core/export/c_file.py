@@ -13,10 +13,10 @@ from torch import nn
 from napari_kdunet import __version__
 from napari_kdunet.core.export.kunet import exportable
 from napari_kdunet.core.files import write_bytes
+from napari_kdunet.core.kernels.packing import packed_in_fours
 from napari_kdunet.core.networks.model import ModelLike, load_model
 from napari_kdunet.core.networks.unet import KUNet
 from napari_kdunet.core.prediction.engine import folded, with_log_odds
-from napari_kdunet.core.prediction.packing import packed_in_fours
 
 __all__ = ["LARGEST_K", "export_c", "ordered_weights"]
 

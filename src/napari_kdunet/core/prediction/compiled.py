@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from napari_kdunet.core.kernels.inference import run
 from napari_kdunet.core.kernels.layout import MemoryPlan, WeightOffsets, plan_memory
+from napari_kdunet.core.kernels.packing import packed_in_fours
 from napari_kdunet.core.networks.unet import KUNet
-from napari_kdunet.core.prediction.packing import packed_in_fours
 
 __all__ = ["CompiledUNet"]
 

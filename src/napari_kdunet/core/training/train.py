@@ -17,8 +17,8 @@ from napari_kdunet.core.config import DistillConfig, TrainConfig
 from napari_kdunet.core.data.dataset import Dataset, prepare
 from napari_kdunet.core.data.teachers import as_teacher
 from napari_kdunet.core.errors import CollapsedError, LabelsError
+from napari_kdunet.core.formatting import counted
 from napari_kdunet.core.networks.model import Model, ModelLike, load_model
-from napari_kdunet.core.parsing import counted
 from napari_kdunet.core.prediction.statistics import with_statistics
 from napari_kdunet.core.training.distributed import single_process
 from napari_kdunet.core.training.events import Done, Event

@@ -22,11 +22,11 @@ from napari_kdunet.core.data.prefetch import Prefetcher
 from napari_kdunet.core.data.teachers import teacher_fingerprint
 from napari_kdunet.core.devices import precision_notes, training_threads, using_threads
 from napari_kdunet.core.errors import DivergedError
+from napari_kdunet.core.formatting import counted
 from napari_kdunet.core.metrics import MeanCurve
 from napari_kdunet.core.networks.layers import training_format
 from napari_kdunet.core.networks.model import Model
 from napari_kdunet.core.networks.unet import KUNet
-from napari_kdunet.core.parsing import counted
 from napari_kdunet.core.training import schedule
 from napari_kdunet.core.training.checkpoint import Checkpointer, Progress, model_of
 from napari_kdunet.core.training.distributed import ProcessGroup

@@ -13,7 +13,7 @@ from superqt.utils import qdebounced
 
 from napari_kdunet.core import Confusion, VolumeError
 from napari_kdunet.widgets.comparison.comparison import Comparison
-from napari_kdunet.widgets.shared.edits import Edits
+from napari_kdunet.widgets.shared.edited_slices import EditedSlices
 from napari_kdunet.widgets.shared.layers import current_slice, volume_of
 from napari_kdunet.widgets.workers.thread import EventWorker, run
 
@@ -63,7 +63,7 @@ class LiveComparison(QObject):
         self._worker: EventWorker | None = None
         self._slice_worker: EventWorker | None = None
         self._touched = False
-        self._edits: list[Edits] = []
+        self._edits: list[EditedSlices] = []
         self._stale: set[int] = set()  # painted on and not counted again yet; of the worker's thread
         self._count_soon = qdebounced(self._count_again, timeout=_SETTLE_MS, parent=self)
         point, moved = viewer.dims.events.point, self._moved
@@ -157,7 +157,7 @@ class LiveComparison(QObject):
                 grid = ("scale", "translate", "rotate", "shear", "affine", "units")
                 self._watched += [(getattr(events, name), self._lies_elsewhere) for name in grid]
             if isinstance(layer, Labels):
-                self._edits.append(Edits(self.viewer, layer))
+                self._edits.append(EditedSlices(self.viewer, layer))
                 self._watched += [(events.labels_update, self._touch), (events.paint, self._touch)]
         for source, callback in self._watched:
             source.connect(callback)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from napari_kdunet import core
 from napari_kdunet.core.files import is_zarr_name, make_folder
-from napari_kdunet.core.parsing import format_slices
+from napari_kdunet.core.formatting import format_slices
 from napari_kdunet.core.volumes.readers import READERS
 from napari_kdunet.core.writing.target import check_target
 from napari_kdunet.widgets.workers.stopping import stoppable, was_stopped
@@ -94,8 +94,8 @@ def iter_batch(items: Iterable[Item], recipe: Recipe, is_stopped: Callable[[], b
 def _segment(index: int, item: Item, recipe: Recipe, is_stopped: Callable[[], bool]) -> Iterator[Progress]:
     from napari_kdunet.core.prediction.pixel_size import assume_pixel_size
     from napari_kdunet.core.prediction.predict import prediction_key
+    from napari_kdunet.core.prediction.to_file import iter_write_prediction
     from napari_kdunet.core.volumes.fingerprint import data_fingerprint
-    from napari_kdunet.core.writing.writer import iter_write
 
     make_folder(item.target.parent)
     check_target(item.target, inputs=[item.source] if isinstance(item.source, Path) else [], overwrite=True)
@@ -114,8 +114,9 @@ def _segment(index: int, item: Item, recipe: Recipe, is_stopped: Callable[[], bo
     how["planes"] = recipe.planes
     metadata = {"model": recipe.model_name, "inverted": recipe.inverted, **how, **found}
     pixels = "" if isinstance(item.source, Path) else data_fingerprint(volume)  # a layer has no date
-    slices = iter_write(
+    slices = iter_write_prediction(
         core.predict(recipe.model, volume, **how),
+        volume,
         item.target,
         voxel_size=stated,
         metadata=metadata,
@@ -124,7 +125,6 @@ def _segment(index: int, item: Item, recipe: Recipe, is_stopped: Callable[[], bo
     )
     with closing(slices):
         for written in slices:
-            if written.done == len(volume) and (lost := volume.lost_slices()):
-                metadata["lost"] = lost
-                notes.append(f"no image at z = {format_slices(lost)}: background")
+            if written.done == len(volume) and "lost" in metadata:
+                notes.append(f"no image at z = {format_slices(metadata['lost'])}: background")
             yield Progress(index, written.done / len(volume), "; ".join(notes))

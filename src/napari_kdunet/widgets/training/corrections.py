@@ -13,7 +13,7 @@ from napari.layers import Labels, Layer
 from numpy.typing import NDArray
 
 from napari_kdunet import core
-from napari_kdunet.core.parsing import format_slices
+from napari_kdunet.core.formatting import format_slices
 from napari_kdunet.core.volumes.labels import class_index
 from napari_kdunet.core.volumes.volume import check_labels
 from napari_kdunet.widgets.shared.layers import OBJECTS, RESULT, data_of, segmented_image, volume_of

@@ -11,7 +11,7 @@ from napari_kdunet import core
 
 if TYPE_CHECKING:
     from napari_kdunet.core import Model, TrainConfig, Volume
-    from napari_kdunet.widgets.shared.edits import Edits
+    from napari_kdunet.widgets.shared.edited_slices import EditedSlices
 
 __all__ = ["Waiting", "iter_live"]
 
@@ -27,7 +27,7 @@ class Waiting:
 
 
 def iter_live(
-    raw: Volume, labels: Volume, edits: Edits, config: TrainConfig, start: Model | None, keep: bool
+    raw: Volume, labels: Volume, edits: EditedSlices, config: TrainConfig, start: Model | None, keep: bool
 ) -> Iterator[Any]:
     """Wait until foreground and background are labelled, then train, and read slices again when they are painted on.
 

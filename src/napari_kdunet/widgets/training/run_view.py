@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from qtpy.QtCore import Signal
 from qtpy.QtWidgets import QHBoxLayout, QLabel, QProgressBar, QPushButton, QVBoxLayout, QWidget
 
-from napari_kdunet.core.parsing import clock, counted
+from napari_kdunet.core.formatting import clock, counted
 from napari_kdunet.widgets.shared.panel import wrapped_label
 from napari_kdunet.widgets.training.check import STROKES
 from napari_kdunet.widgets.training.curves import Curves

@@ -16,10 +16,10 @@ from napari_kdunet.widgets.shared.layers import current_slice, volume_of
 if TYPE_CHECKING:
     import napari.viewer
 
-__all__ = ["Edits"]
+__all__ = ["EditedSlices"]
 
 
-class Edits:
+class EditedSlices:
     """Tracks the slices of a labels layer that change by painting, filling, erasing, undo and redo.
 
     napari reports where a stroke is, but after an undo only that the layer was redrawn. So each slice that may have

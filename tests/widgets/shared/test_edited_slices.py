@@ -3,17 +3,17 @@
 import numpy as np
 import pytest
 
-from napari_kdunet.widgets.shared.edits import Edits
+from napari_kdunet.widgets.shared.edited_slices import EditedSlices
 
 ERASED = 0
 
 
 @pytest.fixture
 def painted(bench, qtbot):
-    """An empty labels layer, and what `Edits` has found each time the event loop has turned."""
+    """An empty labels layer, and what `EditedSlices` has found each time the event loop has turned."""
     layer = bench.viewer.add_labels(np.zeros(bench.em.data.shape, np.uint8), name="painted")
     bench.viewer.dims.set_current_step(0, 2)
-    edits = Edits(bench.viewer, layer)
+    edits = EditedSlices(bench.viewer, layer)
     assert edits.take() == []
 
     def take():
@@ -63,7 +63,7 @@ def test_an_older_stroke_that_is_undone_is_found(bench, qtbot):
     layer = bench.viewer.add_labels(np.zeros(bench.em.data.shape, np.uint8))
     bench.viewer.dims.set_current_step(0, 2)
     layer.paint((2, 30, 30), 1)
-    edits = Edits(bench.viewer, layer)
+    edits = EditedSlices(bench.viewer, layer)
     edits.take()
     layer.undo()
     assert edits.take() == [2]
@@ -95,7 +95,7 @@ def test_other_data_are_found(painted):
 
 def test_a_flat_layer_has_one_slice(bench, qtbot):
     layer = bench.viewer.add_labels(np.zeros((96, 96), np.uint8))
-    edits = Edits(bench.viewer, layer)
+    edits = EditedSlices(bench.viewer, layer)
     edits.take()
     layer.paint((50, 50), 1)
     qtbot.wait(1)
