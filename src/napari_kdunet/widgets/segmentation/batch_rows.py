@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from magicgui.widgets import ComboBox, LineEdit
 from napari.layers import Image, Layer
 from qtpy.QtCore import Qt
-from qtpy.QtWidgets import QFileDialog, QTableWidgetItem
+from qtpy.QtWidgets import QFileDialog, QHeaderView, QTableWidgetItem
 
 from napari_kdunet import core
 from napari_kdunet.core.volumes.readers import READERS
@@ -210,9 +210,11 @@ class BatchRows(Folding):
         header, side = table.horizontalHeader(), table.verticalHeader()
         assert header is not None
         assert side is not None
-        table.setTextElideMode(Qt.TextElideMode.ElideMiddle)
+        table.setTextElideMode(Qt.TextElideMode.ElideRight)  # the whole of it is the tooltip
+        header.setSectionResizeMode(0, QHeaderView.ResizeMode.Interactive)
         table.setMinimumWidth(40)
-        table.setFixedHeight(header.sizeHint().height() + _ROWS_IN_SIGHT * side.defaultSectionSize())
+        rows = _ROWS_IN_SIGHT * side.defaultSectionSize()
+        table.setFixedHeight(header.sizeHint().height() + rows + 2 * table.frameWidth())
         layout = self.fold.content().layout()
         assert layout is not None
         layout.addWidget(table)

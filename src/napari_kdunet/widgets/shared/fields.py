@@ -205,7 +205,7 @@ class _Elided(QObject):
 
 
 class AlignedLabels(QObject):
-    """Gives the labels of rows one width when they are shown: magicgui does it before it knows their font.
+    """Gives the labels of rows one width: magicgui does it in each container alone, before it knows their font.
 
     Parameters
     ----------
@@ -218,15 +218,17 @@ class AlignedLabels(QObject):
     def __init__(self, shown: QWidget, containers: Sequence[Container]) -> None:
         super().__init__(shown)
         self._containers = containers
-        shown.installEventFilter(self)
+        for each in (shown, *(container.native for container in containers)):
+            each.installEventFilter(self)
 
     def eventFilter(self, watched: QObject | None, event: QEvent | None) -> bool:
         """Make the labels as wide as the widest."""
-        if event is not None and event.type() == QEvent.Type.Show:
+        if event is not None and event.type() in (QEvent.Type.Show, QEvent.Type.LayoutRequest):
             labels = [label for container in self._containers for row in container if (label := _label_of(row))]
             widest = max((label.sizeHint().width() for label in labels), default=0)
             for label in labels:
-                label.setMinimumWidth(widest)
+                if label.minimumWidth() != widest:
+                    label.setMinimumWidth(widest)
         return False
 
 

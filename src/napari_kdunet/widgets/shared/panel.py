@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from magicgui.widgets import Container, Label, PushButton
 from magicgui.widgets.bases import Widget
 from qtpy.compat import isalive
-from qtpy.QtCore import QSize, Qt, QTimer
+from qtpy.QtCore import QEvent, QObject, QSize, Qt, QTimer
 from qtpy.QtWidgets import (
     QAbstractItemView,
     QFrame,
@@ -237,8 +237,26 @@ def note(name: str, tooltip: str = "") -> Label:
     made = Label(name=name, tooltip=tooltip)
     made.native.setWordWrap(True)
     made.native.setMinimumWidth(1)
-    made.native.setSizePolicy(QSizePolicy.Policy.Ignored, QSizePolicy.Policy.Minimum)
+    made.native.setSizePolicy(QSizePolicy.Policy.Ignored, QSizePolicy.Policy.Preferred)
+    _FitHeight(made.native)
     return made
+
+
+class _FitHeight(QObject):
+    """Gives a wrapped label the height of its text: Qt asks for far more, or within a scroll area for less."""
+
+    def __init__(self, label: QLabel) -> None:
+        super().__init__(label)
+        label.installEventFilter(self)
+
+    def eventFilter(self, watched: QObject | None, event: QEvent | None) -> bool:
+        """Whenever it has another width or text: that is painted."""
+        if event is not None and event.type() in (QEvent.Type.Resize, QEvent.Type.Paint):
+            assert isinstance(watched, QLabel)
+            needed = max(watched.heightForWidth(watched.width()), 0)  # negative without a text
+            if needed != watched.minimumHeight():
+                watched.setMinimumHeight(needed)
+        return False
 
 
 def in_a_row(*widgets: Widget, label: str = "") -> Container:
