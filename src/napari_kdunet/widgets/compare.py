@@ -226,7 +226,7 @@ class CompareWidget(Panel):
             for part in parts:
                 layout.addWidget(part, int(part in (self.profile, self.objects)))
             self.pages.addTab(page, title)
-        self.body.setStretch(self.body.indexOf(self.pages), 2)
+        self.give_room_to(self.pages)
 
     def _objects_ended(self, error: Exception | None = None) -> None:
         if error is not None:

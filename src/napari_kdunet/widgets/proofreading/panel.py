@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from napari.layers import Image, Labels, Layer
 from qtpy.compat import isalive
-from qtpy.QtWidgets import QProgressBar, QSizePolicy
+from qtpy.QtWidgets import QProgressBar
 from superqt.utils import qdebounced
 
 from napari_kdunet.core import LabelsError, ObjectsConfig, Volume, VolumeError
@@ -51,7 +51,6 @@ __all__ = ["ProofreadingPanel"]
 
 _NOT_OPEN = "is not open"
 _SETTLE_MS, _EDIT_MS = 300, 600
-_ROWS = 90  # pixels of rows at least
 
 
 class ProofreadingPanel(Panel):
@@ -95,7 +94,7 @@ class ProofreadingPanel(Panel):
         self.bar.setToolTip("Objects are being found, measured or saved.")
         rows = finding_rows(viewer, lambda layer: accepts(layer) and OBJECTS not in layer.metadata)
         super().__init__(viewer, rows, footer(self), controls(self))
-        self._share_height()
+        self.give_room_to(self.views)
         self.background = Background(self.native, self._background_changed)
         self.preview = SlicePreview(viewer, self.native, self.show_error)
         self._preview_soon = qdebounced(self._show_preview, timeout=_SETTLE_MS, parent=self.native)
@@ -148,14 +147,6 @@ class ProofreadingPanel(Panel):
         self.layer.selected_label = number
         if go or (len(self.selection) == 1 and not self._is_on_screen(number)):
             self._show(number)
-
-    def _share_height(self) -> None:
-        """The rows get what they need where there is room, table or plot the rest."""
-        rows = self[0].native
-        rows.setSizePolicy(QSizePolicy.Policy.Preferred, QSizePolicy.Policy.Maximum)
-        rows.setMinimumHeight(_ROWS)
-        self.body.setStretch(0, 0)
-        self.body.setStretch(self.body.indexOf(self.views), 1)
 
     def _connect(self) -> None:
         for name in ("source", "live", *SETTINGS):

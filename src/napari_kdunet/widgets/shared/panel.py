@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 __all__ = ["Panel", "button", "in_a_row", "list_table", "note", "wrapped_label"]
 
 _LEAST_HEIGHT = 110  # pixels: what five docks above each other leave on a screen of 768
+_ROWS = 90  # pixels of rows at least, where others have the room
+_FIRST = 100  # times as much room as another widget gets, until it has what it needs
 _MARGIN = 4  # pixels
 
 
@@ -167,6 +169,14 @@ class Panel(Container):
         self.dock_closed()
         QTimer.singleShot(0, gc.collect)  # here: on a worker thread, where the collector may run, Qt crashes
 
+    def give_room_to(self, widget: QWidget) -> None:
+        """Let the rows have what they need where there is room, and `widget`, of the footer, the rest."""
+        rows = self[0].native
+        rows.setMinimumHeight(_ROWS)
+        _AsHighAsInside(rows)
+        self.body.setStretch(0, _FIRST)
+        self.body.setStretch(self.body.indexOf(widget), 1)
+
     @contextmanager
     def telling(self) -> Iterator[None]:
         """Show a `KDUNetError` that the block raises, in full in the panel and as a notification."""
@@ -240,6 +250,23 @@ def note(name: str, tooltip: str = "") -> Label:
     made.native.setSizePolicy(QSizePolicy.Policy.Ignored, QSizePolicy.Policy.Preferred)
     _FitHeight(made.native)
     return made
+
+
+class _AsHighAsInside(QObject):
+    """Lets a scroll area be no higher than what is in it; its own hint is that of before it was shown."""
+
+    def __init__(self, area: QScrollArea) -> None:
+        super().__init__(area)
+        inside = area.widget()
+        assert inside is not None
+        inside.installEventFilter(self)
+        self._area, self._inside = area, inside
+
+    def eventFilter(self, watched: QObject | None, event: QEvent | None) -> bool:
+        """Whenever that may have changed."""
+        if event is not None and event.type() in (QEvent.Type.Show, QEvent.Type.LayoutRequest):
+            self._area.setMaximumHeight(self._inside.sizeHint().height() + 2 * self._area.frameWidth())
+        return False
 
 
 class _FitHeight(QObject):

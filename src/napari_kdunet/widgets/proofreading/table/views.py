@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import pandas as pd
 from qtpy.compat import isalive
-from qtpy.QtCore import Qt, QTimer
+from qtpy.QtCore import QSize, Qt, QTimer
 from qtpy.QtWidgets import QDockWidget, QMainWindow, QScrollArea, QTabWidget, QWidget
 
 from napari_kdunet.widgets.proofreading.table.object_plot import ObjectPlot
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 __all__ = ["TableViews"]
 
 W = TypeVar("W", bound=QWidget)
-_LEAST, _ROOM = 200, 420  # pixels: of the tabs at least, of a panel in which they are seen
+_LEAST, _ROOM = 188, 420  # pixels: of the tabs at least, of a panel in which they are seen
 
 
 class TableViews(QTabWidget):
@@ -33,6 +33,10 @@ class TableViews(QTabWidget):
         self.addTab(self.rows, "Table")
         self.addTab(self.plot, "Plot")
         self.setMinimumHeight(_LEAST)
+
+    def sizeHint(self) -> QSize:
+        """No higher than needed, so that the rows below are in sight on the screen of a laptop; it grows with room."""
+        return QSize(super().sizeHint().width(), _LEAST)
 
     def show_table(self, table: pd.DataFrame) -> None:
         """Show measurements, a row an object."""
