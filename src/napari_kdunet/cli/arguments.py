@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
 import typer
 from typer.core import TyperCommand
 
 from napari_kdunet.cli.terminal import console
 from napari_kdunet.core.errors import ConfigError, OutputError
+
+if TYPE_CHECKING:
+    from napari_kdunet.core import Model, OnnxModel
 
 AUTO = "auto"
 
@@ -133,6 +136,13 @@ def check_model_out(out: Path, *inputs: str | None, overwrite: bool, resume: boo
             f"cannot write {out}: {which} exists; give --overwrite to replace it{to_go_on}, or choose another name"
         )
     return out
+
+
+def given_model(name: str) -> Model | OnnxModel:
+    """The model of that name; one that `export` wrote without importing torch, which need not be there."""
+    from napari_kdunet import core
+
+    return core.OnnxModel.open(name) if name.lower().endswith(".onnx") else core.load_model(name)
 
 
 def given_volume(source: str, voxel_size: str | None, **selection: Any) -> Any:

@@ -33,6 +33,7 @@ from napari_kdunet.cli.arguments import (
     VoxelSize,
     VoxelSizes,
     check_model_out,
+    given_model,
     given_volume,
     given_volumes,
     print_notes,
@@ -41,7 +42,7 @@ from napari_kdunet.cli.experiments import study, sweep
 from napari_kdunet.cli.export import export
 from napari_kdunet.cli.objects import objects
 from napari_kdunet.cli.options import with_selection, with_selections, with_settings
-from napari_kdunet.cli.pixel_size import is_exported, with_found_pixel_sizes, with_pixel_size
+from napari_kdunet.cli.pixel_size import with_found_pixel_sizes, with_pixel_size
 from napari_kdunet.cli.predict import predict
 from napari_kdunet.cli.progress import Interrupted, follow_to_file, launch_processes
 from napari_kdunet.cli.signals import EXIT_CODE
@@ -360,9 +361,7 @@ def evaluate(
 @app.command(cls=Command)
 def info(model: ModelName, as_json: Json = False) -> None:
     """Show what a model is and how it was trained."""
-    from napari_kdunet import core
-
-    description = core.OnnxModel.open(model).describe() if is_exported(model) else core.load_model(model).describe()
+    description = given_model(model).describe()
     if as_json:
         print_result(json.dumps(_without_nan(description)))
         return

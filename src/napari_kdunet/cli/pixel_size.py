@@ -9,10 +9,10 @@ from napari_kdunet.cli.terminal import console
 from napari_kdunet.core.errors import VolumeError
 
 if TYPE_CHECKING:
-    from napari_kdunet.core import Model, PixelSizeSearch, Volume
+    from napari_kdunet.core import Model, OnnxModel, PixelSizeSearch, Volume
     from napari_kdunet.core.volumes.voxel_size import VoxelSize
 
-__all__ = ["is_exported", "with_found_pixel_sizes", "with_pixel_size"]
+__all__ = ["with_found_pixel_sizes", "with_pixel_size"]
 
 _FACTORS = (1.0, 0.5, 0.7, 1.4, 2.0)  # of a stated size, which the model may be surer at
 _SLICES = 2
@@ -23,14 +23,9 @@ _LOOKED_AT = (
 _SURER = 0.6  # of the doubt at the stated size
 
 
-def is_exported(model: str) -> bool:
-    """Whether a model of this name is one that `export` wrote, which is applied without torch."""
-    return model.lower().endswith(".onnx")
-
-
 def with_pixel_size(
     volume: Volume,
-    model: Any,
+    model: Model | OnnxModel,
     name: str,
     asked: str | None,
     invert: bool | None,
@@ -52,7 +47,7 @@ def with_pixel_size(
     stated = volume.voxel_size
     if not model.pixel_size:
         return volume, stated, {}
-    if is_exported(name):
+    if isinstance(model, core.OnnxModel):
         if not stated:
             taken = f"taken as the model's {model.pixel_size:g} nm; give --voxel-size."
             console.print(f"note: the pixel size of {volume.name} is not stated: {taken}")

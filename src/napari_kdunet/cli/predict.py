@@ -29,11 +29,12 @@ from napari_kdunet.cli.arguments import (
     Views,
     VoxelSize,
     check_out,
+    given_model,
     given_volume,
     print_notes,
 )
 from napari_kdunet.cli.options import with_selection
-from napari_kdunet.cli.pixel_size import is_exported, with_pixel_size
+from napari_kdunet.cli.pixel_size import with_pixel_size
 from napari_kdunet.cli.progress import follow_slices
 from napari_kdunet.cli.terminal import console, print_result, print_table, shorten
 from napari_kdunet.core.errors import ConfigError, InputError, KDUNetError, VolumeError, escape
@@ -165,30 +166,30 @@ class _Settings:
 
 
 def _load(model: str, views: int | None, planes: str, statistics: str, device: str) -> Model | OnnxModel:
-    """The model of that name; an exported one without importing torch, which need not be there."""
+    """The model of that name; errors where an exported one cannot be applied so."""
     from napari_kdunet import core
 
-    if not is_exported(model):
-        return core.load_model(model)
+    loaded = given_model(model)
+    if not isinstance(loaded, core.OnnxModel):
+        return loaded
     if views not in (None, 1) or planes != "z" or statistics == "volume" or device not in ("auto", "cpu"):
         raise ConfigError(
             f"{model} is ONNX: it predicts on the CPU, without --views, --planes and --statistics; leave these away."
         )
-    return core.OnnxModel.open(model)
+    return loaded
 
 
 def _apply(settings: _Settings, volume: Any, how: dict[str, Any]) -> tuple[Any, str]:
     """The lazy result, and its key."""
     from napari_kdunet import core
 
-    model: Any = settings.model
-    device, threads = settings.resources["device"], settings.resources["threads"]
-    if not is_exported(settings.model_name):
-        from napari_kdunet.core.prediction.predict import prediction_key
+    model, threads = settings.model, settings.resources["threads"]
+    if isinstance(model, core.OnnxModel):
+        result = model.predict(volume, output=how["output"], threshold=how["threshold"], threads=threads)
+        return result, model.prediction_key(volume, **how)
+    from napari_kdunet.core.prediction.predict import prediction_key
 
-        return core.predict(model, volume, device=device, threads=threads, **how), prediction_key(model, volume, **how)
-    result = model.predict(volume, output=how["output"], threshold=how["threshold"], threads=threads)
-    return result, model.prediction_key(volume, **how)
+    return core.predict(model, volume, **settings.resources, **how), prediction_key(model, volume, **how)
 
 
 def _jobs(raw: list[str], out: Path | None, out_dir: Path | None, kind: str) -> list[_Job]:
