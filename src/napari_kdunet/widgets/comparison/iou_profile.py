@@ -10,7 +10,7 @@ import pyqtgraph as pg
 from qtpy.QtCore import QSize, Qt, Signal
 from qtpy.QtWidgets import QVBoxLayout, QWidget
 
-from napari_kdunet.widgets.shared.theme import follow_theme
+from napari_kdunet.widgets.shared.theme import FollowTheme
 
 if TYPE_CHECKING:
     import napari.viewer
@@ -58,7 +58,7 @@ class Profile(QWidget):
         layout.addWidget(self.plot)
         self.plot.scene().sigMouseClicked.connect(self._clicked)
         self.set([], float("nan"))
-        follow_theme(self, viewer, self.plot, [self.plot], self._draw_lines)
+        FollowTheme(self, viewer, self.plot, [self.plot], self._draw_lines)
 
     def sizeHint(self) -> QSize:
         """Small enough for the screen of a laptop; the plot grows with the panel."""

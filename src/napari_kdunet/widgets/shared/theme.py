@@ -7,22 +7,20 @@ from typing import TYPE_CHECKING, Any
 
 import pyqtgraph as pg
 from napari.utils.theme import get_theme
+from qtpy.compat import isalive
+from qtpy.QtCore import QObject
 from qtpy.QtWidgets import QWidget
 
 if TYPE_CHECKING:
     import napari.viewer
 
-__all__ = ["follow_theme"]
+__all__ = ["FollowTheme"]
 
 
-def follow_theme(
-    owner: QWidget,
-    viewer: napari.viewer.Viewer,
-    ground: Any,
-    plots: Sequence[Any],
-    also: Callable[[str], None] = lambda _: None,
-) -> None:
-    """Draw plots in the colours of the viewer's theme, now and whenever it changes.
+class FollowTheme(QObject):
+    """Draws plots in the colours of the viewer's theme, now and whenever it changes.
+
+    Connected weakly, as in `Panel`.
 
     Parameters
     ----------
@@ -38,17 +36,27 @@ def follow_theme(
         Called with the colour of texts, for what else there is.
     """
 
-    def draw(event: Any = None) -> None:
-        theme = get_theme(viewer.theme)
+    def __init__(
+        self,
+        owner: QWidget,
+        viewer: napari.viewer.Viewer,
+        ground: Any,
+        plots: Sequence[Any],
+        also: Callable[[str], None] = lambda _: None,
+    ) -> None:
+        super().__init__(owner)
+        self._viewer, self._ground, self._plots, self._also = viewer, ground, plots, also
+        viewer.events.theme.connect(self._draw)
+        self._draw()
+
+    def _draw(self, event: Any = None) -> None:
+        if not isalive(self):
+            return
+        theme = get_theme(self._viewer.theme)
         text = theme.text.as_hex()
-        ground.setBackground(theme.background.as_hex())
-        for plot in plots:
+        self._ground.setBackground(theme.background.as_hex())
+        for plot in self._plots:
             for side in ("left", "bottom"):
                 plot.getAxis(side).setPen(pg.mkPen(text, width=1))
                 plot.getAxis(side).setTextPen(text)
-        also(text)
-
-    emitter = viewer.events.theme
-    emitter.connect(draw)
-    owner.destroyed.connect(lambda: emitter.disconnect(draw))
-    draw()
+        self._also(text)

@@ -11,7 +11,7 @@ from qtpy.QtCore import QSize, Qt, Signal
 from qtpy.QtWidgets import QVBoxLayout, QWidget
 from superqt.utils import qthrottled
 
-from napari_kdunet.widgets.shared.theme import follow_theme
+from napari_kdunet.widgets.shared.theme import FollowTheme
 
 if TYPE_CHECKING:
     import napari.viewer
@@ -112,7 +112,7 @@ class Curves(QWidget):
         layout.setContentsMargins(0, 0, 0, 0)
         layout.addWidget(self.graphics)
         self._draw_soon = qthrottled(self._draw, timeout=_REDRAW, leading=False, parent=self)
-        follow_theme(self, viewer, self.graphics, (self.iou_plot, self.loss_plot), self._draw_legend)
+        FollowTheme(self, viewer, self.graphics, (self.iou_plot, self.loss_plot), self._draw_legend)
 
     def sizeHint(self) -> QSize:
         """Small enough for the screen of a laptop; the plots grow with the panel."""

@@ -14,7 +14,7 @@ from skimage.measure import points_in_poly
 
 from napari_kdunet.widgets.proofreading.table.titles import title_of
 from napari_kdunet.widgets.shared.fields import make_narrow
-from napari_kdunet.widgets.shared.theme import follow_theme
+from napari_kdunet.widgets.shared.theme import FollowTheme
 
 if TYPE_CHECKING:
     import napari.viewer
@@ -109,7 +109,7 @@ class ObjectPlot(QWidget):
         self.box.drawing.connect(self._drawing)
         self.box.drawn.connect(self._drawn)
         self.plot.scene().sigMouseClicked.connect(self._clicked)
-        follow_theme(self, viewer, self.plot, [self.plot])
+        FollowTheme(self, viewer, self.plot, [self.plot])
 
     def sizeHint(self) -> QSize:
         """As large as the table."""
