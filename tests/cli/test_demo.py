@@ -93,6 +93,8 @@ def test_stopped(tmp_path):
 
 def test_a_model_of_the_users_own_stays(tmp_path):
     run_small(tmp_path)
+    mask = np.asarray(core.open_volume(tmp_path / "student-mask.tif"))
+    core.write_volume(mask, tmp_path / "student-mask.tif", voxel_size=(10, 10, 10), overwrite=True)  # of before
     run_small(tmp_path)  # its own files are replaced
     own = core.Model(core.KUNet(2, depth=1)).save(tmp_path / "student.safetensors")
     before = own.read_bytes()

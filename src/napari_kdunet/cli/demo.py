@@ -101,7 +101,11 @@ def _is_from_demo(path: Path, models: dict[str, TrainConfig]) -> bool:
         return True
     try:
         with tifffile.TiffFile(path) as tif:
-            return json.loads((tif.imagej_metadata or {})["napari_kdunet"]) == _METADATA
+            said = (tif.imagej_metadata or {}).get("napari_kdunet")
+            if said is None and path.stem.endswith("-mask"):  # those of earlier versions say nothing
+                with tifffile.TiffFile(path.with_name("test-raw.tif")) as image:
+                    return tif.series[0].shape == image.series[0].shape
+            return json.loads(said) == _METADATA
     except (OSError, LookupError, ValueError, TypeError):
         return False
 
