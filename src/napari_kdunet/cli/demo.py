@@ -105,7 +105,7 @@ def _is_from_demo(path: Path, models: dict[str, TrainConfig]) -> bool:
             if said is None and path.stem.endswith("-mask"):  # those of earlier versions say nothing
                 with tifffile.TiffFile(path.with_name("test-raw.tif")) as image:
                     return tif.series[0].shape == image.series[0].shape
-            return json.loads(said) == _METADATA
+            return json.loads(str(said)) == _METADATA
     except (OSError, LookupError, ValueError, TypeError):
         return False
 
