@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from napari_kdunet.core.errors import LabelsError
-from napari_kdunet.core.volumes.labels import class_index, predicted_ids
+from napari_kdunet.core.volumes.labels import predicted_ids, read_classes
 from napari_kdunet.core.volumes.probability import kind_of, read_probability
 from napari_kdunet.core.volumes.volume import open_pair
 
@@ -141,7 +141,7 @@ def evaluate(
     soft, level = kind_of(predicted) == "probability", predicted.threshold if threshold is None else threshold
     slices, entropy = [], 0.0
     for z in range(truth.shape[0]):
-        index = class_index(truth.read(z), 2, ignore, truth.name)
+        index = read_classes(truth, z, ignore=ignore)
         values = read_probability(predicted, z) if soft else predicted_ids(predicted.read(z), predicted.name)
         counted = index >= 0
         outside = None if image is None else image.outside(z)

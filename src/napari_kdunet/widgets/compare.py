@@ -29,7 +29,7 @@ from napari_kdunet.widgets.shared.layers import (
 )
 from napari_kdunet.widgets.shared.panel import Panel, button, in_a_row
 from napari_kdunet.widgets.workers.stopping import stoppable
-from napari_kdunet.widgets.workers.thread import EventWorker
+from napari_kdunet.widgets.workers.thread import EventWorker, run_stoppable
 
 if TYPE_CHECKING:
     import napari.viewer
@@ -97,21 +97,17 @@ class CompareWidget(Panel):
                 raise LabelsError("choose two layers to compare: labels with a number for each object.")
             if self.sparse.value:
                 raise LabelsError("objects are compared in whole slices: untick “unpainted = not looked at”.")
-            prediction, reference = (
-                stoppable(volume_of(chosen_layer(choice)), lambda: worker.stopped)
-                for choice in (self.prediction, self.reference)
-            )
+            volumes = [volume_of(chosen_layer(choice)) for choice in (self.prediction, self.reference)]
             warn_if_apart(*layers)
             self._stop_objects()
             self._compared = layers
-            self.object_worker = worker = EventWorker(
-                lambda: iter_compare(prediction, reference),
+            self.object_worker = run_stoppable(
+                lambda is_stopped: iter_compare(*(stoppable(volume, is_stopped) for volume in volumes)),
                 on_event=self.objects.show_comparison,
                 on_done=self._objects_ended,
                 on_error=self._objects_ended,
                 owner=self.native,
             )
-            worker.start()  # only now, as the work asks the worker whether to stop
         self._draw()
 
     def dock_closed(self) -> None:

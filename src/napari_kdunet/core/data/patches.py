@@ -18,7 +18,7 @@ from napari_kdunet.core.config import TrainConfig
 from napari_kdunet.core.data.augmentation import change_appearance, random_warp, warp
 from napari_kdunet.core.data.teachers import TeacherOutput
 from napari_kdunet.core.prediction.tiling import Span
-from napari_kdunet.core.volumes.labels import OUTLINE, class_index, outline_targets, target_probabilities
+from napari_kdunet.core.volumes.labels import OUTLINE, outline_targets, read_classes, target_probabilities
 from napari_kdunet.core.volumes.neighbours import Neighbours
 from napari_kdunet.core.volumes.resampling import Grid
 from napari_kdunet.core.volumes.sample import standardised
@@ -114,7 +114,7 @@ def load_blocks(volume: TrainingVolume, config: TrainConfig, limit: int) -> tupl
 
 
 def _is_labelled(labels: Volume, window: tuple[int, slice, slice], config: TrainConfig) -> bool:
-    return bool((class_index(labels.read(*window), config.label_classes, config.ignore, labels.name) >= 0).any())
+    return bool((read_classes(labels, *window, classes=config.label_classes, ignore=config.ignore) >= 0).any())
 
 
 def _windows(shape: tuple[int, ...], grid: Grid) -> Iterator[tuple[slice, slice]]:

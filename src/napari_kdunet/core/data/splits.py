@@ -7,7 +7,7 @@ from typing import Any
 
 from napari_kdunet.core.config import TrainConfig
 from napari_kdunet.core.errors import ConfigError, UnlabelledError, VolumeError
-from napari_kdunet.core.volumes.labels import class_index
+from napari_kdunet.core.volumes.labels import read_classes
 from napari_kdunet.core.volumes.volume import Volume, open_pair, open_volume
 
 __all__ = ["held_out_slices", "hold_out", "is_labelled", "labelled_slices"]
@@ -48,7 +48,7 @@ def is_labelled(labels: Volume, z: int, config: TrainConfig) -> tuple[bool, bool
 
     With slices="auto" and no ignore value, one without foreground may be one that nobody has looked at.
     """
-    index = class_index(labels.read(z), config.label_classes, config.ignore, labels.name)
+    index = read_classes(labels, z, classes=config.label_classes, ignore=config.ignore)
     known, positive = bool((index >= 0).any()), bool((index > 0).any())
     return (known if config.slices != "auto" or config.ignore is not None else positive), positive
 

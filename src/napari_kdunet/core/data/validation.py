@@ -17,7 +17,7 @@ from napari_kdunet.core.data.teachers import TeacherOutput
 from napari_kdunet.core.metrics import Curve
 from napari_kdunet.core.networks.model import Model
 from napari_kdunet.core.prediction.tiler import Tiler, foreground
-from napari_kdunet.core.volumes.labels import class_index
+from napari_kdunet.core.volumes.labels import read_classes
 from napari_kdunet.core.volumes.probability import read_probability
 from napari_kdunet.core.volumes.slices import spaced
 from napari_kdunet.core.volumes.volume import Volume, open_pair
@@ -46,7 +46,8 @@ class Validation:
         """Validate against the labels of some slices."""
 
         def truth(z: int, y: tuple[int, int], x: tuple[int, int]) -> NDArray[np.int16]:
-            index = class_index(labels.read(z, slice(*y), slice(*x)), config.label_classes, config.ignore, labels.name)
+            window = slice(*y), slice(*x)
+            index = read_classes(labels, z, *window, classes=config.label_classes, ignore=config.ignore)
             return _without_outside(index, raw, z, y, x)
 
         return cls(raw, truth, tuple(slices), kind, labels)
@@ -163,11 +164,8 @@ def _hold_out(
     if labels is None:
         assert volume.teacher is not None
         return Validation(raw, _teacher_truth(volume.teacher), chosen, "teacher"), frozenset(held_out)
-    index = (
-        [class_index(labels.read(z), config.label_classes, config.ignore, labels.name) for z in chosen]
-        if held_out
-        else []
-    )
+    of_both = chosen if held_out else ()
+    index = [read_classes(labels, z, classes=config.label_classes, ignore=config.ignore) for z in of_both]
     if any((each > 0).any() for each in index) and any((each == 0).any() for each in index):
         return Validation.against(raw, labels, chosen, config, "held-out slices"), frozenset(held_out)
     chosen = spaced(slices, config.val_slices)

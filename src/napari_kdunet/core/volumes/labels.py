@@ -8,8 +8,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from napari_kdunet.core.errors import LabelsError
+from napari_kdunet.core.volumes.volume import Volume
 
-__all__ = ["OUTLINE", "class_index", "object_ids", "outline_targets", "predicted_ids", "target_probabilities"]
+__all__ = [
+    "OUTLINE",
+    "class_index",
+    "object_ids",
+    "outline_targets",
+    "predicted_ids",
+    "read_classes",
+    "target_probabilities",
+]
 
 OUTLINE = 2.0  # working pixels that the outline of an object is wide, within it
 
@@ -53,6 +62,19 @@ def class_index(labels: NDArray[Any], classes: int = 2, ignore: int | None = Non
         raise LabelsError(f"{_called(name)} hold the class {values.max()}, but there are {classes} classes from 0 up.")
     values[ignored] = -1
     return values.astype(np.int16)
+
+
+def read_classes(
+    labels: Volume,
+    z: int,
+    y: slice = slice(None),
+    x: slice = slice(None),
+    *,
+    classes: int = 2,
+    ignore: int | None = None,
+) -> NDArray[np.int16]:
+    """The `class_index` of a window of slice `z`; its errors name the volume."""
+    return class_index(labels.read(z, y, x), classes, ignore, labels.name)
 
 
 def object_ids(

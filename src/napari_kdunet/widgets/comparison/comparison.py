@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from napari_kdunet.core import Confusion, LabelsError, Volume
 from napari_kdunet.core.files import replacing
-from napari_kdunet.core.volumes.labels import class_index
+from napari_kdunet.core.volumes.labels import read_classes
 from napari_kdunet.core.volumes.probability import is_probability, read_probability
 
 __all__ = ["SCORES", "Comparison", "write_csv"]
@@ -93,7 +93,7 @@ class Comparison:
         self, volume: Volume, z: int, ignore: int | None, soft: bool
     ) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
         if not soft:
-            index = class_index(volume.read(z), 2, ignore)
+            index = read_classes(volume, z, ignore=ignore)
             return index > 0, index >= 0
         values = read_probability(volume, z)
         return values > self.threshold, np.ones(values.shape, bool)

@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 from qtpy.QtWidgets import QWidget
 
 from napari_kdunet.widgets.workers.stopping import StoppedError
-from napari_kdunet.widgets.workers.thread import EventWorker
+from napari_kdunet.widgets.workers.thread import EventWorker, run_stoppable
 
 __all__ = ["Background", "Check"]
 
@@ -60,11 +60,11 @@ class Background:
         self._on_lost = on_lost
         completed = []
 
-        def check(_: float = 0) -> None:
-            if worker.stopped:
-                raise StoppedError
+        def events(is_stopped: Callable[[], bool]) -> Iterator[Any]:
+            def check(_: float = 0) -> None:
+                if is_stopped():
+                    raise StoppedError
 
-        def events() -> Iterator[Any]:
             with suppress(StoppedError):
                 yield from work(check)
                 completed.append(True)
@@ -75,6 +75,5 @@ class Background:
                 on_lost()
             self.changed(error)
 
-        self.worker = worker = EventWorker(events, on_event, ended, ended, self.owner)
-        worker.start()  # only now, as the work asks it whether to stop
+        self.worker = run_stoppable(events, on_event=on_event, on_done=ended, on_error=ended, owner=self.owner)
         self.changed(None)

@@ -17,7 +17,7 @@ from napari_kdunet.widgets.segmentation.batch import Item, Progress, images_in, 
 from napari_kdunet.widgets.shared.fields import Folding, without_wheel
 from napari_kdunet.widgets.shared.layers import PREVIEW, is_result, volume_of
 from napari_kdunet.widgets.shared.panel import button, in_a_row, list_table
-from napari_kdunet.widgets.workers.thread import EventWorker
+from napari_kdunet.widgets.workers.thread import EventWorker, run_stoppable
 
 if TYPE_CHECKING:
     import napari.viewer
@@ -142,14 +142,13 @@ class BatchRows(Folding):
             recipe = self._recipe()
             items, rows = self._items()
             self.start_button.enabled, self.stop_button.enabled = False, True
-            self.worker = worker = EventWorker(
-                lambda: iter_batch(items, recipe, lambda: worker.stopped),
+            self.worker = run_stoppable(
+                lambda is_stopped: iter_batch(items, recipe, is_stopped),
                 on_event=lambda event: self._take(event, rows),
                 on_done=self._ended,
                 on_error=self._ended,
                 owner=panel.native,
             )
-            worker.start()  # only now, as the work asks it whether to stop
 
     def stop(self) -> None:
         """Stop; masks that are complete stay."""

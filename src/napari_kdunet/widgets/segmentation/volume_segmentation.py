@@ -28,7 +28,7 @@ from napari_kdunet.widgets.shared.layers import (
     voxel_size_of,
 )
 from napari_kdunet.widgets.shared.preview import close_previews
-from napari_kdunet.widgets.workers.thread import EventWorker, run
+from napari_kdunet.widgets.workers.thread import EventWorker, run, run_stoppable
 
 if TYPE_CHECKING:
     import napari.viewer
@@ -137,14 +137,13 @@ class VolumeSegmentation(QObject):
             self._add_mask()
         self._moved()
         self._began, self._at_first = time.monotonic(), int(result.tiles_done.sum())
-        self._worker = worker = EventWorker(
-            lambda: segment(volume, result, self._focus, lambda: worker.stopped),
+        self._worker = run_stoppable(
+            lambda is_stopped: segment(volume, result, self._focus, is_stopped),
             on_event=self._segmented,
             on_done=self._ended,
             on_error=self._ended,
             owner=self.owner,
         )
-        worker.start()  # only now, as the work asks it whether to stop
         self.changed.emit()
 
     def goes_on(self, image: Any, recipe: Recipe) -> bool:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from napari_kdunet import core
-from napari_kdunet.core.volumes.labels import class_index
+from napari_kdunet.core.volumes.labels import read_classes
 from napari_kdunet.widgets.training.corrections import labels_of_slices
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ def keep_strokes_aside(labels: Volume, config: TrainConfig) -> KeptAside | None:
     slices = labelled_slices(labels, config)
     if config.ignore is None or held_out_slices(slices, config.val_share):
         return None
-    indices = {z: class_index(labels.read(z), config.label_classes, config.ignore) for z in slices}
+    indices = {z: read_classes(labels, z, classes=config.label_classes, ignore=config.ignore) for z in slices}
     strokes = _strokes(indices, config.label_classes)
     if min(map(len, strokes)) < _LEAST:
         return None

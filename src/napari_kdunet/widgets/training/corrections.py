@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from napari_kdunet import core
 from napari_kdunet.core.formatting import format_slices
-from napari_kdunet.core.volumes.labels import class_index
+from napari_kdunet.core.volumes.labels import class_index, read_classes
 from napari_kdunet.core.volumes.volume import check_labels
 from napari_kdunet.widgets.shared.layers import OBJECTS, RESULT, data_of, segmented_image, volume_of
 from napari_kdunet.widgets.workers.process import run_in_process
@@ -120,7 +120,7 @@ def iter_corrections(
         if z in corrected:
             return class_index(corrected[z], config.label_classes)
         assert earlier is not None
-        return class_index(earlier.read(z), config.label_classes, config.ignore)
+        return read_classes(earlier, z, classes=config.label_classes, ignore=config.ignore)
 
     shape = results[-1].mask.shape
     train_labels = labels_of_slices(shape, "corrected labels", index_of, (corrected.keys() | known) - held_out)

@@ -19,7 +19,7 @@ from superqt.utils import GeneratorWorker
 
 from napari_kdunet.widgets.notify import report
 
-__all__ = ["EventWorker", "run"]
+__all__ = ["EventWorker", "run", "run_stoppable"]
 
 MakeEvents = Callable[[], Iterator[Any]]
 
@@ -121,7 +121,7 @@ class EventWorker(QObject):
         return self._alive and bool(self._thread.is_paused)
 
     def start(self) -> None:
-        """Start the thread; `run` does this."""
+        """Start the thread; `run` and `run_stoppable` do this."""
         self._thread.start()
 
     def pause(self) -> None:
@@ -199,6 +199,18 @@ def run(
     EventWorker
         The running worker, to pause, resume and stop it.
     """
-    worker = EventWorker(make_events, on_event, on_done, on_error, owner)
-    worker.start()
+    return run_stoppable(lambda _: make_events(), on_event=on_event, on_done=on_done, on_error=on_error, owner=owner)
+
+
+def run_stoppable(
+    make_events: Callable[[Callable[[], bool]], Iterator[Any]],
+    *,
+    on_event: Callable[[Any], Any],
+    on_done: Callable[[], Any] | None = None,
+    on_error: Callable[[Exception], Any] | None = None,
+    owner: QWidget | None = None,
+) -> EventWorker:
+    """As `run`, for work that asks between two events whether it has been stopped: it is given what tells that."""
+    worker = EventWorker(lambda: make_events(lambda: worker.stopped), on_event, on_done, on_error, owner)
+    worker.start()  # only now, as the work asks it
     return worker
