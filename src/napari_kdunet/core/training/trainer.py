@@ -96,6 +96,7 @@ class Trainer:
             taught = "none" if teacher is None else teacher_fingerprint(teacher)
             self.checkpoints.about = data.fingerprint() | {role: taught}
         self.progress = self.checkpoints.restore() if resume else Progress()
+        self._is_edited = False  # labels, since the last state
 
     def run(self, edited: Edited | None = None) -> Iterator[Event]:
         """Train until the budget or the patience is used up.
@@ -125,19 +126,18 @@ class Trainer:
                 for z in edited() if edited is not None else ():
                     self.data.read_again(z)
                     self.checkpoints.forget_score()
-                    if self.checkpoints.about:
-                        self.checkpoints.about |= self.data.fingerprint()
+                    self._is_edited = True
                 if not self._validation_is_due:
                     yield self.step()
                 else:
                     yield self.validate()
                     if self.checkpoints.out is not None and self.checkpoints.resumable:
-                        self.group.on_rank_zero(lambda: self.checkpoints.save_state(self.progress))
+                        self.group.on_rank_zero(self._save_state)
                         yield Saved(self.progress.step, self.checkpoints.state_path)
         except GeneratorExit:  # between two steps, so that resuming is exact
             self.group.stop()
             self.checkpoints.save_best()  # first: the state is several times as large, and a disk may be full
-            self.checkpoints.save_state(self.progress)
+            self._save_state()
             raise
         except BaseException:  # perhaps within a step: the state of the last validation stands
             self.checkpoints.save_best()
@@ -148,6 +148,12 @@ class Trainer:
         assert best is not None
         score, collapsed = self.checkpoints.iou, self.checkpoints.collapsed
         yield Done(self.progress.step, self.progress.seconds, reason, best, score, collapsed, path)
+
+    def _save_state(self) -> None:
+        if self._is_edited and self.checkpoints.about:  # not at each stroke: all labels are read for it
+            self.checkpoints.about |= self.data.fingerprint()
+        self._is_edited = False
+        self.checkpoints.save_state(self.progress)
 
     def step(self) -> Stepped:
         """Train on one batch.
