@@ -285,6 +285,8 @@ def test_a_lasso_a_box_and_a_range_select(found, qtbot):
     assert sorted(found.rows.selected()) == [1, 2, 3]
     plot.along_y.setCurrentText("Count")
     (left, right), (low, high) = inner(plot, qtbot)
+    counts = [value for _, level in plot.plot.getAxis("left").tickValues(0, 2, 150) for value in level]
+    assert counts == [0, 1, 2], "objects are counted in whole numbers"
     least = x.sort_values()
     drag(plot, qtbot, [(left, high / 2), ((least.iloc[0] + least.iloc[1]) / 2, high / 2)])
     assert found.rows.selected() == [least.index[0]]

@@ -21,7 +21,7 @@ from napari_kdunet.core.experiments.studies import SETTINGS, STUDIES, Run, study
 from napari_kdunet.core.files import write_bytes
 
 if TYPE_CHECKING:
-    from napari_kdunet.core.experiments.history import Curve
+    from napari_kdunet.core.experiments.history import LossCurve
     from napari_kdunet.core.experiments.study import RunResult
     from napari_kdunet.core.experiments.sweep import Tradeoff
 
@@ -157,7 +157,7 @@ def _conclude(name: str, out: Path, results: list[RunResult]) -> None:
     print_result(f"{out / f'{name}.csv'}  {out / f'{name}.png'}  the paper's figures: {out / f'{name}-paper.csv'}")
 
 
-def _curves(out: Path, name: str, results: list[RunResult]) -> dict[str, Curve]:
+def _curves(out: Path, name: str, results: list[RunResult]) -> dict[str, LossCurve]:
     """The averaged test losses of the runs over their steps, kept as a CSV too."""
     from napari_kdunet.core.experiments.study import test_curve
 
@@ -169,7 +169,7 @@ def _curves(out: Path, name: str, results: list[RunResult]) -> dict[str, Curve]:
     return curves
 
 
-def _print_crossings(results: list[RunResult], curves: dict[str, Curve]) -> None:
+def _print_crossings(results: list[RunResult], curves: dict[str, LossCurve]) -> None:
     """Say from where on the second of two runs is better than the first."""
     from napari_kdunet.core.experiments.history import crossing
 

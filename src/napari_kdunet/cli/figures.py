@@ -10,7 +10,7 @@ from napari_kdunet.core.experiments.paper import PRIOR
 from napari_kdunet.core.files import replacing
 
 if TYPE_CHECKING:
-    from napari_kdunet.core.experiments.history import Curve
+    from napari_kdunet.core.experiments.history import LossCurve
     from napari_kdunet.core.experiments.paper import Reported
     from napari_kdunet.core.experiments.studies import Study
     from napari_kdunet.core.experiments.study import RunResult
@@ -28,7 +28,7 @@ def draw_study(
     study: Study,
     results: Sequence[RunResult],
     reported: Sequence[Reported],
-    curves: Mapping[str, Curve],
+    curves: Mapping[str, LossCurve],
 ) -> None:
     """Test loss in the paper's convention, with what the paper reports, beside IoU; one place a label of the table.
 
@@ -96,7 +96,7 @@ def _priors(axis: Any, results: Sequence[RunResult]) -> None:
 
 
 def _draw_curves(
-    axis: Any, results: Sequence[RunResult], reported: Sequence[Reported], curves: Mapping[str, Curve]
+    axis: Any, results: Sequence[RunResult], reported: Sequence[Reported], curves: Mapping[str, LossCurve]
 ) -> None:
     """Each run's averaged test loss over its steps; a ring at its lowest, and the paper's lowest as lines."""
     window, every = results[0].test_window, results[0].test_every

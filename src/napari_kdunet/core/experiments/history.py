@@ -14,10 +14,10 @@ from napari_kdunet.core.errors import ModelError
 from napari_kdunet.core.files import read_json, write_bytes
 from napari_kdunet.core.training.events import Stepped
 
-__all__ = ["Curve", "History", "crossing", "lowest_mean"]
+__all__ = ["LossCurve", "History", "crossing", "lowest_mean"]
 
 #: Steps, each with the mean of the tests up to it.
-Curve = list[tuple[int, float]]
+LossCurve = list[tuple[int, float]]
 
 _MOST_BYTES = 2**28  # of a history: some four million steps
 
@@ -42,7 +42,7 @@ def _means(values: Sequence[float], window: int) -> np.ndarray:
     return means
 
 
-def crossing(lower: Curve, upper: Curve) -> int | None:
+def crossing(lower: LossCurve, upper: LossCurve) -> int | None:
     """Step from which `lower` stays below `upper` to the end; None where it ends above. They have the same steps."""
     found = None
     for (step, low), (_, high) in zip(reversed(lower), reversed(upper), strict=True):
@@ -117,7 +117,7 @@ class History:
         self.steps.append((event.step, event.loss, hard, soft))
         self.seconds = event.seconds
 
-    def test_curve(self, window: int) -> Curve:
+    def test_curve(self, window: int) -> LossCurve:
         """The averaged test loss over the steps: means of `window` consecutive tests, each at the step of its last."""
         if not self.tests:
             return []

@@ -12,7 +12,7 @@ from napari_kdunet.core.config import DistillConfig, TrainConfig
 from napari_kdunet.core.data.splits import hold_out
 from napari_kdunet.core.data.validation import Validation
 from napari_kdunet.core.errors import DivergedError, ModelError, TrainingError
-from napari_kdunet.core.experiments.history import Curve, History, lowest_mean
+from napari_kdunet.core.experiments.history import LossCurve, History, lowest_mean
 from napari_kdunet.core.experiments.run_store import forget_partial, iter_once, load_record, save_record
 from napari_kdunet.core.experiments.studies import Run
 from napari_kdunet.core.files import make_folder
@@ -185,7 +185,7 @@ def iter_study(
         yield RunResult(run=run.name, label=run.label, setting=run.setting, teacher=run.teacher, **result)
 
 
-def test_curve(folder: str | Path, result: RunResult) -> Curve:
+def test_curve(folder: str | Path, result: RunResult) -> LossCurve:
     """The averaged test loss of a run over its steps, nats a pixel, from the `folder` of its study."""
     return History.load(_history_path(_model_path(Path(folder), result.run))).test_curve(result.test_window)
 

@@ -26,6 +26,7 @@ COUNT = "count"
 
 _ALL, _SELECTED = "#56B4E9", "#E69F00"  # Okabe and Ito (2008)
 _FIRST = ("volume_um3", COUNT)
+_FEW = 5  # objects a bar, of which the axis would otherwise count halves
 _REACH = 12  # pixels from a click to the point that it selects
 
 
@@ -181,6 +182,8 @@ class ObjectPlot(QWidget):
             self.points.setData(x, y, brush=list(colours))
         self.plot.setLabel("bottom", self.along_x.currentText())
         self.plot.setLabel("left", self.along_y.currentText())
+        few = flat and self.bars.opts["height"].max(initial=0) < _FEW
+        self.plot.getAxis("left").setTickSpacing(levels=[(1, 0)] if few else None)  # there is no half an object
         self.plot.enableAutoRange()
 
     def _outline(self, points: Any) -> Any:
