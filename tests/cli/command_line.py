@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import sys
 from contextlib import redirect_stderr, redirect_stdout
-from pathlib import Path
 from typing import NamedTuple
 from unittest import mock
 
@@ -50,7 +49,3 @@ def blobs(shape=SHAPE, seed=0) -> tuple[np.ndarray, np.ndarray]:
     labels = (ndimage.gaussian_filter(rng.standard_normal(shape), (1, 5, 5)) > 0.03).astype(np.uint8)
     raw = 60 + 110 * ndimage.gaussian_filter(labels.astype(float), (0, 1, 1)) + rng.normal(0, 12, shape)
     return raw.clip(0, 255).astype(np.uint8), labels
-
-
-def names(folder: Path) -> list[str]:
-    return sorted(entry.name for entry in folder.iterdir())

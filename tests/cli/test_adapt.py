@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from command_line import SMALL, names, run
+from command_line import SMALL, run
+from folders import names
 from napari_kdunet import core
 
 

@@ -14,7 +14,8 @@ import pytest
 import tifffile
 import torch
 
-from command_line import MODULE, SHAPE, SMALL, VOXEL, names, run
+from command_line import MODULE, SHAPE, SMALL, VOXEL, run
+from folders import names
 from napari_kdunet import core
 from napari_kdunet.cli import main
 from napari_kdunet.core.training.trainer import Trainer

@@ -14,6 +14,7 @@ from matplotlib.image import imread
 from scipy import ndimage
 
 from command_line import run
+from folders import stamps
 from napari_kdunet import core, sample
 from napari_kdunet.core.experiments.paper import REPORTED
 from napari_kdunet.core.experiments.summary import finding
@@ -48,10 +49,6 @@ def volumes(data) -> list:
 def rows(path: Path) -> list[dict[str, str]]:
     with path.open(newline="") as file:
         return list(csv.DictReader(file))
-
-
-def stamps(folder: Path) -> dict[str, int]:
-    return {str(path): path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
 
 
 def typed(row: dict[str, str]) -> core.RunResult:

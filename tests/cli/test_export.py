@@ -10,7 +10,8 @@ import sys
 import numpy as np
 import pytest
 
-from command_line import names, run
+from command_line import run
+from folders import names
 from napari_kdunet import core
 
 pytest.importorskip("onnx")

@@ -11,7 +11,8 @@ from unittest import mock
 import numpy as np
 import pytest
 
-from command_line import MODULE, SMALL, names, run
+from command_line import MODULE, SMALL, run
+from folders import names
 from napari_kdunet import core
 from napari_kdunet.core.training.trainer import Trainer
 

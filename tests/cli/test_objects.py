@@ -7,7 +7,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from command_line import names, run
+from command_line import run
+from folders import names
 from napari_kdunet import core, sample
 
 SIZE = (10.0, 10.0, 10.0)

@@ -14,6 +14,7 @@ import pytest
 import tifffile
 
 from command_line import MODULE, run
+from folders import contents, names
 from napari_kdunet import core
 from napari_kdunet.core.writing import writer
 from napari_kdunet.sample import synthetic_em
@@ -30,14 +31,6 @@ def refused(*argv) -> str:
     assert line.startswith("error: ")
     assert len(line) < 320
     return line
-
-
-def names(folder: Path) -> list[str]:
-    return sorted(entry.name for entry in folder.iterdir())
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {str(path): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 @pytest.fixture(scope="module")

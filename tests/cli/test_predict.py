@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 import tifffile
 
-from command_line import SHAPE, VOXEL, names, run
+from command_line import SHAPE, VOXEL, run
+from folders import names
 from napari_kdunet import core
 
 

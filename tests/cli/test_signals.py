@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from folders import names
 from napari_kdunet import core
 from napari_kdunet.sample import synthetic_em
 
@@ -46,10 +47,6 @@ def data(tmp_path_factory) -> Path:
     core.write_volume(raw, folder / "raw.tif", voxel_size=(10, 10, 10))
     core.write_volume(labels, folder / "labels.tif", voxel_size=(10, 10, 10))
     return folder
-
-
-def names(folder: Path) -> list[str]:
-    return sorted(entry.name for entry in folder.iterdir())
 
 
 COMMANDS = {

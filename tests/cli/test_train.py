@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from command_line import SMALL, VOXEL, names, run
+from command_line import SMALL, VOXEL, run
+from folders import names
 from napari_kdunet import core
 
 

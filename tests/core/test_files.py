@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from folders import names
 from napari_kdunet.core.errors import ModelError, OutputError, VolumeError
 from napari_kdunet.core.files import replacing, write_bytes
 
@@ -32,10 +33,6 @@ def broken_off(path: Path, kind: str, error: BaseException) -> None:
 
 def content(path: Path) -> str:
     return (path if path.is_file() else path / "inner" / "chunk").read_text()
-
-
-def names(folder: Path) -> list[str]:
-    return sorted(entry.name for entry in folder.iterdir())
 
 
 kinds = pytest.mark.parametrize("kind", ["file", "folder"])

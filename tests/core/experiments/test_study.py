@@ -11,6 +11,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
+from folders import stamps
 from napari_kdunet import core
 from napari_kdunet.core.training.trainer import Trainer
 
@@ -51,10 +52,6 @@ def done(runs, volumes, tmp_path_factory):
 
 def timeless(rows):
     return [dataclasses.replace(row, seconds=0.0) for row in rows]
-
-
-def stamps(folder):
-    return {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
 
 
 # what a row says

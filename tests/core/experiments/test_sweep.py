@@ -8,6 +8,7 @@ import math
 import numpy as np
 import pytest
 
+from folders import stamps
 from napari_kdunet import core
 
 KS = (2, 1)
@@ -34,10 +35,6 @@ def sweep(teacher, blobs, config, val, folder, ks=KS):
 
 def found(events) -> list[core.Tradeoff]:
     return [event for event in events if isinstance(event, core.Tradeoff)]
-
-
-def stamps(folder):
-    return {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
 
 
 @pytest.fixture(scope="module")

@@ -15,12 +15,6 @@ from napari_kdunet.core.prediction import windows
 from napari_kdunet.core.prediction.tiler import Tiler
 
 
-@pytest.fixture(autouse=True)
-def synchronous():
-    with dask.config.set(scheduler="synchronous"):
-        yield
-
-
 class Shows(nn.Module):
     """The log odds of the foreground are one of five channels."""
 

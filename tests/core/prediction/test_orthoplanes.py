@@ -9,7 +9,6 @@ from contextlib import closing
 from functools import partial
 
 import cloudpickle
-import dask
 import numpy as np
 import pytest
 import torch
@@ -23,12 +22,6 @@ from napari_kdunet.core.prediction.tiler import Tiler, foreground, labels
 from napari_kdunet.core.writing.writer import iter_write, write_volume
 
 ORDERS = [(0, 1, 2), (1, 0, 2), (2, 0, 1)]
-
-
-@pytest.fixture(autouse=True)
-def synchronous():
-    with dask.config.set(scheduler="synchronous"):
-        yield
 
 
 def noise(shape, seed: int = 0) -> np.ndarray:

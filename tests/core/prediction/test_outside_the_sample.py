@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-import dask
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -15,12 +14,6 @@ from scipy import ndimage
 from napari_kdunet import core
 
 DATA = os.environ.get("KDUNET_DATA")
-
-
-@pytest.fixture(autouse=True)
-def synchronous():
-    with dask.config.set(scheduler="synchronous"):
-        yield
 
 
 def texture(shape, seed: int = 0) -> np.ndarray:

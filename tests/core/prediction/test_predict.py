@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from itertools import pairwise
 
-import dask
 import numpy as np
 import pytest
 import torch
@@ -17,12 +16,6 @@ from napari_kdunet import core
 from napari_kdunet.core.prediction.tiler import Tiler
 
 SIZES = [0.0, 4.6, 8.0, 10.0, 20.0, 55.0]  # nm of the image, for a model that works at 10 nm; 0 is unknown
-
-
-@pytest.fixture(autouse=True)
-def synchronous():
-    with dask.config.set(scheduler="synchronous"):
-        yield
 
 
 def noise(shape, seed: int = 0) -> np.ndarray:

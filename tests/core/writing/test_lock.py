@@ -16,15 +16,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from folders import names
 from napari_kdunet.core.errors import OutputError
 from napari_kdunet.core.files import Process
 from napari_kdunet.core.volumes.volume import open_volume
 from napari_kdunet.core.writing.lock import TargetLock
 from napari_kdunet.core.writing.writer import iter_write
-
-
-def names(folder: Path) -> list[str]:
-    return sorted(entry.name for entry in folder.iterdir())
 
 
 def lock_of(path: Path, **process) -> Path:

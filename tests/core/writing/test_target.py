@@ -12,15 +12,12 @@ import pytest
 import tifffile
 import zarr
 
+from folders import contents, names
 from napari_kdunet.core.errors import OutputError
 from napari_kdunet.core.writing.target import check_apart, check_target
 from napari_kdunet.core.writing.writer import iter_write, write_volume
 
 PIXELS = np.ones((3, 20, 30), np.uint8)
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {str(path): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def test_what_may_be_written(tmp_path):
@@ -49,10 +46,6 @@ def test_what_may_not(tmp_path, monkeypatch, one_line):
     monkeypatch.setattr(os, "access", lambda *_: False)  # root may write anywhere
     with one_line(OutputError, "no permission"):
         check_target(tmp_path / "out.tif")
-
-
-def names(folder: Path) -> list[str]:
-    return sorted(entry.name for entry in folder.iterdir())
 
 
 @pytest.mark.parametrize("suffix", [".tif", ".zarr", ".h5", ".mrc"])

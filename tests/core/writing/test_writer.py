@@ -16,6 +16,7 @@ import pytest
 import tifffile
 import zarr
 
+from folders import names
 from napari_kdunet.core.errors import OutputError, VolumeError
 from napari_kdunet.core.volumes.volume import open_volume
 from napari_kdunet.core.writing.writer import iter_write, write_volume
@@ -26,10 +27,6 @@ SUFFIXES = [".tif", ".tiff", ".zarr"]
 @pytest.fixture
 def pixels() -> np.ndarray:
     return np.random.default_rng(0).integers(0, 200, (5, 37, 53), dtype=np.uint8)
-
-
-def names(folder) -> list[str]:
-    return sorted(entry.name for entry in folder.iterdir())
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
