@@ -45,14 +45,14 @@ class CompareWidget(Panel):
     Parameters
     ----------
     napari_viewer : napari.viewer.Viewer
-        Where the layers are.
+        Viewer of the layers.
 
     Attributes
     ----------
     prediction, reference : Choice
-        The layers.
+        Choices of the two layers.
     sparse, threshold, show_overlay : magicgui widgets
-        Whether unpainted voxels count, the threshold of probabilities, and whether to show an overlay.
+        Whether unpainted voxels are ignored, the threshold of probabilities, and whether to show an overlay.
     live_comparison : LiveComparison
         The voxel counts and the worker that makes them.
     """
@@ -82,12 +82,12 @@ class CompareWidget(Panel):
                 self.live_comparison.start(*chosen, self.threshold.value, ignore)
             except KDUNetError:
                 self.overlay.hide()
-                self.live_comparison.clear()  # what is shown is of layers that were compared before
+                self.live_comparison.clear()  # the scores shown are of layers that were compared before
                 raise
-            if chosen != before:  # not at each new threshold
+            if chosen != before:  # no warning at each new threshold
                 warn_if_apart(*self.live_comparison.layers)
             self.prediction.held = self.reference.held = True
-        self._draw()  # not soon: a short comparison can be stopped from its first moment
+        self._draw()  # at once: a short comparison can be stopped from its first moment
 
     def compare_objects(self) -> None:
         """Score the objects of the chosen layers, and list those that are split, merged, missed or false."""
@@ -111,12 +111,12 @@ class CompareWidget(Panel):
         self._draw()
 
     def dock_closed(self) -> None:
-        """Stop what is under way; what was compared is compared anew."""
+        """Stop what is running, and discard the comparison."""
         self.live_comparison.clear()
         self._stop_objects()
 
     def go_to_error(self, error: ObjectError, place: Place) -> None:
-        """Go to an error of objects, and select those concerned in their layers."""
+        """Go to an error of objects, and select the first object concerned in each layer."""
         for layer, ids in zip(self._compared, (error.predicted, error.true), strict=True):
             if ids and layer in self.viewer.layers:
                 layer.selected_label = ids[0]
@@ -129,7 +129,7 @@ class CompareWidget(Panel):
         self._draw()
 
     def go_to_worst(self) -> None:
-        """Go to the slice of the lowest IoU."""
+        """Go to the slice with the lowest IoU."""
         if self.live_comparison.worst is not None:
             self.live_comparison.go_to(self.live_comparison.worst)
 
@@ -165,7 +165,7 @@ class CompareWidget(Panel):
         return [prediction, reference, sparse, threshold_row(prediction, reference)]
 
     def _buttons(self) -> tuple[Container, Container, Container]:
-        """The row above all, that below the scores, and that above the errors of objects."""
+        """Return the rows that start and stop, that go below the scores, and that go above the errors of objects."""
         overlay = CheckBox(
             value=True,
             name="show_overlay",
@@ -209,7 +209,7 @@ class CompareWidget(Panel):
         )
 
     def _fill_pages(self, results: Container, objects: Container) -> None:
-        """A page of the comparison voxel by voxel, and one of that object by object."""
+        """Fill one page with the comparison voxel by voxel, and one with that object by object."""
         self.pages.setDocumentMode(True)
         self.pages.setToolTip("The comparison voxel by voxel, or object by object.")
         for title, parts in (
@@ -275,7 +275,7 @@ class CompareWidget(Panel):
             self.overlay.hide()
 
     def _layer_removed(self, event: Any) -> None:
-        if event.value in self._chosen():  # before the choices are made anew: the one that is left may change sides
+        if event.value in self._chosen():  # the choices are updated next: the layer that is left may change sides
             self.prediction.held = self.reference.held = False
         if isalive(self.native) and self.overlay.layer is not None and event.value == self.overlay.layer:
             self.show_overlay.value = False

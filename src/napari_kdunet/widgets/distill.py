@@ -38,9 +38,10 @@ class TeacherScored:
     """The IoU of the teacher on the validation slices of its student."""
 
     parameters: int | None
-    """Learnable parameters; None where they are not known, as of a probability layer."""
+    """Number of learnable parameters; None if it is not known, as for a probability layer."""
     iou: float | None
-    """At its best threshold, like the student's; None where the student is validated against the teacher."""
+    """IoU at the teacher's best threshold, like the student's; None before a slice is scored, and if the student is
+    validated against the teacher."""
 
 
 class DistillWidget(TrainingPanel):
@@ -49,10 +50,10 @@ class DistillWidget(TrainingPanel):
     Parameters
     ----------
     viewer : napari.viewer.Viewer
-        Where the layers are.
+        Viewer of the layers.
     """
 
-    def __init__(self, viewer: napari.viewer.Viewer) -> None:  # napari goes by the name of the parameter
+    def __init__(self, viewer: napari.viewer.Viewer) -> None:  # napari injects it by this name
         teacher = ModelChoice(
             name="teacher",
             label="Teacher",
@@ -103,7 +104,7 @@ class DistillWidget(TrainingPanel):
         self._compare_sizes()
 
     def job(self) -> Job:
-        """Distil the chosen teacher.
+        """Return the job to distil the chosen teacher.
 
         Raises
         ------
@@ -112,7 +113,7 @@ class DistillWidget(TrainingPanel):
         """
         (raw, labels), config = volumes(self.image, self.labels_layer), self.config()
         get_teacher, trust = self._teacher(config), self.teacher_file.trusted
-        self.teacher.held = True  # a control run is newer, and no teacher
+        self.teacher.held = True  # the model of a control run would be newer, but is no teacher
         check(self.image, self.labels_layer, config)
 
         def events() -> Iterator[Any]:
@@ -126,7 +127,7 @@ class DistillWidget(TrainingPanel):
         return Job("student", name, image, events, settings=(_from_labels(config), self.labels_layer.value))
 
     def control_job(self) -> Job:
-        """Train the same student without the teacher; errors as in `job`."""
+        """Return the job to train the same student without the teacher; raises the errors of `job`."""
         (raw, labels), config = volumes(self.image, self.labels_layer), self.config()
         if labels is None:
             raise core.LabelsError("a control run learns from labels alone: choose a labels layer.")
@@ -152,7 +153,7 @@ class DistillWidget(TrainingPanel):
             self._compare_to_control()
 
     def _teacher(self, config: DistillConfig) -> Callable[[], tuple[Model | Volume | Path, Model | Volume]]:
-        """A function that reads the teacher, for the worker thread: as the training is given it, and opened."""
+        """Return a function for the worker thread that reads the teacher: as the training gets it, and opened."""
         if self.teacher_layer.value is not None:
             volume = volume_of(self.teacher_layer.value)
             warn_if_apart(chosen_layer(self.image), self.teacher_layer.value)
@@ -171,7 +172,7 @@ class DistillWidget(TrainingPanel):
         return model
 
     def _compare_to_control(self) -> None:
-        """Say how student and control run did, and where the teacher scores below the latter, from labels alone."""
+        """Show how student and control run did, and warn if the teacher scores below the control run."""
         curves, lines = self.view.curves, []
         student, control = (
             max(curves.runs[run].ious, default=None) if run in curves.runs else None for run in ("student", "control")
@@ -195,7 +196,7 @@ class DistillWidget(TrainingPanel):
             self.size_label.setText(f"Teacher: {self._teacher_parameters:,} parameters. {student}, {how}")
 
     def _compare_sizes(self) -> None:
-        """Warn where the student would not be smaller than its teacher."""
+        """Warn if the student would not be smaller than its teacher."""
         other = self.teacher_layer.value is not None or self.teacher_file.path is not None
         name = None if other else self.teacher.value
         self.teacher.enabled = not other
@@ -203,7 +204,7 @@ class DistillWidget(TrainingPanel):
             return
         self._compared = name, self.k.value
         k = None
-        with suppress(core.ModelError):  # said when it is read
+        with suppress(core.ModelError):  # shown when the model is read
             k = models.about(name)["k"] if name else None
         if k is not None and k <= self.k.value:
             self.size_label.setText(f"The student is not smaller than its teacher, a {k}-Unet: {_LOWER_K}")
@@ -212,7 +213,7 @@ class DistillWidget(TrainingPanel):
 
 
 def _from_labels(config: DistillConfig) -> TrainConfig:
-    """The settings of the same student without a teacher."""
+    """Return the settings of the same student without a teacher."""
     return core.TrainConfig(**{spec.name: getattr(config, spec.name) for spec in fields(core.TrainConfig)})
 
 
@@ -221,7 +222,7 @@ def _is_probability(layer: Layer) -> bool:
 
 
 def _opened(path: Path, config: DistillConfig, trust: bool) -> Model | Volume:
-    """The teacher of a file of another tool, in this process too: to score it."""
+    """Open the teacher in a file of another tool, in this process too, to score it."""
     from napari_kdunet.core.data.teachers import as_teacher
 
     return as_teacher(path, config, trust=trust)
@@ -230,7 +231,7 @@ def _opened(path: Path, config: DistillConfig, trust: bool) -> Model | Volume:
 def _training(
     teacher: Model | Volume | Path, raw: Volume, labels: Volume | None, config: DistillConfig, trust: bool
 ) -> Iterator[Any]:
-    """The events of a distillation, or, where a network teaches alone, of an adaptation to the image."""
+    """Return the events of a distillation or, if a model teaches without labels, of an adaptation to the image."""
     if labels is None and isinstance(teacher, core.Model) and _adapts(teacher, config):
         from napari_kdunet.core.training.adapt import begin_as
 
@@ -240,7 +241,7 @@ def _training(
 
 
 def _adapts(teacher: Model, config: DistillConfig) -> bool:
-    """Whether an adaptation, which learns of the foreground alone in single slices, makes such a student."""
+    """Return whether an adaptation, which learns only foreground and single slices, can make such a student."""
     foreground_alone = teacher.boundary or teacher.traits.classes == 2
     return foreground_alone and config.classes == 2 and not config.boundary and not config.context
 

@@ -17,7 +17,7 @@ OUT_OF_MEMORY = (
 
 
 def line_of(error: BaseException) -> str:
-    """What to tell the user of a `KDUNetError` or of lack of memory; empty for an error of unknown cause."""
+    """Return the message for a `KDUNetError` or lack of memory; empty for an error of unknown cause."""
     if isinstance(error, KDUNetError):
         return str(error)
     return OUT_OF_MEMORY if is_out_of_memory(error) else ""

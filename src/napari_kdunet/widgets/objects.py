@@ -48,7 +48,7 @@ class ObjectsWidget(ProofreadingPanel):
     Parameters
     ----------
     viewer : napari.viewer.Viewer
-        Where the layers are.
+        Viewer of the layers.
     """
 
     def __init__(self, viewer: napari.viewer.Viewer) -> None:
@@ -94,11 +94,11 @@ class ObjectsWidget(ProofreadingPanel):
             self.background.run(work, take, lost)
 
     def stop(self) -> None:
-        """Stop what is under way in the background; there is no result then."""
+        """Stop what runs in the background, which then has no result."""
         self.background.stop()
 
     def next_suspicious(self) -> None:
-        """Go to the object that most asks to be looked at, of those that are not checked."""
+        """Go to the most suspicious of the objects that are not checked."""
         with self.telling():
             table = self._measured()
             if not len(table):
@@ -127,7 +127,7 @@ class ObjectsWidget(ProofreadingPanel):
             edits.smooth_object(self._objects(), self._selected()[0])
 
     def fill(self) -> None:
-        """Fill the selected object in slices between others, in which it is missing."""
+        """Fill the selected object in slices where it is missing, between slices that have it."""
         with self.telling():
             edits.fill_between(self._objects(), self._selected()[0])
 
@@ -147,7 +147,7 @@ class ObjectsWidget(ProofreadingPanel):
             self._say(f"{len(shown)} of {len(self._measured())} objects are in {Path(path).name}.")
 
     def save(self, path: str) -> None:
-        """Save objects, measurements and what is checked as a session, in the background, as they are now."""
+        """Save the present objects, measurements and checks as a session, in the background."""
         if self.worker is not None:
             return
         with self.telling():
@@ -207,17 +207,17 @@ class ObjectsWidget(ProofreadingPanel):
             self._find_image()
 
     def click(self, point: Any) -> None:
-        """Do what `tool` says at a point in the pixels of the objects' layer."""
+        """Use the chosen `tool` at a point, in pixels of the objects' layer."""
         self.stroke([point])
 
     def stroke(self, points: list[Any]) -> None:
-        """Do what `tool` says along a stroke."""
+        """Use the chosen `tool` along a stroke, in pixels of the objects' layer."""
         with self.telling():
             self.tools.use(self.tool.value, self._objects(), points)
         self._update()
 
     def ask_and_export(self) -> None:
-        """Ask where to, and export."""
+        """Ask for a file, and export the table to it."""
         path, _ = QFileDialog.getSaveFileName(
             self.native, "Export measurements", "objects.csv", "Tables (*.csv *.parquet)"
         )
@@ -225,7 +225,7 @@ class ObjectsWidget(ProofreadingPanel):
             self.export(path if Path(path).suffix else f"{path}.csv")
 
     def ask_and_save(self) -> None:
-        """Save where it was saved before; ask where that is not so yet."""
+        """Save the session where it was saved before, or else ask where."""
         path = "" if self.session.path is None else str(self.session.path)
         if not path and self.layer is not None:
             image = self.session.image

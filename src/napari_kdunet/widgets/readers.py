@@ -1,6 +1,7 @@
-"""Readers for napari: volumes that it does not open, or opens without their pixel size, sessions and model files.
+"""Readers for napari: volumes that napari does not open, or opens without pixel size, sessions and model files.
 
-A plain TIFF is none of them: napari would ask each time which reader to take, and the panels ask the file of a layer.
+A plain TIFF is left to napari, which would otherwise ask each time which reader to take; the panels read its pixel size
+from the file behind the layer.
 """
 
 from __future__ import annotations
@@ -27,14 +28,14 @@ __all__ = ["get_reader"]
 
 LayerData = tuple[Any, ...]
 
-_AT_ONCE = 2**26  # bytes of labels that are read in less than a second or so
+_AT_ONCE = 2**26  # bytes of labels that can be read in about a second
 _LABELS = re.compile(r"(?<![a-z])(labels?|seg|segmentations?|masks?|instances?|ids)(?![a-z])", re.IGNORECASE)
-_CALLED = {"channel": "channel", "time": "time point"}  # arguments of `open_volume` that choose
-_LARGE = 4096  # pixels: the longest side of a slice that napari reads and draws whole without making one wait
+_CALLED = {"channel": "channel", "time": "time point"}  # what is chosen, by argument of `open_volume`
+_LARGE = 4096  # pixels: the longest side of a slice that napari reads and draws whole without a wait
 
 
 def get_reader(path: str | list[str]) -> Callable[[Any], list[LayerData]] | None:
-    """The function that reads a path, for napari; None for several paths at once."""
+    """Return the function that reads a path, for napari; None for several paths at once."""
     if not isinstance(path, str):
         return None
     if path.lower().endswith(".safetensors"):
@@ -43,13 +44,13 @@ def get_reader(path: str | list[str]) -> Callable[[Any], list[LayerData]] | None
 
 
 def _read_volume(path: str) -> list[LayerData]:
-    """A layer, lazy, with scale in nm and axis labels; what was assumed is a notification.
+    """Read a volume as a lazy layer with scale in nm and axis labels; a notification says what was assumed.
 
-    An image, or labels where the file says so; small ones in memory, to paint on. Of large slices it is a pyramid where
-    the file has one: napari draws the part on screen at the resolution of that. Of a file that holds several volumes,
-    channels or time points the user is asked for one, where there is a window to ask in.
+    The layer is an image, or labels if the file says so; small labels are read into memory, so that they can be painted
+    on. Large slices become a pyramid if the file has one: napari draws the part on screen at the screen's resolution.
+    If the file holds several volumes, channels or time points, the user is asked for one, if there is a window.
 
-    Errors as of `core.open_volume`.
+    Raises the errors of `core.open_volume`.
     """
     if "://" not in path:
         path = str(Path(path).absolute())
@@ -74,7 +75,7 @@ def _read_volume(path: str) -> list[LayerData]:
 
 
 def _opened(path: str, chosen: dict[str, Any]) -> core.Volume | None:
-    """The volume at a path; what the user chooses goes to `chosen`, arguments of `open_volume`. None if cancelled."""
+    """Return the volume at a path, None if cancelled; the user's choices go to `chosen`, arguments of `open_volume`."""
     while True:
         try:
             return core.open_volume(**chosen)
@@ -86,9 +87,9 @@ def _opened(path: str, chosen: dict[str, Any]) -> core.Volume | None:
 
 
 def _ask(path: str, several: core.ChoiceError) -> Any:
-    """What the user chooses of a file that holds several of something; None if that was cancelled.
+    """Ask the user which of the `several` volumes, channels or time points of a file to take; None if cancelled.
 
-    Raises `several` where there is no window to ask in.
+    Raises `several` if there is no window to ask in.
     """
     if QApplication.instance() is None:
         raise several
@@ -100,9 +101,9 @@ def _ask(path: str, several: core.ChoiceError) -> Any:
 
 
 def _holds_labels(source: str, dtype: np.dtype[Any]) -> bool:
-    """Whether whole numbers are labels: a mask that was saved, ids of 64 bits, or a volume of such a name in its file.
+    """Return whether integers are labels: a saved mask, uint64 ids, or a dataset that its file names so (`_LABELS`).
 
-    The name of the file itself says nothing: it is the user's.
+    The name of the file itself says nothing, as the user chooses it.
     """
     if dtype.kind not in "iu":
         return False
@@ -117,19 +118,19 @@ def _holds_labels(source: str, dtype: np.dtype[Any]) -> bool:
 
 
 def _levels(chosen: dict[str, Any], volume: core.Volume) -> list[Any]:
-    """The volume, ZYX, and of large slices the coarser scale levels that the file has."""
+    """Return the volume, ZYX, followed by the coarser scale levels of the file if the slices are large."""
     levels = [volume.data]
     if max(volume.shape[1:]) > _LARGE:
-        with suppress(core.VolumeError):  # there is none more
+        with suppress(core.VolumeError):  # there is no further level
             while max((coarser := core.open_volume(**chosen, level=len(levels)).data).shape) < max(levels[-1].shape):
                 levels.append(coarser)
     return levels
 
 
 def _read_session(path: str) -> list[LayerData]:
-    """The objects of a session, and their image where it lies beside it; the panel *Objects* takes them up.
+    """Read the objects of a session, and their image if it lies beside it; the panel *Objects* takes them up.
 
-    Large ones come in when they have been read in the background, where there is a window to wait for it.
+    Large ones are read in the background and added when they are ready, if there is a window.
     """
     viewer = napari.current_viewer()
     there = [] if viewer is None else list(viewer.layers)
@@ -151,7 +152,7 @@ def _read_session(path: str) -> list[LayerData]:
 
 
 def _read_model(path: str) -> list[LayerData]:
-    """Add a model to the list of the panels; no layer. Errors as of `core.load_model`."""
+    """Add a model to the panels' list of models, without a layer; raises the errors of `core.load_model`."""
     from napari_kdunet.widgets.shared.models import models
 
     name = models.add(Path(path).stem, core.load_model(path))

@@ -20,7 +20,7 @@ __all__ = ["lucchi_test", "lucchi_train", "synthetic"]
 LayerData = tuple[Any, dict[str, Any], str]
 Result = TypeVar("Result")
 
-URL = "http://www.casser.io/files/lucchi_pp.zip"  # no https there: the hash is what makes it safe
+URL = "http://www.casser.io/files/lucchi_pp.zip"  # the server has no https: the hash makes the download safe
 SHA256 = "770ce9e98fc6f29c1b1a250c637e6c5125f2b5f1260e5a7687b55a79e2e8844d"
 _LUCCHI_NM = (5.0, 5.0, 5.0)
 _CITE = "Lucchi et al. 2012 and 2013, labels by Casser et al. 2018 (arXiv:1812.06024)"
@@ -55,7 +55,7 @@ def _lucchi(part: str) -> list[LayerData]:
 
 
 def _fetch(progress: _Progress) -> Path:
-    """The archive's path in the user's cache, downloaded if it is not there; one clear error if that cannot be."""
+    """Return the archive's path in the user's cache, downloading it if needed; raises `VolumeError` if that fails."""
     import pooch  # type: ignore[import-untyped]
 
     download = pooch.HTTPDownloader(progressbar=progress, chunk_size=2**16)
@@ -74,7 +74,7 @@ def _fetch(progress: _Progress) -> Path:
 
 
 def _read_slices(archive: zipfile.ZipFile, folder: str) -> NDArray[np.uint8]:
-    """Stack the PNG slices of a folder, ZYX uint8; of a colour image its first channel."""
+    """Stack the PNG slices of a folder, ZYX uint8; colour images by their first channel."""
     from PIL import Image
 
     names = [n for n in archive.namelist() if Path(n).parent.name == folder and n.endswith(".png")]
@@ -93,7 +93,7 @@ def _read_slices(archive: zipfile.ZipFile, folder: str) -> NDArray[np.uint8]:
 
 
 def _layers(name: str, raw: NDArray[Any], labels: NDArray[Any], nm: tuple[float, ...]) -> list[LayerData]:
-    """Image and labels as napari takes them, in nm."""
+    """Return image and labels as layer data for napari, with a scale in nm."""
     space: dict[str, Any] = {"scale": nm, "units": ("nm",) * 3, "axis_labels": ("z", "y", "x")}
     return [
         (raw, {"name": name, "colormap": "gray", **space}, "image"),

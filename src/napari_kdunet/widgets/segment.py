@@ -31,8 +31,8 @@ if TYPE_CHECKING:
 
 __all__ = ["SegmentWidget"]
 
-_AS_MODEL = 0  # of views
-_USUAL_THRESHOLD = 0.1  # from a half: what is further away is explained
+_AS_MODEL = 0  # value of `views`: as many as the model says
+_USUAL_THRESHOLD = 0.1  # distance from 0.5: a threshold that is further away is explained
 
 
 class SegmentWidget(Panel):
@@ -41,19 +41,20 @@ class SegmentWidget(Panel):
     Parameters
     ----------
     napari_viewer : napari.viewer.Viewer
-        Where the images are and the results go.
+        Viewer that holds the images and gets the results.
 
     Attributes
     ----------
     image, image_pixel_size, model, inverted, views, planes, threshold, live, show_probability : magicgui widgets
-        The image, its pixel size in nm, the name of the model, whether bright and dark are exchanged for it, over how
-        many views of a slice it is averaged (0: as many as it says), along which axes, the threshold, and what to show.
+        Image, its pixel size in nm, name of the model, whether bright and dark are exchanged for the model, number of
+        views of a slice to average over (0: as many as the model says), axes along which slices are predicted,
+        threshold, and what to show.
     segmentation : VolumeSegmentation
         The segmentation of the whole volume: its result, layers and worker.
     batch : BatchRows
-        Several images, written to disk.
+        Rows to segment several images and write the masks to disk.
     preview : Preview or None
-        The slice on screen, while that is wanted.
+        Preview of the slice on screen, while `live` is ticked.
     loaded : Model or None
         The chosen model, once it is read, averaged over the chosen views.
     """
@@ -61,7 +62,7 @@ class SegmentWidget(Panel):
     def __init__(self, napari_viewer: napari.viewer.Viewer) -> None:
         self.preview: Preview | None = None
         self.loaded: Model | None = None
-        self._read: Model | None = None  # as its file has it
+        self._read: Model | None = None  # the chosen model before the views are chosen
         self._is_found_inverted = False
         self.bar, self.status = QProgressBar(), wrapped_label()
         self.bar.setToolTip("Slices done, and of large slices tiles.")
@@ -155,18 +156,18 @@ class SegmentWidget(Panel):
         return [*rows, live, probability, self.batch]
 
     def _recipe(self) -> Recipe:
-        """How to segment; errors as of `ModelChoice.model`."""
+        """Return how to segment; raises the errors of `ModelChoice.model`."""
         return self._recipe_by(self._take(self.model.model()))
 
     def _recipe_by(self, model: Model) -> Recipe:
         return Recipe(model, self.model.value, self.threshold.value, self.inverted.value, self.planes.value)
 
     def _take(self, model: Model) -> Model:
-        """Go on with a model that has been read, averaged over the chosen views."""
+        """Set `loaded` to a model that has been read, averaged over the chosen views, and return it."""
         is_new, self._read = model is not self._read or self.loaded is None, model
         views = self.views.value or model.views
         self.loaded = model if views == model.views else model.with_views(views)
-        if is_new:  # else the list of models has changed, and the threshold may be the user's
+        if is_new:  # else only the list of models has changed, and the user may have set the threshold
             self.threshold.value = min(max(model.threshold, self.threshold.min), self.threshold.max)
         return self.loaded
 
@@ -190,7 +191,7 @@ class SegmentWidget(Panel):
         self.inverted.value = self._is_found_inverted = search.inverted
 
     def _forget_found(self) -> None:
-        """What was found of one image says nothing of the next."""
+        """Untick `inverted` if a search has ticked it: what was found in one image says nothing about the next."""
         if self._is_found_inverted:
             self.inverted.value = self._is_found_inverted = False
 
@@ -211,7 +212,7 @@ class SegmentWidget(Panel):
         name, model = read
         if name == self.model.value:  # the latest wins
             if self.loaded is None:
-                self.error_label.hide()  # of a model that could not be read
+                self.error_label.hide()  # the error of a model that could not be read
             self._take(model)
             self._show_preview()
             self._update()
@@ -262,7 +263,7 @@ class SegmentWidget(Panel):
         self.description.value = "\n".join(lines)
 
     def dock_closed(self) -> None:
-        """Stop what is under way, and remove the preview, which would not follow."""
+        """Stop what is running, and remove the preview, which would no longer follow the user."""
         self.segmentation.abandon()
         self.batch.abandon()
         self.live.value = False
@@ -276,11 +277,11 @@ class SegmentWidget(Panel):
             self.preview.threshold = value
         result = self.segmentation.result
         if result is not None and self.loaded is not None and is_same(result.model, self.loaded):
-            self.segmentation.set_threshold(value)  # that of another model is not for its mask
+            self.segmentation.set_threshold(value)  # the threshold of another model is not for this mask
             self._update()
 
     def _goes_on(self) -> bool:
-        """Whether a start goes on with the slices that are missing."""
+        """Return whether a start would continue with the missing slices."""
         image, model = self.image.value, self.loaded
         if image is None or model is None:
             return False

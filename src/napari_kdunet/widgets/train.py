@@ -55,18 +55,18 @@ class TrainWidget(TrainingPanel):
     Parameters
     ----------
     viewer : napari.viewer.Viewer
-        Where the layers are.
+        Viewer of the layers.
 
     Attributes
     ----------
     image, image_pixel_size, labels_layer, quality : magicgui widgets
-        The rows in sight.
+        Rows that are in sight.
     origin, keep, live, sparse : magicgui widgets
-        The model to start from, whether it teaches what nobody has painted, whether to train while somebody paints, and
-        whether unpainted pixels count.
+        Model to start from, whether it teaches the unpainted pixels, whether to train while the user paints, and
+        whether unpainted pixels are ignored.
     """
 
-    def __init__(self, viewer: napari.viewer.Viewer) -> None:  # napari goes by the name of the parameter
+    def __init__(self, viewer: napari.viewer.Viewer) -> None:  # napari injects it by this name
         settings = Settings(core.TrainConfig)
         origin = ModelChoice(
             name="origin",
@@ -95,14 +95,14 @@ class TrainWidget(TrainingPanel):
         super().__init__(viewer, settings, input_rows(viewer, self.add_strokes, finds), [more], "Train")
         origin.failed.connect(self.show_error)
         origin.changed.connect(lambda name: settings.set_enabled(_SET_BY_MODEL, not name))
-        self._start: Any = None  # what the run starts from
-        self._given: Any = None  # the start that a run on this image has left
+        self._start: Any = None  # name of the model that the run starts from
+        self._given: Any = None  # name of the model that a run on this image has set as the next start
         self.image.changed.connect(self._take_back_start)
         self.start_with(self.view.start_button, self.job)
         self.start_with(corrections.native, self.corrections_job)
 
     def job(self) -> Job:
-        """Train on the chosen layers; where `live` is ticked, while somebody paints.
+        """Return the job to train on the chosen layers; if `live` is ticked, to train while the user paints.
 
         Raises
         ------
@@ -112,7 +112,7 @@ class TrainWidget(TrainingPanel):
         if self.live.value:
             return self.live_job()
         raw, labels = volumes(self.image, self.labels_layer)
-        assert labels is not None  # there is no choice of none
+        assert labels is not None  # labels are required
         config, origin, name, keep = self.config(), self._origin(), self.origin.value, self.keep.value
         check(self.image, self.labels_layer, config)
 
@@ -132,7 +132,7 @@ class TrainWidget(TrainingPanel):
         return Job("training", called, chosen_layer(self.image), events)
 
     def live_job(self) -> Job:
-        """Train on the chosen layers while the user paints; errors as in `job`."""
+        """Return the job to train on the chosen layers while the user paints; raises the errors of `job`."""
         raw, _ = volumes(self.image, self.labels_layer)
         check_image(self.image)
         edits = EditedSlices(self.viewer, chosen_layer(self.labels_layer))
@@ -145,19 +145,19 @@ class TrainWidget(TrainingPanel):
         return Job("live", f"{raw.name} live", chosen_layer(self.image), events, endless=True)
 
     def corrections_job(self) -> Job:
-        """Train the model whose mask the user has corrected on the corrected slices; errors as in `job`."""
+        """Return the job to train a model on the corrected slices of its mask; raises the errors of `job`."""
         mask, result = corrected_mask(self.viewer)
         image = segmented_image(mask)
         if image is None or image not in self.viewer.layers:  # removed, and perhaps opened anew
             image = chosen_layer(self.image)
         raw, earlier = volume_of(image), None
         chosen, of_another = self.labels_layer.value, image is not self.image.value
-        if chosen not in (None, mask) and result_of_objects(chosen) is not result:  # no earlier labels, but its own
+        if chosen not in (None, mask) and result_of_objects(chosen) is not result:  # its own objects do not count
             if of_another:
                 show_info(f"{mask.name} is of {image.name}: the labels {chosen.name}, of another image, do not count.")
             else:
                 raw, earlier = volumes(self.image, self.labels_layer)
-        raw = core.open_volume(raw, invert=result.inverted)  # as the model has seen it
+        raw = core.open_volume(raw, invert=result.inverted)  # as the model saw it
         config, origin, keep = self.config().going_on(), self._origin(), self.keep.value
         results = results_of_image(self.viewer, mask)
 
@@ -168,7 +168,7 @@ class TrainWidget(TrainingPanel):
         return Job("corrections", f"{raw.name} corrected", image, events, inverted=result.inverted)
 
     def on_event(self, event: Any) -> None:
-        """Show what a live training waits for and the check; a live or corrections run gives the next one its start."""
+        """Show what a live training waits for, and the check; let the next run start from a live or corrected model."""
         if isinstance(event, Waiting):
             self.view.waiting(event.what)
         elif isinstance(event, Agreement):
@@ -183,22 +183,22 @@ class TrainWidget(TrainingPanel):
             self._start = self._given = self.origin.value = self.model_name
 
     def _take_back_start(self) -> None:
-        """On another image nobody has chosen to start from the model of this one."""
+        """Clear a start that a run has set: the user has not chosen it for another image."""
         if self._given and self.origin.value == self._given:
             self.origin.value = None
         self._given = ""
 
     def start(self, make_job: Callable[[], Job] | None = None) -> None:
-        """As of all panels that train; remember what the run starts from."""
+        """Start a run, as in `TrainingPanel.start`, and remember which model it starts from."""
         self._start = self.origin.value
         super().start(make_job)
 
     def _origin(self) -> Callable[[], Model | None]:
-        """A function that reads the model to start from; for the worker thread, as the first one imports torch."""
+        """Return a function that reads the model to start from; the worker thread calls it, as it may import torch."""
         store, name = self.origin.store, self.origin.value
         return lambda: store.get(name) if name else None
 
 
 def _like(model: Model | None, config: TrainConfig) -> TrainConfig:
-    """The settings, with architecture and pixel size of the model to start from."""
+    """Return the settings, with architecture and pixel size of the model to start from."""
     return config if model is None else replace(config, **model.form_and_pixel_size)

@@ -1,4 +1,4 @@
-"""The writer for napari of masks and other labels: TIFF and OME-Zarr with their pixel size."""
+"""Writer for napari: masks and other labels as TIFF or OME-Zarr, with their pixel size."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ _SMALL = (np.uint8, np.uint16, np.uint32)
 
 
 def write_labels(path: str, data: Any, attributes: dict[str, Any]) -> list[str]:
-    """Write a labels layer, which replaces a file of that name, when it is complete; for napari.
+    """Write a labels layer, for napari; a file of that name is replaced when the new one is complete.
 
     Parameters
     ----------
     path : str
-        Ends in ``.tif``, ``.tiff`` or ``.zarr``.
+        Path that ends in ``.tif``, ``.tiff`` or ``.zarr``.
     data : array
-        Labels, ZYX or YX, maybe lazy; of a pyramid the finest level is written. They are stored in the smallest type
-        that holds them.
+        Labels, ZYX or YX, possibly lazy; of a pyramid the finest level is written. They are stored in the smallest
+        unsigned type that holds them.
     attributes : dict
-        Of the layer: ``scale`` and ``units``, from which the voxel size is made, and ``name``. Where it lies has no
-        place in the file, of which there is a warning.
+        Attributes of the layer: ``scale`` and ``units``, which give the voxel size, ``name`` and ``metadata``. The file
+        does not hold the position of the layer; if it is not at the origin, a warning says so.
 
     Returns
     -------
@@ -38,7 +38,7 @@ def write_labels(path: str, data: Any, attributes: dict[str, Any]) -> list[str]:
     Raises
     ------
     VolumeError, OutputError
-        If the layer is no volume, or it cannot be written.
+        If the layer is no volume, or the file cannot be written.
     """
     if attributes.get("multiscale"):
         data = data[0]
@@ -55,7 +55,7 @@ def write_labels(path: str, data: Any, attributes: dict[str, Any]) -> list[str]:
 
 
 def _is_moved(attributes: dict[str, Any]) -> bool:
-    """Whether a layer lies elsewhere than at the origin, or is turned or sheared."""
+    """Return whether a layer lies elsewhere than at the origin, or is rotated or sheared."""
     still: dict[str, Any] = {"translate": 0.0, "shear": 0.0, "rotate": np.eye(len(attributes["scale"]))}
     affine = attributes.get("affine")
     turned = any(not np.allclose(attributes.get(name, rest), rest) for name, rest in still.items())
@@ -63,7 +63,7 @@ def _is_moved(attributes: dict[str, Any]) -> bool:
 
 
 def _smallest(volume: core.Volume) -> np.dtype[Any]:
-    """The smallest unsigned type that holds all labels; that of the volume where none is smaller."""
+    """Return the smallest unsigned type that holds all labels, or the type of the volume if there is none."""
     if volume.dtype.itemsize == 1 or volume.dtype.kind not in "iu":
         return volume.dtype
     low, high = 0, 0

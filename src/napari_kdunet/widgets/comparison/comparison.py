@@ -19,7 +19,7 @@ from napari_kdunet.core.volumes.probability import is_probability, read_probabil
 
 __all__ = ["SCORES", "Comparison", "write_csv"]
 
-#: The scores that are shown: attribute of `Confusion`, and its name.
+#: Scores that are shown: attribute of `Confusion`, and its title.
 SCORES = {"iou": "IoU", "dice": "Dice", "precision": "Precision", "recall": "Recall"}
 _COUNTS = ("tp", "fp", "fn", "tn")
 
@@ -31,7 +31,8 @@ class Comparison:
     Attributes
     ----------
     prediction, reference : Volume
-        ZYX, of one shape. Of a floating-point type they are probabilities in [0, 1].
+        ZYX, of the same shape. Floating-point values are probabilities in [0, 1], and so are those integers of the
+        prediction that `is_probability` accepts.
     threshold : float
         Probability above which a voxel is foreground.
     ignore : int or None
@@ -59,7 +60,7 @@ class Comparison:
         return len(self.reference)
 
     def confusion(self, z: int) -> Confusion:
-        """Counts of slice `z`; the reference is the truth."""
+        """Return the voxel counts of slice `z`; the reference is the truth."""
         return Confusion.of(*self._masks(z))
 
     def score(self, first: int = 0) -> Iterator[tuple[int, Confusion]]:
@@ -68,9 +69,11 @@ class Comparison:
             yield z, self.confusion(z)
 
     def overlay(self) -> da.Array:
-        """Lazily, ZYX uint8: 1 where both are foreground, 2 only the prediction, 3 only the reference, else 0.
+        """Return a lazy overlay, ZYX uint8: 1 = both are foreground, 2 = only the prediction, 3 = only the reference.
 
-        Each call returns an array of another dask name, so that no cache takes it for an earlier one.
+        All other voxels, and those that do not count, are 0.
+
+        Each call returns an array with a new dask name, so that no cache mistakes it for an earlier one.
         """
 
         def block(block_info: Any = None) -> NDArray[np.uint8]:
@@ -84,7 +87,7 @@ class Comparison:
         return lazy
 
     def _masks(self, z: int) -> tuple[NDArray[np.bool_], NDArray[np.bool_], NDArray[np.bool_]]:
-        """Foreground of prediction and reference, and which pixels count, each YX bool."""
+        """Return the foreground of prediction and reference, and which pixels count, each YX bool."""
         predicted, _ = self._mask(self.prediction, z, None, is_probability(self.prediction))
         truth, counted = self._mask(self.reference, z, self.ignore, self.reference.dtype.kind == "f")
         return predicted, truth, counted
@@ -100,7 +103,7 @@ class Comparison:
 
 
 def write_csv(path: str | Path, slices: Iterable[Confusion | None]) -> None:
-    """Write scores and counts as CSV: one row for each slice that is counted, and one for all of them.
+    """Write scores and counts as CSV: one row for each slice that has been counted, and one for all of them.
 
     Raises
     ------

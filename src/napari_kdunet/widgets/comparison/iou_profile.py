@@ -27,7 +27,7 @@ class Profile(QWidget):
     Parameters
     ----------
     viewer : napari.viewer.Viewer
-        Its theme gives the colours.
+        Viewer whose theme gives the colours.
     """
 
     clicked = Signal(int)  # z of the slice nearest to the click

@@ -1,4 +1,4 @@
-"""Which two layers to compare, while nobody has chosen."""
+"""Default choice of the two layers to compare, until the user has chosen."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ __all__ = ["can_be_compared", "default_pair"]
 
 
 def default_pair(layers: Sequence[Layer]) -> tuple[Layer | None, Layer | None]:
-    """Prediction and reference among some layers, the topmost first.
+    """Return the default prediction and reference among `layers`, which are ordered from the topmost down.
 
-    The prediction is a mask of *Segment*, else probabilities, else the topmost layer; the reference is the
-    user's lowest labels layer, which often is the ground truth, else another layer. So a mask is the prediction and the
-    user's labels are the reference in whatever order they lie.
+    The prediction is a mask of *Segment*, else probabilities, else the topmost layer; the reference is the user's
+    lowest labels layer, which often is the ground truth, else another layer. So a mask is the prediction and the user's
+    labels are the reference, whatever the order of the layers.
     """
     ranked = sorted(layers, key=lambda layer: (not is_result(layer), isinstance(layer, Image) == is_result(layer)))
     prediction = next(iter(ranked), None)
@@ -26,5 +26,5 @@ def default_pair(layers: Sequence[Layer]) -> tuple[Layer | None, Layer | None]:
 
 
 def can_be_compared(layer: Layer) -> bool:
-    """Whether a layer is labels, or an image that can be probabilities."""
+    """Return whether a layer is labels, or an image that can hold probabilities."""
     return isinstance(layer, Labels) or (isinstance(layer, Image) and not layer.rgb and layer.dtype.kind == "f")

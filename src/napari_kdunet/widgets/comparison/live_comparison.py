@@ -22,32 +22,32 @@ if TYPE_CHECKING:
 
 __all__ = ["LiveComparison"]
 
-_SETTLE_MS = 120  # without a further change before slices are counted again
+_SETTLE_MS = 120  # ms without a further change before slices are counted again
 
 
 class LiveComparison(QObject):
     """Voxel counts (TP, FP, FN, TN) of two layers, slice by slice.
 
-    After each change the slice on screen is counted again, and each one that was painted on, wherever it is.
+    After each change, the slice on screen and every slice that was painted on are counted again.
 
     Parameters
     ----------
     viewer : napari.viewer.Viewer
-        Whose layers are compared.
+        Viewer whose layers are compared.
     owner : QWidget
-        The workers stop when it is destroyed.
+        Widget whose destruction stops the workers.
     on_error : callable
-        Called with an error of the work, of which the user has been notified.
+        Called with an error of the work, after the user has been notified of it.
 
     Attributes
     ----------
     comparison : Comparison or None
-        What is compared; None before the first start.
+        The current comparison; None before the first start.
     slices : list of Confusion or None
         Counts of each slice; None where it has not been counted yet.
     """
 
-    changed = Signal()  # the counts, the slice on screen, or whether it is running
+    changed = Signal()  # the counts, the slice on screen or `is_running` have changed
     edited = Signal()  # the first slice is counted, or the counts of a slice have changed
     replaced = Signal()  # the data of a layer have been replaced
     moved = Signal()  # the first layer lies elsewhere, or its pixels have another size
@@ -64,7 +64,7 @@ class LiveComparison(QObject):
         self._slice_worker: EventWorker | None = None
         self._touched = False
         self._edits: list[EditedSlices] = []
-        self._stale: set[int] = set()  # painted on and not counted again yet; of the worker's thread
+        self._stale: set[int] = set()  # painted on and not counted again yet; used on the worker's thread
         self._count_soon = qdebounced(self._count_again, timeout=_SETTLE_MS, parent=self)
         point, moved = viewer.dims.events.point, self._moved
         point.connect(moved)
@@ -85,7 +85,7 @@ class LiveComparison(QObject):
 
     @property
     def z(self) -> int:
-        """The slice on screen."""
+        """Slice on screen."""
         return current_slice(self.viewer, self.layers[0]) if self.layers else 0
 
     @property
@@ -100,7 +100,7 @@ class LiveComparison(QObject):
 
     @property
     def worst(self) -> int | None:
-        """The slice of the lowest IoU; None where no slice has one."""
+        """Slice with the lowest IoU; None if no slice has an IoU."""
         return int(np.nanargmin(self.ious)) if np.isfinite(self.ious).any() else None
 
     def start(self, prediction: Any, reference: Any, threshold: float, ignore: int | None) -> None:
@@ -109,7 +109,7 @@ class LiveComparison(QObject):
         Raises
         ------
         InputError
-            If they cannot be compared.
+            If the layers cannot be compared.
         """
         if prediction is None or reference is None or prediction == reference:
             raise VolumeError("choose two layers to compare: labels, or probabilities as a floating-point image.")
@@ -169,7 +169,7 @@ class LiveComparison(QObject):
         self._edits = []
 
     def _replace(self, event: Any = None) -> None:
-        self._edits = []  # what is compared are the data of before
+        self._edits = []  # the comparison still has the earlier data
         self.replaced.emit()
 
     def _lies_elsewhere(self, event: Any = None) -> None:
@@ -188,7 +188,7 @@ class LiveComparison(QObject):
         edits, stale = self._edits, self._stale
         if comparison is None or self._worker is not None:
             return
-        if self._slice_worker is not None:  # the latest request wins, once that under way has ended
+        if self._slice_worker is not None:  # the latest request wins, once the running one has ended
             self._touch()
             return
 
@@ -196,7 +196,7 @@ class LiveComparison(QObject):
             stale.update(changed for each in edits for changed in each.take())
             stale.discard(z)
             yield z, comparison.confusion(z)
-            # after another change that on screen comes first again, and then the rest
+            # after another change, the slice on screen comes first again, and then the rest
             while stale and not self._touched and comparison is self.comparison:
                 yield (other := min(stale)), comparison.confusion(other)
                 stale.discard(other)

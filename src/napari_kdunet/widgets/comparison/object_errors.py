@@ -1,4 +1,4 @@
-"""Objects of a prediction against those of a reference: scores, and a row for each error that leads to its place."""
+"""Compare objects of a prediction with those of a reference: scores, and a table whose rows lead to the errors."""
 
 from __future__ import annotations
 
@@ -38,9 +38,9 @@ class ObjectComparison(NamedTuple):
 
 
 def iter_compare(prediction: Volume, reference: Volume) -> Iterator[ObjectComparison]:
-    """Yield the comparison of objects, once; an iterator for a thread. Errors as of `core.score_objects`.
+    """Yield the comparison of objects, once; an iterator for a thread. Raises the errors of `core.score_objects`.
 
-    Nothing where the volumes are `stoppable` and reading them was stopped.
+    Yields nothing if the volumes are `stoppable` and reading them was stopped.
     """
     try:
         found = _compare(prediction, reference)
@@ -60,13 +60,16 @@ def _compare(prediction: Volume, reference: Volume) -> ObjectComparison:
     for error in errors:
         of_parts = true if error.kind in ("merge", "missed") else predicted
         parts = error.true if error.kind in ("merge", "missed") else error.predicted
-        place, _ = min((of_parts[i] for i in parts), key=lambda each: each[1])  # of the smallest part
+        place, _ = min((of_parts[i] for i in parts), key=lambda each: each[1])  # that of the smallest part
         found.append((error, place))
     return ObjectComparison(scores, found)
 
 
 def find_places(volume: Volume, ids: Iterable[int]) -> dict[int, tuple[Place, int]]:
-    """A voxel of each object and its area there: in the slice where that is largest, nearest to the centre."""
+    """Return a voxel of each object, and its area in pixels there.
+
+    The voxel is the one nearest to the object's centre in the slice where the area is largest.
+    """
     best: dict[int, tuple[int, int]] = {}  # area, z
     wanted = np.array(sorted(ids))
     for z in range(len(volume)):
@@ -91,7 +94,7 @@ class ObjectErrors(QWidget):
     Signals
     -------
     chosen : ObjectError, tuple of int
-        The error whose row the user has chosen, and its voxel.
+        Emitted with the error whose row the user has chosen, and its voxel.
     """
 
     chosen = Signal(object, object)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 __all__ = ["COLOURS", "LEGEND", "Overlay"]
 
-#: By label: in both, in the prediction only, in the reference only. Okabe and Ito (2008), of different lightness.
+#: Colours by label: in both, in the prediction only, in the reference only. Okabe and Ito (2008), varied in lightness.
 COLOURS: dict[int | None, str] = {1: "#56B4E9", 2: "#D55E00", 3: "#F0E442"}
 _NAMES = {
     1: ("both", "true positive"),
@@ -34,7 +34,7 @@ class Overlay:
     Parameters
     ----------
     viewer : napari.viewer.Viewer
-        Where to show it.
+        Viewer to show it in.
 
     Attributes
     ----------

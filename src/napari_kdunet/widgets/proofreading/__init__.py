@@ -1,1 +1,1 @@
-"""What the panel *Objects* is made of: corrections of objects, their table, a preview on the slice."""
+"""The parts of the panel *Objects*: corrections of objects, their table, a preview on the slice."""

@@ -14,7 +14,7 @@ from napari_kdunet.widgets.workers.thread import EventWorker, run_stoppable
 __all__ = ["Background", "Check"]
 
 Check: TypeAlias = Callable[[float], None]
-"""The progress callback of work: raises where the work has been stopped."""
+"""Progress callback of the work, called with a share from 0 to 1; raises `StoppedError` if the work was stopped."""
 
 
 class Background:
@@ -23,14 +23,14 @@ class Background:
     Parameters
     ----------
     owner : QWidget
-        Work ends with it.
+        Widget that owns the work, which ends with it.
     changed : callable
         Called when work has begun or ended, with the error that ended it, or None.
 
     Attributes
     ----------
     worker : EventWorker or None
-        What is under way.
+        Worker of the running work.
     """
 
     def __init__(self, owner: QWidget, changed: Callable[[Exception | None], None]) -> None:
@@ -39,12 +39,12 @@ class Background:
         self._on_lost: Callable[[], None] = lambda: None
 
     def stop(self) -> None:
-        """Stop what is under way, at its next call of `Check` or after its next event."""
+        """Stop the running work, at its next call of `Check` or after its next event."""
         if self.worker is not None:
             self.worker.stop()
 
     def abandon(self) -> None:
-        """Stop what is under way as the owner is closed, which hears of its end no more."""
+        """Stop the running work because the owner is closed: `changed` is not called, but `on_lost` is."""
         if self.worker is not None:
             self.worker.drop()
             self.worker = None
@@ -56,7 +56,7 @@ class Background:
         on_event: Callable[[Any], None],
         on_lost: Callable[[], None] = lambda: None,
     ) -> None:
-        """Run work; `on_lost` is called where an error or a stop has kept it from its end."""
+        """Run work on a thread; `on_lost` is called if an error or a stop has kept it from its end."""
         self._on_lost = on_lost
         completed = []
 

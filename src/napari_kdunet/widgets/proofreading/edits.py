@@ -38,7 +38,7 @@ NOT_SELECTED = "no object is selected: click on one, or choose it in the table."
 
 
 def object_along(layer: Labels, stroke: Stroke) -> int:
-    """The object that most of a stroke lies in, a point or more; 0 for none."""
+    """Return the object in which most of a stroke (one point or more) lies; 0 for none."""
     ids = [number for point in _along(layer, stroke) if (number := int(_array(layer)[tuple(point)]))]
     return max(set(ids), key=ids.count) if ids else 0
 
@@ -60,9 +60,9 @@ def delete_objects(layer: Labels, numbers: Collection[int]) -> None:
 
 
 def split_object(layer: Labels, first: Stroke, second: Stroke) -> int:
-    """Split an object between two strokes in it, of a point or more; returns the id of the part of the second.
+    """Split an object between two strokes of one point or more in it; return the id of the part under the second.
 
-    A watershed from both over the distance to the background.
+    The cut is that of a watershed from both strokes over the distance to the background.
     """
     data = _array(layer)
     number = object_along(layer, first)
@@ -82,10 +82,10 @@ def split_object(layer: Labels, first: Stroke, second: Stroke) -> int:
 
 
 def cut_object(layer: Labels, line: Stroke) -> int:
-    """Split the object that most of a line lies in along it; returns the id of the smaller part.
+    """Split the object in which most of a line lies along that line; return the id of the smaller part.
 
-    The line is drawn right across the object in one slice. In the others a voxel goes with the side that is nearer
-    within the object.
+    The line is drawn right across the object in one slice, where the sizes of the parts are compared. In the other
+    slices a voxel goes with the side that is nearer within the object.
     """
     data = _array(layer)
     number, points = object_along(layer, line), _along(layer, line)
@@ -98,7 +98,7 @@ def cut_object(layer: Labels, line: Stroke) -> int:
     on_line[tuple(inside.T)] = True
     plane = points[0, 0] - box[0].start if data.ndim == 3 else ...
     outline, drawn = mask[plane], on_line[plane]
-    sides, _ = ndimage.label(outline & ~drawn)  # by their edges: a line of pixels from corner to corner parts them
+    sides, _ = ndimage.label(outline & ~drawn)  # 4-connected, so that a diagonal line of pixels separates them
     beside = np.unique(sides[ndimage.binary_dilation(drawn & outline)])
     beside = beside[beside > 0]
     if len(beside) < 2:
@@ -112,16 +112,16 @@ def cut_object(layer: Labels, line: Stroke) -> int:
 
 
 def _split(layer: Labels, box: tuple[slice, ...], parts: NDArray[np.int32]) -> int:
-    """Make part 2 of an object in `box` one of its own; returns its id."""
+    """Make part 2 of an object in `box` an object of its own; return its id."""
     new = _free_id(layer)
     _write(layer, _shifted(np.nonzero(parts == 2), box), new)
     return new
 
 
 def add_object(layer: Labels, source: Any, point: Point, threshold: float) -> int:
-    """Add the foreground of `source` (an image of probabilities, or labels) that a point is connected to.
+    """Add, as a new object, the foreground of `source` (probabilities or labels) connected to a point; return its id.
 
-    Up to 256 pixels from it, and no more than is background in `layer` yet. Returns the new id.
+    Only voxels within 256 pixels of the point, and that are still background in `layer`, are added.
     """
     data, volume = _array(layer), volume_of(source)
     at = [round(float(p)) for p in point]
@@ -141,7 +141,7 @@ def add_object(layer: Labels, source: Any, point: Point, threshold: float) -> in
 
 
 def smooth_object(layer: Labels, number: int) -> None:
-    """Smooth the outline of an object by a Gaussian of two pixels; it grows over background alone."""
+    """Smooth the outline of an object by a Gaussian of two pixels (sigma); it grows only over background."""
     data, (box, mask) = _array(layer), _mask_of(layer, [number], 5)
     _check_there(mask)
     size = np.array((voxel_size_of(layer) or (1.0,) * 3)[-data.ndim :])
@@ -150,7 +150,7 @@ def smooth_object(layer: Labels, number: int) -> None:
 
 
 def fill_between(layer: Labels, number: int) -> int:
-    """Fill an object in the slices in which it is missing between two that have it; returns how many those are.
+    """Fill an object in slices where it is missing between two that have it; return the number of slices filled.
 
     The outline is interpolated by the signed distance to it (Raya & Udupa 1990).
     """
@@ -180,7 +180,7 @@ def _signed_distance(mask: NDArray[np.bool_]) -> Any:
 
 
 def _along(layer: Labels, stroke: Stroke) -> NDArray[np.intp]:
-    """The voxels (N, D) in the layer on the lines from point to point of a stroke."""
+    """Return the voxels (N, D) of the layer on the lines from point to point of a stroke."""
     corners = np.asarray(stroke, dtype=float)
     lines = [corners[:1]]
     for start, end in pairwise(corners):
@@ -197,7 +197,7 @@ def _array(layer: Labels) -> NDArray[Any]:
 
 
 def _free_id(layer: Labels) -> int:
-    """An id above all; of objects that were checked and deleted too, as undo brings them back."""
+    """Return an id above all others, those of checked and deleted objects included, as undo can bring them back."""
     session = layer.metadata.get(OBJECTS)
     kept = () if session is None else (*session.checked, *session.deleted)
     return max(int(_array(layer).max()), *kept, 0) + 1
@@ -209,9 +209,9 @@ def _check_there(mask: NDArray[np.bool_]) -> None:
 
 
 def _mask_of(layer: Labels, numbers: Sequence[int], margin: int = 1) -> tuple[tuple[slice, ...], NDArray[np.bool_]]:
-    """The box of some objects, with some more around, and their mask in it; nothing of an object that is not there.
+    """Return the bounding box of some objects, enlarged by `margin`, and their mask in it; both empty if none exists.
 
-    A slice at a time, as a volume is large and an object is small.
+    The volume is searched one slice at a time, as it is large and an object is small.
     """
     data = _array(layer)
     numbers = [number for number in numbers if number]
@@ -235,7 +235,7 @@ def _mask_of(layer: Labels, numbers: Sequence[int], margin: int = 1) -> tuple[tu
 
 
 def _is_any(pixels: NDArray[Any], numbers: Sequence[int]) -> NDArray[np.bool_]:
-    """Where the pixels are of some objects."""
+    """Return where the pixels belong to one of some objects."""
     if len(numbers) == 1:
         return np.asarray(pixels == numbers[0])
     return np.isin(pixels, numbers)

@@ -1,4 +1,4 @@
-"""What a layer of objects tells the panel *Objects*, as long as that works on it."""
+"""Report changes of a layer of objects to the panel *Objects*, as long as the panel works on it."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from napari.layers import Labels
 
 __all__ = ["Content", "LayerWatch"]
 
-_HISTORIES = ("_undo_history", "_redo_history")  # of a napari layer
+_HISTORIES = ("_undo_history", "_redo_history")  # attributes of a napari layer
 
 
 @dataclass(frozen=True, eq=False)
 class Content:
-    """What tells the ids of a layer from those before an edit, an undo or a redo: its array, and its histories' ends.
+    """Identity of a layer's ids, which an edit, undo or redo changes: its array, and the last items of its histories.
 
-    The items are kept alive by this, so that no other is taken for one of them.
+    The items are kept alive here, so that no new object can be mistaken for one of them.
     """
 
     items: tuple[Any, ...]
 
     @classmethod
     def of(cls, layer: Labels) -> Content:
-        """As they are now."""
+        """Return the present content of a layer."""
         histories = (getattr(layer, name, ()) for name in _HISTORIES)
         return cls((layer.data, *(history[-1] if history else None for history in histories)))
 
@@ -36,14 +36,14 @@ class Content:
 
 
 class LayerWatch:
-    """Tells of what happens to a layer, until `detach`.
+    """Reports what happens to a layer, until `detach`.
 
-    All is connected weakly: the layer, which may outlive the panel, keeps neither this nor the panel.
+    All callbacks are connected weakly: the layer, which may outlive the panel, keeps neither this nor the panel alive.
 
     Parameters
     ----------
     layer : napari.layers.Labels
-        The objects.
+        Layer of the objects.
     edited, selected, resized : callable
         Methods, called when ids were changed (painted, corrected, undone or redone), when another object was selected,
         and when the scale or its units were set.
@@ -53,7 +53,7 @@ class LayerWatch:
     Attributes
     ----------
     seen : Content
-        What has been told of.
+        Content of the layer when it was last reported.
     """
 
     def __init__(
@@ -82,7 +82,7 @@ class LayerWatch:
         layer.mouse_drag_callbacks.append(self._follow)
 
     def detach(self) -> None:
-        """Tell of nothing any more."""
+        """Stop reporting."""
         for emitter, callback in self._connected:
             emitter.disconnect(callback)
         self._connected = []
@@ -94,13 +94,13 @@ class LayerWatch:
         self._edited()
 
     def _drawn_again(self, *_: Any) -> None:
-        """Take notice of an undo or redo: napari tells of them as it does of scrolling, but for its histories."""
+        """Notice an undo or redo: napari emits the same event as for scrolling, and only its histories differ."""
         if Content.of(self.layer) != self.seen:
             self._changed()
 
 
 def _weakly(mouse: Callable[[Labels, Any], Iterator[None]]) -> Callable[[Labels, Any], Iterator[None]]:
-    """A callback of the mouse that does nothing once its panel is gone."""
+    """Return a mouse callback that does nothing once its panel is gone."""
     method = WeakMethod(mouse)
 
     def follow(layer: Labels, event: Any) -> Iterator[None]:

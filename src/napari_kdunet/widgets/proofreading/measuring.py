@@ -1,4 +1,4 @@
-"""Measure the objects of a layer, after an edit those alone that it touched; hand corrections on to their mask."""
+"""Measure the objects of a layer, after an edit only those touched; carry corrections over to their mask."""
 
 from __future__ import annotations
 
@@ -23,23 +23,23 @@ from napari_kdunet.widgets.segmentation.result import Result
 __all__ = ["MaskCorrections", "Measured", "Measurement", "Measuring", "measure_edited", "measure_objects"]
 
 _TILE = 256  # pixels a side
-_MOST = 0.1  # of the tiles: where more have changed, all objects are measured
+_MOST = 0.1  # share of the tiles: if more have changed, all objects are measured
 
 
 @dataclass(frozen=True, eq=False)
 class Measured:
-    """What objects were when they were measured, and with what.
+    """State of objects when they were measured, and what they were measured with.
 
     Attributes
     ----------
     tiles : ndarray of uint32, (Z, tiles along Y, tiles along X)
-        A checksum of each tile of the ids; none where they are not in memory.
+        Checksum of each tile of the ids; empty if they are not in memory.
     voxel_size : tuple of float or None
-        nm (Z, Y, X).
+        Voxel size in nm (Z, Y, X).
     raw, source : Any
-        What says which image and which mask or probability they were measured with.
+        Identities of the image and of the mask or probability that the objects were measured with.
     seen : str or None
-        A checksum of some slices of these; None where it is not known.
+        Checksum of some slices of these two; None if it is not known.
     """
 
     tiles: NDArray[np.uint32]
@@ -50,7 +50,7 @@ class Measured:
 
     @classmethod
     def of(cls, ids: Volume, raw: Any, source: Any, seen: str | None = None) -> Measured:
-        """Of objects as they are now; they are read once."""
+        """Return the state of objects as they are now; they are read once."""
         rows, columns = (range(0, n, _TILE) for n in ids.shape[1:])
         tiles = np.zeros((len(ids), len(rows), len(columns)), np.uint32)
         for z in range(len(ids)):
@@ -62,23 +62,23 @@ class Measured:
 
     @classmethod
     def unread(cls, ids: Volume, raw: Any, source: Any = None) -> Measured:
-        """Of objects that are not in memory, which cannot be edited."""
+        """Return the state of objects that are not in memory, and so cannot be edited."""
         return cls(np.zeros((0, 0, 0), np.uint32), ids.voxel_size, raw, source)
 
     def is_like(self, other: Measured) -> bool:
-        """Whether the other was measured with the same."""
+        """Return whether both were measured with the same image, mask or probability, and voxel size."""
         mine, others = ((each.tiles.shape, each.raw, each.source) for each in (self, other))
         same = self.seen == other.seen or None in (self.seen, other.seen)
         return mine == others and same and self.has_size(other.voxel_size)
 
     def has_size(self, voxel_size: VoxelSize | None) -> bool:
-        """Whether it was measured with this voxel size."""
+        """Return whether the objects were measured with this voxel size (nm)."""
         size, other = (np.array(each or (0.0,) * 3) for each in (self.voxel_size, voxel_size))
         return bool(np.allclose(size, other))
 
 
 class Measurement(NamedTuple):
-    """A table of `measure_objects`, and what the objects were then."""
+    """A table of `measure_objects`, and the state of the objects when it was made."""
 
     table: pd.DataFrame
     measured: Measured | None
@@ -86,16 +86,16 @@ class Measurement(NamedTuple):
 
 @dataclass(frozen=True)
 class Measuring:
-    """Measures objects, as often as they are edited.
+    """Measures objects, again after each edit.
 
     Attributes
     ----------
     raw, source : Volume or None
-        As of `measure_objects`.
+        As in `measure_objects`.
     names : tuple of Any
-        What says which image and which mask or probability these are.
+        Identities of `raw` and `source`.
     last : Measurement or None
-        Of the same objects before.
+        Earlier measurement of the same objects.
     """
 
     raw: Volume | None
@@ -104,7 +104,7 @@ class Measuring:
     last: Measurement | None = None
 
     def measure(self, ids: Volume, progress: Callable[[float], object], *, in_memory: bool) -> Measurement:
-        """Measure objects, those alone that have been edited where that is known; errors as of `core.measure`."""
+        """Measure objects, only the edited ones if these are known; raises the errors of `core.measure`."""
         if not in_memory:
             unread = Measured.unread(ids, None if self.raw is None else self.names[0])
             return Measurement(measure_objects(ids, self.raw, self.source, progress), unread)
@@ -122,9 +122,9 @@ class Measuring:
 def measure_objects(
     ids: Volume, raw: Volume | None, source: Volume | None, progress: Callable[[float], object] | None = None
 ) -> pd.DataFrame:
-    """Measure objects as `core.measure`, and where `source` is a probability its mean in each: `mean_probability`.
+    """Measure objects by `core.measure`; if `source` is a probability, its mean in each object is `mean_probability`.
 
-    Errors are those of `core.measure`.
+    Raises the errors of `core.measure`.
     """
     table = measure(ids, raw, voxel_size=ids.voxel_size, progress=progress)
     return _with_probability(table, ids, source, (slice(0, n) for n in ids.shape))
@@ -139,16 +139,16 @@ def measure_edited(
     source: Volume | None,
     progress: Callable[[float], object] | None = None,
 ) -> pd.DataFrame:
-    """As `measure_objects`, by measuring those alone that lie in tiles that have changed since `before`.
+    """Return what `measure_objects` returns, measuring only objects in tiles that have changed since `before`.
 
     Parameters
     ----------
     table : pandas.DataFrame
-        The measurements of `before`.
+        Measurements of the objects in state `before`.
     before, now : Measured
-        The objects when they were measured, and as they are.
+        State of the objects when they were measured, and now.
     ids, raw, source, progress
-        As of `measure_objects`.
+        As in `measure_objects`.
     """
     changed = np.argwhere(before.tiles != now.tiles)
     if len(changed) == 0:
@@ -180,7 +180,7 @@ def _window(low: NDArray[np.int64], high: NDArray[np.int64]) -> Window:
 
 
 def _boxes(table: pd.DataFrame, ids: Volume) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Of each object the first voxel (n, 3) and the one after the last."""
+    """Return the bounding box of each object: its first voxel (n, 3), and the one after the last."""
     size = ids.voxel_size or (1.0,) * 3
     low, high = (
         np.stack([np.rint(table[f"box_{axis}_{end}_nm"] / step) for axis, step in zip("zyx", size, strict=True)], 1)
@@ -192,7 +192,7 @@ def _boxes(table: pd.DataFrame, ids: Volume) -> tuple[NDArray[np.int64], NDArray
 def _with_probability(
     table: pd.DataFrame, ids: Volume, source: Volume | None, window: Iterable[slice], only: Collection[int] = ()
 ) -> pd.DataFrame:
-    """The table with the mean probability of objects that lie in a window, by default of all."""
+    """Return the table with the mean probability of the objects `only`, which lie in `window`; by default of all."""
     if source is None or source.shape != ids.shape or not is_probability(source) or not len(table):
         return table
     order = table["id"].to_numpy()
@@ -209,10 +209,10 @@ def _with_probability(
 
 
 class MaskCorrections:
-    """Hands what is changed in objects on to the mask of *Segment* that they were found in.
+    """Carries changes of objects over to the mask of *Segment* in which they were found.
 
-    What the user adds to an object becomes foreground there, and what is deleted background; what finding the objects
-    itself has left out or filled stays as it was. The mask is then one that *Train on corrections* learns from.
+    What the user adds to an object becomes foreground in the mask, and what is deleted becomes background; what finding
+    the objects itself has left out or filled stays as it was. *Train on corrections* can then learn from the mask.
 
     Parameters
     ----------
@@ -226,13 +226,13 @@ class MaskCorrections:
         self.result = result
         self._start = [np.packbits(ids.read(z) != 0) for z in range(len(ids))]
         self._known = list(self._start)
-        self._before: dict[int, NDArray[np.uint8]] = {}  # slices of the mask as they were
+        self._before: dict[int, NDArray[np.uint8]] = {}  # slices of the mask before any correction
         self._lock = threading.Lock()
 
     def hand_on(self, ids: Volume) -> list[int]:
-        """Change the mask where the objects have changed since the last call; returns the z of these slices.
+        """Change the mask where the objects have changed since the last call; return the z of these slices.
 
-        Where a correction was taken back, the mask is again as it was. From any thread.
+        Where a correction was taken back, the mask is restored. May be called from any thread.
         """
         changed = []
         with self._lock:

@@ -54,28 +54,29 @@ _SETTLE_MS, _EDIT_MS = 300, 600
 
 
 class ProofreadingPanel(Panel):
-    """Base of the panel *Objects*, which adds what its buttons do.
+    """Base of the panel *Objects*, which adds the actions of its buttons.
 
-    It works on the objects layer that was found, opened or selected last; what belongs to each is in its metadata.
+    It works on the objects layer that was found, opened or selected last; the metadata of each layer hold its session.
 
     Parameters
     ----------
     viewer : napari.viewer.Viewer
-        Where the layers are.
+        Viewer of the layers.
     accepts : callable
-        Whether a layer can be a mask or a probability.
+        Returns whether a layer can be a mask or a probability.
 
     Attributes
     ----------
     source, raw, image_pixel_size, threshold, split, min_diameter, holes, smoothing, mode, live, filter, tool : widgets
-        magicgui's: mask or probability, image for grey values, pixel size in nm, settings of `core.ObjectsConfig`,
-        preview on the slice, which objects the table shows, and what a click on the objects does.
+        magicgui widgets: mask or probability, image for grey values, pixel size in nm, settings of
+        `core.ObjectsConfig`, preview on the slice, filter of the objects that the table shows, and what a click on the
+        objects does.
     layer : napari.layers.Labels or None
-        The objects; its features are the measurements.
+        Layer of the objects; its features are the measurements.
     session : Session
-        What belongs to that layer.
+        Session of that layer.
     selection : list of int
-        Ids of the objects that are selected, the first of them in the layer too.
+        Ids of the selected objects; the first one is also the selected label of the layer.
     """
 
     def __init__(self, viewer: napari.viewer.Viewer, accepts: Callable[[Layer], bool]) -> None:
@@ -107,7 +108,7 @@ class ProofreadingPanel(Panel):
 
     @property
     def config(self) -> ObjectsConfig:
-        """The settings in the panel."""
+        """Settings in the panel."""
         values = {name: getattr(self, name).value for name in SETTINGS}
         return ObjectsConfig(**{**values, "threshold": min(values["threshold"], 0.99)})
 
@@ -118,12 +119,12 @@ class ProofreadingPanel(Panel):
 
     @property
     def worker(self) -> EventWorker | None:
-        """What is under way in the background."""
+        """Worker that is running in the background."""
         return self.background.worker
 
     @property
     def table(self) -> pd.DataFrame | None:
-        """The measurements."""
+        """Measurements of the objects; None until they are measured."""
         return self.session.table
 
     @property
@@ -136,7 +137,7 @@ class ProofreadingPanel(Panel):
         self.select_all([number], go=True)
 
     def select_all(self, numbers: list[int], *, go: bool = False) -> None:
-        """Select objects in the table and in the layer, and show the first where it is not on screen, or if `go`."""
+        """Select objects in table and layer; show the first if `go`, or if it is the only one and not on screen."""
         known = set() if self.table is None else set(self.table["id"].tolist())
         self.selection = [number for number in numbers if number in known]
         self.views.select(self.selection)
@@ -162,7 +163,7 @@ class ProofreadingPanel(Panel):
         self.raw.changed.connect(lambda: self._image_chosen())
 
     def dock_closed(self) -> None:
-        """Stop what is under way, and let go of the layers."""
+        """Stop the running work, the preview and following the layer."""
         self._is_closed = True
         self.background.abandon()
         self._let_go()
@@ -170,7 +171,7 @@ class ProofreadingPanel(Panel):
         self.preview.close()
 
     def docked(self) -> None:
-        """Take the layer up again."""
+        """Follow the layer again."""
         self._is_closed = False
         if self.layer is not None and self._watch is None:
             self._take_up(self.layer)
@@ -224,12 +225,12 @@ class ProofreadingPanel(Panel):
         self._show_table()
         self._resized()
         if self.session.left is not None and self._watch.seen != self.session.left:
-            self._edited()  # while nobody watched
+            self._edited()  # it changed while no panel followed it
         elif self.session.stale:
             self._measure_soon()
 
     def _let_go(self) -> None:
-        """Follow the layer no more, and leave it as napari has it without a tool."""
+        """Stop following the layer, and leave its mouse as napari has it without a tool."""
         if self._watch is not None:
             layer = self._watch.layer
             self.session.selected, self.session.left = int(layer.selected_label), self._watch.seen
@@ -247,7 +248,7 @@ class ProofreadingPanel(Panel):
             where = f" ({image.path})" if image.path else ""
             self._note = f"The image {image.name}{where} {_NOT_OPEN}: press Open image to look for it."
         elif self.session.table is not None and "mean_grey" in self.session.table:
-            with self.raw.changed.blocked():  # they are measured with it
+            with self.raw.changed.blocked():  # the objects are measured with it
                 self.raw.value = found
             self._image_layer_before = weakref.ref(found)
         self._update()
@@ -275,7 +276,7 @@ class ProofreadingPanel(Panel):
         return chosen_layer(self.source)
 
     def _volume_to_measure(self, source: Layer) -> Volume:
-        """A mask or probability as a volume; what keeps objects from being measured is said before any are found."""
+        """Return a mask or probability as a volume; raise before objects are found if they could not be measured."""
         volume, image = volume_of(source), self._image()
         if volume.voxel_size is None:
             raise VolumeError(f"the pixel size of {source.name} is not known: type it under Pixel size.")
@@ -287,7 +288,7 @@ class ProofreadingPanel(Panel):
         return volume
 
     def _source_layer(self) -> Layer | None:
-        """The mask or probability, where it is of the shape of the objects."""
+        """Return the mask or probability if it has the shape of the objects, else None."""
         source, layer = self.source.value, self.layer
         fits = source is not None and layer is not None and data_of(source).shape == data_of(layer).shape
         return source if fits else None
@@ -327,13 +328,13 @@ class ProofreadingPanel(Panel):
             self._measure_soon()
 
     def _resized(self, *_: Any) -> None:
-        """Measure again where the pixel size is another one than the objects were measured with."""
+        """Measure again if the voxel size is not the one that the objects were measured with."""
         size, measured = None if self.layer is None else voxel_size_of(self.layer), self.session.measured
         if size is not None and measured is not None and not measured.has_size(size):
             self._edited()
 
     def _image_chosen(self) -> None:
-        """Measure again with another image; an image of another shape is for another mask, and none changes nothing."""
+        """Measure again with another image; one of another shape is for another mask, and no image changes nothing."""
         if self.layer is None or not self._is_there:
             return
         with self.telling():
@@ -346,7 +347,7 @@ class ProofreadingPanel(Panel):
                 self._measure_soon()
 
     def _is_new_image(self) -> bool:
-        """Whether the image is another layer than that before; it may have the name of one that was removed."""
+        """Return whether the image is another layer than before; it may have the name of one that was removed."""
         before, self._image_layer_before = self._image_layer_before, weakref.ref(self.raw.value)
         return before is not None and before() is not self.raw.value
 
@@ -354,7 +355,7 @@ class ProofreadingPanel(Panel):
         self.session.saved = False
 
     def _measure_again(self) -> None:
-        """Measure what has been corrected or painted, and hand it on to the mask that the objects are from."""
+        """Measure what has been corrected or painted, and carry it over to the mask that the objects are from."""
         if self.layer is None or not self.session.stale or not self._is_there:
             return
         if self.worker is not None:
@@ -366,7 +367,7 @@ class ProofreadingPanel(Panel):
     def _begin_measuring(self, layer: Labels, session: Session) -> None:
         corrections, measuring = session.corrections, session.measuring(self.raw.value, self._source_layer())
         snapshot = Snapshot(layer)
-        session.stale = False  # once nothing keeps them from being measured
+        session.stale = False  # only now that nothing keeps them from being measured
 
         def work(check: Check) -> Iterator[Any]:
             ids = snapshot.read(check)
@@ -388,14 +389,14 @@ class ProofreadingPanel(Panel):
         self.background.run(work, take, lost)
 
     def _mouse(self, layer: Labels, event: Any) -> Iterator[None]:
-        """A click or a stroke with a tool."""
+        """Handle a click or a stroke with a tool."""
         tool = self.tool.value if self._is_there else "off"
         if tool == "off" or self.viewer.dims.ndisplay == 3:
             return
         yield from iter_drag(layer, event, lambda points: self.stroke(points) if self._means(points) else None)
 
     def _means(self, points: list[Any]) -> bool:
-        """Whether it is for a tool: a drag is for that alone which takes strokes."""
+        """Return whether points are for the tool: a click is, a drag only if the tool takes strokes."""
         return len(points) == 1 or self.tool.value in STROKES
 
     def _objects(self) -> Labels:
@@ -427,7 +428,7 @@ class ProofreadingPanel(Panel):
         go_to(self.viewer, self.layer, np.array([row[f"centroid_{axis}_nm"] for axis in "zyx"]) / size - 0.5)
 
     def _shown(self) -> pd.DataFrame:
-        """The measurements that the filter lets through."""
+        """Return the measurements that the filter lets through."""
         self._measured()
         return filter_table(with_checked(self.session), self.filter.value)
 
@@ -440,7 +441,7 @@ class ProofreadingPanel(Panel):
         self._update()
 
     def _filter_changed(self) -> None:
-        """Show what the filter lets through; what it hides is selected no more, so that no button changes it."""
+        """Show what the filter lets through; deselect what it hides, so that no button changes it."""
         self._filter()
         if self.layer is None or not self.selection:
             return

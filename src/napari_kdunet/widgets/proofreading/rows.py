@@ -1,4 +1,4 @@
-"""The rows of the panel *Objects*: what objects are found in and how, and what is done with them."""
+"""The rows of the panel *Objects*: those to find objects, and those to show, correct and save them."""
 
 from __future__ import annotations
 
@@ -28,19 +28,19 @@ _SLIDERS = {
     "smoothing": (0.0, 100.0, 1.0),
 }
 _MODES = {"auto": "auto", "3d": "in 3-D", "2d": "in slices, linked"}
-#: The fields of `core.ObjectsConfig` that have a row of their name.
+#: Fields of `core.ObjectsConfig` that have a row of the same name.
 SETTINGS = ("threshold", *_SLIDERS, "mode")
 
 
 def finding_rows(viewer: napari.viewer.Viewer, accepts: Callable[[Layer], bool]) -> list[Any]:
-    """The rows ``source``, ``image_pixel_size``, ``raw``, those of `SETTINGS`, and ``live``.
+    """Return the rows ``source``, ``image_pixel_size``, ``raw``, those of `SETTINGS`, and ``live``.
 
     Parameters
     ----------
     viewer : napari.viewer.Viewer
-        Where the layers are.
+        Viewer of the layers.
     accepts : callable
-        Whether a layer can be a mask.
+        Returns whether a layer can be a mask.
     """
     source = layer_choice(
         viewer,
@@ -66,7 +66,7 @@ def finding_rows(viewer: napari.viewer.Viewer, accepts: Callable[[Layer], bool])
 
 
 def _mask_among(layers: list[Layer]) -> Layer | None:
-    """The topmost mask of *Segment*, else the topmost labels."""
+    """Return the topmost mask of *Segment*, else the topmost labels layer."""
     masks = [layer for layer in layers if isinstance(layer, Labels)]
     return next(iter(sorted(masks, key=is_result, reverse=True)), None)
 
@@ -85,7 +85,7 @@ def _settings() -> list[Any]:
             label=name.replace("_", " ").capitalize() + unit,
             tooltip=help_of[name]["help"],
         )
-        slider.native.setToolTip(slider.tooltip)  # of the number beside it too
+        slider.native.setToolTip(slider.tooltip)  # the number beside it needs it too
         rows.append(without_wheel(slider))
     mode = ComboBox(
         name="mode",
@@ -98,7 +98,7 @@ def _settings() -> list[Any]:
 
 
 def controls(panel: Any) -> list[Any]:
-    """The buttons that find objects and stop, and the progress bar."""
+    """Return the buttons that find objects and stop, and the progress bar."""
     start = button(
         "Find objects", "Number and measure the objects of the volume, in the background.", panel.start, "start_button"
     )
@@ -107,7 +107,7 @@ def controls(panel: Any) -> list[Any]:
 
 
 def footer(panel: Any) -> list[Any]:
-    """Table and plot with their filter, the tools that correct objects, and the status."""
+    """Return table and plot with their filter, the tools and buttons that correct and save objects, and the status."""
     tool = ComboBox(name="tool", choices=list(TOOLS), tooltip="\n".join(f"{t}: {w}" for t, w in TOOLS.items()))
     smooth = button("Smooth", "Smooth the outline of the selected object.", panel.smooth, "smooth_button")
     fill = button("Fill", "Fill the selected object in slices in which it is missing.", panel.fill, "fill_button")

@@ -1,8 +1,8 @@
 """A session of proofreading: all that belongs to the objects of a layer, and the one OME-Zarr that it is saved in.
 
-The file is a label image that any viewer opens. Image, settings, measurements and what is checked stand in its
-metadata, under ``napari_kdunet``. An image is a name and a path there; it is never opened from outside of the file's
-own folder without the user.
+The file is a label image that any viewer opens. Its metadata hold the image, settings, measurements and checked ids
+under ``napari_kdunet``. The image is stored as a name and a path; from outside of the file's own folder it is opened
+only by the user.
 """
 
 from __future__ import annotations
@@ -45,23 +45,23 @@ __all__ = [
     "with_checked",
 ]
 
-IN_MEMORY = 4 * 2**30  # bytes of ids; more stay lazy, and cannot be corrected
-_MOST = 2**30  # bytes of metadata
+IN_MEMORY = 4 * 2**30  # bytes of ids held in memory; more stay lazy, and cannot be corrected
+_MOST = 2**30  # most bytes of metadata
 _GRID = ("scale", "translate", "rotate", "shear", "affine")
 
 
 @dataclass(frozen=True)
 class Reference:
-    """An image that is not part of a session.
+    """Reference to an image that is not itself part of a session.
 
     Attributes
     ----------
     name : str
-        Of its layer.
+        Name of its layer.
     path : str
-        Of its file, absolute; empty where it came from no file.
+        Path of its file, absolute; empty if it came from no file.
     shape : tuple of int
-        Of the finest level.
+        Shape of its finest level.
     """
 
     name: str
@@ -70,20 +70,20 @@ class Reference:
 
     @classmethod
     def of(cls, layer: Layer | None) -> Reference | None:
-        """The reference to a layer."""
+        """Return the reference to a layer, or None for None."""
         if layer is None:
             return None
         path = getattr(layer.source, "path", None)
         return cls(layer.name, str(Path(path).absolute()) if path else "", tuple(data_of(layer).shape))
 
     def is_of(self, layer: Layer) -> bool:
-        """Whether a layer is that image: of that shape, and of that file or name."""
+        """Return whether a layer is that image: whether its shape, and its file or name, are the same."""
         other = Reference.of(layer)
         assert other is not None
         return other.shape == self.shape and (other.name == self.name or bool(self.path and other.path == self.path))
 
     def find_beside(self, session: Path) -> Path | None:
-        """The file where it is in the folder of a session or below, as it was or as both were moved; else None."""
+        """Return the file if it is in a session's folder or below, where it was or moved along with it; else None."""
         folder = session.resolve().parent
         inside = [Path(self.path)] if self.path else []
         inside += [folder / Path(*Path(self.path).parts[-n:]) for n in (1, 2, 3)] if self.path else []
@@ -92,14 +92,14 @@ class Reference:
 
 @dataclass(eq=False)
 class Session:
-    """What is known of the objects of a layer besides their voxels.
+    """What is known about the objects of a layer besides their voxels.
 
     Attributes
     ----------
     image, source : Reference or None
-        The image for grey values, and the mask or probability that the objects were found in.
+        Image for grey values, and mask or probability in which the objects were found.
     config : ObjectsConfig
-        How they were found.
+        Settings with which they were found.
     table : pandas.DataFrame or None
         Their measurements; None until they are measured.
     checked : set of int
@@ -107,23 +107,24 @@ class Session:
     selected : int
         Id of the selected object.
     path : Path or None
-        Where it was saved or opened.
+        Path at which the session was saved or opened.
     saved : bool
-        Whether nothing has changed since.
+        Whether nothing has changed since then.
     stale : bool
         Whether the objects have changed since they were measured.
     measured : Measured or None
-        What the objects were when `table` was made, and with what; not saved.
+        State of the objects when `table` was made, and what they were measured with; not saved.
     corrections : MaskCorrections or None
-        What hands corrections on to the mask that the objects were found in; not saved.
+        Carries corrections over to the mask in which the objects were found; not saved.
     layer : weakref.ref or None
-        The layer; not saved.
+        Reference to the layer; not saved.
     stamp : tuple of int or None
-        What the file at `path` was when it was saved or opened, so that what others have put there is not replaced.
+        `stamp_of` the file at `path` when it was saved or opened, so that a file that others have put there is not
+        replaced.
     left : Content or None
-        What the layer held when the panel last let go of it; not saved.
+        Content of the layer when the panel last stopped following it; not saved.
     deleted : dict
-        By the id of each checked object that was deleted its place and size, by which it is known again where that is
+        Size and place of each checked object that was deleted, by its id, to recognise the object if the deletion is
         undone; not saved.
     """
 
@@ -144,7 +145,7 @@ class Session:
     deleted: dict[int, tuple[float, ...]] = field(default_factory=dict)
 
     def of(self, layer: Layer) -> Session:
-        """The session of a layer: this one, or of a duplicate of its layer, which has the same metadata, a copy."""
+        """Return the session of a layer: this one or, for a duplicate of its layer (with the same metadata), a copy."""
         owner = None if self.layer is None else self.layer()
         if owner is None or owner is layer:
             self.layer = weakref.ref(layer)
@@ -153,13 +154,13 @@ class Session:
         return replace(self, checked=set(self.checked), deleted={}, layer=weakref.ref(layer), **own)
 
     def measuring(self, image: Layer | None, source: Layer | None) -> Measuring:
-        """What measures the objects: with the grey values of an image, and the probabilities of what they are from."""
+        """Return what measures the objects, with the grey values of `image` and the probabilities of `source`."""
         raw, probability = (None if layer is None else volume_of(layer) for layer in (image, source))
         last = None if self.table is None else Measurement(self.table, self.measured)
         return Measuring(raw, probability, (Reference.of(image), Reference.of(source)), last)
 
     def take(self, found: Measurement) -> None:
-        """Keep what was measured."""
+        """Keep a measurement, and update which objects are checked."""
         before = {} if self.table is None else _places(self.table)
         self.table, self.measured = found
         if self.measured is not None:
@@ -172,7 +173,7 @@ class Session:
 
 
 def _places(table: pd.DataFrame) -> dict[int, tuple[float, ...]]:
-    """Size and place of each object, by its id."""
+    """Return the size and place of each object, by its id."""
     rows = table[["id", "voxels", "centroid_z_nm", "centroid_y_nm", "centroid_x_nm"]].itertuples(index=False, name=None)
     return {int(row[0]): row[1:] for row in rows}
 
@@ -184,27 +185,27 @@ def save_session(
     layer: Mapping[str, Any],
     progress: Callable[[int], object] | None = None,
 ) -> None:
-    """Write a session, which appears whole or not at all.
+    """Write a session, as a whole or not at all.
 
-    It replaces nothing but the file that it was saved in or opened from itself, as it was then.
+    An existing file is replaced only if the session was saved in it or opened from it, and it has not changed since.
 
     Parameters
     ----------
     path : str or Path
-        Ends in ``.zarr``.
+        Path that ends in ``.zarr``.
     ids : Volume
-        The objects.
+        Ids of the objects.
     session : Session
-        Measured.
+        The session, whose objects are measured.
     layer : mapping
-        `grid_as_json` of the layer, and its `name`.
+        Name and grid of the layer, from `grid_as_json`.
     progress : callable, optional
-        As of `core.write_volume`.
+        As in `core.write_volume`.
 
     Raises
     ------
     OutputError
-        It cannot be written, or there is something else of that name.
+        If the session cannot be written, or there is something else of that name.
     """
     path = Path(path)
     if not is_zarr_name(path):
@@ -229,7 +230,7 @@ def save_session(
 
 
 def stamp_of(path: Path) -> tuple[int, int] | None:
-    """What tells the file of a session from any other that takes its place; None where there is none."""
+    """Return what tells a session's file from another one that takes its place; None if there is no file."""
     try:
         found = (path / "zarr.json").stat()
     except OSError:
@@ -238,7 +239,7 @@ def stamp_of(path: Path) -> tuple[int, int] | None:
 
 
 def is_session(path: str | Path) -> bool:
-    """Whether a path is a session; quick for what is none."""
+    """Return whether a path is a session; quick if it is not."""
     return _content(Path(path)) is not None
 
 
@@ -248,21 +249,21 @@ def read_session(path: str | Path) -> tuple[Volume, Session, dict[str, Any]]:
     Parameters
     ----------
     path : str or Path
-        The OME-Zarr.
+        Path of the OME-Zarr.
 
     Returns
     -------
     ids : Volume
-        The objects, lazy.
+        Ids of the objects, lazy.
     session : Session
-        The rest.
+        What else is known about them.
     layer : dict
         Name and grid of the layer.
 
     Raises
     ------
     VolumeError
-        It is no session, or damaged.
+        If the path is no session, or the session is damaged.
     """
     path = Path(path)
     content = _content(path)
@@ -294,9 +295,9 @@ def read_session(path: str | Path) -> tuple[Volume, Session, dict[str, Any]]:
 
 
 def session_layers(path: str | Path, there: Iterable[Layer]) -> list[tuple[Any, dict[str, Any], str]]:
-    """A session as napari takes layers: its objects and, where it lies beside them and is not `there`, its image.
+    """Return a session as layer data for napari: its objects and, if it lies beside them and is not `there`, its image.
 
-    Errors are those of `read_session`; an image that cannot be read is left out.
+    Raises the errors of `read_session`; an image that cannot be read is left out.
     """
     ids, session, options = read_session(path)
     flat = len(options["scale"]) == 2
@@ -319,12 +320,12 @@ def session_layers(path: str | Path, there: Iterable[Layer]) -> list[tuple[Any, 
 
 
 def image_layer(path: str | Path, image: Reference, objects: Mapping[str, Any]) -> tuple[Any, dict[str, Any], str]:
-    """The image of a session as napari takes layers, on the grid of the objects; lazy.
+    """Return the image of a session as layer data for napari, lazy, on the grid of the objects.
 
     Raises
     ------
     VolumeError
-        It cannot be read, or has another shape.
+        If the image cannot be read, or has another shape.
     """
     volume = open_volume(path)
     data = volume.data[0] if len(image.shape) == 2 else volume.data
@@ -335,7 +336,7 @@ def image_layer(path: str | Path, image: Reference, objects: Mapping[str, Any]) 
 
 
 def image_of(viewer: ViewerModel, raw: Layer | None, source: Layer | None, objects: Layer | None) -> Layer | None:
-    """The image that objects are of: the chosen one, that which was segmented, or the only one of their shape."""
+    """Return the image of objects: the chosen one, else the one segmented, else the only one of their shape."""
     segmented = None if source is None else segmented_image(source)
     if raw is not None or segmented is not None:
         return raw or segmented
@@ -346,13 +347,13 @@ def image_of(viewer: ViewerModel, raw: Layer | None, source: Layer | None, objec
 
 
 def with_checked(session: Session) -> pd.DataFrame:
-    """The table of a session with a column of what is checked."""
+    """Return the table of a session with a column that says which objects are checked."""
     table = pd.DataFrame({"id": np.empty(0, np.int64)}) if session.table is None else session.table
     return table.assign(checked=table["id"].isin(list(session.checked)))
 
 
 def grid_as_json(layer: Layer) -> dict[str, Any]:
-    """Name and grid of a layer, as JSON values."""
+    """Return the name and grid of a layer as JSON values."""
     grid = grid_of(layer)
     numbers = {name: np.asarray(grid[name], dtype=float).tolist() for name in _GRID}
     return {
@@ -371,7 +372,7 @@ def _grid(layer: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _content(path: Path) -> dict[str, Any] | None:
-    """The metadata of a session; None of anything else."""
+    """Return the metadata of a session; None for anything else."""
     try:
         content = read_json(path / "zarr.json", _MOST)["attributes"]["napari_kdunet"]["objects"]
     except (ValueError, KeyError, TypeError, OSError):
@@ -386,7 +387,7 @@ def _reference(values: Any) -> Reference | None:
 
 
 def _pack(table: pd.DataFrame) -> dict[str, Any]:
-    """A table as JSON, its values as one text: Zarr would write a line for each number."""
+    """Return a table as JSON, its values as one string, as Zarr would write a line for each number."""
     if table.empty:  # its columns have no type
         table = table.astype({name: np.int64 if name == "id" else np.float64 for name in table})
     values = {name: [v if math.isfinite(v) else str(v) for v in table[name].tolist()] for name in table}

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = ["SlicePreview"]
 
-_NEAR, _MOST = 100.0, 8  # nm, and slices: how far from the slice on screen the landscape is looked at
+_NEAR, _MOST = 100.0, 8  # nm, and slices: how far from the slice on screen others are read to find its objects
 
 
 class SlicePreview:
@@ -29,16 +29,16 @@ class SlicePreview:
     Parameters
     ----------
     viewer : napari.viewer.Viewer
-        Where the layer goes.
+        Viewer to which the layer is added.
     owner : QWidget
-        The panel: work ends with it.
+        The panel, which owns the work: it ends with the panel.
     on_error : callable
-        Called with an error of the work, of which the user has been notified.
+        Called with an error of the work, after the user has been notified of it.
 
     Attributes
     ----------
     layer : napari.layers.Labels or None
-        What is shown.
+        The layer that is shown.
     """
 
     def __init__(self, viewer: napari.viewer.Viewer, owner: QWidget, on_error: Callable[[Exception], Any]) -> None:
@@ -54,12 +54,12 @@ class SlicePreview:
         return self._worker is not None
 
     def show(self, source: Layer, config: ObjectsConfig) -> None:
-        """Find the objects of the slice on screen; of several calls the last counts.
+        """Find the objects of the slice on screen; while it is busy, only the last call is kept for later.
 
         Raises
         ------
         KDUNetError
-            The layer is no volume.
+            If the layer is no volume.
         """
         if self._worker is not None:
             self._next = lambda: self.show(source, config)
@@ -85,7 +85,7 @@ class SlicePreview:
         )
 
     def close(self) -> None:
-        """Remove the layer, and forget what is being found."""
+        """Remove the layer, and drop the work that is running."""
         self._next = self._outlines = None
         if self._worker is not None:
             self._worker.drop()
@@ -98,7 +98,7 @@ class SlicePreview:
             self.viewer.layers.remove(layer)
 
     def _outlines_of(self, source: Layer, first: int, last: int) -> Any:
-        """Their probability in some slices, from the model of a segmentation that has learnt them."""
+        """Return the outline probability in some slices if the model behind `source` has learnt outlines, else None."""
         result = source.metadata.get(RESULT)
         if result is None or result.outlines is None:
             return None

@@ -1,4 +1,4 @@
-"""The ids of a layer as they are at one moment, copied in the background while the layer is edited on."""
+"""The ids of a layer as they are at one moment, copied in the background while editing goes on."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ __all__ = ["Snapshot"]
 class Snapshot:
     """The ids of a layer at the moment at which this is made.
 
-    Nothing is copied then. `read` copies slice after slice, on any thread; a slice that napari is about to change, by
-    painting, a correction, undo or redo, is copied just before. What writes to `layer.data` past napari's history is
-    not noticed.
+    Nothing is copied at that moment. `read` copies slice after slice, on any thread; a slice that napari is about to
+    change, by painting, a correction, undo or redo, is copied just before. Writing to `layer.data` past napari's
+    history goes unnoticed.
 
     Parameters
     ----------
     layer : napari.layers.Labels
-        Where its data are not in memory they cannot be edited, and are not copied.
+        The layer. Data that are not in memory cannot be edited, and are not copied.
 
     Attributes
     ----------
     in_memory : bool
-        Whether they are.
+        Whether the data are in memory.
     """
 
     def __init__(self, layer: Labels) -> None:
@@ -44,7 +44,7 @@ class Snapshot:
             _snapshots_of(layer).add(self)
 
     def read(self, progress: Callable[[float], object]) -> Volume:
-        """The ids as they were; `progress` is called with the share that is copied, and may raise to stop."""
+        """Return the ids as they were; `progress` is called with the share copied (0 to 1), and may raise to stop."""
         if not self.in_memory:
             return self._live
         for z in range(len(self._data)):
@@ -66,9 +66,9 @@ _snapshots: WeakKeyDictionary[Labels, WeakSet[Snapshot]] = WeakKeyDictionary()
 
 
 def _snapshots_of(layer: Labels) -> WeakSet[Snapshot]:
-    """The snapshots that are told of each edit of a layer before it is made.
+    """Return the snapshots that are notified of each edit of a layer before it is made.
 
-    napari has no event for that: it tells of edits when they are made, and of undo not at all.
+    napari has no event for that: its events come when edits are made, and for undo there is none.
     """
     if layer in _snapshots:
         return _snapshots[layer]

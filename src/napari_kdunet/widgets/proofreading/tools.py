@@ -1,4 +1,4 @@
-"""What clicks and strokes on the objects do, by the tool that is chosen."""
+"""Actions of clicks and strokes on the objects, by the chosen tool."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ TOOLS = {
     "add": "Click on foreground that is no object yet, of the mask or the probability.",
     "delete": "Click on an object to delete it.",
 }
-STROKES = ("split", "cut")  # for which a drag is a stroke, and does not move the picture
-_TREMBLE = 3  # pixels of the screen that a click may move
+STROKES = ("split", "cut")  # tools for which a drag is a stroke, and does not pan
+_TREMBLE = 3  # screen pixels that the mouse may move during a click
 _SECOND = {"merge": "Now click on the object to merge into it.", "split": "Now the other side of the cut."}
 
 
@@ -37,7 +37,7 @@ class Tools:
     Attributes
     ----------
     first : list of points or None
-        The first stroke, of a tool that takes two.
+        First of the two strokes of a tool that takes two, once it is drawn.
     """
 
     def __init__(self, source: Callable[[], tuple[Layer, float]]) -> None:
@@ -45,18 +45,18 @@ class Tools:
         self.first: list[Any] | None = None
 
     def hint(self, tool: str) -> str:
-        """What the user does next; empty while no tool is chosen."""
+        """Return what the user has to do next; empty while no tool is chosen."""
         if tool == "off":
             return ""
         return TOOLS[tool] if self.first is None else _SECOND[tool]
 
     def use(self, tool: str, layer: Labels, stroke: Sequence[Any]) -> None:
-        """Do what a tool does at a stroke, of a point or more in the pixels of the layer.
+        """Use a tool along a stroke of one point or more, in pixels of the layer.
 
         Raises
         ------
         KDUNetError
-            That is not possible there; nothing has changed.
+            If the tool cannot be used there; nothing has changed then.
         """
         number = edits.object_along(layer, stroke)
         if tool in ("merge", "split"):
@@ -85,7 +85,7 @@ class Tools:
 def iter_drag(layer: Labels, event: Any, done: Callable[[list[Any]], None]) -> Iterator[None]:
     """Follow the mouse from press to release, for `mouse_drag_callbacks`.
 
-    `done` takes the points of the stroke in the pixels of the layer; one alone where the hand only trembled.
+    `done` is called with the points of the stroke in pixels of the layer; with one point if the mouse hardly moved.
     """
     start = np.array(event.pos)
     points, moved = [layer.world_to_data(event.position)], 0.0

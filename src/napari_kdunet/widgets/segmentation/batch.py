@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Item", "Progress", "images_in", "is_image", "iter_batch", "target_of"]
 
-_RESULT = " mask"  # ends the name of a result
+_RESULT = " mask"  # ends the name of a result, before the ending
 
 
 @dataclass(frozen=True)
@@ -35,30 +35,30 @@ class Item:
 
 @dataclass(frozen=True)
 class Progress:
-    """How far an image is."""
+    """Progress of one image of a batch."""
 
     index: int
     share: float
-    """0 to 1."""
+    """Share of the slices that are done, 0 to 1."""
     note: str = ""
-    """What was assumed of it."""
+    """What was assumed about the image."""
     error: str = ""
-    """Why it has failed; the batch goes on."""
+    """Why the image has failed, if it has; the batch goes on."""
 
 
 def images_in(folder: Path) -> list[Path]:
-    """The images in a folder, by name, but not the results of a batch among them."""
+    """Return the images in a folder, sorted by name, without the results of a batch."""
     paths = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
     return [path for path in paths if is_image(path) and not path.stem.endswith(_RESULT)]
 
 
 def is_image(path: Path) -> bool:
-    """Whether a file, or a folder such as a Zarr, is an image by its name."""
+    """Return whether a file, or a folder such as a Zarr, is an image, judging by its name."""
     return path.suffix.lower() in READERS or is_zarr_name(path)
 
 
 def target_of(name: str, file: Path | None, folder: Path | None, ending: str, taken: Iterable[Path]) -> Path:
-    """Where the result of an image goes: into `folder`, else beside its file; never twice to the same place.
+    """Return the path for the result of an image: in `folder`, else beside its file, and not one of the `taken`.
 
     Raises
     ------
@@ -76,10 +76,10 @@ def target_of(name: str, file: Path | None, folder: Path | None, ending: str, ta
 
 
 def iter_batch(items: Iterable[Item], recipe: Recipe, is_stopped: Callable[[], bool]) -> Iterator[Progress]:
-    """Segment image after image and write the masks; yields after each slice. What is there already is not replaced.
+    """Segment image after image and write the masks; yields after each slice. Existing files are not replaced.
 
-    The result has its name when it is complete; of one that is stopped nothing is left, or of a Zarr what is gone on
-    with the next time.
+    A result gets its final name when it is complete. If it is stopped, nothing of it is left; only a Zarr is kept and
+    continued the next time.
     """
     for index, item in enumerate(items):
         yield Progress(index, 0.0)
@@ -113,7 +113,7 @@ def _segment(index: int, item: Item, recipe: Recipe, is_stopped: Callable[[], bo
     how: dict[str, Any] = {"output": "labels", "threshold": recipe.threshold, "views": recipe.model.views}
     how["planes"] = recipe.planes
     metadata = {"model": recipe.model_name, "inverted": recipe.inverted, **how, **found}
-    pixels = "" if isinstance(item.source, Path) else data_fingerprint(volume)  # a layer has no date
+    pixels = "" if isinstance(item.source, Path) else data_fingerprint(volume)  # a layer has no file date
     slices = iter_write_prediction(
         core.predict(recipe.model, volume, **how),
         volume,

@@ -1,4 +1,4 @@
-"""The rows *Several images* of *Segment*: layers and files, how far each is, and where the results go."""
+"""The rows *Several images* of *Segment*: layers and files, the progress of each, and where the results go."""
 
 from __future__ import annotations
 
@@ -31,27 +31,27 @@ _ROWS_IN_SIGHT = 4
 
 
 class BatchRows(Folding):
-    """Several images, segmented by the model above one after the other, in the background, and written to disk.
+    """Rows to segment several images in the background, one after the other, and to write the masks to disk.
 
     Parameters
     ----------
     viewer : napari.viewer.Viewer
-        Whose selected image layers can be added.
+        Viewer whose selected image layers can be added.
     panel : callable
         Returns the panel, which shows errors.
     recipe : callable
-        Returns the `Recipe` of the settings above; raises a `KDUNetError` where there is none.
+        Returns the `Recipe` set in the panel; raises a `KDUNetError` if there is none.
 
     Attributes
     ----------
     images : list of Layer or Path
-        What to segment.
+        Images to segment.
     states : list of str
-        How far each is, as it is shown.
+        State of each image, as it is shown.
     folder, ending : magicgui widgets
-        ``batch_folder`` and ``batch_ending``: where the results go (beside each image if empty), and as what.
+        ``batch_folder`` and ``batch_ending``: folder of the results (beside each image if empty), and their format.
     worker : EventWorker or None
-        The worker of the batch under way.
+        Worker of the batch that is running.
     """
 
     def __init__(self, viewer: napari.viewer.Viewer, panel: Callable[[], Panel], recipe: Callable[[], Recipe]) -> None:
@@ -101,7 +101,7 @@ class BatchRows(Folding):
         self._make_table()
 
     def add(self, images: Iterable[Layer | str | Path]) -> None:
-        """Add image layers and files to the list; of a folder that is no image itself, those in it."""
+        """Add image layers and files to the list; a folder that is no image itself adds the images in it."""
         if self.worker is not None:
             return
         for image in images:
@@ -119,7 +119,7 @@ class BatchRows(Folding):
         self._show_rows()
 
     def add_layers(self) -> None:
-        """Add the selected image layers, or all that the user has brought if none is selected."""
+        """Add the selected image layers, or all if none is selected; results of *Segment* are left out."""
         layers = [x for x in self.viewer.layers if isinstance(x, Image) and PREVIEW not in x.metadata]
         layers = [layer for layer in layers if not is_result(layer)]
         self.add([layer for layer in layers if layer in self.viewer.layers.selection] or layers)
@@ -132,7 +132,7 @@ class BatchRows(Folding):
             self._show_rows()
 
     def start(self) -> None:
-        """Segment all images of the list; of what is wrong with one its row tells."""
+        """Segment all images of the list; the row of an image that fails says why."""
         if self.worker is not None:
             return
         panel = self._panel()
@@ -157,16 +157,16 @@ class BatchRows(Folding):
             self.worker.stop()
 
     def abandon(self) -> None:
-        """Stop, as the panel is closed; masks that are complete stay."""
+        """Stop because the panel is closed; masks that are complete stay."""
         if self.worker is not None:
             self.worker.drop()
             self._ended()
 
     def _items(self) -> tuple[list[Item], list[int]]:
-        """The images that can be segmented, with their rows; the states of the others say why not."""
+        """Return the images that can be segmented, and their rows; the states of the others say why not."""
         try:
             folder = Path(self.folder.value).expanduser() if self.folder.value.strip() else None
-        except RuntimeError as error:  # of "~nobody"
+        except RuntimeError as error:  # for example of "~nobody"
             raise core.OutputError(f"there is no folder {self.folder.value}: choose another one.") from error
         items: list[Item] = []
         rows: list[int] = []
@@ -209,7 +209,7 @@ class BatchRows(Folding):
         header, side = table.horizontalHeader(), table.verticalHeader()
         assert header is not None
         assert side is not None
-        table.setTextElideMode(Qt.TextElideMode.ElideRight)  # the whole of it is the tooltip
+        table.setTextElideMode(Qt.TextElideMode.ElideRight)  # the tooltip has the whole text
         header.setSectionResizeMode(0, QHeaderView.ResizeMode.Interactive)
         table.setMinimumWidth(40)
         rows = _ROWS_IN_SIGHT * side.defaultSectionSize()

@@ -1,4 +1,4 @@
-"""How images are segmented: what *Segment* is set to."""
+"""How images are segmented: the settings of *Segment*."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ if TYPE_CHECKING:
 __all__ = ["Planes", "Recipe", "is_same"]
 
 Planes: TypeAlias = Literal["z", "zyx"]
-"""Along which axes the slices are: as of `core.predict`."""
+"""Axes along which slices are predicted, as in `core.predict`."""
 
 
 def is_same(one: Model, other: Model) -> bool:
-    """Whether two models are one, but for the views that they are averaged over."""
+    """Return whether two models are the same, apart from the number of views that they are averaged over."""
     return one.net is other.net and one.threshold == other.threshold
 
 

@@ -25,10 +25,10 @@ if TYPE_CHECKING:
 
 __all__ = ["Result", "segment"]
 
-_ROUNDING = 1e-3  # a float16 probability may lie on the other side of a threshold this near
-_TILE = 1024  # of a chunk in a temporary Zarr, and of what is predicted between two looks whether to stop
-_SLICE_BYTES = 2**30  # of the result of a single slice in memory
-_ROWS = 256  # that are looked at at a time
+_ROUNDING = 1e-3  # rounding to float16 may move a probability this near to the threshold to its other side
+_TILE = 1024  # pixels: side of a chunk in a temporary Zarr, and of a tile predicted between two checks for a stop
+_SLICE_BYTES = 2**30  # most memory for the result of a single slice
+_ROWS = 256  # rows of a slice that are processed at a time
 _DRAWN_WHOLE = 16_384  # pixels: the longest side of a slice that napari draws, and repaints in part, as one texture
 _COARSEST = 1024  # pixels: the longest side of the last level of a pyramid, at most
 
@@ -37,10 +37,10 @@ Window: TypeAlias = tuple[slice, slice]
 
 
 class Result:
-    """Probabilities and a mask, ZYX, in memory, or of a very large volume in a temporary folder.
+    """Probabilities and a mask, ZYX, in memory or, for a very large volume, in a temporary folder.
 
-    There it is a Zarr, and of a single slice, or of slices that are drawn as pyramids, mapped memory. It is deleted
-    with this object.
+    The folder holds Zarr arrays or, for a single slice and for slices that are drawn as pyramids, memory-mapped files.
+    It is deleted with this object.
 
     The mask can be painted on: a new threshold changes only voxels whose probability lies between it and the old one.
 
@@ -49,15 +49,16 @@ class Result:
     model : Model
         The model that segments; with more than two classes the class of each voxel is kept too.
     shape : tuple of int
-        Of the volume, ZYX.
+        Shape of the volume, ZYX.
     threshold : float
         Foreground probability above which a voxel is not background.
     memory : int, optional
-        Bytes of memory that it may take; a quarter of the free memory if None, and of a single slice 1 GiB at most.
+        Bytes of memory that the result may take; if None, a quarter of the free memory, and for a single slice at most
+        1 GiB.
     inverted : bool
         Whether bright and dark of the image are exchanged for the model.
     planes : {"z", "zyx"}
-        As of `core.predict`.
+        Axes along which slices are predicted, as in `core.predict`.
 
     Attributes
     ----------
@@ -68,17 +69,18 @@ class Result:
     done : ndarray
         bool, (Z,): whether each slice has been segmented.
     tiles : int
-        Tiles of a slice.
+        Number of tiles of a slice.
     tiles_done : ndarray
-        int, (Z,): how many of each slice have been segmented, row by row.
+        int, (Z,): number of tiles of each slice that have been segmented, row by row.
     lost : ndarray
         bool, (Z,): whether a slice that has been segmented holds no image, so that all of it is background.
     folder : Path or None
         The temporary folder, if there is one.
     is_pyramid : bool
-        Whether its slices are so large that napari would take seconds to draw one: see `levels`.
+        Whether the slices are so large that napari would take seconds to draw one: see `levels`.
     outlines : dask.array.Array or None
-        Of a model that has learnt them, the probability of the outlines of objects, ZYX, lazy: once it segments.
+        Probability of the outlines of objects, ZYX, lazy; None before `segment` starts, and if the model has not learnt
+        outlines.
 
     Raises
     ------
@@ -124,9 +126,9 @@ class Result:
         return zarr.create_array(self.folder / f"{name}.zarr", shape=shape, chunks=chunks, dtype=dtype, fill_value=0)
 
     def levels(self, array: Any) -> Any:
-        """What a layer shows of `probability` or `mask`: of large slices a pyramid of views, of which none is a copy.
+        """Return what a layer shows of `probability` or `mask`: the array or, if slices are large, a pyramid of views.
 
-        Of a pyramid napari draws the part on screen at the resolution of the screen; it cannot be painted on.
+        napari draws the part of a pyramid that is on screen, at the resolution of the screen; it cannot be painted on.
         """
         if not self.is_pyramid:
             return array
@@ -137,7 +139,7 @@ class Result:
 
     @property
     def about(self) -> dict[str, Any]:
-        """How it is made, for the metadata of a file."""
+        """Settings that the result is made with, for the metadata of a file."""
         how = {"threshold": self.threshold, "inverted": self.inverted}
         return how | {"views": self.model.views, "planes": self.planes}
 
@@ -154,13 +156,13 @@ class Result:
         window: Window = (slice(None), slice(None)),
         index: int = 0,
     ) -> None:
-        """Store a tile of slice `z`: its foreground probability (YX) and, with several classes, the likeliest.
+        """Store a tile of slice `z`: its foreground probability and, with several classes, the likeliest one, both YX.
 
-        All tiles of a slice have the threshold of its first one, until `apply` gives the slice another. Tiles come one
-        after the other by their `index`; one that is there already is left out.
+        All tiles of a slice get the threshold of its first one, until `apply` gives the slice another. Tiles are stored
+        in the order of their `index`; a tile out of turn, such as one that is stored already, is ignored.
         """
         with self._lock:
-            if self.tiles_done[z] != index:  # from a worker that was stopped and replaced amid a tile
+            if self.tiles_done[z] != index:  # from a worker that was stopped and replaced amid this tile
                 return
             if not self.tiles_done[z]:
                 self._applied[z] = self.threshold
@@ -174,11 +176,11 @@ class Result:
             self.done[z] = self.tiles_done[z] >= self.tiles
 
     def missing(self, near: int) -> int | None:
-        """The slice nearest to `near` that is not segmented yet."""
+        """Return the slice nearest to `near` that is not segmented yet, or None."""
         return _nearest(np.flatnonzero(~self.done), near)
 
     def outdated(self, near: int) -> int | None:
-        """The slice nearest to `near` whose mask has an outdated threshold."""
+        """Return the slice nearest to `near` whose mask has an outdated threshold, or None."""
         return _nearest(np.flatnonzero(self.done & (self._applied != self.threshold)), near)
 
     def apply(self, z: int) -> None:
@@ -198,16 +200,16 @@ class Result:
             self._applied[z] = new
 
     def paint(self, z: int, where: NDArray[np.bool_], values: NDArray[np.uint8]) -> None:
-        """Change slice `z` of the mask (YX) to `values`, as the user does by painting."""
+        """Set slice `z` of the mask to `values` at the pixels `where` (both YX), as the user does by painting."""
         with self._lock:
             self.mask[z] = np.where(where, values, self.mask[z])
 
     def foreground_class(self, z: int) -> Any:
-        """The class (YX, or one for all) that pixels of slice `z` have where they are foreground."""
+        """Return the class that pixels of slice `z` have where they are foreground: YX, or 1 for all pixels."""
         return 1 if self._classes is None else np.maximum(self._classes[z], 1)
 
     def is_shown_by(self, data: Any) -> bool:
-        """Whether the data of a layer are its mask, and no copy of it or others."""
+        """Return whether the data of a layer are this mask itself, rather than a copy of it or other data."""
         arrays = isinstance(data, np.ndarray) and isinstance(self.mask, np.ndarray)
         return bool(np.may_share_memory(data, self.mask)) if arrays else data is self.mask
 
@@ -217,7 +219,7 @@ class Result:
         return any(map(self._is_corrected, np.flatnonzero(self.done).tolist()))
 
     def corrected_slices(self) -> dict[int, NDArray[np.uint8]]:
-        """Copies of the slices of the mask, by z, that the user has painted on: they differ from the prediction."""
+        """Return copies, by z, of the mask's slices that the user has painted on: they differ from the prediction."""
         return {z: np.array(self.mask[z]) for z in np.flatnonzero(self.done).tolist() if self._is_corrected(z)}
 
     def _is_corrected(self, z: int) -> bool:
@@ -238,7 +240,7 @@ class Result:
                 cast(mmap.mmap, array.base).madvise(mmap.MADV_DONTNEED)
 
     def _rows(self) -> Iterator[slice]:
-        """The rows of a slice, in parts that take little memory."""
+        """Return the rows of a slice in parts that take little memory."""
         return (slice(first, first + _ROWS) for first in range(0, self.mask.shape[1], _ROWS))
 
     def catch_up(self, focus: Focus) -> Iterator[int]:
@@ -249,7 +251,7 @@ class Result:
 
 
 class Focus:
-    """The slice on screen, with which the workers begin; the GUI thread sets it."""
+    """The slice on screen, nearest to which the workers begin; the GUI thread sets it."""
 
     def __init__(self, z: int = 0) -> None:
         self.z = z
@@ -258,14 +260,14 @@ class Focus:
 def segment(volume: core.Volume, result: Result, focus: Focus, is_stopped: Callable[[], bool]) -> Iterator[int]:
     """Segment the missing slices of `result` by its model, the nearest to the focus first; yields z after each tile.
 
-    Only one slice of the volume is in memory at a time, and of a large one only a tile; by three planes a block.
+    Only one slice of the volume is in memory at a time: of a large slice one tile, and with planes "zyx" one block.
     """
     plain = core.open_volume(volume, invert=result.inverted)
     if result.model.boundary:
-        result.outlines = core.predict(result.model, plain, output="boundary")  # along z: of a few slices at a time
+        result.outlines = core.predict(result.model, plain, output="boundary")  # along z: a few slices at a time
     volume = stoppable(plain, is_stopped)
     try:
-        probability, classes = _lazy(result, volume)  # a generalist reads a few windows
+        probability, classes = _lazy(result, volume)  # for a generalist model, this already reads a few windows
         blocks, rows, columns = (_pieces(sizes) for sizes in probability.chunks)
         tiles = list(product(rows, columns))
         result.tiles = len(tiles)
@@ -277,7 +279,7 @@ def segment(volume: core.Volume, result: Result, focus: Focus, is_stopped: Calla
             done = range(slices.start, slices.stop)
             for i, z in enumerate(done):
                 result.put(z, block[i], None if likeliest is None else likeliest[i], window, index)
-                result.apply(z)  # where the threshold has changed since its first tile
+                result.apply(z)  # in case the threshold has changed since the first tile
                 result.lost[z] = volume.is_lost(z)
             yield from done
     except core.VolumeError as error:
@@ -286,7 +288,7 @@ def segment(volume: core.Volume, result: Result, focus: Focus, is_stopped: Calla
 
 
 def _lazy(result: Result, volume: core.Volume) -> tuple[Any, Any]:
-    """Probability and, with several classes, the likeliest class; a slice of several tiles in such of a second each."""
+    """Return probability and, with several classes, the likeliest class; large slices in tiles of a second each."""
     tile, model, planes = None, result.model, result.planes
     probability = core.predict(model, volume, planes=planes)
     if planes == "z" and probability.numblocks[1:] != (1, 1):
@@ -299,7 +301,7 @@ def _lazy(result: Result, volume: core.Volume) -> tuple[Any, Any]:
 
 
 def _pieces(sizes: tuple[int, ...]) -> list[slice]:
-    """The pieces of an axis, by their sizes."""
+    """Return the pieces of an axis as slices, from their sizes."""
     return [slice(stop - n, stop) for n, stop in zip(sizes, np.cumsum(sizes).tolist(), strict=True)]
 
 

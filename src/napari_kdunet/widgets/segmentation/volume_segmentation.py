@@ -38,10 +38,10 @@ if TYPE_CHECKING:
 __all__ = ["VolumeSegmentation"]
 
 _COLOUR = "#56B4E9"  # Okabe and Ito's sky blue
-_RAMP = [(0.27, 0.0, 0.33, 0.0), (0.13, 0.57, 0.55, 0.6), (0.99, 0.91, 0.14, 0.9)]  # viridis; the unlikely is clear
+_RAMP = [(0.27, 0.0, 0.33, 0.0), (0.13, 0.57, 0.55, 0.6), (0.99, 0.91, 0.14, 0.9)]  # viridis, clear where unlikely
 _REFRESH_3D = 1.0  # s between two redraws in the 3-D view, which needs the whole volume
-_AT_ONCE = 2048**2  # pixels of a slice that follows the slider without a thread, in some 20 ms
-_MOST_DRAWING = 0.1  # share of the time that goes into redraws: of a very large slice one takes a second
+_AT_ONCE = 2048**2  # pixels of a slice that follows the threshold without a thread, in some 20 ms
+_MOST_DRAWING = 0.1  # largest share of the time spent on redraws: one of a very large slice takes a second
 
 
 class VolumeSegmentation(QObject):
@@ -50,11 +50,11 @@ class VolumeSegmentation(QObject):
     Parameters
     ----------
     viewer : napari.viewer.Viewer
-        Where the layers go.
+        Viewer to which the layers are added.
     owner : QWidget
-        The workers stop when it is destroyed.
+        Widget whose destruction stops the workers.
     on_error : callable
-        Called with an error of the segmentation, of which the user has been notified.
+        Called with an error of the segmentation, after the user has been notified of it.
 
     Attributes
     ----------
@@ -63,10 +63,10 @@ class VolumeSegmentation(QObject):
     mask, probability : napari layer or None
         The Labels layer, and the Image layer of probabilities if it is shown.
     kept : str
-        Names of earlier masks of the image that stay beside the new one, as somebody has painted on them; else empty.
+        Names of earlier masks of the image that stay beside the new one because the user has painted on them, or empty.
     """
 
-    changed = Signal()  # another tile is done, it has ended, or a layer was removed
+    changed = Signal()  # it has started or ended, a tile is done, or a layer was removed
 
     def __init__(
         self, viewer: napari.viewer.Viewer, owner: QWidget, on_error: Callable[[Exception], Any] = lambda _: None
@@ -115,7 +115,7 @@ class VolumeSegmentation(QObject):
         return spent / (done - self._at_first) * left if done > self._at_first else None
 
     def start(self, image: Any, recipe: Recipe) -> None:
-        """Segment an image; after a stop, its remaining slices.
+        """Segment an image or, after a stop, its remaining slices.
 
         Raises
         ------
@@ -147,7 +147,7 @@ class VolumeSegmentation(QObject):
         self.changed.emit()
 
     def goes_on(self, image: Any, recipe: Recipe) -> bool:
-        """Whether a start with these would go on with the slices that are missing, rather than begin anew."""
+        """Return whether `start` with these arguments would continue with the missing slices rather than begin anew."""
         result, seen = self.result, _seen(image)
         if result is None or result.done.all() or not is_same(result.model, recipe.model):
             return False
@@ -161,7 +161,7 @@ class VolumeSegmentation(QObject):
             self._worker.stop()
 
     def abandon(self) -> None:
-        """Stop, as the panel is closed; what is done so far stays."""
+        """Stop because the panel is closed; what is done so far stays."""
         for worker in (self._worker, self._updater):
             if worker is not None:
                 worker.drop()
@@ -199,7 +199,7 @@ class VolumeSegmentation(QObject):
     def _add_mask(self) -> None:
         assert self.result is not None
         close_previews(self.viewer, self._image)
-        self.probability = None  # that of an earlier result belongs to the earlier mask
+        self.probability = None  # the probability layer of an earlier result belongs to its mask
         look = {} if self.result.is_multiclass else {"colormap": one_colour(_COLOUR)}
         self.mask = self._add(self.viewer.add_labels, self.result.mask, "mask", opacity=0.5, **look)
 
@@ -274,18 +274,18 @@ class VolumeSegmentation(QObject):
 
 
 def _seen(image: Any) -> tuple[Any, ...]:
-    """Pixels and voxel size that a model sees."""
+    """Return the pixels and voxel size that a model sees."""
     return data_of(image), voxel_size_of(image)
 
 
 def _is_painted_on(mask: Labels) -> bool:
-    """Whether somebody has painted on a mask, or given its layer other data."""
+    """Return whether the user has painted on a mask, or its layer was given other data."""
     result = mask.metadata[RESULT]
     return not result.is_shown_by(data_of(mask)) or (not result.is_pyramid and result.is_corrected)
 
 
 def _numbered(name: str) -> Iterator[str]:
-    """A name, then with numbers from 2 on."""
+    """Yield a name, then the name with numbers from 2 on."""
     yield name
     for number in count(2):
         yield f"{name} {number}"

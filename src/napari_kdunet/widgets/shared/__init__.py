@@ -1,1 +1,1 @@
-"""What several panels share: layers, models, forms, previews."""
+"""Parts shared by several panels: layers, models, forms, previews."""

@@ -1,6 +1,6 @@
-"""What a form says of each setting: its label, the step of a click, and when to raise it, lower it or leave it alone.
+"""Advice that a form shows for each setting: label, step of a click, and when to raise, lower or leave it alone.
 
-The settings themselves, with defaults, bounds and one sentence of what each is, are in `napari_kdunet.core.config`.
+The settings themselves, with defaults, bounds and a one-sentence help text, are in `napari_kdunet.core.config`.
 """
 
 from __future__ import annotations
@@ -12,16 +12,16 @@ __all__ = ["ADVICE", "Advice", "advice_for"]
 
 @dataclass(frozen=True)
 class Advice:
-    """How a form presents a setting, to somebody who has not trained networks."""
+    """How a form presents a setting to a user who has not trained networks."""
 
     label: str
     text: str
-    """What happens when it is raised or lowered, and when to touch it."""
+    """Effect of raising or lowering the setting, and when to change it."""
     step: float = 1
-    """By how much one click changes it."""
+    """Amount by which one click changes the value."""
 
 
-#: By the name of the field; what differs in a distillation is in `_DISTIL`.
+#: Advice by setting name; `_DISTIL` overrides it for a distillation.
 ADVICE: dict[str, Advice] = {
     "k": Advice(
         "Channels k",
@@ -304,6 +304,6 @@ _DISTIL = {
 
 
 def advice_for(name: str, *, distil: bool = False) -> Advice:
-    """The advice for the setting `name`, of a training or of a distillation."""
+    """Return the advice for the setting `name`, for a training or a distillation."""
     plain = Advice(name.replace("_", " ").capitalize(), "")
     return _DISTIL[name] if distil and name in _DISTIL else ADVICE.get(name, plain)

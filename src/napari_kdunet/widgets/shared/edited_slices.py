@@ -23,8 +23,8 @@ class EditedSlices:
     """Tracks the slices of a labels layer that change by painting, filling, erasing, undo and redo.
 
     napari reports where a stroke is, but after an undo only that the layer was redrawn. So each slice that may have
-    changed is compared with a checksum of its earlier content. When the layer's data are replaced, all slices count as
-    changed whose checksum does not show that they are the same.
+    changed is compared with a checksum of its earlier content. When the layer's data are replaced, every slice counts
+    as changed unless its checksum shows that it is the same.
 
     Parameters
     ----------
@@ -39,13 +39,13 @@ class EditedSlices:
         The labels; reading a slice gives its current content.
     """
 
-    remote_methods = ("take", "wait")  # for a training in another process
+    remote_methods = ("take", "wait")  # may be called by a training in another process
 
     def __init__(self, viewer: napari.viewer.Viewer, layer: Labels) -> None:
         self.viewer, self.layer = viewer, layer
         self.volume = volume_of(layer, following=True)
         self._painted: set[int] = set()
-        self._sums: dict[int, int | None] = {}  # checksum by z; None equals no checksum
+        self._sums: dict[int, int | None] = {}  # checksum by z; None: the slice counts as changed
         self._suspects = {current_slice(viewer, layer)}
         self._lock = threading.Lock()
         self._may_have_changed = threading.Event()
@@ -55,7 +55,7 @@ class EditedSlices:
         layer.events.data.connect(self._replaced)
 
     def take(self) -> list[int]:
-        """The z of the slices that have changed since the last call; from one thread at a time."""
+        """Return the z of the slices that have changed since the last call; to be called by one thread at a time."""
         self._may_have_changed.clear()
         with self._lock:
             suspects, self._suspects = sorted(self._suspects), set()
@@ -76,13 +76,13 @@ class EditedSlices:
         slices = set().union(*(_slices_of(atom, self.layer.ndim) for atom in event.value))
         QTimer.singleShot(
             0, lambda: self._suspect(slices, painted=True)
-        )  # the event of a single stroke comes before the stroke
+        )  # napari emits the event of a single stroke before it paints
 
     def _stroke_goes_on(self, event: Any = None) -> None:
         self._suspect({current_slice(self.viewer, self.layer)}, painted=True)
 
     def _drawn_again(self, event: Any = None) -> None:
-        """Emitted after an undo, and after scrolling too."""
+        """Handle `set_data`, which napari emits after an undo, but also after scrolling."""
         self._suspect({current_slice(self.viewer, self.layer), *self._painted})
 
     def _replaced(self, event: Any = None) -> None:
@@ -100,7 +100,7 @@ class EditedSlices:
 
 
 def _slices_of(atom: Any, ndim: int) -> set[int]:
-    """The z of one item of napari's undo history, which has a window or indices."""
+    """Return the z of one item of napari's undo history, which holds either a slice window or voxel indices."""
     if ndim < 3:
         return {0}
     window = getattr(atom, "slice_key", None)

@@ -1,6 +1,6 @@
-"""magicgui widgets of the core's settings: type, bounds, step, choices, label and tooltip are those of their fields.
+"""magicgui widgets for the core's settings, built from the metadata of the dataclass fields and the advice.
 
-Each subclass says in one line what magicgui's own widget does not do.
+The docstring of each subclass says what magicgui's own widget lacks.
 """
 
 from __future__ import annotations
@@ -50,17 +50,17 @@ __all__ = [
 ]
 
 _PARSERS: dict[str, Callable[[str], Any]] = {"slices": parse_slices, "class_weights": parse_class_weights}
-_LARGEST = 2**31 - 1  # of a Qt spin box
+_LARGEST = 2**31 - 1  # largest value of a Qt spin box
 _MOST_DECIMALS = 9
 _TEXT_MARGIN = 4  # pixels beside the text of a combo box
 _NARROW = 80  # pixels: least width of a combo box
 
 
 class Number(FloatSpinBox):
-    """FloatSpinBox that shows the decimals of what it is set to: magicgui's makes 0.0 of 1e-5."""
+    """FloatSpinBox that shows as many decimals as its value needs; magicgui's shows 1e-5 as 0.0."""
 
     def set_value(self, value: Any) -> None:
-        """Set the value; errors as of magicgui."""
+        """Set the value; raises the same errors as magicgui's `set_value`."""
         number = float(value)
         needed = next((n for n in range(_MOST_DECIMALS) if math.isclose(round(number, n), number)), _MOST_DECIMALS)
         self.native.setDecimals(max(needed, self.native.decimals()))
@@ -68,7 +68,7 @@ class Number(FloatSpinBox):
 
 
 class OptionalNumber(Number):
-    """Number whose lowest value is None: magicgui's ``nullable`` spin boxes cannot be empty."""
+    """Number whose minimum stands for None; magicgui's ``nullable`` spin boxes cannot be empty."""
 
     def __init__(self, value: Any = None, *, whole: bool = False, empty: str = "auto", **options: Any) -> None:
         self._whole = whole
@@ -77,7 +77,7 @@ class OptionalNumber(Number):
         self.value = value
 
     def get_value(self) -> Any:
-        """The number, or None."""
+        """Return the number, or None at the minimum."""
         value = super().get_value()
         if value == self.min:
             return None
@@ -94,7 +94,7 @@ class OptionalNumber(Number):
 
 
 class Typed(LineEdit):
-    """LineEdit of a word or numbers (``auto`` or ``3, 8, 20:23``): magicgui's combo boxes take their choices only."""
+    """LineEdit for a word or numbers (``auto`` or ``3, 8, 20:23``); magicgui's combo boxes take only their choices."""
 
     def __init__(self, parse: Callable[[str], Any], words: Sequence[str], **options: Any) -> None:
         self._parse = parse
@@ -102,7 +102,7 @@ class Typed(LineEdit):
         self.native.setCompleter(QCompleter(list(words), self.native))
 
     def get_value(self) -> Any:
-        """What was typed, parsed; `ConfigError` where that cannot be."""
+        """Return the typed text, parsed; raises `ConfigError` if it cannot be parsed."""
         return self._parse(super().get_value().replace(" ", ""))
 
     def set_value(self, value: Any) -> None:
@@ -111,22 +111,23 @@ class Typed(LineEdit):
 
 
 class Choice(ComboBox):
-    """ComboBox that goes by values: magicgui's loses its value when a text changes, and takes the first then.
+    """ComboBox that keeps its value when the text of a choice changes; magicgui's then falls back to the first choice.
 
     Parameters
     ----------
     choices : callable
-        Called with this widget; returns the values, or pairs of text and value.
+        Called with this widget; returns the values, or (text, value) pairs.
     first : callable, optional
-        Called with the values that are offered; returns the one to take, or None, while nobody has chosen.
+        Called with the offered values as long as neither the user nor a script has chosen; returns the value to select,
+        or None. The first offered value by default.
     sticky : bool
-        Whether to keep what was taken so, rather than to ask `first` again when the choices change.
+        Whether a value selected by `first` is kept when the choices change, rather than asking `first` again.
     none : str
-        The choice of nothing, which comes first; if empty, there is no such choice.
+        Text of the choice None, which is listed first; if empty, None cannot be chosen.
     placeholder : str
-        Shown while there is nothing to choose.
+        Text shown while there is nothing to choose.
     **options
-        As of magicgui.
+        Options of magicgui's `ComboBox`.
 
     Attributes
     ----------
@@ -158,14 +159,14 @@ class Choice(ComboBox):
         super().set_value(value)
 
     def reset_choices(self, *_: Any) -> None:
-        """Take over what can be chosen now; the choice stays if it is still there."""
+        """Update the choices; the chosen value stays if it is still offered."""
         before = self.value
         with self.changed.blocked():
-            self.native.clear()  # magicgui puts what is new behind the others
+            self.native.clear()  # otherwise magicgui appends new choices after the old ones
             super().reset_choices()
             offered = [value for value in self.choices if value is not None]
             stays = before in offered if before is not None else self._nullable
-            self.held = self.held and stays  # what was chosen is gone
+            self.held = self.held and stays  # a chosen value that is no longer offered is forgotten
             kept = stays and (self.held or (self.sticky and before is not None))
             super().set_value(before if kept else self.first(offered))
         if self.value != before:
@@ -176,7 +177,7 @@ class Choice(ComboBox):
 
 
 def make_narrow(box: QComboBox) -> None:
-    """Let a combo box elide what is long, rather than make the panel wide."""
+    """Let a combo box elide long texts rather than widen the panel."""
     box.setSizeAdjustPolicy(QComboBox.SizeAdjustPolicy.AdjustToMinimumContentsLengthWithIcon)
     box.setMinimumContentsLength(8)
     box.setMinimumWidth(_NARROW)
@@ -184,7 +185,7 @@ def make_narrow(box: QComboBox) -> None:
 
 
 class _Elided(QObject):
-    """Paints a combo box with its text elided: under napari's style sheet Qt cuts it in the middle of a letter."""
+    """Paints a combo box with its text elided; under napari's style sheet Qt cuts the text off in mid-letter."""
 
     def eventFilter(self, watched: QObject | None, event: QEvent | None) -> bool:
         box = self.parent()
@@ -205,14 +206,16 @@ class _Elided(QObject):
 
 
 class AlignedLabels(QObject):
-    """Gives the labels of rows one width: magicgui does it in each container alone, before it knows their font.
+    """Gives the row labels of several containers one width.
+
+    magicgui aligns the labels of each container by itself, and before it knows their font.
 
     Parameters
     ----------
     shown : QWidget
-        What holds the rows.
+        Widget that holds the containers.
     containers : sequence of Container
-        The rows are theirs.
+        Containers whose row labels are aligned.
     """
 
     def __init__(self, shown: QWidget, containers: Sequence[Container]) -> None:
@@ -233,7 +236,7 @@ class AlignedLabels(QObject):
 
 
 def _label_of(row: Widget) -> QLabel | None:
-    """The label that magicgui has put to the left of a row."""
+    """Return the label that magicgui has put to the left of a row, or None."""
     holder = row.native.parentWidget()
     layout = None if holder is None else holder.layout()
     first = layout.itemAt(0) if isinstance(layout, QHBoxLayout) else None
@@ -242,7 +245,7 @@ def _label_of(row: Widget) -> QLabel | None:
 
 
 class Folding(Container):
-    """Container under a title that folds it away, by superqt: magicgui has none."""
+    """Container that folds away under a title, by superqt; magicgui has none."""
 
     def __init__(self, title: str, *, tooltip: str = "", **options: Any) -> None:
         super().__init__(**options)
@@ -256,7 +259,7 @@ class Folding(Container):
 
     @property
     def native(self) -> Any:
-        """The title with what it folds away."""
+        """Collapsible widget: the title and the rows that it folds away."""
         return self.__dict__.get("fold") or super().native
 
 
@@ -271,7 +274,7 @@ class _WheelGuard(QObject):
 
 
 def without_wheel(widget: Widget) -> Any:
-    """The widget, which the mouse wheel changes only once it was clicked; magicgui's change as a panel is scrolled."""
+    """Let the mouse wheel change a widget only while it has focus, and return it; else scrolling a panel changes it."""
     for native in (widget.native, *widget.native.findChildren(QWidget)):
         native.setFocusPolicy(Qt.FocusPolicy.StrongFocus)
         native.installEventFilter(_WheelGuard(native))
@@ -279,20 +282,20 @@ def without_wheel(widget: Widget) -> Any:
 
 
 def threshold_slider(tooltip: str) -> FloatSlider:
-    """A slider of the probability above which a voxel is foreground."""
+    """Return a slider for the foreground probability above which a voxel is foreground."""
     slider = FloatSlider(value=0.5, min=0.01, max=0.99, step=0.01, name="threshold", label="Threshold", tooltip=tooltip)
-    slider.native.setToolTip(tooltip)  # of the number beside it too
+    slider.native.setToolTip(tooltip)  # the number beside the slider needs it too
     without_wheel(slider)
     return slider
 
 
 def setting_widget(spec: Field[Any], *, distil: bool = False) -> ValueWidget[Any]:
-    """The widget of one field of the settings, at its default.
+    """Return the widget for one field of the settings, set to its default.
 
     Parameters
     ----------
     spec : dataclasses.Field
-        Of `TrainConfig` or `DistillConfig`.
+        Field of `TrainConfig` or `DistillConfig`.
     distil : bool
         Whether the advice is for a distillation.
     """
@@ -318,18 +321,18 @@ def setting_widget(spec: Field[Any], *, distil: bool = False) -> ValueWidget[Any
 
 
 def setting_widgets(kind: type[TrainConfig], names: Iterable[str]) -> list[ValueWidget[Any]]:
-    """The widgets of some settings of a kind of training, in this order."""
+    """Return the widgets for the fields `names` of a settings class, in this order."""
     specs = {spec.name: spec for spec in fields(kind)}
     return [setting_widget(specs[name], distil=issubclass(kind, DistillConfig)) for name in names]
 
 
 def stored_settings() -> QSettings:
-    """The storage of the settings, which outlasts the session."""
+    """Return the storage of settings that persist between sessions."""
     return QSettings(QSettings.Format.IniFormat, QSettings.Scope.UserScope, "napari-kdunet", "napari-kdunet")
 
 
 def save(key: str, widgets: Iterable[ValueWidget[Any]]) -> None:
-    """Store the values for the next session, except typed ones that cannot be parsed."""
+    """Store the values of widgets under `key` for the next session, except typed ones that cannot be parsed."""
     kept = {}
     for widget in widgets:
         with suppress(ConfigError):
@@ -338,7 +341,7 @@ def save(key: str, widgets: Iterable[ValueWidget[Any]]) -> None:
 
 
 def restore(key: str, widgets: Iterable[ValueWidget[Any]]) -> None:
-    """Load the values of the last session, those that are still valid."""
+    """Set widgets to the values stored under `key`, as far as these are still valid."""
     try:
         kept = dict(json.loads(stored_settings().value(key, "{}")))
     except (TypeError, ValueError):
@@ -350,7 +353,7 @@ def restore(key: str, widgets: Iterable[ValueWidget[Any]]) -> None:
 
 
 def _bounds(meta: Any, step: float, *, whole: bool, optional: bool) -> dict[str, Any]:
-    """Bounds and step of a spin box; below the lowest value of an optional one lies the place of None."""
+    """Return bounds and step of a spin box; the minimum of an optional one lies below its lowest value, for None."""
     above = 1 if whole else 10.0 ** -max(2, math.ceil(-math.log10(step)))
     low = meta["gt"] + above if "gt" in meta else meta.get("ge", -_LARGEST)
     high = meta["lt"] - above if "lt" in meta else meta.get("le", _LARGEST)
@@ -358,7 +361,7 @@ def _bounds(meta: Any, step: float, *, whole: bool, optional: bool) -> dict[str,
 
 
 def _tooltip(spec: Field[Any], advice: str) -> str:
-    """The setting's help, advice, unit and bounds, in lines of a width that can be read."""
+    """Return a setting's help, advice, unit and bounds as rich text, which Qt wraps to a readable width."""
     meta = spec.metadata
     words = {"ge": "from", "gt": "above", "le": "to", "lt": "below"}
     bounds = " ".join(f"{word} {meta[name]:,.10g}" for name, word in words.items() if name in meta)
@@ -368,4 +371,4 @@ def _tooltip(spec: Field[Any], advice: str) -> str:
         lines.append(f"{bounds[0].upper()}{bounds[1:]}{unit}.")
     elif unit:
         lines.append(f"In{unit}.")
-    return "".join(f"<p>{line}</p>" for line in lines if line)  # rich text is wrapped by Qt
+    return "".join(f"<p>{line}</p>" for line in lines if line)

@@ -49,25 +49,25 @@ __all__ = [
 PREVIEW = "napari-kdunet preview"
 #: Key in the metadata of layers that show a `Result`; its value is that result.
 RESULT = "napari-kdunet result"
-#: Key in the metadata of the same layers; its value is a weak reference to the image that was segmented.
+#: Key in the metadata of layers that show a `Result`; its value is a weak reference to the image that was segmented.
 IMAGE = "napari-kdunet image"
-#: Key in the metadata of layers that hold objects, of *Objects*; its value is their `Session`.
+#: Key in the metadata of layers that hold the objects of the *Objects* panel; its value is their `Session`.
 OBJECTS = "napari-kdunet objects"
 
-#: Labels of an axis of channels.
+#: Axis labels that denote channels.
 CHANNELS = {"c", "ch", "channel", "channels"}
 
 
 def voxel_size_of(layer: Layer) -> tuple[float, float, float] | None:
-    """Voxel size of a layer in nm (Z, Y, X), from its scale and units; None where the units are not lengths.
+    """Return the voxel size of a layer in nm (Z, Y, X), from its scale and units; None if the units are not lengths.
 
-    Where only the units in plane are lengths, the size along y is taken along z too.
+    If the layer is 2-D, or only its in-plane units are lengths, the size along y is used along z too.
     """
     return voxel_size_of_grid(layer.scale, layer.units)
 
 
 def voxel_size_of_grid(scales: Iterable[float], units: Iterable[Any]) -> tuple[float, float, float] | None:
-    """As `voxel_size_of`, from the scale and the units (pint's) alone."""
+    """Return the voxel size as `voxel_size_of` does, from scales and pint units alone."""
     sizes: list[float | None] = []
     for scale, unit in zip(scales, units, strict=True):
         length = (1 * unit).is_compatible_with("nm")
@@ -80,12 +80,12 @@ def voxel_size_of_grid(scales: Iterable[float], units: Iterable[Any]) -> tuple[f
 
 
 def data_of(layer: Layer) -> Any:
-    """The array of a layer; of a pyramid the finest level."""
+    """Return the array of a layer; for a pyramid, its finest level."""
     return layer.data[0] if getattr(layer, "multiscale", False) else layer.data
 
 
 class _Following:
-    """The current array of a layer, which may be replaced by another one of the same shape."""
+    """Gives access to the current array of a layer, which may be replaced by another of the same shape."""
 
     def __init__(self, layer: Layer) -> None:
         self.layer = layer
@@ -99,14 +99,14 @@ class _Following:
 
 
 def volume_of(layer: Layer, *, following: bool = False) -> Volume:
-    """A layer as a volume: 2-D as one slice, of a pyramid the finest level; nothing is read yet.
+    """Return a layer as a volume: a 2-D layer as one slice, a pyramid by its finest level; nothing is read yet.
 
     Parameters
     ----------
     layer : napari.layers.Layer
         The layer.
     following : bool
-        Read from the data that the layer has at the time of reading, rather than from its data now.
+        Whether to read from the data that the layer has at the time of reading, rather than from its present data.
 
     Raises
     ------
@@ -133,9 +133,9 @@ def volume_of(layer: Layer, *, following: bool = False) -> Volume:
 
 
 def volume_in_file(layer: Layer, **options: Any) -> Volume | None:
-    """The volume in the file behind a layer, whoever opened it; only its header is read.
+    """Return the volume in the file behind a layer, whichever reader opened it; only its header is read.
 
-    None where there is no file, it holds an image of another size, or it cannot be opened with these `options` of
+    None if there is no file, if its slices have another size, or if it cannot be opened with these `options` of
     `open_volume`.
     """
     path = layer.source.path
@@ -149,7 +149,7 @@ def volume_in_file(layer: Layer, **options: Any) -> Volume | None:
 
 
 def _threshold_of(layer: Layer) -> float:
-    """Above which a probability is foreground: of *Segment* or a file of ours that of its model, else 0.5."""
+    """Return the model's threshold for a result of *Segment* or a file that states it, else 0.5."""
     if is_result(layer):
         return float(layer.metadata[RESULT].threshold)
     volume = volume_in_file(layer)
@@ -157,9 +157,9 @@ def _threshold_of(layer: Layer) -> float:
 
 
 def grid_of(layer: Layer, first: Sequence[int] = (0, 0, 0)) -> dict[str, Any]:
-    """The grid of a layer (scale, translation, units, …), as arguments of a layer that covers it.
+    """Return the grid of a layer (scale, translation, units, …) as keyword arguments for a layer that covers it.
 
-    Or that covers a part of it, which begins at its voxel `first` (Z, Y, X).
+    With `first` (Z, Y, X), it is the grid of a part of the layer that begins at this voxel.
     """
     names = ("scale", "translate", "rotate", "shear", "affine", "units", "axis_labels")
     grid = {name: getattr(layer, name) for name in names}
@@ -170,15 +170,16 @@ def grid_of(layer: Layer, first: Sequence[int] = (0, 0, 0)) -> dict[str, Any]:
 
 
 def set_grid(layer: Layer, grid: dict[str, Any]) -> None:
-    """Lay a layer on a grid, as of `grid_of`."""
+    """Lay a layer on a grid returned by `grid_of`."""
     for name, value in grid.items():
         setattr(layer, name, value)
 
 
 def warn_if_apart(one: Layer, other: Layer) -> None:
-    """Show a warning where layers begin half a voxel or more apart, as they are taken voxel by voxel all the same.
+    """Warn if two layers begin half a voxel or more apart, since they are compared voxel by voxel all the same.
 
-    Either by its own voxels, so that one of known and one of unknown pixel size may lie on each other.
+    The offset of each layer is measured in its own voxels, so that a layer of known and one of unknown pixel size can
+    coincide.
     """
     axes = min(one.ndim, other.ndim)
     first, second = (np.asarray(layer.translate[-axes:]) / layer.scale[-axes:] for layer in (one, other))
@@ -191,12 +192,12 @@ def warn_if_apart(one: Layer, other: Layer) -> None:
 
 
 def one_colour(colour: str) -> CyclicLabelColormap:
-    """A colormap that shows all labels alike; cyclic, as the first use of a direct one compiles code for seconds."""
+    """Return a colormap that shows all labels alike; cyclic, as the first use of a direct one compiles for seconds."""
     return CyclicLabelColormap(colors=["transparent", colour])
 
 
 def camera_of(viewer: napari.viewer.Viewer) -> Any:
-    """The camera; of the viewer itself before napari 0.9."""
+    """Return the camera of a viewer; before napari 0.9 it is an attribute of the viewer itself."""
     return getattr(viewer, "scene", viewer).camera
 
 
@@ -208,7 +209,7 @@ def go_to(viewer: napari.viewer.Viewer, layer: Layer, place: Sequence[float]) ->
 
 
 def current_slice(viewer: napari.viewer.Viewer, layer: Layer) -> int:
-    """The z of `layer` that the viewer shows, or the nearest one to it; 0 of a 2-D layer."""
+    """Return the z of `layer` that is nearest to the slice on screen; 0 for a 2-D layer."""
     if layer.ndim < 3:
         return 0
     point = layer.world_to_data(viewer.dims.point[-layer.ndim :])
@@ -216,7 +217,7 @@ def current_slice(viewer: napari.viewer.Viewer, layer: Layer) -> int:
 
 
 def threshold_row(*choices: Choice) -> FloatSlider:
-    """The slider *Threshold*, which begins at that of the first of the chosen layers that is a probability."""
+    """Return the slider *Threshold*, set to the threshold of the first chosen layer that is a probability map."""
     slider = threshold_slider("Probability, 0 to 1, above which a voxel is foreground. Of no matter for labels.")
     followed: Layer | None = None
 
@@ -240,23 +241,23 @@ def layer_choice(
     first: Callable[[list[Layer]], Layer | None] | None = None,
     **options: Any,
 ) -> Choice:
-    """The choice among the layers of a viewer: the topmost first, results of *Segment* last, and no previews.
+    """Return the choice among the layers of a viewer: the topmost first, the plugin's results last, and no previews.
 
-    Until somebody chooses, it is the topmost layer that the user has brought. It follows the viewer as all choices of
-    magicgui do, by `reset_choices`, to which napari connects what it docks.
+    Until the user or a script chooses, it selects the topmost layer that the plugin has not made. Like all choices of
+    magicgui it follows the viewer through `reset_choices`, to which napari connects the widgets that it docks.
 
     Parameters
     ----------
     viewer : napari.viewer.Viewer
-        The viewer of the layers; magicgui's own search finds none before the panel is docked.
+        Viewer whose layers are offered; magicgui's own search finds none before the panel is docked.
     kind : type
         `napari.layers.Image`, `napari.layers.Labels`, or `napari.layers.Layer`.
     accepts : callable, optional
-        Whether to offer a layer; all by default.
+        Returns whether to offer a layer; all are offered by default.
     first : callable, optional
-        The layer to take at first, of those that are offered.
+        Called with the offered layers; returns the one to select at first.
     **options
-        As of `Choice`.
+        Options of `Choice`.
     """
 
     def offered(_: Any) -> list[tuple[str, Layer]]:
@@ -271,33 +272,36 @@ def layer_choice(
 
 
 def is_result(layer: Layer) -> bool:
-    """Whether *Segment* has made the layer."""
+    """Return whether the layer is a result of *Segment*."""
     return RESULT in layer.metadata
 
 
 def is_of_plugin(layer: Layer) -> bool:
-    """Whether it is a result: of *Segment*, or objects. Who learns from one without a word learns its mistakes."""
+    """Return whether the layer is a result of *Segment* or of *Objects*.
+
+    Training on such a layer without asking the user would teach a model the mistakes of the result.
+    """
     return is_result(layer) or OBJECTS in layer.metadata
 
 
 def segmented_image(layer: Layer) -> Layer | None:
-    """The image that *Segment* has made the layer of, if that still exists; None of any other layer."""
+    """Return the image that *Segment* made the layer from, if it still exists; None for any other layer."""
     image: Layer | None = layer.metadata[IMAGE]() if IMAGE in layer.metadata else None
     return image
 
 
 def users_own(layers: Iterable[Layer]) -> Layer | None:
-    """The first layer that the user has brought; None where there are only results of the plugin."""
+    """Return the first layer that the plugin has not made; None if there are only results of the plugin."""
     return next((layer for layer in layers if not is_of_plugin(layer)), None)
 
 
 def chosen_layer(choice: Choice) -> Layer:
-    """The layer of a choice.
+    """Return the chosen layer.
 
     Raises
     ------
     VolumeError
-        If there is none.
+        If no layer is chosen.
     """
     if choice.value is None:
         kind = choice.annotation

@@ -37,7 +37,7 @@ class ModelStore:
     Parameters
     ----------
     session : SessionFolder, optional
-        Where the models of earlier sessions are.
+        Folder with the models of earlier sessions.
     """
 
     changed = Signal()
@@ -54,7 +54,7 @@ class ModelStore:
     def add(self, name: str, model: Model, image: str = "", *, is_control: bool = False) -> str:
         """Add a model, trained on the image `image`, and return its name: `name`, with a number if that is taken.
 
-        One that is there to be compared with is not offered as the best or as a teacher.
+        A control (`is_control`) is there only for comparison: it is offered neither as the best model nor as a teacher.
         """
         taken, unique, number = self.names(), name, 2
         while unique in taken:
@@ -66,40 +66,40 @@ class ModelStore:
         return unique
 
     def update(self, name: str, model: Model) -> None:
-        """Replace the model of a name that `add` has returned."""
+        """Replace the model under a name that `add` has returned."""
         self._models[name] = model
         self.changed.emit()
 
     def session_names(self) -> list[str]:
-        """Names of the models of this session, the latest first."""
+        """Return the names of the models of this session, the latest first."""
         return list(reversed(self._models))
 
     def names(self) -> list[str]:
-        """All names: those of this session, the latest first, the bundled ones, and those of earlier sessions."""
+        """Return all names: those of this session, the latest first, the bundled ones, those of earlier sessions."""
         return [*self.session_names(), *self._bundled_names(), *self.session.earlier]
 
     def get(self, name: str) -> Model:
-        """The model of this name, from any thread; one that is a file is read at its first use.
+        """Return the model of this name, reading its file at first use; may be called from any thread.
 
         Raises
         ------
         ModelError
-            If there is none, or its file cannot be read.
+            If there is no such model, or its file cannot be read.
         """
         if name in self._models:
             return self._models[name]
-        with self._reading:  # once, whoever asks for it meanwhile: a threshold goes by whose model a mask is
+        with self._reading:  # read once, even if several threads ask: `is_same` compares networks by identity
             if name not in self._read:
                 self._read[name] = core.load_model(self.session.earlier.get(name, name))
             return self._read[name]
 
     def about(self, name: str) -> dict[str, Any]:
-        """What a model says of itself, as of `Model.describe`; of a file the header is read, without torch.
+        """Return what `Model.describe` returns; for a file it is read from the header, without torch.
 
         Raises
         ------
         ModelError
-            If there is none, or its file cannot be read.
+            If there is no such model, or its file cannot be read.
         """
         if name in self._models:
             return self._models[name].describe()
@@ -112,8 +112,8 @@ class ModelStore:
         return self._headers[name]
 
     def describe(self, name: str) -> str:
-        """Name, what the model finds, its size, and how good it is on what; of an earlier session the name alone."""
-        if name in self.session.earlier and name not in self._read:  # they may be many
+        """Return a line with name, classes, size and IoU; of an unread model of an earlier session the name alone."""
+        if name in self.session.earlier and name not in self._read:  # there may be many headers to read
             return name
         try:
             about = self.about(name)
@@ -127,7 +127,7 @@ class ModelStore:
         return " · ".join(parts)
 
     def best_for(self, image: str) -> str | None:
-        """The model to segment the image of this name: the newest trained on it, else the best bundled one."""
+        """Return the name of the model for the image `image`: the newest trained on it, else the best bundled one."""
         session = [name for name in self.session_names() if name not in self._controls]
         trained = [name for name in session if image and self._images.get(name) == image]
         bundled = self._bundled_names()
@@ -135,7 +135,7 @@ class ModelStore:
         return next(iter([*trained, *bundled, *session]), None)
 
     def newest_teacher(self) -> str | None:
-        """The model to distil: the newest of this session that is not a student itself, else the best bundled one."""
+        """Return the name of the model to distil: the session's newest that is no student, else the best bundled."""
         apart = self._controls.union(name for name, model in self._models.items() if "teacher" in model.summary)
         teachers = [name for name in self.session_names() if name not in apart]
         return next(iter(teachers), None) or self.best_for("")
@@ -152,7 +152,7 @@ class ModelStore:
 
 
 def _short(number: int) -> str:
-    """A count in words that can be read at a glance: 30,902 is 31 k."""
+    """Return a count in short form: 30,902 is 31 k."""
     for size, unit in ((1e6, "M"), (1e3, "k")):
         if number >= size:
             return f"{number / size:.2g} {unit}" if number < 100 * size else f"{number / size:.0f} {unit}"
@@ -160,18 +160,18 @@ def _short(number: int) -> str:
 
 
 def _score(about: dict[str, Any]) -> float | None:
-    """The IoU on slices that the model has not learnt from, if there were any."""
+    """Return the IoU on slices that the model has not learnt from, if there were any."""
     validation = about["summary"].get("validation", {})
     return validation.get("iou") if validation.get("on") in ("held-out slices", "given volume") else None
 
 
 def _sources(about: dict[str, Any]) -> int:
-    """Of how many volumes a bundled model has learnt: the more, the more it knows of other images."""
+    """Return the number of volumes a bundled model was trained on: the more, the better it suits other images."""
     return int(about["summary"].get("data", {}).get("sources", 1))
 
 
 def _origin(about: dict[str, Any]) -> str:
-    """The volume that a bundled model was trained on, up to the first comma of its description."""
+    """Return the volume that a bundled model was trained on, up to the first comma of its description."""
     return str(about["summary"].get("data", {}).get("volume", "")).partition(",")[0]
 
 
@@ -187,12 +187,12 @@ class ModelChoice(Choice):
     store : ModelStore, optional
         The store to choose from; `models` by default.
     **options
-        As of `Choice`.
+        Options of `Choice`.
 
     Signals
     -------
     failed : Exception
-        A file cannot be read as a model; the user has been notified.
+        Emitted when a file cannot be read as a model, after the user has been notified.
     """
 
     failed = Signal(Exception)
@@ -209,19 +209,19 @@ class ModelChoice(Choice):
         self.store.changed.connect(self._store_changed)
 
     def model(self) -> Model:
-        """The chosen model, read if necessary (for other threads see `ModelStore.get`).
+        """Return the chosen model, read if necessary (on other threads use `ModelStore.get`).
 
         Raises
         ------
         ModelError
-            If none is chosen, or it cannot be read.
+            If no model is chosen, or it cannot be read.
         """
         if not self.value:
             raise core.ModelError("no model is chosen: train one, or open one from a file.")
         return self.store.get(self.value)
 
     def open(self, path: str | Path) -> None:
-        """Read a model on a thread, add it to the store and choose it; errors are notified."""
+        """Read a model on a thread, add it to the store and choose it; the user is notified of errors."""
 
         def load() -> Iterator[Model]:
             yield core.load_model(path)
@@ -232,7 +232,7 @@ class ModelChoice(Choice):
         run(load, on_event=loaded, on_error=self.failed.emit, owner=self.native)
 
     def with_buttons(self) -> Container:
-        """The choice, as wide as the panel for its long names, and below it the buttons to open and save."""
+        """Return the choice, as wide as the panel for its long names, with the buttons to open and save below it."""
         save = button("Save…", "Write the chosen model to a .safetensors file.", self._ask_and_save, "save_model")
         open_ = button("Open…", "Open a model from a .safetensors file.", self._ask_and_open, "open_model")
         buttons = in_a_row(open_, save)
@@ -246,7 +246,7 @@ class ModelChoice(Choice):
         return row
 
     def _store_changed(self) -> None:
-        """Take over the models; a better one may have replaced the chosen one."""
+        """Update the choices; emit `changed` in any case, as the model under the chosen name may have been replaced."""
         if not isalive(self.native):
             return
         before = self.value
@@ -264,7 +264,7 @@ class ModelChoice(Choice):
 
 
 def ask_and_save(name: str, store: ModelStore = models, parent: QWidget | None = None) -> None:
-    """Ask for a file and write a model to it; errors are notified, and the model stays in the store."""
+    """Ask for a file and write a model to it; the user is notified of errors, and the model stays in the store."""
     chosen, _ = QFileDialog.getSaveFileName(parent, "Save the model", f"{name}.safetensors", _FILES)
     if chosen:
         path = Path(chosen if chosen.endswith(".safetensors") else f"{chosen}.safetensors")

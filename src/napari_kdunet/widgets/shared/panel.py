@@ -1,4 +1,4 @@
-"""The base of the dock widgets: magicgui containers whose rows scroll, with what must stay in sight below."""
+"""Base of the dock widgets: magicgui containers whose rows scroll, above controls that always stay in sight."""
 
 from __future__ import annotations
 
@@ -33,37 +33,37 @@ if TYPE_CHECKING:
 
 __all__ = ["Panel", "button", "in_a_row", "list_table", "note", "wrapped_label"]
 
-_LEAST_HEIGHT = 110  # pixels: what five docks above each other leave on a screen of 768
-_ROWS = 90  # pixels of rows at least, where others have the room
-_FIRST = 100  # times as much room as another widget gets, until it has what it needs
+_LEAST_HEIGHT = 110  # pixels: height left for each of five docks above each other on a screen of 768
+_ROWS = 90  # pixels: least height of the rows where another widget gets the room that is left
+_FIRST = 100  # stretch factor of the rows, against 1 of the other widget, until they reach their full height
 _MARGIN = 4  # pixels
 
 
 class Scrolling(Container):
-    """Container that scrolls within another one: magicgui would insert its inside, without the scroll area."""
+    """Container that scrolls within another one: magicgui would insert the inner widget without its scroll area."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(scrollable=True, **options)
         self.native.setFrameShape(QFrame.Shape.NoFrame)
-        self.native.setMinimumWidth(0)  # magicgui sets it to what the rows would like to have
+        self.native.setMinimumWidth(0)  # magicgui sets it to the width that the rows ask for
         self.native.setMinimumHeight(40)
         super().native.layout().setAlignment(Qt.AlignmentFlag.AlignTop)
 
     @property
     def native(self) -> Any:
-        """The scroll area."""
+        """Scroll area."""
         return self.root_native_widget
 
 
 class _WholePanel(QScrollArea):
-    """Scrolls a panel where it is low, as with several docks above each other, all but the controls below it."""
+    """Scrolls all of a panel but its controls where the panel is low, as with several docks above each other."""
 
     def __init__(self, panel: QWidget, controls: Sequence[QWidget]) -> None:
         super().__init__(panel)
         inside = QWidget()
         layout = panel.layout()
         assert layout is not None
-        inside.setLayout(layout)  # magicgui goes on with it
+        inside.setLayout(layout)  # magicgui goes on adding widgets to this layout
         self.setWidget(inside)
         self.setWidgetResizable(True)
         self.setFrameShape(QFrame.Shape.NoFrame)
@@ -79,7 +79,7 @@ class _WholePanel(QScrollArea):
             below.addWidget(control)
 
     def sizeHint(self) -> QSize:
-        """All of it."""
+        """Return the size hint of the whole content."""
         inside = self.widget()
         return super().sizeHint() if inside is None else inside.sizeHint()
 
@@ -88,29 +88,29 @@ class Panel(Container):
     """Base of the dock widgets.
 
     The rows scroll, with texts and plots below them; where the panel is low both scroll as one, so that several docks
-    above each other fit on the screen of a laptop. The buttons that start and stop, and the progress, scroll never.
+    above each other fit on the screen of a laptop. The buttons that start and stop, and the progress, never scroll.
 
-    What comes from the viewer is connected weakly and checked to find the widget alive, rather than disconnected when
-    Qt destroys it: a container that nobody has docked belongs to Python, whose collector clears its connections first,
-    and a call of what is cleared is a crash.
+    Signals of the viewer are connected weakly, and their slots check that the widget is alive. They are not
+    disconnected when Qt destroys the widget, because a container that was never docked belongs to Python, whose garbage
+    collector clears its connections first, and calling a cleared slot crashes.
 
     A script reads and sets the values by the names of the rows, whatever group they are in: ``panel.k.value = 4``.
 
     Parameters
     ----------
     viewer : napari.viewer.Viewer
-        Where the layers are.
+        Viewer of the layers.
     rows : sequence of magicgui widgets
-        They scroll where the panel is low.
+        Rows of the form, which scroll where the panel is low.
     footer : sequence of magicgui widgets or QWidget
-        Below the rows.
+        Widgets below the rows.
     controls : sequence of magicgui widgets or QWidget
-        Below all, always in sight.
+        Widgets below everything else, always in sight.
 
     Attributes
     ----------
     body : QLayout
-        The layout of rows and footer, one below the other.
+        Layout of rows and footer, one below the other.
     """
 
     def __init__(
@@ -136,28 +136,28 @@ class Panel(Container):
                 self.append(widget)
             layout.addWidget(_native(widget))
         _WholePanel(self.native, [_native(widget) for widget in controls])
-        events = viewer.layers.events  # napari does so only with what is docked
+        events = viewer.layers.events  # napari connects only what is docked
         for source in (events.inserted, events.removed, events.reordered, events.renamed):
             source.connect(self.reset_choices)
         self.native_parent_changed.connect(self._moved)
 
     def __getattr__(self, name: str) -> Any:
-        """The row of this name, in whatever group it is."""
+        """Return the row of this name, whatever group it is in."""
         if not name.startswith("_") and (found := _find(self, name)) is not None:
             return found
         return super().__getattr__(name)
 
     def asdict(self) -> dict[str, Any]:
-        """The values by the names of their rows."""
+        """Return the values by the names of their rows."""
         return {widget.name: widget.value for widget in _leaves(self) if widget.name and hasattr(widget, "value")}
 
     def reset_choices(self, *_: Any) -> None:
-        """Take over the layers, of a panel that is still there."""
+        """Update the choices of layers, unless Qt has destroyed the panel."""
         if isalive(self.native):
             super().reset_choices()
 
     def dock_closed(self) -> None:
-        """Called when the dock of the panel is closed: let go of what must not go on without it."""
+        """Release what must not go on without the panel; called when its dock is closed."""
 
     def docked(self) -> None:
         """Called when the panel is docked, for the first time or again."""
@@ -167,10 +167,10 @@ class Panel(Container):
             self.docked()
             return
         self.dock_closed()
-        QTimer.singleShot(0, gc.collect)  # here: on a worker thread, where the collector may run, Qt crashes
+        QTimer.singleShot(0, gc.collect)  # collected here, as Qt crashes if the collector runs on a worker thread
 
     def give_room_to(self, widget: QWidget) -> None:
-        """Let the rows have what they need where there is room, and `widget`, of the footer, the rest."""
+        """Give the rows the height that they need where there is room, and the rest to `widget`, one of the footer."""
         rows = self[0].native
         rows.setMinimumHeight(_ROWS)
         _AsHighAsInside(rows)
@@ -187,19 +187,19 @@ class Panel(Container):
             self.tell(error)
 
     def tell(self, error: Exception) -> None:
-        """Show an error in full in the panel, and as a notification, which is cut where it is long."""
+        """Show an error in full in the panel, and as a notification, which napari cuts if it is long."""
         self.show_error(error)
         report(error)
 
     def show_error(self, error: Exception) -> None:
-        """Show in full in the panel an error that the user has been notified of, if its cause is known."""
+        """Show an error in full in the panel if its cause is known, without notifying the user again."""
         if line := line_of(error):
             self.error_label.setText(line)
             self.error_label.show()
 
 
 def _blocks(rows: Sequence[Widget]) -> list[Widget]:
-    """The rows with a label in containers; texts and groups between them, to which magicgui would give a label too."""
+    """Put labelled rows in containers; texts and folding groups stay outside, as magicgui would label them too."""
     blocks: list[Widget] = []
     for alone, some in groupby(rows, lambda row: isinstance(row, Folding | Label)):
         if alone:
@@ -235,7 +235,7 @@ def _find(container: Container, name: str) -> Widget | None:
 
 
 def button(text: str, tooltip: str, call: Any, name: str = "") -> PushButton:
-    """A button that calls a function without arguments."""
+    """Return a button that calls a function without arguments."""
     made = PushButton(text=text, name=name, tooltip=tooltip)
     made.changed.connect(lambda: call())
     made.native.setMinimumWidth(40)
@@ -243,7 +243,7 @@ def button(text: str, tooltip: str, call: Any, name: str = "") -> PushButton:
 
 
 def note(name: str, tooltip: str = "") -> Label:
-    """A row of text alone, wrapped."""
+    """Return a row of wrapped text without a label."""
     made = Label(name=name, tooltip=tooltip)
     made.native.setWordWrap(True)
     made.native.setMinimumWidth(1)
@@ -253,7 +253,7 @@ def note(name: str, tooltip: str = "") -> Label:
 
 
 class _AsHighAsInside(QObject):
-    """Lets a scroll area be no higher than what is in it; its own hint is that of before it was shown."""
+    """Limits the height of a scroll area to that of its content; its own hint dates from before it was shown."""
 
     def __init__(self, area: QScrollArea) -> None:
         super().__init__(area)
@@ -263,7 +263,7 @@ class _AsHighAsInside(QObject):
         self._area, self._inside = area, inside
 
     def eventFilter(self, watched: QObject | None, event: QEvent | None) -> bool:
-        """Whenever that may have changed."""
+        """Set the limit whenever the height of the content may have changed."""
         if event is not None and event.type() in (QEvent.Type.Show, QEvent.Type.LayoutRequest):
             self._area.setMaximumHeight(self._inside.sizeHint().height() + 2 * self._area.frameWidth())
         return False
@@ -277,7 +277,7 @@ class _FitHeight(QObject):
         label.installEventFilter(self)
 
     def eventFilter(self, watched: QObject | None, event: QEvent | None) -> bool:
-        """Whenever it has another width or text: that is painted."""
+        """Fit the height whenever the label is resized, or is painted, as it is when its text changes."""
         if event is not None and event.type() in (QEvent.Type.Resize, QEvent.Type.Paint):
             assert isinstance(watched, QLabel)
             needed = max(watched.heightForWidth(watched.width()), 0)  # negative without a text
@@ -287,7 +287,7 @@ class _FitHeight(QObject):
 
 
 def in_a_row(*widgets: Widget, label: str = "") -> Container:
-    """Widgets side by side in one row; the first one stretches."""
+    """Return a row of widgets side by side; the first one stretches."""
     row = Container(widgets=widgets, layout="horizontal", labels=False, label=label, tooltip=widgets[0].tooltip)
     row.margins = (0, 0, 0, 0)
     row.native.layout().setStretch(0, 1)
@@ -305,7 +305,7 @@ class _WrappedLabel(QLabel):
 
 
 def list_table(*titles: str) -> QTableWidget:
-    """An empty table of rows to read, with columns of equal width."""
+    """Return an empty read-only table with columns of equal width."""
     table = QTableWidget(0, len(titles))
     table.setHorizontalHeaderLabels(list(titles))
     table.setEditTriggers(QAbstractItemView.EditTrigger.NoEditTriggers)
@@ -318,7 +318,7 @@ def list_table(*titles: str) -> QTableWidget:
 
 
 def wrapped_label(text: str = "") -> QLabel:
-    """A label of several lines."""
+    """Return a label that wraps its text."""
     label = _WrappedLabel(text)
     label.setWordWrap(True)
     label.setSizePolicy(QSizePolicy.Policy.Ignored, QSizePolicy.Policy.Minimum)

@@ -1,4 +1,4 @@
-"""The row *Part*: which channel or time point of an image that has more than a volume's axes."""
+"""The row that chooses a channel or time point of an image with more axes than a volume."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 
 __all__ = ["PartChoice", "extra_axis"]
 
-_TIMES = {"t", "time", "times", "frame", "frames", "timepoint", "timepoints"}  # labels of an axis
-_PART = "kdunet-part"  # in a part's metadata: the pixels, axis and index that it is of
-_FEW = 4  # slices: so few along the third axis from the end are channels, where there is another axis
+_TIMES = {"t", "time", "times", "frame", "frames", "timepoint", "timepoints"}  # labels of a time axis
+_PART = "kdunet-part"  # key in a part's metadata: the pixels, axis and index that it was taken from
+_FEW = 4  # an unlabelled third axis from the end, no longer than this, is of channels if there is another axis
 _TIP = (
     "The image has more axes than a volume. Choose a channel or a time point: it becomes a layer of its own, without\n"
     "a copy of its pixels, and is taken as the image."
@@ -28,10 +28,10 @@ _TIP = (
 
 
 def extra_axis(layer: Layer) -> tuple[int, str] | None:
-    """The first axis of a layer that is none of a volume: its index, and what it is; None where there is none.
+    """Return the index and kind ("channel" or "time point") of the first axis that a volume does not have, or None.
 
-    It goes by the labels of the axes; where they say nothing of four, the third from the end is channels if it is
-    short, and else the first is taken. Of more than three, one of length 1 is one too.
+    The labels of the axes decide. If none of four axes has a telling label, the third from the end is taken as channels
+    if it is short, else the first as time points. If there are more than three axes, one of length 1 counts as well.
     """
     shape, labels = data_of(layer).shape, [str(label).lower() for label in layer.axis_labels]
     if getattr(layer, "rgb", False):
@@ -40,7 +40,7 @@ def extra_axis(layer: Layer) -> tuple[int, str] | None:
     for i in before:
         if labels[i] in CHANNELS:
             return i, "channel"
-        if labels[i] in _TIMES and len(before) > 1:  # of three axes, "frames" are mostly slices
+        if labels[i] in _TIMES and len(before) > 1:  # with three axes, "frames" are mostly slices
             return i, "time point"
     single = [i for i in range(len(shape) - 2) if i not in before]
     if len(before) < 2:
@@ -49,14 +49,14 @@ def extra_axis(layer: Layer) -> tuple[int, str] | None:
 
 
 class PartChoice(Choice):
-    """Choice of a channel or time point, in sight only where the image has several; magicgui has no such thing.
+    """Choice of a channel or time point, visible only if the image has several; magicgui has no such widget.
 
     Parameters
     ----------
     viewer : napari.viewer.Viewer
-        Where a layer of the part goes.
+        Viewer to which the layer of the part is added.
     image : Choice
-        The image; the part takes its place.
+        Choice of the image; the layer of the part is chosen in it once there is one.
     """
 
     def __init__(self, viewer: napari.viewer.Viewer, image: Choice) -> None:
@@ -107,36 +107,36 @@ class PartChoice(Choice):
 
 
 def _is_same(one: tuple[Any, ...] | None, other: tuple[Any, ...]) -> bool:
-    """Whether two are the same position along the same axis of the same pixels."""
+    """Return whether two parts are the same position along the same axis of the same pixels."""
     return one is not None and one[0] is other[0] and one[1:] == other[1:]
 
 
 def _part(layer: Layer, axis: int, index: int | None, name: str) -> Image:
-    """A layer of one position along an axis of another one, on the same pixels."""
+    """Return a layer of one position along an axis of another layer, without copying the pixels."""
     levels = list(layer.data) if layer.multiscale else [layer.data]
     arrays = [level if isinstance(level, np.ndarray | da.Array) else da.from_array(level) for level in levels]
     parts = [array[(slice(None),) * axis + (index,)] for array in arrays]
     names = ("scale", "translate", "rotate", "shear")
     placed = _without(Affine(**{key: getattr(layer, key) for key in names}), axis)
     grid = {key: getattr(placed, key) for key in names} | {"affine": _without(layer.affine, axis)}
-    if np.array_equal(layer.rotate, np.eye(layer.ndim)) and not np.any(layer.shear):  # negative scales stay so
+    if np.array_equal(layer.rotate, np.eye(layer.ndim)) and not np.any(layer.shear):  # keeps negative scales
         grid |= {"scale": np.delete(layer.scale, axis), "rotate": None, "shear": None}
     words = {key: tuple(np.delete(np.array(getattr(layer, key), object), axis)) for key in ("units", "axis_labels")}
     return Image(parts if layer.multiscale else parts[0], name=name, multiscale=layer.multiscale, **grid, **words)
 
 
 def _without(transform: Affine, axis: int) -> Affine:
-    """A transform of the other axes."""
+    """Return a transform without one of its axes."""
     return Affine(affine_matrix=np.delete(np.delete(transform.affine_matrix, axis, 0), axis, 1))
 
 
 def _label_channels(layer: Layer) -> None:
     """Label the first of three axes as channels where the file behind the layer says so: napari shows them as slices.
 
-    Only its header is read.
+    Only the header of the file is read.
     """
     if layer.ndim != 3 or str(layer.axis_labels[0]).lower() in CHANNELS:
         return
-    volume = volume_in_file(layer, channel=1)  # None where there is but one
+    volume = volume_in_file(layer, channel=1)  # None if the file has a single channel
     if volume is not None and len(volume) == 1 and len(data_of(layer)) > 1:
         layer.axis_labels = ("c", *layer.axis_labels[1:])

@@ -1,6 +1,6 @@
-"""The row *Pixel size (nm)*: that of the chosen image, from its layer or the file behind it, typed, or found.
+"""The row *Pixel size (nm)* of the chosen image: read from the layer or its file, typed, or found by a model.
 
-Below it the distance of the slices.
+The distance of the slices is shown below it.
 """
 
 from __future__ import annotations
@@ -44,11 +44,11 @@ _FIND_TIP = (
     "Look at a few slices at pixel sizes from a quarter to four times the model's own, with contrast as it is and\n"
     "inverted, and take the one at which the model is surest. Pressed again it stops, and nothing is changed."
 )
-_MARK = "border: 1px solid #E69F00"  # unknown
+_MARK = "border: 1px solid #E69F00"  # frame of an unknown pixel size
 
 
 def voxel_size_in_file(layer: Layer) -> tuple[float, float, float] | None:
-    """Voxel size in nm (Z, Y, X) that the file behind a layer states; None where it does not (`volume_in_file`)."""
+    """Return the voxel size in nm (Z, Y, X) that the file behind a layer states (`volume_in_file`), or None."""
     volume = volume_in_file(layer)
     return None if volume is None else volume.voxel_size
 
@@ -56,7 +56,7 @@ def voxel_size_in_file(layer: Layer) -> tuple[float, float, float] | None:
 def set_pixel_size(viewer: napari.viewer.Viewer, layer: Layer, size: float) -> None:
     """Write a pixel size in nm to the scale and units of a layer.
 
-    A known distance of the slices stays; where the scale has no unit of length, its ratios stay.
+    A known distance of the slices stays; if the scale has no unit of length, its ratios stay.
     """
     known, ratio = voxel_size_of(layer), np.abs(np.asarray(layer.scale, float))[-3:] / abs(float(layer.scale[-2]))
     in_plane = (size, size * float(ratio[-1]))
@@ -68,7 +68,7 @@ def set_pixel_size(viewer: napari.viewer.Viewer, layer: Layer, size: float) -> N
 def set_voxel_size(viewer: napari.viewer.Viewer, layer: Layer, size: ArrayLike) -> None:
     """Write a voxel size in nm (Z, Y, X) to the scale and units of a layer, and of all layers of the same scale.
 
-    They keep lying on each other, and the slice on screen stays.
+    Layers on the same grid stay aligned, and the slice on screen stays.
     """
     old, units = np.asarray(layer.scale, float), tuple(layer.units)
     spatial = min(layer.ndim, 3)
@@ -89,25 +89,26 @@ def _has_depth(layer: Layer) -> bool:
 
 
 class PixelSize(Container):
-    """The row of the pixel size of the chosen image, with a button that finds it, and below what was found.
+    """The row of the chosen image's pixel size, with a button that finds it, and below it what was found.
 
     Parameters
     ----------
     viewer : napari.viewer.Viewer
-        Whose layers on the image get the same scale.
+        Viewer whose layers of the same scale as the image get its new scale too.
     image : Choice
-        The image.
+        Choice of the image.
     model : callable, optional
-        Returns the name of the model that looks for the size, or None. Without it nothing does: the layer is no image.
+        Returns the name of the model that searches for the size, or None. Without `model` there is no search, as for a
+        layer that is no image.
     owner : callable
-        Returns the widget with which a search ends.
+        Returns the widget that owns a search, which ends with it (see `workers.thread.run`).
     if_inverted : str
-        What to say where the contrast of the image is found to be inverted.
+        Text to show if the contrast of the image is found to be inverted.
 
     Attributes
     ----------
     found : psygnal.Signal
-        Emitted with the `PixelSizeSearch` once it has found a size, which the layer has by then.
+        Emitted with the `PixelSizeSearch` when it has found a size and the size has been written to the layer.
     """
 
     found = Signal(object)
@@ -126,7 +127,7 @@ class PixelSize(Container):
         self.number = OptionalNumber(
             name="image_pixel_size", min=0, max=1e6, step=0.5, empty="not known: type it", tooltip=_TIP
         )
-        self.number.native.setKeyboardTracking(False)  # when it is typed to the end
+        self.number.native.setKeyboardTracking(False)  # emits only when typing has ended
         without_wheel(self.number)
         self.depth = OptionalNumber(
             name="slice_distance", min=0, max=1e6, step=5, empty="distance of slices not known", tooltip=_DEPTH_TIP
@@ -195,7 +196,7 @@ class PixelSize(Container):
             set_voxel_size(self.viewer, self._watched, (value, *known[1:]))
 
     def find_or_stop(self) -> None:
-        """Begin to look for the pixel size on a thread, or stop doing so."""
+        """Start a search for the pixel size on a thread, or stop the one that runs."""
         if self._worker is not None and self._worker.is_running:
             self.stop()
             return
@@ -232,7 +233,7 @@ class PixelSize(Container):
         self._worker = worker = run(search, on_event=tried, on_done=done, on_error=failed, owner=self._owner())
 
     def stop(self) -> None:
-        """Stop looking, and forget what was found on the way and before."""
+        """Stop the search, and clear what this or an earlier one has found."""
         if self._worker is not None:
             worker, self._worker = self._worker, None
             worker.stop()
@@ -240,7 +241,7 @@ class PixelSize(Container):
         self._say("")
 
     def _take(self, search: PixelSizeSearch, layer: Layer, name: str) -> None:
-        """Write what was found to the layer, and say so."""
+        """Write the size that was found to the layer, and tell the user."""
         size = search.pixel_size
         if size is None:
             self._say(f"Not found: {name} is sure at no pixel size. Type the one of your microscope.")

@@ -33,18 +33,18 @@ if TYPE_CHECKING:
 __all__ = ["Preview", "close_previews", "warm_up"]
 
 _COLOUR = "#009E73"  # Okabe and Ito's green: visible on grey, and neither that of masks nor of strokes
-_CONTOUR = 3  # pixels: an outline, through which a mask is seen as it is painted on
-_MOST = 2048  # pixels along each side that are segmented; of a larger slice they are a part of it
-_STEP = 256  # pixels by which that part moves
+_CONTOUR = 3  # pixels: width of the outline, inside which a mask that is painted on stays visible
+_MOST = 2048  # pixels: longest side that is segmented; of a larger slice only a part
+_STEP = 256  # pixels: steps in which that part moves
 
 _Place: TypeAlias = tuple[int, slice, slice]
-"""z, rows and columns."""
+"""Slice (z), rows and columns."""
 
 
 def warm_up(owner: QWidget) -> None:
     """Import on a thread what the first segmentation needs: torch, and pandas for napari's first labels layer.
 
-    In the window's thread that would block it for seconds.
+    On the GUI thread these imports would block the window for seconds.
     """
 
     def load() -> Iterator[Any]:
@@ -57,7 +57,7 @@ def warm_up(owner: QWidget) -> None:
 
 
 def close_previews(viewer: napari.viewer.Viewer, image: Layer) -> None:
-    """Close the preview of an image, whoever has opened it."""
+    """Close the preview of an image, whichever panel has opened it."""
     for layer in list(viewer.layers):
         preview = layer.metadata.get(PREVIEW)
         if isinstance(preview, Preview) and preview.image == image:
@@ -67,11 +67,11 @@ def close_previews(viewer: napari.viewer.Viewer, image: Layer) -> None:
 class Preview:
     """A Labels layer ``<image> preview`` of the current slice, segmented.
 
-    It is one slice thick and moves with the user, so that its cost does not depend on the size of the volume; of a
-    slice of more than 2048 pixels along a side it is the part in the middle of the screen. The
-    latest request wins: one slice is segmented at a time, and an outdated one is not shown. The preview is closed when
-    the user removes its layer or the image, or another preview of the image is opened. It is an outline, called after
-    the image, and segmented again when the scale of the image changes.
+    It is one slice thick and moves with the user, so that its cost does not depend on the size of the volume; if a
+    slice has more than 2048 pixels along a side, only the part in the middle of the screen is segmented. The latest
+    request wins: one slice is segmented at a time, and a slice that the user has left is not shown. The preview is
+    closed when the user removes its layer or the image, or when another preview of the image is opened. It is drawn as
+    an outline, named after the image, and segmented again when the data or the scale of the image change.
 
     Parameters
     ----------
@@ -80,21 +80,21 @@ class Preview:
     image : napari.layers.Image
         The image to segment.
     owner : QWidget, optional
-        The preview follows the user no more when it is destroyed.
+        Widget whose destruction ends the preview: it no longer follows the user.
     on_error : callable, optional
-        Called with an error of the segmentation, of which the user has been notified.
+        Called with an error of the segmentation, after the user has been notified of it.
     rest : int
-        Time in ms without scrolling before a slice is segmented; 0 segments at every move. It leaves the processor to
-        a training that is running.
+        Time in ms without scrolling before a slice is segmented; 0 segments at every move. A pause leaves the
+        processor to a training that is running.
 
     Attributes
     ----------
     inverted : bool
         Whether bright and dark are exchanged for the model, from the next `show` on.
     place : tuple of int, slice and slice
-        Slice, rows and columns that are shown.
+        Slice index, rows and columns that are shown.
     probability : ndarray or None
-        Foreground probability of them, YX float32.
+        Foreground probability at `place`, YX float32.
 
     Raises
     ------
@@ -117,7 +117,7 @@ class Preview:
         self.probability: NDArray[np.float32] | None = None
         self.inverted = False
         self.place: _Place = (-1, slice(0, 0), slice(0, 0))
-        self._seen: tuple[Any, ...] = (None,)  # pixels, voxel size and contrast of the volume that follows
+        self._seen: tuple[Any, ...] = (None,)  # data, voxel size and inversion of `_volume`
         self._volume: core.Volume | None = None
         self._model: Model | None = None
         self._threshold: float | None = None
@@ -152,7 +152,7 @@ class Preview:
 
     @property
     def z(self) -> int:
-        """The slice that is shown; -1 while there is none."""
+        """Index of the slice that is shown; -1 while there is none."""
         return self.place[0]
 
     @property
@@ -162,7 +162,7 @@ class Preview:
 
     @property
     def is_closed(self) -> bool:
-        """Whether it was closed, or its layer or image was removed."""
+        """Whether the preview was closed, or its layer or image was removed."""
         return self._closed
 
     def get_ready(self) -> None:
@@ -171,12 +171,12 @@ class Preview:
         self._put(np.zeros((rows.stop - rows.start, columns.stop - columns.start), np.uint8))
 
     def show(self, model: Model) -> None:
-        """Segment the current slice by this model, and from now on each slice that the user goes to."""
+        """Segment the current slice by this model, and from then on each slice that the user goes to."""
         self._model = model
         self._request()
 
     def close(self, *_: Any) -> None:
-        """Remove the layer, and follow the user no more."""
+        """Remove the layer, and stop following the user."""
         self._disconnect()
         if self.layer is not None and self.layer in self.viewer.layers:
             self.viewer.layers.remove(self.layer)
@@ -222,7 +222,7 @@ class Preview:
             self._start()
 
     def _on_screen(self) -> _Place:
-        """What to segment: the slice on screen, and of a large one the part in the middle of the screen."""
+        """Return what to segment: the slice on screen or, if it is large, its part in the middle of the screen."""
         shape, point = data_of(self.image).shape, np.array(self.viewer.dims.point[-self.image.ndim :])
         if max(shape[-2:]) > _MOST:
             point[-2:] = self._camera.center[-2:]
@@ -235,7 +235,7 @@ class Preview:
         return current_slice(self.viewer, self.image), rows, columns
 
     def _volume_now(self) -> core.Volume:
-        """The image as it is now, as a volume that knows the mean of its slices once it has read them."""
+        """Return the present image as a volume, the same one until it changes, as it caches statistics of slices."""
         volume = volume_of(self.image)
         seen = data_of(self.image), volume.voxel_size, self.inverted
         if self._volume is None or self._seen[0] is not seen[0] or self._seen[1:] != seen[1:]:
@@ -257,7 +257,7 @@ class Preview:
         model, place, probability = result
         if self._wanted is None or self._wanted[1] != place:
             return
-        # of an outdated model too: a fast training would never show one otherwise
+        # shown for an outdated model too: otherwise a fast training would never show anything
         self.place, self.probability = place, probability
         if self._wanted[0] is model:
             self._wanted = None
@@ -289,7 +289,7 @@ class Preview:
             layers = self.viewer.layers
             self.layer = self.viewer.add_labels(mask, name=self._name, **look, **grid)
             self.layer.contour = _CONTOUR
-            if self.image in layers:  # just above it, so that labels to paint on stay on top
+            if self.image in layers:  # just above the image, so that labels to paint on stay on top
                 layers.move(len(layers) - 1, layers.index(self.image) + 1)
             layers.selection = selected
             return

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = ["KEPT_DAYS", "SessionFolder"]
 
-#: Days after which a model is deleted that nobody has saved elsewhere.
+#: Days after which a model is deleted from the folder of an earlier session.
 KEPT_DAYS = 30
 
 _STAMP = "%Y-%m-%dT%H-%M-%S"
@@ -38,7 +38,7 @@ class SessionFolder:
     Attributes
     ----------
     folder : Path
-        Of this session; it is made with its first model.
+        Folder of this session; it is created when its first model is written.
     """
 
     def __init__(self, root: Path | None = None) -> None:
@@ -47,7 +47,7 @@ class SessionFolder:
         self._taken: set[Path] = set()
 
     def new_path(self, name: str) -> Path:
-        """Where to write the model of this name: another path each time."""
+        """Return where to write a model of this name: another path at each call."""
         stem = re.sub(r"[^\w .()-]", "_", name)[:_LONGEST].strip(" .") or "model"
         path, number = self.folder / f"{stem}.safetensors", 2
         while path in self._taken:
@@ -56,36 +56,36 @@ class SessionFolder:
         return path
 
     def write(self, model: Model, path: Path) -> None:
-        """Write a model to a path of `new_path`, in place of an earlier one; from any thread.
+        """Write a model to a path from `new_path`, replacing an earlier one; may be called from any thread.
 
         Raises
         ------
         OutputError
-            If it cannot be written.
+            If the model cannot be written.
         """
         make_folder(path.parent)
         model.save(path)
 
     @cached_property
     def earlier(self) -> dict[str, Path]:
-        """The models of earlier sessions, the latest first, by name and date; those of long ago are deleted."""
+        """Models of earlier sessions, the latest first, by name and date; those older than `KEPT_DAYS` are deleted."""
         found: list[tuple[datetime, float, Path]] = []
         for path in self.root.glob("*/*.safetensors"):
             if path.parent == self.folder:
                 continue
-            with suppress(OSError, ValueError):  # another napari has deleted it just now, or it is no session's
+            with suppress(OSError, ValueError):  # just deleted by another napari, or not in the folder of a session
                 began = datetime.strptime(path.parent.name.partition(" ")[0], _STAMP)
                 written = path.stat().st_mtime
                 if time.time() - written > KEPT_DAYS * 86_400:
                     _delete(path)
-                elif not path.name.startswith("."):  # half of one, of a napari that was killed while it wrote
+                elif not path.name.startswith("."):  # hidden: half a model, of a napari that was killed while it wrote
                     found.append((began, written, path))
         found.sort(reverse=True)
         return {f"{path.stem} (session of {began:%Y-%m-%d %H:%M:%S})": path for began, _, path in found}
 
 
 def _delete(path: Path) -> None:
-    """Delete a model, and the folder of its session if that is empty then."""
+    """Delete a model, and then the folder of its session if that is empty."""
     path.unlink()
-    with suppress(OSError):  # there are others
+    with suppress(OSError):  # the folder holds other models
         path.parent.rmdir()

@@ -20,20 +20,20 @@ __all__ = ["FollowTheme"]
 class FollowTheme(QObject):
     """Draws plots in the colours of the viewer's theme, now and whenever it changes.
 
-    Connected weakly, as in `Panel`.
+    The viewer's event is connected weakly, as in `Panel`.
 
     Parameters
     ----------
     owner : QWidget
-        As long as this is there.
+        Parent of this object; the plots follow the theme as long as it exists.
     viewer : napari.viewer.Viewer
-        Of the theme.
+        Viewer whose theme is followed.
     ground : pyqtgraph.PlotWidget or GraphicsLayoutWidget
-        Gets the colour of the background.
+        Widget that gets the colour of the background.
     plots : sequence of pyqtgraph.PlotWidget or PlotItem
-        Their axes get that of texts.
+        Plots whose axes get the colour of texts.
     also : callable
-        Called with the colour of texts, for what else there is.
+        Called with the colour of texts, to colour anything else.
     """
 
     def __init__(

@@ -1,1 +1,1 @@
-"""What the Train and Distil panels are made of."""
+"""The parts of the Train and Distil panels."""

@@ -1,6 +1,7 @@
-"""A check where no slice can be held out: one stroke in five is kept aside, or two passes of the model are compared.
+"""Checks if no slice can be held out: one stroke in five is kept aside, or two passes of the model are compared.
 
-The labels that a network learns from are no measure of it: on a few strokes it is near 1 soon, whatever it is worth.
+The IoU on the labels that a network learns from is no measure: on a few strokes it is soon near 1, whatever the network
+is worth.
 """
 
 from __future__ import annotations
@@ -22,24 +23,24 @@ if TYPE_CHECKING:
 
 __all__ = ["STROKES", "Agreement", "KeptAside", "add_agreement", "keep_strokes_aside", "name_check"]
 
-#: What a training is validated on, in its `Started` and in the summary of its model.
+#: Value of `Started.validated_on`, and of "on" in the validation of a model's summary, for strokes kept aside.
 STROKES = "strokes kept aside"
 
-_SHARE = 5  # one stroke in so many
-_LEAST = 3  # strokes of a class, of which one is kept aside
+_SHARE = 5  # one stroke in this many is kept aside
+_LEAST = 3  # least number of strokes of each class
 _TOUCHING = np.ones((3, 3), bool)
 
 
 @dataclass(frozen=True)
 class Agreement:
-    """How much two passes of the best model agree: over a slice as it is, and over its mirror image."""
+    """Agreement, as an IoU, of two passes of the best model: over a slice as it is and over its mirror image."""
 
     iou: float
 
 
 @dataclass(frozen=True)
 class KeptAside:
-    """Labels to learn from, labels to check with, and how many strokes these are."""
+    """Labels to learn from, labels to check with, and the number of strokes in the latter."""
 
     train: Volume
     check: Volume
@@ -47,9 +48,9 @@ class KeptAside:
 
 
 def keep_strokes_aside(labels: Volume, config: TrainConfig) -> KeptAside | None:
-    """Keep one stroke in five aside, where no slice can be held out; a stroke is what touches in one slice.
+    """Keep one stroke in five aside if no slice can be held out; a stroke is a connected component in one slice.
 
-    None where slices can be held out, where whole slices are labelled (`config.ignore` is None), and where a class has
+    Returns None if slices can be held out, if whole slices are labelled (`config.ignore` is None), or if a class has
     fewer than three strokes.
 
     Raises
@@ -83,7 +84,7 @@ def keep_strokes_aside(labels: Volume, config: TrainConfig) -> KeptAside | None:
 
 
 def _strokes(indices: dict[int, NDArray[np.int16]], classes: int) -> list[list[tuple[int, Any]]]:
-    """Of each class its strokes: z, and which pixels (Y, X)."""
+    """Return the strokes of each class: z, and a mask of the pixels (YX)."""
     strokes: list[list[tuple[int, Any]]] = [[] for _ in range(classes)]
     for z, index in indices.items():
         for of_class, found in zip(range(classes), strokes, strict=True):
@@ -94,7 +95,7 @@ def _strokes(indices: dict[int, NDArray[np.int16]], classes: int) -> list[list[t
 
 
 def name_check(events: Iterator[Any], kept: KeptAside) -> Iterator[Any]:
-    """The events, in which the validation is called what it is: that of the strokes that were kept aside."""
+    """Yield the events, in which the validation is said to be on the strokes that were kept aside."""
     for event in events:
         if isinstance(event, core.Started):
             note = f"{kept.strokes} strokes are kept aside and not learnt from: the check is how well they are found."
@@ -110,7 +111,7 @@ def _named(model: Model) -> Model:
 
 
 def add_agreement(events: Iterator[Any], raw: Volume) -> Iterator[Any]:
-    """The events, and after the last an `Agreement` where all that was labelled was learnt from."""
+    """Yield the events, and after the last an `Agreement` if the model was validated on its training slices."""
     started: core.Started | None = None
     for event in events:
         yield event
@@ -121,7 +122,7 @@ def add_agreement(events: Iterator[Any], raw: Volume) -> Iterator[Any]:
 
 
 def _agreement(model: Model, raw: Volume, z: int) -> float:
-    """IoU of the masks of a slice as it is and mirrored along both axes; 1 where both are empty."""
+    """Return the IoU of the masks of a slice as it is and mirrored along both axes; 1 if both are empty."""
     pixels = raw.read(z)
     first, second = (
         core.predict(model, core.open_volume(image, voxel_size=raw.voxel_size), output="labels", views=1).compute(

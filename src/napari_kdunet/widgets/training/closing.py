@@ -1,4 +1,4 @@
-"""Ask before a window or a dock is closed with a training under way."""
+"""Ask before a window or a dock is closed while a training runs."""
 
 from __future__ import annotations
 
@@ -36,12 +36,12 @@ class CloseGuard(QObject):
         self._watched: list[weakref.ref[Any]] = []  # the image, the window and the dock: none is kept alive by this
 
     def watch(self, image: Layer) -> None:
-        """Ask from now on; `image` is what is trained on."""
+        """Ask from now on; `image` is the layer that is trained on."""
         self._watched, parent = [weakref.ref(image)], self.parent()
         close_dock = weakref.WeakMethod(self._close_dock)
         while parent is not None:
             dock: Any = parent
-            if isinstance(dock, QDockWidget) and hasattr(dock, "destroyOnClose"):  # napari's, which has no event
+            if isinstance(dock, QDockWidget) and hasattr(dock, "destroyOnClose"):  # napari's dock emits no event
                 self._watched.append(weakref.ref(parent))
                 dock.destroyOnClose = lambda: (close := close_dock()) and close()
             if isinstance(parent, QMainWindow):
@@ -50,7 +50,7 @@ class CloseGuard(QObject):
             parent = parent.parent()
 
     def leave(self) -> None:
-        """Ask no more."""
+        """Stop asking."""
         for watched in self._found():
             if isinstance(watched, QMainWindow):
                 watched.removeEventFilter(self)
@@ -59,12 +59,12 @@ class CloseGuard(QObject):
         self._watched = []
 
     def _found(self) -> list[Any]:
-        """What is watched and still there."""
+        """Return the watched objects that still exist."""
         found = [watched() for watched in self._watched]
         return [each for each in found if isinstance(each, Layer) or (each is not None and isalive(each))]
 
     def eventFilter(self, watched: QObject | None, event: QEvent | None) -> bool:
-        """Keep the window open if the user wants that; a script's ``viewer.close()`` has removed the layers before."""
+        """Keep the window open if the user wants that; never asks in ``viewer.close()``, which removes layers first."""
         closing = event is not None and event.type() == QEvent.Type.Close
         learnt_from = any(each in self._panel.viewer.layers for each in self._found() if isinstance(each, Layer))
         if not closing or not learnt_from or self._may_close():
@@ -81,7 +81,7 @@ class CloseGuard(QObject):
                 dock.destroyOnClose()
 
     def _may_close(self) -> bool:
-        """Ask; whether to stop."""
+        """Ask the user whether to stop; stop if so, and return the answer."""
         name = self._model_name()
         kept = (
             f"Its best model so far, “{name}”, is kept: it is in the list of models for {KEPT_DAYS} days."

@@ -29,16 +29,17 @@ __all__ = ["corrected_mask", "iter_corrections", "labels_of_slices", "result_of_
 
 
 def corrected_mask(viewer: napari.viewer.Viewer) -> tuple[Labels, Result]:
-    """The mask of *Segment* that is selected, or whose objects are, else the topmost one, and the result that it shows.
+    """Return the mask of *Segment* to take corrections from, and the result that it shows.
 
-    Of several, one that has been corrected comes first: a new mask lies above it.
+    It is the selected mask, or the one in which the selected objects were found, else the topmost one. Of several
+    masks, one that has been corrected comes first, as a new mask lies above it.
 
-    What has been corrected in objects that were found in the mask is corrected in it too.
+    Corrections of objects that were found in a mask are first carried over into that mask.
 
     Raises
     ------
     LabelsError
-        If there is none.
+        If there is no mask, or its layer is a copy or was given other data.
     """
     active = viewer.layers.selection.active
     layers = [active, *reversed(viewer.layers)]
@@ -65,7 +66,7 @@ def corrected_mask(viewer: napari.viewer.Viewer) -> tuple[Labels, Result]:
 
 
 def results_of_image(viewer: napari.viewer.Viewer, mask: Labels) -> list[Result]:
-    """What the masks of an image show, from the bottom up, but that of `mask`, one of them, last."""
+    """Return the results that the masks of an image show, from the bottom up, but that of `mask` last."""
     image, own = segmented_image(mask), mask.metadata[RESULT]
     masks = [each for each in viewer.layers if isinstance(each, Labels) and RESULT in each.metadata]
     others = [each.metadata[RESULT] for each in masks if image is not None and segmented_image(each) is image]
@@ -73,7 +74,7 @@ def results_of_image(viewer: napari.viewer.Viewer, mask: Labels) -> list[Result]
 
 
 def result_of_objects(layer: Layer) -> Result | None:
-    """The segmentation whose mask the objects of a layer were found in; None of any other layer."""
+    """Return the segmentation in whose mask the objects of a layer were found; None for any other layer."""
     corrections = getattr(layer.metadata.get(OBJECTS), "corrections", None)
     return None if corrections is None else corrections.result
 
@@ -86,7 +87,7 @@ def iter_corrections(
     start: Model,
     keep: bool = True,
 ) -> Iterator[Any]:
-    """Train on all corrected slices and on the earlier labels of the others; events as of `core.iter_train`.
+    """Train on all corrected slices and on the earlier labels of others; yields the events of `core.iter_train`.
 
     No corrected slice is held out. The validation slices are those that a training on the earlier labels would hold
     out, if any: a model from such a training has not been trained on them.
@@ -94,17 +95,19 @@ def iter_corrections(
     Parameters
     ----------
     results : sequence of Result
-        Segmentations with slices that the user has corrected, which are copied; the last one has the last word.
+        Segmentations with slices that the user has corrected, which are copied. If a slice is corrected in several, the
+        last one counts.
     raw : Volume
         The image.
     earlier : Volume, optional
-        Its labels.
+        Earlier labels of the image.
     config : TrainConfig
-        Classes, ignore value, which slices of the earlier labels count, and which share of them is held out.
+        Settings: classes, ignore value, which slices of the earlier labels count, and which share of them is held out.
     start : Model
         The model to continue from.
     keep : bool
-        Whether it teaches what earlier strokes leave unlabelled, as in `core.iter_train`; corrected slices are whole.
+        Whether `start` teaches what earlier strokes leave unlabelled, as in `core.iter_train`; corrected slices are
+        labelled throughout.
 
     Raises
     ------
@@ -139,7 +142,7 @@ def iter_corrections(
 def _earlier_slices(
     raw: Volume, earlier: Volume | None, config: TrainConfig, corrected: dict[int, Any]
 ) -> tuple[set[int], set[int]]:
-    """The z of slices with earlier labels, and of those among them to validate on."""
+    """Return the z of the slices with earlier labels, and of those among them to validate on."""
     from napari_kdunet.core.data.splits import held_out_slices, is_labelled, labelled_slices  # they import torch
 
     known: tuple[int, ...] = ()
@@ -156,9 +159,9 @@ def _earlier_slices(
 def labels_of_slices(
     shape: tuple[int, int, int], name: str, index_of: Callable[[int], NDArray[np.int16]], slices: set[int]
 ) -> Volume:
-    """The labels of some slices, lazy, ZYX uint8: 0 = not annotated, 1 = background, 2 and up = the other classes.
+    """Return labels of some slices, lazy, ZYX uint8: 0 = not annotated, 1 = background, 2 and up = the other classes.
 
-    `index_of` gives the class indices of a slice, -1 where it is not annotated.
+    `index_of` returns the class indices (YX) of a slice, -1 where it is not annotated.
     """
 
     def labels_of(block_id: Any = (0, 0, 0)) -> NDArray[np.uint8]:

@@ -22,12 +22,12 @@ __all__ = ["Curves", "Run"]
 _COLOURS = ("#E69F00", "#56B4E9", "#CC79A7")
 _TEACHER = "#009E73"
 _SMOOTH = 0.1  # share of a new loss in the running mean that is drawn
-# ms between two redraws, however fast the steps are: for each Qt composes the whole window, canvas included, while it
-# holds the interpreter's lock, and a training in this process waits
+# ms between two redraws, however fast the steps are: at each, Qt composes the whole window, canvas included, while it
+# holds the global interpreter lock, so that a training in this process waits
 _REDRAW = 500
 _EMPTY = 100  # steps on the axis before there are any
-_MAX_VALUES = 20_000  # of a run, so that drawing stays fast; beyond that every other value is dropped
-_UNBOUNDED = 1e6  # pixels
+_MAX_VALUES = 20_000  # values of a run, so that drawing stays fast; beyond that every other value is dropped
+_UNBOUNDED = 1e6  # pixels: a height without limit
 
 
 @dataclass
@@ -70,7 +70,7 @@ class Curves(QWidget):
     Parameters
     ----------
     viewer : napari.viewer.Viewer
-        Its theme gives the colours.
+        Viewer whose theme gives the colours.
 
     Attributes
     ----------
@@ -102,9 +102,9 @@ class Curves(QWidget):
             plot.getAxis("bottom").enableAutoSIPrefix(False)
             plot.setDownsampling(auto=True, mode="subsample")
         self.loss_plot.setLogMode(y=True)
-        self.iou_plot.getAxis("bottom").setStyle(showValues=False)  # they are those of the plot below
+        self.iou_plot.getAxis("bottom").setStyle(showValues=False)  # same as in the plot below
         self.iou_plot.setXRange(0, _EMPTY, padding=0.02)
-        self.legend = self.iou_plot.addLegend(offset=(-4, -4), labelTextSize="9pt")  # where a good curve does not go
+        self.legend = self.iou_plot.addLegend(offset=(-4, -4), labelTextSize="9pt")  # good curves avoid this corner
         self._items: dict[str, tuple[Any, Any, Any]] = {}
         self._line: Any = None
         self.setMinimumHeight(110)
@@ -119,11 +119,11 @@ class Curves(QWidget):
         return QSize(320, 240)
 
     def measure(self, what: str, *, shown: bool = True) -> None:
-        """Set the label of the upper plot, and whether there is one."""
+        """Set the label of the upper plot, and whether the plot is shown."""
         self.iou_plot.setLabel("left", what)
         self.iou_plot.setVisible(shown)
         self.graphics.ci.layout.setRowMaximumHeight(0, _UNBOUNDED if shown else 0)
-        self.loss_plot.setXLink(self.iou_plot if shown else None)  # so that their axes lie below each other
+        self.loss_plot.setXLink(self.iou_plot if shown else None)  # so that their axes are aligned
 
     def begin(self, name: str) -> None:
         """Start a run; an earlier one of the same name is replaced."""
@@ -177,13 +177,13 @@ class Curves(QWidget):
             self._line = None
         if iou is not None:
             pen = pg.mkPen(_TEACHER, width=2, style=Qt.PenStyle.DashLine)
-            side = 0 if iou > 0.5 else 1  # below the line of a good one, within the plot
+            side = 0 if iou > 0.5 else 1  # below the line of a good teacher, to stay within the plot
             options = {"position": 0.02, "anchors": [(0, side), (0, side)], "color": _TEACHER}
             self._line = pg.InfiniteLine(iou, angle=0, pen=pen, label=f"teacher {iou:.3f}", labelOpts=options)
             self.iou_plot.addItem(self._line)
 
     def drawn(self, name: str) -> list[float]:
-        """The validation IoUs of a run that are drawn, which may be fewer than there are."""
+        """Return the validation IoUs of a run that are drawn, which may be fewer than were added."""
         _, ious = self._items[name][2].getData()
         return [] if ious is None else list(ious)
 

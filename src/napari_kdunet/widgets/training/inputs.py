@@ -1,4 +1,4 @@
-"""The training data: rows of image and labels, and what is checked of them when a button is pressed."""
+"""The training data: rows of image and labels, and the checks of them when a button is pressed."""
 
 from __future__ import annotations
 
@@ -41,18 +41,18 @@ _BRUSH = 8  # pixels
 def input_rows(
     viewer: napari.viewer.Viewer, strokes: Any, finds: tuple[Any, Any, str], no_labels: str = ""
 ) -> list[Any]:
-    """The rows ``image``, ``part``, ``image_pixel_size`` and ``labels_layer``.
+    """Return the rows ``image``, ``part``, ``image_pixel_size`` and ``labels_layer``.
 
     Parameters
     ----------
     viewer : napari.viewer.Viewer
-        Where the layers are.
+        Viewer of the layers.
     strokes : callable
         Called by the button that adds a layer to paint on.
     finds : tuple
-        What finds the pixel size: model, owner and what to say of inverted contrast, as of `PixelSize`.
+        Arguments `model`, `owner` and `if_inverted` of `PixelSize`, which finds the pixel size.
     no_labels : str
-        The choice of no labels; if empty, labels are required.
+        Text of the choice of no labels; if empty, labels are required.
     """
     image = layer_choice(
         viewer, name="image", label="Image", tooltip="The electron-microscopy image: grey values, 2-D or 3-D."
@@ -77,7 +77,7 @@ def input_rows(
 
 
 def sparse_box() -> CheckBox:
-    """Whether what is not painted counts."""
+    """Return the check box that says whether unpainted pixels are ignored."""
     return CheckBox(
         name="sparse",
         text="unpainted = not looked at",
@@ -103,7 +103,7 @@ def new_strokes(viewer: napari.viewer.Viewer, image: Any) -> Labels:
 
 
 def volumes(image: Choice, labels: Choice) -> tuple[Volume, Volume | None]:
-    """Image and labels, with a warning where they lie in different places.
+    """Return image and labels, None for no labels; warn if the layers lie in different places.
 
     Raises
     ------
@@ -122,7 +122,7 @@ def volumes(image: Choice, labels: Choice) -> tuple[Volume, Volume | None]:
 def check(image: Choice, labels: Choice, config: TrainConfig) -> None:
     """Check that something is labelled and that the image shows something there, before a process is started.
 
-    What is lazy is left to that.
+    Lazy layers are left to that process.
 
     Raises
     ------
@@ -139,12 +139,12 @@ def check(image: Choice, labels: Choice, config: TrainConfig) -> None:
 
 
 def check_image(image: Choice, slices: Iterable[int] | None = None) -> None:
-    """Check that the image is not constant in all of some slices, by default of the volume.
+    """Check that the image is not constant in all of the `slices`, by default all of the volume, unless it is lazy.
 
     Raises
     ------
     VolumeError
-        If it is.
+        If the image is constant there.
     """
     layer = chosen_layer(image)
     raw = volume_of(layer)
@@ -154,7 +154,7 @@ def check_image(image: Choice, slices: Iterable[int] | None = None) -> None:
 
 
 def _labelled(labels: Volume, config: TrainConfig) -> Iterator[int]:
-    """The slices to learn from, the first with foreground before the rest, which need not be read to begin with."""
+    """Yield the slices to learn from, beginning with the first that has foreground, so the rest may stay unread."""
     from napari_kdunet.core.data.splits import is_labelled, labelled_slices  # they import torch
 
     first = next((z for z in range(len(labels)) if is_labelled(labels, z, config)[1]), None)
@@ -166,6 +166,6 @@ def _labelled(labels: Volume, config: TrainConfig) -> Iterator[int]:
 
 
 def _is_constant(pixels: NDArray[Any]) -> bool:
-    """Whether all pixels (Y, X) are one value, or none a number; of an image the first row mostly tells."""
+    """Return whether all pixels (YX) have one value, or are NaN; for most images the first row is enough to tell."""
     first = pixels[0, 0]
     return all((row == first).all() or (row != row).all() for row in pixels)

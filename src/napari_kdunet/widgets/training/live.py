@@ -1,4 +1,4 @@
-"""Live training: train on while the user paints labels."""
+"""Live training: keep training while the user paints labels."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def iter_live(
 
 
 def _what_to_paint(config: TrainConfig, missing: str) -> str:
-    """Which labels to paint; 0 is no label where it is to be ignored, and else the background."""
+    """Return a message on which labels to paint; 0 means unlabelled if it is the ignore value, else background."""
     if config.ignore != 0:
         return f"paint in a mitochondrion, any label but 0, which is background ({missing})."
     other = "2 in a mitochondrion" if config.label_classes == 2 else "2 and up in the other classes"
@@ -57,7 +57,7 @@ def _what_to_paint(config: TrainConfig, missing: str) -> str:
 
 
 def _throttled(take: Callable[[], list[int]]) -> Callable[[], list[int]]:
-    """Call `take` at most once in a `_POLL_INTERVAL`: in another process it waits for the GUI thread."""
+    """Limit `take` to one call per `_POLL_INTERVAL`: a call from another process waits for the GUI thread."""
     latest = time.monotonic()
 
     def throttled() -> list[int]:

@@ -30,26 +30,26 @@ if TYPE_CHECKING:
 
 __all__ = ["Job", "TrainingPanel"]
 
-_REST_MS = 150  # without scrolling before a slice is predicted: each prediction slows the training down
+_REST_MS = 150  # ms without scrolling before a slice is predicted: each prediction slows the training down
 
 
 @dataclass(frozen=True)
 class Job:
-    """A training run: its name in the plot, the name of its model in the list, its image, and what makes its events."""
+    """A training run: its name in the plot, its model's name in the list, its image, and what makes its events."""
 
     run: str
     model_name: str
     image: Layer
     make_events: Callable[[], Iterator[Any]]
     endless: bool = False
-    """Without a budget: it runs until it is stopped, and its latest model is kept, as labels that change make
-    scores incomparable."""
+    """Whether the run has no budget: it runs until it is stopped, and its latest model is kept, not its best, as labels
+    that change make scores incomparable."""
     inverted: bool = False
-    """Bright and dark of the image are exchanged for the network."""
+    """Whether bright and dark of the image are exchanged for the network."""
     settings: Any = None
-    """What another run must have alike, beside the image, to be shown in the same plot."""
+    """Settings that another run on the same image must share to be shown in the same plot."""
     is_control: bool = False
-    """Its model is there to be compared with, and nowhere the one to take."""
+    """Whether the model is there only for comparison, and is never suggested for use."""
 
 
 class TrainingPanel(Panel):
@@ -61,7 +61,7 @@ class TrainingPanel(Panel):
     Parameters
     ----------
     viewer : napari.viewer.Viewer
-        Where the layers are.
+        Viewer of the layers.
     settings : Settings
         The settings of the kind of training.
     inputs : sequence of magicgui widgets
@@ -102,9 +102,9 @@ class TrainingPanel(Panel):
         self.view.pause_clicked.connect(self.pause_or_resume)
         self.view.stop_clicked.connect(self.stop)
         self.view.save_clicked.connect(lambda: ask_and_save(self.model_name, models, self.native))
-        warm_up(self.native)  # with the widget's opening rather than amid a training
+        warm_up(self.native)  # when the panel opens rather than during a training
         prepare()
-        self.native.destroyed.connect(release)  # a function that outlives whatever the collector clears
+        self.native.destroyed.connect(release)  # a module's function, which the collector does not clear
 
     # for subclasses
 
@@ -114,15 +114,15 @@ class TrainingPanel(Panel):
         button.clicked.connect(lambda: self.start(make_job))
 
     def job(self) -> Job:
-        """What the start button starts."""
+        """Return the job that the start button starts."""
         raise NotImplementedError
 
     def config(self) -> Any:
-        """The settings, of their kind; errors as in `Settings.config`."""
+        """Return the settings, with 0 ignored if `sparse` is ticked; raises the errors of `Settings.config`."""
         return self.settings.config(ignore=0 if self.sparse.value else None)
 
     def on_event(self, event: Any) -> None:
-        """Handle an event of the run, after this class has."""
+        """Handle an event of the run, after this class has handled it."""
 
     # actions of the user
 
@@ -133,7 +133,7 @@ class TrainingPanel(Panel):
             self.sparse.value = True
 
     def start(self, make_job: Callable[[], Job] | None = None) -> None:
-        """Start a run, unless one is running; what is wrong with its inputs is said before anything starts."""
+        """Start a run, unless one is running; errors in its inputs are shown before anything starts."""
         if self.worker is not None:
             return
         with self.telling():
@@ -170,7 +170,7 @@ class TrainingPanel(Panel):
     def dock_closed(self) -> None:
         """Remove the preview, and end the process that waits for a start."""
         release()
-        self.worker = None  # which is dropped with the panel
+        self.worker = None  # the worker is dropped with the panel
         self.guard.leave()
         if self.preview is not None:
             self.preview.close()
@@ -208,7 +208,7 @@ class TrainingPanel(Panel):
             from napari_kdunet.core.training.train import collapsed_message
 
             message = collapsed_message(event)
-            self._end += f" {message[0].upper()}{message[1:]}"  # the notification goes
+            self._end += f" {message[0].upper()}{message[1:]}"  # as the notification disappears
             show_warning(message)
 
     def _ended(self, error: Exception | None = None) -> None:
@@ -233,8 +233,8 @@ class TrainingPanel(Panel):
 
 
 def _on_disk(job: Job, session: SessionFolder) -> Iterator[Any]:
-    """Yield the events of a job, each best model once it is written; where that fails the training goes on."""
-    path, is_said = None, False  # of a run without a model no name is taken
+    """Yield the events of a job, each best model after it is written; if writing fails, the training goes on."""
+    path, is_said = None, False  # a run without a model takes no name
     for event in job.make_events():
         if isinstance(event, core.Validated) and (event.best or job.endless):
             path = path or session.new_path(job.model_name)

@@ -33,7 +33,7 @@ class RunView(QWidget):
     Parameters
     ----------
     viewer : napari.viewer.Viewer
-        Its theme gives the colours of the curves.
+        Viewer whose theme gives the colours of the curves.
     start : str
         Text of the start button.
 
@@ -63,7 +63,7 @@ class RunView(QWidget):
         self.status, self.score, self.notes = wrapped_label(), wrapped_label(), wrapped_label()
         self.notes.hide()
         self.curves = Curves(viewer)
-        self.curves.hide()  # the settings have its place before the first run
+        self.curves.hide()  # before the first run, the settings have the room
         self.controls = QWidget()
         controls = QVBoxLayout(self.controls)
         controls.setContentsMargins(0, 0, 0, 0)
@@ -97,9 +97,9 @@ class RunView(QWidget):
         self.curves.begin(run)
         self.curves.show()
         self._set_running(True)
-        self.pause_button.setEnabled(False)  # a teacher that is asked first would go on, and its time counts
+        self.pause_button.setEnabled(False)  # a pause would not hold a teacher that is asked first, and its time counts
         self.bar.setRange(0, 0)
-        asked = ", asking the teacher" if run == "student" else ""  # which can take a minute where nothing is labelled
+        asked = ", asking the teacher" if run == "student" else ""  # can take a minute where nothing is labelled
         self.status.setText(f"Preparing: reading the slices{asked}…")
         self.score.clear()
         self.notes.hide()
@@ -128,7 +128,7 @@ class RunView(QWidget):
         self._validated_on = shown.get(event.validated_on, event.validated_on)
         kinds = {"training slices": "training", STROKES: "check", "teacher": "agreement"}
         self._kind = kinds.get(event.validated_on, "validation")
-        self.curves.measure(f"{self._kind} IoU", shown=self._kind != "training")  # which is no score
+        self.curves.measure(f"{self._kind} IoU", shown=self._kind != "training")  # that of training slices is no score
         self.notes.setText("Note: " + " ".join(event.notes))
         self.notes.setVisible(bool(event.notes))
 
@@ -171,7 +171,7 @@ class RunView(QWidget):
 
     @property
     def has_score(self) -> bool:
-        """Whether the IoU is of slices that are not learnt from, and no mere check."""
+        """Whether the IoU is measured on slices that are not learnt from, rather than being a mere check."""
         return self._kind == "validation"
 
     def paused(self, is_paused: bool) -> None:

@@ -14,7 +14,7 @@ from napari_kdunet.widgets.shared.panel import button
 
 __all__ = ["Settings"]
 
-#: What a quality sets. A student's k is chosen apart: it is what distillation is for.
+#: Settings that each quality sets. A student's k is chosen apart, as a small k is what distillation is for.
 _TRAIN = {
     "quick": {"minutes": 1.0, "k": 4},
     "good": {"minutes": 5.0, "k": 16},
@@ -22,9 +22,9 @@ _TRAIN = {
 }
 _DISTIL = {name: {"minutes": each["minutes"]} for name, each in _TRAIN.items()}
 _STUDENT = ("k", "tau", "lam", "bn")
-_FIRST = ("minutes", "steps", "k", "bn", "mode")  # of the folded ones
-_OF_THE_IMAGE = ("slices",)  # said of one image, and out of sight for the next: not kept for another session
-_HIDDEN = ("ignore", "volume_weights")  # as `sparse` says it; a panel trains on one image
+_FIRST = ("minutes", "steps", "k", "bn", "mode")  # among the folded settings
+_OF_THE_IMAGE = ("slices",)  # holds for one image, and is easily overlooked for the next: not stored between sessions
+_HIDDEN = ("ignore", "volume_weights")  # `sparse` sets ignore; a panel trains on one image
 
 
 class Settings:
@@ -38,11 +38,11 @@ class Settings:
     Attributes
     ----------
     quality : ComboBox
-        quick, good or best; custom where a setting that it sets is another.
+        quick, good or best; custom if a setting that it sets has another value.
     student, advanced : Folding or None
-        The groups of the other rows; only a distillation has a student.
+        Groups of the other rows; only a distillation has a student.
     widgets : dict of str to magicgui widget
-        The widget of each setting, by the name of its field.
+        Widget of each setting, by the name of its field.
     """
 
     def __init__(self, kind: type[TrainConfig]) -> None:
@@ -70,16 +70,16 @@ class Settings:
 
     @property
     def rows(self) -> list[Any]:
-        """Quality, the student where there is one, and the folded settings."""
+        """Rows of the panel: quality, the student if there is one, and the folded settings."""
         return [row for row in (self.quality, self.student, self.advanced) if row is not None]
 
     def config(self, **overrides: Any) -> Any:
-        """The settings, validated; the steps count where they are given, else the minutes.
+        """Return the settings, validated; the steps count if they are given, else the minutes.
 
         Raises
         ------
         ConfigError
-            If one is out of bounds, or cannot be read; the message names it.
+            If a setting is out of bounds, or cannot be parsed; the message names it.
         """
         values = {name: widget.value for name, widget in self.widgets.items()}
         if values["steps"] is not None:
@@ -125,7 +125,7 @@ class Settings:
             self.widgets["steps"].value = None
 
     def _edited(self) -> None:
-        """Store the values, and show which quality they are."""
+        """Store the values, and show the quality that they amount to."""
         save(self.kind.__name__, self._kept)
         values = {name: self.widgets[name].value for name in ("minutes", "k", "steps")}
         fits = [

@@ -1,4 +1,4 @@
-"""The control that chooses a teacher's file of another tool, and asks before one that can run code."""
+"""The row that chooses a teacher file of another tool, and asks before opening one that can run code."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class TeacherFile(Container):
     path : Path or None
         The chosen file.
     trusted : bool
-        Whether the user has said that its maker is trusted; asked of TorchScript alone.
+        Whether the user has said that its maker is trusted; asked only for TorchScript files.
     """
 
     def __init__(self, **options: Any) -> None:
@@ -53,7 +53,7 @@ class TeacherFile(Container):
         self.clear()
 
     def open(self, path: str | Path) -> None:
-        """Choose a file; of a TorchScript file the user is asked first, and with No nothing is chosen."""
+        """Choose a file; for a TorchScript file the user is asked first, and after No nothing changes."""
         from napari_kdunet.core.data.teachers import is_torchscript
 
         path, trusted = Path(path), False
@@ -72,7 +72,7 @@ class TeacherFile(Container):
         self._choose(path, trusted)
 
     def clear(self) -> None:
-        """Choose none."""
+        """Choose no file."""
         self._choose(None, False)
 
     def _choose(self, path: Path | None, trusted: bool) -> None:

@@ -1,8 +1,8 @@
 """Run a generator, such as a training, in a process of its own, so that it and napari's GUI do not wait for each other.
 
 Python runs one thread at a time. On a thread beside the GUI the training of a tiny network, whose steps are many short
-calls, falls to half its speed while the user scrolls; in its own process it keeps it. The settings and models are sent
-there, slices are sent when they are read, and the events come back.
+calls, falls to half its speed while the user scrolls; in its own process it keeps its speed. The settings and models
+are sent there, slices are sent when they are read, and the events come back.
 
 The process (`process_main`) is started as a program rather than by `multiprocessing`, which would run the user's script
 again.
@@ -36,7 +36,7 @@ OWN_PROCESS = True
 
 _POLL_INTERVAL = 0.2  # s without an event after which there is an `Idle`
 _KILL_TIMEOUT = 10.0  # s that the process may take to end; it ends by itself some 2 s after it is asked to
-_NO_WINDOW = getattr(subprocess, "CREATE_NO_WINDOW", 0)  # on Windows alone
+_NO_WINDOW = getattr(subprocess, "CREATE_NO_WINDOW", 0)  # exists only on Windows
 _MAX_REASON = 150  # characters of an error that are shown
 
 
@@ -56,19 +56,19 @@ def run_in_process(task: Callable[..., Iterator[Any]], *args: Any, **kwargs: Any
     task : callable
         A generator function that can be imported by its name.
     *args, **kwargs
-        Its arguments, which are pickled, but for two kinds of objects that stay in this process: the source of each
+        Its arguments, which are pickled, except two kinds of objects that stay in this process: the source of each
         `Volume`, whose slices are sent when they are read, and each object whose class has ``remote_methods``, a tuple
         of the names of methods that can be called from the other process. They are called on the thread that iterates.
 
     Yields
     ------
     Idle or any
-        The events, and `Idle` while there are none, as when the process starts.
+        The events, and `Idle` while there are none, for example while the process starts.
 
     Raises
     ------
     TrainingError
-        If the process dies, as when memory is out; and whatever `task` raises.
+        If the process dies, for example because memory is out; whatever `task` raises is raised too.
     """
     kept: list[Any] = []
     try:
@@ -105,7 +105,7 @@ class _Process:
             "-P",
             "-m",
             "napari_kdunet.widgets.workers.process_main",
-        ]  # -P: nothing of this folder
+        ]  # -P: import nothing from the current folder
         path = os.pathsep.join(each for each in sys.path if each)
         self._process = Popen(
             command,
@@ -120,7 +120,7 @@ class _Process:
 
     @property
     def is_alive(self) -> bool:
-        """Whether it runs."""
+        """Whether the process runs."""
         return self._process.poll() is None
 
     def __enter__(self) -> _Process:
@@ -142,14 +142,14 @@ class _Process:
         self._process.stdout.close()
 
     def next_message(self) -> tuple[Any, ...]:
-        """The next message of the process, or ``("idle",)`` if none comes for a moment."""
+        """Return the next message of the process, or ``("idle",)`` if none comes for a moment."""
         try:
             return self._messages.get(timeout=_POLL_INTERVAL)
         except queue.Empty:
             return ("idle",)
 
     def send(self, message: tuple[Any, ...]) -> None:
-        """Send a message; nothing happens where the process has died, which `next_message` tells."""
+        """Send a message; does nothing if the process has died, as `next_message` reports that."""
         pickled = pickle.dumps(message)
         assert self._process.stdin is not None
         with suppress(OSError):
@@ -193,7 +193,7 @@ class _Prepared:
 
 
 def _alive(process: _Process | None) -> _Process | None:
-    """The process, unless it has died: then its pipes are closed."""
+    """Return the process if it is alive; else close its pipes and return None."""
     if process is not None and not process.is_alive:
         process.__exit__()
         return None
@@ -206,15 +206,15 @@ _prepared = _Prepared()
 def prepare() -> None:
     """Start the process of the next task: it imports and compiles what a training needs while the user makes settings.
 
-    That takes it three quarters of the time to the first step. It waits, and takes some 500 MB, until a task comes,
-    `release` is called or this process ends.
+    This preparation makes up three quarters of the time to the first step. The process then waits, and takes some
+    500 MB, until a task comes, `release` is called or this process ends.
     """
     if OWN_PROCESS:
         _prepared.make()
 
 
 def release() -> None:
-    """End the process that `prepare` has started, if it has got no task."""
+    """End the process that `prepare` has started, if it has not been given a task."""
     _prepared.end()
 
 
@@ -224,14 +224,14 @@ class _Pickler(pickle.Pickler):
     def __init__(self, file: BinaryIO, kept: list[Any]) -> None:
         super().__init__(file, pickle.HIGHEST_PROTOCOL)
         self.kept = kept
-        self.sources: list[Any] = []  # of the volumes
+        self.sources: list[Any] = []  # sources of the volumes
 
     def reducer_override(self, obj: Any) -> Any:
         if not isinstance(obj, Volume):
             return NotImplemented
         self.sources.append(obj.source)  # pickled next
         given = {each.name: getattr(obj, each.name) for each in fields(Volume) if each.init}
-        return partial(Volume, **given), ()  # no subclass, which the other process may not be able to import
+        return partial(Volume, **given), ()  # never a subclass, which the other process may be unable to import
 
     def persistent_id(self, obj: Any) -> Any:
         is_source = any(obj is source for source in self.sources)
@@ -255,7 +255,7 @@ def _pickle(content: Any, kept: list[Any]) -> bytes:
 
 
 def _call(target: Any, method: str, args: tuple[Any, ...]) -> tuple[Any, Exception | None]:
-    """Call a method of an object that stayed here: what it returns, and what it raises."""
+    """Call a method of an object that stayed here; return its result and the error that it raised, one of them None."""
     try:
         found = getattr(target, method)(*args)
         return np.asarray(found) if method == "__getitem__" else found, None

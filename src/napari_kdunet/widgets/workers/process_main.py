@@ -2,7 +2,7 @@
 
 Parent and child exchange pickled tuples through the standard input and output of the child. In come the task, the
 answers to calls of objects that stayed in the parent, a credit for each event that was consumed, and at last a request
-to stop; out go the events, the calls, and at last how it ended. Where the input ends without such a request the parent
+to stop; out go the events, the calls, and at last how it ended. If the input ends without such a request, the parent
 has died: the task is closed after the current step, as if it had been asked to stop.
 """
 
@@ -20,13 +20,13 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from napari_kdunet.core.errors import TrainingError  # nothing slow, so that it can be stopped at once: not `core`
+from napari_kdunet.core.errors import TrainingError  # fast to import, unlike `core`: it can stop at once
 
 if TYPE_CHECKING:
     import numpy as np
 
-_PREFETCH_EVENTS = 2  # sent ahead of their consumer: a busy GUI holds up no step, and a pause comes so many steps late
-_EXIT_TIMEOUT = 2.0  # s that the current step may take when asked to stop; the best model has been sent
+_PREFETCH_EVENTS = 2  # events sent ahead: a busy GUI delays no step, but a pause comes this many steps late
+_EXIT_TIMEOUT = 2.0  # s that the current step may take when asked to stop; the best model is sent by then
 
 Task = tuple[Callable[..., Iterator[Any]], tuple[Any, ...], dict[str, Any]]
 
@@ -81,7 +81,7 @@ class _Parent:
         self._input, self._output = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
         with Path(os.devnull).open() as nothing:
             os.dup2(nothing.fileno(), 0)  # so that nothing else reads the messages
-        os.dup2(2, 1)  # what anything prints is no message
+        os.dup2(2, 1)  # so that nothing printed is taken for a message
         self._may_send = threading.Semaphore(_PREFETCH_EVENTS)
         self._tasks: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
         self._answers: queue.SimpleQueue[tuple[Any, Exception | None]] = queue.SimpleQueue()
@@ -92,11 +92,11 @@ class _Parent:
 
     @property
     def has_task(self) -> bool:
-        """Whether a task is there, or the parent wants none any more."""
+        """Whether a task has arrived, or the parent will send none."""
         return not self._tasks.empty()
 
     def receive_task(self) -> Task | None:
-        """The task to run; None where the parent wants none any more."""
+        """Return the task to run, or None if the parent will send none."""
         task = self._tasks.get()
         if task is None:
             return None
@@ -104,7 +104,7 @@ class _Parent:
         return found
 
     def send_event(self, event: Any) -> bool:
-        """Send an event once there is room; whether the parent wants another one."""
+        """Send an event once the parent has room for it; return whether the parent wants another one."""
         self._may_send.acquire()
         if not self._closed.is_set():
             self._send(("event", event))
@@ -152,7 +152,7 @@ class _Parent:
             os._exit(0)
 
     def _read_until_closed(self) -> bool:
-        """Pass messages on until there are no more; whether the parent has asked to stop, or else has died."""
+        """Pass messages on until there are no more; return True if the parent has asked to stop, False if it died."""
         with suppress(Exception):  # the pipe is closed, maybe amid a message, or an answer cannot be unpickled
             while True:
                 match pickle.load(self._input):
@@ -173,7 +173,7 @@ def _warm_up(parent: _Parent) -> None:
 
     from napari_kdunet import core
 
-    if parent.has_task:  # it imports what it needs, if it needs torch at all
+    if parent.has_task:  # the task imports what it needs, which may not include torch
         return
     train = core.iter_train
     raw = np.random.default_rng(0).integers(0, 255, (1, 64, 64), np.uint8)

@@ -1,6 +1,6 @@
-"""How work on a thread is stopped between two events: by an error in what it asks for.
+"""Stop work on a thread between two of its events: the next read of its volume raises an error.
 
-To read all of a large slice, for its mean, takes many seconds.
+The events alone would not do: reading all of a large slice, for its mean, takes many seconds.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ __all__ = ["StoppedError", "stoppable", "was_stopped"]
 
 
 class StoppedError(Exception):
-    """The work has been stopped; raised in the place of what was read."""
+    """The work has been stopped; raised instead of returning what was read."""
 
 
 def stoppable(volume: Volume, is_stopped: Callable[[], bool]) -> Volume:
-    """The volume, of which the next window that is read is an error once `is_stopped` returns True."""
+    """Return the volume, made to raise an error (see `was_stopped`) at the next read once `is_stopped` returns True."""
 
     def unless_stopped(pixels: NDArray[Any]) -> NDArray[Any]:
         if is_stopped():
@@ -33,7 +33,7 @@ def stoppable(volume: Volume, is_stopped: Callable[[], bool]) -> Volume:
 
 
 def was_stopped(error: BaseException | None) -> bool:
-    """Whether an error has come of that."""
+    """Return whether an error is, or was caused by, a `StoppedError`."""
     while error is not None:
         if isinstance(error, StoppedError):
             return True

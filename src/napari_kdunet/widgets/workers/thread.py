@@ -25,7 +25,7 @@ MakeEvents = Callable[[], Iterator[Any]]
 
 
 def _drive(make_events: MakeEvents) -> Generator[Any, None, None]:
-    """Make the events on the thread that consumes them; closing this closes them."""
+    """Make the events on the thread that consumes them; closing this generator closes them."""
     yield from make_events()
 
 
@@ -107,17 +107,17 @@ class EventWorker(QObject):
 
     @property
     def stopped(self) -> bool:
-        """Whether it was told to stop, or its owner has gone; the work may ask this on its thread."""
+        """Whether the worker was told to stop, or its owner is gone; may be read on the worker's thread."""
         return bool(self._thread.abort_requested)
 
     @property
     def is_running(self) -> bool:
-        """Whether it has neither ended, as seen on the GUI thread, nor been dropped."""
+        """Whether the worker has neither ended, as seen on the GUI thread, nor been dropped."""
         return self._alive and not self._dropped
 
     @property
     def is_paused(self) -> bool:
-        """Whether it is paused."""
+        """Whether the worker is paused."""
         return self._alive and bool(self._thread.is_paused)
 
     def start(self) -> None:
@@ -136,11 +136,11 @@ class EventWorker(QObject):
             self._thread._pause_requested = False
 
     def stop(self) -> None:
-        """Close the generator after the current event, which is told as well; then `on_done` is called."""
+        """Close the generator after the current event, which is still handled; then `on_done` is called."""
         self._thread.quit()
 
     def drop(self) -> None:
-        """Stop, and call no callback any more: nobody wants what it finds."""
+        """Stop, and call no further callbacks: the results are no longer wanted."""
         self._dropped = True
         self.stop()
 
@@ -190,9 +190,9 @@ def run(
     on_done : callable, optional
         Called when the generator has ended or was stopped, and is closed.
     on_error : callable, optional
-        Called instead with an exception of any type; the user has been notified.
+        Called instead of `on_done` with an exception of any type, after the user has been notified of it.
     owner : QWidget, optional
-        The widget it belongs to: when that is removed, the generator is stopped and no callback is called any more.
+        Widget that owns the worker: when it is removed, the generator is stopped and no callback is called any more.
 
     Returns
     -------
@@ -210,7 +210,7 @@ def run_stoppable(
     on_error: Callable[[Exception], Any] | None = None,
     owner: QWidget | None = None,
 ) -> EventWorker:
-    """As `run`, for work that asks between two events whether it has been stopped: it is given what tells that."""
+    """Run a generator on a thread as `run` does; `make_events` is given a function that returns whether to stop."""
     worker = EventWorker(lambda: make_events(lambda: worker.stopped), on_event, on_done, on_error, owner)
-    worker.start()  # only now, as the work asks it
+    worker.start()  # only now, as the work asks `worker`
     return worker

@@ -24,12 +24,12 @@ _CONDITION = re.compile(r"(not\s+)?([A-Za-z]\w*)\s*(?:(<=|>=|!=|==|<|>|=)\s*([-+
 
 
 def filter_table(table: pd.DataFrame, text: str) -> pd.DataFrame:
-    """The rows for which all conditions hold, joined by ``and``: a column, or a column compared with a number.
+    """Return the rows for which all conditions hold, joined by ``and``: a column, or a column compared with a number.
 
     Raises
     ------
     ConfigError
-        It cannot be read, or there is no such column.
+        If a condition cannot be parsed, or there is no such column.
     """
     for part in re.split(r"\s+and\s+|&", text.strip()) if text.strip() else []:
         match = _CONDITION.fullmatch(part.strip())

@@ -1,4 +1,4 @@
-"""Histogram or scatter plot of the measurements of objects, in which a lasso or box selects."""
+"""Histogram or scatter plot of the measurements of objects, in which a lasso or box selects objects."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ if TYPE_CHECKING:
 
 __all__ = ["COUNT", "ObjectPlot"]
 
-#: In place of a measurement along y: a histogram.
+#: Choice along y, in place of a measurement, that makes the plot a histogram.
 COUNT = "count"
 
 _ALL, _SELECTED = "#56B4E9", "#E69F00"  # Okabe and Ito (2008)
 _FIRST = ("volume_um3", COUNT)
-_FEW = 5  # objects a bar, of which the axis would otherwise count halves
+_FEW = 5  # objects in the highest bar: below this, the axis would have ticks at halves
 _REACH = 12  # pixels from a click to the point that it selects
 
 
 class _Box(pg.ViewBox):
     """A view box in which a drag draws, rather than moving the plot."""
 
-    drawn = Signal(object, bool)  # points (N, 2), whether they are added
+    drawn = Signal(object, bool)  # points (N, 2), and whether they add to the selection
     drawing = Signal(object)
 
     def __init__(self) -> None:
@@ -64,12 +64,12 @@ class _Box(pg.ViewBox):
 class ObjectPlot(QWidget):
     """A plot of one measurement (histogram) or two (scatter) of the objects that the table shows.
 
-    A lasso or a box that is drawn in it selects objects, a range those of a histogram; with Shift, more of them.
+    Drawing a lasso or a box selects objects, in a histogram drawing a range; with Shift, they add to the selection.
 
     Parameters
     ----------
     viewer : napari.viewer.Viewer
-        Its theme gives the colours.
+        Viewer whose theme gives the colours.
 
     Signals
     -------
@@ -98,7 +98,8 @@ class ObjectPlot(QWidget):
         self.plot = pg.PlotWidget(viewBox=self.box)
         self.plot.setToolTip("Drag around points, or over bars, to select these objects; with Shift, more of them.")
         self.plot.hideButtons()
-        for side in ("left", "bottom"):  # 0.005 µm³ are not 5; once it has data, this itself would set such a factor
+        # otherwise 0.005 µm³ are shown as 5; with data in the plot, this call itself would set such a factor
+        for side in ("left", "bottom"):
             self.plot.getAxis(side).enableAutoSIPrefix(False)
         self.bars = pg.BarGraphItem(x=[], height=[], width=1, brush=_ALL, pen=None)
         self.marked = pg.BarGraphItem(x=[], height=[], width=1, brush=_SELECTED, pen=None)
@@ -113,11 +114,11 @@ class ObjectPlot(QWidget):
         FollowTheme(self, viewer, self.plot, [self.plot])
 
     def sizeHint(self) -> QSize:
-        """As large as the table."""
+        """Return a size like that of the table."""
         return QSize(380, 200)
 
     def show_table(self, table: pd.DataFrame) -> None:
-        """Plot other measurements; which ones stays, where they are there."""
+        """Plot another table; the chosen columns stay, if it has them."""
         self.table = table
         numbers = [name for name in table if name != "id" and table[name].dtype.kind in "iuf"]
         for box, names, first in ((self.along_x, numbers, _FIRST[0]), (self.along_y, [COUNT, *numbers], _FIRST[1])):
@@ -127,12 +128,12 @@ class ObjectPlot(QWidget):
                     box.clear()
                     for name in names:
                         box.addItem(title_of(name), name)
-                        box.setItemData(box.count() - 1, name, Qt.ItemDataRole.ToolTipRole)  # to filter by
+                        box.setItemData(box.count() - 1, name, Qt.ItemDataRole.ToolTipRole)  # the name to filter by
                     box.setCurrentIndex(box.findData(before if before in names else first))
         self._draw()
 
     def show_columns(self, x: str, y: str) -> None:
-        """Plot a column of the table against another one, or its `COUNT`."""
+        """Plot column `x` of the table against column `y`, or a histogram of it if `y` is `COUNT`."""
         for box, name in ((self.along_x, x), (self.along_y, y)):
             box.setCurrentIndex(box.findData(name))
 
@@ -183,11 +184,11 @@ class ObjectPlot(QWidget):
         self.plot.setLabel("bottom", self.along_x.currentText())
         self.plot.setLabel("left", self.along_y.currentText())
         few = flat and self.bars.opts["height"].max(initial=0) < _FEW
-        self.plot.getAxis("left").setTickSpacing(levels=[(1, 0)] if few else None)  # there is no half an object
+        self.plot.getAxis("left").setTickSpacing(levels=[(1, 0)] if few else None)  # no ticks at half an object
         self.plot.enableAutoRange()
 
     def _outline(self, points: Any) -> Any:
-        """The polygon (N, 2) that a drag draws."""
+        """Return the polygon (N, 2) that a drag draws."""
         if self._values[2] is not None and self.shape.currentText() == "lasso":
             return points
         (left, top), (right, bottom) = points[0], points[-1]

@@ -1,4 +1,4 @@
-"""The table of objects in the panel: sorted by a click on a heading, rows selected are objects selected."""
+"""The table of objects in the panel: a click on a heading sorts it, and selecting rows selects objects."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ from napari_kdunet.widgets.proofreading.table.titles import USUAL, title_of
 
 __all__ = ["ObjectTable", "features_of", "suspicion"]
 
-_DENSE = 100_000  # rows of features beyond twice the number of objects
+_DENSE = 100_000  # rows that features may have beyond twice the number of objects
 _NONE = QModelIndex()
 
 
 def suspicion(table: pd.DataFrame, threshold: float = 0.5) -> pd.Series:
-    """How much each object asks to be looked at: small, of an odd shape, doubtful, or in one slice of several."""
+    """Return how suspicious each object is: small, of an odd shape, doubtful, or in one slice of several."""
     small = 1 - table["volume_um3"].rank(pct=True)
     odd = 1 - table["sphericity"].rank(pct=True)
     most = np.maximum(small, odd)
-    if "mean_probability" in table:  # the nearer to the threshold, the more
+    if "mean_probability" in table:  # the lower, and so the nearer to the threshold, the more doubtful
         doubt = 1 - (table["mean_probability"] - threshold).rank(pct=True)
         most = np.maximum(most, doubt)
     alone = (table["slices"] == 1) & (table["last_slice"].max() > table["first_slice"].min())
@@ -39,10 +39,10 @@ def suspicion(table: pd.DataFrame, threshold: float = 0.5) -> pd.Series:
 
 
 def features_of(table: pd.DataFrame) -> pd.DataFrame:
-    """A table as the features of a labels layer, with the row of an object at the position of its id.
+    """Return a table as the features of a labels layer, with the row of each object at the position of its id.
 
-    napari's own table goes by the position. Where ids are much higher than there are objects, it goes by the column
-    ``index`` alone.
+    napari's own table goes by the position. If ids are much higher than the number of objects, the rows stay as they
+    are, and napari goes by the column ``index`` alone.
     """
     ids = table["id"].to_numpy(dtype=np.int64)
     if not len(ids) or ids.max() > 2 * len(ids) + _DENSE:
@@ -63,15 +63,15 @@ class _Measurements(QAbstractTableModel):
         self._order: tuple[str, bool] | None = None  # column, ascending
 
     def rowCount(self, parent: QModelIndex = _NONE) -> int:
-        """Objects."""
+        """Return the number of objects."""
         return 0 if parent.isValid() else len(self.frame)
 
     def columnCount(self, parent: QModelIndex = _NONE) -> int:
-        """Measurements."""
+        """Return the number of measurements."""
         return 0 if parent.isValid() else len(self.frame.columns)
 
     def data(self, index: QModelIndex, role: int = Qt.ItemDataRole.DisplayRole) -> Any:
-        """The text of a cell."""
+        """Return the text of a cell."""
         if role != Qt.ItemDataRole.DisplayRole or not index.isValid():
             return None
         value = self.frame.iat[index.row(), index.column()]
@@ -80,7 +80,7 @@ class _Measurements(QAbstractTableModel):
         return f"{value:.4g}" if isinstance(value, float | np.floating) else str(value)
 
     def headerData(self, section: int, orientation: Qt.Orientation, role: int = Qt.ItemDataRole.DisplayRole) -> Any:
-        """The title of a column; its name, by which it is filtered, as a tooltip."""
+        """Return the title of a column; as its tooltip, the name to filter by."""
         if orientation != Qt.Orientation.Horizontal or section >= len(self.frame.columns):
             return None
         name = self.frame.columns[section]
@@ -89,7 +89,7 @@ class _Measurements(QAbstractTableModel):
         return title_of(name) if role == Qt.ItemDataRole.DisplayRole else None
 
     def show(self, table: pd.DataFrame) -> None:
-        """Take another table, the usual columns first."""
+        """Show another table, the usual columns first."""
         self.beginResetModel()
         usual = [name for name in USUAL if name in table]
         self.frame = table[[*usual, *(name for name in table if name not in USUAL)]]
@@ -105,7 +105,7 @@ class _Measurements(QAbstractTableModel):
             self._sort()
             row = {number: at for at, number in enumerate(self.frame["id"].tolist())}
             after = [self.index(row[ids[index.row()]], index.column()) for index in before]
-            self.changePersistentIndexList(before, after)  # the selection goes by these
+            self.changePersistentIndexList(before, after)  # the selection follows these
             self.layoutChanged.emit()
 
     def _sort(self) -> None:
@@ -115,12 +115,12 @@ class _Measurements(QAbstractTableModel):
 
 
 class ObjectTable(QTableView):
-    """The measurements of objects, a row each.
+    """Table of the measurements of objects, a row each.
 
     Signals
     -------
     chosen : list of int
-        The ids of the rows that the user has selected.
+        Ids of the rows that the user has selected.
     """
 
     chosen = Signal(list)
@@ -145,7 +145,7 @@ class ObjectTable(QTableView):
 
     @property
     def ids(self) -> list[int]:
-        """Ids of the rows, from above."""
+        """Ids of the rows, from the top."""
         return [int(i) for i in self.measurements.frame["id"]]
 
     @property
@@ -155,14 +155,14 @@ class ObjectTable(QTableView):
         return found
 
     def show_table(self, table: pd.DataFrame) -> None:
-        """Show other measurements; the selection stays where its objects do."""
+        """Show another table; selected objects that it still has stay selected."""
         selected = self.selected()
         with QSignalBlocker(self):
             self.measurements.show(table)
         self.select(selected)
 
     def selected(self) -> list[int]:
-        """Ids of the rows that are selected, from above."""
+        """Return the ids of the selected rows, from the top."""
         ids = self.measurements.frame["id"]
         chosen: Any = self._selection.selection()
         ranges = (range(part.top(), part.bottom() + 1) for part in chosen)

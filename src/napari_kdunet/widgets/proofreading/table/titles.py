@@ -1,10 +1,10 @@
-"""What a column of measurements is called in the panel, with its unit: ``volume_um3`` is "Volume (µm³)"."""
+"""Titles of the columns of measurements in the panel, with units: ``volume_um3`` is "Volume (µm³)"."""
 
 from __future__ import annotations
 
 __all__ = ["USUAL", "title_of"]
 
-#: The columns that come first in the table.
+#: Columns that come first in the table.
 USUAL = (
     "id",
     "checked",
@@ -30,7 +30,7 @@ _UNITS = {"nm": "nm", "um2": "µm²", "um3": "µm³"}
 
 
 def title_of(column: str) -> str:
-    """The title of a column."""
+    """Return the title of a column."""
     if column in _SHORT:
         return _SHORT[column]
     words, _, last = column.rpartition("_")

@@ -1,4 +1,4 @@
-"""Table and plot of the measurements, side by side as tabs: both show the same objects, and the same selected."""
+"""Table and plot of the measurements, side by side as tabs: both show the same objects and the same selection."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 __all__ = ["TableViews"]
 
 W = TypeVar("W", bound=QWidget)
-_LEAST, _ROOM = 188, 420  # pixels: of the tabs at least, of a panel in which they are seen
+_LEAST, _ROOM = 188, 420  # pixels: least height of the tabs, and height of a panel in which they are in sight
 
 
 class TableViews(QTabWidget):
@@ -35,7 +35,7 @@ class TableViews(QTabWidget):
         self.setMinimumHeight(_LEAST)
 
     def sizeHint(self) -> QSize:
-        """No higher than needed, so that the rows below are in sight on the screen of a laptop; it grows with room."""
+        """Return a low height, so that the rows below are in sight on a laptop; the tabs grow with the room."""
         return QSize(super().sizeHint().width(), _LEAST)
 
     def show_table(self, table: pd.DataFrame) -> None:
@@ -49,7 +49,7 @@ class TableViews(QTabWidget):
         self.plot.select(numbers)
 
     def make_room(self, panel: QWidget) -> None:
-        """Be seen in a panel that several docks above each other leave low."""
+        """Bring the tabs into sight in a panel that several docks above each other leave low."""
         dock = _around(panel, QDockWidget)
         window = None if dock is None or dock.isFloating() else _around(dock, QMainWindow)
         if dock is not None and window is not None and panel.height() < _ROOM:
@@ -62,7 +62,7 @@ class TableViews(QTabWidget):
 
 
 def _around(widget: QWidget, kind: type[W]) -> W | None:
-    """The innermost of the widgets around one that is of a kind."""
+    """Return the innermost widget of a kind around another widget."""
     parent = widget.parentWidget()
     while parent is not None and not isinstance(parent, kind):
         parent = parent.parentWidget()
