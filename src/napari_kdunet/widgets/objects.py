@@ -106,7 +106,7 @@ class ObjectsWidget(ProofreadingPanel):
             left = table[~table["id"].isin(list(self.checked))]
             if not len(left):
                 raise LabelsError("all objects are checked.")
-            self.select(int(left["id"][suspicion(table, self.threshold.value)[left.index].idxmax()]))
+            self.select(int(left["id"][suspicion(table)[left.index].idxmax()]))
 
     def check(self) -> None:
         """Mark the selected objects as checked, and go to the next suspicious one."""

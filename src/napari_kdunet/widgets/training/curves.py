@@ -59,7 +59,8 @@ class _LossAxis(pg.AxisItem):
 
 def _thin(*columns: list[Any]) -> None:
     for column in columns:
-        del column[: len(column) if len(column) > _MAX_VALUES else 0 : 2]
+        if len(column) > _MAX_VALUES:
+            del column[-2::-2]  # the newest value stays
 
 
 class Curves(QWidget):

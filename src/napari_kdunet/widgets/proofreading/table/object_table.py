@@ -26,14 +26,13 @@ _DENSE = 100_000  # rows that features may have beyond twice the number of objec
 _NONE = QModelIndex()
 
 
-def suspicion(table: pd.DataFrame, threshold: float = 0.5) -> pd.Series:
+def suspicion(table: pd.DataFrame) -> pd.Series:
     """Return how suspicious each object is: small, of an odd shape, doubtful, or in one slice of several."""
     small = 1 - table["volume_um3"].rank(pct=True)
     odd = 1 - table["sphericity"].rank(pct=True)
     most = np.maximum(small, odd)
-    if "mean_probability" in table:  # the lower, and so the nearer to the threshold, the more doubtful
-        doubt = 1 - (table["mean_probability"] - threshold).rank(pct=True)
-        most = np.maximum(most, doubt)
+    if "mean_probability" in table:
+        most = np.maximum(most, 1 - table["mean_probability"].rank(pct=True))
     alone = (table["slices"] == 1) & (table["last_slice"].max() > table["first_slice"].min())
     return pd.Series(most + alone, index=table.index)
 
