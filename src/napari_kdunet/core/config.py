@@ -24,21 +24,21 @@ __all__ = [
 ]
 
 VIEWS = (1, 2, 4, 8)
-"""Over how many mirror images and quarter turns a network's logits can be averaged; see `core.prediction.tta`."""
+"""Numbers of mirror images and quarter turns that logits can be averaged over; see `core.prediction.tta`."""
 
 
 def check_views(views: int) -> None:
-    """Raise a `ConfigError` if logits cannot be averaged over so many views."""
+    """Raise a `ConfigError` if `views` is not one of `VIEWS`."""
     if views not in VIEWS:
         raise ConfigError(f"views is {views}: choose {', '.join(map(str, VIEWS[:-1]))} or {VIEWS[-1]}.")
 
 
 LEAST_PIXEL_SIZE = 0.1
-"""Smallest working pixel size in nm, but for 0: to less, the image of a microscope would be enlarged without end."""
+"""Smallest working pixel size in nm other than 0 (the image's own): less would enlarge an image beyond all measure."""
 
 
 def _frozen(value: Any) -> Any:
-    """A list, range or array of numbers as a tuple."""
+    """Return a list, range or array of numbers as a tuple, and anything else unchanged."""
     value = value.tolist() if hasattr(value, "tolist") else value
     return tuple(value) if isinstance(value, Iterable) and not isinstance(value, str) else value
 
@@ -51,12 +51,12 @@ def _are_positive(weights: tuple[Any, ...]) -> bool:
 class TrainConfig:
     """How to train a k-Unet from labels.
 
-    The defaults are what makes tiny networks train each time; `TrainConfig.paper()` is the form of the paper.
+    With the defaults tiny networks train reliably; `TrainConfig.paper()` gives the settings of the paper.
 
     Raises
     ------
     ConfigError
-        If a value is out of the bounds in its field's metadata.
+        If a value is out of the bounds in its field's metadata, or values contradict each other.
     """
 
     k: int = setting(16, "Channels at the top of the network; doubled at each of the down-samplings.", ge=1, le=512)
@@ -251,13 +251,13 @@ class TrainConfig:
 
     @property
     def budget(self) -> tuple[int | None, float | None]:
-        """(steps, seconds), exactly one of which is not None."""
+        """Budget as (steps, seconds), exactly one of which is not None."""
         if self.steps is not None:
             return self.steps, None
         return None, 60.0 * (5.0 if self.minutes is None else self.minutes)
 
     def loss_weights(self, used: float) -> tuple[float | None, float | None]:
-        """Weights of the labels' (hard) and the teacher's (soft) loss, of those that there are.
+        """Return the weights of the hard loss (from labels) and of the soft loss (from a teacher).
 
         Parameters
         ----------
@@ -266,19 +266,19 @@ class TrainConfig:
 
         Returns
         -------
-        tuple
-            Of the two; None where that part is left out.
+        tuple of (float or None)
+            Weights of the hard and the soft loss; None for a loss that is left out.
         """
         return 1.0, 1.0
 
     @property
     def teaches_labelled(self) -> bool:
-        """Whether the soft loss counts on labelled pixels too; a start that is kept teaches only the others."""
+        """Whether the soft loss covers labelled pixels too; a start model that is kept teaches only unlabelled ones."""
         return False
 
     @property
     def label_classes(self) -> int:
-        """Classes that the labels hold: those of the network without the outlines, which are made of objects."""
+        """Number of classes in the labels: outlines, where the network has them, are derived and not labelled."""
         return 2 if self.boundary else self.classes
 
     @property
@@ -288,35 +288,42 @@ class TrainConfig:
 
     @property
     def confidence_power(self) -> float:
-        """Power of the teacher's confidence that weights a pixel in the soft loss; 0 weights all alike."""
+        """Exponent of the teacher's confidence as the weight of a pixel in the soft loss; 0 weights all alike."""
         return 1.0
 
     @property
     def labels_from(self) -> float:
-        """Share of the budget from which on the labels replace the teacher; 0 where the loss does not change."""
+        """Share of the budget after which the labels replace the teacher; 0 if the loss does not change."""
         return 0.0
 
     def unlabelled_patches(self, labelled: int, unlabelled: int) -> float:
-        """Share of patches from slices without labels, while the teacher counts, given the blocks of each kind."""
+        """Return the share of patches to draw from unlabelled slices while there is a soft loss.
+
+        Parameters
+        ----------
+        labelled, unlabelled : int
+            Numbers of blocks with and without labels.
+        """
         return 0.0
 
     @classmethod
     def paper(cls, **settings: Any) -> Self:
-        """The paper's form: ReLU, PyTorch's initialisation, no BN, plain cross entropy, flips and elastic only."""
+        """Return the paper's settings: ReLU, PyTorch's initialisation, no BN, plain cross entropy, flips, elastic."""
         return cls(**{**PAPER, **settings})
 
     def going_on(self) -> Self:
-        """These settings for fine-tuning: a model that is good already shall not forget what it knows."""
+        """Return these settings changed for fine-tuning, so that a good model does not forget what it knows."""
         return replace(self, **GOING_ON)
 
     def live(self) -> Self:
-        """These settings for training while somebody paints: short steps, and a model every other second."""
+        """Return these settings changed for training while somebody paints: short steps, a model every two seconds."""
         return replace(self, steps=None, **LIVE)
 
     def within(self, side: int) -> Self:
-        """These settings for slices of so many working pixels a side.
+        """Return these settings changed for slices with sides of `side` working pixels.
 
-        Where they are smaller than a patch, patches are as large, and so many more that a step sees as much.
+        If the slices are smaller than a patch, patches shrink to their size, and the batch grows so that a step sees as
+        many pixels as before.
         """
         patch = max(16, -(-side // 2**self.depth) * 2**self.depth)
         if patch >= self.patch:
@@ -324,11 +331,11 @@ class TrainConfig:
         return replace(self, patch=patch, batch=min(1024, round(self.batch * (self.patch / patch) ** 2)))
 
     def to_dict(self) -> dict[str, Any]:
-        """All settings as JSON-ready values."""
+        """Return all settings as JSON-ready values."""
         return {name: list(v) if isinstance(v, tuple) else v for name, v in asdict(self).items()}
 
 
-#: What the paper used where it says so (slides; report section 3), as settings.
+#: Settings of the paper, as far as it states them (slides; report section 3).
 PAPER: Mapping[str, Any] = MappingProxyType(
     {
         "bn": False,
@@ -346,11 +353,11 @@ PAPER: Mapping[str, Any] = MappingProxyType(
     }
 )
 
-#: As in `TrainConfig.going_on`: without the peak of one cycle.
+#: Settings of `TrainConfig.going_on`: a constant learning rate, without the peak of one cycle.
 GOING_ON: Mapping[str, Any] = MappingProxyType({"lr": 3e-3, "schedule": "constant"})
 
-#: As in `TrainConfig.live`: short steps, averaged weights that follow in some twenty of them, no end of the schedule;
-#: all strokes are learnt from, and too few to choose a threshold by.
+#: Settings of `TrainConfig.live`: short steps, a running average of the weights over some twenty of them, and a budget
+#: that does not run out. All strokes are trained on; they are too few to choose a threshold by.
 LIVE: Mapping[str, Any] = MappingProxyType(
     {**GOING_ON, "minutes": 24 * 60.0, "validations": 24 * 60 * 30, "batch": 4, "patch": 128, "ema": 0.95}
     | {"val_share": 0.0, "val_slices": 1, "threshold": 0.5}
@@ -358,7 +365,7 @@ LIVE: Mapping[str, Any] = MappingProxyType(
 
 
 def check_setting(name: str, value: Any) -> None:
-    """Raise `ConfigError` where `value` is not what `TrainConfig` allows for the setting `name`, by itself."""
+    """Raise `ConfigError` if `TrainConfig` does not allow `value` for the setting `name`, whatever the others are."""
     check_field(next(spec for spec in fields(TrainConfig) if spec.name == name), value)
 
 
@@ -410,51 +417,58 @@ class DistillConfig(TrainConfig):
 
     @classmethod
     def adapting(cls, **settings: Any) -> Self:
-        """Settings for a student of a teacher that knows the kind of image but not this one, without labels."""
+        """Return settings for adapting a student to an unlabelled image by a teacher that knows this kind of image."""
         return cls(**{**ADAPTING, **settings})
 
     def for_adapting(self) -> Self:
-        """These settings for a training without labels: those that are the defaults become those of `adapting`."""
+        """Return these settings for training without labels: fields at their defaults take the values of `adapting`."""
         changed = [spec.name for spec in fields(self) if getattr(self, spec.name) != spec.default]
         return self.adapting(**{name: getattr(self, name) for name in changed})
 
     def settled(self, sparse: bool) -> dict[str, Any]:
-        """Mode and temperature, decided by whether at most strokes are labelled (docs/recipe.md)."""
+        """Return `mode` and `tau` to train with; for mode "best", `sparse` (at most strokes are labelled) decides.
+
+        The reasons are in docs/recipe.md.
+        """
         mode = ("soft" if sparse else "mixed") if self.mode == "best" else self.mode
         return {"mode": mode, "tau": replace(self, mode=mode).temperature}
 
     @property
     def teaches_labelled(self) -> bool:
-        """As in `TrainConfig`."""
+        """Whether the soft loss covers labelled pixels too: in distillation it does."""
         return True
 
     def loss_weights(self, used: float) -> tuple[float | None, float | None]:
-        """As in `TrainConfig`, by `mode`: both, the teacher alone, or first the teacher and then the labels."""
+        """Return the weights of `TrainConfig.loss_weights` by `mode`: both, soft alone, or first soft and then hard."""
         if self.mode in ("mixed", "best"):
             return 1.0, self.lam
         return (1.0, None) if self.mode == "sequential" and used >= self.labels_from else (None, 1.0)
 
     @property
     def temperature(self) -> float:
-        """Temperature of the soft loss: `tau`, or by the mode where that is empty."""
+        """Temperature of the soft loss: `tau`, or if that is None 1 in the mode "soft" and 4 in the others."""
         return self.tau if self.tau is not None else 1.0 if self.mode == "soft" else 4.0
 
     @property
     def confidence_power(self) -> float:
-        """As in `TrainConfig`."""
+        """Exponent of the teacher's confidence: see `TrainConfig.confidence_power`."""
         return self.confidence
 
     @property
     def labels_from(self) -> float:
-        """As in `TrainConfig`."""
+        """Share of the budget after which the labels replace the teacher: see `TrainConfig.labels_from`."""
         return self.soft_share if self.mode == "sequential" else 0.0
 
     def unlabelled_patches(self, labelled: int, unlabelled: int) -> float:
-        """As in `TrainConfig`: `unlabelled_share` beside labels, in proportion to the blocks without them."""
+        """Return the share of `TrainConfig.unlabelled_patches`.
+
+        It is `unlabelled_share` while labels are learnt from too, and that of the unlabelled blocks among all blocks
+        while the teacher is alone.
+        """
         return self.unlabelled_share if self.mode in ("mixed", "best") else unlabelled / (labelled + unlabelled)
 
 
-#: As in `DistillConfig.adapting`: the teacher alone, at its own probabilities, what it is sure of first.
+#: Settings of `DistillConfig.adapting`: the teacher alone, its probabilities not softened, weighted by its confidence.
 ADAPTING: Mapping[str, Any] = MappingProxyType(
     {"mode": "soft", "tau": 1.0, "confidence": 1.0, "teacher_views": 4, "intensity": 0.5}
 )

@@ -16,21 +16,21 @@ if TYPE_CHECKING:  # exported models count the cores where there is no torch
 
 __all__ = ["TINY", "cores", "pick_device", "precision_notes", "training_threads", "using_threads"]
 
-#: Channels at the top from which on a network keeps a core busy as it is.
+#: Channels at the top below which a network is tiny: too small to keep a core busy by itself.
 TINY = 8
 
 
 class _Users:
-    """How many have asked torch for a number of threads, and the number before the first of them.
+    """Number of open `using_threads` blocks, and torch's number of threads before the first of them.
 
-    A new thread gets the number that was asked for last, by whatever thread; so the last to leave gives that back.
+    A new thread gets the number that was set last, by any thread; so the last block to end restores the first number.
     """
 
     lock, count, before = threading.Lock(), 0, 1
 
 
 def pick_device(name: str = "auto") -> torch.device:
-    """The device called ``cpu``, ``cuda`` or ``mps``; with ``auto`` the best that is there.
+    """Return the device called ``cpu``, ``cuda`` or ``mps``; for ``auto`` the best one of this machine.
 
     Raises
     ------
@@ -49,9 +49,10 @@ def pick_device(name: str = "auto") -> torch.device:
 
 
 def precision_notes(precision: str, device: torch.device, k: int) -> tuple[str, ...]:
-    """What to know of an arithmetic for a k-Unet on a device.
+    """Return advice, one sentence each, on training a k-Unet in a precision on a device.
 
-    A CPU without instructions for bfloat16 has it, but slowly; one with them is faster by it, but for tiny networks.
+    A CPU without instructions for bfloat16 computes in it slowly; one with them is faster in it, except for tiny
+    networks.
     """
     import torch
 
@@ -67,22 +68,24 @@ def precision_notes(precision: str, device: torch.device, k: int) -> tuple[str, 
 
 
 def cores() -> int:
-    """Cores that this process may use.
+    """Return the number of cores that this process may use.
 
-    An even share of them where it trains together with others on this machine; of a dask worker those it was given.
+    If several processes of one training run on this machine, each has an equal share of its cores; a dask worker has
+    its number of threads.
     """
     if "distributed" in sys.modules:
-        with suppress(ValueError, AttributeError):  # this is no worker, or another thread is importing it just now
+        with suppress(ValueError, AttributeError):  # not in a worker, or another thread is just importing it
             return int(sys.modules["distributed"].get_worker().state.nthreads)
     found = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, found // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))  # torchrun and `training.distributed` set it
 
 
 def training_threads(k: int, wanted: int | None = None) -> tuple[int, int]:
-    """CPU threads to train a k-Unet with, and for the helper that makes the next batch meanwhile.
+    """Return the CPU threads for training a k-Unet, and those for the helper that makes the next batch meanwhile.
 
-    Unless they are `wanted` otherwise, one for the tiny, one a core for the others: for the tiny the work between two
-    barriers is so short that a second thread gains nothing on an idle machine and loses threefold on a busy one.
+    Unless `wanted` is given, tiny networks train on one thread and others on one per core: in a tiny network the work
+    between two barriers is so short that a second thread gains nothing on an idle machine and loses threefold on a busy
+    one.
     """
     threads = wanted or (1 if k < TINY else cores())
     return threads, max(1, cores() - threads)
@@ -90,7 +93,7 @@ def training_threads(k: int, wanted: int | None = None) -> tuple[int, int]:
 
 @contextmanager
 def using_threads(count: int) -> Iterator[None]:
-    """Let torch use `count` CPU threads for what this thread does inside, and what it had afterwards."""
+    """Let torch use `count` CPU threads for this thread's work in the block, and restore the number afterwards."""
     import torch
 
     with _Users.lock:

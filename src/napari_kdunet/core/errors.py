@@ -1,4 +1,4 @@
-"""What can go wrong, one tree.
+"""The exceptions, in one tree.
 
 ::
 
@@ -6,9 +6,9 @@
     ├── InputError            the user's input is wrong: the message says which and what to do
     │   ├── ConfigError       a setting is out of bounds
     │   ├── VolumeError       an image volume cannot be used
-    │   │   └── ChoiceError       a file holds more than one: say which
+    │   │   └── ChoiceError       a file holds several volumes, and none has been chosen
     │   ├── LabelsError       a labels volume cannot be used
-    │   │   └── UnlabelledError   it can, once foreground and background are labelled in it
+    │   │   └── UnlabelledError   foreground or background is not labelled in it, yet
     │   └── ModelError        a model file cannot be used
     ├── OutputError           a result cannot be written (disk full, no permission, unknown ending)
     └── TrainingError         training cannot go on
@@ -16,8 +16,8 @@
         └── CollapsedError    the network gives (nearly) the same output everywhere
 
 Every message is one line that names the input and says what to do next; the command line prints it as
-it is and exits with 2 for an `InputError` or an `OutputError`, and with 1 for a `TrainingError`. It has less than
-300 characters and none that a terminal would obey, whatever a file or a name holds.
+it is and exits with 2 for an `InputError` or an `OutputError`, and with 1 for a `TrainingError`. It has fewer than
+300 characters and no control characters, which a terminal would obey, whatever a file or a name holds.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ __all__ = [
 ]
 
 _LONGEST = 290  # characters of a message: with the "error: " of the command line it is under 300
-_END = 90  # of them from its end, where it says what to do
+_END = 90  # characters kept from the end of a longer message, where it says what to do
 
 
 class KDUNetError(Exception):
@@ -55,17 +55,17 @@ class KDUNetError(Exception):
 
 
 def escape(text: str) -> str:
-    r"""Text without control characters, which a terminal would obey: ``\x1b`` for an escape, ``\n`` for a new line."""
+    r"""Return text with control characters, which a terminal would obey, spelt out: an escape becomes ``\x1b``."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def one_line(error: Exception) -> str:
-    """The message of an exception on one line; its type where it has none."""
+    """Return the message of an exception on one line, or the name of its type if it has none."""
     return " ".join(str(error).split()) or type(error).__name__
 
 
 def _bounded(message: str) -> str:
-    """An escaped message, of which the middle is left out where it is too long."""
+    """Return a message escaped and, if it is too long, without its middle."""
     message = escape(message)
     if len(message) <= _LONGEST:
         return message
@@ -92,7 +92,7 @@ class ChoiceError(VolumeError):
     argument : str
         The argument of `open_volume` that chooses: ``source``, ``channel`` or ``time``.
     choices : tuple
-        What may be given for it.
+        The values that it accepts.
     """
 
     def __init__(self, message: str, argument: str = "", choices: Iterable[Any] = ()) -> None:
@@ -138,7 +138,8 @@ class CollapsedError(TrainingError):
     """The network gives (nearly) the same output everywhere."""
 
 
-#: What errors without a type of their own say where memory ran out: torch, threads, and libraries that are loaded.
+#: Words in error messages that mean that memory ran out, of torch, of threads, and of libraries being loaded: these
+#: errors have no type of their own.
 _OUT_OF_MEMORY = (
     "out of memory",
     "can't allocate memory",
@@ -149,9 +150,9 @@ _OUT_OF_MEMORY = (
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether memory ran out: Python's, the GPU's, or the CPU's, for which most libraries have words but no type.
+    """Return whether an error, or one that it was raised from, means that memory ran out.
 
-    Of an error that was raised from another, either may say so.
+    The memory may be Python's, the GPU's or the CPU's; most libraries tell by words and not by a type.
     """
     words = str(error).lower()
     return (

@@ -1,6 +1,6 @@
 """Write files and folders atomically: they appear under their final name complete, or not at all.
 
-Until then they have a temporary name, which says what process writes them. A process that is killed leaves its
+Until then they have a temporary name that identifies the process writing them. A process that is killed leaves its
 temporaries behind; the next one that writes the same name removes them. JSON files are read with limits.
 """
 
@@ -38,19 +38,19 @@ __all__ = [
     "write_bytes",
 ]
 
-_MAX_AGE = 24 * 3600.0  # s since a temporary was written to, after which its process on another machine counts as dead
+_MAX_AGE = 24 * 3600.0  # s without a write to a temporary, after which its process on another machine counts as dead
 
 
 def is_file(path: Path) -> bool:
-    """Whether there is a regular file of this name; no name, however odd or long, is an error."""
+    """Return whether there is a regular file of this name; no name, however odd or long, is an error."""
     try:
         return path.is_file()
-    except (OSError, ValueError):  # it is too long, or there is no permission to look
+    except (OSError, ValueError):  # the name is too long, or there is no permission to look
         return False
 
 
 def newest(path: Path) -> int:
-    """When a file, or the last one in a folder, was changed, in ns since 1970; 0 where there is none."""
+    """Return when a file, or the last one changed in a folder, was changed, in ns since 1970; 0 if there is none."""
     date = 0
     for at in (path, *(Path(folder, name) for folder, _, names in os.walk(path) for name in names)):
         with suppress(OSError, ValueError):
@@ -59,22 +59,22 @@ def newest(path: Path) -> int:
 
 
 def is_zarr_name(path: Path) -> bool:
-    """Whether an output of this name is a Zarr: by its ending."""
+    """Return whether an output of this name is a Zarr, which its ending says."""
     return path.suffix.lower() == ".zarr"
 
 
 @dataclass(frozen=True)
 class Process:
-    """A process, told from all others that have run or run now, on any machine and in any container.
+    """The identity of a process, unlike that of any other, past or present, on any machine and in any container.
 
     Attributes
     ----------
     host : str
         Name of its machine or container, for messages.
     pid : int
-        Its number, which other processes have on other machines, in other containers and at other times.
+        Process id; processes on other machines, in other containers or at other times may have the same.
     start : int
-        When it started, in clock ticks since the boot; 0 where the system does not say.
+        When the process started, in clock ticks since the boot; 0 where the system does not say.
     machine : str
         Digest of the host, its boot and its PID namespace: two processes that agree on it can see each other's PIDs.
     """
@@ -86,16 +86,16 @@ class Process:
 
     @classmethod
     def current(cls) -> Process:
-        """The process that asks."""
-        return _identify(os.getpid())  # by PID, as a forked process is another
+        """Return the calling process."""
+        return _identify(os.getpid())  # cached by PID, because a fork is another process
 
     def to_dict(self) -> dict[str, Any]:
-        """Its attributes, for JSON."""
+        """Return the attributes as JSON values."""
         return asdict(self)
 
     @property
     def is_alive(self) -> bool | None:
-        """Whether it still runs; None where that cannot be seen from here."""
+        """Whether the process still runs; None if that cannot be seen from here."""
         if self.machine != Process.current().machine or os.name != "posix":  # on Windows signal 0 ends a process
             return None
         try:
@@ -120,7 +120,7 @@ def _identify(pid: int) -> Process:
 
 
 def _start_time(pid: int) -> int:
-    """Field 22 of Linux' ``/proc/PID/stat``, counted behind the name, which may hold anything; 0 if unknown."""
+    """Return field 22 of Linux' ``/proc/PID/stat``, counted after the name, which may hold anything; 0 if unknown."""
     try:
         return int(Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()[19])
     except (OSError, ValueError, IndexError):
@@ -128,12 +128,12 @@ def _start_time(pid: int) -> int:
 
 
 def check_name(path: Path) -> None:
-    """Check that a path can be the name of a file here: without a null character, and of characters that exist.
+    """Check that a path can be the name of a file here: it has no null character and can be encoded.
 
     Raises
     ------
     OutputError
-        It cannot.
+        If it cannot.
     """
     try:
         possible = b"\0" not in os.fsencode(path)
@@ -148,7 +148,7 @@ def replacing(path: Path) -> Iterator[Path]:
     """Write a file or folder under a temporary name beside `path`; at the end of the block it replaces `path`.
 
     If the block raises, the temporary is removed and what was at `path` stays as it was. A folder replaces a folder
-    only, and a file a file. A symbolic link is followed. What dead processes left of writing `path` is removed.
+    only, and a file a file. A symbolic link is followed. Temporaries that dead processes left of `path` are removed.
 
     Parameters
     ----------
@@ -186,9 +186,12 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def scratch_folder(within: Path) -> Path:
-    """Make a hidden folder for intermediate results; those that dead processes left there are removed.
+    """Make a hidden folder for intermediate results, and remove those that dead processes left there.
 
-    `OSError` where it cannot be made.
+    Raises
+    ------
+    OSError
+        If it cannot be made.
     """
     name = within / "kdunet-scratch"
     for left, process in temporaries(name):
@@ -206,7 +209,7 @@ def _temporary_name(path: Path) -> Path:
 
 
 def temporaries(path: Path) -> Iterator[tuple[Path, Process | None]]:
-    """Temporaries of `replacing` for `path`, and the process that writes or wrote each; None of those that are kept."""
+    """Yield each temporary of `path` with the process that writes or wrote it, or with None if it is to be kept."""
     stem, suffix = re.escape(path.stem), re.escape(path.suffix)
     name = re.compile(rf"\.{stem}\.part-(kept-)?(\d+)-([0-9a-f]+)-([0-9a-f]{{8}})-[0-9a-f]{{6}}{suffix}")
     try:
@@ -220,7 +223,7 @@ def temporaries(path: Path) -> Iterator[tuple[Path, Process | None]]:
 
 
 def _remove_leftovers(path: Path) -> None:
-    """Remove files that dead processes left of writing `path`, and restore what one was about to replace."""
+    """Remove files that dead processes left when they wrote `path`, and restore what one was about to replace."""
     for temporary, process in temporaries(path):
         if process and not temporary.is_dir() and _is_dead(process, temporary):  # an unfinished Zarr may be resumed
             remove(temporary)
@@ -232,7 +235,7 @@ def _remove_leftovers(path: Path) -> None:
 
 
 def _is_dead(process: Process, temporary: Path) -> bool:
-    """Whether the process that made a temporary is gone; where that cannot be seen, by the temporary's age."""
+    """Return whether the process that made a temporary is gone; if that cannot be seen, the temporary's age decides."""
     if process.is_alive is not None:
         return not process.is_alive
     try:
@@ -252,7 +255,7 @@ def make_folder(path: Path) -> None:
 def write_bytes(path: Path, *parts: bytes | memoryview, sync: bool = True) -> None:
     """Write `parts`, one after the other, to `path` atomically; errors as in `replacing`.
 
-    With `sync` they are on the disk before they have that name, whatever happens to the machine then.
+    With `sync` they are on the disk before the file gets its name, so that it is complete even if the machine crashes.
     """
     with replacing(path) as temporary, temporary.open("wb") as file:
         file.writelines(parts)
@@ -267,7 +270,7 @@ def read_json(path: Path, most: int) -> Any:
     Raises
     ------
     ValueError
-        If it is anything else, or cannot be read.
+        If the file cannot be read, is longer, or is not JSON that `parse_json` accepts.
     """
     try:
         if not path.is_file() or path.stat().st_size > most:

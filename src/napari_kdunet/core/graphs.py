@@ -13,12 +13,19 @@ __all__ = ["components"]
 
 
 def components(edges: NDArray[Any], count: int) -> tuple[int, NDArray[np.int64]]:
-    """The connected components of a graph of `count` nodes and of `edges` (2, n) between two each.
+    """Find the connected components of an undirected graph.
+
+    Parameters
+    ----------
+    edges : ndarray, shape (2, n)
+        The two nodes that each edge connects, numbered from 0.
+    count : int
+        Number of nodes.
 
     Returns
     -------
     int, ndarray of int64
-        How many there are, and the number of that of each node, from 0.
+        Number of components, and the component of each node, numbered from 0.
     """
     graph = coo_array((np.ones(edges.shape[1], bool), (edges[0], edges[1])), shape=(count, count))
     number, part = connected_components(graph, directed=False)

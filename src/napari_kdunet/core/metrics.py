@@ -18,7 +18,7 @@ from napari_kdunet.core.volumes.volume import open_pair
 __all__ = ["Confusion", "Curve", "MeanCurve", "Scores", "evaluate"]
 
 _BINS = 512
-_ALIKE = 0.002  # of IoU: as good as the best
+_ALIKE = 0.002  # difference in IoU within which a threshold is as good as the best
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Confusion:
     def of(
         cls, predicted: NDArray[np.bool_], truth: NDArray[np.bool_], counted: NDArray[np.bool_] | None = None
     ) -> Confusion:
-        """Count two masks of one shape, where `counted` holds (everywhere if None)."""
+        """Compare two masks of the same shape in the pixels where `counted` is True (all if None)."""
         code = 2 * truth.astype(bool) + predicted.astype(bool)
         tn, fp, fn, tp = np.bincount((code if counted is None else code[counted]).ravel(), minlength=4).tolist()
         return cls(tp, fp, fn, tn)
@@ -72,12 +72,16 @@ def _ratio(part: int, whole: int) -> float:
 
 @dataclass(frozen=True)
 class Scores:
-    """Scores of a volume: `total` and one `Confusion` a slice.
+    """Scores of a volume.
 
     Attributes
     ----------
+    total : Confusion
+        Counts over the whole volume.
+    slices : tuple of Confusion
+        Counts of each slice.
     ce : float or None
-        Mean pixel cross entropy in nats, where probabilities were scored.
+        Mean cross entropy of a pixel in nats if probabilities were scored, else None.
     """
 
     total: Confusion
@@ -95,7 +99,7 @@ class Scores:
         return None if self.ce is None else 2 * self.ce
 
     def to_dict(self) -> dict[str, Any]:
-        """All scores as JSON values; what is not defined is None."""
+        """Return all scores as JSON values; an undefined one is None."""
         names = ("iou", "dice", "precision", "recall", "tp", "fp", "fn", "tn")
         row = {name: getattr(self.total, name) for name in names}
         if self.ce is not None:
@@ -117,22 +121,22 @@ def evaluate(
     ----------
     prediction : volume
         Anything that `open_volume` takes, ZYX. Floats are probabilities in [0, 1], and so are uint8 and uint16 that
-        look like it (0 to 255, 0 to 65535; the rule is in `core.volumes.probability`): scored at `threshold`, and
-        their cross entropy too. Of other integers and bool what is not 0 is foreground.
+        look like probabilities (0 to 255, 0 to 65535; the rule is in `core.volumes.probability`): they are scored at
+        `threshold`, and their cross entropy is taken. In other integers and bool, non-zero is foreground.
     labels : volume
         Integers or bool of the same shape; non-zero is foreground.
     threshold : float, optional
-        Where probabilities become foreground (above it): by default that of the prediction's model, where `predict`
-        wrote it to a file, else 0.5.
+        Probability above which a pixel is foreground; by default that of the prediction's model, if `predict` wrote it
+        to the file, else 0.5.
     ignore : int, optional
-        Label value of pixels that do not count.
+        Label value of pixels that are not scored.
     raw : volume, optional
-        The image that was segmented, of the same shape: what lies outside its sample does not count.
+        The image that was segmented, of the same shape: pixels outside its sample are not scored.
 
     Raises
     ------
     LabelsError
-        If the shapes differ, the labels are not integers, or no pixel counts.
+        If the shapes differ, the labels are not integers, or no pixel is left to score.
     VolumeError
         If one of them cannot be read, a probability is not in [0, 1], or integers have no background.
     """
@@ -158,23 +162,23 @@ def evaluate(
 
 
 def binary_entropy(probability: NDArray[Any]) -> NDArray[np.float64]:
-    """Entropy of each pixel's foreground probability in nats; probabilities are kept 1e-7 off 0 and 1."""
+    """Return the entropy of each pixel's foreground probability in nats; probabilities are kept 1e-7 off 0 and 1."""
     p = np.clip(probability.astype(np.float64), 1e-7, 1 - 1e-7)
     entropy: NDArray[np.float64] = -(p * np.log(p) + (1 - p) * np.log1p(-p))
     return entropy
 
 
 def cross_entropy(probability: NDArray[Any], truth: NDArray[np.bool_]) -> NDArray[np.float64]:
-    """Binary cross entropy of each pixel in nats; probabilities are kept 1e-7 off 0 and 1."""
+    """Return the binary cross entropy of each pixel in nats; probabilities are kept 1e-7 off 0 and 1."""
     right = np.where(truth, probability, 1 - probability).astype(np.float64)
     return -np.log(np.clip(right, 1e-7, 1))
 
 
 @dataclass
 class Curve:
-    """Scores over all thresholds at once: histograms of the probability of true and of false pixels.
+    """Scores at all thresholds at once, from histograms of the probability in true foreground and in true background.
 
-    It answers which threshold gives the best IoU, and whether the output says anything at all.
+    They tell which threshold gives the best IoU, and whether the network has collapsed.
     """
 
     positive: NDArray[np.int64] = field(default_factory=lambda: np.zeros(_BINS, np.int64))
@@ -184,7 +188,10 @@ class Curve:
     uncertainty: float = 0.0
 
     def add(self, probability: NDArray[np.float32], index: NDArray[np.int16]) -> None:
-        """Count one slice: its foreground probability and its `class_index`."""
+        """Count the pixels of a slice or tile: its foreground probability and its `class_index`, both (Y, X).
+
+        Pixels with a negative index are left out.
+        """
         counted = index >= 0
         values, truth = probability[counted], index[counted] > 0
         bins = np.minimum((values * _BINS).astype(np.int64), _BINS - 1)
@@ -196,7 +203,7 @@ class Curve:
 
     @property
     def pixels(self) -> int:
-        """Pixels counted."""
+        """Number of pixels counted."""
         return int(self.positive.sum() + self.negative.sum())
 
     @property
@@ -206,12 +213,12 @@ class Curve:
 
     @property
     def foreground(self) -> float:
-        """Share of the foreground in the truth."""
+        """Share of the counted pixels that are foreground in the truth."""
         return float(self.positive.sum() / max(self.pixels, 1))
 
     @property
     def prior_ce(self) -> float:
-        """Cross entropy of always answering the foreground's share, nats a pixel."""
+        """Cross entropy of predicting the foreground's share everywhere, nats a pixel."""
         return float(-sum(p * math.log(p) for p in (self.foreground, 1 - self.foreground) if p > 0))
 
     @property
@@ -222,29 +229,29 @@ class Curve:
 
     @property
     def doubt(self) -> float:
-        """Mean entropy of the probability, in parts of the entropy of its mean: 0 is sure of every pixel."""
+        """Mean entropy of the pixels' probabilities relative to the entropy of their mean; 0 is sure of every pixel."""
         mean = float(self.moments[0]) / max(self.pixels, 1)
         return self.uncertainty / max(self.pixels * float(binary_entropy(np.array(mean))), 1e-12)
 
     def iou(self, threshold: float) -> float:
-        """Foreground IoU of ``probability > threshold``, to the width of a bin (1/512)."""
+        """Return the foreground IoU of ``probability > threshold``, to the width of a histogram's bin (1/512)."""
         return float(self.ious()[round(threshold * _BINS)])
 
     def best_threshold(self) -> float:
-        """Of the thresholds whose IoU is within 0.002 of the best, the one nearest to 0.5.
+        """Return the threshold nearest to 0.5 of those whose IoU is within 0.002 of the best.
 
-        The best one of a few slices is often an extreme one, by a hair, and worse on others.
+        On a few slices the very best threshold is often an extreme one, better by a hair, and worse on other slices.
         """
         return _best_threshold(self.ious())
 
     @property
     def collapsed(self) -> bool:
-        """Whether the output is nearly constant, or finds no more than calling everything foreground would."""
+        """Whether the output is nearly constant, or hardly better than calling everything foreground."""
         everything = self.foreground
         return self.spread < 0.01 or self.iou(self.best_threshold()) <= everything + 0.05 * (1 - everything)
 
     def ious(self) -> NDArray[np.float64]:
-        """(513,) IoU at the thresholds 0, 1/512, ... 1; 0 at the end, where nothing is foreground."""
+        """Return the IoU (513,) at the thresholds 0, 1/512, ... 1; the last is 0, as nothing is foreground there."""
         tp = np.append(np.cumsum(self.positive[::-1])[::-1], 0)
         fp = np.append(np.cumsum(self.negative[::-1])[::-1], 0)
         ious: NDArray[np.float64] = tp / np.maximum(self.positive.sum() + fp, 1)
@@ -252,7 +259,7 @@ class Curve:
 
 
 def _best_threshold(ious: NDArray[np.float64]) -> float:
-    """As `Curve.best_threshold`, from the IoU at each edge of the bins."""
+    """Return the threshold of `Curve.best_threshold`, given the IoU at each edge of the bins."""
     inner = ious[1:-1]
     good = (np.flatnonzero(inner >= inner.max() - _ALIKE) + 1) / _BINS
     return float(good[np.abs(good - 0.5).argmin()])
@@ -265,34 +272,34 @@ class MeanCurve:
     Attributes
     ----------
     curves : tuple of Curve
-        One a volume, at least one.
+        One for each volume, at least one.
     """
 
     curves: tuple[Curve, ...]
 
     @property
     def ce(self) -> float:
-        """Mean over the volumes of their cross entropy, nats a pixel."""
+        """Cross entropy, averaged over the volumes, nats a pixel."""
         return fmean(curve.ce for curve in self.curves)
 
     @property
     def prior_ce(self) -> float:
-        """Mean over the volumes of the cross entropy of their foreground's share, nats a pixel."""
+        """`Curve.prior_ce`, averaged over the volumes, nats a pixel."""
         return fmean(curve.prior_ce for curve in self.curves)
 
     def summary(self, threshold: float) -> dict[str, Any]:
-        """What a model's file says of its validation, as JSON values: scores, the foreground's share, and the doubt."""
+        """Return the validation scores for a model's file, with the foreground's share and doubt, as JSON values."""
         scores: dict[str, Any] = {"iou": self.iou(threshold), "ce": self.ce, "prior_ce": self.prior_ce}
         if len(self.curves) > 1:
             scores["volume_ious"] = [each.iou(threshold) for each in self.curves]
         return scores | {name: fmean(getattr(each, name) for each in self.curves) for name in ("foreground", "doubt")}
 
     def iou(self, threshold: float) -> float:
-        """Mean over the volumes of their foreground IoU at a threshold."""
+        """Return the foreground IoU at a threshold, averaged over the volumes."""
         return fmean(curve.iou(threshold) for curve in self.curves)
 
     def best_threshold(self) -> float:
-        """As `Curve.best_threshold`, by the mean IoU: one threshold for all volumes."""
+        """Return one threshold for all volumes: that of `Curve.best_threshold` for their mean IoU."""
         return _best_threshold(np.mean([curve.ious() for curve in self.curves], axis=0))
 
     @property

@@ -1,4 +1,4 @@
-"""Parse what comes from outside: settings that users type, and JSON of files."""
+"""Parse input from outside: settings that users type, and JSON files."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = [
 ]
 
 _MOST_SLICES = 10**7
-_DEEPEST = 64  # levels of lists and objects in each other
+_DEEPEST = 64  # levels of nested lists and objects
 
 
 def parse_slices(text: str) -> str | tuple[int, ...]:
@@ -58,12 +58,12 @@ def _parse_weights(name: str, text: str, words: tuple[str, ...]) -> str | tuple[
 
 
 def parse_json(text: str | bytes) -> Any:
-    """Read JSON that anybody can have written: no repeated names, whole numbers of 64 bits, up to 64 levels deep.
+    """Read JSON from an untrusted source: no repeated names, whole numbers of 20 characters, 64 levels deep at most.
 
     Raises
     ------
     ValueError
-        If it is anything else.
+        If the text is not such JSON.
     """
     try:
         value = json.loads(text, object_pairs_hook=_object, parse_int=_int)

@@ -1,4 +1,4 @@
-"""Settings as the fields of a dataclass: declared with unit, bounds and one sentence of help, and checked by these.
+"""Settings as fields of a dataclass, declared with unit, bounds and one sentence of help, and checked against them.
 
 Forms and command lines are built from the fields' metadata, so that they cannot drift from what the core does.
 """
@@ -32,7 +32,7 @@ def setting(
 ) -> Any:
     """Declare one field: default, help, unit, bounds (greater/less or equal), choices and allowed types.
 
-    The types are the default's own unless given; a float may be an int too.
+    If no types are given, the type of the default is the only one; an int is allowed wherever a float is.
     """
     bounds = {"ge": ge, "gt": gt, "le": le, "lt": lt}
     return field(
@@ -57,7 +57,7 @@ _BOUNDS: dict[str, tuple[str, Callable[[Any, Any], bool]]] = {
 
 
 def check_field(spec: Field[Any], value: Any) -> None:
-    """Raise `ConfigError` where `value` is not what the field `spec` allows."""
+    """Raise `ConfigError` if the field `spec` does not allow `value`."""
     meta, types = spec.metadata, spec.metadata["types"]
     if value is None and NoneType in types:
         return

@@ -1,1 +1,1 @@
-"""What a training sees: slices, patches, augmentation, teachers, validation."""
+"""The data of a training: slices, patches, augmentation, teachers, validation."""

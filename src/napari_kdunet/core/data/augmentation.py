@@ -1,8 +1,8 @@
 """Augmentation of training patches: a random warp of image, labels and teacher, and a random appearance of the image.
 
 The warp is flips, rotation, scale and elastic deformation; the appearance is style, gamma, local contrast, inversion,
-blur, noise, blank strips, brightness and contrast. What is off draws no random numbers. They are drawn for the whole
-batch, of which a process keeps its own patches: so all processes draw the same.
+blur, noise, blank strips, brightness and contrast. Most of these draw no random numbers when they are off. Random
+numbers are drawn for the whole batch, and each process uses those of its own patches, so that all draw the same.
 """
 
 from __future__ import annotations
@@ -32,21 +32,21 @@ _MESH = 32  # working pixels between the control points of the elastic deformati
 _COARSE, _NEIGHBOURS = 8, 9  # local contrast is that of 9 x 9 cells of 8 x 8 working pixels
 _FLAT = 0.1  # standard deviation below which local contrast is not raised further
 _STRIPS = 3  # blank strips in a patch
-_WIDEST = 1 / 16  # of a patch, of a blank strip
+_WIDEST = 1 / 16  # largest width of a blank strip, as a share of the patch
 
 
 def random_warp(count: int, mine: slice, config: TrainConfig, generator: torch.Generator) -> Tensor:
-    """Sampling positions of warped patches, relative to the centre of each.
+    """Draw the sampling positions of warped patches, relative to the centre of each.
 
-    Rotation, scale, flips and a smooth elastic displacement (a coarse mesh of random vectors, enlarged) are one field,
-    so that a patch is interpolated once (paper: flips and elastic stretching).
+    Rotation, scale, flips and a smooth elastic displacement (a coarse mesh of random vectors, enlarged) make up one
+    field, so that a patch is interpolated once (paper: flips and elastic stretching).
 
     Parameters
     ----------
     count : int
-        Patches in the whole batch, for which random numbers are drawn.
+        Number of patches in the whole batch, for which random numbers are drawn.
     mine : slice
-        Those of them to make.
+        The patches of the batch to make.
     config : TrainConfig
         Patch side and the strengths `rotation`, `scale`, `zoom`, `flips` and `elastic`.
     generator : torch.Generator
@@ -82,11 +82,11 @@ def random_warp(count: int, mine: slice, config: TrainConfig, generator: torch.G
 
 
 def warp(channels: Sequence[Tensor], offset: Tensor, corner: Iterable[int]) -> Tensor:
-    """Cut a warped patch out of channels, all alike, by bilinear interpolation.
+    """Cut the same warped patch out of all channels by bilinear interpolation.
 
-    The centre lies so that a patch without rotation stays inside the block, and on whole pixels, so that one that is
-    not warped is not blurred either; beyond the border the block is mirrored. Where the patch is coarser than the block
-    by a factor of 2 or more, means over so many pixels are interpolated.
+    A patch that is not warped lies on whole pixels and is not blurred. Beyond the border of the block, its image is
+    mirrored. If the patch is coarser than the block by a factor of 2 or more, means over that number of pixels are
+    interpolated.
 
     Parameters
     ----------
@@ -115,7 +115,7 @@ def warp(channels: Sequence[Tensor], offset: Tensor, corner: Iterable[int]) -> T
     start = offset.new_tensor((x.start, y.start))
     grid = (2 * (points - start) + 1) / extent - 1
     step = (offset[1:, 0] - offset[:-1, 0]).norm(dim=-1).mean().item() if offset.shape[0] > 1 else 1.0
-    if step >= 2:  # the grid counts in shares of the window, whose pixels may be larger therefore
+    if step >= 2:  # the grid is in shares of the window, so the window's pixels may be larger
         window = F.interpolate(window[None], [max(1, n // int(step)) for n in window.shape[-2:]], mode="area")[0]
     return F.grid_sample(window[None], grid[None], padding_mode="reflection", align_corners=False)[0]
 
@@ -133,20 +133,20 @@ def change_appearance(
     Parameters
     ----------
     image : Tensor
-        (N, C, Y, X) float32, standardised; the channels, slices beside each other, are changed alike.
+        (N, C, Y, X) float32, standardised; the channels are neighbouring slices and are changed alike.
     count, mine, config, generator
         As in `random_warp`.
     style : Tensor, optional
-        Of `image`'s shape: other patches, whose amplitudes are mixed in.
+        Other patches, of `image`'s shape, whose Fourier amplitudes are mixed in.
 
     Returns
     -------
     Tensor
-        Of the same shape.
+        The changed patches, of `image`'s shape.
     """
 
     def draw(low: float, high: float) -> Tensor:
-        """(N, 1, 1, 1) uniform random numbers."""
+        """Draw uniform random numbers, (N, 1, 1, 1)."""
         return (low + (high - low) * torch.rand(count, 1, 1, 1, generator=generator)[mine]).to(image)
 
     change = config.intensity * (2 * torch.rand(2, count, 1, 1, 1, generator=generator) - 1)
@@ -171,9 +171,9 @@ def change_appearance(
 
 
 def mix_amplitudes(image: Tensor, style: Tensor, weight: Tensor) -> Tensor:
-    """Mix in the Fourier amplitudes of other patches: their texture and noise, in the image's own places.
+    """Mix the Fourier amplitudes of other patches, which are their texture and noise, into each patch.
 
-    The phase, which has the shapes, stays, and so do mean and standard deviation (Xu et al. 2021, arXiv:2105.11120).
+    The phases, which are the shapes, stay, and so do mean and standard deviation (Xu et al. 2021, arXiv:2105.11120).
 
     Parameters
     ----------
@@ -188,7 +188,7 @@ def mix_amplitudes(image: Tensor, style: Tensor, weight: Tensor) -> Tensor:
 
 
 def change_gamma(image: Tensor, exponent: Tensor) -> Tensor:
-    """Raise the grey values, from 0 at a patch's lowest to 1 at its highest, to a power; (N, C, Y, X).
+    """Raise grey values, scaled from 0 at a patch's lowest to 1 at its highest, to a power; (N, C, Y, X).
 
     Mean and standard deviation stay, so that only the shape of the histogram changes.
     """
@@ -197,7 +197,7 @@ def change_gamma(image: Tensor, exponent: Tensor) -> Tensor:
 
 
 def mix_local_contrast(image: Tensor, weight: Tensor) -> Tensor:
-    """Mix in the patch standardised by the mean and deviation around each pixel, as adaptive equalisation does.
+    """Mix into each patch its copy with equalised local contrast: standardised by mean and deviation around each pixel.
 
     Parameters
     ----------
@@ -216,7 +216,7 @@ def mix_local_contrast(image: Tensor, weight: Tensor) -> Tensor:
 
 
 def blur(image: Tensor, sigma: Tensor, largest: float) -> Tensor:
-    """Blur each patch by a Gaussian of its own; (N, C, Y, X).
+    """Blur each patch by a Gaussian of its own.
 
     Parameters
     ----------
@@ -225,7 +225,7 @@ def blur(image: Tensor, sigma: Tensor, largest: float) -> Tensor:
     sigma : Tensor
         (N, 1, 1, 1) standard deviations, working pixels.
     largest : float
-        Upper bound of them, by which the kernel is cut off.
+        Upper bound of the standard deviations; the kernel is cut off at 3 times that.
     """
     radius = min(math.ceil(3 * largest), min(image.shape[-2:]) - 1)
     at = torch.arange(-radius, radius + 1, device=image.device)
@@ -254,9 +254,9 @@ def blank_strips(image: Tensor, blank: Tensor, where: Tensor) -> Tensor:
     image : Tensor
         (N, C, Y, X) float32.
     blank : Tensor
-        (N, 1, 1, 1) bool: which patches.
+        (N, 1, 1, 1) bool: which patches get strips.
     where : Tensor
-        (N, strips, 4) random numbers from 0 to 1: along which axis, where, how wide, and how bright.
+        (N, strips, 4) random numbers from 0 to 1: axis, place, width and grey value of each strip.
     """
     blanked = image.clone()
     for patch, chosen, strips in zip(blanked, blank.flatten().tolist(), where.tolist(), strict=True):
@@ -268,7 +268,7 @@ def blank_strips(image: Tensor, blank: Tensor, where: Tensor) -> Tensor:
 
 
 def _standardised_as(changed: Tensor, image: Tensor) -> Tensor:
-    """`changed` with the mean and standard deviation of each patch of `image`; (N, C, Y, X)."""
+    """Return `changed` with the mean and standard deviation of each patch of `image`; (N, C, Y, X)."""
     std, mean = torch.std_mean(image, dim=(-2, -1), keepdim=True)
     std_now, mean_now = torch.std_mean(changed, dim=(-2, -1), keepdim=True)
     return (changed - mean_now) * (std / std_now.clamp_min(1e-6)) + mean

@@ -28,17 +28,18 @@ class Dataset:
     """Training patches and validation slices."""
 
     config: TrainConfig
-    """The settings, with the `context_distance` that the volumes have."""
+    """Settings, with `context_distance` filled in from the volumes."""
     sampler: PatchSampler
     validations: tuple[Validation, ...]
-    """One for each volume that is validated on; scores are their means."""
+    """One for each volume that is validated on; scores are means over them."""
     labelled_slices: tuple[int, ...]
-    """Of all volumes, one after the other."""
+    """z of the labelled slices of all volumes, one volume after the other."""
     unlabelled_slices: int
+    """Number of slices that are trained on with the teacher alone."""
     first: TrainingVolume
-    """The first volume, whose labels may change while it is trained on, and its slices that are not held out."""
+    """The first volume, whose labels may change during training, with all its slices that are not held out."""
     volumes: tuple[TrainingVolume, ...] = ()
-    """All that is learnt from, with its slices: what has labels, and what the teacher alone knows."""
+    """All that is trained on: volumes with their labelled slices, and with those that the teacher alone teaches."""
     notes: tuple[str, ...] = field(default=())
 
     @property
@@ -48,11 +49,11 @@ class Dataset:
 
     @property
     def validated_on(self) -> str:
-        """As in `Started`."""
+        """What the validation is against: see `Started.validated_on`."""
         return " and ".join(dict.fromkeys(validation.kind for validation in self.validations))
 
     def fingerprint(self) -> dict[str, str]:
-        """Checksums of the images and of the labels, those validated on too, by which other data is told."""
+        """Return checksums of images and labels, validation included, by which a resumed training knows its data."""
         raws = [(volume.raw, volume.slices) for volume in self.volumes]
         raws += [(validation.raw, validation.slices) for validation in self.validations]
         images = [volume_fingerprint(raw, slices) for raw, slices in raws]
@@ -62,7 +63,7 @@ class Dataset:
         return {"images": " ".join(dict.fromkeys(images)), "labels": " ".join(dict.fromkeys(labels))}
 
     def read_again(self, z: int) -> None:
-        """Read the labels of slice `z` of the first volume again; a held-out one is validated on, never trained on."""
+        """Read the labels of slice `z` of the first volume again; a held-out slice stays held out."""
         config, first = self.sampler.config, self.first
         if first.labels is None or z not in first.slices:
             return
@@ -94,33 +95,33 @@ def prepare(
     unlabelled: Sequence[Any] = (),
     processes: int = 1,
 ) -> Dataset:
-    """Open, check, split and load everything.
+    """Open, check, split and load the data of a training.
 
     Parameters
     ----------
     raw, labels : volume
         ZYX; labels may be None where there is a teacher. Or `raw` is a list of pairs (raw, labels), and `labels` None.
     config : TrainConfig
-        Which slices, which share to hold out, how much memory.
+        Settings: which slices to use, which share to hold out, how much memory to take.
     device : torch.device
-        Where the batches go.
+        Device of the batches.
     val : pair of volumes, or list of pairs
         Raw and labels to validate on instead of a held-out share of each volume.
     teacher : Model or Volume, optional
-        With a teacher the slices that are not labelled are learnt from too; a Volume is its probability of `raw`.
+        The teacher, with which slices without labels are trained on too; a Volume is its probability for `raw`.
     teacher_views : int
-        Over how many mirror images and quarter turns of a slice a network that teaches is averaged.
+        Number of views (mirror images and quarter turns) of a slice over which a teacher network is averaged.
     kept : Model, optional
-        In place of a teacher: what teaches the unlabelled pixels of labelled slices.
+        A start model that teaches the unlabelled pixels of labelled slices, in place of a teacher.
     unlabelled : sequence of volumes
-        More raw volumes without labels, which are learnt from through the teacher alone.
+        More raw volumes without labels, which are trained on with the teacher alone.
     processes : int
-        How many share each step's batch.
+        Number of processes that share each step's batch.
 
     Raises
     ------
     VolumeError, LabelsError, ConfigError
-        If something cannot be used.
+        If a volume, its labels or a setting cannot be used.
     """
     pairs = _pairs(raw if labels is None and isinstance(raw, list | tuple) else (raw, labels))
     volumes = _open([*pairs, *((more, None) for more in unlabelled)])
@@ -134,7 +135,7 @@ def prepare(
         ]
 
     given = [given_validation(*pair, config) for pair in _pairs(val)] if val is not None else []
-    # where nothing has labels, by the teacher
+    # if no volume has labels, `raw` is validated against the teacher
     judged = [volume for volume in volumes if volume.labels is not None] or volumes[: len(pairs)]
     splits = [split(volume, config, not given and volume in judged) for volume in volumes]
     if kept is not None:
@@ -162,7 +163,7 @@ def prepare(
 
 
 def _pairs(given: Any) -> list[tuple[Any, Any]]:
-    """One pair of image and labels, or a list of them, as a list; errors as in `prepare`."""
+    """Return one pair of image and labels, or a list of pairs, as a list; errors as in `prepare`."""
     several = isinstance(given, list | tuple) and all(isinstance(each, list | tuple) for each in given)
     pairs = list(given) if several else [given]
     if not pairs or not all(isinstance(pair, list | tuple) and len(pair) == 2 for pair in pairs):
@@ -177,7 +178,7 @@ def _open(pairs: Sequence[tuple[Any, Any]]) -> list[TrainingVolume]:
 
 
 def _check(volumes: list[TrainingVolume], teacher: Model | Volume | None, config: TrainConfig) -> None:
-    """Check that each volume has somebody to learn from, and that the settings are for so many."""
+    """Check that each volume has labels or a teacher, and that the settings fit the number of volumes."""
     image, weights = volumes[0].raw, config.volume_weights
     if isinstance(weights, tuple) and len(weights) != len(volumes):
         raise ConfigError(f"volume_weights has {len(weights)} numbers for {len(volumes)} volumes: give one for each.")
@@ -190,7 +191,7 @@ def _check(volumes: list[TrainingVolume], teacher: Model | Volume | None, config
 
 
 def _with_distance(config: TrainConfig, volumes: list[TrainingVolume]) -> TrainConfig:
-    """The settings, with the distance of neighbouring slices: the largest, so that in no volume all are the same."""
+    """Return the settings with the context distance: the volumes' largest, so that no slice is its own neighbour."""
     if not config.context or config.context_distance:
         return config
     return replace(
@@ -199,7 +200,7 @@ def _with_distance(config: TrainConfig, volumes: list[TrainingVolume]) -> TrainC
 
 
 def _check_both(volumes: list[TrainingVolume], sampler: PatchSampler) -> None:
-    """Check that there is foreground and background to learn from."""
+    """Check that both foreground and background are labelled."""
     background, *others = sampler.class_pixels().tolist()
     missing = "background" if not background else "foreground" if not sum(others) else None
     if missing is None:
@@ -218,7 +219,7 @@ def _shows_nothing(image: Volume) -> VolumeError:
 def _notes(
     volumes: Sequence[TrainingVolume], validations: Sequence[Validation], config: TrainConfig, sampled: bool
 ) -> tuple[str, ...]:
-    """What was assumed of all that is learnt from and validated on."""
+    """Return what was assumed of the volumes that are trained and validated on."""
     used = dict.fromkeys((*(volume.raw for volume in volumes), *(validation.raw for validation in validations)))
     opened = dict.fromkeys((*used, *(volume.labels for volume in volumes if volume.labels is not None)))
     notes = [f"{volume.name}: {note}." for volume in opened for note in volume.notes]
@@ -250,7 +251,7 @@ def _load(
     device: torch.device,
     processes: int,
 ) -> tuple[PatchSampler, bool]:
-    """Load the blocks of both kinds of volumes, each within its share of the memory; whether they are a sample."""
+    """Load the blocks of all volumes, each within its share of the memory, and return whether they are a sample."""
     limit = int(config.memory * 1e9 / max(1, len(labelled) + len(unlabelled)))
     loaded = [[load_blocks(volume, config, limit) for volume in kind] for kind in (labelled, unlabelled)]
     blocks = [[block for part, _ in kind for block in part] for kind in loaded]

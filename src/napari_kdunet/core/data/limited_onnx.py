@@ -1,4 +1,4 @@
-"""A network in ONNX that a process with limits of time and memory computes; torch is not needed for it."""
+"""An ONNX network that is computed by a process with limits of time and memory; torch is not needed."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from napari_kdunet.core.errors import ModelError
 __all__ = ["LimitedNetwork", "read_network", "seconds_to_start"]
 
 _MOST_BYTES = 2**30  # of a file
-_START_SECONDS = 60.0  # to import the libraries, on a machine that is busy
-_PROBE_SECONDS, _BYTES_A_SECOND = 1.0, 4e6  # the first patch: a second, and one more for each 4 MB of the file
-_PATIENCE = 10.0  # times as long, where the cores are busy with other work
+_START_SECONDS = 60.0  # for importing the libraries on a busy machine
+_PROBE_SECONDS, _BYTES_A_SECOND = 1.0, 4e6  # for the first patch: a second, and one more for each 4 MB of the file
+_PATIENCE = 10.0  # factor by which a time limit is exceeded at most if the cores are busy with other work
 _NO_WINDOW: int = getattr(subprocess, "CREATE_NO_WINDOW", 0)  # on Windows a console would open
 
 
 def read_network(path: Path) -> bytes:
-    """The content of a file; `ModelError` if it cannot be read or is too large."""
+    """Return the content of a file; raise `ModelError` if it cannot be read or is too large."""
     try:
-        if path.exists() and not path.is_file():  # a pipe would be waited for
+        if path.exists() and not path.is_file():  # reading a pipe would block
             raise ModelError(f"{path} is no regular file: give an ONNX file.")
         if path.stat().st_size > _MOST_BYTES:
             raise ModelError(f"{path} has more than {_MOST_BYTES // 2**20} MB: give a smaller network.")
@@ -38,41 +38,43 @@ def read_network(path: Path) -> bytes:
 
 
 def seconds_to_start(content: bytes) -> float:
-    """How long a network of this file may take to be made, and for its first patch."""
+    """Return how many seconds a network of this content may take to be loaded, and as many for its first patch."""
     return _PROBE_SECONDS + len(content) / _BYTES_A_SECOND
 
 
 class LimitedNetwork:
-    """`core.data.onnx_process`, as its parent sees it: a network that one process computes.
+    """A network that a process of its own computes: the parent's side of `core.data.onnx_process`.
 
     Parameters
     ----------
     path : Path
-        Of the file, for messages.
+        Path of the file, for messages.
     content : bytes
-        Of the file.
+        Content of the file.
     threads : int
-        CPU threads.
+        Number of CPU threads.
     kind : {"teacher", "exported"}
-        A network of one image, or one that `export_onnx` has written.
+        A network that takes one image, or one that `export_onnx` has written.
 
     Attributes
     ----------
-    side, parameters : (int, int) or None, int
-        As the process says: fixed sides of a patch, and numbers in the weights.
+    side : (int, int) or None
+        Sides (Y, X) of a patch in pixels, if they are fixed.
+    parameters : int
+        Number of parameters.
     end : callable
         Ends the process.
 
     Raises
     ------
     ModelError
-        If it is refused, or takes too long or too much memory.
+        If the network is refused, or takes too long or too much memory.
     """
 
     def __init__(self, path: Path, content: bytes, threads: int, kind: Literal["teacher", "exported"]) -> None:
         self.path, self.threads = path, threads
         folders = os.pathsep.join(each for each in sys.path if each)
-        module = ["-P", "-m", "napari_kdunet.core.data.onnx_process"]  # -P: nothing of this folder is imported
+        module = ["-P", "-m", "napari_kdunet.core.data.onnx_process"]  # -P: imports nothing from this folder
         self._process = subprocess.Popen(
             [sys.executable, *module],
             stdin=subprocess.PIPE,
@@ -80,7 +82,7 @@ class LimitedNetwork:
             stderr=subprocess.DEVNULL,
             env=os.environ | {"PYTHONPATH": folders, "MALLOC_ARENA_MAX": "1"},
             creationflags=_NO_WINDOW,
-            start_new_session=True,  # Ctrl-C is for the training, which may still ask
+            start_new_session=True,  # Ctrl-C is for the training, which may need it still
         )
         self.end = weakref.finalize(self, _end, self._process)
         self._answer(_START_SECONDS)
@@ -89,7 +91,7 @@ class LimitedNetwork:
         self.parameters: int = answer["parameters"]
 
     def ask(self, request: dict[str, Any], content: bytes, seconds: float) -> tuple[dict[str, Any], bytes]:
-        """Send a request and wait for its answer, at most so long; `ModelError` where there is none."""
+        """Send a request and return the answer and its bytes; raise `ModelError` if none comes within `seconds`."""
         line = json.dumps(request | {"bytes": len(content)}).encode() + b"\n"
         return self._answer(seconds, (line, content))
 
@@ -129,7 +131,10 @@ class LimitedNetwork:
 
 
 def _is_late(pid: int, seconds: float, done: threading.Event) -> bool:
-    """Wait until `done`, at most so long; where other work has the cores, until the process has computed so long."""
+    """Wait until `done`, for `seconds` at most, and return whether the time ran out.
+
+    If other work has the cores, the limit is in CPU seconds of the process, and `_PATIENCE` times as long overall.
+    """
     begin, before = time.monotonic(), _cpu_seconds(pid)
     left = seconds
     while not done.wait(left):
@@ -144,7 +149,7 @@ def _is_late(pid: int, seconds: float, done: threading.Event) -> bool:
 
 
 def _cpu_seconds(pid: int) -> float | None:
-    """Time that a process has computed, by fields 14 and 15 of Linux' ``/proc/PID/stat``; None if unknown."""
+    """Return the CPU seconds of a process, by fields 14 and 15 of Linux' ``/proc/PID/stat``; None if unknown."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
         return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")

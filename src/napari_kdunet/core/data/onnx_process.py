@@ -1,8 +1,9 @@
-"""The process that computes an ONNX network of somebody's: checked before, and within limits of memory.
+"""The process that computes somebody else's ONNX network, after checking it, within limits of memory.
 
-`core.data.limited_onnx` starts it, gives it a time limit for each answer and ends it where that has passed. A message
-in either direction is a line of JSON, and the bytes that the line announces. It holds no code, and neither does a
-network: its operators are those of ONNX, computed by onnxruntime, none of which reads or writes a file.
+`core.data.limited_onnx` starts the process, sets a time limit for each answer, and ends the process when that has
+passed. A message in either direction is a line of JSON, followed by the bytes that the line announces. Messages hold no
+code, and neither does a network: its operators are those of ONNX, computed by onnxruntime, and none of them reads or
+writes a file.
 """
 
 from __future__ import annotations
@@ -21,23 +22,23 @@ from numpy.typing import NDArray
 
 __all__ = ["RefusedError", "check_operators"]
 
-_MORE_BYTES = 96 * 2**20  # for a small network, beside what its file and its patch take
-_BYTES_A_PIXEL = 8192  # of a patch: twice what a 64-Unet has at the top
-_STACK_BYTES = 16 * 2**20  # a thread
-_DOMAINS = ("", "ai.onnx")  # the operators that are ONNX's own
-_TYPES = {1: np.float32, 10: np.float16, 11: np.float64}  # of an input, by ONNX's numbers of types
-_MOST_CHANNELS, _MOST_SIDES = 64, 2  # of an output; its sides in those of the input
+_MORE_BYTES = 96 * 2**20  # for a small network, besides what its file and its patch take
+_BYTES_A_PIXEL = 8192  # of a patch: twice what a 64-Unet takes at the top
+_STACK_BYTES = 16 * 2**20  # for each thread
+_DOMAINS = ("", "ai.onnx")  # of ONNX's own operators
+_TYPES = {1: np.float32, 10: np.float16, 11: np.float64}  # of inputs and weights, by ONNX's numbers of types
+_MOST_CHANNELS, _MOST_SIDES = 64, 2  # of an output; its sides are relative to those of the input
 
 
 class RefusedError(Exception):
-    """Why a network cannot be used, in words for its owner."""
+    """A network cannot be used; the message says why, in words for its owner."""
 
 
 def main() -> None:
-    """Answer until the input ends."""
+    """Answer requests until the input ends."""
     requests, answers = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # what a library prints is no answer
-    import onnx  # noqa: F401 - before the limits: what it takes is not the network's
+    os.dup2(2, 1)  # what a library prints must not be among the answers
+    import onnx  # noqa: F401 - before the limits: the memory it takes is not the network's
     import onnxruntime  # noqa: F401
 
     base = _address_space()
@@ -65,7 +66,7 @@ def _send(answers: BinaryIO, answer: dict[str, Any], content: bytes = b"") -> No
 
 
 def _address_space() -> int:
-    """Bytes that this process has mapped; 0 where the system does not say."""
+    """Return the number of bytes that this process has mapped; 0 where the system does not say."""
     try:
         return int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
     except (OSError, ValueError):
@@ -73,7 +74,7 @@ def _address_space() -> int:
 
 
 def _limit_memory(size: int) -> None:
-    """Let this process have so many bytes at most, where the system can count them."""
+    """Limit this process to `size` bytes of address space, where the system can count them."""
     if _address_space():
         import resource
 
@@ -83,14 +84,14 @@ def _limit_memory(size: int) -> None:
 
 
 class _Network:
-    """A network of one (N, 1, Y, X) input, of which the first output counts.
+    """A network with one (N, 1, Y, X) input, whose first output is used.
 
     Attributes
     ----------
     side : (int, int) or None
-        Y and X of its patches, in pixels, where they are fixed.
+        Sides (Y, X) of its patches in pixels, if they are fixed.
     parameters : int
-        Numbers in its weights.
+        Number of parameters.
     """
 
     def __init__(self, content: bytes, threads: int, memory: int) -> None:
@@ -111,12 +112,12 @@ class _Network:
         options.enable_cpu_mem_arena = False  # it takes more than it needs, and keeps it
         options.log_severity_level = 4
         options.add_session_config_entry("session.load_model_format", "ONNX")
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # between patches others compute
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # others compute between patches
         self._session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
         self._output = self._session.get_outputs()[0].name
 
     def compute(self, image: NDArray[np.float32], request: dict[str, Any]) -> NDArray[Any]:
-        """Logits (C, Y, X), float32, of an image (Y, X)."""
+        """Compute the logits (C, Y, X), float32, of an image (Y, X)."""
         _limit_memory(self._memory + _BYTES_A_PIXEL * image.size)
         (out,) = self._session.run([self._output], {self._input: image[None, None].astype(self._dtype)})
         if not isinstance(out, np.ndarray) or out.dtype.kind != "f" or out.ndim != 4 or out.shape[0] != 1:
@@ -128,10 +129,10 @@ class _Network:
 
 
 class _Exported(_Network):
-    """A network that `export_onnx` has written: an image and some numbers become a probability and a mask."""
+    """A network that `export_onnx` has written, from an image and some numbers to a probability and a mask."""
 
     def compute(self, image: NDArray[np.float32], request: dict[str, Any]) -> NDArray[Any]:
-        """(Y, X) of the output that the request names, of an image (Y, X) and the numbers of the request."""
+        """Compute the output (Y, X) that the request names, from an image (Y, X) and the numbers of the request."""
         _limit_memory(self._memory + request["memory"])
         numbers = {name: np.array(value, np.float32) for name, value in request["numbers"].items()}
         (out,) = self._session.run([request["output"]], {self._input: image[None, None]} | numbers)
@@ -143,7 +144,13 @@ class _Exported(_Network):
 
 
 def check_operators(model: Any) -> int:
-    """Refuse what refers to anything outside of the file; the number of its parameters."""
+    """Return a model's number of parameters, after checking that it refers to nothing outside of its file.
+
+    Raises
+    ------
+    RefusedError
+        If it refers to other files, or has operators that are not ONNX's own.
+    """
     for message in _messages(model):
         match type(message).__name__:
             case "TensorProto":
@@ -155,7 +162,7 @@ def check_operators(model: Any) -> int:
 
 
 def _messages(model: Any) -> Iterator[Any]:
-    """A protobuf message and all those inside it, however deep."""
+    """Yield a protobuf message and all those inside it, however deep."""
     found = [model]
     while found:
         message = found.pop()
@@ -166,7 +173,7 @@ def _messages(model: Any) -> Iterator[Any]:
 
 
 def _input_of(model: Any) -> tuple[str, Any, tuple[int, int] | None]:
-    """Name, type and fixed sides of the only input."""
+    """Return name, dtype and fixed sides (Y, X), if any, of the only input; raise `RefusedError` if it is no image."""
     weights = {tensor.name for tensor in model.graph.initializer}
     inputs = [each for each in model.graph.input if each.name not in weights]
     if len(inputs) != 1 or not model.graph.output:

@@ -22,28 +22,28 @@ from napari_kdunet.core.networks.protocol import UsualUNet
 __all__ = ["PROBE_SIDE", "OnnxNetwork"]
 
 PROBE_SIDE = 128
-"""Side of the first patch, in pixels, with which a network shows that it can teach."""
+"""Side in pixels of the first patch, which shows whether a network can teach."""
 
-_SLOWER = 30.0  # times as long as the first patch, a pixel, a tile may take
+_SLOWER = 30.0  # factor by which a tile may take longer per pixel than the first patch
 
 
 class OnnxNetwork(UsualUNet, nn.Module):
-    """A network in an ONNX file, from (N, 1, Y, X) images to the (N, C, Y, X) of its first output.
+    """A network in an ONNX file, from (N, 1, Y, X) images to its first output, (N, C, Y, X).
 
-    Images are computed one by one. Where its input has fixed sides, larger images are cut into patches of that size,
-    which overlap by half and of which the middle counts; smaller ones are continued at their borders.
+    Images are computed one by one. If the input has fixed sides, larger images are cut into patches of that size, which
+    overlap by half, and the middle of each is used; smaller images are padded with their border pixels.
 
     Parameters
     ----------
     path : Path
         The file. It is read whole and given to onnxruntime as bytes.
     tile_seconds : float
-        Seconds that every tile may take; one of a slow network has 30 times as long a pixel as the first patch.
+        Seconds that any tile may take; one of a slow network may take 30 times as long per pixel as the first patch.
 
     Attributes
     ----------
     content : bytes
-        Of the file.
+        Content of the file.
 
     Raises
     ------
@@ -59,7 +59,7 @@ class OnnxNetwork(UsualUNet, nn.Module):
         if find_spec("onnx") is None or find_spec("onnxruntime") is None:
             raise ModelError(f'{path} is ONNX: install what reads it with pip install "napari-kdunet[onnx]".')
         self.content = read_network(path)
-        if b"kdunet.threshold" in self.content:  # its graph ends in probabilities, and begins with grey values
+        if b"kdunet.threshold" in self.content:  # its graph is from grey values to probabilities
             raise ModelError(f"{path} is a model that export wrote: give the .safetensors that it was made of.")
         self.path, self.tile_seconds = path, tile_seconds
         self._probe_seconds = 0.0
@@ -72,12 +72,12 @@ class OnnxNetwork(UsualUNet, nn.Module):
         self._probe_seconds = (time.perf_counter() - begin) / (side[0] * side[1])
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, 1, Y, X) to (N, C, Y', X'), on the device of `x`; errors as of the class."""
+        """Map (N, 1, Y, X) to (N, C, Y', X'), on the device of `x`; errors as of the class."""
         images = x.detach().float().cpu()
         return torch.stack([self._any_size(image) for image in images[:, 0]]).to(x.device)
 
     def _any_size(self, image: Tensor) -> Tensor:
-        """(Y, X) to (C, Y, X), in patches where the sides are fixed."""
+        """Map (Y, X) to (C, Y', X'); in patches, and then to (C, Y, X), if the sides are fixed."""
         side = self._running(torch.get_num_threads()).side
         if side is None or side == tuple(image.shape):
             return torch.from_numpy(self._image(image.numpy()))
@@ -97,7 +97,7 @@ class OnnxNetwork(UsualUNet, nn.Module):
         return torch.cat(rows, dim=-2)[:, :y, :x]
 
     def _image(self, image: NDArray[np.float32]) -> NDArray[np.float32]:
-        """(Y, X) to (C, Y', X'), by the process."""
+        """Map (Y, X) to (C, Y', X') in the process."""
         with self._lock:
             process = self._running(torch.get_num_threads())
             seconds = seconds_to_start(self.content)
@@ -108,7 +108,7 @@ class OnnxNetwork(UsualUNet, nn.Module):
         return np.frombuffer(bytearray(out), np.float32).reshape(answer["shape"])
 
     def _running(self, threads: int) -> LimitedNetwork:
-        """The process with so many threads, started anew where it has others."""
+        """Return the process, started anew if it has another number of threads."""
         if self._process is None or self._process.threads != threads:
             if self._process is not None:
                 self._process.end()
@@ -117,21 +117,24 @@ class OnnxNetwork(UsualUNet, nn.Module):
 
     @property
     def parameter_count(self) -> int:
-        """Numbers in the file's weights."""
+        """Number of parameters in the file."""
         return self._weights
 
     def __getstate__(self) -> dict[str, Any]:
-        """Without the process: a copy, here or elsewhere, starts its own."""
+        """Return the state without the process: a copy, here or elsewhere, starts its own."""
         return {name: value for name, value in self.__dict__.items() if name != "_lock"} | {"_process": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """The inverse of `__getstate__`."""
+        """Restore the state of `__getstate__`."""
         super().__setstate__(state)  # type: ignore[no-untyped-call]
         self._lock = threading.Lock()
 
 
 def _patches(size: int, side: int) -> list[tuple[int, int, int]]:
-    """(where a patch starts, from where and to where it counts) along an axis: half overlaps, cut in the middle."""
+    """Return (start, first, stop) of each patch along an axis: it is used from `first` to `stop`.
+
+    Patches overlap by half, and overlaps are cut in the middle.
+    """
     starts = [*range(0, size - side, max(1, side // 2)), size - side]
     cuts = [0, *((first + side + second) // 2 for first, second in pairwise(starts)), size]
     return list(zip(starts, cuts[:-1], cuts[1:], strict=True))

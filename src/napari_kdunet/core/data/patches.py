@@ -28,8 +28,8 @@ __all__ = ["Batch", "Block", "PatchSampler", "TrainingVolume", "load_blocks"]
 
 _SIDE = 2048  # working pixels: larger slices are cut into blocks of about this side
 _SPARSE = 0.25  # share of labelled pixels below which patches are cut around them
-_MIRRORED = 128  # working pixels to which the image is mirrored at the sample's edge
-_WHOLE = 0.999  # a pixel that lies in the sample, to float rounding
+_MIRRORED = 128  # working pixels for which the image is mirrored at the sample's edge
+_WHOLE = 0.999  # share of a pixel that lies in the sample, from which on it is inside: all of it, to float rounding
 _EVERY = 8  # working pixels between the sites of a block that the sample does not fill
 _LEAST = 1e-6  # lower bound of the teacher's probabilities, whose logarithm is taken
 
@@ -44,18 +44,25 @@ class TrainingVolume:
     slices: tuple[int, ...] = ()
     """z of the slices to take."""
     index: int = 0
-    """Place among the volumes of the training."""
+    """Position among the volumes of the training."""
 
 
 @dataclass(frozen=True, eq=False)
 class Block:
     """A window of a slice at the working pixel size.
 
-    `images` are the slice between the neighbours that the network sees, from below to above, each (1, Y, X) float16,
-    standardised by its whole slice, and shared with the blocks of these; `target` (C, Y, X) uint8, the target
-    probabilities times 255, or None where it is not labelled; `inside` (1, Y, X) uint8, 1 in the sample, or None where
-    all is; `sites` (N, 2) the Y, X of labelled pixels, or of the sample, where either is a part of the block, so that
-    patches are cut around them, else None.
+    Attributes
+    ----------
+    images : tuple of Tensor
+        The slice between the neighbours that the network sees, from below to above, each (1, Y, X) float16 and
+        standardised by its whole slice. Neighbouring blocks share them.
+    target : Tensor or None
+        (C, Y, X) uint8, the target probabilities times 255; None if the slice is not labelled.
+    inside : Tensor or None
+        (1, Y, X) uint8, 1 in the sample; None if all of the block is.
+    sites : Tensor or None
+        (N, 2), Y and X of pixels to cut patches around: labelled ones if these are few, else some of the sample if that
+        does not fill the block; None if patches may lie anywhere.
     """
 
     volume: TrainingVolume
@@ -70,30 +77,30 @@ class Block:
 
     @property
     def image(self) -> Tensor:
-        """That of the slice itself."""
+        """The image of the slice itself, (1, Y, X) float16."""
         return self.images[len(self.images) // 2]
 
     @cached_property
     def area(self) -> int:
-        """Working pixels of the sample."""
+        """Number of working pixels in the sample."""
         return self.image.numel() if self.inside is None else int(self.inside.sum())
 
     @property
     def nbytes(self) -> int:
-        """In memory, the images that are shared with neighbouring blocks included."""
+        """Bytes in memory, including images that are shared with neighbouring blocks."""
         return sum(part.nbytes for part in (*self.images, self.target, self.inside) if part is not None)
 
     @property
     def teacher_probability(self) -> Tensor | None:
-        """(C - 1, Y, X) float32, the teacher's probabilities without the background; computed at the first use."""
+        """The teacher's probabilities without the background, (C - 1, Y, X) float32, computed at the first use."""
         return None if self.volume.teacher is None else self.volume.teacher.working(self.z, self.y, self.x, self.grid)
 
 
 def load_blocks(volume: TrainingVolume, config: TrainConfig, limit: int) -> tuple[list[Block], bool]:
     """Read the slices of a volume as blocks of at most `limit` bytes in all.
 
-    Where there is more, an even sample of the windows is taken, of those in which something is labelled; the second
-    value says so.
+    If there is more, an even sample of the windows is read, with `config.ignore` only of those in which something is
+    labelled. The second value returned says whether that is so.
     """
     grid = Grid.in_plane(volume.raw.voxel_size, config.pixel_size)
     windows = [(z, y, x) for z in volume.slices for y, x in _windows(volume.raw.shape[1:], grid)]
@@ -127,7 +134,7 @@ def _windows(shape: tuple[int, ...], grid: Grid) -> Iterator[tuple[slice, slice]
 
 
 def _read_image(raw: Volume, grid: Grid, z: int, y: Span, x: Span) -> Tensor:
-    """(1, Y, X) float16 of a window of a slice, standardised by the whole slice, at the working pixel size."""
+    """Read a window of a slice, (1, Y, X) float16, standardised by the whole slice, at the working pixel size."""
     mean, std = raw.statistics(z)
     rows, columns = slice(*y), slice(*x)
     filled = raw.mirrored(z, rows, columns, math.ceil(_MIRRORED / min(grid.ratio)))
@@ -165,7 +172,7 @@ def _read_block(
 
 
 def _outlines(labels: Volume, grid: Grid, config: TrainConfig, z: int, y: slice, x: slice) -> NDArray[np.float32]:
-    """Target probabilities (3, Y, X) of a window, as in the whole slice: what lies around it is looked at."""
+    """Return target probabilities (3, Y, X) of a window as they are in the whole slice: its surroundings are read."""
     pixel = (float(grid.ratio[0]), float(grid.ratio[1]))
     around, inner = [], []
     for part, size, side in zip((y, x), labels.shape[1:], pixel, strict=True):
@@ -177,9 +184,9 @@ def _outlines(labels: Volume, grid: Grid, config: TrainConfig, z: int, y: slice,
 
 
 def _sites(target: Tensor | None, inside: Tensor | None) -> Tensor | None:
-    """As in `Block`."""
+    """Return the `sites` of a `Block`."""
     if target is not None:
-        known = target.any(dim=0)  # in part too: a stroke of one pixel is half a working pixel wide
+        known = target.any(dim=0)  # partly labelled ones too: a stroke of one pixel is half a working pixel wide
         if known.float().mean() < _SPARSE and (inside is None or known.sum() < _SPARSE * inside.sum()):
             return known.nonzero()
     return None if inside is None else inside[0, ::_EVERY, ::_EVERY].nonzero() * _EVERY
@@ -189,9 +196,16 @@ def _sites(target: Tensor | None, inside: Tensor | None) -> Tensor | None:
 class Batch:
     """A training batch on the device.
 
-    `image` (N, channels, Y, X) float32, the `images` of a block each; `target` (N, C, Y, X) float32 target
-    probabilities, 0 where not labelled; `teacher_logits` (N, C, Y, X) float32, or None; `inside` (N, Y, X) float32, 1
-    in the sample, or None where all is.
+    Attributes
+    ----------
+    image : Tensor
+        (N, channels, Y, X) float32, patches of the `images` of blocks.
+    target : Tensor
+        (N, C, Y, X) float32 target probabilities, 0 where unlabelled.
+    teacher_logits : Tensor or None
+        (N, C, Y, X) float32, if asked for.
+    inside : Tensor or None
+        (N, Y, X) float32, 1 in the sample; None if all patches are.
     """
 
     image: Tensor
@@ -209,12 +223,12 @@ class PatchSampler:
     config: TrainConfig
     device: torch.device
     erased: frozenset[int] = frozenset()
-    """z of the first volume whose labels have been erased since."""
+    """z of slices of the first volume whose labels have been erased since the start."""
     processes: int = 1
     """Number of processes; each makes `config.batch` of a step's patches."""
 
     def class_pixels(self) -> Tensor:
-        """(C,) float64 number of labelled working pixels of each class."""
+        """Return the number of labelled working pixels of each class, (C,) float64."""
         total = torch.zeros(self.config.classes, dtype=torch.float64)
         for block in self.labelled:
             if block.target is not None:
@@ -223,30 +237,30 @@ class PatchSampler:
 
     @property
     def sparse(self) -> bool:
-        """Whether little is labelled: nothing, or strokes."""
+        """Whether little is labelled: nothing, or strokes on at most a quarter of the pixels of the labelled slices."""
         pixels = sum(block.target[0].numel() for block in self.labelled if block.target is not None)
         return float(self.class_pixels().sum()) <= _SPARSE * pixels
 
     def replace(self, z: int, blocks: Sequence[Block]) -> None:
-        """Take these as the labelled blocks of slice `z` of the first volume; the last stay until there are others."""
+        """Replace the labelled blocks of slice `z` of the first volume; the old ones stay while there are no others."""
         self.erased = self.erased - {z} if blocks else self.erased | {z}
         gone = self.erased | {z}
         others = [block for block in self.labelled if block.volume.index or block.z not in gone]
         self.labelled = [*others, *blocks] or self.labelled
 
     def batch(self, step: int, unlabelled_share: float = 0.0, *, teacher: bool = False, rank: int = 0) -> Batch:
-        """The batch of a step: random patches of random blocks, image, labels and teacher augmented together.
+        """Make the batch of a step: random patches of random blocks, with image, labels and teacher augmented alike.
 
         Parameters
         ----------
         step : int
-            Seeds the randomness, together with `config.seed`.
+            Number of the step, which seeds the randomness together with `config.seed`.
         unlabelled_share : float
             Share of the patches, on average over the steps, from unlabelled blocks, where there are both kinds.
         teacher : bool
             Whether the teacher's logits are needed.
         rank : int
-            Of several processes that share the batch, the one whose patches to make.
+            Rank of the process whose patches to make, of those that share the batch.
         """
         config, generator = self.config, torch.Generator().manual_seed(self.config.seed * 1_000_003 + step)
         count, mine = config.batch * self.processes, slice(rank, None, self.processes)
@@ -272,7 +286,7 @@ class PatchSampler:
         )
 
     def _choose(self, step: int, count: int, unlabelled_share: float, generator: torch.Generator) -> list[Block]:
-        # 3/4 of two patches are one and two in turn
+        # rounded so that the share is right over the steps: 3/4 of two patches are one and two in turn
         unlabelled = int((step + 1) * count * unlabelled_share) - int(step * count * unlabelled_share)
         unlabelled = unlabelled if self.labelled else count
         unlabelled = unlabelled if self.unlabelled else 0
@@ -284,7 +298,7 @@ class PatchSampler:
         return chosen
 
     def _style(self, count: int, mine: slice, generator: torch.Generator) -> Tensor:
-        """(N, channels, Y, X) patches of any volume, as they are, whose amplitudes are mixed in."""
+        """Return unwarped patches (N, channels, Y, X) of any volume, whose Fourier amplitudes are mixed in."""
         blocks = [*self.labelled, *self.unlabelled]
         chosen = torch.multinomial(self._weights(blocks), count, True, generator=generator)[mine].tolist()
         places = torch.rand(count, 3, generator=generator)[mine].tolist()
@@ -298,7 +312,7 @@ class PatchSampler:
         )
 
     def _weights(self, blocks: Sequence[Block]) -> Tensor:
-        """(N,) relative probability of each block: by `volume_weights`, and by area among those of one volume."""
+        """Return the relative probability (N,) of each block: by `volume_weights`, and by area within a volume."""
         areas = torch.tensor([block.area for block in blocks], dtype=torch.float64)
         if (given := self.config.volume_weights) != "area":
             volumes = torch.tensor([block.volume.index for block in blocks])
@@ -308,7 +322,7 @@ class PatchSampler:
         return areas.float()
 
     def _target(self, block: Block, warped: Tensor) -> Tensor:
-        """Of what comes after the images."""
+        """Return the target probabilities, which come first in `warped`, the warped channels after the images."""
         if block.target is None:
             return warped.new_zeros(self.config.classes, *warped.shape[1:])
         target = warped[: self.config.classes] / 255
@@ -316,14 +330,14 @@ class PatchSampler:
 
 
 def _channels(block: Block, teacher: bool, upside_down: bool) -> list[Tensor]:
-    """All that is warped together: the images, mirrored in z if they are to be, and what else there is of the slice."""
+    """Return all that is warped together: images (mirrored in z if `upside_down`), target, teacher and `inside`."""
     images = block.images[::-1] if upside_down else block.images
     parts = (*images, block.target, block.teacher_probability if teacher else None, block.inside)
     return [part for part in parts if part is not None]
 
 
 def _inside(blocks: Sequence[Block], warped: Sequence[Tensor]) -> Tensor | None:
-    """As in `Batch`; of a block that has it, it comes last."""
+    """Return `Batch.inside`; it is the last warped channel of a block that has it."""
     if all(block.inside is None for block in blocks):
         return None
     pairs = zip(blocks, warped, strict=True)
@@ -333,14 +347,14 @@ def _inside(blocks: Sequence[Block], warped: Sequence[Tensor]) -> Tensor | None:
 
 
 def _logits(block: Block, warped: Tensor, classes: int) -> Tensor:
-    """(C, Y, X) logits of the teacher, whose probabilities without the background come after the target."""
+    """Return the teacher's logits (C, Y, X); its probabilities without the background come after the target."""
     first = 0 if block.target is None else classes
     others = warped[first : first + classes - 1]
     return torch.cat((1 - others.sum(dim=0, keepdim=True), others)).clamp_min(_LEAST).log()
 
 
 def _corner(block: Block, side: int, place: Sequence[float]) -> Iterator[int]:
-    """First row and column of a patch of this side: anywhere, or where the labelled site of `place` is well inside."""
+    """Yield the first row and column of a patch: anywhere, or so that the site that `place` chooses is well inside."""
     for axis, size in enumerate(block.image.shape[-2:]):
         room = size - side
         if block.sites is None:

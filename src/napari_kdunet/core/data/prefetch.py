@@ -19,9 +19,9 @@ class Prefetcher:
     Parameters
     ----------
     make : callable
-        From a step, and whether the teacher's logits are needed, to the batch.
+        Makes the batch, given the step and whether the teacher's logits are needed.
     threads : int
-        CPU threads to make it with.
+        CPU threads for making it.
     """
 
     def __init__(self, make: Callable[[int, bool], Batch], threads: int) -> None:
@@ -30,7 +30,7 @@ class Prefetcher:
         self._next: tuple[tuple[int, bool], Future[Batch]] | None = None
 
     def batch(self, step: int, teacher: bool) -> Batch:
-        """The batch of this step, prefetched during the step before."""
+        """Return the batch of this step, which was prefetched during the step before."""
         if self._next is None or self._next[0] != (step, teacher):
             self._next = self._submit(step, teacher)
         batch = self._next[1].result()

@@ -14,7 +14,7 @@ __all__ = ["held_out_slices", "hold_out", "is_labelled", "labelled_slices"]
 
 
 def labelled_slices(labels: Volume, config: TrainConfig) -> tuple[int, ...]:
-    """The z of the slices to learn from, as `config.slices` names them.
+    """Return the z of the labelled slices among those that `config.slices` names.
 
     Raises
     ------
@@ -44,9 +44,9 @@ def labelled_slices(labels: Volume, config: TrainConfig) -> tuple[int, ...]:
 
 
 def is_labelled(labels: Volume, z: int, config: TrainConfig) -> tuple[bool, bool]:
-    """Whether a slice counts as labelled, and whether it has foreground.
+    """Return whether a slice counts as labelled, and whether it has foreground.
 
-    With slices="auto" and no ignore value, one without foreground may be one that nobody has looked at.
+    With slices="auto" and no ignore value, a slice without foreground does not count: perhaps nobody has looked at it.
     """
     index = read_classes(labels, z, classes=config.label_classes, ignore=config.ignore)
     known, positive = bool((index >= 0).any()), bool((index > 0).any())
@@ -54,10 +54,10 @@ def is_labelled(labels: Volume, z: int, config: TrainConfig) -> tuple[bool, bool
 
 
 def held_out_slices(slices: tuple[int, ...], share: float) -> tuple[int, ...]:
-    """The middle of the slices, about `share` of them; none where that is less than one, and never all.
+    """Return the middle of the slices, about `share` of them; none if that is less than one, and never all.
 
-    The middle is like the rest, where the ends of a stack often are not: cut, bent or noisy. Of few slices each is
-    worth more to learn from than to judge by.
+    The middle is like the rest, whereas the ends of a stack are often cut, bent or noisy. If there are few slices, each
+    is worth more to learn from than to validate on.
     """
     count = min(round(len(slices) * share), len(slices) - 1) if len(slices) * share >= 1 else 0
     first = (len(slices) - count) // 2

@@ -29,11 +29,11 @@ __all__ = ["TeacherOutput", "as_teacher", "is_torchscript", "teacher_fingerprint
 
 _TORCHSCRIPT = (".pt", ".pth", ".ts")
 
-_LEAST = 1e-4  # a mask teaches too: probabilities are kept so far off 0 and 1
+_LEAST = 1e-4  # least distance of a volume's probabilities from 0 and 1, which a mask holds
 
 
 class _Foreign(UsualUNet, nn.Module):
-    """Somebody else's network: one logit a pixel becomes two classes, an output of another size is resampled."""
+    """Somebody else's network: a single logit becomes those of two classes, an output of another size is resampled."""
 
     def __init__(self, net: nn.Module, name: str, classes: int) -> None:
         super().__init__()
@@ -48,7 +48,7 @@ class _Foreign(UsualUNet, nn.Module):
         out = self.net(x)
         if not isinstance(out, Tensor) or out.ndim != 4 or out.shape[0] != x.shape[0]:
             raise ModelError(f"{self.name} must give (N, classes, Y, X) logits for (N, 1, Y, X): wrap it so.")
-        if out.shape[1] == 1:  # one sigmoid logit is the difference of two
+        if out.shape[1] == 1:  # the logit of a sigmoid is the difference of two logits of a softmax
             out = torch.cat((torch.zeros_like(out), out), dim=1)
         if out.shape[1] != self.classes:
             raise ModelError(f"{self.name} gives {out.shape[1]} classes where {self.classes} are taught.")
@@ -58,12 +58,12 @@ class _Foreign(UsualUNet, nn.Module):
 
 
 def is_torchscript(path: str | Path) -> bool:
-    """Whether a file of this name is TorchScript, which can run code: it can write files, and run for ever."""
+    """Return whether a file of this name is TorchScript, which can run code: it can write files, and run for ever."""
     return Path(path).suffix.lower() in _TORCHSCRIPT
 
 
 def is_own_model(source: str | Path) -> bool:
-    """Whether a teacher of this name is a model of this package: a ``.safetensors`` file, or a bundled one."""
+    """Return whether a teacher of this name is a model of this package: a ``.safetensors`` file, or a bundled one."""
     return Path(source).suffix == ".safetensors" or str(source) in bundled_models()
 
 
@@ -73,14 +73,18 @@ def as_teacher(source: Any, config: DistillConfig, *, trust: bool = False) -> Mo
     Parameters
     ----------
     source : Model, torch.nn.Module, path, or volume
-        A model or its file or bundled name; a module, an ONNX file (``.onnx``), or a TorchScript file (``.pt``,
-        ``.pth``, ``.ts``), from (N, 1, Y, X) images, standardised slice by slice at the working pixel size, Y and X
-        multiples of 32, to (N, classes, Y, X) or (N, 1, Y, X) logits; else a ZYX volume of foreground probabilities in
-        [0, 1], or uint8 from 0 to 255, uint16 from 0 to 65535, or a mask.
+        One of these:
+
+        - a model, its file, or the name of a bundled one;
+        - a module, an ONNX file (``.onnx``) or a TorchScript file (``.pt``, ``.pth``, ``.ts``) that maps (N, 1, Y, X)
+          images, standardised slice by slice at the working pixel size, with Y and X multiples of 32, to
+          (N, classes, Y, X) or (N, 1, Y, X) logits;
+        - a ZYX volume of foreground probabilities in [0, 1], or uint8 from 0 to 255, uint16 from 0 to 65535, or a mask.
     config : DistillConfig
-        Its classes and working pixel size hold for modules and files of other tools.
+        Settings, whose classes and working pixel size are assumed for modules and files of other tools.
     trust : bool
-        Load a TorchScript file: it can write files on this computer, so its maker has to be trusted. No other file can.
+        Allow a TorchScript file. It can write files on this computer, which no other file can, so its maker has to be
+        trusted.
 
     Raises
     ------
@@ -122,7 +126,7 @@ def _checked(model: Model, config: DistillConfig, name: str) -> Model:
 
 
 def _foreign(net: nn.Module, name: str, config: DistillConfig) -> Model:
-    """Somebody else's network as a model, once it has shown on an empty patch that it can teach."""
+    """Return somebody else's network as a model, after it has shown on an empty patch that it can teach."""
     model = Model(_Foreign(net, name, config.classes), config.pixel_size)
     where = next((p.device for p in net.parameters()), torch.device("cpu"))
     channels, multiple = model.traits.channels, model.traits.multiple
@@ -146,7 +150,7 @@ def _load_torchscript(path: Path, trust: bool) -> nn.Module:
             "--trust-teacher (trust=True) if you made the file or trust its maker."
         )
     try:
-        with warnings.catch_warnings():  # torch has deprecated the format, but such files will be about for years
+        with warnings.catch_warnings():  # torch has deprecated the format, but such files will be around for years
             warnings.simplefilter("ignore", DeprecationWarning)
             return torch.jit.load(path, map_location="cpu")  # type: ignore[no-any-return]
     except (RuntimeError, ValueError) as error:
@@ -159,24 +163,24 @@ class TeacherOutput:
     """A teacher's output for a volume.
 
     A network predicts whole slices at its own working pixel size, as in prediction, and not the student's augmented
-    patches: so each slice is predicted once, however long the student learns from it.
+    patches. So each slice is predicted once, however long the student learns from it.
 
     Parameters
     ----------
     teacher : Model or Volume
-        As `as_teacher` gives it; a Volume is its probability of `raw`.
+        The teacher as `as_teacher` returns it; a Volume is its probability for `raw`.
     raw : Volume
-        ZYX.
+        The volume to predict, ZYX.
     device : str
-        Where a network runs.
+        Device that a network runs on.
     threads : int
-        CPU threads for it.
+        CPU threads for a network.
     views : int
-        Over how many mirror images and quarter turns of a slice it is averaged, as in `predict`.
+        Number of views (mirror images and quarter turns) of a slice over which a network is averaged, as in `predict`.
     """
 
     def __init__(self, teacher: Model | Volume, raw: Volume, device: str, threads: int, views: int = 1) -> None:
-        if isinstance(teacher, Model):  # a generalist sees each volume by its own statistics
+        if isinstance(teacher, Model):  # a generalist takes each volume's own statistics
             teacher = with_statistics(teacher, raw, "auto", device, threads)
         self.teacher, self.raw = teacher, raw
         self._tiler = None
@@ -190,14 +194,14 @@ class TeacherOutput:
         return self.teacher.threshold
 
     def working(self, z: int, y: slice, x: slice, grid: Grid) -> Tensor:
-        """As `probabilities`, at the working pixel size of `grid`; remembered, for labels that are read again."""
+        """Return `probabilities` at the working pixel size of `grid`, cached for when labels are read again."""
         window = (z, y.start, y.stop, x.start, x.stop)
         if window not in self._working:
             self._working[window] = grid.to_working(self.probabilities(z, y, x)[None])[0]
         return self._working[window]
 
     def probabilities(self, z: int, y: slice, x: slice) -> Tensor:
-        """(C - 1, Y, X) float32 probabilities of the classes without the background, of a window of slice `z`.
+        """Return the probabilities of all classes but the background, (C - 1, Y, X) float32, in a window of slice `z`.
 
         Raises
         ------
@@ -214,7 +218,7 @@ class TeacherOutput:
 
 
 def teacher_fingerprint(teacher: Model | Volume) -> str:
-    """Number and CRC-32 of the weights of a network that teaches, and how it is applied; or of a probability volume."""
+    """Return a network's number of parameters and CRC-32 of weights and use, or a probability volume's fingerprint."""
     if isinstance(teacher, Volume):
         return volume_fingerprint(teacher, range(len(teacher)), teacher.threshold)
     total = zlib.crc32(repr((teacher.pixel_size, teacher.context_distance, teacher.threshold, teacher.adapts)).encode())

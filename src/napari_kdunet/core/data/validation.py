@@ -1,4 +1,4 @@
-"""Validation: the slices that a network is scored on, held out of those that it learns from, and how."""
+"""Validation: which slices are held out of training, and how a network is scored on them."""
 
 from __future__ import annotations
 
@@ -33,17 +33,18 @@ class Validation:
 
     raw: Volume
     truth: Truth
+    """Returns class indices (Y, X) of a window, given z and the ranges of rows and columns; -1 is not scored."""
     slices: tuple[int, ...]
     kind: str
-    """As in `Started.validated_on`."""
+    """What the validation is against, in the words of `Started.validated_on`."""
     labels: Volume | None = None
-    """Those scored against; None where that is the teacher."""
+    """Labels to score against; None if the teacher is scored against."""
 
     @classmethod
     def against(
         cls, raw: Volume, labels: Volume, slices: Sequence[int], config: TrainConfig, kind: str = "given volume"
     ) -> Validation:
-        """Validate against the labels of some slices."""
+        """Make a validation against the labels of some slices."""
 
         def truth(z: int, y: tuple[int, int], x: tuple[int, int]) -> NDArray[np.int16]:
             window = slice(*y), slice(*x)
@@ -53,7 +54,7 @@ class Validation:
         return cls(raw, truth, tuple(slices), kind, labels)
 
     def prior_ce(self) -> float:
-        """Cross entropy of the class prior, the slices' share of foreground, nats a pixel."""
+        """Return the cross entropy of the class prior, the slices' share of foreground, nats a pixel."""
         curve, (_, height, width) = Curve(), self.raw.shape
         for z in self.slices:
             index = self.truth(z, (0, height), (0, width))
@@ -68,18 +69,19 @@ class Validation:
         Parameters
         ----------
         source : Model or Volume
-            As `as_teacher` gives it; a Volume is its foreground probability of `raw`.
+            A model, or a volume of foreground probabilities for `raw`.
         device : str
-            Where a model runs.
+            Device that a model runs on.
         threads : int, optional
-            CPU threads for it.
+            CPU threads for a model.
         views : int
-            Over how many mirror images and quarter turns of a slice a model is averaged, as in `predict`.
+            Number of views (mirror images and quarter turns) of a slice over which a model is averaged, as in
+            `predict`.
 
         Yields
         ------
         Curve
-            One and the same, after each slice: all slices up to there.
+            The same object after each slice, with the scores of all slices so far.
         """
         curve, (_, height, width) = Curve(), self.raw.shape
         tiler = Tiler.of(source, self.raw, device, threads, views) if isinstance(source, Model) else None
@@ -94,13 +96,13 @@ class Validation:
             yield curve
 
     def score(self, source: Model | Volume, device: str, threads: int | None = None, views: int = 1) -> Curve:
-        """The scores of all slices; arguments as in `iter_score`."""
+        """Return the scores of all slices; arguments as in `iter_score`."""
         *_, curve = (Curve(), *self.iter_score(source, device, threads, views))
         return curve
 
 
 def given_validation(raw: Any, labels: Any, config: TrainConfig) -> Validation:
-    """Validate on a volume of its own.
+    """Make a validation on a volume that is given for it.
 
     Raises
     ------
@@ -114,7 +116,7 @@ def given_validation(raw: Any, labels: Any, config: TrainConfig) -> Validation:
 
 @dataclass(frozen=True)
 class Split:
-    """The slices of a volume: what is learnt from its labels, what from the teacher alone, and what is validated on."""
+    """The slices of a volume, split into those with labels, those with the teacher alone, and those for validation."""
 
     labelled: TrainingVolume
     unlabelled: TrainingVolume
@@ -123,26 +125,26 @@ class Split:
     """z of all slices that are not held out."""
 
     def taught_by(self, teacher: TeacherOutput) -> Split:
-        """The same slices, where labels are learnt from with a teacher."""
+        """Return the same split, with a teacher for the labelled slices."""
         return replace(self, labelled=replace(self.labelled, teacher=teacher))
 
 
 def split(volume: TrainingVolume, config: TrainConfig, validated: bool) -> Split:
-    """Share out the slices of a volume to train on.
+    """Split the slices of a volume into those to train on and those to validate on.
 
     Parameters
     ----------
     volume : TrainingVolume
-        Its labels or its teacher may be None, not both.
+        The volume; its labels or its teacher may be None, not both.
     config : TrainConfig
-        Which slices count as labelled, share and number of those to validate on.
+        Settings: which slices count as labelled, and the share and number of those to validate on.
     validated : bool
         Whether to validate on this volume: on held-out slices, else on those that are trained on.
 
     Raises
     ------
     VolumeError, LabelsError, UnlabelledError
-        If labels cannot be used.
+        If the labels cannot be used.
     """
     every = tuple(range(volume.raw.shape[0]))
     labelled = () if volume.labels is None else labelled_slices(volume.labels, config)
@@ -157,7 +159,7 @@ def split(volume: TrainingVolume, config: TrainConfig, validated: bool) -> Split
 def _hold_out(
     volume: TrainingVolume, slices: tuple[int, ...], config: TrainConfig
 ) -> tuple[Validation, frozenset[int]]:
-    """The validation on a share of the slices, and the z that are held out for it."""
+    """Return the validation on a share of the slices, and the z of those that are held out for it."""
     raw, labels = volume.raw, volume.labels
     held_out = held_out_slices(slices, config.val_share)
     chosen = spaced(held_out or slices, config.val_slices)
@@ -184,6 +186,6 @@ def _teacher_truth(teacher: TeacherOutput) -> Truth:
 def _without_outside(
     index: NDArray[np.int16], raw: Volume, z: int, y: tuple[int, int], x: tuple[int, int]
 ) -> NDArray[np.int16]:
-    """Class indices of a window, -1 outside the sample, which is not scored."""
+    """Return the class indices of a window, -1 outside the sample, where nothing is scored."""
     outside = raw.outside(z, slice(*y), slice(*x))
     return index if outside is None else np.where(outside, np.int16(-1), index)

@@ -14,19 +14,19 @@ from napari_kdunet.core.errors import ModelError
 from napari_kdunet.core.files import read_json, write_bytes
 from napari_kdunet.core.training.events import Stepped
 
-__all__ = ["LossCurve", "History", "crossing", "lowest_mean"]
+__all__ = ["History", "LossCurve", "crossing", "lowest_mean"]
 
-#: Steps, each with the mean of the tests up to it.
+#: A test loss over the steps: (step, mean of a window of tests that ends at this step).
 LossCurve = list[tuple[int, float]]
 
 _MOST_BYTES = 2**28  # of a history: some four million steps
 
 
 def lowest_mean(values: Sequence[float], window: int) -> tuple[float | None, int]:
-    """Smallest mean of `window` consecutive values, and the index of the last of them.
+    """Return the smallest mean of `window` consecutive values, and the index of the last of them.
 
-    That is L*_train with a window of alpha_t losses, and the averaged test loss with a window of beta_t (paper,
-    "Performance Metrics"). Where there are fewer values than `window`, their mean; where there is none, None and -1.
+    With a window of alpha_t training losses this is the paper's L*_train, with a window of beta_t tests its averaged
+    test loss ("Performance Metrics"). Fewer values than `window` count as one window; without values it is (None, -1).
     """
     if not values:
         return None, -1
@@ -36,14 +36,14 @@ def lowest_mean(values: Sequence[float], window: int) -> tuple[float | None, int
 
 
 def _means(values: Sequence[float], window: int) -> np.ndarray:
-    """Mean of each `window` consecutive values, or of all where there are fewer."""
+    """Return the mean of each `window` consecutive values, or of all values if there are fewer."""
     size = min(window, len(values))
     means: np.ndarray = np.lib.stride_tricks.sliding_window_view(np.asarray(values, np.float64), size).mean(axis=1)
     return means
 
 
 def crossing(lower: LossCurve, upper: LossCurve) -> int | None:
-    """Step from which `lower` stays below `upper` to the end; None where it ends above. They have the same steps."""
+    """Return the step from which `lower` stays below `upper`, None if it ends above; both have the same steps."""
     found = None
     for (step, low), (_, high) in zip(reversed(lower), reversed(upper), strict=True):
         if low >= high:
@@ -54,18 +54,18 @@ def crossing(lower: LossCurve, upper: LossCurve) -> int | None:
 
 @dataclass
 class History:
-    """All losses of a run, kept beside its model so that a resumed run knows those before it was stopped.
+    """All losses of a run, kept beside its model so that a resumed run has those from before it was stopped.
 
     Attributes
     ----------
     steps : list of [step, loss, hard, soft]
-        Training losses, nats a pixel; a part that does not take part is None.
+        Training losses, nats a pixel; a part that is left out is None.
     tests : list of [step, ce]
         Cross entropy on the test slices, nats a pixel.
     parameters : int
-        Of the network.
+        Number of parameters of the network.
     seconds : float
-        Of training, without tests.
+        Seconds of training, without tests.
     diverged : bool
         Whether a loss was no longer finite.
     """
@@ -78,12 +78,12 @@ class History:
 
     @classmethod
     def load(cls, path: Path) -> History:
-        """Read what `save` wrote; a new one where there is nothing.
+        """Read what `save` wrote, or return an empty history if there is no file.
 
         Raises
         ------
         ModelError
-            If it is not what `save` writes.
+            If the file is not what `save` writes.
         """
         if not path.exists():
             return cls()
@@ -102,35 +102,35 @@ class History:
         raise ModelError(f"{path} is damaged: remove it and the other files of its run, which is then done again.")
 
     def save(self, path: Path) -> None:
-        """Write it as JSON, whole or not at all."""
+        """Write the history as JSON, atomically."""
         write_bytes(path, json.dumps(asdict(self)).encode())
 
     def cut(self, step: int) -> None:
-        """Forget what came after `step`, which a resumed training does again."""
+        """Drop the entries after `step`, which a resumed training makes again."""
         self.steps = [entry for entry in self.steps if entry[0] <= step]
         self.tests = [entry for entry in self.tests if entry[0] <= step]
         self.diverged = False
 
     def add(self, event: Stepped) -> None:
-        """Take the losses of one step."""
+        """Append the losses of one step."""
         hard, soft = (value if math.isfinite(value) else None for value in (event.hard, event.soft))
         self.steps.append((event.step, event.loss, hard, soft))
         self.seconds = event.seconds
 
     def test_curve(self, window: int) -> LossCurve:
-        """The averaged test loss over the steps: means of `window` consecutive tests, each at the step of its last."""
+        """Return the averaged test loss: means of `window` consecutive tests, each at the step of its last test."""
         if not self.tests:
             return []
         means = _means([ce for _, ce in self.tests], window).tolist()
         return list(zip([step for step, _ in self.tests][-len(means) :], means, strict=True))
 
     def train_loss(self, part: int, window: int) -> float | None:
-        """`lowest_mean` of the whole loss (`part` 1), of its hard (2) or its soft (3) part."""
+        """Return `lowest_mean` of the total loss (`part` 1), of its hard (2) or its soft (3) part."""
         return lowest_mean([entry[part] for entry in self.steps if entry[part] is not None], window)[0]  # type: ignore[misc]
 
 
 def _is_step(entry: object) -> bool:
-    """Whether a JSON value is an entry of `History.steps`."""
+    """Return whether a JSON value is an entry of `History.steps`."""
     match entry:
         case [int(), int() | float(), None | int() | float(), None | int() | float()]:
             return True
@@ -138,7 +138,7 @@ def _is_step(entry: object) -> bool:
 
 
 def _is_test(entry: object) -> bool:
-    """Whether a JSON value is an entry of `History.tests`."""
+    """Return whether a JSON value is an entry of `History.tests`."""
     match entry:
         case [int(), int() | float()]:
             return True

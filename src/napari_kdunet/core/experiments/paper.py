@@ -1,4 +1,4 @@
-"""What the paper reports in its tables and of its figure 4, as data to set beside one's own.
+"""Figures that the paper reports in its tables and its figure 4, as data to compare one's own with.
 
 Source: K. Mangalam and M. Salzmann, slides of 17 January 2018 and arXiv:1812.00249. Losses are in the paper's
 convention, the cross entropy summed over both softmax channels: twice the usual mean over pixels.
@@ -21,7 +21,7 @@ class Reported:
     """One entry of a table; what the paper does not say is None."""
 
     label: str
-    """The place in the table, as in `Run.label`."""
+    """Row of the table, as in `Run.label`."""
     trial: int = 1
     test_loss: float | None = None
     """Minimum of windowed means ("avg")."""
@@ -125,7 +125,8 @@ def _sequential() -> list[Reported]:
 
 
 def _final() -> list[Reported]:
-    # No iterations: the slides have those of the two students the wrong way round. The teacher's IoU is the report's.
+    # Iterations are left out: the slides have those of the two students the wrong way round. The teacher's IoU is from
+    # the report.
     return [
         Reported(label="teacher", iou=0.804),
         Reported(label="soft", test_loss=0.134, iou=0.752),

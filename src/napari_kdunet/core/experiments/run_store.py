@@ -1,6 +1,6 @@
 """The store of runs: each is trained once, resumed where it was stopped, and has a record of its measurements.
 
-A sweep and a study are many trainings in one folder. Called again with the same folder they do what is missing.
+A sweep and a study are many trainings in one folder. Called again with the same folder, they do only what is missing.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ _MOST_BYTES = 2**24  # of a record
 
 
 def iter_once(path: Path, metadata: dict[str, Any], train: Callable[[Path, bool], Iterator[Event]]) -> Iterator[Event]:
-    """Train a model to `path`, unless it is there.
+    """Train a model to `path`, unless there is one already.
 
-    The training writes ``NAME.partial.safetensors`` and its state to resume from, so that a model under the final name
-    is one whose budget is used up. It is kept even where it collapsed. A record of its metadata is written when it
-    starts: stopped, it cannot be resumed with other settings.
+    The training writes ``NAME.partial.safetensors`` and its resume state, so that a model under the final name is one
+    whose training is done. The model is kept even if it collapsed. A record of the metadata is written at the start, so
+    that a stopped training cannot be resumed with other settings.
 
     Parameters
     ----------
@@ -36,17 +36,17 @@ def iter_once(path: Path, metadata: dict[str, Any], train: Callable[[Path, bool]
     metadata : dict
         As in `save_record`.
     train : callable
-        From where to write, and whether to resume, to the events of the training.
+        Called with the path to write to and whether to resume; returns the events of the training.
 
     Yields
     ------
     Event
-        Those of the training; nothing where there is nothing to do.
+        The events of the training; none if the model is there.
 
     Raises
     ------
     OutputError
-        If the model that is there has no record.
+        If the model is there but has no record.
     """
     check_own(path)
     if path.exists():
@@ -63,7 +63,13 @@ def iter_once(path: Path, metadata: dict[str, Any], train: Callable[[Path, bool]
 
 
 def check_own(path: Path) -> None:
-    """Check that a model which is there was made by a run of this folder: the user's own is neither taken nor lost."""
+    """Check that a model at `path` was made by a run of this folder, so that a user's own is neither used nor lost.
+
+    Raises
+    ------
+    OutputError
+        If there is a model without the record of a run.
+    """
     if path.exists() and not path.with_suffix(".json").exists():
         raise OutputError(
             f"{path} is there already, without the record of a run ({path.stem}.json): move it away, or choose another "
@@ -89,33 +95,35 @@ def save_record(path: Path, metadata: dict[str, Any], result: dict[str, Any] | N
     path : Path
         The model's final name.
     metadata : dict
-        What identifies the run: settings of the training under ``settings``, and whatever else must be the same. JSON
-        values.
+        What identifies the run, as JSON values: settings of the training under ``settings``, and whatever else must be
+        the same.
     result : dict or None
-        Its measurements, as JSON values; None if there are none yet.
+        Measurements, as JSON values; None if there are none yet.
     """
-    record = {"about": metadata, "found": result}  # the names in files that exist
+    record = {"about": metadata, "found": result}  # existing files have these names
     write_bytes(path.with_suffix(".json"), json.dumps(record, indent=1).encode())
 
 
 def load_record(
     path: Path, metadata: dict[str, Any], kind: type[Any], without: tuple[str, ...] = ()
 ) -> dict[str, Any] | None:
-    """The measurements of the model at `path`; None if there are none.
+    """Return the measurements of the model at `path`; None if there are none.
 
     Parameters
     ----------
     path, metadata
         As in `save_record`.
     kind : dataclass
-        Of which the measurements are fields: all but those `without`.
+        Class whose fields the measurements must be.
+    without : tuple of str
+        Fields of `kind` that are not measurements.
 
     Raises
     ------
     ConfigError
-        If the record is of other `metadata`: other settings, other volumes.
+        If the record has other `metadata`: other settings or other volumes.
     ModelError
-        If it is not a record.
+        If the file is not a record.
     """
     record = path.with_suffix(".json")
     if not record.exists():
@@ -142,11 +150,11 @@ def load_record(
 
 
 def _is(value: Any, hint: Any) -> bool:
-    """Whether a JSON value is of a type; a float may be a whole number."""
+    """Return whether a JSON value is of the type `hint`; a float may be written as a whole number."""
     return isinstance(value, hint) or (type(value) is int and abs(value) < 2**53 and isinstance(float(value), hint))
 
 
 def _flat(metadata: dict[Any, Any]) -> dict[str, Any]:
-    """The metadata, with the settings one level up."""
+    """Return the metadata with the settings moved one level up."""
     settings: dict[str, Any] = metadata.get("settings", {})
     return {name: value for name, value in metadata.items() if name != "settings"} | settings

@@ -1,4 +1,4 @@
-"""The paper's tables and figure 4 as runs: what is trained, from whom, with which settings. Nothing is done here."""
+"""The paper's tables and figure 4 as runs: what is trained, by which teacher, with which settings."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from napari_kdunet.core.errors import ConfigError
 
 __all__ = ["SETTINGS", "STUDIES", "Run", "Study", "study_runs"]
 
-#: The forms in which each study can be run: as the paper has it, and with our defaults.
+#: Settings that each study can be run with: those of the paper, and our defaults.
 SETTINGS = ("paper", "ours")
 
 #: Steps of a run at a budget of 1.
 STEPS = 500
 
 _SHARED = {"batch": 4, "patch": 128, "validations": 25}
-_CURVE_TESTS = 250  # of a run whose test loss is shown over the steps
+_CURVE_TESTS = 250  # tests of a run whose test loss is shown over the steps
 
 
 @dataclass(frozen=True)
@@ -29,15 +29,16 @@ class Run:
     Attributes
     ----------
     name : str
-        Of its files. Runs of one name are the same in all studies, so that a folder holds a shared teacher once.
+        Name of its files. Runs of the same name are the same in all studies, so that a folder holds a shared teacher
+        once.
     label : str
-        Its place in the table.
+        Row of the table.
     setting : str
         One of `SETTINGS`.
     config : TrainConfig
         A `DistillConfig` where there is a teacher.
     teacher : str
-        Name of the run that teaches it, which stands before it; empty where it learns from labels alone.
+        Name of the run that teaches it, which comes before it; empty if it learns from labels alone.
     """
 
     name: str
@@ -59,18 +60,18 @@ class _Maker:
     more: Mapping[str, Any]
 
     def train(self, label: str, k: int, seed: int = 0, variant: str = "", **more: Any) -> Run:
-        """A run that learns from labels."""
+        """Make a run that learns from labels."""
         name = "-".join(part for part in (self.setting, f"{k}-unet", variant, f"seed{seed}") if part)
         return Run(name, label, self.setting, self._config(TrainConfig, k=k, seed=seed, **more))
 
     def teacher(self, k: int, label: str = "teacher", variant: str = "", **more: Any) -> Run:
-        """A teacher, no larger than what is allowed."""
+        """Make a teacher with at most `max_k` channels at the top."""
         return self.train(label, min(k, self.max_k), variant=variant, **self.teachers, **more)
 
     def distil(
         self, label: str, teacher: Run, k: int, mode: str, tau: float, seed: int, variant: str = "", **more: Any
     ) -> Run:
-        """A run that learns from the run `teacher`."""
+        """Make a run that learns from the run `teacher`."""
         taught = f"{mode}-tau{tau:g}-from-{teacher.config.k}-unet"
         parts = (self.setting, f"{k}-unet", variant, taught, f"seed{seed}")
         config = self._config(DistillConfig, k=k, mode=mode, tau=float(tau), seed=seed, **more)
@@ -112,7 +113,7 @@ def _mixed(make: _Maker) -> Iterator[Run]:
 
 
 def _sequential(make: _Maker) -> Iterator[Run]:
-    """Softly for half of the budget (the paper's 10,000 iterations) or all of it (20,000), then as long on labels."""
+    """Train softly for half a budget (the paper's 10,000 iterations) or a whole one (20,000), then one on labels."""
     teacher = make.teacher(4)
     yield teacher
     for tau, length in ((5, "short"), (5, "long"), (10, "long"), (20, "short"), (20, "long")):
@@ -123,9 +124,9 @@ def _sequential(make: _Maker) -> Iterator[Run]:
 
 
 def _final(make: _Maker) -> Iterator[Run]:
-    """The paper's teacher has no BN; its student has, and class weights.
+    """Teach as in the paper: its teacher has no BN, and its student has BN and class weights.
 
-    The untaught student is ours to add, and that teacher with BN, from which nobody learns.
+    Two runs are ours: an untaught student, and the teacher with BN, from which no run learns.
     """
     paper = make.setting == "paper"
     variant, own = ("bn-weights", {"bn": True, "class_weights": "balanced"}) if paper else ("", {})
@@ -150,15 +151,15 @@ class Study:
     """One of the paper's tables, or its figure 4."""
 
     source: str
-    """Where it is in the paper."""
+    """Table or figure of the paper."""
     title: str
-    """With ``{k}`` where the k of the first run goes, which is the teacher if there is one."""
+    """Title, with ``{k}`` in place of the k of the first run, which is the teacher if there is one."""
     axis: str
-    """What `Run.label` is."""
+    """Meaning of `Run.label`."""
     runs: Callable[[_Maker], Iterator[Run]]
     seeds: int = 1
     place: str = "{}"
-    """How to say a label in a sentence."""
+    """Format of a label in a sentence."""
     loss: str = "test_loss"
     """Which loss the table shows: ``test_loss`` (minimum of windowed means) or ``test_loss_min``."""
     curve: bool = False
@@ -208,7 +209,7 @@ def study_runs(
     teacher_precision: str | None = None,
     **more: Any,
 ) -> list[Run]:
-    """The runs of a study, in the order in which they can be done.
+    """Return the runs of a study, in an order in which they can be done.
 
     Parameters
     ----------
@@ -219,13 +220,13 @@ def study_runs(
     budget : float
         Scales the steps of each run; 1 is 500 steps of 4 patches of 128 x 128 pixels (sequential: up to 1,000).
     seeds : int, optional
-        Seeds of each run but the teachers, from 0 up; as many as the paper has trials if None.
+        Number of seeds, from 0 up, of each run except teachers; the paper's number of trials if None.
     max_k : int
-        Largest network, at least 2: larger ones are left out, a larger teacher is cut to it.
+        Largest k, at least 2: larger networks are left out, and a larger teacher is cut to it.
     teacher_budget : float, optional
-        In place of `budget` for teachers, of which a study has one or two, and large ones.
+        Budget of the teachers in place of `budget`: a study has only one or two, but they are large.
     teacher_precision : str, optional
-        Arithmetic of teachers, as `TrainConfig.precision`; tiny students gain nothing by another.
+        `TrainConfig.precision` of the teachers; tiny students gain nothing by another.
     **more
         Fields of `TrainConfig` that all runs have, such as ``batch`` or ``threads``.
 

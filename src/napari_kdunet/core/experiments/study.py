@@ -1,4 +1,4 @@
-"""A study: runs one after the other, each measured as the paper measures, each done once."""
+"""A study: runs that are done one after the other, each only once, and measured as in the paper."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from napari_kdunet.core.config import DistillConfig, TrainConfig
 from napari_kdunet.core.data.splits import hold_out
 from napari_kdunet.core.data.validation import Validation
 from napari_kdunet.core.errors import DivergedError, ModelError, TrainingError
-from napari_kdunet.core.experiments.history import LossCurve, History, lowest_mean
+from napari_kdunet.core.experiments.history import History, LossCurve, lowest_mean
 from napari_kdunet.core.experiments.run_store import forget_partial, iter_once, load_record, save_record
 from napari_kdunet.core.experiments.studies import Run
 from napari_kdunet.core.files import make_folder
@@ -25,22 +25,22 @@ from napari_kdunet.core.volumes.volume import Volume, open_pair
 
 __all__ = ["RunResult", "iter_study", "test_curve"]
 
-#: A run is called collapsed below this IoU, and where its output is nearly constant.
+#: IoU below which a run counts as collapsed, as it does with a nearly constant output.
 COLLAPSED_IOU = 0.3
 
 _TRAIN_WINDOW = 1 / 20  # of the steps: alpha_t (the paper's 5,000 of some 300,000 would be too few losses here)
 _TEST_WINDOW = 1 / 25  # of the tests: beta_t (figure 4 of the paper: 500 of 12,000)
-_TEST_SLICES = 8  # of the scored volume, at most, to test on while training
+_TEST_SLICES = 8  # at most, of the scored volume, to test on during training
 _LEAST_WINDOW = 3  # tests
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunResult:
-    """What one run gave: a row of a study's CSV. Losses are nats a pixel; what does not apply is None."""
+    """Result of one run: a row of a study's CSV. Losses are nats a pixel; a value that does not apply is None."""
 
     run: str
     label: str
-    """Its place in the table."""
+    """Row of the table."""
     setting: str
     """``paper`` or ``ours``."""
     outcome: str
@@ -59,43 +59,43 @@ class RunResult:
     steps: int
     """Steps done."""
     seconds: float
-    """Of training, tests left out."""
+    """Seconds of training, without tests."""
     train_window: int
-    """Losses in a window: the paper's alpha_t."""
+    """Number of losses in a window: the paper's alpha_t."""
     test_window: int
-    """Tests in a window: the paper's beta_t."""
+    """Number of tests in a window: the paper's beta_t."""
     test_every: float
     """Steps between two tests: the paper's n_t."""
     test_slices: int
-    """Slices of a test, evenly spaced over the scored volume."""
+    """Number of slices of a test, evenly spaced over the scored volume."""
     train_loss: float | None
-    """Minimum of the windowed means of the whole loss: cross entropy, Dice and teacher, as they are set."""
+    """Minimum of the windowed means of the total loss: cross entropy, Dice and teacher, as configured."""
     train_hard: float | None
-    """The same of its part from the labels."""
+    """Minimum of the windowed means of the loss from the labels."""
     train_soft: float | None
-    """The same of its part from the teacher, tau squared included."""
+    """Minimum of the windowed means of the loss from the teacher, tau squared included."""
     start_loss: float | None
-    """Of a sequential distillation: minimum of the windowed means of the test loss before the labels took over."""
+    """`test_loss` of a sequential distillation before the labels took over."""
     test_loss: float | None
-    """Minimum of the windowed means of the cross entropy on the test slices (sequential: on labels)."""
+    """Minimum of the windowed means of the cross entropy on the test slices (sequential: after labels took over)."""
     test_loss_step: int | None
-    """Step of the last test of that window."""
+    """Step of the last test in the window of `test_loss`."""
     test_loss_min: float | None
-    """Plain minimum of the same."""
+    """Smallest cross entropy of a single test."""
     test_prior: float
-    """Cross entropy of the class prior on the test slices: where a collapsed network sits."""
+    """Cross entropy of the class prior on the test slices: the value of a collapsed network."""
     paper_test_loss: float | None
     """Twice `test_loss`: the sum over both softmax channels, as the paper counts."""
     ce: float | None
-    """Of the model of the best held-out IoU: cross entropy on the whole scored volume."""
+    """Cross entropy, on the whole scored volume, of the model with the best held-out IoU."""
     paper_ce: float | None
     """Twice `ce`."""
     prior_ce: float
-    """Cross entropy of the class prior there."""
+    """Cross entropy of the class prior on the whole scored volume."""
     iou: float | None
-    """Foreground IoU of that model there at `threshold`, to the width of a histogram's bin (1/512)."""
+    """Foreground IoU of that model on the whole scored volume at `threshold`, to a histogram's bin width (1/512)."""
     threshold: float | None
-    """Chosen on held-out slices of the training volume."""
+    """Foreground threshold, chosen on held-out slices of the training volume."""
 
 
 _OF_RUN = ("run", "label", "setting", "teacher")  # fields of a result that the `Run` gives
@@ -103,7 +103,7 @@ _OF_RUN = ("run", "label", "setting", "teacher")  # fields of a result that the 
 
 @dataclass(frozen=True)
 class _Data:
-    """What all runs learn from and are scored on."""
+    """Volumes that all runs learn from and are scored on."""
 
     raw: Volume
     labels: Volume
@@ -113,12 +113,12 @@ class _Data:
 
     @classmethod
     def of(cls, raw: Any, labels: Any, val: tuple[Any, Any] | None) -> _Data:
-        """Open and check."""
+        """Open and check the volumes."""
         train, test = hold_out(raw, labels) if val is None else (open_pair(raw, labels), open_pair(*val))
         return cls(*train, *test, spaced(range(len(test[0])), _TEST_SLICES))
 
     def scored(self, slices: Sequence[int], config: TrainConfig) -> Validation:
-        """Slices of the volume to score on."""
+        """Return the validation on `slices` of the scored volume."""
         return Validation.against(self.test, self.test_labels, slices, config)
 
 
@@ -132,35 +132,36 @@ def iter_study(
 ) -> Iterator[Event | RunResult]:
     """Do the runs of a study one by one.
 
-    What is done stays done: stopped, and called again with the same `folder`, it goes on within the run where it was.
-    A run leaves ``NAME.safetensors``, its losses in ``NAME.history.json`` and its result in ``NAME.json``.
+    What is done is kept: a study that was stopped, and is called again with the same `folder`, continues within the run
+    that was stopped. A run leaves its model in ``NAME.safetensors``, its losses in ``NAME.history.json`` and its result
+    in ``NAME.json``.
 
-    While a run trains, its cross entropy on some slices of the scored volume is taken at each validation, which gives
-    the paper's minima; they are minima over what is scored, as the paper has them. Model and threshold are chosen on
-    held-out slices of the training volume, and that model is scored on the whole of the other.
+    At each validation of a run, the cross entropy on some slices of the scored volume is measured, for the paper's
+    minima; these are minima over the scored data itself, as in the paper. The model and its threshold are chosen on
+    held-out slices of the training volume, and that model is scored on the whole scored volume.
 
     Parameters
     ----------
     runs : sequence of Run
-        As `study_runs` gives them; a teacher stands before its students.
+        Runs as `study_runs` returns them; a teacher comes before its students.
     raw, labels : volume
-        To train on: anything that `open_volume` takes, ZYX.
+        Volume to train on: anything that `open_volume` takes, ZYX.
     val : pair of volumes, optional
-        Raw and labels to score on; else the last quarter of the slices, which are then not learnt from.
+        Raw and labels to score on; by default the last quarter of the slices, which are then not trained on.
     folder : path
-        Where all is kept.
+        Where all files are kept.
 
     Yields
     ------
     Event or RunResult
-        The events of each training, and one `RunResult` a run. A run that was done before gives its result alone.
+        The events of each training, then its `RunResult`. For a run that was done before, the result alone.
 
     Raises
     ------
     InputError
-        As `iter_train`; `ConfigError` too where the folder holds runs of other settings or volumes.
+        As in `iter_train`; also `ConfigError` if the folder holds runs with other settings or volumes.
     TrainingError
-        If a run's teacher does not stand before it, or diverged before there was a model to learn from. A student that
+        If a run's teacher does not come before it, or diverged before there was a model to learn from. A student that
         diverges is a result.
     """
     data = _Data.of(raw, labels, val)
@@ -174,7 +175,7 @@ def iter_study(
         (run, _model_path(folder, run.name), shared | {"settings": run.config.to_dict(), "teacher": run.teacher})
         for run in runs
     ]
-    # all of them, before any is told
+    # read all records before the first result is yielded, so that a wrong one is found at once
     results = [load_record(path, metadata, RunResult, _OF_RUN) for _, path, metadata in known]
     for (run, path, metadata), result in zip(known, results, strict=True):
         if result is None:
@@ -186,7 +187,7 @@ def iter_study(
 
 
 def test_curve(folder: str | Path, result: RunResult) -> LossCurve:
-    """The averaged test loss of a run over its steps, nats a pixel, from the `folder` of its study."""
+    """Return the averaged test loss of a run over its steps, nats a pixel, from the `folder` of its study."""
     return History.load(_history_path(_model_path(Path(folder), result.run))).test_curve(result.test_window)
 
 
@@ -199,7 +200,7 @@ def _model_path(folder: Path, name: str) -> Path:
 
 
 def _iter_run(run: Run, data: _Data, path: Path, metadata: dict[str, Any], history: History) -> Iterator[Event]:
-    """Train, and record the losses; model and `history` are complete at the end, or can be resumed."""
+    """Train a run and record its losses; afterwards model and `history` are complete, or can be resumed."""
     kept = _history_path(path)
     tests = data.scored(data.test_slices, run.config)
     with closing(iter_once(path, metadata, _training(run, data, path.parent))) as events:  # type: ignore[type-var]
@@ -213,7 +214,7 @@ def _iter_run(run: Run, data: _Data, path: Path, metadata: dict[str, Any], histo
                 elif isinstance(event, Validated):
                     ce = tests.score(event.model, run.config.device, run.config.threads).ce
                     history.tests.append((event.step, ce))
-                    history.save(kept)  # before the state to resume from is: it must not be behind that
+                    history.save(kept)  # before the resume state is, which it must not be behind
                 yield event
         except DivergedError as error:
             history.diverged = True
@@ -226,7 +227,7 @@ def _iter_run(run: Run, data: _Data, path: Path, metadata: dict[str, Any], histo
 
 
 def _training(run: Run, data: _Data, folder: Path) -> Any:
-    """The training of a run, for `iter_once`."""
+    """Return the training of a run as the argument `train` of `iter_once`."""
 
     def train(out: Path, resume: bool) -> Iterator[Event]:
         if not run.teacher:
@@ -242,7 +243,7 @@ def _training(run: Run, data: _Data, folder: Path) -> Any:
 
 
 def _measure(run: Run, data: _Data, path: Path, history: History) -> dict[str, Any]:
-    """The fields of `RunResult` that `iter_study` does not know."""
+    """Return the fields of `RunResult` that are not in `_OF_RUN`."""
     config, settings = run.config, run.config.to_dict()
     if not history.steps and not history.diverged:
         kept = _history_path(path).name
@@ -267,7 +268,7 @@ def _measure(run: Run, data: _Data, path: Path, history: History) -> dict[str, A
 
 
 def _losses(config: TrainConfig, history: History) -> dict[str, Any]:
-    """The paper's minima; those of a sequential distillation are split where the labels take over (table 6)."""
+    """Return the paper's minima; those of a sequential distillation are split where the labels take over (table 6)."""
     steps = config.steps or 0
     switch = round(steps * config.labels_from)
     tests = max(1, min(config.validations, steps))
@@ -292,7 +293,7 @@ def _losses(config: TrainConfig, history: History) -> dict[str, Any]:
 
 
 def _scores(model: Model | None, whole: Validation, config: TrainConfig) -> dict[str, Any]:
-    """How a model does on the whole scored volume; there is none where the run diverged."""
+    """Return the scores of a model on the whole scored volume; the model is None if the run diverged."""
     if model is None:
         nothing = dict.fromkeys(("ce", "paper_ce", "iou", "threshold"))
         return {"outcome": "diverged", "prior_ce": whole.prior_ce(), **nothing}

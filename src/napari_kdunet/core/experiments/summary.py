@@ -35,7 +35,7 @@ def _teaches(label: str) -> bool:
 
 
 def _reliability(rows: Sequence[RunResult], place: str) -> str:
-    """How many trained, and which did not."""
+    """Say how many runs trained, and which did not."""
     failed = [row for row in rows if row.outcome != "trained"]
     total = f"{len(rows) - len(failed)} of {len(rows)} runs trained"
     if not failed or len(failed) == len(rows):
@@ -63,7 +63,7 @@ def _by_label(rows: Sequence[RunResult]) -> dict[str, list[RunResult]]:
 
 
 def _ious(rows: Sequence[RunResult]) -> list[float]:
-    """The IoU of each run; one that diverged counts as 0."""
+    """Return the IoU of each run; one that diverged counts as 0."""
     return [row.iou or 0.0 for row in rows]
 
 
@@ -74,7 +74,7 @@ def _smallest(rows: Sequence[RunResult], place: str) -> list[str]:
 
 
 def _over_labels(rows: Sequence[RunResult], place: str) -> list[str]:
-    """How far the means of the labels lie apart, and the seeds within a label."""
+    """Say how far apart the mean IoUs of the labels are, and the seeds of one label."""
     groups = {label: _ious(group) for label, group in _by_label(rows).items() if not _teaches(label)}
     means = {label: fmean(ious) for label, ious in groups.items()}
     low, high = min(means, key=means.__getitem__), max(means, key=means.__getitem__)
@@ -106,7 +106,7 @@ def _kept(rows: Sequence[RunResult], place: str) -> list[str]:
 
 
 def _lowered(rows: Sequence[RunResult], place: str) -> list[str]:
-    """What batch normalisation makes of the lowest test loss (the paper: -22 %)."""
+    """Say by how much batch normalisation changes the lowest test loss (the paper: -22 %)."""
     groups = _by_label(rows)
     losses = [[row.paper_test_loss for row in groups.get(label, [])] for label in ("without BN", "with BN")]
     without, with_ = ([loss for loss in group if loss is not None] for group in losses)

@@ -1,4 +1,4 @@
-"""Which k to take: one teacher, a student for each k, and what each costs and gives."""
+"""Sweeps, to choose k: one teacher, a student for each k, and the cost and scores of each."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ __all__ = ["Tradeoff", "iter_sweep", "score_tradeoff", "smallest_within"]
 
 @dataclass(frozen=True)
 class Tradeoff:
-    """What a network costs and gives."""
+    """Cost and scores of a network."""
 
     name: str
     k: int
@@ -37,11 +37,11 @@ class Tradeoff:
     file_bytes: int
     """Size of the model file."""
     iou: float
-    """Foreground IoU of the whole scored volume at the model's own threshold."""
+    """Foreground IoU over all scored slices at the model's own threshold."""
     ce: float
-    """Mean cross entropy there, nats a pixel."""
+    """Mean cross entropy over all scored slices, nats a pixel."""
     seconds_per_megapixel: float
-    """Of prediction, median over slices, on this machine."""
+    """Seconds of prediction a megapixel, the median over slices, on this machine."""
 
 
 def score_tradeoff(
@@ -100,10 +100,10 @@ def iter_sweep(
 ) -> Iterator[Event | Tradeoff]:
     """Distil `teacher` into a student for each k and score all of them, the teacher first.
 
-    What is done stays done: a sweep that was stopped goes on from where it was when it is called again with the same
-    `folder`, which holds ``teacher.safetensors``, ``2-unet.safetensors`` and so on, and a ``.json`` of each `Tradeoff`.
+    What is done is kept: a sweep that was stopped continues when it is called again with the same `folder`, which holds
+    ``teacher.safetensors``, ``2-unet.safetensors`` and so on, and a ``.json`` of each `Tradeoff`.
 
-    Each student's threshold is chosen on a held-out share of the training volume, and never on what it is scored on.
+    Each student's threshold is chosen on a held-out share of the training volume, and never on the slices scored.
 
     Parameters
     ----------
@@ -112,22 +112,22 @@ def iter_sweep(
     ks : sequence of int
         The students' k, each once.
     config : DistillConfig, optional
-        Settings of each student, but for k.
+        Settings of each student, except k.
     val : pair of volumes, optional
-        Raw and labels to score on, whole; else what is labelled of the last quarter of the slices, which are then not
-        learnt from.
+        Raw and labels to score on, all slices; by default the labelled ones of the last quarter of the slices, which
+        are then not trained on.
     folder : path
         Where models and scores are kept.
 
     Yields
     ------
     Event or Tradeoff
-        The events of each distillation, and one `Tradeoff` a network.
+        The events of each distillation, and one `Tradeoff` for each network.
 
     Raises
     ------
     InputError, DivergedError
-        As `iter_distill`; `ConfigError` too where the folder holds a sweep of other settings.
+        As in `iter_distill`; also `ConfigError` if the folder holds a sweep with other settings.
     """
     if not ks or len(set(ks)) < len(ks):
         raise ConfigError(f"ks is {list(ks)}: give at least one k, and each once.")
@@ -140,7 +140,7 @@ def iter_sweep(
     networks: list[tuple[str, DistillConfig | None, dict[str, Any]]] = [("teacher", None, shared)]
     networks += [(f"{student.k}-unet", student, shared | {"settings": student.to_dict()}) for student in students]
     paths = [folder / f"{name}.safetensors" for name, *_ in networks]
-    # all of them, before any is told
+    # read all records before the first result is yielded, so that a wrong one is found at once
     results = [load_record(path, metadata, Tradeoff) for path, (*_, metadata) in zip(paths, networks, strict=True)]
     for (name, student, metadata), path, result in zip(networks, paths, results, strict=True):
         if result is None:
@@ -173,7 +173,7 @@ def _distilling(teacher: Model, raw: Any, labels: Any, config: DistillConfig) ->
 
 
 def smallest_within(students: Sequence[Tradeoff], margin: float = 0.01) -> Tradeoff:
-    """The student of the smallest k whose IoU is within `margin` of the best student's: which k to take."""
-    ious = [0.0 if math.isnan(student.iou) else student.iou for student in students]  # nothing found, nothing there
+    """Return the student of the smallest k whose IoU is within `margin` of the best student's."""
+    ious = [0.0 if math.isnan(student.iou) else student.iou for student in students]  # no foreground, none found
     within = (student for student, iou in zip(students, ious, strict=True) if iou >= max(ious) - margin)
     return min(within, key=lambda student: student.k)

@@ -1,1 +1,1 @@
-"""Compiled CPU kernels for tiny networks, with the doors `autograd` and `inference`, and for pixels (`pixels`)."""
+"""Compiled CPU kernels: for tiny networks, entered by `autograd` and `inference`, and for pixels (`pixels`)."""

@@ -1,8 +1,8 @@
 """Autograd functions for the training of layers with few channels on the CPU, compiled by Numba.
 
 With fewer than about eight channels PyTorch's layers leave most of a core's arithmetic unused, as they vectorise along
-the channels. These vectorise along the rows of each plane, and convolution, batch normalisation and activation are
-fused, with one backward. Without Numba (the extra ``fast``) training does the same in plain PyTorch.
+the channels. These kernels vectorise along the rows of each plane, and convolution, batch normalisation and activation
+are fused, with one backward pass. Without Numba (the extra ``fast``) training does the same in plain PyTorch.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from napari_kdunet.core.kernels.available import is_available
 
 __all__ = ["is_available", "resize", "run", "serves"]
 
-_WIDEST = 8  # channels: from more on PyTorch is as fast
+_WIDEST = 8  # channels; with more, PyTorch is as fast
 
 
 def serves(x: Tensor, layer: nn.Module) -> bool:
-    """Whether `run` or `resize` is the faster way of training this layer on this input, and can be taken."""
+    """Return whether `run` or `resize` can train this layer on this input, and does so faster than PyTorch."""
     channels = (getattr(layer, "in_channels", 0), getattr(layer, "out_channels", 0))
     return (
         max(channels) <= _WIDEST
@@ -34,17 +34,17 @@ def serves(x: Tensor, layer: nn.Module) -> bool:
 
 
 def run(x: Tensor, layers: Sequence[nn.Module], slope: float) -> Tensor:
-    """Train a padded 3x3 convolution, its batch normalisation (if any) and its (Leaky)ReLU as one.
+    """Apply a padded 3x3 convolution, its batch normalisation (if any) and its (Leaky)ReLU as one autograd function.
 
     Parameters
     ----------
     x : Tensor
         (N, C, Y, X) float32 on the CPU.
     layers : sequence of nn.Module
-        A `nn.Conv2d` that `serves`, perhaps a `nn.BatchNorm2d` in training mode, whose running statistics are
-        updated, and the activation.
+        A `nn.Conv2d` for which `serves` holds, perhaps a `nn.BatchNorm2d` in training mode, whose running statistics
+        are updated, and the activation.
     slope : float
-        Of the activation below 0.
+        Slope of the activation below 0.
 
     Returns
     -------
@@ -57,14 +57,14 @@ def run(x: Tensor, layers: Sequence[nn.Module], slope: float) -> Tensor:
 
 
 def resize(x: Tensor, layer: nn.Module) -> Tensor:
-    """Train a 2x2 max-pooling or a transposed 2x2 convolution of stride 2 that `serves`.
+    """Apply a 2x2 max-pooling or a transposed 2x2 convolution of stride 2 as an autograd function.
 
     Parameters
     ----------
     x : Tensor
         (N, C, Y, X) float32 on the CPU.
     layer : nn.MaxPool2d or nn.ConvTranspose2d
-        What to do.
+        The layer, for which `serves` holds.
 
     Returns
     -------
@@ -121,7 +121,7 @@ class _Unit(torch.autograd.Function):
             dx = torch.empty_like(x)
             turned = weight.transpose(0, 1).flip(-2, -1).contiguous()
             kernels.convolve(dz.numpy(), turned.numpy(), torch.zeros(len(turned)).numpy(), dx.numpy())
-        dbias = torch.zeros(len(weight)) if ctx.normalised else sums[0]  # normalisation takes any bias away again
+        dbias = torch.zeros(len(weight)) if ctx.normalised else sums[0]  # normalisation removes any bias
         dgamma, dbeta = (sums[1], sums[0]) if ctx.normalised else (None, None)
         return dx, dweight, dbias, dgamma, dbeta, None, None
 
@@ -169,7 +169,7 @@ class _Enlarge(torch.autograd.Function):
 
 
 def _statistics(z: Tensor, norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
-    """Mean and inverse standard deviation of each channel; the running ones are moved towards them."""
+    """Return mean and inverse standard deviation of each channel, and update the running statistics."""
     from napari_kdunet.core.kernels import training as kernels
 
     moments = torch.empty(2, z.shape[1], dtype=torch.float64)

@@ -1,7 +1,7 @@
-"""Whether the compiled kernels can be had: Numba is installed, and this folder does not meddle with it.
+"""Whether the compiled kernels are available: Numba is installed, and the current folder does not configure it.
 
-Numba reads ``.numba_config.yaml`` of the current folder, when it is imported and whenever it compiles. That can name a
-folder as its cache, from which it takes compiled code; and a folder of images may be a stranger's.
+Numba reads ``.numba_config.yaml`` of the current folder when it is imported and whenever it compiles. That file can
+name a cache folder, from which Numba loads compiled code; and a folder of images may come from a stranger.
 """
 
 from __future__ import annotations
@@ -14,5 +14,5 @@ __all__ = ["is_available"]
 
 
 def is_available() -> bool:
-    """Whether Numba is installed, and has been imported already or can be from this folder."""
+    """Return whether Numba is installed, and is imported already or can be imported from the current folder."""
     return find_spec("numba") is not None and ("numba" in sys.modules or not Path(".numba_config.yaml").exists())

@@ -3,7 +3,7 @@
 The two convolutions of a stage are fused with the pooling, the up-convolution or the head after them: they run over a
 few rows at a time, so that intermediate results stay in the cache. Stages are cut into bands of rows: tasks that the
 threads take in turn, each begun as soon as the bands that it reads are done. The threads are ours and not Numba's:
-its workqueue layer, the only one that is always there, ends the process when two threads use it at once.
+Numba's workqueue layer, the only one that is always available, ends the process when two threads use it at once.
 """
 
 from __future__ import annotations
@@ -19,34 +19,34 @@ from napari_kdunet.core.kernels.simd import LANES, VECTORS, atomic_add, convolve
 
 __all__ = ["BAND", "DOWN", "HEAD", "INPUT", "STAGE", "STEP", "UP", "run"]
 
-STEP = 16  # rows at a time: what the first convolution of a stage gives the second then fits the second-level cache
+STEP = 16  # rows at a time: what the first convolution of a stage passes to the second then fits the L2 cache
 _SPINS_BEFORE_YIELD = 20_000  # some 0.1 ms of waiting for a band, before the thread gives its core away
 
 _SIMD = zlib.crc32(Path(simd.__file__).read_bytes())
 
 DOWN, UP, HEAD, INPUT = 0, 1, 2, 3
 
-#: Two 3x3 convolutions and what follows: a pooling, an up-convolution or the head. INPUT copies the image to where the
-#: first of these reads it, its `source`. Planes and weights are given by the offsets of their first pixel in the memory
-#: and of their first number in the weights.
+#: A stage: two 3x3 convolutions and a pooling (DOWN), an up-convolution (UP) or the head (HEAD) after them. INPUT
+#: copies the image to the `source` of the first such stage. Planes are given by the offset of their first pixel in the
+#: memory, weights by the offset of their first number in the weights.
 STAGE = np.dtype(
     [
         (name, np.int64)
         for name in (
-            *("kind", "height", "width", "row", "inputs", "channels"),  # `row`: from one row to the next
-            *("source", "source_plane"),  # `plane`: from one channel to the next
-            *("first", "second", "last"),  # weights of the convolutions and of what follows
-            *("skip", "skip_plane"),  # of DOWN: where the second convolution writes
+            *("kind", "height", "width", "row", "inputs", "channels"),  # `row`: stride from one row to the next
+            *("source", "source_plane"),  # `plane`: stride from one channel to the next
+            *("first", "second", "last"),  # weights of the two convolutions and of the layer after them
+            *("skip", "skip_plane"),  # for DOWN: where the second convolution writes
             *("target", "target_plane", "target_row", "target_channels"),
         )
     ]
 )
-#: Rows `top` to `bottom` of a stage; reads what the tasks from `needs` up to, not including, `until` write.
+#: A band: rows `top` to `bottom` of a stage. It reads what the bands `needs` up to, not including, `until` write.
 BAND = np.dtype([(name, np.int64) for name in ("stage", "top", "bottom", "needs", "until")])
 
 
 def _block(channels, rows, taps):
-    """Convolution to `channels` channels, in tiles of `rows` rows and at the fringes smaller ones."""
+    """Make a convolution to `channels` channels in register tiles of `rows` rows, with smaller ones at the edges."""
     wide = VECTORS * LANES
 
     @njit(nogil=True)
@@ -71,7 +71,7 @@ def _block(channels, rows, taps):
 
 
 def _convolution(taps):
-    """Convolution with `taps` x `taps` weights of rows `top` to `bottom`; source, target: offsets of row 0."""
+    """Make a convolution with `taps` x `taps` weights for rows `top` to `bottom`; source and target start at row 0."""
     four, two, one = (_block(channels, rows, taps) for channels, rows in ((4, 1), (2, 2), (1, 4)))
 
     @njit(nogil=True)
@@ -99,7 +99,7 @@ _convolve3, _convolve1 = _convolution(3), _convolution(1)
 
 @njit(nogil=True)
 def _pad(memory, start, plane, row, channels, top, bottom, width):
-    """Zero padding to the left and right of rows, where tiles and former uses of the memory leave other values."""
+    """Write zero padding left and right of rows, where tiles and former uses of the memory leave other values."""
     for c in range(channels):
         for y in range(top, bottom):
             at = start + c * plane + y * row
@@ -109,7 +109,7 @@ def _pad(memory, start, plane, row, channels, top, bottom, width):
 
 @njit(nogil=True)
 def _move_up(memory, start, plane, row, channels, rows):
-    """Copy two rows, and the zeros beside them, from `rows` further down."""
+    """Copy to `start` the two rows that lie `rows` rows further down, with the zeros beside them."""
     for c in range(channels):
         to, count = start + c * plane - 1, 2 * row
         copy(memory[to + rows * row : to + rows * row + count], memory[to : to + count])
@@ -138,7 +138,7 @@ def _pool(memory, stage, top, bottom):
 
 @njit(nogil=True)
 def _upconvolve(memory, weights, stage, source, plane, top, bottom):
-    """Rows `top` to `bottom`, of which the first stands at `source`, to twice as many."""
+    """Up-convolve rows `top` to `bottom`, the first of which lies at `source`, to twice as many."""
     kernel, target, wide = stage.last, stage.target, VECTORS * LANES
     for _ in range(stage.target_channels):
         for y in range(top, bottom):
@@ -166,7 +166,7 @@ def _head(memory, weights, stage, source, top, bottom):
 
 @njit(nogil=True)
 def _between(memory, weights, stage, slope, mid, plane, top, begin, end):
-    """Rows `begin` to `end` of the first convolution, zeros outside the image; row `top` - 1 has the offset `mid`."""
+    """Compute rows `begin` to `end` of the first convolution, zeros outside the image; row `top` - 1 is at `mid`."""
     source = (stage.source, stage.source_plane, stage.row, stage.inputs)
     first, last = max(begin, 0), min(end, stage.height)
     target = (mid - (top - 1) * stage.row, plane, stage.row)
@@ -181,13 +181,13 @@ def _between(memory, weights, stage, slope, mid, plane, top, begin, end):
 
 @njit(nogil=True)
 def _work(memory, weights, stage, slope, scratch, band):
-    """One band, a few rows at a time; `scratch` is the offset of this thread's intermediate results."""
+    """Compute one band, a few rows at a time; `scratch` is the offset of this thread's intermediate results."""
     plane = (STEP + 2) * stage.row
     mid = scratch + LANES
     out, out_plane = scratch + LANES + (stage.channels + 1) * plane, STEP * stage.row
     for top in range(band.top, band.bottom, STEP):
         bottom = min(top + STEP, band.bottom)
-        begin = top - 1 if top == band.top else top + 1  # the others were the last two of the step before
+        begin = top - 1 if top == band.top else top + 1  # those before are the last two of the step before
         _between(memory, weights, stage, slope, mid, plane, top, begin, bottom + 1)
         between = (mid - (top - 1) * stage.row, plane, stage.row, stage.channels)
         if stage.kind == DOWN:
@@ -208,8 +208,8 @@ def _work(memory, weights, stage, slope, scratch, band):
 def _compile(version, *, cache):
     """Compile `run`, with Numba's `cache` on disk: beside this file, or else in the user's folder.
 
-    Numba takes a cached function as stale by the date of this file and by the variables that it closes over alone:
-    `version`, a checksum of `simd`, makes it compile again when that has changed.
+    Numba sees that a cached function is stale only by the date of this file and by the variables that the function
+    closes over. So `version`, a checksum of `simd`, makes Numba compile again when that file has changed.
     """
 
     @njit(nogil=True, cache=cache)
@@ -219,19 +219,19 @@ def _compile(version, *, cache):
         Parameters
         ----------
         memory, weights : ndarray of float32
-            All planes and all parameters.
+            All planes, and all parameters.
         image : ndarray of float32
             (channels, Y, X), contiguous.
         stages, bands : ndarray of STAGE, of BAND
-            The tasks; a band needs earlier ones only.
+            The tasks; a band needs only earlier bands.
         progress : ndarray of int64
-            Zeros to begin with, and shared by the threads: bands taken, then of each whether it is done.
+            Counters shared by the threads, zeros at first: bands taken, then for each band whether it is done.
         slope : float32
-            Of the activation.
+            Slope of the activation below 0.
         scratch : int
             Offset of this thread's part of the memory.
         band : int
-            A band that was taken and could not be begun, or -1.
+            A band that was taken but could not be begun, or -1.
 
         Returns
         -------
@@ -263,5 +263,5 @@ def _compile(version, *, cache):
 
 try:
     run = _compile(_SIMD, cache=True)
-except RuntimeError:  # there is no folder to keep it in
+except RuntimeError:  # there is no folder for the cache
     run = _compile(_SIMD, cache=False)

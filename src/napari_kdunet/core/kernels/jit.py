@@ -1,4 +1,4 @@
-"""Numba, imported here alone: it reads no settings of a folder, see `available`."""
+"""The only import of Numba, which makes it ignore the settings of the current folder; see `available`."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from numba.extending import intrinsic
 
 __all__ = ["can_cache", "copy", "intrinsic", "njit", "types"]
 
-config._config_fname = os.devnull  # who has imported it before us may have been in another folder
+config._config_fname = os.devnull  # whoever imported it before us may have been in another folder
 config.reload_config()  # type: ignore[no-untyped-call]
 
 
 def can_cache() -> bool:
-    """Whether Numba has a folder to keep compiled code in: beside these files, or else the user's."""
+    """Return whether Numba has a folder to keep compiled code in: beside these files, or else the user's."""
     try:
         njit(cache=True)(lambda: None)
     except RuntimeError:
@@ -30,6 +30,6 @@ def can_cache() -> bool:
 
 @njit(nogil=True, cache=can_cache())
 def copy(source, target):  # type: ignore[no-untyped-def]
-    """Copy a line. To assign a slice takes long to compile: with it come all messages about shapes that do not fit."""
+    """Copy a line. A slice assignment would take long to compile, with all its messages about shapes that differ."""
     for i in range(len(target)):
         target[i] = source[i]

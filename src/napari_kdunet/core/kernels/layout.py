@@ -14,24 +14,24 @@ from napari_kdunet.core.kernels.simd import LANES
 
 __all__ = ["MemoryPlan", "WeightOffsets", "plan_memory"]
 
-_BANDS = 4  # a thread and stage, where there are rows enough: little is computed twice, and no thread waits long
+_BANDS = 4  # per thread and stage, if there are rows enough: little is computed twice, and no thread waits long
 
 WeightOffsets: TypeAlias = list[tuple[int, int, int]]
-"""Offsets of the weights of each stage: two convolutions and what follows."""
+"""Offsets of the weights of each stage: its two convolutions and the layer after them."""
 
 
 @dataclass(frozen=True)
 class MemoryPlan:
-    """What the kernels need besides the weights; see `inference.run`.
+    """Memory and tasks for the kernels: all that they need besides the weights; see `inference.run`.
 
     Attributes
     ----------
     memory : ndarray of float32
         All planes, with zeros around each: the padding of the convolutions.
     size : tuple of int
-        Of the images (Y, X).
-    logits : ndarray, shape (C, Y, X)
-        A view of the memory, to read the output from.
+        Size (Y, X) of the images, in pixels.
+    logits : ndarray of float32, shape (C, Y, X)
+        A view of the memory where the output is.
     stages, bands, progress : ndarray
         As in `inference.run`.
     scratch : tuple of int
@@ -69,12 +69,12 @@ class _Level:
 def plan_memory(
     k: int, depth: int, ends: tuple[int, int], weights: WeightOffsets, size: tuple[int, int], threads: int
 ) -> MemoryPlan:
-    """Plan the memory of a network with `ends` channels in and out, for images of one size (Y, X).
+    """Plan the memory of a network with `ends` channels in and out, for images of one `size` (Y, X).
 
-    The sides are multiples of ``2**depth``.
+    Both sides must be multiples of ``2**depth``.
     """
     channels, outputs = ends
-    lanes = -(-(size[1] >> depth) // LANES) * LANES  # tiles write whole vectors, on all levels beside each other
+    lanes = -(-(size[1] >> depth) // LANES) * LANES  # tiles write whole vectors, on all levels
     levels = [_Level(k << i, size[0] >> i, size[1] >> i, (lanes << (depth - i)) + LANES) for i in range(depth + 1)]
     used = 0
 
@@ -90,7 +90,7 @@ def plan_memory(
     for i, stage in enumerate(stages[1:]):
         _describe(stage, i, levels, inputs, skips, output, ends)
         stage["first"], stage["second"], stage["last"] = weights[i]
-    stages[0] = stages[1]  # of the same size
+    stages[0] = stages[1]  # its size and source
     stages[0]["kind"] = INPUT
     own = max((2 * level.channels + 1) * (STEP + 2) * level.row for level in levels) + 2 * LANES
     own = -(-own // LANES) * LANES
@@ -103,7 +103,7 @@ def plan_memory(
 
 
 def _level(stage: int, depth: int) -> int:
-    """Level of a stage: down from 0 to `depth`, and up again."""
+    """Return the level of a stage: down from 0 to `depth`, and up again."""
     return depth - abs(depth - stage)
 
 
@@ -140,8 +140,8 @@ def _describe(
 
 
 def _bands(heights: list[int], threads: int) -> Iterator[tuple[int, int, int, int, int]]:
-    """Bands of each stage's rows, given the stages' heights; two convolutions need two rows beyond a band."""
-    first, rows, count = 0, 0, 0  # of the bands of the stage before
+    """Yield the bands of each stage, given the stages' heights; two convolutions need two rows beyond a band."""
+    first, rows, count = 0, 0, 0  # of the stage before: its first band, the rows of a band, the number of bands
     for stage, height in enumerate(heights):
         size = max(STEP, height // (threads * _BANDS) // STEP * STEP)
         for top in range(0, height, size):
@@ -155,7 +155,7 @@ def _bands(heights: list[int], threads: int) -> Iterator[tuple[int, int, int, in
 
 
 def _aligned(size: int) -> NDArray[np.float32]:
-    """Zeros, aligned to the length of a vector."""
+    """Return zeros, aligned to the length of a vector."""
     memory = np.zeros(size + LANES, np.float32)
     start = -(memory.ctypes.data // memory.itemsize) % LANES
     return memory[start : start + size]

@@ -11,9 +11,10 @@ __all__ = ["packed_in_fours"]
 
 
 def packed_in_fours(layer: Any) -> list[NDArray[np.float32]]:
-    """Weights of a convolution as compiled code reads them.
+    """Return the weights of a convolution in the order in which compiled code reads them.
 
-    Its output channels in fours, then two, then one: of each group the biases, and (inputs, taps, taps, channels).
+    Output channels are grouped in fours, then two, then one. Each group has its biases first, then its weights as
+    (inputs, taps, taps, channels).
     """
     weight, bias = (value.detach().cpu().numpy() for value in (layer.weight, layer.bias))
     parts, channel = [], 0

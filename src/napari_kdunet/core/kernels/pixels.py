@@ -1,4 +1,4 @@
-"""Kernels for the pixels of a slice, each of one pass; `volumes.sample` calls them where there is Numba."""
+"""Kernels for the pixels of a slice, each a single pass; `volumes.sample` calls them if Numba is available."""
 # mypy: ignore-errors
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ _OPTIONS = {"nogil": True, "error_model": "numpy", "cache": can_cache()}
 
 @njit(**_OPTIONS)
 def sums(pixels):
-    """Exact sums of unsigned pixels (N,) of at most 16 bits, and of their squares."""
+    """Return the exact sum of unsigned pixels (N,) of at most 16 bits, and that of their squares."""
     total = squares = np.uint64(0)
     for i in range(len(pixels)):
         value = np.uint64(pixels[i])
@@ -24,7 +24,7 @@ def sums(pixels):
 
 
 def _standardising(number):
-    """What standardises by a mean and a deviation of the type `number`, and computes in that."""
+    """Make a kernel that standardises by a mean and a deviation of the type `number`, and computes in that type."""
 
     @njit(**_OPTIONS)
     def write(pixels, rows, columns, left, mean, std, out):
@@ -53,11 +53,11 @@ def write_standardised(pixels, rows, columns, left, mean, std, out):
     pixels : ndarray
         (Y, X).
     rows, columns : ndarray of int
-        Which one of `pixels` each row and each column of `out` is.
+        Row and column of `pixels` that each row and each column of `out` shows.
     left : int
-        Columns of `out` before the first of `pixels`.
+        Number of columns of `out` before the first of `pixels`.
     mean, std : float32 or float64
-        It is computed in their precision.
+        Mean and standard deviation; the computation is in their precision.
     out : ndarray of float32
         (rows, columns).
     """
@@ -67,18 +67,19 @@ def write_standardised(pixels, rows, columns, left, mean, std, out):
 
 @njit(**_OPTIONS)
 def write_above(plane, rows, columns, level, out):
-    """Write where a plane, enlarged bilinearly, is above a level.
+    """Write to `out` where a plane, enlarged bilinearly, is above a level.
 
     Parameters
     ----------
     plane : ndarray of float32
         (Y, X).
     rows, columns : tuple of ndarray
-        Of each row and column of `out` the first and the second one of the plane that it lies between (int64), and how
-        near it is to the second, from 0 to 1 (float32).
+        For each row (column) of `out`, the first and the second row (column) of the plane that it lies between (int64),
+        and its place between them, from 0 at the first to 1 at the second (float32).
     level : float32
+        Value above which a pixel counts.
     out : ndarray of uint8
-        (rows, columns).
+        (rows, columns), 1 above the level and 0 elsewhere.
     """
     first, second, near = columns
     line = np.empty(plane.shape[1], np.float32)

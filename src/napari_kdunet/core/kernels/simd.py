@@ -1,8 +1,8 @@
 """Register blocking: the innermost loops of the compiled network, as LLVM vector code for this machine.
 
 A register tile is a block of output pixels, some channels by some rows by some vectors along x, that stays in
-registers while the loop runs over the input channels. In Numba's own loops LLVM chooses what stays there, and they
-take a third as long again. All planes lie in one flat float32 array and are addressed by their offsets in it.
+registers while the loop runs over the input channels. In Numba's own loops LLVM chooses what stays in registers, and
+they take a third longer. All planes lie in one flat float32 array and are addressed by their offsets in it.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ __all__ = ["LANES", "VECTORS", "atomic_add", "convolve", "enlarge", "shrink"]
 
 
 def _host() -> tuple[int, int]:
-    """Lanes of a float32 vector of this machine, and the width in vectors of a tile that fits its registers."""
+    """Return this machine's lanes in a float32 vector, and the width in vectors of a tile that fits its registers."""
     has = llvm.get_host_cpu_features()
     if has.get("avx512f"):
         return 16, 4
@@ -30,7 +30,7 @@ LANES, VECTORS = _host()
 
 _FLOAT, _INT, _INDEX = ir.FloatType(), ir.IntType(64), ir.IntType(32)
 _VECTOR = ir.VectorType(_FLOAT, LANES)
-_PREFETCH_TILES = 2  # how far below the current one
+_PREFETCH_TILES = 2  # distance, below the current tile, of what is prefetched
 _FUSED = ("contract",)  # a multiplication and an addition may be one instruction
 
 
@@ -55,20 +55,20 @@ class _Code:
         self.b.store(vector, self.b.bitcast(pointer, _VECTOR.as_pointer()), align=4)
 
     def spread(self, scalar: Any) -> Any:
-        """A vector of one value."""
+        """Return a vector with one value in all lanes."""
         nothing = ir.Constant(_VECTOR, ir.Undefined)
         one = self.b.insert_element(nothing, scalar, ir.Constant(_INDEX, 0))
         return self.pick(one, nothing, [0] * LANES)
 
     def pick(self, a: Any, b: Any, lanes: list[int]) -> Any:
-        """The `lanes` of two vectors laid end to end."""
+        """Return the given `lanes` of two vectors laid end to end."""
         return self.b.shuffle_vector(a, b, ir.Constant(ir.VectorType(_INDEX, LANES), lanes))
 
     def larger(self, a: Any, b: Any) -> Any:
         return self.b.select(self.b.fcmp_ordered(">", a, b), a, b)
 
     def prefetch(self, pointer: Any) -> None:
-        """Bring what is read some thousand instructions later into the first-level cache."""
+        """Bring what is read some thousand instructions later into the L1 cache."""
         name, address = "llvm.prefetch.p0", ir.PointerType()
         function = self.b.module.globals.get(name) or ir.Function(
             self.b.module, ir.FunctionType(ir.VoidType(), [address, *[_INDEX] * 3]), name
@@ -90,9 +90,9 @@ def _data(context: Any, builder: Any, kind: Any, array: Any) -> Any:
 def _sums(
     code: _Code, source: Any, plane: Any, row: Any, weights: Any, inputs: Any, shape: tuple[int, int, int], taps: int
 ) -> dict[tuple[int, int, int], Any]:
-    """Bias plus the convolution with `taps` x `taps` weights, of a tile of (channels, rows, vectors).
+    """Emit a convolution with `taps` x `taps` weights, plus bias, for a tile of (channels, rows, vectors).
 
-    The weights are one bias a channel, then (inputs, taps, taps, channels).
+    The weights are one bias for each channel, then (inputs, taps, taps, channels).
     """
     channels, rows, vectors = shape
     builder, reach = code.b, taps // 2
@@ -111,7 +111,7 @@ def _sums(
     for dy in range(rows if taps > 1 else 0):  # the hardware prefetches along a row, not from row to row
         for v in range(vectors):
             code.prefetch(code.at(image, code.times(row, _PREFETCH_TILES * rows + dy + reach), v * LANES))
-    for dy in range(rows + taps - 1):  # by rows of the input: each is loaded once for all rows that it adds to
+    for dy in range(rows + taps - 1):  # for each input row, loaded once for all output rows that it adds to
         line = code.at(image, code.times(row, dy - reach))
         for dx in range(taps):
             pixels = [code.load(code.at(line, v * LANES + dx - reach)) for v in range(vectors)]
@@ -132,10 +132,11 @@ def _sums(
 def convolve(
     typing: Any, memory: Any, weights: Any, source: Any, target: Any, kernel: Any, slope: Any, shape: Any, taps: Any
 ) -> tuple[Any, Callable[..., Any]]:
-    """A tile of a convolution, then ``max(x, slope x)``: LeakyReLU, ReLU for 0, nothing for 1.
+    """Compute a tile of a convolution, then ``max(x, slope x)``: LeakyReLU, ReLU for 0, nothing for 1.
 
-    ``source`` is (at, plane, row, inputs), ``target`` (at, plane, row), ``kernel`` where in `weights` the tile's
-    begin; ``shape``, the tile's (channels, rows, vectors), and ``taps`` are literals.
+    ``source`` is (at, plane, row, inputs) and ``target`` (at, plane, row): the offset of the tile, the strides of a
+    plane and a row, and the number of input channels. ``kernel`` is the offset of the tile's weights in `weights`.
+    ``shape``, the tile's (channels, rows, vectors), and ``taps`` are literals.
     """
     size, width = tuple(n.literal_value for n in shape), taps.literal_value
 
@@ -159,10 +160,10 @@ def convolve(
 def enlarge(
     typing: Any, memory: Any, weights: Any, source: Any, target: Any, kernel: Any, vectors: Any
 ) -> tuple[Any, Callable[..., Any]]:
-    """A tile of one row and one channel of a 2x2 transposed convolution of stride 2.
+    """Compute a tile of one row and one channel of a 2x2 transposed convolution of stride 2.
 
-    ``source`` is (at, plane, row, inputs), ``target`` (at, row), where two rows of twice as many pixels are written.
-    The weights are four biases, then (inputs, 2, 2).
+    ``source`` is (at, plane, row, inputs) as in `convolve`; at ``target``, (at, row), two rows of twice as many pixels
+    are written. The weights are four biases, then (inputs, 2, 2).
     """
     count = vectors.literal_value
     low = [lane // 2 + LANES * (lane % 2) for lane in range(LANES)]
@@ -187,7 +188,7 @@ def enlarge(
 
 @intrinsic  # type: ignore[untyped-decorator,unused-ignore]
 def shrink(typing: Any, memory: Any, source: Any, row: Any, target: Any) -> tuple[Any, Callable[..., Any]]:
-    """Largest of each 2x2 pixels: one vector at `target` of two vectors at `source` and at the row after it."""
+    """Write the largest of each 2x2 pixels: one vector at `target`, from two at `source` and two a row further on."""
     even = [2 * lane for lane in range(LANES)]
     odd = [lane + 1 for lane in even]
 
@@ -207,7 +208,7 @@ def shrink(typing: Any, memory: Any, source: Any, row: Any, target: Any) -> tupl
 
 @intrinsic  # type: ignore[untyped-decorator,unused-ignore]
 def atomic_add(typing: Any, counters: Any, index: Any, amount: Any) -> tuple[Any, Callable[..., Any]]:
-    """Fetch and add on an int64 counter that threads share, sequentially consistent: the value before."""
+    """Add to an int64 counter that threads share, sequentially consistent, and return the value before."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         pointer = _Code(builder).at(_data(context, builder, signature.args[0], arguments[0]), arguments[1])

@@ -1,8 +1,8 @@
-"""The kernels of `autograd`. Each works on one thread and releases Python's global lock.
+"""The kernels of `autograd`. Each works on one thread and releases Python's global interpreter lock.
 
-A zero-padded plane is one line of rows ``width = X + 2`` long. The outputs of the 3x3 convolution at consecutive
-places of that line need nine shifted slices of it, so that the innermost loop is as long as we like, however narrow
-the plane; the two outputs between rows mean nothing and are left out when copied.
+A zero-padded plane is laid out as one line of rows that are ``X + 2`` long. The outputs of the 3x3 convolution at
+consecutive places of that line need nine shifted slices of it, so that the innermost loop can be as long as we like,
+however narrow the plane. The two outputs between rows mean nothing and are not copied.
 """
 # mypy: ignore-errors
 
@@ -12,7 +12,7 @@ import numpy as np
 
 from napari_kdunet.core.kernels.jit import can_cache, copy, njit
 
-_BAND = 2048  # places in one go: what is added up stays in the first cache
+_BAND = 2048  # places at a time, so that the sums stay in the L1 cache
 
 _OPTIONS = {"nogil": True, "fastmath": True, "error_model": "numpy", "cache": can_cache()}
 
@@ -47,7 +47,7 @@ def _add(kernel, top, middle, bottom, total):
 
 @njit(**_OPTIONS)
 def _add_two(kernel, other, top, middle, bottom, total, second):
-    """As `_add`, for two output channels: what is loaded is used twice."""
+    """Do what `_add` does for two output channels, so that each loaded value is used twice."""
     a, b, c = kernel[0]
     d, e, f = kernel[1]
     g, h, i = kernel[2]
@@ -64,7 +64,7 @@ def _add_two(kernel, other, top, middle, bottom, total, second):
 
 @njit(**_OPTIONS)
 def convolve(x, weight, bias, out):
-    """(N, C, Y, X) and (K, C, 3, 3) to (N, K, Y, X), the border padded by zeros."""
+    """Convolve (N, C, Y, X) with weights (K, C, 3, 3) to (N, K, Y, X), with zero padding."""
     number, channels, height, width = x.shape
     outputs, step = len(weight), width + 2
     rows = min(height, max(1, _BAND // step))
@@ -110,7 +110,7 @@ def _products(grad, top, middle, bottom, sums):
 
 @njit(**_OPTIONS)
 def correlate(x, grad, dweight):
-    """Gradient (K, C, 3, 3) of a convolution's weight, from its input and the gradient of its output."""
+    """Compute the gradient (K, C, 3, 3) of a convolution's weight from its input and the gradient of its output."""
     number, channels, height, width = x.shape
     outputs, step = grad.shape[1], width + 2
     lines = np.empty((channels, (height + 2) * step + 2), np.float32)
@@ -135,7 +135,7 @@ def correlate(x, grad, dweight):
 
 @njit(**_OPTIONS)
 def moments(z, out):
-    """Mean and (biased) variance of each channel of (N, C, Y, X), into (2, C) float64."""
+    """Write mean and (biased) variance of each channel of (N, C, Y, X) to `out`, (2, C) float64."""
     number, channels, height, width = z.shape
     count = number * height * width
     for c in range(channels):
@@ -161,7 +161,7 @@ def moments(z, out):
 
 @njit(**_OPTIONS)
 def activate(z, scale, shift, slope, out):
-    """(Leaky)ReLU of ``scale * z + shift``, a scale and a shift for each channel."""
+    """Write the (Leaky)ReLU of ``scale * z + shift`` to `out`, with a scale and a shift for each channel."""
     number, channels, height, _ = z.shape
     leak = np.float32(slope)
     for n in range(number):
@@ -176,9 +176,9 @@ def activate(z, scale, shift, slope, out):
 
 @njit(**_OPTIONS)
 def backward_activate(grad, z, mean, rstd, scale, shift, slope, normalised, out, sums):
-    """Gradient of the convolution's output, from that of the activation's.
+    """Compute the gradient of the convolution's output ``z`` from that of the activation's output.
 
-    `sums` (2, C) gets the gradients of shift and scale, before normalisation of ``z``: those of beta and gamma.
+    `sums` (2, C) gets the gradients of beta and gamma; without normalisation the first is that of the bias.
     """
     number, channels, height, width = z.shape
     leak, one = np.float32(slope), np.float32(1)
@@ -210,7 +210,7 @@ def backward_activate(grad, z, mean, rstd, scale, shift, slope, normalised, out,
 
 @njit(**_OPTIONS)
 def pool(x, out):
-    """Largest of each 2x2 pixels: (N, C, 2 Y, 2 X) to (N, C, Y, X)."""
+    """Write the largest of each 2x2 pixels to `out`: (N, C, 2 Y, 2 X) to (N, C, Y, X)."""
     number, channels, height, width = out.shape
     for n in range(number):
         for c in range(channels):
@@ -222,7 +222,7 @@ def pool(x, out):
 
 @njit(**_OPTIONS)
 def backward_pool(grad, x, largest, out):
-    """Gradient of the input of `pool`: that of each output goes to the first of its pixels that is the largest."""
+    """Compute the gradient of `pool`'s input: that of an output goes to the first of its pixels that is the largest."""
     number, channels, height, width = largest.shape
     zero = np.float32(0)
     for n in range(number):
@@ -230,7 +230,7 @@ def backward_pool(grad, x, largest, out):
             for y in range(height):
                 top, bottom, most, g = x[n, c, 2 * y], x[n, c, 2 * y + 1], largest[n, c, y], grad[n, c, y]
                 above, below = out[n, c, 2 * y], out[n, c, 2 * y + 1]
-                for i in range(width):  # without a branch, for vectors
+                for i in range(width):  # without a branch, so that it vectorises
                     rest = g[i]
                     first = rest if top[2 * i] == most[i] else zero
                     rest -= first
@@ -243,7 +243,7 @@ def backward_pool(grad, x, largest, out):
 
 @njit(**_OPTIONS)
 def enlarge(x, weight, bias, out):
-    """Transposed 2x2 convolution of stride 2: (N, C, Y, X) and (C, K, 2, 2) to (N, K, 2 Y, 2 X)."""
+    """Apply a transposed 2x2 convolution of stride 2: (N, C, Y, X) and (C, K, 2, 2) to (N, K, 2 Y, 2 X)."""
     number, channels, height, width = x.shape
     pair = np.empty((2, width), np.float32)
     even, odd = pair[0], pair[1]
@@ -264,7 +264,7 @@ def enlarge(x, weight, bias, out):
 
 @njit(**_OPTIONS)
 def backward_enlarge(grad, x, weight, dx, dweight, dbias):
-    """Gradients of the input, the weight and the bias of `enlarge`."""
+    """Compute the gradients of the input, the weight and the bias of `enlarge`."""
     number, channels, height, width = x.shape
     pair = np.empty((2, width), np.float32)
     even, odd = pair[0], pair[1]

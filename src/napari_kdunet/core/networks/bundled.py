@@ -1,4 +1,4 @@
-"""The models that come with the package; without torch, so that a window can list them at once."""
+"""The models that come with the package; torch is not imported, so that a window can list them at once."""
 
 from __future__ import annotations
 
@@ -9,6 +9,6 @@ __all__ = ["bundled_models"]
 
 
 def bundled_models() -> dict[str, Path]:
-    """Names and files of the models that come with the package."""
+    """Return the names and files of the models that come with the package."""
     folder = Path(str(resources.files("napari_kdunet"))) / "models"
     return {path.stem: path for path in sorted(folder.glob("*.safetensors"))}

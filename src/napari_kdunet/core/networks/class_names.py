@@ -1,4 +1,4 @@
-"""Names of a model's classes, background first; without torch, as exported models have them too."""
+"""Names of a model's classes, background first; torch is not imported, as exported models have them too."""
 
 from __future__ import annotations
 
@@ -11,5 +11,5 @@ BOUNDARY_CLASSES = (*TWO_CLASSES, "boundary")
 
 
 def has_boundary(names: Sequence[object]) -> bool:
-    """Whether the last class are the outlines of objects, a part of the foreground: `TrainConfig.boundary`."""
+    """Return whether the last class is the outlines of objects, a part of the foreground: `TrainConfig.boundary`."""
     return len(names) == len(BOUNDARY_CLASSES) and names[-1] == BOUNDARY_CLASSES[-1]

@@ -1,6 +1,6 @@
 """Layers of a U-Net: those of torch, with the same names in a state dict.
 
-In the training of tiny networks the compiled kernels compute them, plane by plane, where these are faster.
+When tiny networks train, the compiled kernels compute these layers, plane by plane, where they are faster.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ __all__ = ["DoubleConv", "MaxPool", "UpConv", "training_format", "trains_by_plan
 
 
 def trains_by_planes(k: int) -> bool:
-    """Whether the compiled kernels help to train a U-Net with `k` channels at the top on a CPU."""
+    """Return whether the compiled kernels help to train a U-Net with `k` channels at the top on a CPU."""
     return k < TINY and autograd.is_available()
 
 
 def training_format(k: int, device: torch.device) -> torch.memory_format:
-    """Memory format in which such a network trains fastest: channels last, but contiguous planes for the kernels."""
+    """Return the memory format in which a U-Net trains fastest: channels last, or contiguous planes for the kernels."""
     by_planes = trains_by_planes(k) and device.type == "cpu"
     return torch.contiguous_format if by_planes else torch.channels_last
 
 
 def _served(module: DoubleConv | MaxPool | UpConv, layer: nn.Module, x: Tensor) -> bool:
-    """Whether the kernels compute `layer` of `module` now."""
+    """Return whether the kernels compute `layer` of `module` for this input."""
     return module.by_planes and module.training and autograd.serves(x, layer)
 
 
@@ -38,13 +38,13 @@ class DoubleConv(nn.Sequential):
     Parameters
     ----------
     inputs, outputs : int
-        Channels.
+        Numbers of channels.
     bn : bool
-        Batch normalisation after each convolution.
+        Whether batch normalisation follows each convolution.
     slope : float
-        Of the activation for negative values: LeakyReLU, or ReLU for 0.
+        Slope of the activation for negative values: LeakyReLU, or ReLU for 0.
     by_planes : bool
-        Whether it is part of a network that `trains_by_planes`.
+        Whether the layer is part of a network that `trains_by_planes`.
     """
 
     def __init__(self, inputs: int, outputs: int, bn: bool, slope: float, by_planes: bool) -> None:
@@ -57,7 +57,7 @@ class DoubleConv(nn.Sequential):
         self.slope, self.by_planes = slope, by_planes
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, inputs, Y, X) to (N, outputs, Y, X)."""
+        """Map (N, inputs, Y, X) to (N, outputs, Y, X)."""
         layers = list(self)
         for unit in (layers[: len(layers) // 2], layers[len(layers) // 2 :]):
             if _served(self, unit[0], x):
@@ -69,14 +69,14 @@ class DoubleConv(nn.Sequential):
 
 
 class MaxPool(nn.MaxPool2d):
-    """Largest of each 2x2 pixels."""
+    """2x2 max-pooling."""
 
     def __init__(self, by_planes: bool) -> None:
         super().__init__(2)
         self.by_planes = by_planes
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, C, Y, X) to (N, C, Y / 2, X / 2)."""
+        """Map (N, C, Y, X) to (N, C, Y / 2, X / 2)."""
         return autograd.resize(x, self) if _served(self, self, x) else super().forward(x)
 
 
@@ -88,5 +88,5 @@ class UpConv(nn.ConvTranspose2d):
         self.by_planes = by_planes
 
     def forward(self, x: Tensor, output_size: list[int] | None = None) -> Tensor:
-        """(N, inputs, Y, X) to (N, outputs, 2 Y, 2 X)."""
+        """Map (N, inputs, Y, X) to (N, outputs, 2 Y, 2 X)."""
         return autograd.resize(x, self) if _served(self, self, x) else super().forward(x, output_size)

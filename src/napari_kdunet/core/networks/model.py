@@ -1,4 +1,4 @@
-"""A model: a network and all that is needed to apply it; one ``.safetensors`` file. No pickle is ever loaded."""
+"""A model: a network and all that is needed to apply it, in one ``.safetensors`` file. No pickle is ever loaded."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ __all__ = ["Model", "ModelLike", "load_model"]
 
 _FORMAT = 1
 _WITH_CONTEXT = 2  # the format of a network that sees neighbouring slices, which older versions cannot apply
-_FORM = KUNet.FORM[:-1]  # the metadata that the network is rebuilt from; files without context do not name it
+_FORM = KUNet.FORM[:-1]  # what the network is rebuilt from, except `context`, which files without it do not name
 _LONGEST_NAME = 100  # characters of a class's name
 
 
@@ -34,18 +34,19 @@ class Model:
     Attributes
     ----------
     net : nn.Module
-        (N, channels, Y, X) float, standardised slice by slice, to (N, classes, Y, X) logits. A `KUNet`, or a
-        teacher's own module, which can be applied but not saved.
+        The network, which maps (N, channels, Y, X) float images, standardised slice by slice, to (N, classes, Y, X)
+        logits. A `KUNet`, or a teacher's own module, which can be applied but not saved.
     pixel_size : float
         Pixel size in nm that the network works at; 0 is the image's own.
     threshold : float
         Foreground probability above which a pixel is foreground, chosen on validation.
     class_names : tuple of str
-        Background first. Those of two classes, where there are more, become numbers.
+        Names of the classes, background first. The default becomes ``class 1``, ``class 2`` and so on if the network
+        has more than two classes.
     summary : dict
-        How it was trained: settings, split, scores. JSON values only.
+        How the network was trained: settings, split, scores. JSON values only.
     context_distance : float
-        Distance in nm of the neighbouring slices that the network sees (`context`); 0 is that of a volume's slices.
+        Distance in nm between the slices that the network sees (`context`); 0 is that between a volume's own slices.
 
     Raises
     ------
@@ -62,7 +63,7 @@ class Model:
 
     def __post_init__(self) -> None:
         self.net.eval()
-        for name in ("pixel_size", "threshold", "context_distance"):  # of numpy's, which JSON and C do not know
+        for name in ("pixel_size", "threshold", "context_distance"):  # numpy's numbers are unknown to JSON and C
             object.__setattr__(self, name, float(getattr(self, name)))
         if self.traits.channels % 2 == 0:
             raise ModelError(
@@ -76,38 +77,38 @@ class Model:
 
     @property
     def traits(self) -> Network:
-        """What the network says of itself: channels, classes, `multiple`, `reach` and `k`.
+        """What the network states of itself: `channels`, `classes`, `multiple`, `reach` and `k`.
 
-        Of a module that does not say, what suits the usual U-Nets.
+        For a module that does not state them, `UsualUNet` has values that suit the usual U-Nets.
         """
         return self.net if isinstance(self.net, Network) else UsualUNet()
 
     @property
     def context(self) -> int:
-        """Neighbouring slices that the network sees on each side of a slice."""
+        """Number of neighbouring slices that the network sees on each side of a slice."""
         return self.traits.channels // 2
 
     @property
     def boundary(self) -> bool:
-        """Whether its last class are the outlines of objects, a part of the foreground: `TrainConfig.boundary`."""
+        """Whether the last class is the outlines of objects, a part of the foreground: `TrainConfig.boundary`."""
         return has_boundary(self.class_names)
 
     @property
     def adapts(self) -> bool:
-        """Whether it says of itself that it is best with statistics of batch normalisation of the image it is given.
+        """Whether the model is marked as best with batch normalisation statistics of the image that it is applied to.
 
-        A generalist does: `adapt_statistics`, which `predict` then does by itself.
+        Generalists are. `predict` then takes the statistics by itself, as `adapt_statistics` does.
         """
         return self.summary.get("statistics") == "volume"
 
     @property
     def views(self) -> int:
-        """Over how many views of a slice it says of itself that it is best averaged: those of `predict`, or 1."""
+        """Number of views (see `predict`) that the model is marked as best averaged over; 1 if it is not marked."""
         views = self.summary.get("views")
         return views if isinstance(views, int) and views in VIEWS else 1
 
     def with_views(self, views: int) -> Model:
-        """The same network, which says of itself that it is best averaged over this many views: 1, 2, 4 or 8.
+        """Return the same model, marked as best averaged over this number of views: 1, 2, 4 or 8.
 
         Raises
         ------
@@ -125,7 +126,7 @@ class Model:
 
     @property
     def form(self) -> dict[str, Any]:
-        """The settings of training that are the network's own: a training that starts from it has them alike.
+        """Settings of training that the network fixes: a training that starts from it must have the same.
 
         Raises
         ------
@@ -139,7 +140,7 @@ class Model:
 
     @property
     def form_and_pixel_size(self) -> dict[str, Any]:
-        """The settings of a training that goes on from this model as it is: form, outlines, sizes in nm.
+        """Settings of a training that continues from this model unchanged: form, outlines, sizes in nm.
 
         Raises
         ------
@@ -150,14 +151,20 @@ class Model:
         return self.form | {"boundary": self.boundary} | sizes
 
     def describe(self) -> dict[str, Any]:
-        """All but the weights, as JSON values: what `napari-kdunet info` shows and the file's metadata holds."""
+        """Return all but the weights as JSON values, as in `napari-kdunet info` and the file's metadata.
+
+        Raises
+        ------
+        ModelError
+            If the network is not a `KUNet`.
+        """
         form = self.form
         context = {"context": form.pop("context"), "context_distance": self.context_distance}
         return {
             "format": _WITH_CONTEXT if self.context else _FORMAT,
             "version": __version__,
             **form,
-            **(context if self.context else {}),  # a file without is as older versions write and read it
+            **(context if self.context else {}),  # a file without it is as older versions write and read it
             "parameters": self.parameter_count,
             "normalisation": "standardised slice by slice",
             "pixel_size": self.pixel_size,
@@ -167,12 +174,14 @@ class Model:
         }
 
     def save(self, path: str | Path) -> Path:
-        """Write the model to a ``.safetensors`` file, beside its name first and renamed when whole.
+        """Write the model to a ``.safetensors`` file, atomically, and return its path.
 
         Raises
         ------
+        ModelError
+            If the network is not a `KUNet`.
         OutputError
-            If it cannot be written.
+            If the file cannot be written.
         """
         weights = {name: value.contiguous() for name, value in self.net.state_dict().items()}
         return save_tensors(path, weights, self.describe())
@@ -183,7 +192,7 @@ ModelLike: TypeAlias = Model | str | Path
 
 
 def load_model(source: ModelLike) -> Model:
-    """Read a model from a ``.safetensors`` file or by the name of a bundled one; a `Model` is given back as it is.
+    """Read a model from a ``.safetensors`` file or by the name of a bundled one; a `Model` is returned as it is.
 
     Raises
     ------
@@ -220,7 +229,7 @@ def load_model(source: ModelLike) -> Model:
 
 
 def _network(metadata: dict[str, Any]) -> KUNet:
-    """The network of a file's metadata without its weights: it takes no memory yet; `DamagedError`, `ConfigError`."""
+    """Make the network of a file's metadata, without memory for its weights; raise `DamagedError`, `ConfigError`."""
     missing = [name for name in (*_FORM, "pixel_size", "threshold", "class_names", "summary") if name not in metadata]
     if missing:
         raise DamagedError(f"its metadata has no {missing[0]}")
@@ -228,11 +237,11 @@ def _network(metadata: dict[str, Any]) -> KUNet:
     for name, value in form.items():
         check_setting(name, value if isinstance(value, int | float) or len(str(value)) < 40 else "...")
     with torch.device("meta"):
-        return KUNet(**form, init="torch")  # He's has torch import seconds of what computes on this device
+        return KUNet(**form, init="torch")  # for "he" torch takes seconds to import what computes on meta
 
 
 def _application(metadata: dict[str, Any]) -> dict[str, Any]:
-    """All of a `Model` but the network, from a file's metadata; `DamagedError`."""
+    """Read all of a `Model` but the network from a file's metadata; raise `DamagedError`, `ConfigError`."""
     size, threshold, names, summary = (metadata[n] for n in ("pixel_size", "threshold", "class_names", "summary"))
     if type(size) not in (int, float) or not (size == 0 or LEAST_PIXEL_SIZE <= size <= 1e6):
         raise DamagedError("its pixel_size is not a number of nm that a network can work at")
@@ -240,7 +249,7 @@ def _application(metadata: dict[str, Any]) -> dict[str, Any]:
         raise DamagedError("its threshold is not a probability below 1")
     if not isinstance(names, list) or not all(isinstance(name, str) and len(name) <= _LONGEST_NAME for name in names):
         raise DamagedError("its class_names are not a list of names")
-    if len(names) != metadata["classes"] and tuple(names) != TWO_CLASSES:  # which older versions wrote for any number
+    if len(names) != metadata["classes"] and tuple(names) != TWO_CLASSES:  # as older versions wrote always
         raise DamagedError(f"it has {len(names)} class_names for {metadata['classes']} classes")
     if not isinstance(summary, dict):
         raise DamagedError("its summary is not an object")
@@ -251,7 +260,7 @@ def _application(metadata: dict[str, Any]) -> dict[str, Any]:
 
 
 def _fill(net: KUNet, weights: dict[str, Tensor]) -> None:
-    """Give a network of `_network` its weights; `DamagedError` where they would make it give no numbers."""
+    """Load weights into a network of `_network`; raise `DamagedError` if with them its output would not be finite."""
     types = {name: value.dtype for name, value in net.state_dict().items()}
     weights = {name: value.to(types[name]) for name, value in weights.items()}
     for name, value in weights.items():

@@ -1,9 +1,9 @@
 """The file of a model or of a training's state: ``.safetensors``, checked before a tensor is read.
 
-A file can come from anybody. So its header is read first: JSON of limited length, in which each tensor's type, shape
-and place must fit each other and the length of the file. What the tensors must be is then compared with it, and only
-then are they read, for which alone torch is imported. A checksum over the whole file, itself left out, finds what was
-damaged on the way.
+A file can come from anybody, so its header is read first: JSON of limited length, in which each tensor's type, shape
+and place must fit each other and the length of the file. The header is then compared with the tensors that are
+expected, and only after that are they read, the one step that imports torch. A checksum of the whole file, except the
+checksum itself, detects damage.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ __all__ = ["DamagedError", "TensorFile", "save_tensors"]
 
 _KEY = "napari_kdunet"
 _CHECKSUM = "crc32"
-_NO_CHECKSUM = "00000000"  # what stands in its place while it is computed
+_NO_CHECKSUM = "00000000"  # stands in for the checksum while it is computed
 _HEADER_BYTES = 2**24  # the longest header: room for a million slice numbers in the summary
-_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8}  # a value, by the format's names of types
+_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8}  # of a value, by the format's names of types
 
 
 class DamagedError(ValueError):
-    """What is wrong with a file, in a few words; for whoever knows what to do about it."""
+    """A file is damaged; the message says how in a few words, and a caller that knows what to do adds that."""
 
 
 @dataclass(frozen=True)
@@ -48,9 +48,9 @@ class TensorFile:
     path : Path
         The file.
     tensors : dict of str to (type, shape)
-        Its tensors, by name, with the format's names of types such as F32.
+        Type and shape of each tensor, by name; types have the format's names, such as F32.
     metadata : dict
-        Ours, from JSON.
+        Our own metadata, read from JSON.
     """
 
     path: Path
@@ -62,12 +62,12 @@ class TensorFile:
 
     @classmethod
     def open(cls, path: Path) -> TensorFile:
-        """Read the header.
+        """Read and check the header.
 
         Raises
         ------
         DamagedError
-            If it cannot be read, or is not one of ours.
+            If the file cannot be read, or is not one of ours.
         """
         try:
             with path.open("rb") as file:
@@ -96,7 +96,7 @@ class TensorFile:
         return cls(path, tensors, ours, start + text, size, metadata.get(_CHECKSUM))
 
     def expect(self, wanted: Mapping[str, Tensor]) -> None:
-        """Compare names, shapes and kinds (float or integer) of the tensors with those `wanted`, on any device.
+        """Compare names, shapes and kinds (float or integer) of the tensors with `wanted`, which are on any device.
 
         Raises
         ------
@@ -112,7 +112,7 @@ class TensorFile:
                 raise DamagedError(f"{_short(name)} is {kind} of shape {_short(shape)}, not {tuple(tensor.shape)}")
 
     def verify(self) -> bytes:
-        """Read the whole file and compare it with its checksum, where it has one.
+        """Read the whole file, compare it with its checksum, if it has one, and return its bytes.
 
         Raises
         ------
@@ -149,12 +149,12 @@ class TensorFile:
 
 
 def save_tensors(path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> Path:
-    """Write tensors and JSON metadata to one ``.safetensors`` file, beside its name first and renamed when whole.
+    """Write tensors and JSON metadata to one ``.safetensors`` file, atomically, and return its path.
 
     Raises
     ------
     OutputError
-        If it cannot be written.
+        If the file cannot be written.
     """
     from safetensors.torch import save
 
@@ -168,20 +168,23 @@ def save_tensors(path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapp
 
 
 def _place_of_checksum(head: bytes) -> int | None:
-    """Where the eight digits of the checksum stand in the header; in other strings of it the quotes are escaped."""
+    """Find the eight digits of the checksum in the header; other strings cannot match, as their quotes are escaped."""
     match = re.search(rb'"%s":"([0-9a-f]{8})"' % _CHECKSUM.encode(), head)
     return match and match.start(1)
 
 
 def _checksum(data: bytes, at: int) -> bytes:
-    """CRC-32 of the file, with zeros in the place of the checksum, as eight digits: damage of any 32 bits is found."""
+    """Return the CRC-32 of the file with zeros in place of the checksum, as eight digits.
+
+    Any damage within 32 bits in a row is found.
+    """
     view, length = memoryview(data), len(_NO_CHECKSUM)
     total = zlib.crc32(_NO_CHECKSUM.encode(), zlib.crc32(view[:at]))
     return b"%08x" % zlib.crc32(view[at + length :], total)
 
 
 def _checked(header: dict[str, Any], size: int) -> dict[str, tuple[str, tuple[int, ...]]]:
-    """Types and shapes of the tensors, which must lie one behind the other in `size` bytes."""
+    """Return types and shapes of the tensors, which must lie one behind the other and fill `size` bytes."""
     tensors, places = {}, []
     for name, entry in header.items():
         match entry:

@@ -1,4 +1,4 @@
-"""What a network says of itself, and what is assumed of one that does not say."""
+"""What a network states of itself, and what is assumed of one that does not state it."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ __all__ = ["Counted", "Network", "UsualUNet"]
 
 @runtime_checkable
 class Network(Protocol):
-    """What prediction and training ask a network about itself, beside that it is an `nn.Module`.
+    """What prediction and training need to know of a network, which is an `nn.Module` besides.
 
     The module maps (N, `channels`, Y, X) float images, standardised slice by slice, to (N, `classes`, Y, X) logits.
-    An architecture of one's own has these five attributes or properties; a wrapper adds them to somebody else's.
+    Give an architecture of your own these five attributes or properties; wrap somebody else's to add them.
     """
 
     @property
     def channels(self) -> int:
-        """Input channels, an odd number: the slice itself, between as many neighbours below (at lower z) and above."""
+        """Number of input channels, odd: the slice between equally many neighbours below (at lower z) and above."""
 
     @property
     def classes(self) -> int:
-        """Output channels, one a class, background first."""
+        """Number of output channels, one for each class, background first."""
 
     @property
     def multiple(self) -> int:
@@ -29,15 +29,15 @@ class Network(Protocol):
 
     @property
     def reach(self) -> int:
-        """Radius of the receptive field in pixels: the least halo of a tile."""
+        """Radius of the receptive field in pixels: the smallest halo of a tile."""
 
     @property
     def k(self) -> int:
-        """Channels at full resolution, to estimate the memory of a tile with."""
+        """Number of channels at full resolution, from which the memory of a tile is estimated."""
 
 
 class UsualUNet:
-    """The `Network` that is assumed where a module does not say: these suit the usual U-Nets."""
+    """The `Network` that is assumed for a module that states nothing: values that suit the usual U-Nets."""
 
     channels: int = 1
     classes: int = 2
@@ -48,7 +48,7 @@ class UsualUNet:
 
 @runtime_checkable
 class Counted(Protocol):
-    """A network that knows how many parameters it has, as one that torch does not compute must."""
+    """A network that states its number of parameters, as one that is not computed by torch must."""
 
     @property
     def parameter_count(self) -> int:

@@ -14,15 +14,15 @@ from napari_kdunet.core.networks.layers import DoubleConv, MaxPool, UpConv, trai
 
 __all__ = ["KUNet"]
 
-_SLOPE = 0.1  # of LeakyReLU: enough to keep a one-channel stage alive
+_SLOPE = 0.1  # of LeakyReLU below 0: enough to keep a one-channel stage alive
 
 
 class KUNet(nn.Module):
     """U-Net with `k` channels at the top, doubled at each of `depth` max-poolings.
 
-    Two padded 3x3 convolutions a stage, up by 2x2 transposed convolutions of stride 2, skips by concatenation and
-    a 1x1 head. With BN, k = 2 has 30,902 parameters and k = 64 has 31,042,434, the two figures of the paper; each
-    slice of `context`, above and below, adds 9 k.
+    Each stage has two padded 3x3 convolutions; up-sampling is by 2x2 transposed convolutions of stride 2, skips are
+    concatenated, and the head is a 1x1 convolution. With BN, k = 2 has 30,902 parameters and k = 64 has 31,042,434, the
+    two figures of the paper; each slice of `context`, above and below, adds 9 k.
 
     Parameters
     ----------
@@ -31,7 +31,7 @@ class KUNet(nn.Module):
     bn : bool
         Batch normalisation after each 3x3 convolution.
     classes : int
-        Classes, background included, at least 2.
+        Number of classes, background included, at least 2.
     depth : int
         Number of down-samplings, at least 1.
     activation : {"leaky_relu", "relu"}
@@ -39,9 +39,9 @@ class KUNet(nn.Module):
     init : {"he", "torch"}
         He initialisation with zero biases, or PyTorch's own (the paper's framework does not say).
     prior : sequence of float, optional
-        Share of each class; the head's bias starts at its logarithm. With None it starts as `init` has it.
+        Share of each class, at whose logarithm the head's bias starts; with None it starts as `init` says.
     context : int
-        Neighbouring slices that it sees on each side, as channels of the first convolution; 0 is the slice alone.
+        Number of neighbouring slices that the network sees on each side, as input channels; 0 is the slice alone.
 
     Raises
     ------
@@ -50,7 +50,7 @@ class KUNet(nn.Module):
     """
 
     FORM = ("k", "bn", "classes", "depth", "activation", "context")
-    """The arguments that say which weights there are and how they are applied."""
+    """The arguments that determine which weights there are and how they are applied."""
 
     def __init__(
         self,
@@ -95,7 +95,7 @@ class KUNet(nn.Module):
                 nn.init.zeros_(module.bias)  # type: ignore[arg-type]
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logits of a batch.
+        """Compute the logits of a batch.
 
         Parameters
         ----------
@@ -118,17 +118,17 @@ class KUNet(nn.Module):
 
     @property
     def form(self) -> dict[str, Any]:
-        """The arguments `FORM` of this network."""
+        """The values of the arguments `FORM`."""
         return {name: getattr(self, name) for name in self.FORM}
 
     @property
     def channels(self) -> int:
-        """Of the input: the slice itself, between the neighbours below and above it."""
+        """Number of input channels: the slice itself, between the neighbours below and above it."""
         return 2 * self.context + 1
 
     @property
     def slope(self) -> float:
-        """Of the activation, for negative values."""
+        """Slope of the activation for negative values."""
         return _SLOPE if self.activation == "leaky_relu" else 0.0
 
     @property

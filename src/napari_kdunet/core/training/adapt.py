@@ -1,7 +1,7 @@
 """Adaptation without labels: a teacher predicts parts of a new volume, and a tiny student learns from that.
 
-The teacher is asked as well as it can be, by several views of a slice, but only about parts that are spread over the
-volume. The student learns from those and is then fast on the whole.
+The teacher predicts as well as it can, with several views of each slice, but only parts that are spread over the
+volume. The student learns from those predictions and is then fast on the whole volume.
 """
 
 from __future__ import annotations
@@ -33,15 +33,15 @@ from napari_kdunet.core.volumes.volume import Volume, open_volume
 __all__ = ["PIXELS", "adapt", "begin_as", "bundled_student", "iter_adapt", "lesson"]
 
 PIXELS = 16e6
-"""Working pixels that a teacher is asked about, by default."""
+"""Number of working pixels that a teacher predicts at most, by default."""
 
-_SIDE = 1024  # working pixels of a window of a larger slice
-_GOLDEN = (math.sqrt(5) - 1) / 2  # its multiples, without their whole parts, are spread evenly however many there are
-_LEAST = 1e-4  # probabilities are kept so far off 0 and 1
+_SIDE = 1024  # working pixels: side of a window that is cut out of a larger slice
+_GOLDEN = (math.sqrt(5) - 1) / 2  # the fractional parts of its multiples are spread evenly, however many there are
+_LEAST = 1e-4  # least distance of probabilities from 0 and 1
 
 
 class _Part(NamedTuple):
-    """A window of a slice that the teacher is asked about."""
+    """A window of a slice that the teacher predicts."""
 
     z: int
     y: slice
@@ -57,11 +57,11 @@ def iter_adapt(
     start: ModelLike | None = None,
     out: str | Path | None = None,
 ) -> Iterator[Event]:
-    """Teach a k-Unet a volume that nobody has labelled, event by event.
+    """Adapt a k-Unet to a volume that nobody has labelled, event by event.
 
-    Slices of the volume, or windows of them, spread over it, are predicted by the teacher, by `config.teacher_views`
-    views of each. Its probabilities, moved so that its threshold is 0.5, are what the student learns from, softly, each
-    pixel weighted by the teacher's confidence.
+    The teacher predicts slices, or windows of slices, that are spread over the volume, averaging `config.teacher_views`
+    views of each. Its probabilities are shifted so that its threshold becomes 0.5, and the student learns from them by
+    the soft loss, each pixel weighted by the teacher's confidence (`config.confidence`).
 
     Parameters
     ----------
@@ -71,25 +71,26 @@ def iter_adapt(
     raw : volume
         Anything that `open_volume` takes, ZYX, with its voxel size.
     config : DistillConfig, optional
-        Settings, without context; those of `DistillConfig.adapting` if None. Minutes count from the beginning: the
-        teacher has half of them at most, if one part does not take it longer, and the student the rest, half at least.
+        Settings, without context; those of `DistillConfig.adapting` if None. The minutes include the teacher's
+        predictions, which take at most half of them (more only if a single part does); the student trains for the
+        rest, at least half.
     pixels : float
-        Of how many pixels, at its working pixel size, the teacher is asked at most; one part at least.
+        Largest number of pixels, at its working pixel size, that the teacher predicts; it predicts at least one part.
     start : Model, path or str, optional
         Initial weights of the student; see `bundled_student`.
     out : path, optional
-        As in `iter_train`, without a state to resume from: how far the teacher comes in some minutes is not the same
-        twice.
+        As in `iter_train`, but no state to resume from is kept, because how much the teacher predicts in a given time
+        differs from run to run.
 
     Yields
     ------
     Event
-        As `iter_train`; scores are against the teacher.
+        As in `iter_train`; scores are against the teacher.
 
     Raises
     ------
     InputError, DivergedError
-        As `iter_train`.
+        As in `iter_train`.
     """
     config = config or DistillConfig.adapting()
     if config.context:
@@ -118,21 +119,21 @@ def adapt(
     on_event: Callable[[Event], Any] | None = None,
     **more: Any,
 ) -> Model:
-    """Teach a k-Unet a volume that nobody has labelled, and return it; arguments as in `iter_adapt`.
+    """Adapt a k-Unet to a volume that nobody has labelled, and return it; arguments as in `iter_adapt`.
 
     Raises
     ------
     InputError, DivergedError, CollapsedError
-        As `train`.
+        As in `train`.
     """
     return last_model(iter_adapt(teacher, raw, config, **more), on_event)
 
 
 def bundled_student(k: int, teacher: Model) -> Model | None:
-    """The bundled generalist of `k` channels, or the teacher itself if it is of that size; None if there is neither.
+    """Return the model that a student of `k` channels starts from, or None if there is none.
 
-    A teacher of outlines, or of several classes, is none: the student learns of its foreground alone. One with context
-    neither.
+    It is the teacher itself if that has `k` channels, two classes and no context (the student learns the foreground
+    alone, from single slices), else the bundled generalist of `k` channels.
     """
     if teacher.form.get("k") == k and teacher.form["classes"] == 2 and not teacher.context:
         return teacher
@@ -141,9 +142,10 @@ def bundled_student(k: int, teacher: Model) -> Model | None:
 
 
 def begin_as(teacher: Model, config: DistillConfig) -> tuple[Model | None, DistillConfig]:
-    """The student that an adaptation begins as where nobody names one, and settings of its form.
+    """Return the model that an adaptation starts from if the user names none, and the settings with its form.
 
-    That of `bundled_student`, or None where there is none or the settings ask for another form than it has.
+    The model is that of `bundled_student`, or None if there is none or the settings ask for another form. If the
+    settings that describe the form are at their defaults, they take the model's form and pixel size.
     """
     student = bundled_student(config.k, teacher)
     if student is None:
@@ -163,10 +165,10 @@ def lesson(
     pixels: float = PIXELS,
     until: float | None = None,
 ) -> tuple[Volume, NDArray[np.float32]]:
-    """Parts of a volume, as `Volume.extract` gives them, and the teacher's probabilities of them, ZYX.
+    """Return parts of a volume, as `Volume.extract` gives them, and the teacher's probabilities for them, ZYX.
 
-    Arguments as in `iter_adapt`. The teacher is asked about one part at least, and about no more than it can tell of
-    before `until`, a time of `time.monotonic`; not about parts without any sample.
+    Arguments as in `iter_adapt`. The teacher predicts at least one part, and no more than it can before `until`, a time
+    of `time.monotonic`. Parts that show no sample are left out.
 
     Raises
     ------
@@ -174,12 +176,12 @@ def lesson(
         If none of the parts shows any sample.
     """
     threads = training_threads(config.k, config.threads)[1]
-    teacher = with_statistics(teacher, volume, "auto", config.device, threads)  # of the whole, not of each part
+    teacher = with_statistics(teacher, volume, "auto", config.device, threads)  # of the volume, not of parts
     reach = Neighbours.between(teacher.context, teacher.context_distance, volume.voxel_size).reach
     parts = _parts(volume, teacher, pixels)
     probabilities: dict[int, NDArray[np.float32]] = {}
     took, middle = 0.0, len(parts) // 2
-    for i in sorted(range(len(parts)), key=lambda i: (i - middle) * _GOLDEN % 1):  # the first are spread as all are
+    for i in sorted(range(len(parts)), key=lambda i: (i - middle) * _GOLDEN % 1):  # the first few are spread, too
         part, began = parts[i], time.monotonic()
         if probabilities and until is not None and began + took > until:
             break
@@ -202,13 +204,13 @@ def lesson(
 
 
 def _shows(volume: Volume, part: _Part) -> bool:
-    """Whether any of it lies in the sample."""
+    """Return whether any of the part lies in the sample."""
     outside = volume.outside(*part)
     return outside is None or not outside.all()
 
 
 def _parts(volume: Volume, teacher: Model, pixels: float) -> list[_Part]:
-    """Evenly spaced slices, each with a window of the same size, spread over the slices."""
+    """Return evenly spaced slices, each with a window of the same size; the windows are spread over Y and X."""
     count, height, width = volume.shape
     grid = Grid.in_plane(volume.voxel_size, teacher.pixel_size)
     sides = [min(n, math.floor(_SIDE / ratio)) for n, ratio in zip((height, width), grid.ratio, strict=True)]
@@ -226,7 +228,7 @@ def _parts(volume: Volume, teacher: Model, pixels: float) -> list[_Part]:
 
 
 def _centred(probability: NDArray[Any], threshold: float) -> NDArray[np.float32]:
-    """Probabilities of which `threshold` has become 0.5: their logits without its logit."""
+    """Return the probabilities shifted so that `threshold` becomes 0.5: its logit is subtracted from their logits."""
     p = probability.astype(np.float32).clip(_LEAST, 1 - _LEAST)
     middle = min(max(threshold, _LEAST), 1 - _LEAST)
     odds = p / (1 - p) * ((1 - middle) / middle)
@@ -235,6 +237,6 @@ def _centred(probability: NDArray[Any], threshold: float) -> NDArray[np.float32]
 
 
 def _remaining(config: DistillConfig, seconds: float) -> DistillConfig:
-    """The settings with what is left of their minutes, half of them at least."""
+    """Return the settings with the minutes that are left, at least half of the original ones."""
     total = config.budget[1]
     return config if total is None else replace(config, minutes=max(total - seconds, total / 2) / 60)

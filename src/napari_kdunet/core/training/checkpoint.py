@@ -1,4 +1,4 @@
-"""What a training keeps: its best model, and the state between two steps from which it resumes exactly."""
+"""Checkpoints of a training: its best model, and the state between two steps from which it resumes exactly."""
 
 from __future__ import annotations
 
@@ -26,33 +26,33 @@ __all__ = ["Checkpointer", "Progress", "model_of", "other_settings", "resume_pat
 
 #: Settings that say where a training runs and not what it does: they may change when it is resumed.
 _MAY_CHANGE = {"device", "threads", "patience"}
-_DATA = {"images", "labels", "teacher", "start"}  # in a state beside its settings
-_MOST_WORDS = 150  # characters about what differs
+_DATA = {"images", "labels", "teacher", "start"}  # fingerprints that a state holds beside the settings
+_MOST_WORDS = 150  # characters of the list of settings that differ
 
 
 def resume_path(out: Path) -> Path:
-    """Where the state of the training that writes `out` is kept: ``NAME.resume.safetensors``."""
+    """Return the path of the resume state of the training that writes `out`: ``NAME.resume.safetensors``."""
     return out.with_suffix(".resume.safetensors")
 
 
 def model_of(net: torch.nn.Module, config: TrainConfig, **more: Any) -> Model:
-    """The model of a network that is trained with these settings."""
+    """Return the model of a network that is trained with these settings; `more` are fields of `Model`."""
     names: dict[str, Any] = {"class_names": BOUNDARY_CLASSES} if config.boundary else {}
     return Model(net, config.pixel_size, **names, **more, context_distance=config.context_distance)
 
 
 @dataclass
 class Progress:
-    """How far a training is."""
+    """Progress of a training."""
 
     step: int = 0
     """Steps done."""
     seconds: float = 0.0
     """Active seconds, pauses left out."""
     validated: int = 0
-    """Validations done of those planned over the budget."""
+    """Number of validations done, of those planned over the budget."""
     stale: int = 0
-    """Validations since the best one."""
+    """Number of validations since the best one."""
 
 
 class Checkpointer:
@@ -63,19 +63,19 @@ class Checkpointer:
     config : TrainConfig
         The training's settings.
     out : Path or None
-        Where the best model goes; the state goes beside it. None writes nothing.
+        Path of the best model; the resume state is written beside it. With None nothing is written.
     net, average, optimizer
         The network, the running average of its weights and the optimiser, saved and restored as a whole.
     group : ProcessGroup
         Only its rank 0 writes.
     resumable : bool
-        Whether to keep a state.
+        Whether to keep a resume state.
 
     Attributes
     ----------
     about : dict of str to str
-        Fingerprints of images, labels and teacher (in a training of the start that is kept, or "none") by those names,
-        which are kept in the state.
+        Fingerprints that are kept in the state: of the ``images``, the ``labels``, and the ``teacher`` or, in training
+        from labels, the ``start`` model that is kept ("none" if there is none).
     """
 
     def __init__(
@@ -98,12 +98,14 @@ class Checkpointer:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Keep other processes from training to the same file meanwhile.
+        """Keep other processes from training to the same file during the block.
 
         Raises
         ------
         OutputError
-            If another one does; `TrainingError` in all processes of this training but the first.
+            If another process does so already, on rank 0.
+        TrainingError
+            On the other ranks, in that case.
         """
         if self.out is None:
             yield
@@ -119,7 +121,7 @@ class Checkpointer:
                 self._lock = None
 
     def _check_lock(self) -> None:
-        """Raise `OutputError` if another process has taken this one for dead and trains to the same file."""
+        """Raise `OutputError` if another process has considered this one dead and now trains to the same file."""
         if self._lock is not None:
             self._lock.check()
 
@@ -136,12 +138,12 @@ class Checkpointer:
 
     @property
     def state_path(self) -> Path:
-        """Where the state to resume from goes."""
+        """Path of the resume state."""
         assert self.out is not None
         return resume_path(self.out)
 
     def save_state(self, progress: Progress) -> None:
-        """Write the state to resume from, if there is to be one."""
+        """Write the resume state, if one is to be kept."""
         if self.out is None or self.group.rank or not self.resumable:
             return
         self._check_lock()
@@ -157,7 +159,7 @@ class Checkpointer:
         _State(self._settings | self.about, progress, best, tensors).save(self.state_path)
 
     def _like(self, file: TensorFile) -> dict[str, Tensor]:
-        """What the tensors of a state of this training are like, those of the parts that `file` has."""
+        """Return tensors with the names, shapes and kinds of a state of this training, for the parts in `file`."""
         weights, parameters = self.net.state_dict(), list(self.net.parameters())
         like = {f"net/{name}": value for name, value in weights.items()}
         like |= {f"ema/{name}": value for name, value in self.average.state_dict().items()}
@@ -171,12 +173,12 @@ class Checkpointer:
         return like
 
     def restore(self) -> Progress:
-        """Load the state that was saved into network, average, optimiser and best model.
+        """Load the saved state into network, average, optimiser and best model, and return its progress.
 
         Raises
         ------
         ModelError, ConfigError
-            If there is no state, it is damaged, or it was made with other settings or of other data.
+            If there is no state, it is damaged, or it was made with other settings or from other data.
         """
         if self.out is None:
             raise ConfigError("there is nothing to resume from without the path of the model: name it.")
@@ -193,7 +195,7 @@ class Checkpointer:
         return state.progress
 
     def _load(self) -> _State:
-        """The saved state; errors as in `restore`."""
+        """Read the saved state; errors as in `restore`."""
         path = self.state_path
         if not path.is_file():
             raise ModelError(f"there is no {path} to resume from: start anew without --resume.")
@@ -208,7 +210,7 @@ class Checkpointer:
             raise ModelError(f"{path} is damaged ({reason}): start anew without --resume{best}.") from error
 
     def _has_model(self) -> bool:
-        """Whether there is a model at `out` that can be used."""
+        """Return whether there is a usable model at `out`."""
         try:
             return self.out is not None and load_model(self.out) is not None
         except ModelError:
@@ -233,40 +235,40 @@ class Checkpointer:
 class _State:
     """The state of a training between two steps, as one ``.safetensors`` file.
 
-    The batch of a step is a function of seed and step, and the learning rate one of the used share of the budget, so
-    neither a random state nor a schedule is kept.
+    A batch depends on seed and step alone, and the learning rate on the used share of the budget alone, so neither a
+    random state nor a schedule is kept.
     """
 
     settings: dict[str, Any]
-    """Those of the `TrainConfig`, and the number of `processes`."""
+    """Settings of the `TrainConfig`, the number of `processes`, and the fingerprints of data and models."""
     progress: Progress
     best: dict[str, Any]
-    """Score of the best model, and its threshold and summary once there is one."""
+    """IoU of the best model, whether it collapsed, and its threshold and summary once there is one."""
     tensors: dict[str, dict[str, Tensor]] = field(repr=False)
     """``net``, ``ema``, ``best`` (empty before the first validation) and ``optimizer``."""
 
     def save(self, path: Path) -> None:
-        """Write it, whole or not at all."""
+        """Write the state atomically."""
         flat = {f"{group}/{name}": t.contiguous() for group, ts in self.tensors.items() for name, t in ts.items()}
         metadata = {"settings": self.settings, "best": self.best, **asdict(self.progress)}
         save_tensors(path, flat, {"resume": 1, **metadata})
 
     @classmethod
     def load(cls, file: TensorFile, settings: dict[str, Any], like: dict[str, Tensor]) -> _State:
-        """Read the state, once it is known to be one of the same training.
+        """Read the state after checking that it belongs to the same training.
 
         Raises
         ------
         DamagedError
-            If it is not what `save` writes.
+            If the file is not what `save` writes.
         ConfigError
-            If it was made with other settings, of other images or labels, by another teacher, or keeping another start.
+            If it was made with other settings, from other images or labels, or with another teacher or start model.
         """
         path, metadata = file.path, file.metadata
         before, best = metadata.get("settings"), metadata.get("best")
         if not isinstance(before, dict) or not isinstance(best, dict):
             raise DamagedError("its metadata has no settings or no best score")
-        unknown = {name: settings[name] for name in _DATA if name in settings}  # to states of older versions
+        unknown = {name: settings[name] for name in _DATA if name in settings}  # states of older versions lack some
         other = other_settings(unknown | before, settings)
         if other:
             file.verify()  # a flipped bit in a setting is damage, and not another setting
@@ -291,7 +293,7 @@ class _State:
 
 
 def _number(values: dict[str, Any], name: str, whole: bool = False, least: float = 0.0) -> Any:
-    """A finite number of at least `least` in JSON; `DamagedError` where it is none."""
+    """Return the finite number `name`, at least `least`, from JSON values; raise `DamagedError` if it is not one."""
     value: Any = values.get(name)
     if type(value) not in ((int,) if whole else (int, float)) or not least <= value < 2**53:
         raise DamagedError(f"its {name} is not a number that a training has")
@@ -299,9 +301,9 @@ def _number(values: dict[str, Any], name: str, whole: bool = False, least: float
 
 
 def other_settings(before: dict[str, Any], now: dict[str, Any]) -> str:
-    """In which settings that matter two trainings differ, e.g. ``steps 100 (now 200)``; empty where in none.
+    """List the settings that matter in which two trainings differ, e.g. ``steps 100 (now 200)``; empty if none do.
 
-    One that is not named before had not been made yet: it was what is its default now.
+    A setting that is missing in `before` is newer than that training, and is taken as its present default.
     """
     changed, before = _changed(before, now), _complete(before, now)
     words = ", ".join(f"{name} {before.get(name)} (now {now.get(name)})" for name in changed)
@@ -309,7 +311,7 @@ def other_settings(before: dict[str, Any], now: dict[str, Any]) -> str:
 
 
 def _complete(before: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]:
-    """What was before, with settings of any training that older versions did not have."""
+    """Return `before` with the defaults of settings that older versions did not have."""
     return {spec.name: spec.default for spec in fields(TrainConfig) if spec.name in now} | before
 
 
@@ -319,13 +321,13 @@ def _changed(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
 
 
 def _optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """The optimiser's state, flat, each tensor named ``parameter/quantity``."""
+    """Return the tensors of the optimiser's state in one flat dict, each named ``parameter/quantity``."""
     state = optimizer.state_dict()["state"]
     return {f"{i}/{name}": torch.as_tensor(value) for i, values in state.items() for name, value in values.items()}
 
 
 def _restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
-    """The inverse of `_optimizer_tensors`; each moment gets its parameter's memory format, as fused ones expect."""
+    """Undo `_optimizer_tensors`; each moment gets its parameter's memory format, as fused optimisers expect."""
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     state: dict[int, dict[str, Tensor]] = {}
     for name, value in tensors.items():

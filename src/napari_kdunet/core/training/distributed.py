@@ -42,27 +42,28 @@ def single_process(config: TrainConfig) -> Fabric:
 def launch(config: TrainConfig, devices: int = 1, nodes: int = 1) -> Iterator[Fabric | None]:
     """Launch the processes of a training and connect them; each of them runs the body of the block.
 
-    Under torchrun or SLURM's srun the processes are there already. Else this program is started again with the same
-    command line, once for each further device; if the first process leaves the block with an error, it ends those.
+    Under torchrun or SLURM's srun the processes are running already. Otherwise this program is started again with the
+    same command line, once for each further device; if the first process leaves the block with an error, it ends the
+    others.
 
     Parameters
     ----------
     config : TrainConfig
-        Its device and precision are taken.
+        Settings, of which device and precision are used.
     devices : int
-        Processes on each machine: one for each GPU, or so many that share the CPU's cores.
+        Number of processes on each machine: one for each GPU, or any number that share the CPU's cores.
     nodes : int
-        Machines.
+        Number of machines.
 
     Yields
     ------
     Fabric or None
-        What `iter_train` and `iter_distill` take as `fabric`; None where one process is all.
+        The argument `fabric` for `iter_train` and `iter_distill`; None for a single process.
 
     Raises
     ------
     ConfigError
-        If there are not so many devices, or the launcher has started another number of processes.
+        If there are fewer devices, or the launcher has started another number of processes.
     """
     if devices * nodes == 1:
         if torch.distributed.is_torchelastic_launched() and int(os.environ["WORLD_SIZE"]) > 1:
@@ -85,7 +86,7 @@ def launch(config: TrainConfig, devices: int = 1, nodes: int = 1) -> Iterator[Fa
         )
         environment: Any = strategy.cluster_environment
         if not environment.creates_processes_externally:
-            os.environ["LOCAL_WORLD_SIZE"] = str(devices)  # as torchrun has it: see `devices.cores`
+            os.environ["LOCAL_WORLD_SIZE"] = str(devices)  # as torchrun does, for `devices.cores`
         fabric.launch()
     except (ValueError, RuntimeError, MisconfigurationException) as error:
         raise ConfigError(f"cannot train on {devices} devices of {nodes} nodes: {one_line(error)}") from error
@@ -97,11 +98,11 @@ def launch(config: TrainConfig, devices: int = 1, nodes: int = 1) -> Iterator[Fa
             child.wait()
     finally:
         left = children.copy()
-        children.clear()  # Fabric's watchman, who takes a child's end for a failure and kills us, is off
+        children.clear()  # ends Fabric's observer, which would see a killed child as a failure and kill us
         for child in left:
             child.kill()
             child.wait()
-        torch.distributed.destroy_process_group()  # or its threads may abort us at the exit
+        torch.distributed.destroy_process_group()  # otherwise its threads may abort us at exit
 
 
 class ProcessGroup:
@@ -110,7 +111,7 @@ class ProcessGroup:
     Parameters
     ----------
     fabric : Fabric
-        Launched.
+        A launched Fabric.
     """
 
     def __init__(self, fabric: Fabric) -> None:
@@ -156,7 +157,7 @@ class ProcessGroup:
         return result
 
     def stop(self) -> None:
-        """Tell the others, which wait in their next `on_rank_zero` or will, that rank 0 has stopped."""
+        """Tell the other ranks, in their present or next `on_rank_zero`, that rank 0 has stopped."""
         if self.size > 1 and not self.rank:
             self._fabric.broadcast((True, None))
 
@@ -174,7 +175,7 @@ class ProcessGroup:
 
 
 class _Total(torch.autograd.Function):
-    """Sum over the processes. Its gradient is times their number, because DDP takes the mean of all gradients."""
+    """Sum over the processes; the gradient is multiplied by their number, because DDP averages all gradients."""
 
     @staticmethod
     def forward(ctx: Any, part: Tensor) -> Tensor:

@@ -22,24 +22,24 @@ class Started:
     parameters: int
     """Learnable parameters of the network that trains."""
     device: str
-    """Where it trains, e.g. ``cpu``."""
+    """Device of the training, e.g. ``cpu``."""
     step: int
     """Steps already done (above 0 when resumed)."""
     labelled_slices: tuple[int, ...]
-    """z of the slices whose labels are learnt from; of several volumes one after the other."""
+    """z of the slices with labels to train on, one volume after the other."""
     unlabelled_slices: int
-    """Number of slices without labels, which are learnt from through the teacher alone."""
+    """Number of slices without labels, which are trained on with the teacher alone."""
     val_slices: tuple[int, ...]
-    """z of the validation slices; of several volumes one after the other."""
+    """z of the validation slices, one volume after the other."""
     validated_on: str
-    """``held-out slices``, ``given volume``, ``training slices`` or ``teacher`` (agreement with it); of several
+    """``held-out slices``, ``given volume``, ``training slices`` or ``teacher`` (agreement with it); with several
     volumes each kind that occurs, joined by ``and``."""
     prior_ce: float
-    """Cross entropy of the class prior on the validation slices, nats a pixel: that of a collapsed network."""
+    """Cross entropy of the class prior on the validation slices, nats a pixel: the value of a collapsed network."""
     notes: tuple[str, ...] = ()
-    """What was assumed, one sentence each (unknown pixel size, a sample of a large volume, ...)."""
+    """Assumptions that were made, one sentence each (unknown pixel size, a sample of a large volume, ...)."""
     val_volumes: tuple[str, ...] = ()
-    """Names of the volumes that the validation slices are of, in the order of `Validated.volume_ious`."""
+    """Names of the volumes that are validated on, in the order of `Validated.volume_ious`."""
 
 
 @dataclass(frozen=True)
@@ -53,22 +53,22 @@ class Stepped:
     seconds: float
     """Active seconds so far, pauses left out."""
     loss: float
-    """The whole training loss of this batch."""
+    """Total training loss of this batch."""
     hard: float
-    """Its part from the labels; nan where there is none."""
+    """Part of the loss that comes from the labels; nan if there is none."""
     soft: float
-    """Its part from the teacher or a kept start, tau squared included, before lambda; nan where there is none."""
+    """Part from the teacher or a kept start model, tau squared included but not lambda; nan if there is none."""
     lr: float
     """Learning rate of this step."""
     data_seconds: float
-    """Seconds of this step that went into patches and augmentation."""
+    """Seconds that this step waited for its batch (patches and augmentation), which is made ahead."""
 
 
 @dataclass(frozen=True)
 class Validated:
     """The (averaged) network was scored on the validation slices at their own resolution.
 
-    Scores are means over the volumes that it is validated on.
+    Scores are means over the validation volumes.
     """
 
     step: int
@@ -79,9 +79,9 @@ class Validated:
     iou: float
     """Foreground IoU at `threshold`."""
     threshold: float
-    """Of the best IoU on these slices, or of nearly that and nearer to 0.5; the settings' own where they name one."""
+    """Foreground threshold: that of the settings, else the one chosen on these slices (`Curve.best_threshold`)."""
     best: bool
-    """Whether it is the best so far."""
+    """Whether this model is the best so far."""
     model: Model
     """The network as it is now, ready for prediction; later steps do not change it."""
     volume_ious: tuple[float, ...] = ()
@@ -112,11 +112,11 @@ class Done:
     model: Model
     """The best model."""
     iou: float
-    """Its validation IoU."""
+    """Validation IoU of the best model."""
     collapsed: bool
     """Whether even the best model gives nearly the same output everywhere."""
     path: Path | None
-    """Where it was written; None if nowhere was asked for, or it collapsed."""
+    """Path of the best model; None if none was asked for, or the model collapsed."""
 
 
 Event: TypeAlias = Started | Stepped | Validated | Saved | Done

@@ -19,7 +19,7 @@ __all__ = ["class_weights", "running_average", "starting_network"]
 
 
 def starting_network(config: TrainConfig, sampler: PatchSampler, start: Model | None) -> KUNet:
-    """A copy of the model to start from, or a fresh network by the settings' seed.
+    """Return a copy of the network to start from, or a fresh one initialised from the settings' seed.
 
     Raises
     ------
@@ -43,12 +43,12 @@ def starting_network(config: TrainConfig, sampler: PatchSampler, start: Model | 
 
 
 def _prior(config: TrainConfig, sampler: PatchSampler) -> list[float] | None:
-    """Prior probability of each class: from the labels, or else from the teacher's output for the first batch."""
+    """Return the prior probability of each class, from the labels or else the teacher's output for the first batch."""
     if not config.prior_bias:
         return None
     pixels = sampler.class_pixels()
     if not pixels.sum():
-        for rank in range(sampler.processes):  # the parts of all, so that they start alike
+        for rank in range(sampler.processes):  # the patches of all ranks, so that they start alike
             logits = sampler.batch(0, teacher=True, rank=rank).teacher_logits
             assert logits is not None
             pixels += logits.softmax(dim=1).mean(dim=(0, 2, 3)).double().cpu()
@@ -56,7 +56,7 @@ def _prior(config: TrainConfig, sampler: PatchSampler) -> list[float] | None:
 
 
 def running_average(net: KUNet, decay: float) -> AveragedModel:
-    """Average of weights and buffers that forgets its start: the decay grows from 0.1 to `decay`."""
+    """Return a running average of weights and buffers that forgets its start: the decay grows from 0.1 to `decay`."""
 
     def update(averaged: list[Tensor], current: list[Tensor], count: Tensor | int) -> None:
         keep = min(decay, (1 + int(count)) / (10 + int(count)))
@@ -71,12 +71,14 @@ def running_average(net: KUNet, decay: float) -> AveragedModel:
 
 
 def class_weights(config: TrainConfig, sampler: PatchSampler) -> Tensor | None:
-    """(C,) float32 weights of the classes in the cross entropy, on the sampler's device; None where all count alike.
+    """Return the weights (C,) of the classes in the cross entropy, or None if all classes count alike.
+
+    They are float32 on the sampler's device.
 
     Raises
     ------
     ConfigError
-        If they are to be balanced, but a class has no labelled pixel.
+        If the weights are to be balanced, but a class has no labelled pixel.
     """
     if config.class_weights == "none":
         return None

@@ -39,7 +39,7 @@ def hard_loss(
     target : Tensor
         (N, C, Y, X) target probabilities; all-zero pixels are ignored.
     class_weights : sequence of C floats, optional
-        Weight of each class; the mean is weighted alike, as `torch.nn.functional.cross_entropy` has it.
+        Weight of each class; the mean is weighted by them too, as in `torch.nn.functional.cross_entropy`.
     dice : float
         Weight of `dice_loss`.
     total : callable
@@ -49,7 +49,7 @@ def hard_loss(
     Returns
     -------
     Tensor
-        Scalar; 0 where no pixel is labelled.
+        Scalar loss; 0 if no pixel is labelled.
     """
     weighted = target
     if class_weights is not None:
@@ -62,7 +62,7 @@ def hard_loss(
 def dice_loss(logits: Tensor, target: Tensor, *, total: Total = _identity) -> Tensor:
     """One minus the soft Dice coefficient of the labelled pixels of the batch, averaged over the foreground classes.
 
-    Arguments as in `hard_loss`. A batch without foreground counts as a coefficient near 1 if none is predicted.
+    Arguments as in `hard_loss`. For a batch without foreground the coefficient is near 1 if none is predicted.
     """
     foreground = target[:, 1:]
     probability = logits.softmax(dim=1)[:, 1:] * target.sum(dim=1, keepdim=True)
@@ -84,9 +84,9 @@ def soft_loss(
 ) -> Tensor:
     """Cross entropy of the softened student against the softened teacher, times tau squared.
 
-    ``tau**2 * H(softmax(a_T / tau), softmax(a_S / tau))``, mean over all pixels, in nats; plus `dice` times the soft
-    Dice loss against the teacher's probabilities at tau = 1. The factor keeps the size of the gradient comparable
-    over tau (Hinton et al. 2015, section 2).
+    The loss is ``tau**2 * H(softmax(a_T / tau), softmax(a_S / tau))``, as the weighted mean over the pixels, in nats,
+    plus `dice` times the soft Dice loss against the teacher's probabilities at tau = 1. The factor tau squared keeps
+    the size of the gradient comparable over tau (Hinton et al. 2015, section 2).
 
     Parameters
     ----------
@@ -97,12 +97,17 @@ def soft_loss(
     dice : float
         Weight of the soft Dice loss.
     inside : Tensor, optional
-        (N, Y, X), 1 for the pixels that count and 0 for the others; all if None.
+        (N, Y, X), 1 for the pixels that count and 0 for the others; all pixels count if None.
     confidence : float
-        Each pixel is weighted by the teacher's confidence, to this power: its largest probability (at tau = 1), from 0
-        where all classes are as likely to 1 where one is certain. 0 weights all alike.
+        Exponent of the teacher's confidence, by which each pixel is weighted: its largest probability (at tau = 1),
+        scaled to 0 where all classes are equally likely and 1 where one is certain. An exponent of 0 weights all alike.
     total : callable
-        As in `hard_loss`; all processes have as many pixels.
+        As in `hard_loss`; all processes must have the same number of pixels.
+
+    Returns
+    -------
+    Tensor
+        Scalar loss.
     """
     teacher_logits = teacher_logits.detach()
     entropy = -((teacher_logits / tau).softmax(dim=1) * F.log_softmax(logits / tau, dim=1)).sum(dim=1)
@@ -125,7 +130,7 @@ def soft_loss(
 
 
 class Losses(NamedTuple):
-    """The parts of a loss, each a scalar; a part that does not take part is None."""
+    """A loss and its parts, each a scalar; a part that is left out is None."""
 
     total: Tensor
     hard: Tensor | None
@@ -145,11 +150,17 @@ def distillation_loss(
     confidence: float = 0.0,
     total: Total = _identity,
 ) -> Losses:
-    """The loss ``hard + lam * soft`` (paper, "The Distillation Procedure", L_KD).
+    """Compute the loss ``hard + lam * soft`` (paper, "The Distillation Procedure", L_KD).
 
     With `target` None it is the soft loss alone (not weighted by `lam`), with `teacher_logits` None the hard one alone.
 
-    Arguments as in `hard_loss` and `soft_loss`; `lam` weighs the teacher. Of `target` what is not inside is 0.
+    Arguments are as in `hard_loss` and `soft_loss`; `lam` is the weight of the teacher, and pixels of `target` that
+    are not `inside` the sample must be 0.
+
+    Raises
+    ------
+    ValueError
+        If both `target` and `teacher_logits` are None.
     """
     hard = soft = None
     if target is not None:

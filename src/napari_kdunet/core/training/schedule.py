@@ -13,13 +13,13 @@ _COSINE_FLOOR = 1e-3  # of the peak learning rate, at the end of the cosine
 
 
 def budget_used(config: TrainConfig, steps: int, seconds: float) -> float:
-    """Share of the budget that is used up after so many steps and active seconds, 0 to 1."""
+    """Return the share of the budget, 0 to 1, that is used up after a number of steps and of active seconds."""
     budget_steps, budget_seconds = config.budget
     return min(1.0, steps / budget_steps if budget_steps else seconds / (budget_seconds or 1.0))
 
 
 def learning_rate(config: TrainConfig, used: float) -> float:
-    """Learning rate at a used share of the budget: linear warm-up, then a cosine, or constant."""
+    """Return the learning rate at a used share of the budget: linear warm-up, then a cosine, or constant."""
     if config.schedule == "constant":
         return config.lr
     if used < config.warmup:
@@ -29,12 +29,12 @@ def learning_rate(config: TrainConfig, used: float) -> float:
 
 
 def validation_is_due(config: TrainConfig, used: float, validated: int) -> bool:
-    """Whether the next validation is due, after `validated` of those that are evenly spaced over the budget."""
+    """Return whether the next of the validations, evenly spaced over the budget, is due after `validated` of them."""
     return validated < config.validations and used >= (validated + 1) / config.validations
 
 
 def stop_reason(config: TrainConfig, used: float, validated: int, stale: int) -> str:
-    """Why to stop: ``patience`` after too many validations without a better model, ``budget``, or an empty string.
+    """Return why to stop: ``patience`` after too many validations without a better model, ``budget``, or "".
 
     Parameters
     ----------
@@ -43,9 +43,9 @@ def stop_reason(config: TrainConfig, used: float, validated: int, stale: int) ->
     used : float
         Share of the budget that is used up.
     validated : int
-        Validations done.
+        Number of validations done.
     stale : int
-        Validations since the best one.
+        Number of validations since the best one.
     """
     if config.patience and stale >= config.patience:
         return "patience"

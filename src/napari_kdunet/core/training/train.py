@@ -1,7 +1,7 @@
 """Training and distillation: one loop, one stream of events, driven by its consumer.
 
-`iter_train` and `iter_distill` are generators. Pausing is not asking for the next event; stopping is `close()`, which
-writes the best model and the state to resume from. `train` and `distill` are the blocking calls on top.
+`iter_train` and `iter_distill` return generators. To pause, do not ask for the next event; to stop, call `close()`,
+which writes the best model and the state to resume from. `train` and `distill` are the blocking calls on top.
 """
 
 from __future__ import annotations
@@ -50,32 +50,32 @@ def iter_train(
     ----------
     raw, labels : volume
         Anything that `open_volume` takes, ZYX (2-D is one slice). Labels: 0 = background, above = foreground (or the
-        class, with more than two classes), and `config.ignore` where nobody has looked. Of several volumes `raw` is a
-        list of pairs (raw, labels), and `labels` is left out: each has its own voxel size, shape and dtype, patches
-        come from them as `config.volume_weights` says, and scores are means over them.
+        class, with more than two classes), and `config.ignore` = unlabelled. For several volumes `raw` is a list of
+        pairs (raw, labels), and `labels` is left out: each volume has its own voxel size, shape and dtype, patches are
+        drawn from them as `config.volume_weights` says, and scores are means over them.
     config : TrainConfig, optional
         Settings.
     val : pair of volumes, or list of pairs, optional
-        Raw and labels to validate on; else a contiguous share of the labelled slices of each volume is held out.
+        Raw and labels to validate on; by default a contiguous share of the labelled slices of each volume is held out.
     out : path, optional
-        Where the best model is written at the end or when closed; the state to resume from is kept beside it as
-        ``NAME.resume.safetensors`` until training is done.
+        Where the best model is written, at the end or when the generator is closed; the state to resume from is kept
+        beside it as ``NAME.resume.safetensors`` until training is done.
     resume : bool
-        Go on from that state; the weights are those of never having stopped.
+        Continue from that state; the weights are the same as if training had not been stopped.
     start : Model, path or str, optional
-        Initial weights instead of a fresh network (its form must be that of `config`); a generalist's with statistics
-        of the volume, if it is one (`adapt_statistics`).
+        Initial weights instead of a fresh network (its form must be that of `config`). A generalist starts with
+        batch normalisation statistics of the volume, if there is only one volume (`adapt_statistics`).
     keep : bool
         Whether `start` teaches the pixels that `config.ignore` leaves unlabelled, as in a distillation, so that strokes
-        add to what it knows (Li & Hoiem 2016, arXiv:1606.09282); else they replace it. Switch it off to learn something
-        else than it knows.
+        add to what it knows (Li & Hoiem 2016, arXiv:1606.09282) instead of replacing it. Switch this off to learn
+        something else than `start` knows.
     edited : callable, optional
-        Asked before each step for the z of the slices (of the first volume) whose labels have changed since: they are
-        read again, so that training can go on while somebody paints; in one process.
+        Called before each step; returns the z of the slices (of the first volume) whose labels have changed since the
+        last call. They are read again, so that training can go on while somebody paints. For a single process only.
     fabric : Fabric, optional
-        Launched: Lightning Fabric's several processes, in each of which this is called. Each trains on its own
-        `config.batch` patches of a step, as one process would on all of them, and only the first writes. Its device and
-        precision count in place of those of the settings.
+        A launched Lightning Fabric, for training in several processes, each of which calls this function. Each process
+        trains on its own `config.batch` patches of a step, as one process would on all of them, and only rank 0 writes
+        files. Its device and precision replace those of the settings.
 
     Yields
     ------
@@ -85,13 +85,13 @@ def iter_train(
     Raises
     ------
     InputError
-        If something cannot be used; before the first event.
+        If an input cannot be used; raised before the first event.
     OutputError
-        If `out` cannot be written, or another process trains to it: before the first event as far as that can be seen.
+        If `out` cannot be written, or another process trains to it; raised before the first event if known by then.
     DivergedError
         If the loss is no longer finite; the last good model is in its `model`, and at `out`.
     TrainingError
-        If another of several processes has ended; in all but the first, if that was stopped.
+        If another process of this training has ended; on all ranks but 0, if rank 0 was stopped.
     """
     config = config or TrainConfig()
     fabric = fabric or single_process(config)
@@ -118,9 +118,9 @@ def iter_distill(
     """Distil a teacher into a k-Unet, event by event (paper, "The Distillation Procedure").
 
     The teacher predicts each slice once, and its output is augmented together with the student's patches. Slices
-    without labels, and `unlabelled` volumes, have the soft loss alone. Without any labels so has the whole training,
-    and it is validated against the teacher. Either of the two may see neighbouring slices (`TrainConfig.context`): a
-    teacher that does sees more than its student.
+    without labels, and `unlabelled` volumes, contribute to the soft loss alone. Without any labels the whole training
+    uses the soft loss alone, and is validated against the teacher. Teacher and student may each see neighbouring slices
+    (`TrainConfig.context`), so the teacher may see more than the student.
 
     Parameters
     ----------
@@ -128,22 +128,22 @@ def iter_distill(
         As in `as_teacher`: a model of ours, anything that gives logits (ONNX files too), or a probability volume of
         `raw`'s shape.
     raw, labels, config, val, out, resume, start, fabric
-        As in `iter_train`; labels may be None, those of a pair too. With `resume` None no state to resume from is kept.
+        As in `iter_train`; labels may be None, also in a pair. With `resume` None no state to resume from is kept.
     unlabelled : sequence of volumes
-        More raw volumes to learn from through the teacher.
+        More raw volumes, which are trained on with the teacher alone.
     trust : bool
-        Load a teacher that is a TorchScript file: it can run code on this computer, so only if you made it or trust its
-        maker. No other file can.
+        Allow a teacher that is a TorchScript file. Such a file can run code on this computer, which no other kind can,
+        so allow it only if you made the file or trust its maker.
 
     Yields
     ------
     Event
-        As `iter_train`.
+        As in `iter_train`.
 
     Raises
     ------
-    InputError, DivergedError
-        As `iter_train`.
+    InputError, OutputError, DivergedError, TrainingError
+        As in `iter_train`.
     """
     config = config or DistillConfig()
     checked = as_teacher(teacher, config, trust=trust)
@@ -169,7 +169,7 @@ def iter_distill(
 
 
 def _fitted(start: ModelLike | None, data: Dataset, config: TrainConfig) -> Model | None:
-    """A generalist to start from begins with statistics of the volume, where it is one."""
+    """Return the start model; a generalist gets statistics of the volume, if there is only one volume."""
     if start is None:
         return None
     start = load_model(start)
@@ -190,8 +190,8 @@ def train(
 
     Raises
     ------
-    InputError, DivergedError
-        As `iter_train`.
+    InputError, OutputError, DivergedError, TrainingError
+        As in `iter_train`.
     CollapsedError
         If even the best model gives nearly the same output everywhere; it is in the error's `model`.
     """
@@ -212,7 +212,7 @@ def distill(
 
 
 def last_model(events: Iterator[Event], on_event: Callable[[Event], Any] | None) -> Model:
-    """The model of the last event of a training, each of which is handed to `on_event`; errors as in `train`."""
+    """Consume the events of a training, hand each to `on_event`, and return the final model; errors as in `train`."""
     for event in events:
         if on_event is not None:
             on_event(event)
@@ -224,7 +224,7 @@ def last_model(events: Iterator[Event], on_event: Callable[[Event], Any] | None)
 
 
 def collapsed_message(event: Done) -> str:
-    """What to tell a user whose network collapsed."""
+    """Return the message for a user whose network collapsed."""
     return (
         f"the network collapsed: after {counted(event.step, 'step')} its output is nearly the same everywhere. "
         "Train longer, from another seed, or with bn and more labels."

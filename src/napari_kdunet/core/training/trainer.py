@@ -46,19 +46,19 @@ class Trainer:
     Parameters
     ----------
     config : TrainConfig
-        Settings; a `DistillConfig` where there is a teacher.
+        Settings; a `DistillConfig` for a distillation.
     data : Dataset
         Training and validation data.
     teacher : Model or Volume, optional
-        Network or probability volume that teaches; without a `DistillConfig`, unlabelled pixels alone.
+        Network or probability volume that teaches. Without a `DistillConfig` it teaches unlabelled pixels only.
     out : Path, optional
         Where the best model is written.
     start : Model, optional
-        Initial weights; the model is averaged over as many views as this.
+        Initial weights; the trained model is marked with the same number of views.
     fabric : Fabric
-        Launched; each of its processes trains on its part of every batch.
+        A launched Fabric; each of its processes trains on its part of every batch.
     resume : bool or None
-        Continue from the saved state, errors as in `Checkpointer.restore`; None keeps no state.
+        Whether to continue from the saved state (errors as in `Checkpointer.restore`); with None no state is kept.
     """
 
     def __init__(
@@ -85,7 +85,7 @@ class Trainer:
             self.raw_net.parameters(),
             lr=config.lr,
             weight_decay=config.weight_decay,
-            fused=self.device.type in ("cpu", "cuda"),  # for tiny networks the plain one is a good part of a step
+            fused=self.device.type in ("cpu", "cuda"),  # unfused, it is a good part of a tiny network's step
         )
         self.net, self.optimizer = self.fabric.setup(self.raw_net, optimizer)
         self.average = running_average(self.raw_net, config.ema)
@@ -96,7 +96,7 @@ class Trainer:
             taught = "none" if teacher is None else teacher_fingerprint(teacher)
             self.checkpoints.about = data.fingerprint() | {role: taught}
         self.progress = self.checkpoints.restore() if resume else Progress()
-        self._is_edited = False  # labels, since the last state
+        self._is_edited = False  # whether labels have changed since the last state
 
     def run(self, edited: Edited | None = None) -> Iterator[Event]:
         """Train until the budget or the patience is used up.
@@ -104,12 +104,12 @@ class Trainer:
         Parameters
         ----------
         edited : callable, optional
-            Called before each step for the z of the slices of the first volume whose labels have changed since.
+            Called before each step; returns the z of the slices of the first volume whose labels have changed.
 
         Yields
         ------
         Event
-            As `iter_train`; closed between two events, it writes the best model and the state to resume from.
+            As in `iter_train`. When the generator is closed, it writes the best model and the state to resume from.
 
         Raises
         ------
@@ -139,7 +139,7 @@ class Trainer:
             self.checkpoints.save_best()  # first: the state is several times as large, and a disk may be full
             self._save_state()
             raise
-        except BaseException:  # perhaps within a step: the state of the last validation stands
+        except BaseException:  # perhaps within a step: the state of the last validation is kept
             self.checkpoints.save_best()
             raise
         finally:
@@ -150,7 +150,7 @@ class Trainer:
         yield Done(self.progress.step, self.progress.seconds, reason, best, score, collapsed, path)
 
     def _save_state(self) -> None:
-        if self._is_edited and self.checkpoints.about:  # not at each stroke: all labels are read for it
+        if self._is_edited and self.checkpoints.about:  # not at each stroke, as it reads all labels
             self.checkpoints.about |= self.data.fingerprint()
         self._is_edited = False
         self.checkpoints.save_state(self.progress)
@@ -194,7 +194,7 @@ class Trainer:
         Raises
         ------
         DivergedError
-            If a weight is not finite: the gradient of the step before was not.
+            If a weight is not finite, because the gradient of the step before was not.
         """
         config, progress = self.config, self.progress
         with self._active():
@@ -205,7 +205,7 @@ class Trainer:
             threshold = config.threshold or curve.best_threshold()
             iou = curve.iou(threshold)
         self._agree_on_seconds()
-        while self._validation_is_due:  # one does for all that have fallen due, while it took place too
+        while self._validation_is_due:  # one stands for all that are due, those that fell due during it too
             progress.validated += 1
         model = replace(model, threshold=threshold, summary=self._summary(curve, threshold))
         better = self.checkpoints.update_best(model, iou, curve.collapsed)
@@ -228,25 +228,25 @@ class Trainer:
         return schedule.validation_is_due(self.config, self._used, self.progress.validated)
 
     def _stop_reason(self) -> str:
-        """Why to stop now, or an empty string; `TrainingError` on the others if rank 0 has stopped."""
+        """Return why to stop now, or ""; raise `TrainingError` on the other ranks if rank 0 has stopped."""
         self._agree_on_seconds()
         return schedule.stop_reason(self.config, self._used, self.progress.validated, self.progress.stale)
 
     def _agree_on_seconds(self) -> None:
-        """Go by the clock of rank 0, so that all processes do the same."""
+        """Set the active seconds to those of rank 0, so that all processes decide alike."""
         with self.group.connected():
             self.progress.seconds = self.group.on_rank_zero(lambda: self.progress.seconds)
 
     @contextmanager
     def _active(self) -> Iterator[None]:
-        """Count the time inside; time between events is the consumer's."""
+        """Count the time in the block as active; the time between events is the consumer's."""
         begin = time.perf_counter()
         with using_threads(self.threads), self.group.connected():
             yield
         self.progress.seconds += time.perf_counter() - begin
 
     def _loss_weights(self) -> tuple[float | None, float | None]:
-        """As in `TrainConfig.loss_weights`, but for what is not there: a teacher, or labels."""
+        """Return `TrainConfig.loss_weights`, with None for a loss whose source (labels or teacher) is missing."""
         if self.teacher is None:
             return 1.0, None
         hard, soft = self.config.loss_weights(self._used)
@@ -298,7 +298,7 @@ class Trainer:
         )
 
     def _summary(self, curve: MeanCurve, threshold: float) -> dict[str, Any]:
-        """How the model came about, for its file's metadata."""
+        """Return how the model was trained, for its file's metadata."""
         data, teacher = self.data, self.teacher
         scores = {**curve.summary(threshold), "step": self.progress.step}
         summary: dict[str, Any] = {
