@@ -24,14 +24,16 @@ __all__ = ["CompiledUNet"]
 class CompiledUNet:
     """A `KUNet` compiled for this machine: the same logits to float32 rounding.
 
-    One call at a time. The first call in a process loads the kernels from Numba's cache, or compiles for some seconds.
+    It serves one call at a time. The first call in a process loads the kernels from Numba's cache, or compiles them for
+    some seconds.
 
     Parameters
     ----------
     net : KUNet
-        On the CPU, with fused batch normalisation: see `engine.folded`.
+        Network on the CPU, with fused batch normalisation: see `engine.folded`.
     threads : int
-        CPU threads at most, the caller's included; no more than torch has in the calling thread (`using_threads`).
+        Maximum number of CPU threads, the caller's included. A call uses no more than torch has in the calling thread
+        (`using_threads`).
     """
 
     def __init__(self, net: KUNet, threads: int) -> None:
@@ -41,10 +43,10 @@ class CompiledUNet:
         self._plan: MemoryPlan | None = None
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self.net, self.threads)  # without the memory, planned for the vectors of this machine
+        return type(self), (self.net, self.threads)  # without the memory, which is planned for this machine's vectors
 
     def __call__(self, batch: Tensor) -> Tensor:
-        """Logits (1, C, Y, X) of one image (1, channels, Y, X); valid until the next call, which writes there again."""
+        """Return the logits (1, C, Y, X) of an image (1, channels, Y, X), valid until the next call overwrites them."""
         size = (batch.shape[2], batch.shape[3])
         if self._plan is None or self._plan.size != size:
             self._plan = None  # frees its memory first
@@ -65,17 +67,17 @@ class CompiledUNet:
         assert plan is not None
         tasks = (plan.stages, plan.bands, plan.progress)
         while (band := run(plan.memory, self._weights, image, *tasks, self._slope, scratch, band)) >= 0:
-            time.sleep(0)  # yields: the thread that has the band which this one waits for may need the core
+            time.sleep(0)  # yield the core: the thread that computes the band waited for may need it
 
 
 @cache
 def _pool(threads: int, process: int) -> ThreadPoolExecutor:
-    """Threads beside the caller's; a forked process has none of its parent's, and needs its own."""
+    """Return the threads beside the caller's. A forked process has none of its parent's, and needs its own."""
     return ThreadPoolExecutor(threads - 1, "kdunet")
 
 
 def _pack(net: KUNet) -> tuple[NDArray[np.float32], WeightOffsets]:
-    """All weights in the order in which the kernels read them, and the offsets of each stage's."""
+    """Return all weights in the order in which the kernels read them, and the offsets of each stage's weights."""
     parts: list[NDArray[np.float32]] = []
     offsets: WeightOffsets = []
     following = [None] * net.depth + [*net.up, net.head]
@@ -90,7 +92,7 @@ def _pack(net: KUNet) -> tuple[NDArray[np.float32], WeightOffsets]:
 
 
 def _pack_last(layer: Any) -> list[NDArray[np.float32]]:
-    """The head, or output channel by output channel an up-convolution: four biases, then (inputs, 2, 2)."""
+    """Return the packed head, or an up-convolution: by output channel, four biases, then weights (inputs, 2, 2)."""
     if not isinstance(layer, nn.ConvTranspose2d):
         return packed_in_fours(layer)
     weight, bias = layer.weight.detach().numpy(), layer.bias.detach().numpy()  # type: ignore[union-attr]

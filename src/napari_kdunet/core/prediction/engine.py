@@ -1,4 +1,4 @@
-"""Engines: ways to compute a network's logits, of which the fastest here is taken. All agree to float32 rounding."""
+"""Engines that compute a network's logits; the fastest one here is chosen. All agree to float32 rounding."""
 
 from __future__ import annotations
 
@@ -16,36 +16,38 @@ from napari_kdunet.core.networks.unet import KUNet
 __all__ = ["ByTorch", "Forward", "engine_for", "engines_for", "folded", "with_log_odds"]
 
 Forward: TypeAlias = Callable[[Tensor], Tensor]
-"""From an image (1, channels, Y, X) on the engine's device to float32 logits (1, C, Y, X), valid until the next call.
+"""Function from an image (1, channels, Y, X) on the engine's device to its float32 logits (1, C, Y, X).
 
-For two classes it is one plane, the log odds of the foreground: the difference of the two logits.
+They are valid until the next call. For two classes they are one plane (1, 1, Y, X), the log odds of the foreground: the
+difference of the two logits.
 """
 
-_COMPILED_UP_TO = 16  # channels at the top; beyond, little is gained for memory that is kept between two calls
-_CHANNELS_LAST_FROM = 2  # channels at the top
+_COMPILED_UP_TO = 16  # channels at full resolution; with more, little is gained for the memory kept between calls
+_CHANNELS_LAST_FROM = 2  # channels at full resolution
 
 
 def engines_for(net: nn.Module, device: torch.device, threads: int) -> list[Forward]:
-    """Engines that may compute at the same time: two of a tiny network that is compiled, one of all others."""
+    """Return engines that may compute at the same time: two for a tiny compiled network, otherwise one."""
     engine = engine_for(net, device, threads)
     two = isinstance(net, KUNet) and net.k < TINY and threads > 1 and not isinstance(engine, ByTorch)
     return [engine, engine_for(net, device, threads)] if two else [engine]
 
 
 def engine_for(net: nn.Module, device: torch.device, threads: int) -> Forward:
-    """The fastest way to apply `net` on `device`; what happens to `net` later does not matter.
+    """Return the fastest engine for `net` on `device`; it serves one call at a time.
 
-    On the CPU a small `KUNet` is compiled if Numba is installed (the extra ``fast``), and uses up to `threads` threads;
-    all else is computed by torch, with fused batch normalisation. One call at a time.
+    On the CPU a small `KUNet` is compiled if Numba is installed (the extra ``fast``), and uses up to `threads` threads.
+    All other networks are computed by torch, a `KUNet` with fused batch normalisation. An engine does not depend on
+    later changes to a `KUNet`; another module is copied only if it has to be moved to `device`.
     """
     if not isinstance(net, KUNet):
-        with torch.no_grad():  # the copy of a TorchScript module would else hang on the original's graph
+        with torch.no_grad():  # otherwise the copy of a TorchScript module stays in the original's autograd graph
             return ByTorch(copy.deepcopy(net).to(device) if _elsewhere(net, device) else net)
     plain = with_log_odds(folded(net))
     if device.type == "cpu" and net.k <= _COMPILED_UP_TO and not _elsewhere(net, device):
         try:
             from napari_kdunet.core.prediction.compiled import CompiledUNet
-        except ImportError:  # there is no Numba, or none that works with the NumPy that is here
+        except ImportError:  # Numba is not installed, or does not work with the installed NumPy
             pass
         else:
             return CompiledUNet(plain, threads)
@@ -60,24 +62,24 @@ def _elsewhere(net: nn.Module, device: torch.device) -> bool:
 
 
 class ByTorch:
-    """Computed by torch."""
+    """Engine that computes a network with torch."""
 
     def __init__(self, net: nn.Module) -> None:
         self.net = net
 
     def __call__(self, batch: Tensor) -> Tensor:
-        """As `Forward`."""
+        """Return the logits of an image; see `Forward`."""
         logits: Tensor = self.net(batch).float()
         return logits[:, 1:] - logits[:, :1] if logits.shape[1] == 2 else logits
 
 
 @torch.no_grad()
 def folded(net: KUNet) -> KUNet:
-    """A copy of `net` with batch normalisation fused into the convolutions, in ``eval`` mode.
+    """Return a copy of `net` with batch normalisation fused into the convolutions, in ``eval`` mode.
 
-    The logits are the same to float32 rounding.
+    Its logits are the same to float32 rounding.
     """
-    with torch.device("meta"):  # no initial weights, and so none of the caller's random numbers
+    with torch.device("meta"):  # makes no initial weights, and so draws none of the caller's random numbers
         plain = KUNet(**net.form | {"bn": False}, init="torch")
     plain.to_empty(device=next(net.parameters()).device)
     for target, source in zip((*plain.down, *plain.merge), (*net.down, *net.merge), strict=True):
@@ -102,11 +104,11 @@ def folded(net: KUNet) -> KUNet:
 
 @torch.no_grad()
 def with_log_odds(net: KUNet) -> KUNet:
-    """Give a `net` of two classes, in place, a head for the difference of their logits; others stay as they are."""
+    """Give a two-class `net`, in place, a head for the difference of its logits; leave others alone. Return `net`."""
     if net.classes == 2:
         weight, bias = net.head.weight, net.head.bias
         assert bias is not None
-        net.head = nn.Conv2d(net.k, 1, 1, device="meta")  # as above
+        net.head = nn.Conv2d(net.k, 1, 1, device="meta")  # no initial weights, as in `folded`
         net.head.weight, net.head.bias = (
             nn.Parameter((value[1:].double() - value[:1].double()).float(), requires_grad=False)
             for value in (weight, bias)

@@ -1,7 +1,7 @@
 """Ortho-plane prediction: a 2-D network on the slices along z, y and x of an isotropic volume, and their mean.
 
-It is done in blocks, as long on all sides as memory allows. The halo of a block is computed with it, and again with
-the next one, so that few large blocks cost less than many small ones.
+The volume is predicted in blocks that are as large as memory allows. A block is computed with its halo, which overlaps
+the next block and is computed again there, so a few large blocks cost less than many small ones.
 """
 
 from __future__ import annotations
@@ -28,27 +28,27 @@ from napari_kdunet.core.volumes.volume import Volume, check_planes
 __all__ = ["OrthoPlanes"]
 
 _ORDERS = ((0, 1, 2), (1, 0, 2), (2, 0, 1))  # slices along z are YX, along y ZX, along x ZY
-MEMORY = 9 * 10**8  # bytes, of a block and of the results of those beside it, which a writer holds
-_MOST_BLOCKS = 64  # along an axis; of a volume that needs more, blocks are as small as that
-_STRIP = 2**22  # pixels, in float64
+MEMORY = 9 * 10**8  # bytes of a block, and of the results of the blocks beside it, which a writer holds
+_MOST_BLOCKS = 64  # along an axis at most, however much memory a block then takes
+_STRIP = 2**22  # pixels that are float64 at a time
 
 _block_lock = threading.Lock()  # one block at a time: each is about as large as memory allows
 
 
 @dataclass(frozen=True, eq=False)
 class OrthoPlanes:
-    """The mean of the logits of three planes, as of several views of a slice, block by block.
+    """Averages the logits of the slices along z, y and x, block by block.
 
     Attributes
     ----------
     volume : Volume
-        ZYX, of isotropic voxels.
+        ZYX volume of isotropic voxels.
     tilers : tuple of Tiler
-        Of the slices along z, y and x.
+        Tilers of the slices along z, y and x.
     classes : int
-        Of the network, to estimate memory with.
+        Number of classes of the network, to estimate memory.
     memory : int
-        Bytes that a block, with the results of those beside it, may take.
+        Bytes that a block, with the results of the blocks beside it, may take.
     """
 
     volume: Volume
@@ -58,12 +58,12 @@ class OrthoPlanes:
 
     @classmethod
     def of(cls, model: Model, volume: Volume, tiler: Tiler, memory: int = MEMORY) -> OrthoPlanes:
-        """Make the tilers of the slices along y and x from `tiler`, that of the slices along z.
+        """Make the tilers of the slices along y and x from `tiler`, which is that of the slices along z.
 
         Raises
         ------
         ConfigError
-            As `check_planes`.
+            If the volume is a single slice or not isotropic; see `check_planes`.
         """
         check_planes(volume)
         size = volume.voxel_size
@@ -73,18 +73,18 @@ class OrthoPlanes:
 
     @property
     def unit(self) -> tuple[int, int, int]:
-        """Blocks start at multiples of this (Z, Y, X), so that tiles in all planes start at whole units."""
+        """Step in voxels (Z, Y, X) at whose multiples blocks start: tiles in all planes then start at whole units."""
         return (self.tilers[1].unit[0], *self.tilers[0].unit)
 
     @property
     def halo(self) -> tuple[int, int, int]:
-        """Halo of a block (Z, Y, X)."""
+        """Width of the halo of a block in voxels (Z, Y, X)."""
         return (self.tilers[1].halo[0], *self.tilers[0].halo)
 
     def block_size(self, result: Any, working: int | None = None) -> tuple[int, int, int]:
-        """Sides of a block (Z, Y, X): about `working` working pixels, or those of the least work within `memory`.
+        """Return the sides of a block (Z, Y, X): about `working` working pixels, or the least work within `memory`.
 
-        Memory counts the block and a writer that takes whole slices of the dtype `result`.
+        The memory is that of the block and of a writer, which holds whole slices of the dtype `result`.
         """
         if working is not None:
             ratio = (self.tilers[1].grid.ratio[0], *self.tilers[0].grid.ratio)
@@ -99,9 +99,9 @@ class OrthoPlanes:
         read = [along[z] * around[y] * around[x] for z, y, x in _ORDERS]
         voxels = math.prod(block)
         held = 4 * (self.classes - 1) * voxels + self.volume.dtype.itemsize * np.max(read, axis=0)
-        slab = np.dtype(result).itemsize * block[0] * shape[1] * shape[2]  # one block's takes the place of its sums
+        slab = np.dtype(result).itemsize * block[0] * shape[1] * shape[2]  # a block's own result replaces its sums
         fits = held + np.where(voxels < block[0] * shape[1] * shape[2], slab, 0) <= self.memory
-        if not fits.any():  # of so large slices a writer cannot hold fewer
+        if not fits.any():  # slices are so large that a writer cannot hold fewer
             fits = (held <= self.memory) & (block[0] == block[0].min())
         best = np.unravel_index(np.argmin(np.where(fits, np.sum(read, axis=0) / voxels, np.inf)), fits.shape)
         return self._within([int(each[best]) for each in block])
@@ -111,20 +111,20 @@ class OrthoPlanes:
         return z, y, x
 
     def compute(self, finish: Callable[[torch.Tensor], NDArray[Any]], *spans: Span) -> NDArray[Any]:
-        """What `finish` makes of the logits of each slice of a block that starts at multiples of `unit`."""
+        """Return what `finish` makes of the mean logits of each slice of a block that starts at multiples of `unit`."""
         with _block_lock:
             total = window = None
-            all_moments = self._moments  # found first, as the volume is read for them anyway
+            all_moments = self._moments  # first: it reads all slices, which also tells what is outside the sample
             for axis, (order, tiler) in enumerate(zip(_ORDERS, self.tilers, strict=True)):
                 region = self._region(spans, axis)
                 if window is None or window.region != region:
-                    window = None  # its memory first
+                    window = None  # free its memory first
                     window = self._read(region)
                 turned = _Turned(self.volume.name, window.transposed(order), moments=all_moments[axis])
                 (first, last), rows, columns = (spans[each] for each in order)
                 for i in range(first, last):
                     logits = tiler.window(turned, i, rows, columns)
-                    odds = (logits if len(logits) == 1 else logits[1:] - logits[0]).numpy()  # against the background
+                    odds = (logits if len(logits) == 1 else logits[1:] - logits[0]).numpy()  # minus the background's
                     if total is None:
                         total = np.zeros((len(odds), *(stop - start for start, stop in spans)), np.float32)
                     total.transpose(0, *(1 + each for each in order))[:, i - first] += odds
@@ -137,7 +137,7 @@ class OrthoPlanes:
     def _finished(
         self, odds: NDArray[np.float32], finish: Callable[[torch.Tensor], NDArray[Any]], spans: tuple[Span, ...]
     ) -> NDArray[Any]:
-        """The result of a block from its mean logits against the background (C - 1, Z, Y, X), which are overwritten."""
+        """Return the result of a block, overwriting its mean logits minus the background's, `odds` (C - 1, Z, Y, X)."""
         result = None
         for i, z in enumerate(range(*spans[0])):
             logits = torch.from_numpy(odds[:, i])
@@ -152,7 +152,7 @@ class OrthoPlanes:
         return result
 
     def _region(self, spans: tuple[Span, ...], axis: int) -> tuple[Span, ...]:
-        """What is read for the slices of a block along an axis: with its halo in their plane, and their neighbours."""
+        """Return the region to read for the slices of a block along an axis: with the halo in plane, and neighbours."""
         region = [
             (max(start - halo, 0), min(-(-stop // unit) * unit + halo, size))
             for (start, stop), unit, halo, size in zip(spans, self.unit, self.halo, self.volume.shape, strict=True)
@@ -163,7 +163,7 @@ class OrthoPlanes:
 
     @property
     def _reach(self) -> int:
-        """Slices from one to its furthest neighbour, along all axes alike."""
+        """Number of slices from a slice to its furthest neighbour, the same along all axes."""
         return self.tilers[0].neighbours.reach
 
     def _read(self, region: tuple[Span, ...]) -> _Window:
@@ -181,7 +181,7 @@ class OrthoPlanes:
         return _Window(pixels, region, self.volume.shape)
 
     def _nearest(self, z: int) -> int:
-        """The slice itself or, if it is lost, the nearest one that is not, if any."""
+        """Return the index of the slice itself or, if it is lost, of the nearest one that is not, if any."""
         for step in range(self.volume.shape[0]):
             for other in (z - step, z + step):
                 if 0 <= other < self.volume.shape[0] and not self.volume.is_lost(other):
@@ -190,12 +190,12 @@ class OrthoPlanes:
 
     @cached_property
     def _moments(self) -> list[NDArray[np.float64]]:
-        """Mean and standard deviation (N, 2) of the slices along z, y and x; the volume is read through for them."""
+        """Mean and standard deviation (N, 2) of the slices along z, y and x, for which the whole volume is read."""
         depth, height, width = self.volume.shape
         rows = max(1, _STRIP // width)
         sums = [np.zeros((2, n)) for n in self.volume.shape]
         counts = [np.full(n, depth * height * width // n) for n in self.volume.shape]
-        offset = self.volume.statistics(0)[0]  # so that squares do not drown what varies
+        offset = self.volume.statistics(0)[0]  # subtracted, as squares of a large mean would drown the variance
         for z, top in itertools.product(range(depth), range(0, height, rows)):
             pixels = self.volume.read(z, slice(top, top + rows))
             self.volume.statistics(z, pixels if pixels.shape == (height, width) else None)
@@ -226,7 +226,7 @@ class _Window:
         self.chunks: tuple[int, int, int] = (1, *self.shape[1:])
 
     def transposed(self, order: tuple[int, int, int]) -> _Window:
-        """The same with its axes in another order."""
+        """Return the window with its axes in another order."""
         region, shape = tuple(self.region[axis] for axis in order), tuple(self.shape[axis] for axis in order)
         return _Window(self.pixels.transpose(order), region, shape)
 
@@ -240,9 +240,9 @@ class _Window:
 
 @dataclass(frozen=True, eq=False)
 class _Turned(Volume):
-    """A window with its axes in another order, of whose slices the mean and standard deviation (N, 2) are known.
+    """A window with its axes in another order; `moments` are mean and standard deviation (N, 2) of its slices.
 
-    What lies outside the sample has been filled.
+    Pixels outside the sample have been filled already.
     """
 
     moments: NDArray[np.float64] = field(default_factory=lambda: np.zeros((0, 2)), repr=False)

@@ -1,4 +1,4 @@
-"""The pixel size of an image that does not state it: the one at which a model is surest of what it sees."""
+"""Find the pixel size of an image that does not state it: the one at which a model is surest of what it sees."""
 
 from __future__ import annotations
 
@@ -32,17 +32,17 @@ __all__ = [
     "iter_find_pixel_size",
 ]
 
-_OCTAVES = (0.0, -0.5, -1.0, -1.5, -2.0, 0.5, 1.0, 1.5, 2.0)  # of the model's own pixel size
-_FINE = 0.25  # octaves to both sides of the best of these
-_WIDE, _OFF = 1.0, 0.5  # octaves to both sides of the surest size over which doubts are smoothed, and to the lowest
+_OCTAVES = (0.0, -0.5, -1.0, -1.5, -2.0, 0.5, 1.0, 1.5, 2.0)  # from the model's own pixel size
+_FINE = 0.25  # octaves to both sides of the best of these, which are tried next
+_WIDE, _OFF = 1.0, 0.5  # octaves to both sides of the surest size: for the parabola's doubts, and for its lowest point
 _SLICES = 3
 _VIEWS_WEIGHT = 0.2
-_SURE = 0.1  # doubt of a model that sees something in the image; see docs/recipe.md
-_AT_HOME = 0.065  # the same, on the tissue that it has learnt ...
-_OF_HOME = 1.3  # ... or so many times its doubt on the slices that validated it, where it knows that
+_SURE = 0.1  # largest doubt of a model that sees something in the image; see docs/recipe.md
+_AT_HOME = 0.065  # largest doubt on tissue that the model has learnt ...
+_OF_HOME = 1.3  # ... or, if its file states its doubt in validation, this many times that
 _LEAST_FOREGROUND, _MOST_FOREGROUND = 5e-4, 0.3
-_LEAST_OF_HOME, _MOST_OF_HOME = 0.2, 3.0  # the same, of the share in validation
-_SURER = 0.6  # of the doubt as it is: contrast is inverted only where the model is so much surer
+_LEAST_OF_HOME, _MOST_OF_HOME = 0.2, 3.0  # the same, as multiples of the share in validation
+_SURER = 0.6  # contrast is taken as inverted only if that brings the doubt below this share of what it is otherwise
 _NEAR = 1.3  # sizes within this factor are not rivals
 
 
@@ -53,12 +53,12 @@ class TriedSize:
     Attributes
     ----------
     pixel_size : float
-        In nm.
+        Assumed pixel size in nm.
     inverted : bool
         Whether contrast was inverted.
     doubt : float
-        From 0, sure of every pixel; infinite where (nearly) nothing or far too much is foreground. See
-        `find_pixel_size`.
+        Uncertainty of the model, from 0 (sure of every pixel); infinite if (nearly) nothing or far too much is
+        foreground. See `find_pixel_size`.
     foreground : float
         Mean probability of the foreground.
     """
@@ -71,7 +71,7 @@ class TriedSize:
 
 @dataclass(frozen=True)
 class Limits:
-    """Between which shares of foreground a size counts, and under which doubt it is found and the tissue known."""
+    """Shares of foreground between which a size counts, and doubts below which it is found and the tissue known."""
 
     least_foreground: float = _LEAST_FOREGROUND
     most_foreground: float = _MOST_FOREGROUND
@@ -80,7 +80,7 @@ class Limits:
 
     @classmethod
     def of(cls, model: Model) -> Limits:
-        """As the model's file says what it was like in validation; these where it does not."""
+        """Return the limits by what the model's file states of its validation; the defaults if it states nothing."""
         share, doubt = (_in_validation(model, name) for name in ("foreground", "doubt"))
         limits = cls()
         if share:
@@ -98,11 +98,11 @@ class PixelSizeSearch:
     Attributes
     ----------
     tried : tuple of TriedSize
-        In the order in which they were tried.
+        Sizes in the order in which they were tried.
     steps : int
-        How many are tried in all.
+        Number of sizes that are tried in all.
     limits : Limits
-        Those of the model.
+        Limits of the model.
     """
 
     tried: tuple[TriedSize, ...]
@@ -111,7 +111,7 @@ class PixelSizeSearch:
 
     @property
     def best(self) -> TriedSize | None:
-        """Where the model is surest; None where it is sure of nothing."""
+        """Tried size at which the model is surest; None if it is sure at none."""
         straight, inverted = (min(self._minima(contrast), key=_doubt, default=None) for contrast in (False, True))
         best = straight or inverted
         if straight and inverted and inverted.doubt < _SURER * straight.doubt:
@@ -120,25 +120,25 @@ class PixelSizeSearch:
 
     @property
     def guess(self) -> float | None:
-        """In nm, where the model is least unsure, contrast as it is, found or not; None if it counts at no size."""
+        """Pixel size (nm) at which the model is least unsure, without inversion, found or not; None if none counts."""
         surest = min(self._minima(False), key=_doubt, default=None)
         return self._smoothed(surest if surest is not None and math.isfinite(surest.doubt) else None)
 
     def _minima(self, inverted: bool) -> list[TriedSize]:
-        """Sizes of one contrast whose neighbours are no surer; the largest size is there as a neighbour alone."""
+        """Return the sizes of one contrast whose neighbours are no surer; the largest size is only a neighbour."""
         row = sorted((each for each in self.tried if each.inverted is inverted), key=lambda each: each.pixel_size)
         doubts = [math.inf, *map(_doubt, row)]
         return [row[i] for i in range(max(len(row) - 1, 1)) if row and doubts[i + 1] <= min(doubts[i : i + 3])]
 
     @property
     def pixel_size(self) -> float | None:
-        """In nm, three digits; None where it was not found."""
+        """Pixel size found, in nm, to three digits; None if none was found."""
         return self._smoothed(self.best)
 
     def _smoothed(self, surest: TriedSize | None) -> float | None:
-        """In nm, the lowest point of a parabola through the doubts around the surest size.
+        """Return the lowest point, in nm, of a parabola through the doubts around the surest size.
 
-        One doubt is off by chance, often by more than those a quarter of an octave apart differ.
+        A single doubt is off by chance, often by more than the doubts a quarter of an octave apart differ.
         """
         if surest is None:
             return None
@@ -162,12 +162,12 @@ class PixelSizeSearch:
 
     @property
     def inverted(self) -> bool:
-        """Whether the model sees more where contrast is inverted: bright and dark are the other way round."""
+        """Whether the model is surest with inverted contrast, bright and dark exchanged."""
         return self.best is not None and self.best.inverted
 
     @property
     def margin(self) -> float:
-        """How many times the best's doubt that of the next best is, at another size or contrast; 0 if not found."""
+        """Ratio of the next best doubt, at another size or contrast, to the best; 0 if no size was found."""
         best = self.best
         if best is None:
             return 0.0
@@ -175,7 +175,7 @@ class PixelSizeSearch:
         return min(rivals, default=math.inf) / max(best.doubt, 1e-9)
 
     def doubt_at(self, pixel_size: float) -> float:
-        """The doubt of the size that was tried nearest to `pixel_size`, contrast as it is."""
+        """Return the doubt of the tried size nearest to `pixel_size` (nm), without inversion."""
         straight = [each for each in self.tried if not each.inverted]
         return min(straight, key=lambda each: abs(math.log(each.pixel_size / pixel_size))).doubt
 
@@ -190,38 +190,40 @@ def find_pixel_size(
     device: str = "auto",
     threads: int | None = None,
 ) -> PixelSizeSearch:
-    """Find the pixel size of an image, and whether its contrast is inverted, as that at which a model is surest.
+    """Find the pixel size of an image, and whether its contrast is inverted, by where a model is surest.
 
     A few slices are predicted at sizes from a quarter to four times the model's own, half an octave apart, with
-    contrast as it is and inverted, then a quarter of an octave to both sides of the best. What is found is the lowest
-    point of a parabola through the doubts within an octave of the surest size, at most half an octave from that. The
-    doubt at a size is
+    contrast as it is and inverted, then a quarter of an octave to both sides of the best. The result is the lowest
+    point of a parabola through the doubts within an octave of the surest size, at most half an octave from that size.
+    The doubt at a size is
 
         mean entropy of the pixels / entropy of their mean + 0.2 * (1 - agreement of two views).
 
-    The entropies are binary, of the foreground's probability p. Their ratio is the share of the uncertainty about a
-    pixel that is left once the network has looked: 0 where each p is 0 or 1, and 1 where all are alike. The views are
-    the image as it is and turned by a quarter; their agreement is Dice's coefficient of the two p. A size does not
-    count without foreground (mean p under 0.0005, or a fifth of its share in validation where the model knows that),
-    where foreground covers far more than it should (0.3, or three times that share), and at the largest: enlarged four
-    times, anything dark may look like a mitochondrion.
+    The entropies are binary, of the foreground probability p. Their ratio is the share of the uncertainty about a pixel
+    that is left once the network has seen it: 0 if each p is 0 or 1, and 1 if all p are equal. If the ratio alone is
+    too high, the views are not compared. They are the image as it is and after a quarter turn; their agreement is the
+    Dice coefficient of the two p.
 
-    Nothing is found where the doubt has no minimum under 0.1, or 1.3 times the model's doubt in validation: the network
-    does not know this tissue, or the image is empty. A network is surest where structures have the size that it has
-    learnt, so on other animals and tissue the answer is off as theirs differ, and in a few square micrometres there may
-    be too few of them (docs/recipe.md).
+    A size does not count if there is no foreground (mean p under 0.0005, or under a fifth of the share in validation if
+    the model states that), or far more than there should be (over 0.3, or over three times that share). Nor does the
+    largest size: enlarged four times, anything dark may look like a mitochondrion.
+
+    Nothing is found if the doubt has no minimum under 0.1, or under 1.3 times the model's doubt in validation if that
+    is more: the network does not know this tissue, or the image is empty. A network is surest where structures have the
+    size that it has learnt. So on other animals and tissues the answer is off by as much as the sizes of structures
+    differ, and a few square micrometres may hold too few structures (docs/recipe.md).
 
     Parameters
     ----------
     model : Model, path or str
-        With a working pixel size; or its file, or the name of a bundled one.
+        Model with a working pixel size, its file, or the name of a bundled model.
     raw : volume
-        Anything that `open_volume` takes, ZYX. Pixels outside its sample do not count. Where it states a voxel size,
-        the proportion of x to y is kept.
+        Anything that `open_volume` takes, ZYX. Pixels outside its sample do not count. If it states a voxel size, the
+        proportion of x to y is kept.
     sizes : sequence of float, optional
-        Pixel sizes to try, nm, in place of those.
+        Pixel sizes to try, in nm, in place of those above.
     slices : int
-        How many, evenly spaced; lost ones are left out.
+        Number of slices, evenly spaced; lost ones are left out.
     invert : bool
         Whether inverted contrast is tried too.
     device, threads
@@ -230,7 +232,7 @@ def find_pixel_size(
     Returns
     -------
     PixelSizeSearch
-        Its `pixel_size` is None where nothing was found.
+        Its `pixel_size` is None if nothing was found.
 
     Raises
     ------
@@ -251,7 +253,7 @@ class Assumed(NamedTuple):
     note: str
     """What was assumed and why: a sentence without its full stop."""
     metadata: dict[str, Any]
-    """The same, for the metadata of a result."""
+    """The assumption, for the metadata of a result."""
     is_found: bool
     """Whether the model was sure at that size."""
     inverted: bool = False
@@ -263,17 +265,17 @@ def assume_pixel_size(
 ) -> Assumed:
     """Give a volume that states no pixel size the one at which a model is surest.
 
-    Where it is sure at none, the one at which it is least unsure; where none counts, the volume is as it was, and its
-    pixels are taken as the model's own.
+    If the model is sure at no size, the volume gets the one at which it is least unsure. If no size counts, the volume
+    stays as it is, and its pixels are taken to have the model's pixel size.
 
     Parameters
     ----------
     model : Model
-        With a working pixel size.
+        Model with a working pixel size.
     volume : Volume
-        Of unknown voxel size.
+        Volume of unknown voxel size.
     name : str
-        Of the model, for the note.
+        Name of the model, for the note.
     invert, device, threads
         As in `find_pixel_size`, whose errors it raises.
     """
@@ -306,7 +308,7 @@ def iter_find_pixel_size(
     device: str = "auto",
     threads: int | None = None,
 ) -> Iterator[PixelSizeSearch]:
-    """As `find_pixel_size`, size by size: yields what is known so far, the last is the answer; `close()` stops it."""
+    """Run `find_pixel_size` size by size: yield the search so far, the last being final; `close()` stops it."""
     model, volume = load_model(model), open_volume(raw)
     if not model.pixel_size:
         raise ConfigError("the model works at the pixels of each image (pixel size 0): there is no pixel size to find.")
@@ -336,7 +338,7 @@ def _doubt(tried: TriedSize) -> float:
 
 
 def _in_validation(model: Model, name: str) -> float | None:
-    """A share that the model's file says of its validation; the file may be somebody else's."""
+    """Return a share that the model's file states of its validation, None if invalid: the file may be a stranger's."""
     validation = model.summary.get("validation")
     value = validation.get(name) if isinstance(validation, dict) else None
     return value if isinstance(value, float) and 0 < value < 1 else None
@@ -356,7 +358,7 @@ class _Probe:
     volume: Volume
 
     def at(self, size: float, inverted: bool) -> TriedSize:
-        """The doubt at one pixel size (nm)."""
+        """Return the doubt at one pixel size (nm)."""
         grid = self._grid(size)
         if grid is None:
             return TriedSize(size, inverted, math.inf, 0.0)
@@ -379,7 +381,7 @@ class _Probe:
             return None
 
     def _predicted(self, tiler: Tiler) -> NDArray[np.float32]:
-        """Probabilities of the foreground of all pixels of the sample in the middle of each window."""
+        """Return the foreground probability (N,) of all pixels of the sample in the middle of each window."""
         windows, (y, x) = self.probes.volume, self.probes.middle(tiler.grid)
         found = []
         for z in self.probes.slices:
@@ -390,7 +392,7 @@ class _Probe:
 
 
 def _negated(forward: Forward) -> Forward:
-    """For an image that is standardised, contrast inverted."""
+    """Return an engine that inverts the contrast of an image, which is standardised."""
 
     def inverted(batch: Tensor) -> Tensor:
         return forward(torch.neg(batch))
@@ -399,7 +401,7 @@ def _negated(forward: Forward) -> Forward:
 
 
 def _uncertainty(p: NDArray[np.float32]) -> tuple[float, float]:
-    """Mean probability, and the mean entropy in parts of the mean's."""
+    """Return the mean probability, and the mean entropy divided by the entropy of the mean."""
     if not p.size:
         return 0.0, math.inf
     mean = float(p.mean(dtype=np.float64))
@@ -407,6 +409,6 @@ def _uncertainty(p: NDArray[np.float32]) -> tuple[float, float]:
 
 
 def _agreement(first: NDArray[np.float32], second: NDArray[np.float32]) -> float:
-    """Dice's coefficient of two probabilities."""
+    """Return the Dice coefficient of two arrays of probabilities (N,)."""
     both = np.dot(first, second)
     return float(2 * both / max(np.dot(first, first) + np.dot(second, second), 1e-12))

@@ -28,9 +28,9 @@ from napari_kdunet.core.volumes.volume import Volume, open_volume
 __all__ = ["Blocks", "predict", "prediction_key"]
 
 _Computation: TypeAlias = tuple[tuple[int, int, int], Callable[..., NDArray[Any]]]
-"""Sides of a block (Z, Y, X), and what computes one from its spans in Z, Y and X."""
+"""Sides of a block (Z, Y, X), and the function that computes a block from its spans along Z, Y and X."""
 
-_make_lock = threading.Lock()  # one computation is made at a time in a process
+_make_lock = threading.Lock()  # a process sets up one computation at a time
 
 
 def predict(
@@ -46,54 +46,55 @@ def predict(
     device: str = "auto",
     threads: int | None = None,
 ) -> da.Array:
-    """Segment a volume lazily: a slice is computed when a part of the result is asked for that needs it.
+    """Segment a volume lazily: a slice is computed when a part of the result that needs it is requested.
 
-    A model with context sees neighbouring slices too, and along y and x planes those beside them (`Neighbours`): the
-    slices are read for that. One that cannot be read is an error of its neighbours too.
+    For a model with context, the neighbours of a slice (`Neighbours`) are read too, also along y and x if `planes` is
+    ``zyx``. A slice that cannot be read is an error for its neighbours as well.
 
     Parameters
     ----------
     model : Model, path or str
-        What to apply; or its file, or the name of a bundled one.
+        Model to apply, its file, or the name of a bundled model.
     raw : volume
         Anything that `open_volume` takes, ZYX; any integer or float dtype.
     output : {"probability", "labels", "boundary"}
-        Probability of the foreground, or class labels (0 = background). Of a model that was trained with `boundary`
-        the outlines of objects belong to the foreground, its labels are 0 and 1, and there is the probability of the
-        outlines too, for `instances`.
+        Probability of the foreground, class labels (0 = background), or probability of the outlines of objects, for
+        `instances`. Only a model that was trained with `boundary` gives the last; for such a model the outlines belong
+        to the foreground, and labels are 0 and 1.
     threshold : float, optional
-        Foreground probability above which a label is not background; the model's own if None.
+        Foreground probability above which a pixel is not labelled as background; the model's own if None.
     tile : int, optional
-        Side of a tile in working pixels, rounded to what the network needs; by default as large as memory allows
-        comfortably. The result does not depend on it, to float rounding.
+        Side of a tile in working pixels, rounded to what the network needs; by default as large as memory comfortably
+        allows. The result does not depend on it, to float rounding.
     views : {1, 2, 4, 8}, optional
-        Test-time augmentation: over how many flips and quarter turns of a slice the logits are averaged. 1 is the
-        slice as it is, 2 adds its flip along X, 4 those along Y, 8 their quarter turns. The time grows alike. As the
-        model says if None (`Model.views`): 1, but for small generalists.
+        Test-time augmentation: number of flips and quarter turns of a slice over which logits are averaged. 1 is the
+        slice as it is, 2 adds its flip along X, 4 the flips of both along Y, 8 the quarter turns of all four. The time
+        grows in proportion. If None, the model decides (`Model.views`): 1, except for small generalists.
     planes : {"z", "zyx"}
-        Predict the slices along z, or those along y and x of an isotropic volume too (ortho-plane prediction): the
-        mean of the logits of three slices, each standardised by itself. It is computed in blocks of many slices,
-        in at least three times the time, and the volume is read through once before the first. Of a stack that is
+        Predict the slices along z, or also those along y and x of an isotropic volume (ortho-plane prediction) and
+        average the logits of the three, each slice standardised by itself. The latter is computed in blocks of many
+        slices, takes at least three times as long, and reads the whole volume once before the first block. In a stack
         thinner than some 100 slices, those along y and x see too little to help.
     statistics : {"auto", "model", "volume"}
-        Of batch normalisation: as they were learnt, or of this volume (`adapt_statistics`), for which a few windows of
-        it are read and computed at once. ``auto`` is as the model says (`Model.adapts`).
+        Statistics of batch normalisation: those learnt in training, or those of this volume (`adapt_statistics`), for
+        which a few of its windows are read and computed at once. ``auto`` lets the model decide (`Model.adapts`).
     device : str
         ``auto``, ``cpu``, ``cuda`` or ``mps``.
     threads : int, optional
-        CPU threads; one a core if None.
+        CPU threads; one per core if None.
 
     Returns
     -------
     dask.array.Array
-        ZYX of the volume's shape, one chunk a tile, or a block of three planes; float32 in [0, 1] or uint8.
+        ZYX, with the volume's shape; float32 in [0, 1], or uint8 for labels. A chunk is a tile, or with ``zyx`` a
+        block.
 
     Raises
     ------
     ConfigError, VolumeError
-        If an argument is off or the volume cannot be used; bad slices are found when they are read.
+        If an argument is invalid or the volume cannot be used; bad slices raise only when they are read.
     ModelError
-        If the network gives NaN, once it is computed.
+        If the network gives NaN or infinity, when the result is computed.
     """
     model, volume = load_model(model), open_volume(raw)
     if output not in ("probability", "labels", "boundary"):
@@ -110,7 +111,7 @@ def predict(
     prediction = _Prediction(model, volume, output, level, tile, planes, views, device, threads)
     dtype, blocks = prediction.dtype, Blocks(prediction.computation, volume.shape)
     chunks = tuple(_pieces(n, side) for n, side in zip(volume.shape, blocks.sides, strict=True))
-    name = f"kdunet-{uuid.uuid4().hex}"  # else dask hashes model and volume, and copies them to do so
+    name = f"kdunet-{uuid.uuid4().hex}"  # otherwise dask hashes model and volume, and copies them to do so
     shared = delayed(blocks, name=f"{name}-blocks", traverse=False)  # one node of the graph: sent to a worker once
     meta = np.empty((0, 0, 0), dtype)
     lazy: da.Array = da.map_blocks(_one_block, blocks=shared, name=name, chunks=chunks, dtype=dtype, meta=meta)
@@ -119,7 +120,7 @@ def predict(
 
 @dataclass(frozen=True)
 class _Prediction:
-    """What is predicted, of which volume and how; the arguments of `predict`, checked."""
+    """Checked arguments of `predict`, and the computation that they define."""
 
     model: Model
     volume: Volume
@@ -133,11 +134,11 @@ class _Prediction:
 
     @property
     def dtype(self) -> type[Any]:
-        """Of the result."""
+        """Dtype of the result."""
         return np.uint8 if self.output == "labels" else np.float32
 
     def computation(self) -> _Computation:
-        """How it is computed here, on this machine's device and cores."""
+        """Set up the computation for the device and cores of this machine."""
         tiler = Tiler.of(self.model, self.volume, self.device, self.threads, self.views)
         if self.planes == "zyx":
             ortho = OrthoPlanes.of(self.model, self.volume, tiler)
@@ -149,7 +150,7 @@ class _Prediction:
 
     @property
     def _finish(self) -> Callable[[torch.Tensor], NDArray[Any]]:
-        """What makes the output of the logits of a slice."""
+        """Function that turns the logits of a slice into the output."""
         if self.output == "labels":
             return partial(mask if self.model.boundary else labels, threshold=self.level)
         return foreground if self.output == "probability" else last_class
@@ -166,9 +167,10 @@ def _slice(
 
 
 def prediction_key(model: Model, volume: Volume, **settings: Any) -> str:
-    """SHA-256 of what a prediction depends on: version, weights, the volume's name and date, and `settings`.
+    """Return the SHA-256 of what a prediction depends on: version, weights, sizes in nm, volume and `settings`.
 
-    Predictions of the same key are the same, so that one which was interrupted can be gone on with.
+    The volume counts by its `Volume.identity` (name, date, ...), not by its pixels. Predictions with the same key are
+    equal, so an interrupted one can be resumed.
     """
     digest = hashlib.sha256()
     for name, value in model.net.state_dict().items():
@@ -184,18 +186,18 @@ def _pieces(size: int, step: int) -> tuple[int, ...]:
 
 
 class Blocks:
-    """The blocks of a lazy ZYX array: one node of its graph.
+    """The blocks of a lazy ZYX array, as one node of its graph.
 
-    It is pickled without its engine: each process makes its own when it computes its first block, for the device,
+    They are pickled without their engine: each process makes its own when it computes its first block, for the device,
     the threads and the compiled kernels that it has.
 
     Parameters
     ----------
     make : callable
-        Gives the sides of a block and the function that computes one; that holds what cannot be pickled, such as
-        engines and locks. Called at once, as the model may change later, and again in each process.
+        Returns the sides of a block and the function that computes one, which holds what cannot be pickled, such as
+        engines and locks. It is called at once, as the model may change later, and again in each other process.
     shape : tuple of int
-        Of the array (Z, Y, X).
+        Shape of the array (Z, Y, X).
     """
 
     def __init__(self, make: Callable[[], _Computation], shape: tuple[int, int, int]) -> None:
@@ -207,7 +209,7 @@ class Blocks:
         return self.__dict__ | {"_compute": None}
 
     def __call__(self, block_id: tuple[int, int, int]) -> NDArray[Any]:
-        """Compute one, by its indices."""
+        """Compute the block with these indices (Z, Y, X)."""
         with _make_lock:
             compute = self._compute = self._compute or self.make()[1]
         starts = (i * side for i, side in zip(block_id, self.sides, strict=True))
@@ -215,5 +217,5 @@ class Blocks:
 
 
 def _one_block(blocks: Blocks, block_id: tuple[int, int, int] = (0, 0, 0)) -> NDArray[Any]:
-    """For `dask.array.map_blocks`."""
+    """Compute a block, with the arguments that `dask.array.map_blocks` passes."""
     return blocks(block_id)

@@ -1,4 +1,4 @@
-"""A few windows of a volume, by which a network is made to fit it: its pixel size, its statistics."""
+"""A few windows of a volume, by which a network is fitted to it: to find its pixel size or its statistics."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ from napari_kdunet.core.volumes.volume import Volume
 
 __all__ = ["Probes"]
 
-_LOOKED_AT = 12  # slices, until so many are found that are not lost
-_WORKING_SIDE = 640  # working pixels of the window that is predicted
-_LARGEST_SIDE = 2048  # pixels of the image that are held of a slice
-_PLACES = (0.5, 0.25, 0.75, 0.0, 1.0)  # of that window along a side, the first one that is good
-_LITTLE_OUTSIDE = 0.25  # share of a good window that is outside the sample
+_LOOKED_AT = 12  # slices that are examined besides, until enough are found that are not lost
+_WORKING_SIDE = 640  # working pixels along a side of the window that is predicted
+_LARGEST_SIDE = 2048  # image pixels along a side of the window that is held in memory
+_PLACES = (0.5, 0.25, 0.75, 0.0, 1.0)  # of that window along a side of the slice; the first good one is taken
+_LITTLE_OUTSIDE = 0.25  # largest share of a good window that is outside the sample
 
 
 @dataclass(frozen=True)
 class Probes:
-    """Windows of evenly spaced slices, in memory: those where there is sample.
+    """Windows of evenly spaced slices, in memory, where there is sample.
 
     Attributes
     ----------
     volume : Volume
-        Each window with those of the neighbours that the network sees, one after the other.
+        The windows as slices, each among those of the neighbours that the network sees.
     tiler : Tiler
-        Applies the network to them.
+        Applies the network to the windows.
     """
 
     volume: Volume
@@ -39,7 +39,7 @@ class Probes:
 
     @classmethod
     def of(cls, model: Model, volume: Volume, slices: int, device: str, threads: int | None) -> Probes | None:
-        """Those of so many slices; None where there is no sample anywhere."""
+        """Read the windows of `slices` slices; None if there is no sample anywhere."""
         neighbours = Neighbours.between(model.context, model.context_distance, volume.voxel_size)
         found = _windows(volume, slices)
         if not found:
@@ -55,7 +55,7 @@ class Probes:
         return range(context, len(self.volume), 2 * context + 1)
 
     def middle(self, grid: Grid) -> tuple[tuple[int, int], tuple[int, int]]:
-        """Start and stop along Y and X of what of each window is predicted at the working pixel size of `grid`."""
+        """Return start and stop, along Y and X, of the middle of each window, which is predicted with `grid`."""
         spans = []
         for n, ratio in zip(self.volume.shape[1:], grid.ratio, strict=True):
             side = min(n, max(1, int(_WORKING_SIDE / ratio)))
@@ -64,7 +64,7 @@ class Probes:
 
 
 def _windows(volume: Volume, slices: int) -> list[tuple[int, slice, slice]]:
-    """Slices that show sample, and of each the window to look at."""
+    """Return slices that show sample, each with the rows and columns of its window."""
     count = min(max(slices, 1), len(volume))
     first, more = (spaced(range(len(volume)), most) for most in (count, _LOOKED_AT))
     held = [z for z in first if not volume.is_lost(z)]
@@ -77,7 +77,7 @@ def _windows(volume: Volume, slices: int) -> list[tuple[int, slice, slice]]:
 
 
 def _window(volume: Volume, z: int) -> tuple[slice, slice]:
-    """A part of a slice, of the same shape for each, where little is outside the sample: the middle if it is there."""
+    """Return a window with little outside the sample, if possible the middle; its shape is the same for all slices."""
     shape = volume.shape[1:]
     height, width = (min(n, max(n // 2, _WORKING_SIDE), _LARGEST_SIDE) for n in shape)
     best, least = (slice(0, height), slice(0, width)), math.inf

@@ -1,4 +1,4 @@
-"""Batch normalisation by the image that is predicted, in place of the images that were learnt from."""
+"""Batch normalisation by statistics of the image that is predicted, in place of those of the training images."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ __all__ = ["Statistics", "adapt_statistics", "with_statistics"]
 Statistics: TypeAlias = Literal["auto", "model", "volume"]
 
 _SLICES = 5
-_PRIOR = 2**15  # working pixels that the statistics of training count for
+_PRIOR = 2**15  # working pixels that the statistics of training count as
 
 
 def adapt_statistics(
@@ -31,27 +31,27 @@ def adapt_statistics(
 ) -> Model:
     """Make a model fit another microscope: take the statistics of batch normalisation from the image, without labels.
 
-    Another stain or detector shifts what the channels of a network hold, and with it what the next layer makes of
-    them. Mean and variance of each channel become those in a few windows of the image, averaged with those of training,
-    which count as 32,768 working pixels (Schneider et al. 2020, arXiv:2006.16971, equation 3). What it is worth:
-    docs/recipe.md.
+    Another stain or detector shifts the activations in the channels of a network, and with them those of the next
+    layer. Mean and variance of each channel become those in a few windows of the image, averaged with those of
+    training, which count as 32,768 working pixels (Schneider et al. 2020, arXiv:2006.16971, equation 3). For the gain,
+    see docs/recipe.md.
 
     Parameters
     ----------
     model : Model, path or str
-        Or its file, or the name of a bundled one. One without batch normalisation is given back as it is, and so is a
-        network that is no k-Unet.
+        Model, its file, or the name of a bundled model. A model without batch normalisation, or whose network is not a
+        k-Unet, is returned as it is.
     raw : volume
         Anything that `open_volume` takes, ZYX, at the pixel size at which it is to be predicted.
     slices : int
-        From how many, evenly spaced, at most 640 x 640 working pixels each; lost ones are left out.
+        Number of slices, evenly spaced, of at most 640 x 640 working pixels each; lost ones are left out.
     device, threads
         As in `predict`.
 
     Returns
     -------
     Model
-        A copy with other statistics, which `predict` takes as they are. Same volume, same statistics.
+        A copy with other statistics, which `predict` uses as they are. The same volume gives the same statistics.
 
     Raises
     ------
@@ -68,14 +68,15 @@ def adapt_statistics(
 def with_statistics(
     model: Model, volume: Volume, statistics: Statistics, device: str = "auto", threads: int | None = None
 ) -> Model:
-    """The model that `predict` applies: with statistics of training or of the volume; ``auto`` is as the model says.
+    """Return the model that `predict` applies: with statistics of training or of the volume.
 
-    The last volume of each network is remembered: a preview asks for slice after slice.
+    With ``auto`` the model decides (`Model.adapts`). If the volume shows nothing, the statistics of training stay.
+    Those of the last volume are cached for each network, as a preview asks for slice after slice.
 
     Raises
     ------
     ConfigError
-        If `statistics` is none of these.
+        If `statistics` is not ``auto``, ``model`` or ``volume``.
     """
     if statistics not in ("auto", "model", "volume"):
         raise ConfigError(f"statistics is {statistics!r}: choose auto, model or volume.")
@@ -89,7 +90,7 @@ def with_statistics(
 
 
 class _Adapted(NamedTuple):
-    """The last volume of a network, in what state that was then, and the network with statistics of the volume."""
+    """Last volume of a network, the network's `_state` then, and the network with statistics of that volume."""
 
     volume: ref[Volume]
     state: tuple[int, ...]
@@ -100,12 +101,12 @@ _last: WeakKeyDictionary[nn.Module, _Adapted] = WeakKeyDictionary()
 
 
 def _state(net: nn.Module) -> tuple[int, ...]:
-    """What changes whenever weights do: how often each has been written to."""
+    """Return how often each weight and buffer has been written to, which changes whenever one of them does."""
     return tuple(value._version for value in net.state_dict(keep_vars=True).values())
 
 
 def _adapted_to(volume: Volume, model: Model, slices: int, device: str, threads: int | None) -> Model | None:
-    """As `adapt_statistics`, of an open volume; None where it shows nothing."""
+    """Adapt a model to an open volume, as `adapt_statistics` does; None if the volume shows nothing."""
     if not isinstance(model.net, KUNet) or not model.net.bn:
         return model
     probes = Probes.of(model, volume, slices, device, threads)
@@ -113,9 +114,9 @@ def _adapted_to(volume: Volume, model: Model, slices: int, device: str, threads:
 
 
 def _adapted(model: Model, probes: Probes) -> Model:
-    """`model` with statistics of these windows."""
+    """Return `model` with statistics of these windows."""
     tiler = probes.tiler
-    net = copy.deepcopy(model.net).to(tiler.device, torch.float32)  # of weights in half precision, too
+    net = copy.deepcopy(model.net).to(tiler.device, torch.float32)  # weights may be in half precision
     before = [(norm.running_mean.clone(), norm.running_var.clone(), norm.momentum) for norm in _norms(net)]
     seen, by_torch = 0, ByTorch(net)
 
@@ -135,12 +136,12 @@ def _adapted(model: Model, probes: Probes) -> Model:
     for norm, (mean, variance, momentum) in zip(_norms(net), before, strict=True):
         norm.running_mean.lerp_(mean, prior)
         norm.running_var.lerp_(variance, prior)
-        norm.momentum = momentum  # a training that goes on from here follows its own batches
+        norm.momentum = momentum  # so that further training follows its own batches
     return _settled(model, net.eval().to(next(model.net.parameters()).device))
 
 
 def _settled(model: Model, net: nn.Module) -> Model:
-    """`model` by a network with statistics of a volume, which asks for no others any more."""
+    """Return `model` with an adapted network, and a summary that no longer asks for statistics of the volume."""
     summary = {name: value for name, value in model.summary.items() if name != "statistics"}
     return replace(model, net=net, summary=summary)
 

@@ -30,32 +30,31 @@ __all__ = ["Tiler", "foreground", "labels", "last_class", "mask", "set_backgroun
 
 T = TypeVar("T")
 Inner: TypeAlias = tuple[slice, slice]
-"""Where in what is computed the window itself is, in image pixels (Y, X)."""
+"""Position of a window within the window with its halo, in image pixels (Y, X)."""
 Outside: TypeAlias = NDArray[np.bool_] | None
-"""Which pixels of the window are outside the sample."""
+"""Pixels of a window that are outside the sample, (Y, X) bool; None where none are."""
 
 
 @dataclass(frozen=True)
 class Tiler(Tiling):
-    """Logits of any window of a slice, equal to float rounding to the window cut from the whole slice's logits.
+    """Computes the logits of any window of a slice, equal to float rounding to those cut from the whole slice's.
 
     The image is mirrored at its borders by one unit of the grid. A window is read with a halo that covers the
-    receptive field, and starts and ends at whole units, so that poolings fall on the same pixels in each window and
-    in its flips.
+    receptive field, and starts and ends at whole units, so that pooling falls on the same pixels in each window and in
+    its flips.
 
     Attributes
     ----------
     turns : Turns
-        At the engines, with test-time augmentation where it is wanted.
+        Turns at the engines, which include test-time augmentation if it is wanted.
     device : torch.device
-        Of the engines.
+        Device the engines run on.
     classes : int
-        Of the network.
+        Number of classes of the network.
     neighbours : Neighbours
-        The slices that the network sees with a slice. Their windows are kept for a while (`Windows`), so that each is
-        read once.
+        Slices that the network sees with a slice. Their windows are cached (`Windows`), so that each is read once.
     network : str
-        What the network is called in errors.
+        Name of the network in errors.
     """
 
     turns: Turns
@@ -76,7 +75,7 @@ class Tiler(Tiling):
         *,
         network: str = "the network",
     ) -> Tiler:
-        """The tiler that applies `model` to `volume`, with test-time augmentation by so many `views`."""
+        """Return the tiler that applies `model` to `volume`, with test-time augmentation over `views` views."""
         net, where, threads = model.traits, pick_device(device), threads or cores()
         engines = [averaged(engine, views) for engine in engines_for(model.net, where, threads)]
         return cls(
@@ -92,16 +91,16 @@ class Tiler(Tiling):
         )
 
     def by(self, forward: Forward) -> Tiler:
-        """The same with another engine."""
+        """Return the same tiler with another engine."""
         return replace(self, turns=Turns([forward], self.turns.threads))
 
     def windows(self, shape: tuple[int, ...]) -> Iterator[tuple[tuple[int, int], tuple[int, int]]]:
-        """(Y, X) windows, each a start and a stop, that tile the slices of a volume of this ZYX shape."""
+        """Iterate over the windows, (start, stop) along Y and X, that tile the slices of a volume of this ZYX shape."""
         starts = ([(a, min(a + s, n)) for a in range(0, n, s)] for n, s in zip(shape[1:], self.tile(), strict=True))
         return ((y, x) for y, x in itertools.product(*starts))
 
     def window(self, volume: Volume, z: int, y: tuple[int, int], x: tuple[int, int]) -> torch.Tensor:
-        """As `logits`, of a window of any size that begins anywhere: computed tile by tile."""
+        """Return the `logits` of a window of any size that starts anywhere, computed tile by tile."""
         first_y, first_x = (start // unit * unit for start, unit in zip((y[0], x[0]), self.unit, strict=True))
         step_y, step_x = self.tile()
         rows = []
@@ -114,16 +113,17 @@ class Tiler(Tiling):
         return torch.cat(rows, dim=-2)[:, y[0] - first_y :, x[0] - first_x :]
 
     def logits(self, volume: Volume, z: int, y: tuple[int, int], x: tuple[int, int]) -> torch.Tensor:
-        """(C, y1 - y0, x1 - x0) float32 logits on the CPU of a window of slice `z`; y0 and x0 multiples of `unit`.
+        """Return the float32 logits (C, Y, X), on the CPU, of a window of slice `z` that starts at multiples of `unit`.
 
-        Of two classes (1, ...) log odds of the foreground: the difference of the two logits.
+        `y` and `x` are (start, stop) in image pixels. For two classes C is 1: the log odds of the foreground, which
+        are the difference of the two logits.
         """
         return self.compute(torch.clone, volume, z, y, x)
 
     def compute(
         self, finish: Callable[[torch.Tensor], T], volume: Volume, z: int, y: tuple[int, int], x: tuple[int, int]
     ) -> T:
-        """Apply `finish` to the `logits`, which stay valid only while it runs."""
+        """Return what `finish` makes of the `logits`, which are valid only while it runs."""
 
         def finished(working: torch.Tensor | None, inner: Inner, outside: Outside) -> T:
             if working is None:
@@ -137,7 +137,7 @@ class Tiler(Tiling):
     def mask(
         self, threshold: float, volume: Volume, z: int, y: tuple[int, int], x: tuple[int, int]
     ) -> NDArray[np.uint8]:
-        """As `labels` of the `logits` of a network of two classes, without making these at the image's pixels."""
+        """Return the same as `labels` of the `logits` for a two-class network, without full-size logits if possible."""
 
         def finished(working: torch.Tensor | None, inner: Inner, outside: Outside) -> NDArray[np.uint8]:
             if working is None:
@@ -157,15 +157,15 @@ class Tiler(Tiling):
         y: tuple[int, int],
         x: tuple[int, int],
     ) -> T:
-        """What `finished` makes of logits at working pixels (None if all is outside the sample), and of the window.
+        """Return ``finished(logits, inner, outside)``, logits at working pixels, None if all is outside the sample.
 
         Raises
         ------
         ModelError
-            If the network gives NaN, of which every comparison is false, or infinity, which is NaN once resampled.
+            If the network gives NaN, with which every comparison is false, or infinity, which is NaN once resampled.
         """
         with self.turns.tile() as forward, torch.inference_mode():
-            working, inner = self._input(volume, z, (y, x))  # and with it what lies outside the sample
+            working, inner = self._input(volume, z, (y, x))  # first, as it also finds what `outside` returns
             outside = volume.outside(z, slice(*y), slice(*x))
             if outside is not None and outside.all():
                 return finished(None, inner, outside)
@@ -178,7 +178,7 @@ class Tiler(Tiling):
                 return finished(logits, inner, outside)
 
     def _input(self, volume: Volume, z: int, window: tuple[tuple[int, int], ...]) -> tuple[torch.Tensor, Inner]:
-        """(1, channels, Y, X) of a window with its halo and mirrored borders; and where in it the window itself is."""
+        """Return a window with its halo and mirrored borders (1, channels, Y, X), and the window's position in that."""
         inside, pads, inner = [], [], []
         for (start, stop), size, unit, halo in zip(window, volume.shape[1:], self.unit, self.halo, strict=True):
             first = max(start - halo, -unit)
@@ -195,12 +195,13 @@ class Tiler(Tiling):
 
         own, channels = kept(z), []
         for choices in self.neighbours.choices(z, len(volume)):
-            images = ((kept(other), volume.is_lost(other)) for other in choices)  # read first: it may be a whole slice
+            # the window is read first: if it is a whole slice, is_lost need not read the slice again
+            images = ((kept(other), volume.is_lost(other)) for other in choices)
             channels.append(next((image for image, lost in images if not lost), own))
         return torch.cat(channels, dim=1), (inner[0], inner[1])
 
     def _read(self, volume: Volume, z: int, inside: tuple[slice, slice], pads: tuple[Pad, Pad]) -> torch.Tensor:
-        """(1, 1, Y, X) of a window of a slice, standardised, at the working pixel size, on the engine's device."""
+        """Return a window (1, 1, Y, X) of a slice: standardised, at the working pixel size, on the engine's device."""
         stored = volume.read(z, *inside)
         mean, std = volume.statistics(z, stored if stored.shape == volume.shape[1:] else None)
         filled = volume.mirrored(z, *inside, max(self.halo))
@@ -210,7 +211,7 @@ class Tiler(Tiling):
 
 
 def set_background(logits: torch.Tensor, outside: NDArray[np.bool_]) -> torch.Tensor:
-    """Make the probability of the background 1 where `outside` (Y, X) holds, in place."""
+    """Make the probability of the background 1 where `outside` (Y, X) is true, in place; return `logits` (C, Y, X)."""
     where = torch.from_numpy(outside)
     logits[:, where] = -math.inf
     if logits.shape[0] > 1:
@@ -219,34 +220,34 @@ def set_background(logits: torch.Tensor, outside: NDArray[np.bool_]) -> torch.Te
 
 
 def log_odds(threshold: float) -> float:
-    """Log odds of a probability from 0 up to, not including, 1."""
+    """Return the log odds of a probability from 0 up to, not including, 1."""
     return math.log(threshold / (1 - threshold)) if threshold else -math.inf
 
 
 def foreground(logits: torch.Tensor) -> NDArray[np.float32]:
-    """Probability (Y, X) of the foreground, all classes but the background, from `Tiler.logits`."""
+    """Return the probability (Y, X) of the foreground, all classes but the background, from `Tiler.logits`."""
     if logits.shape[0] == 1:
         return torch.sigmoid(logits[0]).numpy()
     return (1 - logits.softmax(dim=0)[0]).clamp(0, 1).numpy()
 
 
 def labels(logits: torch.Tensor, threshold: float) -> NDArray[np.uint8]:
-    """Labels (Y, X) from `Tiler.logits`: the most probable foreground class, 0 where that is not above the threshold.
+    """Return labels (Y, X) from `Tiler.logits`: the most probable foreground class, or 0.
 
-    It is the probability of the foreground, of all its classes together, that is held against the threshold.
+    A label is 0 where the probability of the foreground, all its classes together, is not above the threshold.
     """
     if logits.shape[0] == 1:
-        above: NDArray[np.bool_] = logits[0].numpy() > log_odds(threshold)  # of a window, torch takes thrice as long
+        above: NDArray[np.bool_] = logits[0].numpy() > log_odds(threshold)  # torch takes three times as long
         return above.view(np.uint8)
     is_foreground = foreground(logits) > threshold
     return np.where(is_foreground, logits[1:].argmax(dim=0).numpy() + 1, 0).astype(np.uint8)
 
 
 def mask(logits: torch.Tensor, threshold: float) -> NDArray[np.uint8]:
-    """1 (Y, X) where the probability of the foreground is above the threshold, from `Tiler.logits`; else 0."""
+    """Return 1 where the probability of the foreground is above the threshold, else 0, (Y, X), from `Tiler.logits`."""
     return (foreground(logits) > threshold).view(np.uint8)
 
 
 def last_class(logits: torch.Tensor) -> NDArray[np.float32]:
-    """Probability (Y, X) of the last of three or more classes, from `Tiler.logits`."""
+    """Return the probability (Y, X) of the last of three or more classes, from `Tiler.logits`."""
     return logits.softmax(dim=0)[-1].numpy()

@@ -1,4 +1,4 @@
-"""Write what a model makes of a volume to a file, with what is known of the volume at its end."""
+"""Write a prediction to a file, with metadata that is known once the whole volume has been read."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ __all__ = ["iter_write_prediction"]
 def iter_write_prediction(
     result: Any, volume: Volume, path: str | Path, *, metadata: dict[str, Any], **how: Any
 ) -> Generator[Written, None, None]:
-    """Write a prediction of `volume` as `iter_write`; slices that hold no image stand in its metadata as ``lost``.
+    """Write a prediction of `volume` as `iter_write` does, with a list of slices without an image in its metadata.
 
-    They are known, and `metadata` has them, once the last slice is yielded.
+    The list is `metadata` ``["lost"]``. It is complete, and in `metadata`, when the last slice is yielded.
     """
     with closing(iter_write(result, path, metadata=metadata, **how)) as slices:
         for written in slices:

@@ -16,16 +16,16 @@ __all__ = ["averaged", "turned"]
 
 
 def averaged(forward: Forward, views: int) -> Forward:
-    """Average the logits of an engine over the first `views` of the square's eight symmetries.
+    """Return an engine that averages logits over the first `views` of the square's eight symmetries.
 
     Parameters
     ----------
     forward : Forward
-        An engine, for images whose sides are multiples of the network's `multiple`: so poolings fall on the same
-        pixels in each view, and tiled prediction stays equal to untiled.
+        Engine to average. The sides of images must be multiples of the network's `multiple`, so that pooling falls on
+        the same pixels in each view, and tiled prediction stays equal to untiled.
     views : int
-        1 is the image as it is; 2 adds its flip along X; 4 those along Y; 8 all of these with Y and X exchanged,
-        which are the quarter turns and their flips.
+        1 is the image as it is; 2 adds its flip along X; 4 the flips of both along Y; 8 all of these with Y and X
+        exchanged, which are the quarter turns and their flips.
 
     Raises
     ------
@@ -37,7 +37,7 @@ def averaged(forward: Forward, views: int) -> Forward:
 
 
 def turned(forward: Forward) -> Forward:
-    """The logits of the image turned by a quarter, turned back: those of another view; arguments as in `averaged`."""
+    """Return an engine that gives the logits of another view: of the image after a quarter turn, turned back."""
 
     def view(batch: Tensor) -> Tensor:
         logits = forward(batch.transpose(-2, -1).flip(-1).contiguous())
@@ -52,13 +52,13 @@ class _Averaged:
     views: int
 
     def __call__(self, batch: Tensor) -> Tensor:
-        """Mean logits (1, C, Y, X) of one image (1, channels, Y, X)."""
+        """Return the mean logits (1, C, Y, X) of one image (1, channels, Y, X)."""
         views = islice(product((False, True), repeat=3), self.views)
         total: Tensor = reduce(torch.add, (self._view(batch, *view) for view in views))
         return total / self.views
 
     def _view(self, batch: Tensor, transpose: bool, flip_y: bool, flip_x: bool) -> Tensor:
-        """Logits of one view, turned back: a copy, as the engine's are valid until its next call only."""
+        """Return the logits of one view, turned back: a copy, as the engine's are valid only until its next call."""
         axes = [axis for axis, wanted in ((-2, flip_y), (-1, flip_x)) if wanted]
         view = batch.transpose(-2, -1) if transpose else batch
         logits = self.forward(view.flip(axes).contiguous()).flip(axes)

@@ -1,4 +1,4 @@
-"""Turns at the engines of a network: how many tiles there are at a time, and with how many threads each is computed."""
+"""Turns at the engines of a network: how many tiles are in memory at a time, and how many threads compute each."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ from napari_kdunet.core.prediction.engine import Forward
 
 __all__ = ["Turns"]
 
-_forward_lock = threading.Lock()  # one forward at a time of engines that use all threads, or the whole GPU
+_forward_lock = threading.Lock()  # engines that use all threads, or the whole GPU, compute one at a time
 
 
 class Turns:
-    """Two tiles at a time, whatever the number of dask's threads.
+    """Admits two tiles at a time, whatever the number of dask's threads.
 
-    With one engine, one tile is read while the other is computed. Of a tiny network there are two engines, and two
-    tiles are done sooner side by side, each with half of the threads: those that compute one together wait for each
-    other whenever the next is read.
+    With one engine, one tile is read while the other is computed. A tiny network has two engines: two tiles side by
+    side, each with half of the threads, are finished sooner, as threads that compute one tile together wait for each
+    other whenever the next tile is read.
 
     Parameters
     ----------
     engines : sequence of Forward
-        One or two of the same network.
+        One or two engines of the same network.
     threads : int
-        CPU threads of both together.
+        CPU threads of all engines together.
 
     Attributes
     ----------
@@ -38,12 +38,12 @@ class Turns:
     def __init__(self, engines: Sequence[Forward], threads: int) -> None:
         self.forward, self.threads, self._is_shared = engines[0], threads, len(engines) == 1
         self._free: LifoQueue[Forward] = LifoQueue()
-        for engine in (engines[-1], engines[0]):  # the first is taken first: who is alone always has the same
+        for engine in (engines[-1], engines[0]):  # the first is taken first: a single caller always gets it
             self._free.put(engine)
 
     @contextmanager
     def tile(self) -> Iterator[Forward]:
-        """Wait until another tile may be in memory; its engine, to be used in its `turn`."""
+        """Wait until another tile may be in memory; yield its engine, to be used within `turn`."""
         forward = self._free.get()
         try:
             with using_threads(self.threads if self._is_shared else 1):
@@ -53,7 +53,7 @@ class Turns:
 
     @contextmanager
     def turn(self) -> Iterator[None]:
-        """Wait until the engine of a tile may compute, with the threads that another tile leaves to it."""
+        """Wait until the engine of a tile may compute, and give it the threads that another tile does not use."""
         if self._is_shared:
             with _forward_lock, using_threads(self.threads):
                 yield

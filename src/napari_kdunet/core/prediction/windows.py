@@ -1,4 +1,4 @@
-"""The last windows that a tiler has read, for slices that are neighbours of each other."""
+"""Cache of the last windows that a tiler has read, for slices that are neighbours of each other."""
 
 from __future__ import annotations
 
@@ -14,14 +14,15 @@ from napari_kdunet.core.volumes.volume import Volume
 __all__ = ["Windows"]
 
 _MOST_BYTES = 2**28
-_BATCH = 32  # slices that dask may be asked for at once, and computes in an order of its own
+_BATCH = 32  # slices that dask may be asked for together, and computes in any order
 
 
 class Windows:
-    """Windows of the slices around one, as a network sees them; the oldest make room for others.
+    """Cache of windows of neighbouring slices, as a network sees them; the oldest make room for others.
 
-    So each is read, standardised and resampled once, and not once for each slice that it is a neighbour of. They take
-    256 MB at most: enough for three slices of 22 million working pixels each; of larger ones all are read anew.
+    A window is thus read, standardised and resampled once, rather than once for each slice that it is a neighbour of.
+    The cache takes 256 MB at most: enough for three slices of 22 million working pixels each. Larger ones are read
+    anew each time.
     """
 
     def __init__(self) -> None:
@@ -32,8 +33,8 @@ class Windows:
     def get(
         self, volume: Volume, z: int, window: Hashable, read: Callable[[int], torch.Tensor], reach: int
     ) -> torch.Tensor:
-        """A window of slice `z`, by ``read(z)`` where it is not kept; what is too far for both is forgotten."""
-        with self._lock:  # two threads do not read the same
+        """Return a window of slice `z`, by ``read(z)`` if it is not cached; drop windows of slices far from `z`."""
+        with self._lock:  # so that two threads do not read the same window
             if self._volume is None or self._volume() is not volume:
                 self._volume = ref(volume)
                 self._windows.clear()

@@ -1,4 +1,4 @@
-"""From an array with whatever axes a file has to a view of it with axes ZYX, or one line that says what to choose."""
+"""Views with axes ZYX of arrays with whatever axes a file has, or an error that says in one line what to choose."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _COLOURS, _SMALL = (3, 4), 32
 
 @dataclass(frozen=True)
 class Selection:
-    """What to take of a file that may hold more than one volume.
+    """What to take from a file that may hold more than one volume.
 
     Attributes
     ----------
@@ -50,7 +50,7 @@ class Selection:
 
 
 class Stored(NamedTuple):
-    """What a reader finds in a file: an array-like, and what the file says of it."""
+    """What a reader finds in a file: an array-like, and what the file states about it."""
 
     array: Any
     axes: str = ""
@@ -61,7 +61,7 @@ class Stored(NamedTuple):
     reversed_axes: str = ""
     """Axes that are stored in the opposite direction."""
     threshold: float = 0.5
-    """Of a probability, above which a voxel is foreground."""
+    """Probability above which a voxel is foreground, if the array holds probabilities."""
 
 
 class Opened(NamedTuple):
@@ -74,12 +74,12 @@ class Opened(NamedTuple):
 
 
 def view_zyx(stored: Stored, selection: Selection, name: str) -> Opened:
-    """View what is stored with axes ZYX; nothing is read, transposed axes are so lazily.
+    """View a stored array with axes ZYX; nothing is read, and axes are transposed lazily.
 
     Raises
     ------
     VolumeError
-        It cannot be told which axis is which; a `ChoiceError` where there is more than one channel or time point.
+        It is unclear which axis is which; a `ChoiceError` if one of several channels or time points must be chosen.
     """
     shape = tuple(int(n) for n in stored.array.shape)
     if selection.axes is not None:
@@ -106,18 +106,18 @@ def view_zyx(stored: Stored, selection: Selection, name: str) -> Opened:
 
 
 def axis_letters(names: Sequence[Any], name: str) -> str:
-    """Letters of axes that a file names in words; empty where it names none, or only numbers them."""
+    """Return the letters of axes that a file names in words; empty if it names none, or only numbers them."""
     words = ["" if n is None else str(n).strip().lower() for n in names]
     letters = [_LETTER.get(word, "") for word in words]
     if not any(letters) and all(not word or word.strip("dimaxs_-").isdigit() for word in words):
-        return ""  # dim_0, dim_1 as of xarray
+        return ""  # dim_0, dim_1, as xarray names them
     if not all(letters) or len(set(letters)) < len(letters):
         raise VolumeError(f"{name} has axes {', '.join(words)}: name them with axes, e.g. ZYX")
     return "".join(letters)
 
 
 def pick(index: int | None, count: int, what: str, name: str) -> int:
-    """Check that there is an item of this index; the first by default."""
+    """Return `index`, 0 if it is None; `VolumeError` if there is no such item among `count`."""
     if not 0 <= (index or 0) < count:
         raise VolumeError(f"{name} has {what}s 0 to {count - 1}: there is no {what} {index}")
     return index or 0
@@ -130,7 +130,7 @@ def check_level(level: int, levels: int, name: str) -> None:
 
 
 def _given_axes(given: str, shape: tuple[int, ...], name: str) -> str:
-    """The axes that the user names; those of length 1 may be left out."""
+    """Return the axes that the user names; those of length 1 may be left out, and become ``-``."""
     axes = given.lower()
     if len(axes) != len(set(axes)) or not set(axes) <= set("zyxcts") or not {"y", "x"} <= set(axes):
         raise VolumeError(f"axes is {given!r}: give one letter of Z, Y, X, C, T for each axis, e.g. ZYX or CZYX")
@@ -143,7 +143,7 @@ def _given_axes(given: str, shape: tuple[int, ...], name: str) -> str:
 
 
 def _default_axes(shape: tuple[int, ...], name: str) -> str:
-    """The axes of an array that names none."""
+    """Return the axes of an array that names none."""
     if len(shape) not in (2, 3):
         raise VolumeError(f"{name} has {len(shape)} axes, shape {shape}: give ZYX or YX, or name them with axes")
     if len(shape) == 3 and shape[2] in _COLOURS and min(shape[:2]) > _SMALL:
@@ -152,7 +152,7 @@ def _default_axes(shape: tuple[int, ...], name: str) -> str:
 
 
 def _chosen(axis: str, length: int, selection: Selection, having: str) -> int:
-    """Index along an axis other than z, y and x."""
+    """Return the index along an axis other than z, y and x."""
     called = _CALLED.get(axis)
     index = getattr(selection, called) if called else None
     if index is None and length > 1:

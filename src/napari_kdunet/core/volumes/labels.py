@@ -1,4 +1,4 @@
-"""From label values to class indices and target probabilities."""
+"""Conversion of label values to class indices and target probabilities."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ __all__ = [
     "target_probabilities",
 ]
 
-OUTLINE = 2.0  # working pixels that the outline of an object is wide, within it
+OUTLINE = 2.0  # width of the outline of an object, within it, in working pixels
 
-_OUTSIDE = np.uint64(2**64 - 3)  # background, as the volumes of the CREMI challenge have it
-_UNLABELLED = np.uint64(2**64 - 2)  # and 2^64-1
+_OUTSIDE = np.uint64(2**64 - 3)  # background in the volumes of the CREMI challenge
+_UNLABELLED = np.uint64(2**64 - 2)  # to some tools, and so is 2^64-1; to others background
 
 
 def class_index(labels: NDArray[Any], classes: int = 2, ignore: int | None = None, name: str = "") -> NDArray[np.int16]:
-    """Class index of each pixel, -1 where it is unlabelled.
+    """Return the class index of each pixel, -1 where it is unlabelled.
 
-    With two classes any non-zero label is foreground, so instance ids will do. Where `ignore` is 0 (sparse scribbles:
-    what is not painted is unlabelled), 1 is the background and 2 the first class. Of uint64 labels 2^64-3 is
+    With two classes any non-zero label is foreground, so instance ids will do. If `ignore` is 0 (sparse scribbles:
+    what is not painted is unlabelled), 1 is the background and 2 the first class. In uint64 labels, 2^64-3 is
     background too.
 
     Parameters
@@ -40,20 +40,20 @@ def class_index(labels: NDArray[Any], classes: int = 2, ignore: int | None = Non
     classes : int
         Number of classes, background included.
     ignore : int, optional
-        Label value of unlabelled pixels. Of uint64 labels -1 stands for 2^64-1.
+        Label value of unlabelled pixels. For uint64 labels, -1 stands for 2^64-1.
     name : str
-        Of the volume, for errors.
+        Name of the volume, for errors.
 
     Returns
     -------
     ndarray of int16
-        0 is background; the shape of `labels`.
+        Same shape as `labels`; 0 is background.
 
     Raises
     ------
     LabelsError
-        If a label is negative, or 2^64-1 or 2^64-2 without being named as `ignore`, or `ignore` is no value of the type
-        of the labels, or, with more than two classes, beyond the last class.
+        If a label is negative; if it is 2^64-1 or 2^64-2 but not the `ignore` value; if, with more than two classes, it
+        is beyond the last class; or if `ignore` is not a value of the labels' dtype.
     """
     values, ignored = _ids(labels, ignore, name)
     if classes == 2:
@@ -73,17 +73,16 @@ def read_classes(
     classes: int = 2,
     ignore: int | None = None,
 ) -> NDArray[np.int16]:
-    """The `class_index` of a window of slice `z`; its errors name the volume."""
+    """Read the `class_index` of a window of slice `z`, (Y, X); errors name the volume."""
     return class_index(labels.read(z, y, x), classes, ignore, labels.name)
 
 
 def object_ids(
     labels: NDArray[Any], ignore: int | None = None, name: str = ""
 ) -> tuple[NDArray[Any], NDArray[np.bool_]]:
-    """Ids of objects, 0 for the background and in the pixels to ignore, and which those are.
+    """Return the ids of objects, 0 in the background and in ignored pixels, and a mask of the ignored pixels.
 
-    The rules, the parameters and the errors are those of `class_index`; ids are in the type of `labels`, or uint8 of
-    bool.
+    Rules, parameters and errors are those of `class_index`. Ids have the dtype of `labels`, or uint8 if that is bool.
     """
     ignored = np.zeros(labels.shape, bool) if ignore is None else labels == _value(ignore, labels.dtype, name)
     values = labels.astype(np.uint8 if labels.dtype.kind == "b" else labels.dtype)
@@ -106,7 +105,7 @@ def object_ids(
 
 
 def predicted_ids(values: NDArray[Any], name: str) -> NDArray[Any]:
-    """What a mask, classes or instances of a prediction called `name` hold; of uint64 2^64-3 is background, and so 0.
+    """Return the values of a predicted mask, classes or instances; in uint64, 2^64-3 is background and becomes 0.
 
     Raises
     ------
@@ -123,7 +122,7 @@ def _called(name: str) -> str:
 
 
 def _ids(labels: NDArray[Any], ignore: int | None, name: str = "") -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-    """As `object_ids`, as int64: ids beyond it become its largest value."""
+    """Return what `object_ids` does as int64; ids beyond that become its largest value."""
     values, ignored = object_ids(labels, ignore, name)
     if values.dtype == np.uint64:
         values = np.minimum(values, np.iinfo(np.int64).max)
@@ -131,7 +130,7 @@ def _ids(labels: NDArray[Any], ignore: int | None, name: str = "") -> tuple[NDAr
 
 
 def _value(ignore: int, dtype: np.dtype[Any], name: str = "") -> Any:
-    """The ignore value in the type of the labels; of uint64 -1 is the largest value, as many tools write it."""
+    """Return the ignore value in the labels' dtype; in uint64, -1 is the largest value, as many tools write it."""
     if dtype == np.uint64 and -3 <= ignore < 0:
         ignore += 2**64
     lowest, highest = (0, 1) if dtype.kind == "b" else (np.iinfo(dtype).min, np.iinfo(dtype).max)
@@ -143,7 +142,7 @@ def _value(ignore: int, dtype: np.dtype[Any], name: str = "") -> Any:
 
 
 def target_probabilities(labels: NDArray[Any], classes: int = 2, ignore: int | None = None) -> NDArray[np.float32]:
-    """One-hot target probabilities (C, Y, X), float32, of a labels slice (Y, X); all 0 where it is unlabelled."""
+    """Return one-hot target probabilities (C, Y, X), float32, of a labels slice (Y, X); all 0 where unlabelled."""
     index = class_index(labels, classes, ignore)
     targets: NDArray[np.float32] = (index == np.arange(classes).reshape(-1, 1, 1)).astype(np.float32)
     return targets
@@ -152,25 +151,26 @@ def target_probabilities(labels: NDArray[Any], classes: int = 2, ignore: int | N
 def outline_targets(
     labels: NDArray[Any], pixel: tuple[float, float] = (1.0, 1.0), ignore: int | None = None
 ) -> NDArray[np.float32]:
-    """Target probabilities (3, Y, X) of background, the inside of objects and their outlines; 0 where unlabelled.
+    """Return target probabilities (3, Y, X) of background, inside of objects and their outlines; 0 where unlabelled.
 
-    The outline are the pixels of an object nearer than `OUTLINE` to anything else: where two objects touch it is twice
-    as wide. Where a pixel to ignore is as near, nobody knows which it is: both are as likely.
+    The outline of an object consists of its pixels that are nearer than `OUTLINE` to anything else, so it is twice as
+    wide where two objects touch. If the nearest such pixel is an ignored one, it is unknown whether the pixel is
+    outline: inside and outline get 0.5 each.
 
     Parameters
     ----------
     labels : ndarray
-        (Y, X) integers or bool: each object its own value, 0 in between; errors as in `class_index`.
+        (Y, X) integers or bool: each object has its own value, and 0 is background. Errors are as in `class_index`.
     pixel : pair of float
         Sides (Y, X) of a pixel in working pixels.
     ignore : int, optional
         As in `class_index`.
     """
-    import edt  # not needed where torch is not, which reads labels too
+    import edt  # imported here: only needed with torch, while labels are read without torch too
 
     values, ignored = _ids(labels, ignore)
     parts = np.where(ignored, values.max(initial=0) + 1, values).astype(np.uint64)
-    away = edt.edt(parts, anisotropy=pixel, black_border=False)  # from another part: centre to centre
+    away = edt.edt(parts, anisotropy=pixel, black_border=False)  # from another part, centre to centre
     outline = (values > 0) & (away <= max(OUTLINE, *pixel) + 1e-3)
     targets = np.stack([values == 0, (values > 0) & ~outline, outline]).astype(np.float32)
     if ignored.any():

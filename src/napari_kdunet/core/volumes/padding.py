@@ -15,12 +15,12 @@ from napari_kdunet.core.graphs import components
 __all__ = ["LEAST_REGION", "RUN", "Mask", "ReadRows", "find_regions", "grown", "strips_of"]
 
 RUN = 32
-"""Equal values side by side that no microscope records."""
+"""Number of equal values side by side that no microscope records."""
 LEAST_REGION = 64
-"""Pixels of a region of a stated fill value, which single pixels of the sample may have too."""
+"""Least number of pixels of a region of a stated fill value, which single pixels of the sample may have too."""
 BAND = 4
-"""Least width of a band of padding, such as a seam between tiles or a crack, which runs through half of a slice."""
-_LEAST_CORNER = 4 * RUN  # pixels of a region at the border
+"""Least width in pixels of a band of padding, such as a seam between tiles or a crack, through half of a slice."""
+_LEAST_CORNER = 4 * RUN  # least pixels of a region at the border
 _BLOCK = 16  # pixels that a block of a lossy JPEG and its neighbour reach into the padding
 _RECTANGULAR = 0.95  # least share of its bounding box that a missing tile covers
 
@@ -29,12 +29,12 @@ ReadRows: TypeAlias = Callable[[slice], NDArray[Any]]
 
 
 def strips_of(height: int, rows: int) -> Iterator[slice]:
-    """Rows of a slice, so many at a time."""
+    """Split the rows of a slice into strips of up to `rows`."""
     return (slice(top, min(top + rows, height)) for top in range(0, height, rows))
 
 
 def grown(mask: NDArray[np.bool_], pixels: int) -> NDArray[np.bool_]:
-    """A mask (Y, X) grown by so many pixels to all sides, diagonals too; of bits, in a tenth of a filter's time."""
+    """Return a mask (Y, X) grown by `pixels` to all sides, diagonals too, in a tenth of the time of a filter."""
     for axis in (0, 1):
         along = np.moveaxis(mask, axis, 0)
         wide = along.copy()
@@ -46,7 +46,7 @@ def grown(mask: NDArray[np.bool_], pixels: int) -> NDArray[np.bool_]:
 
 
 class Mask:
-    """A boolean mask (Y, X) in an eighth of its size."""
+    """A boolean mask (Y, X), stored as bits in an eighth of its size."""
 
     def __init__(self, shape: tuple[int, int]) -> None:
         self.shape = shape
@@ -54,11 +54,11 @@ class Mask:
 
     @property
     def nbytes(self) -> int:
-        """Bytes that it takes."""
+        """Bytes that the mask takes in memory."""
         return self._bits.nbytes
 
     def add(self, rows: slice, mask: NDArray[Any]) -> None:
-        """Mark pixels of these rows too."""
+        """Mark pixels of these rows in addition, where `mask` (rows, X) is true."""
         self._bits[rows] |= np.packbits(mask, axis=1)
 
     def __ior__(self, other: Mask) -> Mask:
@@ -66,11 +66,11 @@ class Mask:
         return self
 
     def any(self) -> bool:
-        """Whether a pixel is marked."""
+        """Whether any pixel is marked."""
         return bool(self._bits.any())
 
     def window(self, y: slice = slice(None), x: slice = slice(None), grow: int = 0) -> NDArray[np.bool_]:
-        """The mask in a window, grown by so many pixels to all sides."""
+        """Return the mask (Y, X) in a window, grown by `grow` pixels to all sides."""
         (top, bottom, _), (left, right, _) = (part.indices(n) for part, n in zip((y, x), self.shape, strict=True))
         first_y, first_x = max(top - grow, 0), max(left - grow, 0)
         last_x = min(right + grow, self.shape[1])
@@ -84,12 +84,16 @@ class Mask:
 def find_regions(
     read: ReadRows, shape: tuple[int, int], value: float, stated: bool, pixels_at_once: int = 2**24, band: bool = False
 ) -> Mask:
-    """Connected regions of exactly this value that lie outside the sample.
+    """Find the connected regions of exactly this value that lie outside the sample.
 
-    Of a value that somebody has `stated` all but specks. Of one that is guessed those that are large and either reach
-    the border, or have the value of one that does, or are rectangles, as missing tiles are. Of NaN, which
-    is no value of an image, all but specks at the border; elsewhere it stays an error, unless it is stated. Of the
-    value of a `band` those that reach the border and run through half of the slice.
+    Which regions these are depends on the value:
+
+    - `stated` by the user: all but specks; with NaN, all.
+    - NaN, not stated: all but specks at the border. Elsewhere it stays an error, as it is no value of an image.
+    - Of a `band`: those that reach the border and run through half of the slice.
+    - Otherwise guessed: large ones that reach the border, or are rectangles, as missing tiles are; and if any reaches
+      the border, all large ones.
+
     The slice is labelled in strips of `pixels_at_once`, and the regions are joined across them.
     """
 
@@ -110,7 +114,7 @@ def find_regions(
         chosen = (border > 0) & (area >= RUN * RUN) & (2 * sides >= np.array([shape]).T).any(axis=0)
     else:
         rectangular = (sides.min(axis=0) >= RUN) & (area >= _RECTANGULAR * sides.prod(axis=0))
-        # a line of one pixel is no padding: a ramp has one
+        # a line that is one pixel wide is not padding: a ramp has one
         at_border = (border > 0) & (2 * area >= np.maximum(2 * _LEAST_CORNER, 3 * border))
         chosen = at_border | ((area >= RUN * RUN) & (rectangular | at_border.any()))
     outside = Mask(shape)
@@ -123,7 +127,7 @@ def find_regions(
 
 
 class _Regions:
-    """Connected regions of a slice that is labelled strip by strip."""
+    """Connected regions of a slice that is labelled strip by strip and joined at the end."""
 
     def __init__(self, shape: tuple[int, int]) -> None:
         self.shape = shape
@@ -137,7 +141,7 @@ class _Regions:
         self._last: NDArray[np.int64] | None = None
 
     def add(self, rows: slice, labelled: NDArray[np.int32], count: int) -> None:
-        """Take in the regions of the next strip, 1 to `count` in `labelled`."""
+        """Add the regions of the next strip, which are 1 to `count` in `labelled`."""
         area = np.bincount(labelled.reshape(-1), minlength=count + 1)[1:]
         lines = [labelled[:, 0], labelled[:, -1]]
         lines += [labelled[0]] * (rows.start == 0) + [labelled[-1]] * (rows.stop == self.shape[0])
@@ -160,7 +164,7 @@ class _Regions:
         self._boxes.append(boxes)
 
     def joined(self) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
-        """Of each strip's regions, as parts of those of the slice: area, pixels at the border, sides (y and x)."""
+        """Return, for each strip's regions, area, pixels at the border and sides (y, x) of the whole joined region."""
         area, border, boxes = (np.concatenate(each) for each in (self._areas, self._border, self._boxes))
         if self._pairs and self._count:
             count, of = components(np.concatenate(self._pairs, axis=1), self._count)
@@ -175,14 +179,14 @@ class _Regions:
 
 
 def _with_soft_edge(strip: NDArray[Any], region: NDArray[np.bool_], value: float) -> NDArray[np.bool_]:
-    """The region with what a lossy compression has made of its edge, where most of the next pixels are much like it."""
+    """Return the region with its edge as lossy compression has left it, if most adjacent pixels are close in value."""
     around = grown(region, 1) & ~region
     if not around.any():
         return region
     with np.errstate(over="ignore", invalid="ignore"):
         distance = np.abs(strip.astype(np.float32) - np.float32(value))
         tolerance = np.median(distance[~region][::_BLOCK]) / 4
-    if not math.isfinite(tolerance):  # of infinite padding, or the lowest of floats
+    if not math.isfinite(tolerance):  # the padding is infinite, or the lowest float
         return region
     near = distance <= tolerance
     if 2 * np.count_nonzero(near & around) < np.count_nonzero(around):

@@ -1,17 +1,22 @@
 """Probability maps and masks: one rule for what the values of a prediction, by any tool, mean.
 
 - Floating point: probabilities of the foreground, from 0 to 1.
-- bool, or integers of which all but one value are 0: a mask.
-- uint8 and uint16 that look like probabilities, from 0 to 255 or to 65535: neighbours differ by little, and most of
-  those that differ are both above 0, or every fourth pair differs; or nothing is 0, and some are above the half.
-- Other integers: classes or instances; what is not 0 is foreground. Of uint64 2^64-3 is background too, as in CREMI's.
+- bool, or integers with a single value besides 0: a mask.
+- uint8 and uint16 that look like probabilities, from 0 to 255 or to 65535. Either neighbouring pixels differ by little,
+  and at least half of the pairs that differ are both above 0 or a quarter of all pairs differ; or no pixel is 0, and
+  some are above half of the dtype's largest value.
+- Other integers: classes or instances; non-zero is foreground. In uint64, 2^64-3 is background too, as in CREMI's data.
 
-Of integers of more bits, and of signed ones, the values are looked at only to tell a mask from classes or instances.
+The values of wider and of signed integers are examined only to tell a mask from classes or instances.
 
-Refused are integers below 0, those of which nothing is 0, as they have no background, and uint8 or uint16 of few values
-some of which are above the half: the classes, or instances, of some tool, or coarse probabilities of another. So are
-those that look like probabilities of a smaller scale than their type's: per cent in uint8; up to 255, 1000 or 4095 in
-uint16.
+These are refused:
+
+- Negative integers.
+- Integers without a 0, as they have no background.
+- uint8 or uint16 of few values, some of which are above half of the dtype's largest value: they may be classes or
+  instances of one tool, or coarse probabilities of another.
+- uint8 or uint16 that look like probabilities on a smaller scale than that of their dtype: per cent in uint8; up to
+  255, 1000 or 4095 in uint16.
 """
 
 from __future__ import annotations
@@ -33,14 +38,14 @@ from napari_kdunet.core.volumes.volume import Volume
 
 __all__ = ["above", "is_probability", "kind_of", "read_probability"]
 
-_SMALL_INTEGERS = (np.uint8, np.uint16)  # which may be probabilities
-_SLICES = 8  # that are looked at
-_LEVELS = 16  # that classes may have, or instances of small numbers
-_NOISY = 1 / 4  # share of neighbours that differ, which is far more than in masks and labels
-_SMALLEST_SCALE = 0.02  # of the largest value of a type: 255 or 1000 in 16 bits
-_SCALES = (100, 255, 1000, 4095, 10_000)  # of probabilities, beside the largest value of a type
-_COARSE = 20  # steps of a scale: few instances have numbers that are all multiples of so much
-_STEP = 1 / 4  # of the largest value: neighbours in a map of instances differ by more
+_SMALL_INTEGERS = (np.uint8, np.uint16)  # dtypes that may hold probabilities
+_SLICES = 8  # slices that are examined
+_LEVELS = 16  # most distinct values of classes, or of instances with small ids
+_NOISY = 1 / 4  # share of neighbouring pairs that differ: far more than in masks and labels
+_SMALLEST_SCALE = 0.02  # share of a dtype's largest value; a scale up to it is another one: 255 or 1000 in 16 bits
+_SCALES = (100, 255, 1000, 4095, 10_000)  # of probabilities, besides the largest value of a dtype
+_COARSE = 20  # most steps of a coarse scale: the ids of instances are hardly all multiples of so large a step
+_STEP = 1 / 4  # of the highest value: neighbours in a map of instances differ by more
 
 Kind: TypeAlias = Literal["probability", "mask", "labels"]
 
@@ -48,12 +53,12 @@ _known: WeakKeyDictionary[Volume, Kind] = WeakKeyDictionary()
 
 
 def is_probability(volume: Volume) -> bool:
-    """Whether the values of a volume are probabilities, as `kind_of` says; else what is not 0 is foreground."""
+    """Whether the values of a volume are probabilities, according to `kind_of`; otherwise non-zero is foreground."""
     return (volume.dtype.kind == "f" or volume.dtype in _SMALL_INTEGERS) and kind_of(volume) == "probability"
 
 
 def kind_of(volume: Volume) -> Kind:
-    """What the values of a volume mean; up to eight slices of integers are looked at, once.
+    """Return what the values of a volume mean; up to eight slices of integers are examined, and the result is cached.
 
     Raises
     ------
@@ -73,7 +78,7 @@ def kind_of(volume: Volume) -> Kind:
 
 
 def _mask_or_labels(slices: Iterable[NDArray[Any]], name: str) -> Kind:
-    """By whether there is one value beside 0."""
+    """Return ``mask`` if there is a single value besides 0, else ``labels``."""
     values, has_background = set[int](), False
     for each in slices:
         shown = each[each != 0]
@@ -100,7 +105,7 @@ def _kind_by_values(slices: list[NDArray[Any]], name: str) -> Kind:
     pairs = [np.stack((each[:, 1:].ravel(), each[:, :-1].ravel())).astype(np.int32) for each in slices]
     one, other = np.concatenate(pairs, axis=1)
     differ, inside = one != other, (one != other) & (one > 0) & (other > 0)
-    # half of noise is cut off at 0
+    # noise around 0 is clipped: half of it is 0
     many = differ.any() and (2 * inside.sum() >= differ.sum() or differ.mean() >= _NOISY)
     gradual = many and np.median(np.abs(one - other)[differ]) <= _STEP * highest
     scales = [scale for scale in _SCALES if scale <= half and scale / 2 < highest <= scale]
@@ -123,7 +128,7 @@ def _kind_by_values(slices: list[NDArray[Any]], name: str) -> Kind:
 
 
 def above(volume: Volume) -> Volume:
-    """The mask of what is above the threshold of a volume of probabilities, bool, as lazy as it is."""
+    """Return the bool mask of where a volume of probabilities is above its threshold, as lazy as the volume."""
     scale = np.iinfo(volume.dtype).max if volume.dtype.kind == "u" else 1
     source = MappedArray(volume.source, partial(_exceeds, level=volume.threshold * scale), bool)
     return replace(volume, source=source)

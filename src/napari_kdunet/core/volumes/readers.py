@@ -37,19 +37,19 @@ class Format:
     Attributes
     ----------
     title : str
-        What it is called.
+        Name of the format.
     open : callable
         Opens a path: (path, selection, name for messages) -> `Stored`.
     metadata : str
         What is taken from its metadata, for the documentation.
     endings : tuple of str
-        Endings of its files; none of a folder.
+        Endings of its files; empty if the format is a folder.
     holds : callable, optional
-        Tells, of a folder, whether it is one.
+        Tells whether a folder is of this format.
     needs : str, optional
         Module without which it cannot be read; the extra `formats` brings it.
     parts : callable, optional
-        Gives the names of other files, as a file states them, that it takes pixels of.
+        Returns the names of the other files, as a file states them, that it takes pixels from.
     """
 
     title: str
@@ -123,7 +123,7 @@ FORMATS = (
         holds=Path.is_dir,
     ),
 )
-"""What can be read; of a folder the first format that holds it is taken."""
+"""Formats that can be read; for a folder, the first one whose `holds` is true is taken."""
 
 READERS: dict[str, Format] = {ending: row for row in FORMATS for ending in row.endings}
 """The format of a file, by its ending."""
@@ -135,13 +135,13 @@ def open_source(source: Any, selection: Selection, name: str) -> Opened:
     Raises
     ------
     VolumeError
-        The source is of no kind that is known, or not a volume. A damaged one raises whatever its library raises.
+        The source is of an unknown kind, or not a volume. A damaged one raises whatever its library raises.
     """
     return view_zyx(_open(source, selection, name), selection, name)
 
 
 def parts_of(path: Path) -> set[Path]:
-    """Files and folders elsewhere that a volume takes pixels of: those of an OME-TIFF, links in a Zarr group."""
+    """Return other files and folders that a volume takes pixels from: those of an OME-TIFF, links in a Zarr group."""
     if path.is_dir() and is_zarr(path):
         with suppress(OSError):
             return {entry for entry in path.iterdir() if entry.is_symlink()}
@@ -156,19 +156,19 @@ def parts_of(path: Path) -> set[Path]:
 
 
 def _row_of(path: Path) -> Format | None:
-    """The format of a file, by the longest ending that fits."""
+    """Return the format of a file, by the longest ending that fits; None if it is unknown."""
     return READERS.get(max((e for e in READERS if path.name.lower().endswith(e)), key=len, default=""))
 
 
 def name_of(source: Any) -> str:
-    """Name of a source for messages: its path, with control characters escaped, or what it is."""
+    """Return the name of a source for messages: its path, with control characters escaped, or its type."""
     if isinstance(source, (str, Path)):
         return escape(str(source))
     return str(source.store_path) if isinstance(source, zarr.Group) else f"the {type(source).__name__} array"
 
 
 def _open(source: Any, selection: Selection, name: str) -> Stored:
-    if isinstance(source, str) and not source.strip():  # not the current folder: a variable of a shell that is not set
+    if isinstance(source, str) and not source.strip():  # an unset shell variable: not the current folder
         raise VolumeError("the name of the volume is empty: give a file or a folder")
     if isinstance(source, str) and "://" in source:
         return open_zarr_url(source, selection, name)
@@ -184,7 +184,7 @@ def _open(source: Any, selection: Selection, name: str) -> Stored:
 
 def _open_path(source: str, selection: Selection, name: str) -> Stored:
     file, inside = split_hdf5(source)
-    path = file.absolute()  # another process may be elsewhere
+    path = file.absolute()  # another process may have another working directory
     if "\0" in source or not path.exists():
         linked = "a link to a file that is not there" if path.is_symlink() else "no such file or folder"
         raise VolumeError(f"{linked}: {name}")

@@ -1,7 +1,7 @@
-"""Between an image's own pixels and the working pixels of a model.
+"""Resampling between an image's own pixels and the working pixels of a model.
 
 The ratio of the two is rounded to a fraction of small integers, so that a tile that starts at a multiple of
-`Grid.unit` starts on whole pixels on both sides and resampling a tile equals resampling the image.
+`Grid.unit` starts at a whole pixel of either kind, and resampling a tile equals resampling the image.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from napari_kdunet.core.errors import ConfigError
 from napari_kdunet.core.volumes.sample import compiled_passes
 
-if TYPE_CHECKING:  # exported models use the grid where there is no torch
+if TYPE_CHECKING:  # exported models use the grid without torch
     from torch import Tensor
 
     from napari_kdunet.core.volumes.voxel_size import VoxelSize
@@ -26,27 +26,32 @@ if TYPE_CHECKING:  # exported models use the grid where there is no torch
 __all__ = ["LARGEST_DENOMINATOR", "Grid"]
 
 Bilinear: TypeAlias = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]
-"""Of each pixel along an axis the two that it lies between, and how near it is to the second, from 0 to 1."""
+"""For each pixel along an axis, the two that it lies between, and the weight of the second, from 0 to 1."""
 
-LARGEST_DENOMINATOR = 6  # 10 nm : 4.6 nm becomes 13 : 6; at worst, near 1 : 1, 8 % off: within the scale augmented
+LARGEST_DENOMINATOR = 6  # 10 nm : 4.6 nm becomes 13 : 6; at worst, near 1 : 1, it is 8 % off, within scale augmentation
 
 
 def _simple(ratio: float) -> Fraction:
-    """The fraction of small integers nearest to a ratio of at least 1."""
+    """Return the fraction of small integers nearest to a ratio of at least 1."""
     return Fraction(ratio).limit_denominator(LARGEST_DENOMINATOR)
 
 
 @dataclass(frozen=True)
 class Grid:
-    """How many working pixels an image's own pixel is wide, along Y and X."""
+    """Width of an image's own pixel in working pixels, along Y and X."""
 
     ratio: tuple[Fraction, Fraction] = (Fraction(1), Fraction(1))
 
     @classmethod
     def between(cls, pixel: tuple[float, float] | None, working: float) -> Grid:
-        """The grid from an image's `pixel` size (YX, nm) to the `working` pixel size (nm).
+        """Return the grid from an image's `pixel` size (YX, nm) to the `working` pixel size (nm).
 
-        Where the image's is not known (None) or `working` is 0, both are taken as the same.
+        If the image's is unknown (None) or `working` is 0, both are taken to be equal.
+
+        Raises
+        ------
+        ConfigError
+            If one is more than 64 times the other.
         """
         if pixel is None or working == 0:
             return cls()
@@ -59,16 +64,16 @@ class Grid:
 
     @classmethod
     def in_plane(cls, voxel_size: VoxelSize | None, working: float) -> Grid:
-        """As `between`, from the Y and X of a voxel size (ZYX, nm)."""
+        """Return the grid as `between` does, from the Y and X of a voxel size (ZYX, nm)."""
         return cls.between(voxel_size and voxel_size[1:], working)
 
     def unit(self, multiple: int) -> tuple[int, int]:
-        """Smallest steps (Y, X) in the image's pixels that are whole multiples of `multiple` working pixels."""
+        """Return the smallest steps (Y, X) in image pixels that are whole multiples of `multiple` working pixels."""
         ry, rx = (math.lcm(r.numerator, multiple) // r.numerator * r.denominator for r in self.ratio)
         return ry, rx
 
     def working_size(self, size: tuple[int, int]) -> tuple[int, int]:
-        """Size in working pixels of `size` image pixels, rounded up."""
+        """Return the size (Y, X) in working pixels of `size` image pixels, rounded up."""
         y, x = (math.ceil(n * r) for n, r in zip(size, self.ratio, strict=True))
         return y, x
 
@@ -77,13 +82,13 @@ class Grid:
         return _resample(image, self.ratio)
 
     def to_image(self, working: Tensor) -> Tensor:
-        """Resample (N, C, Y, X) working pixels (logits) bilinearly to the image's."""
+        """Resample (N, C, Y, X) from working pixels (logits) to image pixels, by the same methods as `to_working`."""
         return _resample(working, (1 / self.ratio[0], 1 / self.ratio[1]))
 
     def above(self, working: Tensor, level: float, window: tuple[slice, slice]) -> NDArray[np.uint8]:
-        """1 where `to_image` of one plane (Y, X) is above a level, else 0; of a `window` of the image's pixels.
+        """Return 1 where `to_image` of a plane (Y, X) is above `level`, else 0, in a `window` of image pixels.
 
-        In one pass, if the passes over pixels are compiled and the plane is on the CPU and to be enlarged alone.
+        This takes one pass if compiled passes are available, the plane is on the CPU, and it is only enlarged.
         """
         compiled = compiled_passes()
         if compiled is None or working.device.type != "cpu" or max(self.ratio) > 1 or self == Grid():
@@ -99,7 +104,7 @@ class Grid:
 
 @lru_cache
 def _bilinear(size: int, wanted: int, start: int, stop: int) -> Bilinear:
-    """Where the pixels `start` to `stop` are in a line of `size` that is enlarged to `wanted`; as torch's."""
+    """Locate the pixels `start` to `stop` of a line of `size` pixels that is enlarged to `wanted`, as torch does."""
     where = np.maximum((np.arange(start, stop) + 0.5) * (size / wanted) - 0.5, 0)
     first = where.astype(np.int64)
     return first, np.minimum(first + 1, size - 1), (where - first).astype(np.float32)
@@ -114,17 +119,17 @@ def _resample(x: Tensor, ratio: tuple[Fraction, Fraction]) -> Tensor:
             x = _shrink(x, axis, 1 / r)
     if list(x.shape[-2:]) == size:
         return x
-    exact = all(r.numerator & (r.numerator - 1) == 0 for r in ratio)  # else float32 is off by 1e-7 of the image's width
+    exact = all(r.numerator & (r.numerator - 1) == 0 for r in ratio)  # otherwise float32 is off by 1e-7 of the width
     return F.interpolate(x if exact else x.double(), size, mode="bilinear", align_corners=False).to(x.dtype)
 
 
 def _shrink(x: Tensor, axis: int, factor: Fraction) -> Tensor:
-    """Mean of the area along one axis."""
+    """Shrink along one axis by the mean of the area."""
     import torch
     import torch.nn.functional as F
 
     size = list(x.shape[-2:])
-    if factor.denominator == 1 and size[axis] % factor == 0:  # as torch's, in a twentieth of the time
+    if factor.denominator == 1 and size[axis] % factor == 0:  # the same as torch's, in a twentieth of the time
         total: Tensor = reduce(torch.add, x.unflatten(axis, (-1, int(factor))).unbind(axis))
         return total / int(factor)
     size[axis] = math.ceil(size[axis] / factor)

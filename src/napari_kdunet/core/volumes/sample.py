@@ -4,8 +4,9 @@ Outside the sample are padding around a rotated, aligned or partly acquired imag
 their values say nothing, and would spoil the statistics that a slice is standardised by.
 
 Padding is found as large connected regions of exactly one value. The first test for them, runs of equal values along
-the borders and in every 32nd row, costs little, so that slices without padding pay nothing. Narrow bands of it, such as
-cracks and seams between tiles, are looked for in the lowest and the highest value alone, in every 32nd row and column.
+the borders and in every 32nd row, is cheap, so that slices without padding take hardly longer. Narrow bands of padding,
+such as cracks and seams between tiles, are looked for in every 32nd row and column, and only in the lowest and the
+highest value.
 """
 
 from __future__ import annotations
@@ -24,19 +25,19 @@ __all__ = ["BLURRED", "Pad", "Summary", "UnusableError", "compiled_passes", "mir
 
 BLURRED = 2  # pixels along the edge of the sample that interpolation mixes with the padding
 _MOST_FILLS = 8
-_CORNER = 16  # equal values along both sides of a corner
-_IN_RUNS = 0.6  # least share of a value's pixels that are in runs, where it may be a band of padding and not saturation
-_MOST_BANDS = 4  # that a line of a slice crosses, in the mean
+_CORNER = 16  # pixels of equal value along both sides of a corner, which may be padding
+_IN_RUNS = 0.6  # least share of a value's pixels that are in runs if it is a band of padding rather than saturation
+_MOST_BANDS = 4  # bands that a line of a slice crosses at most, on average
 _STRIP_ROWS = 1024
 _AT_ONCE = 2**15  # pixels that are float64 at a time: few enough for the cache
-_COMPILED = (np.uint8, np.uint16, np.int16, np.float32)  # what images are of, as each takes a second to compile
-_LEAST_SAMPLE = 0.01  # share of a slice; with less, and less than a few pixels, there is none
-_NOISE_LEVELS = 16  # distinct values of a slice that may be nothing but read noise ...
-_NOISE_SHARE = 0.02  # ... or standard deviation, as a share of the range of 8 and 16 bit integers
+_COMPILED = (np.uint8, np.uint16, np.int16, np.float32)  # usual dtypes of images; each takes a second to compile
+_LEAST_SAMPLE = 0.01  # share of a slice; with less, and less than RUN x RUN pixels, it has no sample
+_NOISE_LEVELS = 16  # most distinct values of a slice that may be nothing but read noise ...
+_NOISE_SHARE = 0.02  # ... or its largest standard deviation, as a share of the range of 8 and 16 bit integers
 _UNLIKE = 0.02  # correlation of neighbouring pixels below which they have nothing in common
 _SURELY_ALIKE = 0.3  # ... and above which a look at every 32nd row is enough
 _FILLED_ROWS = 256
-_KEPT = 2**22  # pixels of a window whose mirror images are kept for the next slice
+_KEPT = 2**22  # pixels of the largest window whose mirror images are cached for the next slice
 
 
 Pad: TypeAlias = tuple[int, int]
@@ -44,14 +45,14 @@ Pad: TypeAlias = tuple[int, int]
 
 
 class UnusableError(ValueError):
-    """Values that cannot be standardised; the message goes on after the name of the slice."""
+    """Values that cannot be standardised; the message continues a sentence that begins with the slice."""
 
 
 class Summary(NamedTuple):
-    """What is to be known of a slice before it is standardised.
+    """Statistics of a slice that are needed to standardise it.
 
-    `mean` and `std` are those of the sample, in raw values. `outside` marks the pixels outside it, None where there
-    are none; `lost` says that all are.
+    `mean` and `std` are those of the sample, in raw values. `outside` marks the pixels outside the sample, None if
+    there are none; `lost` says that the slice shows no sample.
     """
 
     mean: float
@@ -72,14 +73,14 @@ def summarise(
     shape : tuple of int
         (Y, X).
     fill : float, optional
-        The value outside the sample, which may be NaN; found by itself if None.
+        Value outside the sample, which may be NaN; padding is detected if None.
     stated : callable, optional
-        Reads rows of a mask that is non-zero in the sample, in place of both.
+        Reads rows of a mask that is non-zero in the sample; then `fill` is not used, and no padding is detected.
 
     Raises
     ------
     UnusableError
-        If the sample holds NaN or infinite values, or its standard deviation is not a number.
+        If the sample holds NaN or infinite values, or values too large or too small to compute with.
     """
     scan = _Scan(shape)
     for rows in strips_of(shape[0], _STRIP_ROWS):
@@ -111,16 +112,16 @@ def summarise(
 def standardised(
     pixels: NDArray[Any], mean: float, std: float, pads: tuple[Pad, Pad] = ((0, 0), (0, 0))
 ) -> NDArray[np.float32]:
-    """``(pixels - mean) / std`` as float32, without dividing where `std` is 0, mirrored at its borders by `pads`.
+    """Return ``(pixels - mean) / std`` as float32, undivided if `std` is 0, with `pads` mirrored at its borders.
 
-    Pixels of more than 16 bits are subtracted in double: they may lie far from 0, and near each other.
+    Pixels of more than 16 bits are computed in double precision: they may be far from 0, and close to each other.
 
     Parameters
     ----------
     pixels : ndarray
         (Y, X), of any dtype.
     mean, std : float
-        Of the slice, in raw values.
+        Statistics of the slice, in raw values.
     pads : pair of (int, int)
         Pixels to add before and after, along Y and X.
     """
@@ -147,7 +148,7 @@ def standardised(
 
 @cache
 def compiled_passes() -> Any:
-    """Compiled passes over the pixels of a slice; None without Numba (the extra ``fast``)."""
+    """Return the module of compiled passes over the pixels of a slice; None without Numba (the extra ``fast``)."""
     try:
         from napari_kdunet.core.kernels import pixels
     except ImportError:
@@ -157,7 +158,7 @@ def compiled_passes() -> Any:
 
 @lru_cache
 def _reflected(size: int, before: int, after: int) -> NDArray[np.int64]:
-    """Which row (or column) each is of an image of `size` that is mirrored by so many at both ends."""
+    """Return the source index of each row (or column) of an image of `size` rows with mirrored rows at both ends."""
     return np.pad(np.arange(size), (before, after), mode="reflect")
 
 
@@ -175,12 +176,12 @@ def mirrored(
     outside : ndarray
         (Y, X) bool, the pixels to replace.
     inner : pair of slice
-        Window of the result. Where `pixels` has twice `reach` more on each side, or ends at the image's border, the
-        result does not depend on what lies beyond.
+        Window of the result within `pixels`. If `pixels` has twice `reach` more on each side, or ends at the image's
+        border, the result does not depend on what lies beyond.
     reach : int
-        Pixels that are farther from the sample get `value`, and so do those whose mirror image is outside too.
+        Distance in pixels: those farther from the sample get `value`, and so do those whose mirror image is outside.
     value : float
-        In raw units.
+        Value of pixels that are not mirrored, in raw units.
 
     Returns
     -------
@@ -195,18 +196,18 @@ def mirrored(
 
 
 def _nearest(value: float, dtype: np.dtype[Any]) -> int:
-    """The nearest number of an integer type; the mean of the largest of 64 bits is beyond them as a float."""
+    """Return the nearest value of an integer type; as a float, the mean of the largest 64-bit values is beyond it."""
     limits = np.iinfo(dtype)
     return min(max(round(value), int(limits.min)), int(limits.max))
 
 
 _Indices: TypeAlias = NDArray[np.int32]
 _last: tuple[NDArray[np.bool_], tuple[slice, slice], int, tuple[_Indices, _Indices]] | None = None
-"""What `_mirror_images` has found last: the slices of a stack are often cut alike."""
+"""Last arguments and result of `_mirror_images`, as the slices of a stack often have the same padding."""
 
 
 def _mirror_images(outside: NDArray[np.bool_], inner: tuple[slice, slice], reach: int) -> tuple[_Indices, _Indices]:
-    """Of the pixels to replace: flat indices in the result, and of their mirror images in the whole window."""
+    """Return flat indices of the pixels to replace, in the result, and of their mirror images, in the whole window."""
     global _last
     last = _last
     if last is not None and last[1:3] == (inner, reach) and np.array_equal(last[0], outside):
@@ -238,7 +239,7 @@ class _Moments:
     def __init__(self) -> None:
         self._parts: list[tuple[int, float, float]] = []
         self._range: tuple[float, float] = (math.inf, -math.inf)
-        """Of the pixels, as long as they are all alike."""
+        """Lowest and highest pixel as long as all are (nearly) equal; after that infinite."""
         self.finite = True
 
     @property
@@ -276,7 +277,7 @@ class _Moments:
 
 
 def _mean_and_variance(part: NDArray[Any]) -> tuple[float, float]:
-    """Those of at most `_AT_ONCE` pixels; of unsigned 8 and 16 bits from exact sums, in half the time."""
+    """Return mean and variance of at most `_AT_ONCE` pixels: of uint8 and uint16 from exact sums, in half the time."""
     if part.dtype in (np.uint8, np.uint16):
         compiled = compiled_passes()
         total, squares = _sums(part) if compiled is None else compiled.sums(part)
@@ -284,12 +285,12 @@ def _mean_and_variance(part: NDArray[Any]) -> tuple[float, float]:
     values = part.astype(np.float64)
     mean = values.mean()
     values -= mean
-    np.square(values, out=values)  # not values @ values: the threads of a BLAS take a core to wait for more
+    np.square(values, out=values)  # not values @ values: the threads of a BLAS then keep a core busy waiting
     return mean, values.mean()
 
 
 def _sums(part: NDArray[Any]) -> tuple[int, int]:
-    """As the compiled `sums`."""
+    """Return exact sums of pixels and of their squares, as the compiled `sums` does."""
     squared, summed = (np.uint16, np.uint32) if part.dtype == np.uint8 else (np.uint32, np.uint64)
     squares = part.astype(squared)
     total = int(np.add.reduce(squares, dtype=summed))
@@ -298,7 +299,7 @@ def _sums(part: NDArray[Any]) -> tuple[int, int]:
 
 
 class _Scan:
-    """The one look at each slice: its moments, and the values that may be padding."""
+    """The one pass over each slice: its moments, and the values that may be padding."""
 
     def __init__(self, shape: tuple[int, int]) -> None:
         self.shape, self.moments = shape, _Moments()
@@ -311,7 +312,7 @@ class _Scan:
         self._nan = False
 
     def add(self, rows: slice, strip: NDArray[Any]) -> None:
-        """Take in the next strip."""
+        """Add the next strip, `rows` of the slice."""
         if rows.start == 0:
             self._count_corners(strip)
         if rows.stop == self.shape[0]:
@@ -327,7 +328,7 @@ class _Scan:
             self._count_runs(np.concatenate(self._columns).T)
 
     def _count_corners(self, strip: NDArray[Any]) -> None:
-        """Note the value of a corner that is alike along both sides: a rotation by little leaves no longer run."""
+        """Note the value of a corner with equal pixels along both sides: a slight rotation leaves no longer run."""
         if min(self.shape) < 4 * _CORNER:
             return
         for corner in (strip[:_CORNER, :_CORNER], strip[:_CORNER, : -_CORNER - 1 : -1]):
@@ -337,8 +338,8 @@ class _Scan:
                 self._runs[value] = self._runs.get(value, 0) + _CORNER
 
     def _count_runs(self, lines: NDArray[Any]) -> None:
-        """Note the values of which there are `RUN` or more side by side."""
-        some = lines[:, :: RUN // 4]  # of which a run holds four: most lines have no such, and are done
+        """Note the values that occur `RUN` or more times side by side."""
+        some = lines[:, :: RUN // 4]  # a run covers four of these: most lines have no four equal ones, and are done
         alike = some[:, 1:] == some[:, :-1]
         if not (alike[:, 2:] & alike[:, 1:-1] & alike[:, :-2]).any():
             return
@@ -353,12 +354,12 @@ class _Scan:
             self._runs[value] = self._runs.get(value, 0) + int(lengths[i])
 
     def fills(self) -> list[float]:
-        """Values that may be padding, those with the longest runs."""
+        """Return the values that may be padding: those with most pixels in runs, and NaN if there is any."""
         values = sorted(self._runs, key=self._runs.__getitem__, reverse=True)[:_MOST_FILLS]
         return [*values, math.nan] if self._nan else values
 
     def bands(self) -> list[float]:
-        """The lowest and the highest value, where narrow bands of it may run through half of the slice."""
+        """Return the lowest and the highest value, each if narrow bands of it may run through half of the slice."""
         if min(self.shape) < 4 * RUN:
             return []
         rows, columns = np.concatenate(self.lines), np.concatenate(self._across).T
@@ -367,7 +368,7 @@ class _Scan:
 
 
 def _in_half_of(lines: NDArray[np.bool_]) -> bool:
-    """Whether half of the lines have a run as long as a band of padding is wide, few have many, and few are shorter."""
+    """Whether half of the lines have a run as long as a band is wide, few have many, and few runs are shorter."""
     pixels, last = np.count_nonzero(lines), lines.shape[1] - BAND + 1
     if 2 * pixels < BAND * len(lines):
         return False
@@ -390,7 +391,7 @@ def _stated(read: ReadRows, shape: tuple[int, int]) -> Mask:
 
 
 def _is_noise(read: ReadRows, mean: float, std: float, outside: Mask | None, scan: _Scan) -> bool:
-    """Whether the sample is nothing but read noise: few grey levels, and no pixel is like its neighbours."""
+    """Whether the sample is nothing but read noise: few grey levels, and neighbouring pixels are uncorrelated."""
     lines, shape = np.concatenate(scan.lines), scan.shape
     if math.prod(shape) < RUN * RUN or lines.dtype == bool:
         return False

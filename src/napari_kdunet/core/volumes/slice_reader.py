@@ -34,7 +34,7 @@ def iter_slices(volume: Any, indices: Sequence[int]) -> Iterator[Slice]:
     Parameters
     ----------
     volume : array-like or iterable
-        ZYX. Of a dask array the next slices are computed in the background while one is being used. Of an iterable,
+        ZYX. For a dask array, the next slices are computed in the background while one is being used. From an iterable,
         which has no index, all slices are taken.
     indices : sequence of int
         Slices to read, ascending.
@@ -42,7 +42,8 @@ def iter_slices(volume: Any, indices: Sequence[int]) -> Iterator[Slice]:
     Yields
     ------
     Slice
-        A slice that cannot be read does not end the iteration.
+        Index and pixels, or the error for a slice that cannot be read; a failed slice of an array does not end the
+        iteration.
     """
     if not hasattr(volume, "__getitem__"):
         return _enumerate_slices(volume)
@@ -59,12 +60,12 @@ def iter_slices(volume: Any, indices: Sequence[int]) -> Iterator[Slice]:
 
 
 def read_slices(volume: Volume, indices: Sequence[int], *window: slice) -> Iterator[NDArray[Any]]:
-    """As `iter_slices`, of a volume, or of a window (rows, columns) of its slices: the pixels alone.
+    """Read slices as `iter_slices` does, but yield only the pixels, of a volume or of a window (rows, columns) of it.
 
     Raises
     ------
     VolumeError
-        At a slice that cannot be read; it says why.
+        If a slice cannot be read; the message says why.
     """
     for z, pixels in iter_slices(volume.data[(slice(None), *window)] if window else volume.data, indices):
         if isinstance(pixels, VolumeError):
@@ -212,7 +213,7 @@ def _prefetch(volume: da.Array, indices: Sequence[int], most: int) -> Iterator[S
 
 
 def _leading_run(indices: Sequence[int], most: int) -> Sequence[int]:
-    """The first `indices`, up to `most`, as long as they have no gap."""
+    """Return the first `indices` without a gap, up to `most`."""
     count = 0
     while count < min(most, len(indices)) and indices[count] == indices[0] + count:
         count += 1

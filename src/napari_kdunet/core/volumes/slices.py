@@ -1,4 +1,4 @@
-"""Which slices stand for a volume."""
+"""Choice of the slices that stand for a volume."""
 
 from __future__ import annotations
 
@@ -8,6 +8,6 @@ __all__ = ["spaced"]
 
 
 def spaced(slices: Sequence[int], most: int) -> tuple[int, ...]:
-    """At most `most` of the slices, evenly spaced."""
+    """Return at most `most` of the slices, evenly spaced."""
     count = min(len(slices), most)
     return tuple(slices[(2 * i + 1) * len(slices) // (2 * count)] for i in range(count))

@@ -1,4 +1,4 @@
-"""Array-likes that readers make of files: read by position, page by page or by a library, opened anew elsewhere."""
+"""Array-likes that readers make of files: read by position, by page or by a library, and reopened in each process."""
 
 from __future__ import annotations
 
@@ -38,17 +38,17 @@ __all__ = [
 Key: TypeAlias = tuple[int | slice, slice, slice]
 
 _LARGEST_BLOCK = 2**29  # bytes that must be decoded at once, of a chunk or an image
-_LARGEST_CHUNK = 2**27  # bytes of a chunk, which stands in memory beside the pixels that are taken of it
+_LARGEST_CHUNK = 2**27  # bytes of a chunk, which is in memory beside the pixels that are taken from it
 _MOST_CHUNKS = 2**18  # at once, each of which takes some 0.1 ms
-_DEFLATE, _ZSTD_HEADER = 1032, 18  # the largest ratio, and bytes of a header
+_DEFLATE, _ZSTD_HEADER = 1032, 18  # largest ratio of deflate, and bytes of a header of Zstandard
 _LZMA_MEMORY = 2**27  # bytes, twice what its highest setting takes
-_IN_MEMORY = 2**30  # bytes of pages that are decoded once and kept, where every slice takes a line of each
+_IN_MEMORY = 2**30  # bytes of pages that are decoded once and cached if every slice takes a line of each
 
 
 class Source(Protocol):
     """A read-only array-like with axes ZYX: ``source[z, y, x]`` with z an int or a slice, y and x slices.
 
-    `dtype` is in native byte order; blocks may come in another.
+    `dtype` is in native byte order, but blocks may be in another.
     """
 
     shape: tuple[int, int, int]
@@ -59,9 +59,9 @@ class Source(Protocol):
 
 
 class LazyArray:
-    """An array that `opener` opens on first use in each process; pickled as the opener alone.
+    """An array that `opener` opens once in each process; it is pickled without the open array.
 
-    `fresh` says that each block that is read of it is a new array, which nobody else holds.
+    `fresh` says that each block read from it is a new array, which nothing else refers to.
     """
 
     def __init__(self, opener: Callable[[], Any], *, fresh: bool = False) -> None:
@@ -82,10 +82,10 @@ class LazyArray:
 
 
 class PagedArray:
-    """An array of any number of axes, the last ones in pages that `load` decodes whole, by index (in C order).
+    """An array of any number of axes, of which the last ones form pages; `load` decodes a page by its index (C order).
 
-    The last page is cached for the other tiles of a slice. Where slices run across the pages (`keep`) all are kept,
-    up to 1 GB.
+    The last page is cached for the other tiles of a slice. If slices run across the pages (`keep`), all are cached, up
+    to 1 GB.
     """
 
     def __init__(self, load: Callable[[int], Any], pages: tuple[int, ...], page: tuple[int, ...], dtype: Any) -> None:
@@ -121,9 +121,9 @@ class PagedArray:
 
 
 class RawArray(PagedArray):
-    """Pixels that stand in a file as they are, in C order; only the rows asked for are read.
+    """Pixels that are stored uncompressed in a file, in C order; only the rows asked for are read.
 
-    As lazy as a memory map, but a file that is cut short meanwhile is an error there, not the end of the process.
+    It is as lazy as a memory map, but a file that is cut short meanwhile raises an error, and does not end the process.
     """
 
     def __init__(self, path: Path, shape: tuple[int, ...], dtype: Any, offset: int, name: str) -> None:
@@ -155,7 +155,7 @@ class RawArray(PagedArray):
 
 
 class MappedArray:
-    """An array-like of which each block that is read goes through `function`, pixel by pixel."""
+    """An array-like that applies `function`, pixel by pixel, to each block that is read."""
 
     def __init__(self, array: Any, function: Callable[[Any], Any], dtype: Any) -> None:
         self.array, self.function, self.dtype = array, function, np.dtype(dtype)
@@ -171,7 +171,7 @@ class AxesView:
     Parameters
     ----------
     array : array-like
-        With `shape`, `dtype`, and an item for each axis.
+        Anything with `shape` and `dtype` that takes an index for each axis.
     axes : str
         Names of its axes, with y and x among them.
     fixed : mapping
@@ -215,7 +215,7 @@ class AxesView:
 
 
 def _ascending(item: int | slice, length: int, backwards: bool) -> tuple[int | slice, bool]:
-    """An item that no library refuses, for one that runs downwards, and whether what it selects has to be turned."""
+    """Return an ascending item, which no library refuses, and whether what it selects has to be reversed."""
     if not isinstance(item, slice):
         return length - 1 - item if backwards else item, False
     if not backwards and (item.step or 1) > 0:
@@ -237,18 +237,18 @@ def check_regular(path: Path, name: str) -> None:
 
 
 def check_part(path: Path, other: str, name: str) -> Path:
-    """Check a file that another names as a part of it: a regular one in its folder, or in one below it.
+    """Check that a file which another names as a part is a regular one, in the same folder or below; return its path.
 
     A stranger's file could name any other, whose bytes would become pixels. Symbolic links are followed.
 
     Parameters
     ----------
     path : Path
-        The file that names the other.
+        File that names the other.
     other : str
-        Its name there.
+        Name of the other, as that file states it.
     name : str
-        Of the former, for messages.
+        Name of the first file, for messages.
     """
     part = path.parent / other
     if part.exists() and not part.is_dir():
@@ -259,14 +259,14 @@ def check_part(path: Path, other: str, name: str) -> Path:
 
 
 def check_block(nbytes: int, stored: int, name: str, what: str) -> None:
-    """Check by its header that what must be decoded at once is of a sensible size.
+    """Check, by what a header states, that a block which must be decoded at once is of a sensible size.
 
     Parameters
     ----------
     nbytes : int
         Bytes when it is decoded.
     stored : int
-        Bytes in the file: no compression makes an image of a thousandth, and large ones are rarely a hundredth.
+        Bytes in the file: images never compress to a thousandth, and large ones rarely to a hundredth.
     name, what : str
         For the message, e.g. ``raw.zarr`` and ``chunks``.
     """
@@ -277,10 +277,10 @@ def check_block(nbytes: int, stored: int, name: str, what: str) -> None:
 
 
 def check_chunk(nbytes: int, stored: int, name: str) -> None:
-    """Check a chunk that is there before it is decoded, by the bytes that it has and those that it is to become.
+    """Check a chunk before it is decoded, by the bytes that are stored and those that it is to become.
 
-    Stricter than `check_block` for all of them: a volume can be of any size, and whoever makes chunks large and of next
-    to nothing can make them smaller.
+    This is stricter than `check_block` for all chunks together: a volume may be of any size, but chunks that are large
+    and compress to next to nothing can be stored as smaller ones.
     """
     if nbytes > _LARGEST_CHUNK and nbytes > 100 * stored:
         claim = f"{name} becomes {nbytes / 1e9:.1f} GB of {stored:,} bytes"
@@ -289,7 +289,7 @@ def check_chunk(nbytes: int, stored: int, name: str) -> None:
 
 
 def _memory() -> float:
-    """Bytes of this machine's memory; infinite where it cannot be asked."""
+    """Return the bytes of this machine's memory; infinite if the system does not tell."""
     try:
         memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (AttributeError, ValueError, OSError):  # not on Windows
@@ -304,19 +304,20 @@ def check_memory(nbytes: int) -> None:
 
 
 def check_chunk_count(lengths: Sequence[int], chunks: Sequence[int]) -> None:
-    """Check that a window of these lengths is not of so many chunks that it would take hours: one may be a pixel."""
+    """Check that a window of these lengths does not have so many chunks that it takes hours: a chunk may be a pixel."""
     count = math.prod(length // max(1, chunk) for length, chunk in zip(lengths, chunks, strict=True))
     if count > _MOST_CHUNKS:
         raise VolumeError(f"{count:,} chunks at once are too many: store it in larger ones, or read a part")
 
 
 def check_compressed(data: memoryview, nbytes: int, name: str) -> None:
-    """Check, by what a compressed chunk says of itself, that it does not become (much) more than its chunk.
+    """Check that a compressed chunk does not decompress to more than the size of a chunk.
 
     Parameters
     ----------
     data : memoryview
-        The chunk as it is stored; of zlib, bzip2 and xz it is decompressed up to `nbytes` if it could become too large.
+        The chunk as it is stored. Zstandard and Blosc state the size; zlib, bzip2 and xz are decompressed, up to
+        `nbytes`, if they could become too large.
     nbytes : int
         Bytes of a decoded chunk.
     name : str
@@ -327,16 +328,16 @@ def check_compressed(data: memoryview, nbytes: int, name: str) -> None:
         claimed = _decompressed_size(data, nbytes)
     elif head.startswith(b"\x28\xb5\x2f\xfd") and len(head) == _ZSTD_HEADER:
         claimed = _zstd_size(head)
-    elif len(head) == _ZSTD_HEADER and int.from_bytes(data[12:16], "little") == len(data):  # of Blosc
+    elif len(head) == _ZSTD_HEADER and int.from_bytes(data[12:16], "little") == len(data):  # Blosc
         claimed = int.from_bytes(data[4:8], "little")
     if claimed > nbytes:
         raise VolumeError(f"{name} holds more than a chunk of {nbytes:,} bytes: it is damaged")
 
 
 def _decompressed_size(data: memoryview, nbytes: int) -> int:
-    """Bytes that a chunk becomes by the decompressor that its first bytes ask for; more than `nbytes` count as one."""
+    """Return the bytes that a chunk of zlib, gzip, bzip2 or xz becomes, at most `nbytes` + 1; 0 if it is harmless."""
     kind = bytes(data[:1])
-    with suppress(zlib.error, OSError, EOFError, lzma.LZMAError):  # of pixels that only begin like it
+    with suppress(zlib.error, OSError, EOFError, lzma.LZMAError):  # pixels may begin with the same bytes
         if kind == b"B":
             return len(bz2.BZ2Decompressor().decompress(data, nbytes + 1))
         if kind == b"\xfd":
@@ -347,7 +348,7 @@ def _decompressed_size(data: memoryview, nbytes: int) -> int:
 
 
 def _zstd_size(data: bytes) -> int:
-    """Size that a Zstandard frame declares (RFC 8878, 3.1.1.1); 0 where it does not."""
+    """Return the size that a Zstandard frame declares (RFC 8878, 3.1.1.1); 0 if it declares none."""
     flag, single, dictionary = data[4] >> 6, data[4] >> 5 & 1, (0, 1, 2, 4)[data[4] & 3]
     start, length = 6 - single + dictionary, (single, 2, 4, 8)[flag]
     return int.from_bytes(data[start : start + length], "little") + (256 if flag == 1 else 0)

@@ -35,8 +35,8 @@ from napari_kdunet.core.volumes.voxel_size import VoxelSize, is_plausible
 __all__ = ["Volume", "VoxelSize", "check_labels", "open_pair", "open_volume"]
 
 _CACHED_SUMMARIES = 2**16  # slices
-_CACHED_BYTES = 2**26  # of their masks
-_ISOTROPIC = 1.05  # largest ratio of the sides of a voxel: less than the scale that training varies
+_CACHED_BYTES = 2**26  # bytes of their masks
+_ISOTROPIC = 1.05  # largest ratio of the sides of a voxel that counts as isotropic: less than training varies the scale
 _UNKNOWN_SIZE = ("pixel size unknown", "slice distance unknown")
 
 
@@ -53,17 +53,18 @@ class Volume:
     voxel_size : tuple of float or None
         Size of a voxel in nm (Z, Y, X); None where the source does not state it.
     fill : float or None
-        Value of the pixels outside the sample, where somebody has stated it; else it is found.
+        Value of the pixels outside the sample, if the user has stated it; otherwise padding is detected.
     sample : Volume or None
-        Mask of the sample, non-zero within, of the same shape; in place of `fill`.
+        Mask of the sample, non-zero within, of the same shape; then `fill` is not used.
     inverted : bool
-        Whether bright and dark have changed places since it was stored; `fill` has too.
+        Whether bright and dark are exchanged compared with what is stored; so is `fill`.
     notes : tuple of str
-        What was assumed on opening, a phrase each: of axes, of several images, of metadata that mean nothing.
+        What was assumed on opening, one phrase each: about axes, several images, metadata that make no sense.
     threshold : float
-        Of a probability, above which a voxel is foreground: that of its model, where `predict` wrote it.
+        If the volume holds probabilities, the one above which a voxel is foreground: that of the model if
+        napari-kdunet predicted them, else 0.5.
     selection : Selection
-        What was taken of a file that may hold more than one volume.
+        What was taken from a file that may hold more than one volume.
     """
 
     name: str
@@ -92,10 +93,10 @@ class Volume:
 
     @property
     def identity(self) -> tuple[Any, ...]:
-        """What a result that is to be gone on with depends on: name, date of the file, form and sample; no pixels."""
+        """What a result to be resumed depends on: name, date of the file, shape, dtype, sizes, sample; not pixels."""
         date = newest(split_hdf5(self.name)[0])
         sample = (self.fill, self.sample and self.sample.identity, *["inverted"] * self.inverted)
-        taken = replace(self.selection, skip_unreadable=False)  # which changes no slice that can be read
+        taken = replace(self.selection, skip_unreadable=False)  # it changes no slice that can be read
         return (self.name, taken, date, self.shape, str(self.dtype), self.voxel_size, sample)
 
     @property
@@ -117,7 +118,7 @@ class Volume:
         z : int
             Index of the slice, from 0.
         y, x : slice
-            Rows and columns; all by default. Of a TIFF the page is decoded, of a Zarr the chunks needed.
+            Rows and columns; all by default. For a TIFF the whole page is decoded, for a Zarr the chunks needed.
 
         Returns
         -------
@@ -140,7 +141,7 @@ class Volume:
             check_chunk_count(lengths, self.source.chunks)
             block = np.asarray(self.source[key], dtype=self.dtype)
             is_new = getattr(self.source, "fresh", False) and block.flags.writeable
-            return block if is_new else block.copy()  # a large one would stand in memory twice
+            return block if is_new else block.copy()  # a new block is not copied: it may be large
         except Exception as error:
             z = key[0] if isinstance(key[0], int) else "{}-{}".format(*key[0].indices(self.shape[0]))
             raise VolumeError(f"cannot read slice z={z} of {self.name}: {one_line(error)}") from error
@@ -159,32 +160,32 @@ class Volume:
         return self.__dict__ | {"_summaries": {}, "_lost": {}}
 
     def statistics(self, z: int, whole: np.ndarray[Any, Any] | None = None) -> tuple[float, float]:
-        """Mean and standard deviation of the sample in slice `z`, in the units of the raw values; remembered.
+        """Return mean and standard deviation of the sample in slice `z`, in the units of the raw values; cached.
 
-        The slice is read for that, unless it has been and is given (Y, X) as `whole`.
+        The slice is read for that, unless it is given (Y, X) as `whole`.
 
         Raises
         ------
         VolumeError
-            The slice cannot be read, or the sample in it holds NaN or infinite values, or such as overflow.
+            The slice cannot be read, or its sample holds NaN or infinite values, or values too large or too small.
         """
         summary = self._summary(z, whole)
         return summary.mean, summary.std
 
     def is_lost(self, z: int) -> bool:
-        """Whether slice `z` shows no sample at all: it is constant, or nothing but read noise."""
+        """Whether slice `z` shows no sample: it is constant, all padding, or only read noise; read it if need be."""
         if z not in self._lost:
             self._summary(z)
         return self._lost[z]
 
     def lost_slices(self) -> list[int]:
-        """Those z for which `is_lost` holds, of the slices that this process has looked at; none is read for it."""
+        """Return z of the lost slices, ascending, among those that this process has examined; none is read for this."""
         return sorted(z for z, lost in list(self._lost.items()) if lost)
 
     def outside(
         self, z: int, y: slice = slice(None), x: slice = slice(None)
     ) -> np.ndarray[Any, np.dtype[np.bool_]] | None:
-        """Which pixels of a window of slice `z` lie outside the sample, (Y, X) bool; None where none do."""
+        """Return which pixels of a window of slice `z` lie outside the sample, (Y, X) bool; None if none do."""
         summary = self._summary(z)
         if summary.lost:
             return np.ones([len(range(n)[part]) for n, part in zip(self.shape[1:], (y, x), strict=True)], bool)
@@ -192,9 +193,9 @@ class Volume:
         return mask if mask is not None and mask.any() else None
 
     def mirrored(self, z: int, y: slice, x: slice, reach: int) -> np.ndarray[Any, Any] | None:
-        """As `read`, with the image mirrored at the edge of the sample for `reach` pixels, and beyond that its mean.
+        """Read a window with the image mirrored at the sample's edge for `reach` pixels, and the sample's mean beyond.
 
-        None where there is nothing outside the sample to replace.
+        Return None if nothing in the window is outside the sample.
         """
         summary, window = self._summary(z), [part.indices(n) for part, n in zip((y, x), self.shape[1:], strict=True)]
         if summary.outside is None or not summary.outside.window(y, x, grow=BLURRED).any():
@@ -207,12 +208,12 @@ class Volume:
         return mirrored(self.read(z, *wide), outside, (inner[0], inner[1]), reach, summary.mean)
 
     def extract(self, windows: Sequence[tuple[int, slice, slice]]) -> Volume:
-        """Windows of slices in memory, standardised as their whole slices are.
+        """Return windows as the slices of a volume in memory, which are standardised as their whole slices are.
 
         Parameters
         ----------
         windows : sequence of (int, slice, slice)
-            Slice, rows and columns of each; all of one shape.
+            Slice, rows and columns of each window; all of one shape.
         """
         pixels = np.stack([self.read(*window) for window in windows])
         held = Volume(self.name, AxesView(pixels, "zyx"), self.voxel_size)
@@ -243,7 +244,7 @@ class Volume:
         kept = [known.outside.nbytes for known in list(self._summaries.values()) if known.outside is not None]
         if len(self._summaries) >= _CACHED_SUMMARIES or (summary.outside and sum(kept) > _CACHED_BYTES):
             self._summaries.clear()
-        self._lost[z], self._summaries[z] = summary.lost, summary  # in this order: others look in the second first
+        self._lost[z], self._summaries[z] = summary.lost, summary  # in this order: who finds a summary reads `_lost`
         return summary
 
 
@@ -279,19 +280,19 @@ def open_volume(
         Names of the stored axes, slowest first, in place of those that the source states: letters of Z, Y, X,
         C (channel) and T (time), e.g. ``XYZ`` or ``TCZYX``.
     channel, time, series : int, optional
-        Which channel, time point, and image of a file with several, from 0.
+        Index, from 0, of the channel, of the time point, and of the image in a file with several.
     on_error : {"stop", "skip"}
-        Whether a slice of a folder that cannot be opened is an error now, or when it is read.
+        Whether a slice of a folder that cannot be opened is an error now (``stop``), or when it is read (``skip``).
     name : str, optional
         Name for messages; the path by default.
     fill : float, optional
         Value of the pixels outside the sample, e.g. 0, or NaN; large constant regions at the borders, missing tiles
         and lost sections are found without it.
     sample : volume, optional
-        Mask of the sample, non-zero within; any of what `source` may be, of the same shape.
+        Mask of the sample, non-zero within: anything that `source` may be, of the same shape.
     invert : bool
-        Exchange bright and dark, for a model that knows the opposite contrast: integers to the largest of their type
-        minus them (-1 minus them where they are signed), floats to their negative.
+        Exchange bright and dark, for a model that knows the opposite contrast: unsigned integers are subtracted from
+        the largest value of their dtype, signed ones from -1, and floats are negated.
 
     Returns
     -------
@@ -301,7 +302,7 @@ def open_volume(
     Raises
     ------
     VolumeError
-        The source is missing, damaged, empty, of an unknown kind, RGB or not a volume, or `sample` does not fit.
+        The source is missing, damaged, empty, of an unknown kind, RGB or not a volume, or an argument does not fit it.
     """
     if isinstance(source, Volume):
         chosen = {"level": level or None, "axes": axes, "channel": channel, "time": time, "series": series}
@@ -379,7 +380,7 @@ def check_planes(volume: Volume) -> None:
     Raises
     ------
     ConfigError
-        If it is a single slice, or its voxels are not isotropic; of an unknown size they are taken as so.
+        If it is a single slice, or its voxels are not isotropic; voxels of unknown size are taken to be.
     """
     if volume.shape[0] == 1:
         raise ConfigError(f"{volume.name} is a single slice: planes zyx need a volume, take planes z.")

@@ -24,7 +24,7 @@ __all__ = [
 VoxelSize: TypeAlias = tuple[float, float, float]
 Sizes: TypeAlias = dict[str, tuple[Any, Any]]
 Stated: TypeAlias = Mapping[str, tuple[Any, Any]]
-"""For an axis (z, y, x) its size and unit, as they stand in the file: text, number or what else there is."""
+"""Size and unit of each axis (z, y, x), as they stand in the file: text, a number or anything else."""
 
 _UNITS = {
     1e-3: "pm picometer picometre",
@@ -38,11 +38,11 @@ _UNITS = {
 }
 _NM = {name: factor for factor, names in _UNITS.items() for name in names.split()}
 _NO_UNIT = ("", "none", "null", "pixel", "px", "voxel", "unknown")
-_SMALLEST, _LARGEST = 0.1, 500.0  # nm: no electron micrograph of a volume has other pixels
+_SMALLEST, _LARGEST = 0.1, 500.0  # nm: pixels of volume EM are within this range
 
 
 def to_number(value: Any) -> float:
-    """Read a number that may be text, with a decimal comma, or a rational; NaN where it is none."""
+    """Read a number that may be text, with a decimal comma, or a rational; NaN if it is not a number."""
     if isinstance(value, bytes):
         value = value.decode("latin-1")
     if isinstance(value, str):
@@ -60,7 +60,7 @@ def to_number(value: Any) -> float:
 
 
 def nanometres(size: Any, unit: Any) -> float | None:
-    """Convert a size to nm; None where it is not a finite number but 0, or its unit is not one of length."""
+    """Convert a size to nm; None if it is 0, infinite or not a number, or its unit is not one of length."""
     text = _unit_text(unit)
     factor = _NM.get(text, _NM.get(text.removesuffix("s")))
     size = abs(to_number(size))
@@ -68,15 +68,15 @@ def nanometres(size: Any, unit: Any) -> float | None:
 
 
 def read_voxel_size(stated: Stated, *, level: int = 0) -> tuple[VoxelSize | None, tuple[str, ...]]:
-    """Voxel size (nm, ZYX) from what a file states, and notes on what in it means nothing.
+    """Return the voxel size (nm, ZYX) that a file states, None if unknown, and notes on what makes no sense in it.
 
-    Sizes that are not stated are filled in: y and x from each other, z from the plane. A pixel under 0.1 or over
-    500 nm in plane (at the full resolution of a pyramid) counts as unknown: it is of another unit, or for printing.
+    Sizes that are not stated are filled in: y and x from each other, z from x. A pixel under 0.1 or over 500 nm in
+    plane (at the full resolution of a pyramid) counts as unknown: its unit is another one, or it is meant for printing.
 
     Parameters
     ----------
     stated : mapping
-        For an axis its size and unit as they stand in the file.
+        Size and unit of each axis, as they stand in the file.
     level : int
         Scale level of a pyramid.
     """
@@ -95,17 +95,17 @@ def read_voxel_size(stated: Stated, *, level: int = 0) -> tuple[VoxelSize | None
             notes.append(f"{what} unknown: it is stated as {text}, and taken as {other}")
     if text := odd.get("z"):
         notes.append(f"slice distance unknown: it is stated as {text}, and taken as the pixel size")
-    z, y, x = (float(f"{size:.7g}") for size in (sizes.get("z") or x, y, x))  # many were single precision
+    z, y, x = (float(f"{size:.7g}") for size in (sizes.get("z") or x, y, x))  # many were stored in single precision
     return (z, y, x), tuple(notes)
 
 
 def is_plausible(size: VoxelSize, level: int = 0) -> bool:
-    """Whether a microscope has pixels of this size (nm, ZYX) in plane, at a scale level of a pyramid."""
+    """Whether a microscope may have pixels of this size (nm, ZYX) in plane, at a scale level of a pyramid."""
     return min(size[1:]) >= _SMALLEST and max(size[1:]) <= _LARGEST * 2**level
 
 
 def read_metadata(read: Callable[[], Sizes], what: str) -> tuple[Sizes, tuple[str, ...]]:
-    """What `read` finds; where it fails nothing, and a note: metadata that are wrong never stop an image."""
+    """Return what `read` finds, or nothing and a note if it fails: bad metadata must not keep an image from opening."""
     try:
         return read(), ()
     except Exception as error:  # noqa: BLE001
@@ -113,14 +113,14 @@ def read_metadata(read: Callable[[], Sizes], what: str) -> tuple[Sizes, tuple[st
 
 
 def _unit_text(unit: Any) -> str:
-    """A unit in lower case, its micro sign and its Å in one form."""
+    """Return a unit in lower case, with one form each of the micro sign and of Å."""
     if isinstance(unit, bytes):
         unit = unit.decode("utf-8", "replace")
     return unicodedata.normalize("NFKC", str(unit).replace("\\u00B5", "µ")).strip(" \t\r\n\0\"'").lower()
 
 
 def _as_stated(size: Any, unit: Any) -> str:
-    """What stands in the file, for a note; nothing where it says nothing (no number, or 1 without a unit)."""
+    """Return what the file states, for a note; empty if that has no meaning (no size, 0, or 1 without a unit)."""
     without = _unit_text(unit) in _NO_UNIT
     if size is None or size in ("", 0) or (without and abs(to_number(size)) == 1):
         return ""

@@ -1,1 +1,1 @@
-"""Write volumes to TIFF or OME-Zarr: slices prefetched, the result complete or not there at all, resumable."""
+"""Write volumes to TIFF, OME-Zarr, HDF5 or MRC: slices are prefetched, and a result is there only when complete."""

@@ -29,7 +29,7 @@ __all__ = ["Outcome", "active_client", "connect", "iter_write_on_cluster"]
 Outcome: TypeAlias = tuple[int, "OSError | VolumeError | None"]
 """Index of a slice, and None once it is written, or the error with which reading it failed."""
 
-# Of a worker process
+# State of a worker process
 _write_lock = threading.Lock()
 _cancelled_jobs: set[str] = set()
 
@@ -57,7 +57,7 @@ def connect(scheduler: str, timeout: float = 10.0) -> Iterator[Client]:
     where = {"scheduler_file" if Path(scheduler).is_file() else "address": scheduler}
     with _client_log_muted():
         try:
-            client = Client(timeout=timeout, set_as_default=False, **where)  # a default that fails would stay it
+            client = Client(timeout=timeout, set_as_default=False, **where)  # else a failed client stays the default
         except (OSError, ValueError, TypeError) as error:
             raise ConfigError(f"no dask scheduler answers at {scheduler}: give the address that it shows.") from error
         with client, client.as_current():
@@ -66,7 +66,7 @@ def connect(scheduler: str, timeout: float = 10.0) -> Iterator[Client]:
 
 @contextmanager
 def _client_log_muted() -> Iterator[None]:
-    """Drop the log messages of `distributed` about a connection that fails: it becomes an error of ours."""
+    """Drop the log messages of `distributed` about a connection that fails, which becomes an error of ours."""
 
     def drop(record: logging.LogRecord) -> bool:
         return False
@@ -80,7 +80,7 @@ def _client_log_muted() -> Iterator[None]:
 
 
 def active_client() -> Client | None:
-    """The `distributed.Client` through which dask computes by default, or None."""
+    """Return the `distributed.Client` through which dask computes by default, or None."""
     if dask.config.get("scheduler", None) not in ("dask.distributed", "distributed"):
         return None
     from distributed import Client
@@ -114,13 +114,13 @@ def iter_write_on_cluster(
     Yields
     ------
     Outcome
-        Of one slice, in the order in which they are finished.
+        Outcome of one slice, in the order in which slices are finished.
 
     Raises
     ------
     OutputError, OSError
-        The connection is lost, a slice's task has killed several workers, or one cannot write; the slices that are
-        written are kept.
+        The connection is lost, a slice's task has killed several workers, or a worker cannot write. Slices that are
+        written already are kept.
     """
     from distributed import KilledWorker, as_completed
 
@@ -156,7 +156,7 @@ class _Job:
 
 
 def _identity(job: _Job) -> _Job:
-    """The result of a task is made again if the only worker that holds it dies; scattered data would be lost."""
+    """Return `job` as a task's result: it is computed again if its only worker dies; scattered data would be lost."""
     return job
 
 

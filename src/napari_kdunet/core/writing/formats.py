@@ -16,7 +16,7 @@ __all__ = ["WRITERS", "Writer"]
 
 
 class Writer(Protocol):
-    """Opens a new file or folder, in the form of an `OutputSpec`, to which slices are written in order."""
+    """Opens a new file or folder, as an `OutputSpec` describes it, to which slices are written in order."""
 
     def __call__(self, path: Path, spec: OutputSpec, /) -> AbstractContextManager[WriteSlice]:
         """Open `path`; it is complete when the context ends."""

@@ -30,7 +30,7 @@ def hdf5_writer(path: Path, spec: OutputSpec) -> Iterator[WriteSlice]:
     Raises
     ------
     OSError
-        The disk is full, for one.
+        For example, the disk is full.
     """
     dtype = np.dtype(np.uint8) if spec.dtype == bool else spec.dtype
     chunks = (1, min(spec.shape[1], _CHUNK_SIDE), min(spec.shape[2], _CHUNK_SIDE))
@@ -56,7 +56,7 @@ def hdf5_writer(path: Path, spec: OutputSpec) -> Iterator[WriteSlice]:
 class _PatientFile(io.FileIO):
     """A file that writes all that it is given, or keeps the error for `check`.
 
-    When a write fails HDF5 cannot close the file, and ends the process by a segmentation fault at its exit
+    If a write fails, HDF5 cannot close the file, and a segmentation fault ends the process at its exit
     (https://github.com/h5py/h5py/issues/914).
     """
 
@@ -68,7 +68,7 @@ class _PatientFile(io.FileIO):
             raise self._error
 
     def write(self, data: Any) -> int:
-        """Write all of it."""
+        """Write all of `data`, or nothing more after an error; return the size of `data`."""
         rest = memoryview(data).cast("B")
         size = len(rest)
         while rest and self._error is None:

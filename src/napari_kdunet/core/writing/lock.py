@@ -1,4 +1,4 @@
-"""One writer a result: a lock file beside it, which says who writes it and is renewed while that process lives.
+"""One writer per result: a lock file beside it says which process writes it, and is renewed while that process lives.
 
 Processes on one machine see at once whether another is alive. Those on different machines, or in different containers,
 cannot: there a holder counts as dead when it has not renewed its lock for some time.
@@ -35,7 +35,7 @@ _LONGEST_HOST = 100  # characters of a name that are shown
 
 @dataclass(frozen=True)
 class _Holder:
-    """What a lock file says: its process, a token that no other lock has, and when it was renewed."""
+    """Content of a lock file: its process, a token that no other lock has, and when it was renewed (s since 1970)."""
 
     process: Process
     token: str
@@ -75,7 +75,7 @@ class TargetLock:
         self.release()
 
     def acquire(self) -> None:
-        """What entering does."""
+        """Acquire the lock, as entering the context does."""
         with self._os_errors():
             while not self._create():
                 holder = _read(self.path)
@@ -86,7 +86,7 @@ class TargetLock:
         self._renewal.start()
 
     def release(self) -> None:
-        """What leaving does."""
+        """Release the lock, as leaving the context does."""
         self._released.set()
         self._renewal.join()
         with suppress(OSError), _exclusive(self.path.parent):
@@ -95,14 +95,14 @@ class TargetLock:
 
     @property
     def is_mine(self) -> bool:
-        """Whether the lock is still there: no other process has taken this one for dead."""
+        """Whether the lock is still this process's: no other has taken this one for dead."""
         holder = _read(self.path)
         return holder is not None and holder.token == self._token
 
     def check(self) -> None:
         """Raise `OutputError` if another process has taken over, which happens when this one was suspended for long."""
         with self._os_errors():
-            if self.is_mine or self._create():  # or: somebody has removed the file
+            if self.is_mine or self._create():  # or the file was removed, and is made again
                 return
         holder = _read(self.path)
         name = _name(holder.process) if holder else "another process"
@@ -123,13 +123,13 @@ class TargetLock:
         draft = self.path.with_name(f".{uuid.uuid4().hex}.lock")
         try:
             draft.write_text(json.dumps(content))
-            with _exclusive(self.path.parent):  # not between another's look and its removal
+            with _exclusive(self.path.parent):  # not while another process checks and removes a dead lock
                 return _link(draft, self.path)
         finally:
             draft.unlink(missing_ok=True)
 
     def _is_held(self, holder: _Holder) -> bool:
-        """Whether the process of a lock is alive: waits until that is known, but not once the lock is another's."""
+        """Return whether the process of a lock is alive: wait until that is known, or the lock is gone or another's."""
         alive = holder.process.is_alive
         if alive is not None:
             return alive
@@ -151,7 +151,7 @@ class TargetLock:
         return False
 
     def _now(self) -> float:
-        """The time by the clock of the file system, which may be another machine's."""
+        """Return the time (s since 1970) by the clock of the file system, which may be another machine's."""
         probe = self.path.with_name(f".{uuid.uuid4().hex}.lock")
         probe.touch()
         try:
@@ -160,7 +160,7 @@ class TargetLock:
             probe.unlink()
 
     def _remove_dead(self, holder: _Holder | None) -> None:
-        """Remove the lock of a dead process, unless it is another's by now."""
+        """Remove the lock of a dead process, unless another process holds it by now."""
         with _exclusive(self.path.parent):
             now = _read(self.path)
             if (now and now.token) == (holder and holder.token):
@@ -179,7 +179,7 @@ class TargetLock:
 
 
 def _read(path: Path) -> _Holder | None:
-    """What a lock file says; None where there is none, or it is not one of ours."""
+    """Return the content of a lock file; None if there is none, or it is not one of ours."""
     try:
         match read_json(path, _MOST_BYTES):
             case {
@@ -196,7 +196,7 @@ def _read(path: Path) -> _Holder | None:
 
 @contextmanager
 def _exclusive(folder: Path) -> Iterator[None]:
-    """Let one process at a time do this in a folder, where the file system can; elsewhere `TargetLock.check` tells."""
+    """Admit one process at a time to a folder, if the file system can; else `TargetLock.check` finds a clash later."""
     if fcntl is None:
         yield
         return

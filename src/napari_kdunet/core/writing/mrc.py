@@ -25,22 +25,22 @@ _LABEL_WIDTH = 79
 
 @contextmanager
 def mrc_writer(path: Path, spec: OutputSpec) -> Iterator[WriteSlice]:
-    """Write the slices one behind the other, with the statistics that the header asks for.
+    """Write the slices one after the other, with the statistics that the header asks for.
 
-    Boolean becomes int8, and uint8 becomes uint16. The header holds up to 700 characters of the metadata as JSON; what
-    is longest is left out of them until they fit.
+    Boolean becomes int8, and uint8 becomes uint16. The header holds up to 700 characters of the metadata as JSON; the
+    longest values are left out until the rest fits.
 
     Raises
     ------
     OutputError
-        MRC has no such type.
+        MRC has no such dtype.
     """
     if spec.dtype.name not in _STORED:
         raise OutputError(f"cannot write {spec.name}.mrc: MRC holds no {spec.dtype}; write .tif, .zarr or .h5")
     dtype = np.dtype(_STORED[spec.dtype.name])
     statistics = _Statistics()
     header = _header(path, spec, dtype)
-    with path.open("wb") as file:  # not through a memory map, for which a full disk is a crash
+    with path.open("wb") as file:  # not through a memory map, which crashes on a full disk
         file.write(header.tobytes())
 
         def write(z: int, pixels: np.ndarray[Any, Any] | None) -> None:
@@ -59,7 +59,7 @@ def mrc_writer(path: Path, spec: OutputSpec) -> Iterator[WriteSlice]:
 
 
 def _lines(metadata: Mapping[str, Any], most: int) -> list[str]:
-    """Metadata as JSON in at most so many lines, without the longest values where they do not fit."""
+    """Return metadata as JSON in at most `most` lines, without the longest values if they do not fit."""
     longest_last = sorted(metadata, key=lambda name: len(json.dumps(metadata[name])))
     while True:
         text = json.dumps({name: metadata[name] for name in metadata if name in longest_last})
@@ -70,7 +70,7 @@ def _lines(metadata: Mapping[str, Any], most: int) -> list[str]:
 
 
 def _header(path: Path, spec: OutputSpec, dtype: np.dtype[Any]) -> Any:
-    """The header of a volume, as mrcfile makes it: a NumPy record."""
+    """Return the header of a volume, as mrcfile makes it: a NumPy record."""
     with mrcfile.new(path, np.zeros((1, 1, 1), dtype), overwrite=True) as mrc:
         header, (z, y, x) = mrc.header.copy(), spec.shape
     header.nx, header.ny, header.nz = header.mx, header.my, header.mz = x, y, z

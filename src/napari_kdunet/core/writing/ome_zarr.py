@@ -21,20 +21,20 @@ from napari_kdunet.core.writing.spec import OutputSpec, WriteSlice
 
 __all__ = ["Levels", "find_foreign", "incomplete_slices", "zarr_writer"]
 
-_CHUNK_SIDE = 1024  # pixels; a level that is not larger is the last
+_CHUNK_SIDE = 1024  # pixels; the first level that is no larger is the last
 _STRIP_ROWS = 128
-_LEVEL = 1  # of Zstandard: the next ones take half as long again, and save next to nothing
-_FOREGROUND = [86, 180, 233, 255]  # RGBA, of the label 1
+_LEVEL = 1  # of Zstandard: the next higher ones take half as long again, and save next to nothing
+_FOREGROUND = [86, 180, 233, 255]  # RGBA of the label 1
 _METADATA_FILES = {2: {".zgroup", ".zarray", ".zattrs"}, 3: {"zarr.json"}}  # by the version of Zarr
 _ATTRIBUTES = {"ome", "multiscales", "image-label", "napari_kdunet"}
 
 
 @contextmanager
 def zarr_writer(path: Path, spec: OutputSpec, resumed: bool = False) -> Iterator[WriteSlice]:
-    """Write a new OME-Zarr, or go on with the one at `path` if `resumed`; slices may come in any order.
+    """Write a new OME-Zarr, or continue the one at `path` if `resumed`; slices may come in any order.
 
-    Each level has half the rows and columns of the one before, down to a chunk of 1024 x 1024 pixels: means of 2 x 2
-    pixels, or of labels every second pixel.
+    Each level has half the rows and columns of the one before, down to a chunk of 1024 x 1024 pixels. Its pixels are
+    means of 2 x 2 pixels, or for labels every second pixel.
     """
     group = zarr.open_group(path, mode="r+") if resumed else _create(path, spec)
     levels = Levels(path)
@@ -44,13 +44,13 @@ def zarr_writer(path: Path, spec: OutputSpec, resumed: bool = False) -> Iterator
             levels.write(z, pixels)
 
     yield write
-    group.attrs["napari_kdunet"] = spec.full_metadata or {}  # always there: it tells our Zarrs from others
+    group.attrs["napari_kdunet"] = spec.full_metadata or {}  # always written: it tells our Zarrs from others
 
 
 class Levels:
     """The arrays of an OME-Zarr that `zarr_writer` has made, to write slices to.
 
-    Chunks are compressed and written here: of the time that zarr takes for one of a mask, three quarters are its own.
+    Chunks are compressed and written here, as three quarters of the time that zarr takes for a mask's are overhead.
 
     Parameters
     ----------
@@ -68,7 +68,7 @@ class Levels:
     def write(self, z: int, pixels: NDArray[Any]) -> None:
         """Write slice `z`, shape (Y, X), to all levels.
 
-        All chunks are written, those of zeros too: a missing chunk is a slice that has been lost.
+        All chunks are written, those of zeros too: a missing chunk means that a slice has been lost.
         """
         for i, (folder, array) in enumerate(self._levels):
             pixels = _halved(pixels, self._nearest) if i else pixels
@@ -81,12 +81,12 @@ class Levels:
 
 
 def _chunk_folder(folder: Path, array: Any) -> Path:
-    """Where the chunks of an array are, one at Z/Y/X."""
+    """Return the folder of an array's chunks, in which a chunk is at Z/Y/X."""
     return folder / "c" if array.metadata.zarr_format == 3 else folder
 
 
 def _write_chunk(path: Path, pixels: NDArray[Any]) -> None:
-    """Compress a chunk and write it, under a temporary name that `ProgressRecord.finish` removes until it is whole."""
+    """Compress and write a chunk, under a temporary name until whole; `ProgressRecord.finish` removes leftovers."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(f".{uuid.uuid4().hex}.partial")  # as zarr does
     try:
@@ -98,14 +98,14 @@ def _write_chunk(path: Path, pixels: NDArray[Any]) -> None:
 
 
 def _metadata(path: Path) -> tuple[dict[str, Any], bool]:
-    """The OME metadata of an OME-Zarr, and whether it holds labels."""
+    """Return the OME metadata of an OME-Zarr, and whether it holds labels."""
     attributes: Any = zarr.open_group(path, mode="r").attrs.asdict()
     image = attributes.get("ome", attributes)
     return image, "image-label" in image
 
 
 def _halved(pixels: NDArray[Any], nearest: bool) -> NDArray[Any]:
-    """Every second pixel, or the mean of 2 x 2; the last row and column of an odd number count twice."""
+    """Return every second pixel, or means of 2 x 2; the last row or column of an odd number counts twice."""
     if nearest or pixels.dtype == bool:
         return pixels[::2, ::2]
     half = np.empty([-(-n // 2) for n in pixels.shape], pixels.dtype)
@@ -160,7 +160,7 @@ def _create(path: Path, spec: OutputSpec) -> zarr.Group:
 
 
 def _transformations(spec: OutputSpec, level: int) -> list[dict[str, Any]]:
-    """Size of a pixel, and where the centre of the first one is: means lie between the pixels that they are of."""
+    """Return the pixel size, and the centre of the first pixel: a mean lies between the pixels that it is taken of."""
     z, y, x = (float(size) for size in spec.voxel_size or (1, 1, 1))
     factor = 2**level
     transformations: list[dict[str, Any]] = [{"type": "scale", "scale": [z, y * factor, x * factor]}]
@@ -171,7 +171,7 @@ def _transformations(spec: OutputSpec, level: int) -> list[dict[str, Any]]:
 
 
 def incomplete_slices(path: Path, skipped: list[int]) -> list[int]:
-    """Slices of which a chunk is missing at any level, but for those that were `skipped`."""
+    """Return the slices of which a chunk is missing at any level, except those in `skipped`."""
     image, _ = _metadata(path)
     missing = set[int]()
     for dataset in image["multiscales"][0]["datasets"]:
@@ -184,10 +184,10 @@ def incomplete_slices(path: Path, skipped: list[int]) -> list[int]:
 
 
 def find_foreign(path: Path) -> str | None:
-    """What there is in a Zarr that `zarr_writer` has not written, relative to `path`; None if it is all ours."""
+    """Return something in a Zarr that `zarr_writer` has not written, relative to `path`; None if it is all ours."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # that there is metadata of two versions
+            warnings.simplefilter("ignore")  # it warns of metadata of two versions
             attributes: Any = zarr.open_group(path, mode="r").attrs.asdict()
         datasets = [str(d["path"]) for d in attributes.get("ome", attributes)["multiscales"][0]["datasets"]]
     except (OSError, ValueError, TypeError, LookupError, AttributeError):
@@ -210,7 +210,7 @@ def find_foreign(path: Path) -> str | None:
 
 
 def _foreign_chunk(folder: Path, kept: set[str]) -> str | None:
-    """What is in an array's folder and is neither its metadata nor a chunk of it; an attribute, for one."""
+    """Return something in an array's folder that is neither its metadata nor one of its chunks, e.g. an attribute."""
     array: Any = zarr.open_array(folder, mode="r")
     if attributes := array.attrs.asdict():
         return f"attribute {json.dumps(min(attributes))} of {folder.name}"

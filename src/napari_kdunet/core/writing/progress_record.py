@@ -19,7 +19,7 @@ _MOST_BYTES = 2**24
 
 
 class ProgressRecord:
-    """Which slices of an unfinished Zarr are complete: kept in its folder, or only in memory where `key` is None.
+    """Record of the complete slices of an unfinished Zarr, kept in its folder, or only in memory if `key` is None.
 
     Parameters
     ----------
@@ -36,10 +36,11 @@ class ProgressRecord:
 
     @classmethod
     def adopt(cls, target: Path, temporary: Path, key: str | None) -> ProgressRecord:
-        """Move the unfinished Zarr that a dead process left of the result `key` to `temporary`, if there is one.
+        """Move an unfinished Zarr with this `key`, left by a dead process, to `temporary`; return its record.
 
-        Whatever else dead processes left of `target` is removed, except unfinished Zarrs of other keys. The caller
-        holds the `TargetLock`; `target` and `temporary` are those of `files.replacing`.
+        If there is none, return a new record. Whatever else dead processes left of `target` is removed, except
+        unfinished Zarrs of other keys. The caller holds the `TargetLock`; `target` and `temporary` are those of
+        `files.replacing`.
         """
         best = cls(temporary, key)
         for left, process in temporaries(Path(os.path.realpath(target))):
@@ -47,7 +48,7 @@ class ProgressRecord:
                 continue
             record = None if _has_links(left) else _load(left)
             if record is None:
-                remove(left)  # a file, or nothing was complete
+                remove(left)  # a file, or a Zarr without complete slices
             elif record.key is not None and record.key == key:
                 best, worse = (record, best) if len(record) > len(best) else (best, record)
                 if worse.folder != temporary:
@@ -61,8 +62,8 @@ class ProgressRecord:
         return sum(stop - start for start, stop in self.runs)
 
     def missing(self, depth: int) -> list[int]:
-        """Indices of the slices, of `depth` in all, that are not complete."""
-        if self.runs and self.runs[-1][1] > depth:  # of another volume, or damaged
+        """Return the indices of the slices, of `depth` in all, that are not complete."""
+        if self.runs and self.runs[-1][1] > depth:  # the record is of another volume, or damaged
             self.runs = []
         ends = [0, *chain.from_iterable(self.runs), depth]
         return [z for start, stop in zip(ends[::2], ends[1::2], strict=True) for z in range(start, stop)]
@@ -79,7 +80,7 @@ class ProgressRecord:
             runs[i][1] = runs.pop(i + 1)[1]
         if self.key is not None:
             record = json.dumps({"key": self.key, "slices": runs}).encode()
-            # not synced, as the chunks that it speaks of are not: to wait for a disk can take longer than a slice
+            # not synced, as the chunks that it lists are not: waiting for a disk can take longer than a slice
             write_bytes(self.folder / _RECORD_NAME, record, sync=False)
 
     def keep(self) -> None:
@@ -90,13 +91,13 @@ class ProgressRecord:
 
     def finish(self) -> None:
         """Remove the record and the temporary files of killed processes from a complete Zarr."""
-        temporaries = (*self.folder.glob(".*.part-*"), *self.folder.rglob("*.partial"))  # of `write_bytes`, and of zarr
+        temporaries = (*self.folder.glob(".*.part-*"), *self.folder.rglob("*.partial"))  # of records, and of chunks
         for left in (self.folder / _RECORD_NAME, *temporaries):
             left.unlink(missing_ok=True)
 
 
 def _load(folder: Path) -> ProgressRecord | None:
-    """The record of an unfinished Zarr; None where there is none, or it is not one that `add` has written."""
+    """Return the record of an unfinished Zarr; None if there is none, or it is not one that `add` has written."""
     try:
         match read_json(folder / _RECORD_NAME, _MOST_BYTES):
             case {"key": str(key), "slices": [*runs]} if all(_is_run(run) for run in runs):
@@ -108,7 +109,7 @@ def _load(folder: Path) -> ProgressRecord | None:
 
 
 def _has_links(folder: Path) -> bool:
-    """Whether there are links in a folder, over which chunks would be written elsewhere; we make none."""
+    """Whether there are links in a folder, through which chunks would be written elsewhere; we make none."""
     return any(Path(at, name).is_symlink() for at, folders, files in os.walk(folder) for name in (*folders, *files))
 
 

@@ -11,7 +11,7 @@ import numpy as np
 __all__ = ["OmeVersion", "OutputSpec", "WriteSlice"]
 
 WriteSlice: TypeAlias = Callable[[int, np.ndarray[Any, Any] | None], None]
-"""Writes a slice (Y, X) at index z; None leaves it 0."""
+"""Function that writes a slice (Y, X) at index z; None leaves it 0."""
 
 OmeVersion: TypeAlias = str
 """Version of the OME-Zarr specification, "0.4" or "0.5"."""
@@ -19,26 +19,26 @@ OmeVersion: TypeAlias = str
 
 @dataclass(frozen=True)
 class OutputSpec:
-    """What is to be written.
+    """Description of the volume that is to be written.
 
     Attributes
     ----------
     name : str
-        Of the image, for its metadata.
+        Name of the image, for its metadata.
     shape : tuple of int
-        (Z, Y, X).
+        Shape of the volume (Z, Y, X).
     dtype : dtype
-        Of a pixel.
+        Dtype of a pixel.
     voxel_size : tuple of float or None
-        nm (Z, Y, X).
+        Size of a voxel in nm (Z, Y, X).
     metadata : mapping or None
         Anything that JSON can hold.
     skipped : list of int or None
         Slices that could not be read and are 0, filled while writing; None where such a slice is an error.
     labels : bool
-        The pixels are labels, not intensities.
+        Whether the pixels are labels, not intensities.
     ome_version : {"0.5", "0.4"}
-        Of an OME-Zarr.
+        Version of an OME-Zarr.
     """
 
     name: str
@@ -52,6 +52,6 @@ class OutputSpec:
 
     @property
     def full_metadata(self) -> dict[str, Any] | None:
-        """The metadata with the list of skipped slices; None where there is neither."""
+        """The metadata with the list of skipped slices; None if there is neither."""
         skipped = {} if self.skipped is None else {"skipped": sorted(self.skipped)}
         return None if self.metadata is None and not skipped else {**(self.metadata or {}), **skipped}

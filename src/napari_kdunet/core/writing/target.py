@@ -1,4 +1,4 @@
-"""Checks of an output before any work: it can be written, and nothing of the user's is replaced by it."""
+"""Checks of an output before any work: that it can be written, and that it replaces nothing of the user's."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from napari_kdunet.core.writing.ome_zarr import find_foreign
 
 __all__ = ["check_apart", "check_target"]
 
-_NAME_MARGIN = 64  # characters that a temporary name is longer by
-_PATH_MARGIN = 160  # and a path in a Zarr with such a name
+_NAME_MARGIN = 64  # characters by which a temporary name is longer
+_PATH_MARGIN = 160  # characters by which a path in a Zarr with such a name is longer
 
 
 def check_target(
@@ -32,7 +32,7 @@ def check_target(
     Parameters
     ----------
     path : str or Path
-        Where the result shall go.
+        Path of the result.
     suffixes : iterable of str
         The endings to accept, in lower case, with the dot.
     inputs : iterable of str or Path
@@ -74,14 +74,14 @@ def check_apart(path: Path, inputs: Iterable[str | Path], *, adds: bool = False)
     path : Path
         The output, a file or a folder.
     inputs : iterable of str or Path
-        Files and folders; what does not exist, as the name of a bundled model, is left out.
+        Files and folders; those that do not exist, such as the name of a bundled model, are left out.
     adds : bool
-        The output is a folder to which files are added: it may contain inputs.
+        Whether the output is a folder to which files are added: then it may contain inputs.
 
     Raises
     ------
     OutputError
-        It does.
+        The output is, lies in or contains an input, or an input takes pixels from it.
     """
     output = _identity(path)
     around_output = _around(path) - {None}
@@ -99,7 +99,7 @@ def check_apart(path: Path, inputs: Iterable[str | Path], *, adds: bool = False)
 
 
 def _existing_part(given: str | Path) -> Path | None:
-    """The file or folder that an input is in: of ``file.h5:/dataset`` the file."""
+    """Return the file or folder that an input is in, for ``file.h5:/dataset`` the file; None if there is none."""
     for name in (str(given), str(given).partition(":/")[0]):
         with suppress(OSError, ValueError):
             if Path(name).exists():
@@ -108,7 +108,7 @@ def _existing_part(given: str | Path) -> Path | None:
 
 
 def _identity(path: Path) -> tuple[int, int] | None:
-    """Device and inode, which two names of one file have in common; None if there is nothing."""
+    """Return device and inode, which two names of one file have in common; None if there is nothing."""
     try:
         status = path.stat()
     except (OSError, ValueError):
@@ -122,12 +122,12 @@ def _with_parents(path: Path) -> Iterator[Path]:
 
 
 def _around(path: Path) -> set[tuple[int, int] | None]:
-    """What a path and the folders that it is in are, links resolved."""
+    """Return the identities of a path and of the folders that it is in, links resolved."""
     return {_identity(each) for each in _with_parents(path)}
 
 
 def _inside(folder: Path) -> set[tuple[int, int] | None]:
-    """What the entries of a folder of slices are, which may be links to files elsewhere."""
+    """Return the identities of the entries of a folder of slices, which may be links to files elsewhere."""
     if not folder.is_dir() or is_zarr(folder):
         return set()
     with suppress(OSError):

@@ -25,8 +25,9 @@ _STRIP_BYTES = 2**18
 def tiff_writer(path: Path, spec: OutputSpec) -> Iterator[WriteSlice]:
     """Write a TIFF page by page, in order, compressed (zlib), a BigTIFF from 2 GiB on; boolean becomes uint8.
 
-    Labels are compressed by zlib-ng, in a quarter of the time that libdeflate takes for them, to a few kB more; other
-    pixels by libdeflate, at its lowest level: the next ones take up to half as long again for a thousandth.
+    Labels are compressed by zlib-ng, in a quarter of the time that libdeflate takes for them, to a few kB more. Other
+    pixels are compressed by libdeflate at its lowest level: the next ones take up to half as long again, to save a
+    thousandth.
     """
     dtype = np.dtype(np.uint8) if spec.dtype == bool else spec.dtype
     options: dict[str, Any] = {"compression": "zlib", "photometric": "minisblack", "metadata": None}

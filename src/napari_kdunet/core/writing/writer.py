@@ -50,7 +50,7 @@ def iter_write(
     resume_key: str | None = None,
     on_error: OnError | None = None,
 ) -> Generator[Written, None, None]:
-    """As `write_volume`, slice by slice, as an iterator; closing it stops the writing.
+    """Write a volume as `write_volume` does, but as an iterator over slices; closing it stops the writing.
 
     Yields
     ------
@@ -92,8 +92,8 @@ def write_volume(
 ) -> None:
     """Write a volume, and return when it is complete.
 
-    What is written has a temporary name until it is complete. If writing stops or fails it is removed, but kept for
-    the next call where it can be resumed (see `resume_key`). One process at a time writes a name.
+    The result has a temporary name until it is complete. If writing stops or fails, it is removed, or kept for the next
+    call if it can be resumed (see `resume_key`). Only one process at a time can write to a name.
 
     Where a `distributed.Client` is active, the workers of its cluster compute a dask array and write it to a Zarr.
 
@@ -104,7 +104,7 @@ def write_volume(
     ----------
     volume : array-like or iterable
         An array (NumPy, dask, `Volume`, ...) whose ``volume[z]`` is one slice, or an iterable of slices (Y, X), from
-        the first to the last. One slice is in memory at a time; of a dask array up to 32 MiB of the next ones are
+        the first to the last. One slice is in memory at a time; for a dask array, up to 32 MiB of the next ones are
         computed in the background.
     path : str or Path
         A name ending in ``.tif``, ``.tiff``, ``.zarr``, ``.h5``, ``.hdf5`` or ``.mrc``. A symbolic link is followed.
@@ -115,15 +115,14 @@ def write_volume(
     voxel_size : tuple of float, optional
         Size of a voxel in nm (Z, Y, X); that of a `Volume` by default.
     metadata : mapping, optional
-        Anything that JSON can hold; stored under the name ``napari_kdunet``. What is added to it up to the last slice
-        is stored too.
+        Anything that JSON can hold; stored under the name ``napari_kdunet``. Entries that are added until the last
+        slice is written are stored too.
     labels : bool
-        The volume holds labels: an OME-Zarr and HDF5 say so, and scale levels are not averaged.
+        Whether the volume holds labels: OME-Zarr and HDF5 state it, and scale levels are not averaged.
     ome_version : {"0.5", "0.4"}
         Version of OME-Zarr, and with it of Zarr (3, or 2, which older viewers read).
     overwrite : bool
-        Whether to replace, at the end, a file that is there, or a Zarr in which there is nothing but what
-        napari-kdunet has written.
+        Whether to replace, at the end, an existing file, or a Zarr that contains only what napari-kdunet has written.
     resume_key : str, optional
         Identifies the result, so that it can be resumed. If a process was killed or stopped while it wrote an array
         to this Zarr with the same key, the slices that it completed are kept and only the missing ones are written.
@@ -138,7 +137,7 @@ def write_volume(
     OutputError
         The target cannot be written (at once, see `check_target`), another process is writing it, or writing failed.
     VolumeError
-        A slice cannot be read, or none at all.
+        A slice cannot be read and `on_error` is None, or no slice at all can be read.
     """
     how: dict[str, Any] = {
         "voxel_size": voxel_size,
@@ -187,7 +186,7 @@ def _write_slices(
 
 
 def _check_complete(temporary: Path, target: Path, skipped: list[int]) -> None:
-    """Check that no slice has been taken away from a Zarr while it was written."""
+    """Check that no slice has been removed from a Zarr while it was written."""
     lost = incomplete_slices(temporary, skipped)
     if lost:
         slices = f"{len(lost)} slices, z={lost[0]} the first, are"
@@ -227,7 +226,7 @@ def _write_in_process(
 
 
 def _as_volume_error(error: OSError | VolumeError, z: int, target: Path) -> VolumeError:
-    """An error of reading: as an `OSError`, `files.replacing` would take it for one of writing."""
+    """Return an error of reading as a `VolumeError`; `files.replacing` would take an `OSError` for one of writing."""
     if isinstance(error, VolumeError):
         return error
     unreadable = VolumeError(f"cannot read slice z={z} for {target}: {one_line(error)}")

@@ -1,4 +1,4 @@
-"""Axes and voxel sizes in the attributes of an array, by the conventions of EM: of Zarr and HDF5; and our own."""
+"""Axes and voxel sizes in the attributes of Zarr and HDF5 arrays, by the conventions of EM, and our own metadata."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _SIZE_KEYS = {"resolution": "nm", "voxel_size": "nm", "element_size_um": "µm"}
 def axes_and_sizes(
     attributes: Mapping[str, Any], ndim: int, selection: Selection, name: str
 ) -> tuple[str, Sizes, tuple[str, ...]]:
-    """Axes, sizes with units, and notes, from the attributes of an array of `ndim` axes.
+    """Return axes, sizes with units, and notes, from the attributes of an array of `ndim` axes.
 
     Axes: ilastik's ``axistags``, xarray's ``_ARRAY_DIMENSIONS``, ``axis_names``, ``axes``, HDF5's ``DIMENSION_LABELS``.
     Sizes, in the order of the axes: ``resolution`` or ``voxel_size`` (of CREMI and others; nm unless ``units`` says
@@ -34,12 +34,12 @@ def axes_and_sizes(
 
 
 def own_threshold(metadata: Any) -> float:
-    """Of a probability of ours the threshold of its model, else 0.5.
+    """Return the threshold of the model if a file holds probabilities that we have written, else 0.5.
 
     Parameters
     ----------
     metadata : any
-        What a file has under ``napari_kdunet``, where `write_volume` puts the metadata: a mapping, or JSON.
+        Value that a file has under ``napari_kdunet``, where `write_volume` puts the metadata: a mapping, or JSON.
     """
     try:
         found = metadata if isinstance(metadata, Mapping) else json.loads(_text(metadata))
@@ -61,7 +61,7 @@ def _sizes(attributes: Mapping[str, Any], order: str) -> Sizes:
 
 
 def _axistags(value: Any) -> list[str]:
-    """The axes of ilastik, JSON in an attribute; its resolutions have no unit, and are 0 as a rule."""
+    """Return ilastik's axes, JSON in an attribute; its resolutions are not used: without a unit, and usually 0."""
     try:
         return [str(tag["key"]) for tag in json.loads(_text(value))["axes"]]
     except (TypeError, ValueError, KeyError):
@@ -73,7 +73,7 @@ def _text(value: Any) -> str:
 
 
 def _sequence(value: Any) -> list[Any]:
-    """A list of an attribute that may be an array, a list, a number or a text, such as ``zyx``."""
+    """Return as a list an attribute that may be an array, a list, a number or a text, such as ``zyx``."""
     if value is None:
         return []
     if isinstance(value, (str, bytes)):

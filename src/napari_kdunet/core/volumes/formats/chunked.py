@@ -1,4 +1,4 @@
-"""N5 and Neuroglancer's precomputed, by tensorstore."""
+"""N5 and Neuroglancer precomputed volumes, read by tensorstore."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from napari_kdunet.core.volumes.voxel_size import Sizes, read_metadata, to_numbe
 __all__ = ["is_n5", "is_precomputed", "open_n5", "open_precomputed"]
 
 ChunkPath: TypeAlias = Callable[[list[range], tuple[int, ...]], str]
-"""Gives the path of a chunk, from its bounds along each axis and its index in the grid."""
+"""Function that returns the path of a chunk, from its bounds along each axis and its index in the grid."""
 
 
 class _TensorStore:
-    """An array of tensorstore in a folder, that is read when it is indexed, from its own origin."""
+    """A tensorstore array in a folder, which is read when it is indexed; index 0 is its origin."""
 
     def __init__(self, spec: dict[str, Any], chunk_path: ChunkPath) -> None:
         import tensorstore
@@ -48,7 +48,7 @@ class _TensorStore:
         return pixels
 
     def _check_chunks(self, ranges: list[range]) -> None:
-        """Check that the files of the chunks to be read are regular ones, which tensorstore does not."""
+        """Check that the files of the chunks to read are regular and of sensible size, which tensorstore does not."""
         spans = [
             range(min(r) // n, max(r) // n + 1) if r else range(0) for r, n in zip(ranges, self.chunks, strict=True)
         ]
@@ -77,12 +77,12 @@ def _precomputed_chunk(key: str, bounds: list[range], index: tuple[int, ...]) ->
 
 
 def is_n5(path: Path) -> bool:
-    """Whether a folder is a dataset or group of N5."""
+    """Whether a folder is an N5 dataset or group."""
     return (path / "attributes.json").exists()
 
 
 def is_precomputed(path: Path) -> bool:
-    """Whether a folder is a volume of Neuroglancer, precomputed."""
+    """Whether a folder is a Neuroglancer precomputed volume."""
     return (path / "info").exists()
 
 
@@ -111,14 +111,14 @@ def open_n5(path: Path, selection: Selection, name: str) -> Stored:
 
 
 def _n5_axes(attributes: dict[str, Any], ndim: int, name: str) -> str:
-    """Letters in the order in which N5 lists dimensions, the fastest first."""
+    """Return the letters of the axes in the order in which N5 lists dimensions, the fastest first."""
     named = attributes.get("axes")
     letters = axis_letters(named, name) if isinstance(named, list) and len(named) == ndim else ""
     return letters or "xyzct"[:ndim]
 
 
 def _n5_sizes(dataset: dict[str, Any], group: dict[str, Any], axes: str) -> Sizes:
-    """Sizes that a dataset states, or its group for the full resolution, by ``pixelResolution`` or ``resolution``."""
+    """Return sizes, ``pixelResolution`` or ``resolution``, of a dataset, or of its group times the downsampling."""
     own = any(key in dataset for key in ("pixelResolution", "resolution"))
     pixel: Any = (dataset if own else group).get("pixelResolution")
     sizes: Any = (dataset if own else group).get("resolution", pixel)

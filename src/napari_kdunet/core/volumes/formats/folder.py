@@ -25,7 +25,7 @@ SLICE_READERS: dict[str, Callable[[Path, Selection, str], Stored]] = {
     **dict.fromkeys((".tif", ".tiff", ".btf"), open_tiff),
     **dict.fromkeys((".png", ".jpg", ".jpeg"), open_image),
 }
-"""What opens a slice of a folder, by its ending; of the same slice in two formats, the first is taken."""
+"""Reader of a slice of a folder, by its ending; if a slice is there in two formats, the first of these is taken."""
 
 _MASKS = frozenset(
     [
@@ -62,7 +62,7 @@ def open_folder(path: Path, selection: Selection, name: str) -> Stored:
     Raises
     ------
     VolumeError
-        There are no slices, more than one series of them, or one that cannot be opened or differs: it is named.
+        There are no slices, more than one series of them, or one that cannot be opened or differs, which is named.
     """
     check_level(selection.level, 1, name)
     entries = [entry for entry in path.iterdir() if not entry.name.startswith(".")]
@@ -86,13 +86,13 @@ def open_folder(path: Path, selection: Selection, name: str) -> Stored:
 
 
 def natural_order(files: Sequence[Path]) -> list[Path]:
-    """Files in the order of the numbers in their names, with decimals and signs, and else of the alphabet."""
+    """Return files ordered by the numbers in their names, with decimals and signs, and otherwise by the alphabet."""
     keys = _order_keys(files)
     return sorted(files, key=lambda file: (keys[file], file.name))
 
 
 def _order_keys(files: Sequence[Path]) -> dict[Path, tuple[Any, ...]]:
-    """Of each file what it is ordered by: the words and the numbers in its name, by turns."""
+    """Return the key that each file is ordered by: the words and the numbers in its name, alternating."""
     names = {file: file.name.removesuffix(file.suffix).lower() for file in files}
     number = _number_pattern(list(names.values()))
     parts = {file: re.split(f"({number})", name) for file, name in names.items()}
@@ -100,7 +100,7 @@ def _order_keys(files: Sequence[Path]) -> dict[Path, tuple[Any, ...]]:
 
 
 def _number_pattern(names: Sequence[str]) -> str:
-    """A regular expression for the numbers in these names: whether dots and hyphens belong to them."""
+    """Return a regular expression for the numbers in these names, with the dots and hyphens that belong to them."""
     fractions = [found for name in names for found in re.findall(r"(?<![0-9.])[0-9]+\.([0-9]+)(?![0-9.])", name)]
     counted = len({len(f) for f in fractions}) > 1 and any(
         len(f) > 1 and f.endswith("0") for f in fractions
@@ -109,7 +109,7 @@ def _number_pattern(names: Sequence[str]) -> str:
     versions = any(re.search(r"[0-9]\.[0-9]+\.[0-9]", name) for name in names)
     number = "[0-9]+" if counted or versions else r"[0-9]+(?:\.[0-9]+)?"
     plain = {re.sub(number, "#", name.lower()) for name in names}
-    # A hyphen is a sign where other names have none, or a plus, at that place, or where it stands after _ or =.
+    # A hyphen is a sign if other names have none, or a plus, at that place, or if it follows _, = or a bracket.
     signed = len({re.sub(r"[-+]#", "#", name) for name in plain}) < len(plain)
     signed |= any(re.search(r"[_=(]-#", name) for name in plain)
     return rf"(?:(?<![0-9])[-+])?{number}" if signed else number
@@ -133,7 +133,7 @@ def _is_mask(stem: str) -> bool:
 
 
 def _in_one_format(files: list[Path]) -> tuple[list[Path], list[str]]:
-    """Of the same slices in two formats take one; where only some are double, it cannot be told what they are."""
+    """Take one format if each slice is there in two; refuse if only some are, as it is unclear what these are."""
     by_stem = defaultdict[str, list[Path]](list)
     for file in files:
         by_stem[file.stem].append(file)
@@ -151,7 +151,7 @@ def _in_one_format(files: list[Path]) -> tuple[list[Path], list[str]]:
 
 
 def _check_one_series(files: list[Path], name: str) -> None:
-    """Refuse a slice that is there twice, and two series with the same numbers, such as of two channels or tiles."""
+    """Refuse a slice that is there twice, and two series with the same numbers, such as two channels or tiles."""
     keys, by_stem = _order_keys(files), {file.stem.lower(): file for file in files}
     for file, following in itertools.pairwise(files):
         if keys[file] == keys[following]:

@@ -22,13 +22,13 @@ __all__ = ["HDF5_ENDINGS", "dataset_at", "hdf5_parts", "open_hdf5", "split_hdf5"
 
 HDF5_ENDINGS = (".h5", ".hdf5", ".hdf")
 _SHOWN = 6
-_MOST_LINKS = 16  # within a file, on the way to a dataset
-_DEFLATE, _LZF = 1, 32000  # HDF5's numbers of the filters
+_MOST_LINKS = 16  # links that are followed within a file, on the way to a dataset
+_DEFLATE, _LZF = 1, 32000  # the numbers of these filters in HDF5
 _NOT_COMPRESSING = {2, 3}  # shuffle, fletcher32
 _OF_CLAIMED_SIZE = (5, 6)  # nbit, scaleoffset: parameters 2 and 4 are the number and the bytes of the values
 _LARGE_DEFLATED = 2**18  # bytes, which become 270 MB at most
-_LARGE_LZF = 2**16  # bytes; HDF5 takes time with the square of what they become
-_CHECKSUM = 4  # bytes, of fletcher32
+_LARGE_LZF = 2**16  # bytes; HDF5's time grows with the square of what they become
+_CHECKSUM = 4  # bytes that fletcher32 adds
 
 
 def split_hdf5(source: str) -> tuple[Path, str]:
@@ -42,16 +42,16 @@ def split_hdf5(source: str) -> tuple[Path, str]:
 
 
 def open_hdf5(path: Path, selection: Selection, name: str, inside: str = "") -> Stored:
-    """Open a dataset of an HDF5 file, with what CREMI and ilastik say of it in attributes.
+    """Open a dataset of an HDF5 file, with axes and voxel size from the attributes of CREMI, ilastik and others.
 
     Parameters
     ----------
     path : Path
         The file.
     selection : Selection
-        What to take of it.
+        What to take from it.
     name : str
-        For messages.
+        Name for messages.
     inside : str
         Path of the dataset, or of a group with one; the only 3-D one by default.
     """
@@ -90,14 +90,14 @@ class _Dataset:
         return self.dataset[key]
 
     def _check_source(self, source: Any, ranges: list[range]) -> None:
-        """Check the chunks that a window takes of a dataset, of which this virtual one has pixels."""
+        """Check the chunks that a window of this virtual dataset takes from a source dataset."""
         with h5py.File(self.path if source.file_name == "." else self.path.parent / source.file_name, "r") as file:
             dataset = file[source.dset_name]
             _check_chunks(dataset, _filters(dataset), _window_of(source, ranges, dataset.shape))
 
 
 def _window_of(source: Any, ranges: list[range], shape: tuple[int, ...]) -> list[range]:
-    """What a window of a virtual dataset takes of a source: a block that is moved, else all that is taken of that."""
+    """Return what a window of a virtual dataset takes from a source: a shifted block, else all that is mapped."""
     low, high = (list(each) for each in source.vspace.get_select_bounds())
     if source.src_space.get_select_type() == h5py.h5s.SEL_ALL:
         bounds = [range(n) for n in shape]
@@ -123,7 +123,7 @@ def _overlaps(space: Any, ranges: list[range]) -> bool:
 
 
 def _check_chunks(dataset: Any, filters: dict[int, tuple[int, ...]], ranges: list[range]) -> None:
-    """Check the chunks of a dataset that a window lies in."""
+    """Check the chunks of a dataset that a window overlaps."""
     if dataset.chunks and filters:
         starts = [
             range(min(r) // n * n, max(r) + 1, n) if r else range(0)
@@ -134,30 +134,33 @@ def _check_chunks(dataset: Any, filters: dict[int, tuple[int, ...]], ranges: lis
 
 
 def _check_chunk(dataset: Any, filters: dict[int, tuple[int, ...]], start: tuple[int, ...]) -> None:
-    """Check that the chunk at `start` does not become more than a chunk."""
+    """Check that the chunk at `start` does not decompress to more than the size of a chunk."""
     nbytes = math.prod(dataset.chunks) * dataset.dtype.itemsize
     size = dataset.id.get_chunk_info_by_coord(start).size
-    if size:  # else it is blank
+    if size:  # otherwise the chunk is not stored
         check_chunk(nbytes, size, f"the chunk at {start}")
-    bomb = size > 1.1 * nbytes + 4096  # what does not compress takes no more
+    bomb = size > 1.1 * nbytes + 4096  # incompressible data takes no more
     for code, large, measure in ((_DEFLATE, _LARGE_DEFLATED, _inflated_size), (_LZF, _LARGE_LZF, _lzf_size)):
         if not bomb and code in filters and size > large:
             skipped, data = dataset.id.read_direct_chunk(start)
-            if not skipped >> list(filters).index(code) & 1:  # as where a chunk does not compress
+            if not skipped >> list(filters).index(code) & 1:  # skipped if a chunk does not compress
                 bomb = measure(data, nbytes) > nbytes + _CHECKSUM
     if bomb:
         raise VolumeError(f"the chunk at {start} holds more than {nbytes:,} bytes: it is damaged")
 
 
 def _inflated_size(data: bytes, nbytes: int) -> int:
-    """Bytes that deflated data becomes; it is decompressed until they are more than a chunk and its checksum."""
-    with suppress(zlib.error):  # HDF5 says what is wrong with it
+    """Return the bytes that deflated data becomes, at most one more than a chunk of `nbytes` and its checksum."""
+    with suppress(zlib.error):  # HDF5 will say what is wrong with it
         return len(zlib.decompressobj().decompress(data, nbytes + _CHECKSUM + 1))
     return 0
 
 
 def _lzf_size(data: bytes, nbytes: int) -> int:
-    """As `_inflated_size`, of LZF: runs of bytes, and references to those before."""
+    """Return the bytes that LZF data becomes, counted until they exceed a chunk of `nbytes` and its checksum.
+
+    LZF consists of runs of bytes, and of references to earlier ones.
+    """
     size = at = 0
     while at < len(data) and size <= nbytes + _CHECKSUM:
         length, at = data[at] >> 5, at + 1
@@ -172,7 +175,7 @@ def _lzf_size(data: bytes, nbytes: int) -> int:
 
 
 def _filters(dataset: Any) -> dict[int, tuple[int, ...]]:
-    """The filters of a dataset's chunks, by HDF5's numbers, with their parameters."""
+    """Return the filters of a dataset's chunks, by HDF5's numbers, with their parameters."""
     created = dataset.id.get_create_plist()
     return {code: values for code, _, values, _ in map(created.get_filter, range(created.get_nfilters()))}
 
@@ -180,9 +183,9 @@ def _filters(dataset: Any) -> dict[int, tuple[int, ...]]:
 def _check_storage(dataset: Any, path: Path, name: str, *, virtual: bool = True) -> None:
     """Check where and how the pixels of a dataset are stored, before any is read.
 
-    Its chunks must be of a sensible size, their filters must not claim more, and no two of them decompress: each can
-    make a thousand times as much. Pixels in other files must stand in files beside it, of which none takes them from
-    others again.
+    Chunks must be of a sensible size. Their filters must not claim more, and only one of them may decompress, as each
+    can make a thousand times as much. Other files that it takes pixels from must be in its folder or below, and must
+    not take theirs from further files.
     """
     if dataset.external or (dataset.is_virtual and not virtual):
         raise VolumeError(f"{name} takes pixels of other files: save it as one")
@@ -200,7 +203,7 @@ def _check_storage(dataset: Any, path: Path, name: str, *, virtual: bool = True)
 
 
 def _check_source(file_name: str, inside: str, path: Path, name: str) -> None:
-    """Check a dataset that a virtual one takes pixels of."""
+    """Check a dataset that a virtual one takes pixels from."""
     part = path if file_name == "." else check_part(path, file_name, name)
     if not part.is_file():
         raise VolumeError(f"{name} takes pixels of {file_name}, which is not there: put it beside it")
@@ -211,7 +214,7 @@ def _check_source(file_name: str, inside: str, path: Path, name: str) -> None:
 
 
 def hdf5_parts(path: Path) -> set[str]:
-    """Names of the other files that the datasets of an HDF5 file take pixels of."""
+    """Return the names of the other files that the datasets of an HDF5 file take pixels from."""
     names = set[str]()
     with h5py.File(path, "r") as file:
         for dataset in _datasets(file):
@@ -222,7 +225,7 @@ def hdf5_parts(path: Path) -> set[str]:
 
 
 def _followed(file: Any, inside: str, name: str) -> Any:
-    """What is at a path, which may lead over links within the file, but not to another one; None if nothing is."""
+    """Return the object at a path, through links within the file but not to another one; None if there is none."""
     left, at, links = inside.strip("/").split("/"), "/", 0
     while left:
         part = left.pop(0)
@@ -242,12 +245,12 @@ def _followed(file: Any, inside: str, name: str) -> Any:
 def _attribute(dataset: Any, key: str) -> Any:
     try:
         return dataset.attrs[key]
-    except (OSError, TypeError, ValueError, KeyError):  # of a type that h5py does not know
+    except (OSError, TypeError, ValueError, KeyError):  # its type is unknown to h5py
         return None
 
 
 def _find(file: Any, inside: str, name: str) -> Any:
-    """The dataset at a path, or the only one of three axes (else of two or more) there."""
+    """Return the dataset at a path, or the only one with three axes (else with two or more) in the group there."""
     node = _followed(file, inside, name)
     if node is None:
         raise VolumeError(f"{name} has no dataset {inside}: it has {_shown(_datasets(file))}")
@@ -263,7 +266,7 @@ def _find(file: Any, inside: str, name: str) -> Any:
 
 
 def dataset_at(path: Path, inside: str) -> tuple[str, bool]:
-    """The path of the dataset that `open_hdf5` opens, and whether it is one of ours that says that it holds labels."""
+    """Return the path of the dataset that `open_hdf5` opens, and whether we have written it and marked it as labels."""
     with h5py.File(path, "r") as file:
         dataset = _find(file, inside.strip("/"), str(path))
         labels = "napari_kdunet" in dataset.attrs and np.array_equal(_attribute(dataset, "labels"), True)
@@ -276,7 +279,7 @@ def _volumes(group: Any) -> list[Any]:
 
 
 def _datasets(group: Any) -> list[Any]:
-    """Datasets of numbers with two axes or more, within the file itself."""
+    """Return the datasets of numbers with two axes or more, within the file itself."""
     found: list[Any] = []
 
     def visit(_: str, node: Any) -> None:

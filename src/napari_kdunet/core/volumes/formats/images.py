@@ -21,8 +21,8 @@ _PLUGINS: dict[str, type[ImageFile.ImageFile]] = {
     ".jpg": JpegImagePlugin.JpegImageFile,
     ".jpeg": JpegImagePlugin.JpegImageFile,
 }
-_ORIENTATION = 274  # of EXIF
-_TURNED = range(5, 9)  # those by a quarter turn
+_ORIENTATION = 274  # tag of EXIF
+_TURNED = range(5, 9)  # orientations that include a quarter turn
 
 
 def open_image(path: Path, selection: Selection, name: str) -> Stored:
@@ -58,7 +58,7 @@ def _open(path: Path) -> ImageFile.ImageFile:
 
 
 def _is_colour(image: Image.Image) -> bool:
-    """Whether an image has more than grey values; an indexed one has if its palette has."""
+    """Whether an image has more than grey values; for an indexed one, whether its palette has."""
     if image.mode != "P":
         return len(image.getbands()) > 1
     palette = image.palette.getdata()[1] if image.palette else b""
@@ -69,7 +69,7 @@ def _is_colour(image: Image.Image) -> bool:
 
 
 def _orientation(image: Image.Image) -> int:
-    """As in the EXIF that stands before the pixels: that of a PNG may stand behind them, where nobody looks."""
+    """Return the orientation by the EXIF before the pixels; a PNG may have it after them, where viewers do not look."""
     value = image.getexif().get(_ORIENTATION, 1) if image.info.get("exif") else 1
     return value if isinstance(value, int) else 1
 

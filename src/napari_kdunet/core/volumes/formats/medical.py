@@ -1,4 +1,4 @@
-"""NRRD (by pynrrd) and NIfTI (by nibabel): axes from the fastest, X, Y, Z, and sizes with their units."""
+"""NRRD (by pynrrd) and NIfTI (by nibabel): axes X, Y, Z from the fastest on, and sizes with their units."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from napari_kdunet.core.volumes.voxel_size import Sizes, read_metadata
 
 __all__ = ["nrrd_parts", "open_nifti", "open_nrrd"]
 
-_MOST_SKIPPED = 2**26  # bytes of a header of another format, which are decompressed first
+_MOST_SKIPPED = 2**26  # bytes, e.g. of a header of another format, which must be decompressed first
 
 
 def open_nrrd(path: Path, selection: Selection, name: str) -> Stored:
@@ -53,7 +53,7 @@ def open_nrrd(path: Path, selection: Selection, name: str) -> Stored:
 
 
 def nrrd_parts(path: Path) -> set[str]:
-    """Name of the other file that an NRRD takes its pixels of."""
+    """Return the name of the other file that an NRRD takes its pixels from, if any."""
     import nrrd
 
     with path.open("rb") as file:
@@ -63,7 +63,7 @@ def nrrd_parts(path: Path) -> set[str]:
 
 
 def _nrrd_dtype(header: Any) -> np.dtype[Any]:
-    """The dtype of an NRRD's type, of which each has several names: uchar, unsigned char, uint8, uint8_t."""
+    """Return the dtype of an NRRD's type, which may have several names: uchar, unsigned char, uint8, uint8_t."""
     words = str(header["type"]).replace("_t", "").replace("unsigned ", "u").replace("signed ", "").replace(" ", "")
     names = {"float": "f4", "double": "f8"}
     sizes = {"char": 1, "int8": 1, "short": 2, "shortint": 2, "int16": 2, "int": 4, "int32": 4}
@@ -89,7 +89,7 @@ def _load_nrrd(
 
 
 def _nrrd_axes(header: Any, ndim: int, name: str) -> str:
-    """Letters of the axes in the order of NumPy: by their labels, else X, Y, Z from the fastest, channels by kind."""
+    """Return the axes in NumPy's order: by their labels, else X, Y, Z from the fastest on, others by their kind."""
     labels = header.get("labels")
     if labels is not None and (letters := axis_letters(labels, name)):
         return letters[::-1]
@@ -103,7 +103,7 @@ def _nrrd_axes(header: Any, ndim: int, name: str) -> str:
 
 
 def _nrrd_sizes(header: Any, ndim: int) -> Sizes:
-    """Sizes by the space directions, whose lengths are in space units, or by spacings."""
+    """Return sizes by the space directions, whose lengths are in space units, or by spacings."""
     axes = _nrrd_axes(header, ndim, "it")[::-1]
     directions = header.get("space directions")
     if directions is not None:

@@ -41,14 +41,14 @@ def open_mrc(path: Path, selection: Selection, name: str) -> Stored:
         for axis in "xyz"
         if int(header[f"m{axis}"]) > 0 and float(header.cella[axis]) != 0
     }
-    if stated and {size for size, _ in stated.values()} == {1.0}:  # what is written where nothing is known
+    if stated and {size for size, _ in stated.values()} == {1.0}:  # the usual default if the size is unknown
         stated, notes = {}, (*notes, "pixel size unknown: it is stated as 1 Å, which stands for no size")
     text = b"".join(header.label[: int(header.nlabl)].tolist()).decode("latin-1")
     return Stored(array, axes, stated, notes, threshold=own_threshold(text[text.find("{") :]))
 
 
 def _header(path: Path, name: str) -> Any:
-    """The header alone, in its byte order: mrcfile itself reads the extended one too, however long it says it is."""
+    """Return the header alone, in its byte order; mrcfile would read the extended one too, of whatever length."""
     with path.open("rb") as file:
         data = file.read(_HEADER)
     if len(data) < _HEADER:
@@ -56,5 +56,5 @@ def _header(path: Path, name: str) -> Any:
     orders = [np.frombuffer(data, HEADER_DTYPE.newbyteorder(order)).view(np.recarray)[0] for order in "<>"]
     try:
         return orders["<>".index(mrcfile.utils.byte_order_from_machine_stamp(orders[0].machst))]
-    except ValueError:  # of older programs, which wrote none
+    except ValueError:  # older programs wrote no machine stamp
         return orders[0] if 0 <= int(orders[0].mode) < 128 else orders[1]

@@ -33,8 +33,8 @@ from napari_kdunet.core.volumes.voxel_size import to_number
 
 __all__ = ["open_tiff", "tiff_parts"]
 
-_MAX_CHANNELS = 4  # beyond, the "channels" of a TIFF are slices: tifffile calls them so unless told otherwise
-_MAX_LABELS = 16  # different values: an image that is shown inverted has more, a mask has not
+_MAX_CHANNELS = 4  # with more, the "channels" of a TIFF are slices: tifffile calls them so unless told otherwise
+_MAX_LABELS = 16  # distinct values: an image that is shown inverted has more, a mask or labels have not
 _KINDS = [
     "shaped",
     "lsm",
@@ -57,9 +57,9 @@ _KINDS = [
     "nih",
     "mdgel",
 ]
-_ORDERS = ("czt", "ctz", "zct", "ztc", "tcz", "tzc", "default")  # of an ImageJ hyperstack's pages, fastest first
-_SUB_IFDS, _MOST_SUB_IFDS = 330, 64  # the tag of a page with its reduced copies, of which each is half as large
-_OF_FILES_BESIDE = {"is_mmstack": False, "is_ndtiff": False}  # kinds that would open whatever is there under some names
+_ORDERS = ("czt", "ctz", "zct", "ztc", "tcz", "tzc", "default")  # of an ImageJ hyperstack's pages, fastest axis first
+_SUB_IFDS, _MOST_SUB_IFDS = 330, 64  # tag of a page's reduced copies, and their largest number: each is half as large
+_OF_FILES_BESIDE = {"is_mmstack": False, "is_ndtiff": False}  # kinds that would open other files by fixed names
 _TURNS = {
     2: ("yx", "x"),
     3: ("yx", "yx"),
@@ -69,7 +69,7 @@ _TURNS = {
     7: ("xy", "yx"),
     8: ("xy", "y"),
 }
-"""Of an Orientation tag: the axes of the stored rows and columns, and those that run backwards."""
+"""For each Orientation tag, the axes of the stored rows and columns, and those that run backwards."""
 
 
 class _Image(NamedTuple):
@@ -87,7 +87,7 @@ class _Image(NamedTuple):
 def _hold_log() -> Iterator[list[logging.LogRecord]]:
     """Hold back what tifffile logs: dropped where an exception says the same, else logged at the end.
 
-    A filter, as the level of a logger is everybody's; and of this thread alone, as others may use tifffile meanwhile.
+    It takes a filter, as the level of a logger is shared by all, and for this thread alone, as others may use tifffile.
     """
     logger, here, held = logging.getLogger("tifffile"), threading.get_ident(), list[logging.LogRecord]()
 
@@ -169,7 +169,7 @@ def open_tiff(path: Path, selection: Selection, name: str) -> Stored:
             note = f"its metadata cannot be read ({one_line(error)[:60]}): pages are taken as slices"
             stored = _open(path, selection, name, plain=True)
             stored = stored._replace(notes=(note, *stored.notes))
-        if stored.notes:  # they say it
+        if stored.notes:  # the notes say it
             held.clear()
         return stored
 
@@ -197,11 +197,11 @@ def _name_order(tif: tifffile.TiffFile) -> None:
         return
     order = str(described["order"]).lower().removesuffix("(default)").strip().removeprefix("xy")
     lengths = [described.get(key, 1) for key in ("frames", "slices", "channels")]
-    described["order"] = order if order in _ORDERS or lengths.count(1) < 2 else "czt"  # of one axis there is but one
+    described["order"] = order if order in _ORDERS or lengths.count(1) < 2 else "czt"  # one axis has but one order
 
 
 def _check_order(tif: tifffile.TiffFile, name: str) -> None:
-    """Refuse an ImageJ hyperstack whose pages are in an order that nobody knows."""
+    """Refuse an ImageJ hyperstack whose pages are in an unknown order."""
     order = (tif.imagej_metadata or {}).get("order", "czt")
     if order not in _ORDERS:
         raise VolumeError(
@@ -211,19 +211,19 @@ def _check_order(tif: tifffile.TiffFile, name: str) -> None:
 
 
 def _check_companions(path: Path, name: str) -> str:
-    """Check the pages of a TIFF, and the other files of an OME-TIFF, before tifffile does; returns its OME-XML."""
+    """Check the pages of a TIFF and the other files of an OME-TIFF before tifffile reads them; return the OME-XML."""
     with _tiff_file(path, plain=True) as tif:
         if tif.pages:
             _check_chain(tif, name)
         description = _description(tif)
-    if has_sane_ome(description):  # else it is not asked
+    if has_sane_ome(description):  # otherwise tifffile does not use it
         for companion in ome_file_names(description):
             check_part(path, companion, name)
     return description
 
 
 def _check_chain(tif: tifffile.TiffFile, name: str) -> None:
-    """Refuse pages of which the last is followed by an earlier one, and those with more reduced copies than can be."""
+    """Refuse a chain of pages that returns to an earlier one, and pages with more reduced copies than are possible."""
     form, file, offset = tif.tiff, tif.filehandle, tif.pages.first.offset
     number = partial(int.from_bytes, byteorder="little" if form.byteorder == "<" else "big")
     seen = set[int]()
@@ -246,7 +246,7 @@ def _description(tif: tifffile.TiffFile) -> str:
 
 
 def tiff_parts(path: Path) -> set[str]:
-    """Names of the other files that a TIFF takes pixels of."""
+    """Return the names of the other files that a TIFF takes pixels from."""
     with _hold_log() as held, _tiff_file(path, plain=True) as tif:
         names = ome_file_names(_description(tif))
         held.clear()
@@ -267,7 +267,7 @@ def _find_image(tif: tifffile.TiffFile, selection: Selection, name: str) -> _Ima
         return _page_stack(tif, full, selection, name)
     else:
         grey = [series for series in full if "S" not in series.axes] or full
-        series = max(grey, key=lambda s: math.prod(s.shape))  # the first of several
+        series = max(grey, key=lambda s: math.prod(s.shape))  # the first if several are
         if len(every) > 1:
             what = "largest" if len(grey) == len(full) else "largest grey one"
             notes = (f"the {what} of {len(every)} images is taken, choose another with series",)
@@ -282,7 +282,7 @@ def _is_extra(page: Any) -> bool:
 
 
 def _is_stale(tif: tifffile.TiffFile, series: Any) -> bool:
-    """Whether a description speaks of another number of slices than there are pages: ImageJ's, or OME's of fewer."""
+    """Whether ImageJ's description states another number of slices than there are pages, or OME-XML a smaller one."""
     pages = len(series.keyframe.shape)
     promised = math.prod(series.shape) // math.prod(series.shape[-pages:])
     if series.kind == "ome" and len(tif.series) == 1 and series.keyframe.parent is tif and promised < len(tif.pages):
@@ -292,7 +292,7 @@ def _is_stale(tif: tifffile.TiffFile, series: Any) -> bool:
 
 
 def _page_stack(tif: tifffile.TiffFile, full: Sequence[Any], selection: Selection, name: str) -> _Image:
-    """Take the pages of a TIFF as slices, but for thumbnails and reduced copies."""
+    """Take the pages of a TIFF as slices, except thumbnails and reduced copies."""
     if len(full) == 1 and len(full[0].levels) > 1:
         check_level(selection.level, len(full[0].levels), name)
         chosen = full[0].levels[selection.level]
@@ -325,7 +325,7 @@ def _page_stack(tif: tifffile.TiffFile, full: Sequence[Any], selection: Selectio
 
 
 def _is_thumbnail(page: Any, largest: Any) -> bool:
-    """Whether a page that is not marked so is a thumbnail: at most half as large, in the same proportions."""
+    """Whether a page that is not marked as a thumbnail is one: at most half as large, in the same proportions."""
     factor = largest.imagelength / page.imagelength
     return bool(factor >= 2) and abs(largest.imagewidth / factor - page.imagewidth) <= 2
 
@@ -337,7 +337,7 @@ def _promised(tif: tifffile.TiffFile) -> int:
 
 
 def _stored(tif: tifffile.TiffFile, path: Path, image: _Image, selection: Selection, plain: bool, name: str) -> Stored:
-    """The array of an image, its axes and what the file says of it."""
+    """Return the array of an image, its axes and what the file states about it."""
     page = image.keyframe
     axes, shape, notes = _axes(tif, image, selection, name)
     array = _array(tif, path, image, shape, selection.level, plain, name)
@@ -361,7 +361,7 @@ def _stored(tif: tifffile.TiffFile, path: Path, image: _Image, selection: Select
 
 
 def _index(tif: tifffile.TiffFile, chosen: Any) -> int:
-    """Index of the series of which `chosen` is a scale level."""
+    """Return the index of the series of which `chosen` is a scale level."""
     return next((i for i, series in enumerate(tif.series) if _same(series, chosen)), 0)
 
 
@@ -373,7 +373,7 @@ def _same(series: Any, chosen: Any) -> bool:
 def _axes(
     tif: tifffile.TiffFile, image: _Image, selection: Selection, name: str
 ) -> tuple[str, tuple[int, ...], tuple[str, ...]]:
-    """Letters and lengths of the axes, with a stack's axis called z whatever the file calls it, and notes."""
+    """Return letters and lengths of the axes, and notes; a stack's axis is called z, whatever the file calls it."""
     kept = [(a.lower(), n) for a, n in zip(image.axes, image.shape, strict=True) if n > 1 or a in "YX"]
     axes, shape = "".join(a for a, _ in kept), tuple(n for _, n in kept)
     page = image.keyframe
@@ -383,7 +383,7 @@ def _axes(
     if any(a == "s" for a, _ in extra) and selection.channel is None:
         planes = page.planarconfig == tifffile.PLANARCONFIG.SEPARATE
         by_tifffile = tif.is_shaped or "tifffile" in str(page.software)
-        if planes and by_tifffile and len(extra) == 1:  # what it guesses of a short stack
+        if planes and by_tifffile and len(extra) == 1:  # its guess for a short stack
             note = f"{extra[0][1]} slices without photometric are taken as a stack, not as colours"
             return axes.replace("s", "z"), shape, (note,)
         if planes:
@@ -410,7 +410,7 @@ def _array(
     plain: bool,
     name: str,
 ) -> PagedArray:
-    """The pixels of an image as an array, checked to be all there."""
+    """Return the pixels of an image as an array, after checking that all are there."""
     series, page = image.pages, image.keyframe
     page_shape = tuple(n for a, n in zip(page.axes, page.shape, strict=True) if n > 1 or a in "YX")
     count = math.prod(shape) // max(1, math.prod(page_shape))
@@ -459,7 +459,7 @@ def _orientation(page: Any) -> int:
 
 
 def _as_displayed(array: PagedArray, page: Any) -> tuple[Any, tuple[str, ...]]:
-    """Grey values as a viewer shows them, where white is 0 or a grey palette turns them; masks stay as stored."""
+    """Return grey values as a viewer shows them, if white is 0 or there is a grey palette; masks stay as stored."""
     dtype = array.dtype
     if page.photometric == tifffile.PHOTOMETRIC.MINISWHITE and dtype.kind in "ui":
         largest = 2**page.bitspersample - 1 if dtype.kind == "u" else -1

@@ -1,6 +1,6 @@
-"""Pages of a TIFF that are compressed as images: each part states its size again, which may be another than the page's.
+"""Checks of TIFF pages that are compressed as images, of which each strip or tile states its size once more.
 
-A part of 1 kB may say that it is of gigapixels, and is decoded to that before its size is compared.
+A part of 1 kB may state gigapixels, and would be decoded to that before its size is compared with the page's.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from napari_kdunet.core.errors import VolumeError
 __all__ = ["check_parts"]
 
 _SLACK = 2**16  # pixels: parts at the edge of a page may be whole
-_JXL_RATIOS = ((1, 1), (1, 1), (6, 5), (4, 3), (3, 2), (16, 9), (5, 4), (2, 1))  # width to height; the first by itself
+_JXL_RATIOS = ((1, 1), (1, 1), (6, 5), (4, 3), (3, 2), (16, 9), (5, 4), (2, 1))  # width to height; 0: width is stated
 
 
 def check_parts(page: Any, name: str) -> None:
-    """Check the size that each strip or tile of a page states by itself; `VolumeError` where it is far larger."""
+    """Check the size that each strip or tile of a page states by itself; `VolumeError` if it is far too large."""
     if page.compression in _UNKNOWN:
         raise VolumeError(f"{name} is compressed as {page.compression.name}: save it with zlib, LZW or without")
     sizes = _SIZES.get(page.compression)
@@ -35,7 +35,7 @@ def check_parts(page: Any, name: str) -> None:
 
 
 def _jpeg(data: bytes) -> Iterator[tuple[int, int]]:
-    """By the frame headers before the first scan."""
+    """Yield (width, height) by the frame headers before the first scan."""
     at = 2
     while at + 9 <= len(data) and data[at] == 0xFF and data[at + 1] != 0xDA:
         if data[at + 1] == 0xFF:  # padding
@@ -47,14 +47,14 @@ def _jpeg(data: bytes) -> Iterator[tuple[int, int]]:
 
 
 def _jpeg2000(data: bytes) -> Iterator[tuple[int, int]]:
-    """By the markers SIZ, wherever they stand, each behind that of a code stream."""
+    """Yield (width, height) by the SIZ markers, wherever they are, each after the marker of a code stream."""
     for match in re.finditer(rb"\xff\x4f\xff\x51", data):
         x, y, left, top = (_big(data, match.end() + 4 + 4 * i, 4) for i in range(4))
         yield max(0, x - left), max(0, y - top)
 
 
 def _jpegxl(data: bytes) -> Iterator[tuple[int, int]]:
-    """By the size header (18181-1, 9.2.2), behind the start of a code stream or of a box that holds one."""
+    """Yield (width, height) by the size header (18181-1, 9.2.2), after the start of a code stream or of its box."""
     for match in re.finditer(rb"(?:^|jxlc|jxlp.{4})\xff\x0a", data, re.DOTALL):
         bits = _Bits(data[match.end() : match.end() + 16])
         small = bits.take(1)
@@ -74,13 +74,13 @@ class _Bits:
         self.left = int.from_bytes(data, "little")
 
     def take(self, count: int) -> int:
-        """The next `count` bits as a number."""
+        """Return the next `count` bits as a number."""
         value, self.left = self.left & ((1 << count) - 1), self.left >> count
         return value
 
 
 def _webp(data: bytes) -> Iterator[tuple[int, int]]:
-    """By the first chunk, of the three kinds."""
+    """Yield (width, height) by the first chunk, which is of one of three kinds."""
     kind, head = data[12:16], data[20:30].ljust(10, b"\0")
     if kind == b"VP8X":
         yield int.from_bytes(head[4:7], "little") + 1, int.from_bytes(head[7:10], "little") + 1
@@ -107,4 +107,4 @@ _SIZES: dict[int, Callable[[bytes], Iterator[tuple[int, int]]]] = {
     COMPRESSION.WEBP: _webp,
     COMPRESSION.PNG: _png,
 }
-_UNKNOWN = {COMPRESSION.JPEGXR, COMPRESSION.JPEGXR_NDPI, COMPRESSION.LERC}  # without a size that is easily read
+_UNKNOWN = {COMPRESSION.JPEGXR, COMPRESSION.JPEGXR_NDPI, COMPRESSION.LERC}  # their stated size is not easily read

@@ -21,14 +21,16 @@ _MOST_PLANES = 10**6
 
 
 def stated_sizes(tif: tifffile.TiffFile, series: int) -> tuple[Sizes, tuple[str, ...]]:
-    """Sizes as stated by the first of the places that states any, and notes on those that cannot be read.
+    """Return the sizes of the first place that states usable ones, else of the first that states any.
+
+    Notes come with the latter: at most one, on a place that cannot be read.
 
     Parameters
     ----------
     tif : TiffFile
-        Open.
+        An open TIFF.
     series : int
-        Index of the image, of an OME-TIFF with several.
+        Index of the image in an OME-TIFF with several.
     """
     places: dict[str, Callable[[], Sizes]] = {
         "OME-XML": lambda: _ome(tif, series),
@@ -47,7 +49,7 @@ def stated_sizes(tif: tifffile.TiffFile, series: int) -> tuple[Sizes, tuple[str,
 
 
 def ome_file_names(xml: str) -> set[str]:
-    """Names of the files of which an OME-TIFF says that they hold parts of it."""
+    """Return the names of the files that hold parts of an OME-TIFF, according to its OME-XML."""
     if "<OME" not in xml and ":OME" not in xml:
         return set()
     names = {html.unescape(name) for _, name in re.findall(r"FileName\s*=\s*([\"'])(.+?)\1", xml, re.DOTALL)}
@@ -57,9 +59,10 @@ def ome_file_names(xml: str) -> set[str]:
 
 
 def has_sane_ome(xml: str) -> bool:
-    """Whether OME-XML speaks of numbers of planes that tifffile can take: it makes lists of that length.
+    """Whether tifffile can safely read this OME-XML: it states no absurd numbers of planes, and no document type.
 
-    And whether names in it are what they look like: a document type could define entities.
+    tifffile makes lists as long as the numbers of planes. A document type could define entities, and so names of files
+    that are not what they look like.
     """
     if "<!DOCTYPE" in xml:
         return False
@@ -101,7 +104,7 @@ def _imagej(tif: tifffile.TiffFile) -> Sizes:
 
 
 def _microscope(tif: tifffile.TiffFile) -> Sizes:
-    """Tags of FEI (Thermo Fisher), Zeiss, and Olympus SIS."""
+    """Return sizes by the tags of FEI (Thermo Fisher), Zeiss or Olympus SIS."""
     fei = (tif.fei_metadata or {}).get("Scan", {})
     if "PixelWidth" in fei:
         return {"y": (fei.get("PixelHeight", fei["PixelWidth"]), "m"), "x": (fei["PixelWidth"], "m")}
@@ -110,7 +113,7 @@ def _microscope(tif: tifffile.TiffFile) -> Sizes:
         if len(zeiss.get(key, ())) > 1:  # tifffile does not split a decimal comma from its unit
             size, _, unit = " ".join(map(str, zeiss[key][1:])).partition(" ")
             return {"y": (size, unit), "x": (size, unit)}
-    if zeiss.get("") and isinstance(zeiss[""][3], float):  # of older files, unnamed, in metres
+    if zeiss.get("") and isinstance(zeiss[""][3], float):  # older files: unnamed, in metres
         return {"y": (zeiss[""][3], "m"), "x": (zeiss[""][3], "m")}
     sis = tif.sis_metadata or {}
     return {axis: (sis[f"pixelsize{axis}"], "m") for axis in "yx" if f"pixelsize{axis}" in sis}
@@ -122,7 +125,7 @@ def _resolution(tif: tifffile.TiffFile) -> Sizes:
 
 
 def _per_resolution(tif: tifffile.TiffFile) -> dict[str, Any]:
-    """The pixel size as the inverse of the resolution tags, for those that state one, whatever their type."""
+    """Return the pixel size along y and x as the inverse of the resolution tags, of whatever type, if stated."""
     tags, sizes = tif.pages.first.tags, {}
     for axis, name in (("y", "YResolution"), ("x", "XResolution")):
         value = tags.valueof(name)
@@ -132,6 +135,6 @@ def _per_resolution(tif: tifffile.TiffFile) -> dict[str, Any]:
         above, below = values if len(values) == 2 else (values[0], 1)
         if (above, below) != (0, 1):
             sizes[axis] = (below, above)
-    # tifffile fills in 1 where it is not told a resolution
+    # tifffile fills in 1 if it is given no resolution
     filled_in = set(sizes.values()) == {(1, 1)} and "tifffile" in str(tags.valueof("Software"))
     return {} if filled_in else sizes

@@ -1,7 +1,7 @@
 """Chunks of a Zarr in a folder, read and decoded in the calling thread.
 
-zarr passes each chunk through a thread of its own and one of a pool. Where all cores compute, that takes as long as a
-tiny network for a slice.
+zarr passes each chunk through a thread of its own and one of a pool. While all cores are busy, that takes as long as a
+tiny network takes for a slice.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from napari_kdunet.core.errors import VolumeError
 __all__ = ["PlainChunks"]
 
 ReadChunk: TypeAlias = Callable[[str], bytes | None]
-"""Gives what is stored under a key; None where there is nothing."""
+"""Function that returns what is stored under a key; None if there is nothing."""
 
-_MOST_BYTES = 2**23  # of several chunks; of more zarr decodes several at a time
+_MOST_BYTES = 2**23  # of several chunks, decoded; more are left to zarr, which decodes several at a time
 _COMPRESSORS = {"blosc": numcodecs.Blosc, "gzip": numcodecs.GZip, "zlib": numcodecs.Zlib, "zstd": numcodecs.Zstd}
 
 
 class PlainChunks:
-    """An array whose chunks are pixels in C order, compressed once or not; made by `of`.
+    """An array whose chunks are pixels in C order, compressed once or not at all; made by `of`.
 
-    Blocks in steps or of many chunks are left to zarr.
+    Blocks with steps, or of many chunks, are left to zarr.
     """
 
     def __init__(self, array: Any, read: ReadChunk, stored: np.dtype[Any], compressor: Any) -> None:
@@ -38,7 +38,7 @@ class PlainChunks:
 
     @classmethod
     def of(cls, array: Any, read: ReadChunk) -> Any:
-        """The array of zarr, its chunks read by `read` if they are stored in so plain a way; else as it is."""
+        """Return a zarr array with its chunks read by `read` if they are stored in so plain a way; else as it is."""
         described = array.metadata.to_dict()
         if array.shards or array.dtype.kind not in "biuf":
             return array
@@ -83,7 +83,7 @@ class PlainChunks:
 
 
 def _parts(wanted: range, side: int) -> list[tuple[int, slice, slice]]:
-    """The chunks along an axis that hold what is wanted: index, and where that is in the result and in the chunk."""
+    """Return the chunks along an axis that hold `wanted`: index, and its slices in the result and in the chunk."""
     parts = []
     for i in range(wanted.start // side, -(-wanted.stop // side)) if wanted else ():
         first, stop = max(wanted.start, i * side), min(wanted.stop, (i + 1) * side)

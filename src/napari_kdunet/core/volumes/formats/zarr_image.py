@@ -30,14 +30,14 @@ _METADATA = ("zarr.json", ".zarray", ".zgroup")
 
 
 def is_zarr(path: Path) -> bool:
-    """Whether a folder is a Zarr array or group, as far as it may be looked into."""
-    with suppress(PermissionError):  # who reads it as something else says so
+    """Whether a folder is a Zarr array or group; False if it may not be looked into."""
+    with suppress(PermissionError):  # another reader will say so
         return any((path / entry).exists() for entry in _METADATA)
     return False
 
 
 def is_label_image(path: Path) -> bool:
-    """Whether a folder is an OME-Zarr that says of its image that it is of labels."""
+    """Whether a folder is an OME-Zarr that states that its image holds labels."""
     if not is_zarr(path):
         return False
     node = _open_folder(path)
@@ -46,10 +46,10 @@ def is_label_image(path: Path) -> bool:
 
 
 class _CheckedChunks:
-    """What checks the bytes that a store gives of an array: no chunk may become (much) more than a chunk."""
+    """Mixin of a store that checks the bytes it reads of an array: no chunk may become (much) more than its size."""
 
     nbytes, stored, in_shard, index_first = 0, 0, 0, False
-    """Bytes of a chunk and of a file at most, both 0 for metadata; chunks in a shard; where its index stands."""
+    """Bytes of a decoded chunk, and of a file, both 0 without an array; chunks per shard; is its index at the start?"""
 
     def of_array(self, array: Any) -> None:
         """Check the chunks of this array from now on."""
@@ -77,25 +77,25 @@ class _CheckedChunks:
 
     @property
     def _index_size(self) -> int:
-        """Bytes of the index of a shard: 16 a chunk, and a checksum of 4."""
+        """Bytes of the index of a shard: 16 per chunk, and a checksum of 4."""
         return 16 * self.in_shard + 4 if self.in_shard else 0
 
     def _chunks(self, data: memoryview, byte_range: Any) -> Iterator[memoryview]:
-        """The chunks in what was read: a file, or of a shard one chunk, the index, or the whole."""
+        """Yield the chunks in the data read, which is a chunk's file, a whole shard, or a chunk or the index of one."""
         if not self.in_shard:
             yield data
         elif byte_range is None:
             table = data[: self._index_size - 4] if self.index_first else data[-self._index_size : -4]
             if len(table) == 16 * self.in_shard:
                 for start, length in np.frombuffer(table, "<u8").reshape(-1, 2).tolist():
-                    if start < len(data):  # else there is no such chunk
+                    if start < len(data):  # otherwise there is no such chunk
                         yield data[start : start + length]
         elif isinstance(byte_range, RangeByteRequest) and not (self.index_first and byte_range.start == 0):
             yield data
 
 
 class _CheckedFiles(_CheckedChunks, LocalStore):
-    """A folder, of regular files alone, as a FIFO may never end."""
+    """A store in a folder that reads regular files only, as reading a FIFO may never end."""
 
     async def get(self, key: str, prototype: Any = None, byte_range: Any = None) -> Any:
         """Read what is stored under a key."""
@@ -117,7 +117,7 @@ class _CheckedFiles(_CheckedChunks, LocalStore):
 
 
 class _CheckedAddress(_CheckedChunks, FsspecStore):
-    """A folder at an address of fsspec."""
+    """A store at an fsspec address."""
 
 
 def open_zarr(path: Path, selection: Selection, name: str) -> Stored:
@@ -126,7 +126,7 @@ def open_zarr(path: Path, selection: Selection, name: str) -> Stored:
 
 
 def open_zarr_url(url: str, selection: Selection, name: str) -> Stored:
-    """Open a Zarr at an address of fsspec, such as https:// or s3://."""
+    """Open a Zarr at an fsspec address, such as https:// or s3://."""
     return open_zarr_node(_open_url(url), selection, name)
 
 
@@ -150,7 +150,7 @@ def _open_url(url: str) -> Any:
 
 
 def _opened(store: Any) -> Any:
-    """The group or the array in a store that checks chunks."""
+    """Return the group or the array in a store; the store checks the chunks of an array."""
     node = zarr.open(store, mode="r")
     if isinstance(node, zarr.Array):
         store.of_array(node)
@@ -158,14 +158,14 @@ def _opened(store: Any) -> Any:
 
 
 def _storage_options(url: str) -> dict[str, Any]:
-    """Without credentials, what is public on S3 can be read anonymously."""
+    """Return options for fsspec: without credentials, public data on S3 is read anonymously."""
     known = os.environ.keys() & {"AWS_ACCESS_KEY_ID", "AWS_PROFILE", "AWS_ROLE_ARN", "AWS_WEB_IDENTITY_TOKEN_FILE"}
     anonymous = url.startswith("s3:") and not known and not (Path.home() / ".aws" / "credentials").exists()
     return {"anon": True} if anonymous else {}
 
 
 def _reopened(array: Any) -> Any:
-    """A Zarr array of a folder, opened again in another process: there, chunks of a missing folder would read as 0."""
+    """Let other processes reopen a Zarr array in a folder; merely unpickled, it would read a missing folder as 0."""
     if isinstance(array.store, LocalStore):
         return LazyArray(partial(_open_chunks, array.store.root.absolute() / array.path), fresh=True)
     return array
@@ -185,7 +185,7 @@ def _open_array(array: Any, selection: Selection, name: str) -> Stored:
 
 
 def _check_chunks(array: Any, name: str) -> None:
-    """Check that no chunk takes more memory than its file can fill or is compressed twice, each time a thousandfold."""
+    """Check that no chunk is larger than its file can fill, or compressed twice, each time perhaps a thousandfold."""
     if _most_compressors(array.metadata.to_dict(), name) > 1:
         raise VolumeError(f"{name} has chunks that are compressed several times: it is damaged")
     nbytes = math.prod(array.chunks) * array.dtype.itemsize
@@ -195,7 +195,7 @@ def _check_chunks(array: Any, name: str) -> None:
 
 
 def _most_compressors(metadata: Any, name: str) -> int:
-    """How many compressors a chunk goes through by the metadata of its array; a shard in a shard counts as many."""
+    """Return how many compressors a chunk goes through, by its array's metadata; a shard in a shard counts as two."""
     codecs = metadata["codecs"] if "codecs" in metadata else [*(metadata.get("filters") or ())]
     if "codecs" not in metadata and metadata.get("compressor"):
         codecs.append(metadata["compressor"])
@@ -252,7 +252,7 @@ def _axis_name(axis: dict[str, Any]) -> str:
 
 
 def _sizes(axes: list[dict[str, Any]], image: Any, dataset: Any) -> Sizes:
-    """The size and unit of each axis that is scaled: the product of a dataset's scale and the image's."""
+    """Return size and unit of each axis; the size is the product of the dataset's scale and the image's."""
     scales = [
         transform["scale"]
         for holder in (dataset, image)
