@@ -16,6 +16,7 @@ import h5py
 import mrcfile
 import nibabel
 import nrrd
+import numcodecs
 import numpy as np
 import pytest
 import tensorstore
@@ -311,6 +312,19 @@ def test_remote_zarr(pixels, tmp_path, served, fails):
     assert_reads(open_volume(f"{served}/a.zarr/0"), pixels, None)
     fails(f"{served}/b.zarr", f"{served}/b.zarr")
     fails("nonsense://a.zarr", "nonsense")
+
+
+@pytest.mark.parametrize("path", ["a.zarr", "a.zarr/0"], ids=["image", "array"])
+def test_a_chunk_of_a_remote_zarr_that_becomes_more_than_a_chunk(tmp_path, served, path, fails):
+    write_volume(open_volume(np.ones((2, 64, 64), np.uint8)), tmp_path / "a.zarr")
+    large = np.zeros(10**7, np.uint8)
+    array = zarr.open(tmp_path / "a.zarr" / "0")
+    assert [codec.to_dict()["name"] for codec in array.compressors] == ["zstd"]
+    chunk = next(file for file in (tmp_path / "a.zarr" / "0").rglob("c/0/**/*") if file.is_file())
+    chunk.write_bytes(numcodecs.Zstd().encode(large))
+    volume = open_volume(f"{served}/{path}")
+    assert volume.read(1).all()
+    fails(lambda: volume.read(0), "more than a chunk")
 
 
 def test_public_buckets_are_read_anonymously(monkeypatch):

@@ -138,7 +138,7 @@ def open_zarr_node(node: Any, selection: Selection, name: str) -> Stored:
 
 
 def _open_folder(path: Path) -> Any:
-    return _opened(_CheckedFiles(path, read_only=True))
+    return zarr.open(_CheckedFiles(path, read_only=True), mode="r")
 
 
 def _open_url(url: str) -> Any:
@@ -146,15 +146,7 @@ def _open_url(url: str) -> Any:
         store: Any = _CheckedAddress.from_url(url, storage_options=_storage_options(url), read_only=True)
     except ImportError:
         raise VolumeError(f'{url} is remote: install what that takes, pip install "napari-kdunet[formats]"') from None
-    return _opened(store)
-
-
-def _opened(store: Any) -> Any:
-    """Return the group or the array in a store; the store checks the chunks of an array."""
-    node = zarr.open(store, mode="r")
-    if isinstance(node, zarr.Array):
-        store.of_array(node)
-    return node
+    return zarr.open(store, mode="r")
 
 
 def _storage_options(url: str) -> dict[str, Any]:
@@ -173,6 +165,7 @@ def _reopened(array: Any) -> Any:
 
 def _open_chunks(path: Path) -> Any:
     array = _open_folder(path)
+    array.store.of_array(array)
     return PlainChunks.of(array, array.store.chunk)
 
 
@@ -185,13 +178,18 @@ def _open_array(array: Any, selection: Selection, name: str) -> Stored:
 
 
 def _check_chunks(array: Any, name: str) -> None:
-    """Check that no chunk is larger than its file can fill, or compressed twice, each time perhaps a thousandfold."""
+    """Check that no chunk is larger than its file can fill, or compressed twice, each time perhaps a thousandfold.
+
+    From now on its store checks each chunk that it reads.
+    """
     if _most_compressors(array.metadata.to_dict(), name) > 1:
         raise VolumeError(f"{name} has chunks that are compressed several times: it is damaged")
     nbytes = math.prod(array.chunks) * array.dtype.itemsize
     if nbytes > 2**29 and isinstance(array.store, LocalStore):
         folder = array.store.root / array.path
         check_block(nbytes, sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()), name, "chunks")
+    if isinstance(array.store, _CheckedChunks):
+        array.store.of_array(array)
 
 
 def _most_compressors(metadata: Any, name: str) -> int:
