@@ -5,12 +5,12 @@
                                   [--students 4:6000,2:8000,1:8000] [--untaught 2:8000] [--precision 32-true]
                                   [--jobs 2]
 
-For each seed a 16-Unet is trained on RAW and LABELS, and taught by it the students K:STEPS; where there are fewer
-teachers than seeds, the students of the other seeds have the first ones again. Untaught ones learn from the labels
-alone. All else is as by default: model and threshold are chosen on the middle of RAW's slices, held out. Each network
-has one core. All are then scored on the whole of R, or else on the last N slices of RAW, which are then not learnt
-from, at their own threshold. What is done is not done again. Written to DIR: models, a JSON each, and `accuracy.csv`;
-means and standard deviations are printed.
+For each seed a 16-Unet is trained on RAW and LABELS, and then teaches the students K:STEPS; where there are fewer
+teachers than seeds, the students of the other seeds have the first teachers again. Untaught networks learn from the
+labels alone. Everything else is at its default: model and threshold are chosen on the middle slices of RAW, which are
+held out. Each network has one core. All are then scored at their own threshold, on the whole of R or on the last N
+slices of RAW, which are then not learnt from. Existing results are kept. Written to DIR: models, a JSON for each, and
+`accuracy.csv`; means and standard deviations are printed.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def teacher(seed: int, given: argparse.Namespace) -> Row:
 
 
 def student(k: int, steps: int, seed: int, taught: Future[Row], given: argparse.Namespace) -> Row:
-    taught.result()  # it was begun before
+    taught.result()  # wait for the teacher, which was begun before
     model = Path(given.out) / f"{k}unet-{seed}.safetensors"
     by = model.with_name(f"teacher-{seed % given.teachers}.safetensors")
     return network(model, ["distill", by], ["--k", k, "--steps", steps], f"{k}-Unet", seed, given)
@@ -41,7 +41,7 @@ def untaught(k: int, steps: int, seed: int, given: argparse.Namespace) -> Row:
 
 
 def budgets(text: str) -> list[tuple[int, int]]:
-    """Each k and its steps, of K:STEPS with commas between."""
+    """Parse K:STEPS with commas between into pairs of k and steps."""
     pairs = (each.split(":") for each in text.split(",") if each)
     return [(int(k), int(steps)) for k, steps in pairs]
 

@@ -3,11 +3,12 @@
     python benchmarks/adapt.py RAW LABELS {--val-raw R --val-labels L | --hold-out N} --out DIR
                                [--seeds 3] [--steps 1000] [--jobs 2] [--arms "A;B"]
 
-2-Unets learn from the middle slice of RAW, anew or from the bundled one on; from a bundled 4-Unet, which does not know
-the volume, without any label; and from a 16-Unet that has learnt from that slice, or a 4-Unet that has gone on from the
-bundled one there, on all slices. Each network has one core. All, and the bundled models as they are, are then scored
-on the whole of R, or else on the last N slices of RAW, which are then not learnt from, at their own threshold. What is
-done is not done again. Written to DIR: models, a JSON each, and `adapt.csv`; means and standard deviations are printed.
+2-Unets learn from the middle slice of RAW, from scratch or from the bundled 2-Unet on; without any label from a bundled
+4-Unet, which does not know the volume; and on all slices from a 16-Unet that has learnt from the middle slice, or from
+the bundled 4-Unet after it has gone on learning there. Each network has one core. All, and the bundled models as they
+are, are then scored at their own threshold, on the whole of R or on the last N slices of RAW, which are then not learnt
+from. Existing results are kept. Written to DIR: models, a JSON for each, and `adapt.csv`; means and standard deviations
+are printed.
 """
 
 from __future__ import annotations
@@ -28,10 +29,10 @@ class Arm(NamedTuple):
     options: tuple[str, ...]
     labels: bool = True
     teacher: str = ""
-    """A bundled model, or another arm."""
+    """Name of a bundled model, or of another arm."""
 
 
-#: Those that teach first.
+#: All arms; those that teach come first.
 ARMS = (
     Arm("16-Unet anew", ("--k", "16", "--precision", "bf16-mixed")),
     Arm("4-Unet, from the bundled one", ("--start", "lucchi-4unet")),

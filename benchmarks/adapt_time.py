@@ -1,11 +1,11 @@
-"""When adapting pays by time: a teacher on a share of a volume, a lesson, and a student on all, or the teacher on all.
+"""When adapting saves time: teacher on a share of a volume, training, and student on all of it, or teacher on all.
 
     python benchmarks/adapt_time.py RAW --voxel-size 5 [--teacher mito-16unet] [--student mito-2unet] [--slices 40]
                                     [--threads 1] [--minutes 5]
 
-Seconds a megavoxel of the teacher as it is, of the teacher as `adapt` asks it (by four views), and of the student, each
-on the first SLICES of RAW, from an array to a mask; and from them how many megavoxels a volume must have until `adapt`,
-which takes MINUTES however large it is, and the student are done before the teacher alone is.
+Printed are the seconds per megavoxel, from an array to a mask on the first SLICES of RAW, of the teacher as it is, of
+the teacher as `adapt` asks it (by four views), and of the student; and from these the size of a volume in megavoxels
+above which `adapt`, which takes MINUTES for any volume, and the student together need less time than the teacher alone.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from napari_kdunet import core
 
 
 def seconds(call: Callable[[], object], rounds: int = 3) -> float:
-    """The least of some, after one that warms up."""
+    """Return the least time of some calls, after one that warms up."""
     call()
     times = []
     for _ in range(rounds):

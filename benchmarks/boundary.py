@@ -3,11 +3,11 @@
     python benchmarks/boundary.py [--strip 48] [--seeds 3] [--steps 300] [--k 4] [--csv CSV]
 
 Two synthetic volumes, one to learn from and one to score on, are cut into strips, and each strip is followed by its
-mirror image, with a membrane of 20 nm between them: mitochondria touch there with all their width, so that no shape
-tells them apart. For each seed two networks learn from their ids, in as many steps: the usual one and one with
-`boundary`. Objects are made of the probabilities of both, at the networks' own thresholds; of the first without
-splitting too, and of the second by the outlines and without. One row a way and seed: IoU of the mask, and of the
-objects F1 at an IoU of 0.5, false splits and merges.
+mirror image, with a membrane of 20 nm between them. Mitochondria touch there with their whole width, so that their
+shape does not tell them apart. For each seed two networks learn from the ids, in the same number of steps: the usual
+one and one with `boundary`. Objects are made from the probabilities of both, at the networks' own thresholds: for the
+first also without splitting, for the second with and without the outlines. One row for each way and seed: IoU of the
+mask, and F1 at an IoU of 0.5, false splits and merges of the objects.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def scored(way: str, seed: int, probability: object, truth: np.ndarray, threshol
 
 
 def crowded(seed: int, strip: int) -> tuple[core.Volume, np.ndarray]:
-    """The synthetic volume in strips along x, each with its mirror image, and the ids of its mitochondria."""
+    """Return the synthetic volume in strips along x, each with its mirror image, and the ids of its mitochondria."""
     raw, ids = synthetic_em((32, 192, 192), seed=seed, instances=True)
     images, numbers = [], []
     for i, left in enumerate(range(0, raw.shape[2], strip)):

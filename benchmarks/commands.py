@@ -1,4 +1,4 @@
-"""Trainings as a user would start them, from the command line, and their scores: what the accuracy benchmarks share."""
+"""What the accuracy benchmarks share: trainings started from the command line, as by a user, and their scores."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Row = dict[str, Any]
 
 
 def add_shared(parser: argparse.ArgumentParser, *, or_hold_out: bool = False) -> None:
-    """What all take: a volume to learn from, one to score on, a folder, seeds, and how many at a time."""
+    """Add the arguments of all: a volume to learn from, one to score on, a folder, seeds, and jobs at a time."""
     parser.add_argument("raw")
     parser.add_argument("labels")
     parser.add_argument("--val-raw", required=not or_hold_out)
@@ -36,7 +36,7 @@ def add_shared(parser: argparse.ArgumentParser, *, or_hold_out: bool = False) ->
 
 
 def parsed(parser: argparse.ArgumentParser) -> argparse.Namespace:
-    """The arguments, with the folder made and what is to be held out cut off; `size` states the voxels of the parts."""
+    """Parse the arguments, make the folder and cut off held-out slices; `size` are options with the voxel size."""
     given = parser.parse_args()
     if not given.hold_out and not (given.val_raw and given.val_labels):
         parser.error("give --val-raw and --val-labels, or --hold-out")
@@ -59,7 +59,7 @@ def _cut(given: argparse.Namespace) -> None:
 
 
 def add_one_volume(parser: argparse.ArgumentParser) -> None:
-    """What those take that learn from a volume whose first slices score."""
+    """Add the arguments of benchmarks that learn from a volume and score on its first slices."""
     parser.add_argument("raw")
     parser.add_argument("labels")
     parser.add_argument("--voxel-size", required=True, help="nm")
@@ -71,7 +71,7 @@ def add_one_volume(parser: argparse.ArgumentParser) -> None:
 
 
 def parsed_one_volume(parser: argparse.ArgumentParser) -> argparse.Namespace:
-    """The arguments, with the folder made; `val` is what scores, as files, and `learnt` the slices to learn from."""
+    """Parse the arguments and make the folder; `val` are files to score on, and `learnt` the slices to learn from."""
     given = parser.parse_args()
     given.out.mkdir(parents=True, exist_ok=True)
     given.size = ["--voxel-size", given.voxel_size]
@@ -81,7 +81,7 @@ def parsed_one_volume(parser: argparse.ArgumentParser) -> argparse.Namespace:
 
 
 def save_slices(given: argparse.Namespace, name: str, slices: slice) -> list[str]:
-    """Some slices of image and labels as files, which are named by `name`."""
+    """Write some slices of image and labels to files with `name` in their names; return their paths."""
     paths = [str(given.out / f"{name}-{what}.npy") for what in ("raw", "labels")]
     for path, volume in zip(paths, (given.raw, given.labels), strict=True):
         np.save(path, core.open_volume(volume)[slices])
@@ -89,7 +89,7 @@ def save_slices(given: argparse.Namespace, name: str, slices: slice) -> list[str
 
 
 def told(values: Sequence[float]) -> str:
-    """Mean and standard deviation."""
+    """Return mean and standard deviation as text."""
     return f"{fmean(values):.3f}" + (f" ± {stdev(values):.3f}" if len(values) > 1 else "")
 
 
@@ -102,14 +102,14 @@ def command(*arguments: Any) -> None:
 
 
 def train(model: Path, *arguments: Any) -> None:
-    """Make a model by `train` or `distill` unless it is done; a training that was stopped goes on."""
+    """Make a model by `train` or `distill` unless it exists; a training that was stopped is resumed."""
     stopped = resume_path(model).exists()
     if stopped or not model.exists():
         command(*arguments, "-o", model, *(["--resume"] if stopped else []))
 
 
 def score(model: Path, raw: str, labels: str, *options: Any) -> Row:
-    """Scores of a model on a whole volume at the model's own threshold, and what its training says of itself."""
+    """Return scores of a model on a whole volume at its own threshold, and facts from the summary of its training."""
     kept = core.load_model(model)
     with tempfile.TemporaryDirectory() as folder:
         out = str(Path(folder) / "probability.tif")
@@ -128,7 +128,7 @@ def score(model: Path, raw: str, labels: str, *options: Any) -> Row:
 
 
 def once(record: Path, measure: Callable[[], Row]) -> Row:
-    """What `measure` gives, from `record` where it was measured before."""
+    """Return what `measure` gives, from the file `record` if it was measured before."""
     if not record.exists():
         record.write_text(json.dumps(measure()))
     found: Row = json.loads(record.read_text())
@@ -137,7 +137,7 @@ def once(record: Path, measure: Callable[[], Row]) -> Row:
 
 
 def tabulate(folder: Path, name: str, records: Iterable[Any], table: Callable[[list[Row]], str], kept: str) -> None:
-    """Write NAME.csv and NAME.md anew after each of `records`, of all files like `kept`, of earlier calls too."""
+    """Write NAME.csv and NAME.md anew after each of `records`, from all files that match `kept`, also earlier ones."""
     for _ in records:
         rows: list[Row] = [json.loads(path.read_text()) for path in sorted(folder.glob(kept))]
         write_csv(folder / f"{name}.csv", rows)

@@ -1,13 +1,13 @@
-"""What neighbouring slices tell a k-Unet: networks of one slice and of several, on a volume whose first slices score.
+"""What neighbouring slices tell a k-Unet: networks of one and of several slices, scored on a volume's first slices.
 
     python benchmarks/context.py RAW LABELS --voxel-size 5 --out DIR [--ks 2,16] [--seeds 3] [--steps 3000]
                                  [--arms "0;1 10;2 10;2 20"] [--scored 32] [--gap 16] [--teacher 16:2:20]
 
-An arm is `context` and `context_distance` in nm (`core.TrainConfig`); 0 is single slices. Each network learns from
-RAW from slice SCORED + GAP on, of which the middle ones are held out to choose model and threshold, and is scored at
+An arm is `context` and `context_distance` in nm (`core.TrainConfig`); 0 is single slices. Each network learns from the
+slices of RAW from SCORED + GAP on, of which the middle ones are held out to choose model and threshold. It is scored at
 that threshold on the first SCORED slices, without post-processing. With --teacher K:CONTEXT:DISTANCE the networks of
-the arms are taught by that one of seed 0, which an earlier call has made, by labels and teacher together (the default
-of `distill`). One core. What is done is not done again. Written to DIR: models, a JSON each, and `context.csv`.
+the arms learn from labels and teacher together (the default of `distill`); the teacher is that network of seed 0, made
+by an earlier call. One core. Existing results are kept. Written to DIR: models, a JSON for each, and `context.csv`.
 """
 
 from __future__ import annotations

@@ -2,9 +2,9 @@
 
     python benchmarks/errors.py MASK LABELS [--radii 1,2,3,4,6]
 
-For each radius the pixels within so many pixels of a boundary of the labels, seen slice by slice, are left out: printed
-are the share of the wrong pixels that they are, and the IoU of the others. An object is missed if no more than half of
-it is found, and made up if none of it is labelled.
+For each radius, in pixels, the pixels within it of a boundary of the labels are left out, slice by slice. Printed are
+their share of the wrong pixels, and the IoU of the remaining ones. An object is missed if no more than half of it is
+found, and made up if none of it is labelled.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ Mask = NDArray[np.bool_]
 
 
 def beside_boundary(truth: Mask, radius: int) -> Mask:
-    """Pixels (Z, Y, X) within `radius` pixels of a boundary, by steps along Y and X."""
+    """Return which pixels (Z, Y, X) are within `radius` steps along Y and X of a boundary."""
     steps: Any = ndimage.generate_binary_structure(2, 1)[None]
     grown = ndimage.binary_dilation(truth, steps, iterations=radius)
     return grown & ~ndimage.binary_erosion(truth, steps, iterations=radius, border_value=1)
 
 
 def unmet(objects: Mask, other: Mask, share: float) -> tuple[int, int, int]:
-    """Objects of which no more than `share` is in the other mask: how many, of how many, and their voxels."""
+    """Return how many objects have at most `share` in the other mask, of how many, and the voxels of the former."""
     numbers, count = ndimage.label(objects)
     sizes, met = (np.bincount(numbers[where], minlength=count + 1)[1:] for where in (objects, objects & other))
     alone = met <= share * sizes

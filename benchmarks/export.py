@@ -2,14 +2,14 @@
 
     OMP_NUM_THREADS=1 python benchmarks/export.py RAW LABELS --calibrate RAW [--models lucchi-2unet,...] [--rounds 9]
 
-RAW and LABELS are what is scored, and the images of --calibrate what int8 learns its ranges from. Each arm computes, on
-one thread, the probability of one 1024 x 1024 image at the model's working pixel size, from raw values: standardised,
-through the network, to probabilities. All arms of a model take turns, so that what else runs on the machine meets them
-alike; printed is the median of the rounds, and behind it the least. The IoU is that of RAW at its own pixel size.
+Models are scored on RAW and LABELS, and int8 learns its ranges from the images of --calibrate. Each arm computes, on
+one thread, the probability of one 1024 x 1024 image at the model's working pixel size, from raw values: it standardises
+them and applies the network. All arms of a model take turns, so that other load on the machine affects them alike;
+printed are the median and the least of the rounds. The IoU is that of RAW at its own pixel size.
 
 Arms: the engine of `core.predict` (Numba); ONNX Runtime with float32, float16 weights and int8; the file of C by gcc
-and by clang (-O3 -march=native); that C as WebAssembly, as the web page has it, and onnxruntime-web (its WebAssembly
-with vectors), both in Chromium. The last is fetched from npm into a temporary folder, or is taken from --web, a folder
+and by clang (-O3 -march=native); that C as WebAssembly, as in the web page, and onnxruntime-web (its WebAssembly with
+vectors), both in Chromium. The last is fetched from npm into a temporary folder, or is taken from --web, a folder
 where `npm install onnxruntime-web` was run. An arm that is not installed, or for which the model is too large, is left
 out.
 """
@@ -78,21 +78,21 @@ async function compute(arm, image, side, pixel) {
 
 
 class Timed:
-    """An arm and the milliseconds that it took; one that times itself leaves them in `own`."""
+    """An arm and the milliseconds that it took; an arm that times itself leaves them in `own`."""
 
     def __init__(self, apply: Arm, size: int) -> None:
         self.apply, self.size, self.own = apply, size, None
         self.times: list[float] = []
 
     def turn(self, image: np.ndarray, pixel: float) -> None:
-        self.apply(image, pixel)  # what the arms before it have taken of caches and memory is back
+        self.apply(image, pixel)  # regain the caches and memory that the arms before have taken
         before, self.own = time.perf_counter(), None
         self.apply(image, pixel)
         self.times.append(self.own or 1000 * (time.perf_counter() - before))
 
 
 class Compiled:
-    """A model's file of C as a library."""
+    """A model's C file, compiled as a library."""
 
     def __init__(self, source: Path, compiler: str) -> None:
         library = source.with_suffix(f".{compiler}.so")
@@ -113,7 +113,7 @@ class Compiled:
 
 
 class Chromium:
-    """The two arms in a browser."""
+    """Browser that computes two of the arms."""
 
     def __init__(self, folder: Path, address: str) -> None:
         from selenium import webdriver
@@ -152,7 +152,7 @@ class Chromium:
 
 @contextmanager
 def browser(folder: Path, web: Path | None) -> Iterator[Chromium | None]:
-    """Chromium on a page that a server of this process gives out; None where it is not installed."""
+    """Yield Chromium on a page that is served by this process; None where it is not installed."""
     if not shutil.which("chromedriver"):
         yield None
         return
@@ -221,7 +221,7 @@ def arms_of(
 
 
 def for_web(onnx: Path) -> Path:
-    """The graph with the pixel size as an input without a default: onnxruntime-web takes no others."""
+    """Write the graph with the pixel size as an input without a default: onnxruntime-web takes no others."""
     import onnx as library
 
     graph = library.load(onnx)
@@ -271,10 +271,10 @@ def main() -> None:
         print(f"Chromium {chromium.version}" if chromium else "no Chromium")
         for which in given.models.split(","):
             model = core.load_model(which)
-            if model.adapts:  # what is exported has one mean and variance
+            if model.adapts:  # an exported model has one mean and variance
                 model = core.adapt_statistics(model, raw)
             arms = arms_of(which, model, Path(name), core.open_volume(given.calibrate), chromium)
-            for arm in arms.values():  # compile, and find out what is hot
+            for arm in arms.values():  # warm up: just-in-time compilers find the hot code
                 for _ in range(3):
                     arm.apply(image, model.pixel_size)
             for _ in range(given.rounds):

@@ -6,12 +6,12 @@
 
 For each number of labelled slices, evenly spaced in RAW, and for each seed: a 16-Unet is trained on them; then the
 student is trained on them alone (untaught), or taught by the 16-Unet on all slices, each for the same wall-clock time.
-Each network has one core. Validation for the best model and its threshold are as by default: a share of the labelled
-slices, those in the middle, is held out; where it is less than one slice (of fewer than seven, by default) none is, and
-those learnt from are judged by. All are then scored on the whole of R, at their own threshold. What is done is not done
-again.
+Each network has one core. The best model and its threshold are chosen as by default: a share of the labelled slices,
+those in the middle, is held out for it; where that is less than one slice (by default with fewer than seven labelled
+ones) none is held out, and the slices learnt from are used. All are then scored on the whole of R, at their own
+threshold. Existing results are kept.
 
-Written to DIR: models, a JSON a run, `few-labels.csv` and `few-labels.png`.
+Written to DIR: models, a JSON for each run, `few-labels.csv` and `few-labels.png`.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from napari_kdunet import core
 from napari_kdunet.core.formatting import format_slices
 from napari_kdunet.core.volumes.slices import spaced
 
-#: How the student learns; `untaught` from the labels alone.
+#: Options of each way in which the student learns; `untaught` learns from the labels alone.
 ARMS = {
     "untaught": (),
     "mixed": ("--mode", "mixed"),
@@ -64,13 +64,13 @@ def learn(model: Path, count: int, seed: int, arm: str, given: argparse.Namespac
 
 
 def measured(given: argparse.Namespace) -> list[Row]:
-    """Of all networks; several at a time, and the teachers first."""
+    """Return the rows of all networks; several are trained at a time, the teachers first."""
     counts, seeds = [int(n) for n in given.labelled.split(",")], range(given.seeds)
     with ThreadPoolExecutor(given.jobs) as pool:
         taught = {each: pool.submit(job, *each, "teacher", given) for each in product(counts, seeds)}
 
         def student(count: int, seed: int, arm: str) -> Row:
-            taught[count, seed].result()  # it was begun before
+            taught[count, seed].result()  # wait for the teacher, which was begun before
             return job(count, seed, arm, given)
 
         students = [pool.submit(student, *each) for each in product(counts, seeds, ARMS)]

@@ -3,11 +3,11 @@
     python benchmarks/found_size.py DATA --out OUT [--models mito-2unet,lucchi-2unet] [--left-out DIR] [--slices 4]
 
 DATA is a folder as `benchmarks/generality.py` takes it. Each model searches each of its three volumes (of EPFL z = 0 to
-47) for the pixel size, and segments slices of it at the surest size that was tried, at the size that
-`core.find_pixel_size` makes of the doubts around that, and at five sizes from half to twice the true one. With
+47) for the pixel size. It segments slices of the volume at the surest size that was tried, at the size that
+`core.find_pixel_size` derives from the doubts around that, and at five sizes from half to twice the true one. With
 --left-out, the networks in the folder of `benchmarks/generality.py` do the same on the source that they have not seen,
-with statistics of the image. Where nothing is found, surest is least unsure, as `predict` takes it. Written to OUT:
-`found-size.csv`, a line a model and volume, done ones are kept.
+with statistics of the image. If no size is found, the one of least doubt counts as the surest, as in `predict`. Written
+to OUT: `found-size.csv`, with a line for each model and volume; existing results are kept.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from napari_kdunet import core
 
 
 def iou(model: core.Model, raw: core.Volume, labels: core.Volume, size: float, slices: int) -> float:
-    """At an assumed pixel size in nm."""
+    """Return the IoU at an assumed pixel size in nm."""
     sizes = (SOURCES[raw.name][1][0], size, size)
     return predicted_curve(model, core.open_volume(raw, voxel_size=sizes), labels, slices).iou(model.threshold)
 
@@ -35,12 +35,12 @@ def iou(model: core.Model, raw: core.Volume, labels: core.Volume, size: float, s
 def measured(model: core.Model, name: str, source: str, given: argparse.Namespace) -> Row:
     raw, labels = volumes(source, given)
     _, (_, _, true), learnt = SOURCES[source]
-    if learnt:  # from there on
+    if learnt:  # the source is learnt from that slice on
         raw, labels = only(raw, range(learnt)), only(labels, range(learnt))
     search = core.find_pixel_size(model, raw, invert=False, threads=1)
     found = search.guess
     assert found, f"{name} sees nothing in {source}"
-    smaller = sorted(search.tried, key=lambda each: each.pixel_size)[:-1]  # the largest is there as a neighbour alone
+    smaller = sorted(search.tried, key=lambda each: each.pixel_size)[:-1]  # the largest only serves as a neighbour
     surest = search.best or min(smaller, key=lambda each: each.doubt)
     sizes = {"surest": surest.pixel_size, "smoothed": found}
     row: Row = {"model": name, "volume": source, "found": search.pixel_size is not None}
@@ -50,7 +50,7 @@ def measured(model: core.Model, name: str, source: str, given: argparse.Namespac
 
 
 def networks(given: argparse.Namespace) -> Iterator[tuple[str, core.Model, tuple[str, ...]]]:
-    """Each with the volumes that it is tried on."""
+    """Yield name and model of each network, and the volumes that it is tried on."""
     for name in given.models.split(",") if given.models else ():
         yield name, core.load_model(name), tuple(SOURCES)
     for path in sorted(given.left_out.glob("*.safetensors")) if given.left_out else ():

@@ -4,28 +4,29 @@
                                     [--steps 1500] [--batch 2] [--patch 256] [--slices 8] [--left-out epfl,vnc,sbem]
                                     [--synthetic 48] [--minutes 4] [--taught-by 16 --tau 1] [--precision bf16-mixed]
 
-DATA is a folder of `epfl-training`, `vnc-train` and `sbem-brain`, each `-raw.tif` and `-labels.tif`. For each arm, k,
-seed and source: a network learns from the other two and is scored on that one, on slices spread over it, at five
-assumed pixel sizes. With --synthetic N each learns from N synthetic tissues, too, as often as from a source, while
-model and threshold are chosen on the sources alone. With --taught-by K each learns softly, at the temperature --tau,
-and from no label, from the K-Unet of seed 0 that a call with --ks K has made in steps. With --minutes each has that
-time, the teacher's answers included, in place of --steps. With --single one learns from each source alone, too, and
-the bundled models are scored beside.
+DATA is a folder with `epfl-training`, `vnc-train` and `sbem-brain`, each as `-raw.tif` and `-labels.tif`. For each arm,
+k, seed and source, a network learns from the other two sources and is scored on this one, on slices spread over it, at
+five assumed pixel sizes. With --synthetic N each network also learns from N synthetic tissues, as often as from one
+source, while model and threshold are chosen on the sources alone. With --taught-by K each network learns without labels
+from the soft answers, at the temperature --tau, of the K-Unet of seed 0, which an earlier call with --ks K and without
+--minutes has made. With --minutes each has that time, including the teacher's answers, in place of --steps. With
+--single further networks learn from each source alone, and the bundled models are scored too.
 
-What a row of the table has, mean and standard deviation over the seeds, at the model's threshold unless said otherwise:
+Columns of the table, mean and standard deviation over the seeds, at the model's threshold unless stated otherwise:
     best size   IoU at the best of the assumed pixel sizes, which needs labels to be known
-    found size  IoU at the pixel size that `core.find_pixel_size` finds, without labels; where it finds nothing, at its
-                guess, as `predict` takes it
-    adapted     the same with statistics of batch normalisation of the image (`core.adapt_statistics`), at `THRESHOLD`
-    adapted best  that at the best size
-    oracle      that at the best size and the best threshold
+    found size  IoU at the pixel size that `core.find_pixel_size` finds, without labels; if it finds none, at its guess,
+                as in `predict`
+    adapted     IoU at the found size with batch normalisation statistics of the image (`core.adapt_statistics`), at
+                `THRESHOLD`
+    adapted best  the same at the best size
+    oracle      the same at the best size and the best threshold
     at home     IoU on slices of its own sources that were held out to choose model and threshold
 
 Pixel sizes taken as true: EPFL 5 nm, vnc 4.6 nm. That of sbem is not stated (a model that is distributed with it is
-named for 5.9 nm); it is taken as 7 nm, at which networks that know the other two see it best. EPFL is learnt from at
-z = 48 to 164. The bundled models have learnt from another part of EPFL's tissue, so there they are at home.
-Training and scoring go on where they were stopped; what is done is not done again. Written to DIR: models,
-a JSON a run, `generality.csv` and `generality.md`.
+named for 5.9 nm); it is taken as 7 nm, at which networks that know the other two see it best. Of EPFL, z = 48 to 164 is
+learnt from. The bundled models have learnt from another part of EPFL's tissue, so there they are at home.
+Training and scoring are resumed where they were stopped, and existing results are kept. Written to DIR: models, a JSON
+for each run, `generality.csv` and `generality.md`.
 """
 
 from __future__ import annotations
@@ -53,7 +54,7 @@ from napari_kdunet.sample import synthetic_family
 
 SBEM = 7.0  # nm, see above
 
-#: File, voxel size in nm (Z, Y, X), and from which slice on it is learnt from.
+#: File, voxel size in nm (Z, Y, X), and the first slice to learn from.
 SOURCES: dict[str, tuple[str, tuple[float, float, float], int]] = {
     "epfl": ("epfl-training", (5.0, 5.0, 5.0), 48),
     "vnc": ("vnc-train", (50.0, 4.6, 4.6), 0),
@@ -81,11 +82,11 @@ ARMS["mild"] = {"intensity": 0.5, "zoom": 0.5, "gamma": 0.3}
 ARMS["appearance, zoom 1"] = ARMS["appearance"] | ARMS["zoom 1"]
 ARMS["appearance, zoom 0.5"] = ARMS["appearance"] | {"zoom": 0.5}
 
-#: Of networks that are applied with statistics of the image: that which is best on their own sources (0.59 to 0.94)
-#: says nothing of the next image; any from 0.45 to 0.8 is better there on average, this one best.
+#: Threshold of networks that are applied with statistics of the image. The threshold that is best on their own sources
+#: (0.59 to 0.94) says nothing about the next image; there any from 0.45 to 0.8 is better on average, this one best.
 THRESHOLD = 0.7
 
-#: Assumed pixel sizes, in parts of the true one.
+#: Assumed pixel sizes, as multiples of the true one.
 FACTORS = (0.5, 0.7, 1.0, 1.4, 2.0)
 MEASURES = ("best size", "found size", "adapted", "adapted best", "oracle", "at home")
 BUNDLED = ("lucchi-1unet", "lucchi-2unet", "lucchi-4unet")
@@ -94,7 +95,7 @@ BUNDLED = ("lucchi-1unet", "lucchi-2unet", "lucchi-4unet")
 def volumes(
     name: str, given: argparse.Namespace, first: int = 0, sbem: float = SBEM
 ) -> tuple[core.Volume, core.Volume]:
-    """Raw and labels of a source, from slice `first` on; pixels of sbem are taken as `sbem` nm."""
+    """Return raw and labels of a source, from slice `first` on; pixels of sbem are taken as `sbem` nm."""
     file, voxel_size, _ = SOURCES[name]
     if name == "sbem":
         voxel_size = (voxel_size[0], sbem, sbem)
@@ -107,7 +108,7 @@ Pairs = list[tuple[core.Volume, core.Volume]]
 
 
 def learnt_from(sources: Iterable[str], given: argparse.Namespace, sbem: float = SBEM) -> tuple[Pairs, Pairs]:
-    """Volumes to learn from, and slices of the sources that are held out of them to choose by."""
+    """Return volumes to learn from, and slices of the sources that are held out to choose model and threshold."""
     kept: Pairs = []
     held: Pairs = []
     for name in sources:
@@ -120,7 +121,7 @@ def learnt_from(sources: Iterable[str], given: argparse.Namespace, sbem: float =
 
 
 def family(given: argparse.Namespace) -> Pairs:
-    """The synthetic tissues as one volume, if there are to be any; made once."""
+    """Return the synthetic tissues as one volume, if any are wanted; it is made once and kept."""
     if not given.synthetic:
         return []
     file = Path(given.out) / f"synthetic-{given.synthetic}.npz"
@@ -133,9 +134,9 @@ def family(given: argparse.Namespace) -> Pairs:
 
 
 def calibrated(model: core.Model, pairs: Pairs) -> core.Model:
-    """`model` with `THRESHOLD`, and its scores on labelled volumes as it will be applied.
+    """Return `model` with `THRESHOLD` and its scores on labelled volumes, applied as it will be.
 
-    What a search for the pixel size compares with stays: that sees an image by the statistics of training.
+    The values that a search for the pixel size compares with stay, as the search uses the statistics of training.
     """
     curve, known = curve_of(model, pairs), model.summary["validation"]
     kept = {name: known[name] for name in ("foreground", "doubt") if name in known}
@@ -145,7 +146,7 @@ def calibrated(model: core.Model, pairs: Pairs) -> core.Model:
 
 
 def curve_of(model: core.Model, pairs: Pairs) -> MeanCurve:
-    """How a model does at each threshold on labelled volumes, by statistics of each, by as many views as it says."""
+    """Return a model's scores at each threshold on labelled volumes, with statistics of each and the model's views."""
     config = core.TrainConfig(**model.form_and_pixel_size)
     return MeanCurve(
         tuple(
@@ -158,7 +159,7 @@ def curve_of(model: core.Model, pairs: Pairs) -> MeanCurve:
 
 
 def predicted_curve(model: core.Model, raw: core.Volume, labels: core.Volume, slices: int, **how: Any) -> Curve:
-    """How a model does at each threshold on so many slices, as `core.predict` segments them."""
+    """Return a model's scores at each threshold on a number of slices, as `core.predict` segments them."""
     predicted, curve = core.predict(model, raw, threads=1, **how), Curve()
     for z in spaced(range(len(raw)), slices):
         curve.add(np.asarray(predicted[z]), (labels.read(z) > 0).astype(np.int16))
@@ -166,7 +167,7 @@ def predicted_curve(model: core.Model, raw: core.Volume, labels: core.Volume, sl
 
 
 def only(volume: core.Volume, slices: Sequence[int]) -> core.Volume:
-    """Some slices of a volume, of the same pixel size and name."""
+    """Return some slices of a volume, with its pixel size and name."""
     return core.open_volume(np.asarray(volume.data)[list(slices)], voxel_size=volume.voxel_size, name=volume.name)
 
 
@@ -179,9 +180,9 @@ def trained(
     teacher: core.Model | None = None,
     start: core.Model | None = None,
 ) -> core.Model:
-    """The model of a training, or of a distillation, which goes on where it was stopped and says how it gets on.
+    """Return the model of a training or distillation, which prints its scores and is resumed if it was stopped.
 
-    Of one that collapsed, that is what came of it.
+    If it collapsed, the collapsed model is returned.
     """
     resume = resume_path(path).exists()
     if path.exists() and not resume:
@@ -203,9 +204,9 @@ def print_validation(name: str, event: core.Event) -> None:
 
 
 def score(model: core.Model, name: str, given: argparse.Namespace) -> Row:
-    """IoU on a source at each assumed pixel size, and at the one that the model is surest at.
+    """Return IoUs on a source at each assumed pixel size, and at the one at which the model is surest.
 
-    At the model's threshold, and with statistics of the image at `THRESHOLD`.
+    They are computed at the model's threshold, and with statistics of the image at `THRESHOLD`.
     """
     raw, labels = volumes(name, given)
     z, y, x = SOURCES[name][1]
@@ -230,7 +231,7 @@ def score(model: core.Model, name: str, given: argparse.Namespace) -> Row:
 
 
 def runs(given: argparse.Namespace) -> Iterator[tuple[str, int, int, tuple[str, ...]]]:
-    """Arm, k, seed and sources to learn from; the small networks first, and all sources before the next seed."""
+    """Yield arm, k, seed and sources to learn from, in the order of --ks; all sources come before the next seed."""
     held = given.left_out.split(",")
     pairs = [tuple(name for name in SOURCES if name != left) for left in held]
     alone = [(name,) for name in SOURCES] if given.single else []
@@ -241,7 +242,7 @@ def runs(given: argparse.Namespace) -> Iterator[tuple[str, int, int, tuple[str, 
 
 
 def measure(given: argparse.Namespace) -> Iterator[None]:
-    """Train and score each network on the sources of which it has seen nothing, a record each."""
+    """Train each network and score it on the sources that it has not seen, with a record of each score."""
     folder = Path(given.out)
     for arm, k, seed, sources in runs(given):
         settings: dict[str, Any] = {"k": k, "seed": seed, "batch": given.batch, "patch": given.patch, "threads": 1}
@@ -280,7 +281,7 @@ def recorded(path: Path, model: core.Model, left: str, about: Row, given: argpar
 
 
 def table(rows: list[Row]) -> str:
-    """Means and deviations over the seeds, a line for each network and source left out, and for the sources' mean."""
+    """Return mean and deviation over seeds, a line for each network and source left out, and for the sources' mean."""
     lines = [f"| network | k | learnt from | left out | {' | '.join(MEASURES)} | seeds |"]
     lines.append("|---|---:|---|---" + "|---:" * len(MEASURES) + "|---:|")
     every = len({row["left out"] for row in rows})
@@ -290,7 +291,7 @@ def table(rows: list[Row]) -> str:
         groups.setdefault((row["arm"], row["k"], row["learnt from"], row["left out"]), []).append(row)
         of_a_seed.setdefault((row["arm"], row["k"], row["learnt from"].count("+"), row["seed"]), []).append(row)
     for (arm, k, more, seed), of in of_a_seed.items():
-        if more and len(of) == every:  # the mean over the sources, of each seed
+        if more and len(of) == every:  # the mean over the sources, for each seed
             means = {name: fmean(row[name] for row in of) for name in MEASURES}
             groups.setdefault((arm, k, "two of three", "mean"), []).append({**means, "seed": seed})
     for group, found in groups.items():

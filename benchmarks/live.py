@@ -4,10 +4,10 @@
 
 DATA is a folder with ``vnc-train-{raw,labels}.tif``. napari opens the fly volume with *Train teacher*, *Live* ticked,
 and a script paints one stroke a second for half a minute on four of the sixteen slices, each time going to the slice as
-a user would. A stroke is a straight line of at most 90 pixels that the truth says lies in one class: by turns inside a
-mitochondrion and in the background, the latter by turns near a mitochondrion and anywhere. The scores are those of the
-models that *Live* had made by then, on the twelve slices without a stroke, at the models' own thresholds, computed
-afterwards.
+a user would. A stroke is a straight line of at most 90 pixels that lies in one class according to the truth: it is
+alternately inside a mitochondrion and in the background, and there alternately near a mitochondrion and anywhere. The
+scores are those of the models that *Live* had made by then, on the twelve slices without a stroke, at the models' own
+thresholds; they are computed afterwards.
 """
 
 from __future__ import annotations
@@ -37,14 +37,14 @@ TAKE = EditedSlices.take
 
 @dataclass
 class Record:
-    """What happened when, in seconds of the clock."""
+    """Times of what happened, in seconds of `time.perf_counter`."""
 
     painted: list[tuple[float, int]] = field(default_factory=list)
     asked: list[tuple[float, set[int]]] = field(default_factory=list)
     shown: list[float] = field(default_factory=list)
     made: list[tuple[float, core.Model]] = field(default_factory=list)
     ticks: list[float] = field(default_factory=list)
-    begun: float = 0.0  # of the first step
+    begun: float = 0.0  # time of the first step
 
 
 class Session:
@@ -66,13 +66,13 @@ class Session:
         self._seen: tuple[Any, Any] = (None, None)
 
     def wait(self, seconds: float) -> None:
-        """Let the window live."""
+        """Run the window's event loop for some seconds."""
         loop = QEventLoop()
         QTimer.singleShot(round(1000 * seconds), loop.quit)
         loop.exec()
 
     def run(self, seed: int, threads: int, train: bool = True) -> Record:
-        """Paint, and train on for a minute after the first stroke; or paint alone."""
+        """Paint, and train until a minute after the first stroke; without `train` paint only."""
         self._watch_training()
         self.widget.threads.value = threads or None
         self.wait(3)  # the first drawings compile code
@@ -96,14 +96,14 @@ class Session:
 
     def _paint(self, z: int, label: int, points: np.ndarray) -> None:
         self.viewer.dims.set_current_step(0, z)
-        self.record.painted.append((time.perf_counter(), z))  # before it, as it can be taken while it is painted
+        self.record.painted.append((time.perf_counter(), z))  # before, as it may be taken while it is painted
         self.layer.brush_size = BRUSH
         with self.layer.block_history():
             for i, (y, x) in enumerate(points):
                 self.layer.paint((z, y, x), label, refresh=i == len(points) - 1)
 
     def _watch_training(self) -> None:
-        """Note when the training, in its own process, asks which slices have changed, and what it is told."""
+        """Record when the training, in its own process, asks which slices have changed, and the answers."""
         record = self.record
 
         def taken(edits: EditedSlices) -> list[int]:
@@ -138,7 +138,7 @@ def report(name: str, seed: int, record: Record, start: core.Model | None, raw: 
     late = [
         min(at - when for at, found in record.asked if at >= when and z in found)
         for when, z in record.painted
-        if when > record.begun  # those before are read when the training begins
+        if when > record.begun  # earlier strokes are read when the training begins
     ]
     pauses = np.diff([at for at in record.shown if at >= begin])
     cells += [f"{median(late):.2f}", f"{max(late):.2f}", f"{median(pauses):.1f}", f"{max(pauses):.1f}"]
@@ -146,7 +146,7 @@ def report(name: str, seed: int, record: Record, start: core.Model | None, raw: 
 
 
 def gap(record: Record) -> float:
-    """Longest time between two ticks, ms."""
+    """Return the longest time between two ticks, ms."""
     return 1000 * max(np.diff(record.ticks))
 
 

@@ -1,4 +1,4 @@
-"""What the benchmarks say of the machine: its name, what is installed, and how fast it multiplies and adds."""
+"""Facts of the machine that benchmarks print: its name, what is installed, and how fast it multiplies and adds."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def versions(*names: str) -> str:
 
 
 def multiply_add_loop() -> Callable[[], float]:
-    """What gives a thread's multiply-adds a second: 16 vectors in registers, each multiplied and added to in turn."""
+    """Return a function that measures a thread's multiply-adds a second, on 16 vectors in registers in turn."""
     from llvmlite import ir
     from numba import njit, types
     from numba.extending import intrinsic
@@ -89,7 +89,7 @@ def matrix_product() -> float:
 
 
 def peak_on(threads: int) -> tuple[str, Callable[[], float]]:
-    """A name, and what gives the multiply-adds a second of all threads together."""
+    """Return the name of a loop, and a function that measures its multiply-adds a second on all threads together."""
     try:
         loop = multiply_add_loop()
     except ImportError:

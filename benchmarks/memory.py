@@ -4,8 +4,8 @@
                                 [--model lucchi-2unet] [--raw RAW] [--folder DIR]
 
 The volumes are made of one image, turned and shifted from slice to slice, and deleted when they have been predicted:
-free disk of twice the largest is needed in DIR. The peak is that of the whole process as the system counts it; above
-start-up is what is more than on a volume of one 64 x 64 slice, which loads all the same libraries.
+DIR needs free space of twice the largest. The peak is that of the whole process as the system counts it; "above
+start-up" is its excess over the peak for a volume of one 64 x 64 slice, which loads the same libraries.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ VOXEL_NM = 5.0
 
 
 def make(path: Path, shape: tuple[int, int, int], image: NDArray[np.uint8]) -> None:
-    """An OME-Zarr of `image`, enlarged by repetition, each slice unlike the one before."""
+    """Write an OME-Zarr of `image`, enlarged by repetition, in which each slice is unlike the one before."""
     slices = (np.resize(np.roll(np.rot90(image, z % 4), 37 * z, axis=z % 2), shape[1:]) for z in range(shape[0]))
     core.write_volume(slices, path, shape=shape, dtype=np.uint8, voxel_size=(VOXEL_NM,) * 3, overwrite=True)
 
 
 def peak(volume: Path, model: str) -> tuple[float, float]:
-    """MiB that predicting it took at most, and seconds."""
+    """Return the peak memory of predicting a volume in MiB, and the seconds that it took."""
     out = volume.with_name(f"{volume.stem}-mask.zarr")
     line = [sys.executable, "-m", "napari_kdunet", "predict", model, str(volume), "-o", str(out)]
     begin = time.perf_counter()

@@ -2,11 +2,11 @@
 
     xvfb-run -s '-screen 0 1600x1200x24' python benchmarks/napari_training.py [--k 2,16] [--rate 10] [--seconds 20]
 
-Each turn is a process of its own, and the kinds take turns: a plain script that drives `core.iter_train`; napari with
-*Train teacher* at work, its preview too, while a timer scrolls so many slices a second without a rest; napari that only
-scrolls; and the plain script beside it. The last tells what drawing the window leaves of the machine, which under Xvfb
-has no graphics card, from what training within napari costs. A gap is the time between two ticks of a 5 ms timer in the
-window's event loop: what a click would have to wait at most.
+Each turn is a process of its own, and four kinds take turns: a plain script that drives `core.iter_train`; napari with
+*Train teacher* and its preview at work, while a timer scrolls RATE slices a second without a pause; napari that only
+scrolls; and the plain script beside that. The last separates the cost of drawing the window, for which there is no
+graphics card under Xvfb, from the cost of training within napari. A gap is the time between two ticks of a 5 ms timer
+in the window's event loop: the longest that a click would have to wait.
 """
 
 from __future__ import annotations
@@ -37,13 +37,13 @@ def volumes(arguments: argparse.Namespace) -> tuple[core.Volume, core.Volume]:
 
 
 def settings(arguments: argparse.Namespace) -> dict[str, Any]:
-    """A validation each ten seconds, far from the end."""
+    """Return settings with a validation every ten seconds, and an end that is far away."""
     threads = arguments.threads or None
     return {"k": int(arguments.k), "minutes": 60.0, "validations": 360, "device": "cpu", "threads": threads}
 
 
 def plain(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Steps per second of a script."""
+    """Return the steps per second of a script."""
     begin, first = 0.0, 0
     for event in core.iter_train(*volumes(arguments), core.TrainConfig(**settings(arguments))):
         if isinstance(event, core.Stepped):
@@ -87,7 +87,7 @@ class Window:
         viewer.dims.set_current_step(axis, (viewer.dims.current_step[axis] + 1) % (last + 1))
 
     def run(self, seconds: float) -> None:
-        """Scroll and count for some seconds, in a real event loop."""
+        """Scroll and record the gaps for some seconds, in a real event loop."""
         from qtpy.QtCore import QEventLoop, QTimer
 
         loop = QEventLoop()
@@ -101,7 +101,7 @@ class Window:
 
 
 def in_napari(arguments: argparse.Namespace, train: bool) -> dict[str, Any]:
-    """Steps per second of the worker, and the gaps between the window's events."""
+    """Return the steps per second of the worker, and the gaps between the window's events."""
     window = Window(arguments)
     widget, steps = window.widget, 0
     window.run(5)  # the first drawings compile code, and the widget loads torch

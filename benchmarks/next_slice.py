@@ -4,17 +4,17 @@
                                     [--more 1,3,5] [--seeds 3] [--steps 300] [--hold-out 32] [--between 16]
                                     [--ways suggested,even,random]
 
-The first slices of RAW are held out for the scores, and those after them left out between. Of the rest, the middle one
-is labelled first, and a 2-Unet trained on it; then 1, 3 and 5 more are labelled (in all 2, 4 and 6):
+The first --hold-out slices of RAW are scored on, and the next --between slices are left out. Of the rest, the middle
+one is labelled first, and a 2-Unet is trained on it; then 1, 3 and 5 more are labelled (2, 4 and 6 in all):
 
 - `suggested`: those whose cells the last model is most unsure of, weighted by how unlike all labelled cells they look;
-  after 1 and 3 a model is trained anew, and asked for the next
-- `unsure`: the same, by the model's doubt alone, those within 10 slices of a labelled one left out
+  after 1 and after 3 more a new model is trained, which suggests the next
+- `unsure`: the same by the model's doubt alone, without slices within 10 of a labelled one
 - `even`: all evenly spaced, the first one too
 - `random`: the first, and others at random
 
-Each network is trained from the start for so many steps, and scored on the held-out slices at a probability of 0.5.
-What is done is not done again. One core; written to DIR: a JSON a run, and `next-slice.csv`.
+Each network is trained from scratch for --steps steps, and scored on the held-out slices at a threshold of 0.5.
+Existing results are kept. One core; written to DIR: a JSON for each run, and `next-slice.csv`.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ from scipy.spatial.distance import cdist
 from napari_kdunet import core
 from napari_kdunet.core.volumes.slices import spaced
 
-CELL = 64  # pixels: a cell that is looked at as one
+CELL = 64  # side of a cell, pixels
 NEAR = 10  # slices
 
 
 def cells(model: core.Model, raw: core.Volume) -> tuple[np.ndarray, np.ndarray]:
-    """Entropy (Z, N) in bits of the cells of each slice, and how they look (Z, N, 4), each in standard deviations."""
+    """Return entropies (Z, N) in bits of the cells of each slice, and their looks (Z, N, 4) in standard deviations."""
     unsure, looks = [], []
     probability = core.predict(model, raw, threads=1)
     for z in range(len(raw)):
@@ -56,7 +56,7 @@ def pooled(image: np.ndarray) -> np.ndarray:
 
 
 def suggested(model: core.Model, raw: core.Volume, labelled: list[int], count: int, *, alike: bool) -> list[int]:
-    """So many slices to label next, one after the other as if the one before were labelled."""
+    """Return `count` slices to label next, each chosen as if the ones before it were labelled."""
     unsure, looks = cells(model, raw)
     known, new = list(labelled), []
     for _ in range(count):
@@ -98,7 +98,7 @@ def main() -> None:
     held, held_truth = core.open_volume(pixels[: given.hold_out], voxel_size=size), truth[: given.hold_out]
 
     def learn(name: str, slices: list[int], seed: int, way: str) -> Row:
-        """A model of these slices, which is kept, and its score."""
+        """Train and keep a model of these slices, and return its score."""
 
         def measure() -> Row:
             config = core.TrainConfig(
@@ -107,7 +107,7 @@ def main() -> None:
             )  # fmt: skip
             try:
                 model = core.train(raw, labels, config)
-            except core.CollapsedError as error:  # counts as what it is
+            except core.CollapsedError as error:  # the collapsed model is scored
                 model = error.model
             model.save(out / f"{name}.safetensors")
             scores = core.evaluate(core.predict(model, held, threads=1), held_truth, threshold=0.5)

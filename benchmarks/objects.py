@@ -4,7 +4,7 @@ python benchmarks/objects.py --voxels 0.1 1 3.4 [--only instances measure skimag
 
 The volume is made of a synthetic mask at 5 nm (made at 10), tiled and mirrored, as uint8 in a file; 3.4 gigavoxels are
 1065 x 2048 x 1536. scikit-image (`label` and `regionprops_table` with the columns that it has) needs it in memory.
-Memory is the most that a process had of its own: pages of the mapped file, which the system takes back, do not count.
+Memory is the most that a process had of its own: pages of the mapped file, which the system can reclaim, do not count.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def skimage(path: Path, out: Path) -> str:
 
 
 class OwnMemory(threading.Thread):
-    """The most anonymous memory that this process has had, GB; looked at twenty times a second."""
+    """Thread that records the peak of this process's anonymous memory, GB, looking twenty times a second."""
 
     def __init__(self) -> None:
         super().__init__(daemon=True)

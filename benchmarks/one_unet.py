@@ -3,9 +3,9 @@
     python benchmarks/one_unet.py RAW LABELS --val-raw VAL_RAW --val-labels VAL_LABELS --voxel-size 5 --out DIR
                                   [--budget 4] [--taus 5,20,25,30,50] [--seeds 3]
 
-The paper says that it reaches a test loss of 0.255 at a temperature over 20 and nothing else trains it. DIR may be that
-of `napari-kdunet study`, at the same budget: the teacher is then the one of its tables. One core. What is done is not
-done again. Written to DIR: `one-unet.csv`, and a model and a record a run.
+The paper says that it reaches a test loss of 0.255 at a temperature over 20 and that nothing else trains it. DIR may be
+the folder of `napari-kdunet study`, at the same budget: the teacher is then the one of its tables. One core. Existing
+results are kept. Written to DIR: `one-unet.csv`, and a model and a record for each run.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from napari_kdunet import core
 
 
 def runs_of(given: argparse.Namespace, setting: str) -> list[core.Run]:
-    """The teacher of table 2, and its students of a soft lesson alone."""
+    """Return the runs of the teacher of table 2, and of its students by soft distillation alone."""
     shared = core.study_runs("temperature", settings=[setting], budget=given.budget, seeds=1, threads=1)
     teacher, runs = shared[0], [shared[0]]
     for tau in given.taus.split(","):

@@ -4,13 +4,13 @@
                                    [--more 1000] [--arms labels,itself,views,planes,both] [--scored 32] [--gap 16]
                                    [--teacher MODEL --arms labels,taught,asked]
 
-A network learns from RAW from slice SCORED + GAP on for STEPS, and then goes on for MORE steps in each arm: from the
-labels alone; beside them from itself, from its 8 views, from its slices along z, y and x, and from both; or beside them
-from MODEL at a temperature of 1, asked about the labelled slices alone (taught), or about the first SCORED slices too,
-without their labels (asked: what is to be segmented is learnt from). Model and threshold are chosen on the middle ones
-of its slices, and it is scored at that threshold on the first SCORED slices, without post-processing; before it goes on
-with each kind of average too. One core. What is done is not done again.
-Written to DIR: models, a JSON each, and `own-views.csv`.
+A network learns for STEPS steps from the slices of RAW from SCORED + GAP on, and then goes on for MORE steps in each
+arm: from the labels alone; from the labels and its own prediction, as it is (itself), averaged over 8 views (views),
+over slices along z, y and x (planes), or over both; or from the labels and MODEL at a temperature of 1, which is asked
+about the labelled slices alone (taught), or also about the first SCORED slices without their labels (asked: the network
+then learns from what is to be segmented). Model and threshold are chosen on the middle ones of its slices. It is scored
+at that threshold on the first SCORED slices, without post-processing; before it goes on, also with each kind of
+average. One core. Existing results are kept. Written to DIR: models, a JSON for each, and `own-views.csv`.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ BY_TEACHER = ("taught", "asked")
 
 
 def rows_of(k: int, seed: int, given: argparse.Namespace) -> Iterator[Row]:
-    """The network as it is, with each kind of average, and after each arm."""
+    """Yield scores of the network with each kind of average, and after each arm."""
     base = given.out / f"{k}unet-{seed}.safetensors"
     options = [*given.size, "--k", k, "--seed", seed, "--threads", 1]
     train(base, "train", *given.taught, *options, "--steps", given.steps)

@@ -3,10 +3,10 @@
     python benchmarks/planes.py RAW LABELS --voxel-size 5 --out DIR [--models mito-2unet,lucchi-2unet]
                                 [--rows 384] [--columns 512] [--slices 16,32,64,128]
 
-Of an isotropic volume: IoU at each model's threshold, and the cross entropy, of slices along z, of four views of them,
-and of three planes, averaged as logits (`predict --planes zyx`) and as probabilities; on the middle SLICES of RAW, and
-on all, ROWS by COLUMNS of each. Statistics of batch normalisation are of all slices. One core. Written to DIR:
-`planes.csv`.
+Measured are, on an isotropic volume, IoU at each model's threshold and cross entropy of slices along z, of four views
+of them, and of three planes that are averaged as logits (`predict --planes zyx`) and as probabilities; on the middle
+SLICES of RAW and on all of them, ROWS by COLUMNS of each. Batch normalisation statistics are those of all slices. One
+core. Written to DIR: `planes.csv`.
 """
 
 from __future__ import annotations

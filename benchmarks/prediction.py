@@ -3,22 +3,23 @@
     python benchmarks/prediction.py [--k 1,2,4,8,16,64] [--threads 2] [--rounds 9] [--seconds 20] [--raw RAW]
                                     [--context 0]
 
-**Engines.** The forward of a k-Unet with batch normalisation (random weights) on one 768x1024 image, by what there
-is: torch as anyone would write it (eager), in other layouts and types, compiled, ONNX Runtime, OpenVINO, and ours. An
-engine that is not installed or does not work here is left out, with a word. All take turns within one run: one image
-first, since another's threads may still be awake at it, then one after the other for 50 ms, as slices come, and one at
-least; medians and minima of these are printed. The largest error is that of the logits against eager float32, and the
-IoU that of the two masks, cut where half of the pixels are foreground: the hardest place there is.
+**Engines.** The forward pass of a k-Unet with batch normalisation (random weights) on one 768x1024 image, by each
+engine at hand: torch as anyone would write it (eager), in other layouts and types, compiled, ONNX Runtime, OpenVINO,
+and ours. An engine that is not installed or does not work here is left out, with a note. All take turns within one run:
+in its turn an engine computes one image first, since threads of the engine before may still be awake, then at least one
+and as many as take 50 ms, one after the other as slices come; medians and minima of these are printed. The largest
+error is that of the logits against eager float32. The IoU is that of the two masks at the threshold that makes half of
+the pixels foreground, which is the hardest.
 
-**Floor.** The multiply-adds of all convolutions, counted exactly, at the rate that this machine reached in the same
-turns with nothing but multiply-adds in registers, on as many threads (where Numba is missing, by a matrix product).
+**Floor.** The time of the multiply-adds of all convolutions, counted exactly, at the rate that this machine reached in
+the same turns with nothing but multiply-adds in registers, on as many threads (without Numba, in a matrix product).
 
-**From file to file.** A zlib-compressed TIFF to a TIFF mask, and OME-Zarr to OME-Zarr, beside the engine's own time
-for images of the same number and size, by turns, with the bundled models. At 10 nm the network sees a 5 nm volume
-shrunk to a quarter.
+**From file to file.** A zlib-compressed TIFF to a TIFF mask, and OME-Zarr to OME-Zarr, in turns with the engine alone
+on images of the same number and size, with the bundled models. At 10 nm the network sees a 5 nm volume shrunk to a
+quarter.
 
-**Context.** With ``--context N`` the same networks by turns with such that see N slices on each side too, with weights
-of 0 for these, so that both write the same masks: the engine alone, and from file to file.
+**Context.** With ``--context N`` the same networks take turns with ones that also see N slices on each side, with
+weights of 0 for these, so that both write the same masks: the engine alone, and from file to file.
 """
 
 from __future__ import annotations
@@ -57,7 +58,7 @@ Engine = Callable[[torch.Tensor], torch.Tensor]
 
 
 def multiply_adds(net: core.KUNet, size: tuple[int, int]) -> int:
-    """Of all convolutions of one image, one for each weight that meets a pixel; padding counted as pixels."""
+    """Count the multiply-adds of all convolutions of one image: one for each weight and pixel, padding included."""
     total = 0
 
     def count(layer: Any, inputs: Any, output: torch.Tensor) -> None:
@@ -79,7 +80,7 @@ def multiply_adds(net: core.KUNet, size: tuple[int, int]) -> int:
 
 
 def engines(net: core.KUNet, image: torch.Tensor, threads: int) -> Iterator[tuple[str, Callable[[], Engine]]]:
-    """Names, and what makes each engine or raises where that is not possible."""
+    """Yield the name of each engine and a function that makes it, or raises where that is not possible."""
     wide = torch.channels_last
     yield "eager float32", lambda: net
     yield "channels_last", lambda: copy.deepcopy(net).to(memory_format=wide)
@@ -169,7 +170,7 @@ def engine_table(k: int, arguments: argparse.Namespace) -> None:
 def turns(
     made: dict[str, Engine], image: torch.Tensor, peak: Callable[[], float], arguments: argparse.Namespace
 ) -> tuple[dict[str, list[float]], list[float]]:
-    """Seconds of each engine, and the peak rates, of turns one after the other."""
+    """Let the engines take turns, and return the seconds of each and the peak rates."""
     seconds: dict[str, list[float]] = {name: [] for name in made}
     rates, begin = [], time.perf_counter()
     for i in range(arguments.rounds):
@@ -197,12 +198,12 @@ def overlap(a: torch.Tensor, b: torch.Tensor) -> float:
 
 def end_to_end(k: int, kind: str, pixel_size: float, raw: Any, folder: Path, arguments: argparse.Namespace) -> None:
     """Print one row: the whole of `predict` to a file, and the engine alone for as many images of that size."""
-    model = replace(core.load_model(f"lucchi-{k}unet"), pixel_size=pixel_size)  # what a mask looks like counts, too
+    model = replace(core.load_model(f"lucchi-{k}unet"), pixel_size=pixel_size)  # the look of a mask counts, too
     volume = core.open_volume(folder / f"raw{kind}")
     tiler = Tiler.of(model, volume, "cpu", arguments.threads)
     image = working_image(tiler, volume)
     whole, alone = [], []
-    for _ in range(1 + min(arguments.rounds, 5)):  # the first of each compiles
+    for _ in range(1 + min(arguments.rounds, 5)):  # the first turn of each compiles
         alone.append(forwards(tiler, image, len(volume), arguments.threads))
         whole.append(files(model, folder, kind, arguments.threads))
     del alone[0], whole[0]
@@ -215,7 +216,7 @@ def end_to_end(k: int, kind: str, pixel_size: float, raw: Any, folder: Path, arg
 
 
 def forwards(tiler: Tiler, image: torch.Tensor, count: int, threads: int) -> float:
-    """Seconds of the engine alone, for so many images."""
+    """Return the seconds of the engine alone for `count` images."""
     begin = time.perf_counter()
     with torch.inference_mode(), using_threads(threads):
         for _ in range(count):
@@ -224,7 +225,7 @@ def forwards(tiler: Tiler, image: torch.Tensor, count: int, threads: int) -> flo
 
 
 def files(model: core.Model, folder: Path, kind: str, threads: int) -> float:
-    """Seconds of `predict` from file to file."""
+    """Return the seconds of `predict` from file to file."""
     begin = time.perf_counter()
     source = core.open_volume(folder / f"raw{kind}")
     result = core.predict(model, source, output="labels", device="cpu", threads=threads)
@@ -233,7 +234,7 @@ def files(model: core.Model, folder: Path, kind: str, threads: int) -> float:
 
 
 def with_context(model: core.Model, context: int) -> core.Model:
-    """A model that sees neighbouring slices and gives the same logits, as their weights are 0."""
+    """Return a model that sees neighbouring slices and gives the same logits, as their weights are 0."""
     net = core.KUNet(**model.form | {"context": context})
     weights = model.net.state_dict()
     first = torch.zeros_like(net.down[0][0].weight)
@@ -243,7 +244,7 @@ def with_context(model: core.Model, context: int) -> core.Model:
 
 
 def context_table(raw: Any, folder: Path, arguments: argparse.Namespace) -> None:
-    """Print what neighbouring slices cost: ratios of the times with and without, by turns."""
+    """Print what neighbouring slices cost: ratios of the times with and without, measured in turns."""
     print(f"\nContext {arguments.context} in parts of the time without, {raw.shape} {raw.dtype}, medians by turns\n")
     print("| k | files | works at, nm | engine alone | file to file |")
     print("|---:|---|---:|---:|---:|")
@@ -266,7 +267,7 @@ def context_table(raw: Any, folder: Path, arguments: argparse.Namespace) -> None
 
 
 def working_image(tiler: Tiler, volume: core.Volume) -> torch.Tensor:
-    """Noise of the size that the network sees for a whole slice."""
+    """Return noise of the size that the network sees for a whole slice."""
     seen: list[torch.Size] = []
 
     def watch(batch: torch.Tensor) -> torch.Tensor:
@@ -308,7 +309,7 @@ def main() -> None:
     parser.add_argument("--slices", type=int, default=16, help="of it; 0 leaves this part out")
     parser.add_argument("--context", type=int, default=0, help="slices on each side; 0 leaves this part out")
     arguments = parser.parse_args()
-    warnings.simplefilter("ignore")  # of exporters
+    warnings.simplefilter("ignore")  # those of exporters
     print(f"CPU: {cpu_name()}, {cores()} cores; load before {os.getloadavg()[0]:.1f}")
     print(f"{versions(*PACKAGES)}; Python {platform.python_version()}, {platform.system()}")
     print(f"{SIZE[0]}x{SIZE[1]}, {arguments.threads} threads; floor by {peak_on(arguments.threads)[0]}")

@@ -5,18 +5,18 @@
                                 [--arms "A;B"]
 
 STUDY is one of
-    labels       a k-Unet that learns from all labels, the earlier defaults but for one setting
-    patches      the same with the present defaults, and what they change in patches and initialisation
+    labels       a k-Unet that learns from all labels, with the earlier defaults and one setting changed
+    patches      the same with the present defaults, and with the patches and initialisation that they replaced
     teachers     the same with the present defaults, untaught and taught by each M
     few          a k-Unet that learns from 5 labelled slices, untaught and taught by M on all slices in several ways
-    noisy        the same with the present defaults, from labels spoilt on purpose (`noisy-labels-SEED.tif`), untaught
-                 and taught by M, or else by a 16-Unet that has seen no others
+    noisy        a k-Unet that learns from labels spoilt on purpose (`noisy-labels-SEED.tif`), untaught and taught by M,
+                 or without M by a 16-Unet that has seen no other labels
     sparse       the same from some dabs of a brush on 5 slices (`sparse-labels-SEED.tif`), the rest unlabelled
-    contrast     the same with the present defaults, slices standardised each by itself or all alike
+    contrast     a k-Unet that learns from all labels, each slice standardised by itself or all alike
     reliability  1- and 2-Unets in the paper's setting and with the defaults, from labels and taught by M
 
 Each network is trained on one core. Model and threshold are chosen on held-out slices of RAW, and that model is scored
-on the whole of R. What is done is not done again. Written to DIR: `STUDY.csv`, `STUDY.md`, `STUDY.png`, and `runs/`.
+on the whole of R. Existing results are kept. Written to DIR: `STUDY.csv`, `STUDY.md`, `STUDY.png`, and `runs/`.
 """
 
 from __future__ import annotations
@@ -38,10 +38,10 @@ from scipy import ndimage
 from napari_kdunet import core
 from napari_kdunet.core.volumes.slices import spaced
 
-#: Settings that were defaults when `labels` was run, which led to others.
+#: The defaults when the study `labels` was run, which led to the present ones.
 EARLIER: dict[str, Any] = {"init": "he", "batch": 8, "patch": 192}
 
-#: What each arm changes of the earlier defaults, from all labels.
+#: What each arm of `labels` changes of the earlier defaults.
 LABELS: dict[str, dict[str, Any]] = {
     "earlier defaults": {},
     "ReLU": {"activation": "relu"},
@@ -63,7 +63,7 @@ LABELS: dict[str, dict[str, Any]] = {
     "2 patches of 384": {"batch": 2, "patch": 384},
 }
 
-#: What each arm changes of the present defaults.
+#: What each arm of `patches` changes of the present defaults.
 PATCHES: dict[str, dict[str, Any]] = {
     "earlier defaults": EARLIER,
     "8 patches of 192": {"batch": 8, "patch": 192},
@@ -71,7 +71,7 @@ PATCHES: dict[str, dict[str, Any]] = {
     "defaults": {},
 }
 
-#: Of the distillation's defaults, with few labels; None is untaught.
+#: What each arm of `few` changes of the distillation's defaults; None is untaught.
 FEW: dict[str, dict[str, Any] | None] = {
     "untaught": None,
     "defaults": {},
@@ -89,15 +89,15 @@ FEW: dict[str, dict[str, Any] | None] = {
     "soft, τ = 1, 8 views": {"mode": "soft", "tau": 1.0, "teacher_views": 8},
 }
 
-#: What is done again with labels that are worse.
+#: Arms of the studies with worse labels.
 TAUGHT = {name: FEW[name] for name in ("untaught", "defaults", "τ = 1", "soft, τ = 1")}
 
-#: How labels are spoilt: this share of the objects is left out, and outlines wander by so much.
+#: How labels are spoilt: this share of the objects is left out, and outlines are shifted by smooth noise.
 MISSED = 0.25
-WANDER = 6.0  # pixels, standard deviation
-WANDER_OVER = 24.0  # pixels, of the Gaussian that smooths it
+WANDER = 6.0  # pixels, standard deviation of the shift
+WANDER_OVER = 24.0  # pixels, standard deviation of the Gaussian that smooths the noise
 
-#: How they are thinned out: so many dabs of background and foreground a slice, the rest unlabelled.
+#: How labels are thinned out: numbers of dabs of background and of foreground in a slice; the rest is unlabelled.
 DABS = (40, 20)
 BRUSH = 6  # pixels, radius
 UNSEEN = 255
@@ -172,7 +172,7 @@ def alike(path: str) -> core.Volume:
 
 
 def noisy(true: np.ndarray[Any, Any], seed: int) -> np.ndarray[Any, Any]:
-    """Labels as somebody in haste would paint them: objects left out, and outlines that wander."""
+    """Return labels as somebody in haste would paint them: objects left out, and outlines that wander."""
     rng = np.random.default_rng(seed)
     objects, count = ndimage.label(true)
     kept = np.append(False, rng.random(count) >= MISSED)[objects]
@@ -186,7 +186,7 @@ def noisy(true: np.ndarray[Any, Any], seed: int) -> np.ndarray[Any, Any]:
 
 
 def sparse(true: np.ndarray[Any, Any], seed: int) -> np.ndarray[Any, Any]:
-    """Labels as dabs of a brush that keeps to one class each."""
+    """Return labels as dabs of a brush, each inside one class."""
     rng = np.random.default_rng(seed)
     brush = np.hypot(*np.ogrid[-BRUSH : BRUSH + 1, -BRUSH : BRUSH + 1]) <= BRUSH
     labels = np.full(true.shape, UNSEEN, np.uint8)
@@ -219,7 +219,7 @@ def do(run: core.Run, given: argparse.Namespace) -> core.RunResult:
 
 
 def table(results: list[core.RunResult]) -> str:
-    """Markdown: mean and standard deviation over the seeds, in the order of the arms."""
+    """Return mean and standard deviation over the seeds as Markdown, in the order of the arms."""
     lines = ["| | IoU | CE | s | trained |", "|---|---|---|---|---|"]
     for arm in dict.fromkeys(row.label for row in results):
         rows = [row for row in results if row.label == arm]

@@ -4,14 +4,14 @@
                                     [--slices 3] [--threads 1] [--tables outside,size] [--csv FILE]
 
 **Outside the sample.** Evenly spaced slices of a labelled volume are padded, rotated, cut and blanked in memory. The
-IoU is that inside the sample, at the model's threshold; beside it stands the IoU of the same pixels where the rest is
-what lies there: the image itself, or its mirror image where a rotation turns in from outside. The last column is the
-share of the pixels outside that are called foreground, which should be 0.
+IoU is that inside the sample, at the model's threshold. Beside it stands the IoU of the same pixels if there is image
+everywhere outside: the image itself, or its mirror image beyond its edges. The last column is the share of the pixels
+outside that are called foreground, which should be 0.
 
-**Pixel size not stated.** The volume is rescaled, so that its true pixel size is twice to half of that given, and
-`core.find_pixel_size` looks for it. Beside the size found stands the IoU there (slices spread over the volume, at the
-model's threshold), the IoU at the true size, at the best of five sizes from half to twice the true one, and where an
-unknown size is taken as the model's. Rows are added to the file of --csv.
+**Pixel size not stated.** The volume is rescaled, so that its true pixel size is half to twice the given one, and
+`core.find_pixel_size` searches for it. Beside the size found stand the IoU there (slices spread over the volume, at the
+model's threshold), the IoU at the true size, at the best of five sizes from half to twice the true one, and at the
+model's own size, as if the unknown size were that. Rows are added to the file of --csv.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ from napari_kdunet import core
 Array = NDArray[Any]
 
 SCALES = (1.0, 0.5, 0.7, 1.4, 2.0)
-"""Pixels of a side, in parts of those that there are."""
+"""Pixels along a side after rescaling, as multiples of those before."""
 
 
 class Case(NamedTuple):
-    """An image (Z, Y, X) with pixels outside the sample, its labels, where the sample is, and the image without."""
+    """An image (Z, Y, X) with pixels outside the sample, its labels, the sample's mask, and the image without any."""
 
     name: str
     raw: Array
@@ -48,7 +48,7 @@ class Case(NamedTuple):
 
 
 def padded(raw: Array, labels: Array, share: float, fill: int) -> Case:
-    """With a frame that is this share of the slice."""
+    """Return slices in a frame of value `fill` that makes up this share of each."""
     grow = (1 / (1 - share)) ** 0.5
     sides = [(0, 0), *((round(n * (grow - 1) / 2),) * 2 for n in raw.shape[1:])]
     inside = np.pad(np.ones(raw.shape, bool), sides)
@@ -111,7 +111,7 @@ def outside_the_sample(raw: Array, labels: Array, size: tuple[float, float, floa
 
 
 def rescaled(image: Array, scale: float, mode: str) -> Array:
-    """Slices (Z, Y, X) of `scale` times as many pixels a side."""
+    """Resample slices (Z, Y, X) to `scale` times as many pixels a side."""
     if scale == 1:
         return image
     smooth = {"antialias": True, "align_corners": False} if mode == "bilinear" else {}

@@ -1,4 +1,4 @@
-"""Strokes that a script paints as a user would: on a few slices, each stroke in one class, as the truth has it."""
+"""Strokes that a script paints as a user would: on a few slices, each inside one class according to the truth."""
 
 from __future__ import annotations
 
@@ -7,13 +7,14 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from scipy import ndimage
 
-STROKES, LENGTH, BRUSH, NEAR = 30, 90, 9, 30  # number; pixels
+STROKES, LENGTH, BRUSH, NEAR = 30, 90, 9, 30  # number of strokes; pixels
 
 
 def strokes(truth: np.ndarray, slices: Sequence[int], seed: int) -> Iterator[tuple[int, int, np.ndarray]]:
-    """z, label (1 background, 2 foreground) and the points (N, 2) of each stroke, along straight lines.
+    """Yield z, label (1 background, 2 foreground) and points (N, 2) of each stroke, along a straight line.
 
-    By turns inside a mitochondrion and in the background, the latter by turns near a mitochondrion and anywhere.
+    Strokes are alternately inside a mitochondrion and in the background, and there alternately near a mitochondrion and
+    anywhere.
     """
     rng, room = np.random.default_rng(seed), {}
     for z in slices:
@@ -31,7 +32,7 @@ def strokes(truth: np.ndarray, slices: Sequence[int], seed: int) -> Iterator[tup
 
 
 def painted(truth: np.ndarray, slices: Sequence[int], seed: int) -> np.ndarray:
-    """(Z, Y, X) uint8 with all strokes: 0 is not painted."""
+    """Return labels (Z, Y, X) uint8 with all strokes; 0 is not painted."""
     labels = np.zeros(truth.shape, np.uint8)
     for z, label, points in strokes(truth, slices, seed):
         line = np.zeros(truth.shape[1:], bool)
@@ -41,7 +42,7 @@ def painted(truth: np.ndarray, slices: Sequence[int], seed: int) -> np.ndarray:
 
 
 def _line(start: np.ndarray, angle: float, free: np.ndarray) -> np.ndarray:
-    """Points from `start` in a direction, as far as the brush stays in one class and in the slice."""
+    """Return points from `start` in a direction, as far as the brush stays in one class and in the slice."""
     points = start + np.arange(0, LENGTH, 3)[:, None] * (np.sin(angle), np.cos(angle))
     inside = ((points >= 0) & (points <= np.array(free.shape) - 1)).all(axis=1)
     at = np.round(points * inside[:, None]).astype(int)

@@ -2,11 +2,11 @@
 
     python benchmarks/threshold.py DATA --models DIR --out OUT [--slices 6] [--views 1,4]
 
-DIR is that of `benchmarks/generality.py`. Each of its networks that has learnt from two sources and been scored on the
-third predicts slices of that again, with statistics of the image and at the pixel size that it found, averaged over so
-many views of a slice. Written to OUT, `threshold.csv`, a line each: the threshold that is best on the held-out slices
-of its own sources, that with the largest expected IoU if probabilities are taken at their word, the best there is, the
-IoU at each of them and at a few that are the same for all.
+DIR is the folder of `benchmarks/generality.py`. Each network there that has learnt from two sources and been scored on
+the third predicts slices of the third again, with statistics of the image and at the pixel size that it found, averaged
+over --views views of a slice. Written to OUT: `threshold.csv`, with a line for each: the threshold that is best on the
+held-out slices of its own sources, the one with the largest expected IoU if probabilities are taken at face value, the
+best there is, and the IoU at each of these and at some thresholds that are the same for all.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ from napari_kdunet import core
 from napari_kdunet.core.volumes.slices import spaced
 
 SAME = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)  # for all networks
-BINS = 100  # of the probabilities
+BINS = 100  # of the probabilities' histogram
 
 
 def ious(probability: NDArray[Any], truth: NDArray[np.bool_]) -> tuple[NDArray[Any], NDArray[Any]]:
-    """At each threshold, n / `BINS`: the IoU, and that to be expected if a share p of the pixels of p is foreground."""
+    """Return at each threshold n / `BINS` the IoU, and that expected if a share p of the pixels of p is foreground."""
     found = np.clip((probability * BINS).astype(int), 0, BINS - 1).ravel()
     above, sure, right = (
         np.bincount(found, weights.ravel().astype(float), BINS)[::-1].cumsum()[::-1]
@@ -41,7 +41,7 @@ def ious(probability: NDArray[Any], truth: NDArray[np.bool_]) -> tuple[NDArray[A
 
 
 def row(scored: Path, views: int, given: argparse.Namespace) -> Row:
-    """The line of a network, by the record of its score."""
+    """Return the line of a network, given by the record of its score."""
     record = json.loads(scored.read_text())
     model = core.load_model(scored.with_name(scored.stem.rsplit("-on-", 1)[0] + ".safetensors"))
     model = replace(model, summary=model.summary | {"views": views})

@@ -2,10 +2,11 @@
 
     python benchmarks/touching.py --labels vnc-train-labels.tif --raw vnc-train-raw.tif [--figure PNG] [--csv CSV]
 
-True objects are drawn wider until neighbours merge: 50 nm on the synthetic volume in 3-D, 55 nm in each section.
-Objects are made of that mask, without splitting and with it, and scored against the wider true ones. One row a volume
-and way: true objects, those found, F1 at an IoU of 0.5, false splits and merges; of sections the sums, and F1 of all.
-The figure shows a slice of the part in which most come apart: image, what touches, and what has come apart.
+True objects are widened until neighbours touch: by 50 nm on the synthetic volume in 3-D, by 55 nm in each section.
+Objects are made from the mask of these, without and with splitting, and scored against the widened true ones. One row
+for each volume and way: true objects, objects found, F1 at an IoU of 0.5, false splits and merges; for sections these
+are sums, and F1 is that of all. The figure shows a slice of the part in which most objects come apart: image, objects
+that touch, and objects that have come apart.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ def found(mask: np.ndarray, voxel_size: tuple[float, float, float], split: float
 def compared(
     name: str, parts: list[tuple[np.ndarray, np.ndarray]], voxel_size: tuple[float, float, float]
 ) -> tuple[list[Row], list[np.ndarray]]:
-    """Rows of a volume, given as parts (image, true objects), and what to show of it."""
+    """Return rows of a volume, given as parts (image, true objects), and the images to show of it."""
     rows, merges, pictures = [], [], {}
     for way, split in WAYS.items():
         ids = [found(truth > 0, voxel_size, split) for _, truth in parts]
@@ -49,7 +50,7 @@ def compared(
         )
         pictures[way] = ids
         merges.append([score.merges for score in scores])
-    part = int(np.argmax(np.subtract(*merges)))  # in which most come apart
+    part = int(np.argmax(np.subtract(*merges)))  # the one in which most objects come apart
     both = pictures["together"][part], pictures["apart"][part]
     z = max(range(len(both[0])), key=lambda z: len(np.unique(both[1][z])) - len(np.unique(both[0][z])))
     return rows, [parts[part][0][z], both[0][z], both[1][z]]

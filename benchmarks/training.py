@@ -4,16 +4,16 @@
 
 Measured are a teacher (k = 16, from labels) and a student (k = 2, mixed distillation from a 16-Unet). "The same work"
 is the same network, loss, optimiser, clipping, averaged weights, patch size and kinds of augmentation; the plain loop
-does the latter as is usual, sample by sample with scipy in a `Dataset`, in the one worker process of a `DataLoader`
-(ours has one helper thread). The two loops take turns within one run, each for a few seconds; medians over the turns
-are printed. The first step of a turn is not counted, for its batch was made during the pause.
+augments in the usual way, sample by sample with scipy in a `Dataset`, in the one worker process of a `DataLoader` (ours
+has one helper thread). The two loops take turns within one run, each for a few seconds; medians over the turns are
+printed. The first step of a turn is not counted, as its batch was made during the pause.
 
-Ours asks the teacher once a slice, before the turns, and warps what it said; the plain loop asks it at each batch. What
-the asking costs is printed: it is paid once, however long the training.
+Ours asks the teacher once per slice, before the turns, and warps its answers; the plain loop asks it for each batch.
+The time that our asking takes is printed: it is spent once, however long the training.
 
-"Waits" is the share of the time in which the loop has nothing to do but wait for its batch. "Making" is the time that
-one batch takes to make by itself, on one thread, as a share of a step: what data and augmentation would cost if nothing
-ran beside them.
+"Waits" is the share of the time in which the loop does nothing but wait for its batch. "Making" is the time that one
+batch takes to make by itself, on one thread, as a share of a step: what data and augmentation would cost if they did
+not run in parallel.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ class Loop(NamedTuple):
             return Turn(steps, time.perf_counter() - begin, waited)
 
     def making(self, times: int = 5) -> float:
-        """Seconds that a batch takes to make on one thread while nothing else runs: median of a few."""
+        """Return the seconds that a batch takes to make on one thread while nothing else runs: median of a few."""
         taken = []
         with using_threads(1):
             for _ in range(times):
@@ -192,7 +192,7 @@ def volumes(arguments: argparse.Namespace) -> tuple[core.Volume, core.Volume]:
 
 
 def plain_arrays(pool: PatchSampler) -> tuple[np.ndarray, np.ndarray]:
-    """The very pixels that ours trains on, as two arrays."""
+    """Return the pixels that our loop trains on, as arrays of images and labels."""
     blocks = [block for block in pool.labelled if block.target is not None]
     smallest = np.min([block.image.shape[-2:] for block in blocks], axis=0)
     y, x = (slice(n) for n in smallest)

@@ -3,23 +3,23 @@
     python benchmarks/unseen.py DATA --models DIR --out OUT [--left-out epfl] [--labels "none;strokes;1;5;all"]
                                 [--teachers "none;forgets"] [--minutes 2] [--seeds 3] [--slices 6]
 
-DIR is that of `benchmarks/generality.py`, with a 16-Unet of seed 0 and a 2-Unet of each seed (`--arm`) that have learnt
-from the other two sources; they are the generalists here, applied with statistics of the image. The first 70 % of the
-source that was left out is learnt from, labelled or not, and slices spread over its last 25 % are scored, at its true
-pixel size, each model at its own threshold. In each cell a 2-Unet has `--minutes` on one core in all, and goes on from
-the 2-Unet of the generalists:
+DIR is the folder of `benchmarks/generality.py`, with a 16-Unet of seed 0 and a 2-Unet of each seed (`--arm`) that have
+learnt from the other two sources; they are the generalists here, applied with statistics of the image. Networks learn
+from the first 70 % of the source that was left out, labelled or not. They are scored on slices spread over its last
+25 %, at its true pixel size, each at its own threshold. In each cell a 2-Unet has `--minutes` on one core in all, and
+goes on from the generalist 2-Unet:
 
     teacher             what is done with the time
-    none                trained on the labels, where they are strokes keeping what it knows; without labels, as it is
-    forgets             from strokes alone: the same, without keeping it
-    same labels         a 16-Unet learns from the labels for half of it and then teaches (mixed, as by default)
-    generalist          the 16-Unet teaches, mixed with the labels; without labels as `core.adapt` does it
-    generalist, soft    the same, the teacher alone at a temperature of 1; the labels choose model and threshold
-    generalist adapted  the 16-Unet goes on from itself on the labels for half of it and then teaches, mixed
-    adapted, soft       the same, the teacher alone at a temperature of 1
+    none                it learns from the labels, from strokes keeping what it knows; without labels it stays as it is
+    forgets             with strokes only: the same, without keeping what it knows
+    same labels         a 16-Unet learns from the labels for half of the time and then teaches (mixed, as by default)
+    generalist          the 16-Unet teaches, mixed with the labels; without labels as in `core.adapt`
+    generalist, soft    the same, from the teacher alone at a temperature of 1; the labels choose model and threshold
+    generalist adapted  the 16-Unet goes on learning from the labels for half of the time and then teaches, mixed
+    adapted, soft       the same, from the teacher alone at a temperature of 1
 
-Labels are strokes on four slices (`strokes.py`), 1 or 5 slices evenly spaced, or all. What is done is not done again.
-Written to OUT: models, a JSON a cell, `unseen.csv` and `unseen.md`.
+Labels are strokes on four slices (`strokes.py`), 1 or 5 slices evenly spaced, or all. Existing results are kept.
+Written to OUT: models, a JSON for each cell, `unseen.csv` and `unseen.md`.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ LEARNT, SCORED = 0.7, 0.25  # shares of the slices, the first and the last
 TEACHERS = ("none", "forgets", "same labels", "generalist", "generalist, soft", "generalist adapted", "adapted, soft")
 ALONE = ("none", "forgets")
 TEACHER, STUDENT = 16, 2  # k
-PIXELS = 1.6e6  # a minute, at the working pixel size, of which a teacher without labels is asked
+PIXELS = 1.6e6  # working pixels a minute that a teacher is asked about without labels
 SOFT: dict[str, Any] = {"mode": "soft", "tau": 1.0}
 
 
@@ -61,7 +61,7 @@ class Source:
         self.test = only(raw, scored), only(labels, scored)
 
     def generalist(self, k: int) -> core.Model:
-        """That of k channels, to be applied with statistics of the image, at the threshold of such."""
+        """Return the generalist k-Unet, applied with statistics of the image and at the threshold for these."""
         others = [name for name in SOURCES if name != self.name]
         seed = self.seed if k == STUDENT else 0
         name = f"{self.given.arm}-{k}-{'-'.join(others)}-{seed}"
@@ -73,7 +73,7 @@ class Source:
         return core.load_model(kept)
 
     def labelled(self, amount: str) -> tuple[core.Volume, dict[str, Any]]:
-        """Labels of the slices that are learnt from, and the settings that say which of them count."""
+        """Return labels of the slices that are learnt from, and the settings that say which of them count."""
         every = range(len(self.raw))
         if amount != "strokes":
             return self.labels, {"slices": "all" if amount == "all" else spaced(every, int(amount))}
@@ -82,7 +82,7 @@ class Source:
         return core.open_volume(marks, voxel_size=self.raw.voxel_size), {"slices": slices, "ignore": 0}
 
     def learn(self, amount: str, teacher: str) -> core.Model:
-        """The 2-Unet of a cell, in the time that it has."""
+        """Return the 2-Unet of a cell, trained in the time that it has."""
         begin, minutes = time.monotonic(), self.given.minutes
         start, shared = self.generalist(STUDENT), {"threads": 1, "seed": self.seed, "batch": 2, "patch": 256}
         if (amount, teacher) == ("none", "none"):
@@ -104,20 +104,20 @@ class Source:
         return learnt(core.iter_distill(by, self.raw, labels, student, start=start))
 
     def score(self, model: core.Model, **how: Any) -> float:
-        """IoU on the slices that are kept for that, at the model's threshold."""
+        """Return the IoU on the slices that are kept for scoring, at the model's threshold."""
         raw, labels = self.test
         return core.evaluate(core.predict(model, raw, threads=1, **how), labels, threshold=model.threshold).iou
 
 
 def learnt(events: Iterator[Any]) -> core.Model:
-    """The model of the last event of a training, even if it has collapsed."""
+    """Return the model of the last event of a training, even if it has collapsed."""
     *_, last = events
     model: core.Model = last.model
     return model
 
 
 def cells(given: argparse.Namespace) -> Iterator[Row]:
-    """A record each; all cells of a seed before the next."""
+    """Make the record of each cell; all cells of a seed come before the next seed."""
     out = Path(given.out)
     for seed, name in product(range(given.seeds), given.left_out.split(",")):
         source = Source(name, seed, given)
@@ -158,7 +158,7 @@ def cells(given: argparse.Namespace) -> Iterator[Row]:
 
 
 def table(rows: list[Row]) -> str:
-    """A line for each source and amount of labels, a column for each teacher: mean and deviation over the seeds."""
+    """Return a line for each source and amount of labels, a column for each teacher: mean and deviation over seeds."""
     lines = [
         f"| left out | labels | {' | '.join(TEACHERS)} | seeds |",
         "|---|---" + "|---:" * (len(TEACHERS) + 1) + "|",

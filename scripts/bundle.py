@@ -29,13 +29,14 @@ MOST_BYTES = 600_000
 
 
 def scored(model: core.Model, pairs: list[Any]) -> core.Model:
-    """`model` with what its file says of the slices that were held out of each volume, as it is now.
+    """Return `model` with its validation computed anew on the slices that were held out of each volume.
 
-    That is its scores, the foreground's share and its doubt, which `core.find_pixel_size` compares with.
+    The validation holds its scores, and the foreground's share and its doubt, with which `core.find_pixel_size`
+    compares.
     """
     known = model.summary["validation"]
     slices: list[list[int]] = []
-    for z in known["slices"]:  # of one volume after another, in each ascending
+    for z in known["slices"]:  # those of one volume after another, ascending in each
         if not slices or z <= slices[-1][-1]:
             slices.append([])
         slices[-1].append(z)

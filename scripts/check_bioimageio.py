@@ -1,6 +1,6 @@
-"""Checks a bioimage.io package with the format's own library: run it where bioimageio.core and napari-kdunet are.
+"""Checks a bioimage.io package with the format's library; bioimageio.core and napari-kdunet must be installed.
 
-Exits with 1 where the library does not find the package valid, or either kind of weights off the test output.
+Exits with 1 if the library does not find the package valid, or either kind of weights does not give the test output.
 """
 
 import sys

@@ -1,6 +1,6 @@
 """Checks an installed wheel: run it with the Python of a fresh environment that holds nothing else.
 
-Exits with 1 and one line where something that a user relies on is not so.
+Exits with 1 and one line if something that a user relies on does not hold.
 """
 
 import importlib.metadata

@@ -11,7 +11,7 @@ DOCUMENT = Path(__file__).parents[1] / "docs" / "formats.md"
 
 
 def table() -> str:
-    """One row a format: its endings, what is taken from its metadata, and the extra that it needs."""
+    """Return one row per format: its endings, what is taken from its metadata, and the extra that it needs."""
     rows = ["| format | endings | taken from its metadata | needs |", "|---|---|---|---|"]
     for row in FORMATS:
         endings = " ".join(f"`{ending}`" for ending in row.endings) or "a folder"

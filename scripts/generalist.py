@@ -3,11 +3,11 @@
     python scripts/generalist.py DATA --out DIR [--seed 0] [--bundle]
 
 DATA is a folder as `benchmarks/generality.py` takes it. A 16-Unet learns from the labels of all three sources in the
-stages of `STAGES`, each from the best model of the one before: from the third on beside a family of synthetic tissues,
-too. The students learn from it alone (`--mode soft --tau 1`), the labels choosing model and threshold: as it is after
-the fifth stage, as a lesson from the last one made them no better on slices that had chosen nothing. One core.
-Trainings go on where they were stopped; what is done is not done again. With --bundle the models are put into the
-package, in half precision.
+stages of `STAGES`, each of which starts from the best model of the one before; from the third on it also learns from a
+family of synthetic tissues. The students learn from this teacher alone (`--mode soft --tau 1`), while labels choose
+model and threshold. They are taught by the teacher of the fifth stage: being taught by that of the last one made them
+no better on slices that had chosen nothing. One core. Trainings are resumed where they were stopped, and existing
+models are kept. With --bundle the models are put into the package, in half precision.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ class Stage:
     name: str
     steps: int
     lr: float
-    change: dict[str, Any]  # of images, as an arm of the benchmark
+    change: dict[str, Any]  # settings of augmentation, as in an arm of the benchmark
     validations: int
-    synthetic: float = 0.0  # how often a patch is of the synthetic family, in parts of a source
-    sbem: float = SBEM  # nm that a pixel of sbem is taken as: by two voxel sizes its mitochondria are of two sizes
-    seed: int = 0  # added to the one that is given: a stage like the one before sees other patches
+    synthetic: float = 0.0  # how often a patch is of the synthetic family, relative to a source
+    sbem: float = SBEM  # assumed pixel size of sbem, nm: by two of these its mitochondria are of two sizes
+    seed: int = 0  # added to --seed, so that a stage like the one before sees other patches
     precision: str = core.TrainConfig.precision
 
 
@@ -53,8 +53,8 @@ STAGES = (
     Stage("fifth", 5000, 6e-3, SHARP, 20, synthetic=0.5, seed=1),
     Stage(f"mito-{TEACHER_K}unet", 12000, 6e-3, SHARP, 20, synthetic=0.5, seed=2, precision="bf16-mixed"),
 )
-VIEWS = 4  # that a student averages over; of the slow teacher they are worth little (docs/recipe.md)
-TEACHES, STUDENTS = "fifth", {2: 20000, 4: 16000, 1: 20000}  # the stage whose model does, and steps of each lesson
+VIEWS = 4  # that a student averages over; for the slow teacher they are worth little (docs/unseen.md)
+TEACHES, STUDENTS = "fifth", {2: 20000, 4: 16000, 1: 20000}  # stage whose model teaches, and steps of each student
 DATA = {
     "volume": "EPFL CVLab hippocampus, FIB-SEM, 5 nm: z 48 to 164 of the public training volume; "
     "groundtruth-drosophila-vnc stack 1, ssTEM, 4.6 nm; the mitochondria training sample of CDeep3M, SBEM of brain, "
@@ -73,7 +73,7 @@ def name_of(k: int) -> str:
 
 
 def halved(model: core.Model) -> core.Model:
-    """`model` as it is stored: with its convolutions in half precision, and how it is to be applied."""
+    """Return `model` as it is stored: its convolutions in half precision, and settings of how it is to be applied."""
     net = model.net
     for weight in net.parameters():
         if weight.dim() == 4:
@@ -104,7 +104,7 @@ def main() -> None:
 
 
 def taught(given: argparse.Namespace, stage: Stage, start: core.Model | None, settings: dict[str, Any]) -> core.Model:
-    """The model of a stage."""
+    """Return the teacher after a stage."""
     given.synthetic = FAMILY if stage.synthetic else 0
     pairs, held = learnt_from(SOURCES, given, sbem=stage.sbem)
     config = core.TrainConfig(
@@ -123,7 +123,7 @@ def taught(given: argparse.Namespace, stage: Stage, start: core.Model | None, se
 def taught_students(
     given: argparse.Namespace, stage: Stage, teacher: core.Model, settings: dict[str, Any]
 ) -> dict[int, core.Model]:
-    """The students of a teacher, by their k."""
+    """Return the students of a teacher, by their k."""
     pairs, held = learnt_from(SOURCES, given)
     settings = settings | {"volume_weights": weights(stage), "validations": 20, **SHARP}
     configs = {

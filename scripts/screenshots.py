@@ -3,8 +3,8 @@
     xvfb-run -s '-screen 0 1600x1200x24' python scripts/screenshots.py [--out docs/images] [--only live,compare]
     ... [--raw RAW --labels LABELS --voxel Z,Y,X --model M.safetensors]
 
-Without a volume they show the synthetic one that comes with the package. A model given is the teacher, and *Live*
-starts from it.
+Without a volume the pictures show the synthetic one that comes with the package. A model that is given is the teacher,
+and *Live* starts from it.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from napari_kdunet.widgets.shared.session_folder import SessionFolder
 
 SIZE, COLOURS = (1400, 1000), 256
 BRUSH = 8  # pixels
-LIVE_STEPS = 600  # as budgets are in steps here: the pictures do not depend on how busy the machine is
+LIVE_STEPS = 600  # budgets here are in steps, so that the pictures do not depend on how busy the machine is
 NAMES = ("train", "distill", "segment", "compare", "live", "objects")
 
 
@@ -44,7 +44,7 @@ def wait_until(condition: Callable[[], Any]) -> None:
 
 
 def strokes(truth: np.ndarray, inside: int = 6, outside: int = 9) -> Iterator[tuple[int, np.ndarray]]:
-    """Label and points (N, 2) of lines that the truth of a slice says lie in one class."""
+    """Yield label and points (N, 2) of lines, each inside one class according to the truth of a slice."""
     rng = np.random.default_rng(0)
     for label, where, count in ((2, truth, inside), (1, ~truth, outside)):
         free = ndimage.distance_transform_edt(where) > BRUSH
@@ -57,7 +57,7 @@ def strokes(truth: np.ndarray, inside: int = 6, outside: int = 9) -> Iterator[tu
 
 
 class Studio:
-    """A new viewer with the volume for each picture; models last."""
+    """Takes each picture in a new viewer with the volume; models are kept from one to the next."""
 
     def __init__(self, arguments: argparse.Namespace) -> None:
         self.arguments = arguments
@@ -65,7 +65,7 @@ class Studio:
         arguments.out.mkdir(parents=True, exist_ok=True)
 
     def viewer(self, name: str, *, labelled: int = 1, **settings: Any) -> tuple[Any, Any]:
-        """A viewer with a widget, the labels of every so many slices, and the slice of most mitochondria on screen."""
+        """Open a viewer and a widget, with every `labelled`-th slice labelled, at the slice with most mitochondria."""
         viewer = napari.Viewer(show=True)
         viewer.window._qt_window.resize(*SIZE)
         arguments = self.arguments
@@ -94,7 +94,7 @@ class Studio:
         pixels = viewer.window.screenshot(flash=False, canvas_only=False)
         path = self.arguments.out / f"{name}.png"
         image = Image.fromarray(pixels).convert("RGB")
-        method = Image.Quantize.MAXCOVERAGE  # the others let rare colours go, and those are what the pictures are about
+        method = Image.Quantize.MAXCOVERAGE  # the others drop rare colours, which the pictures are about
         image.quantize(COLOURS, method, dither=Image.Dither.NONE).save(path, optimize=True)
         print(path, pixels.shape[1::-1], f"{path.stat().st_size / 1e3:.0f} kB", flush=True)
 

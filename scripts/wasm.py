@@ -2,8 +2,8 @@
 
     python scripts/wasm.py
 
-With Debian 12's emscripten 3.1.6 (`apt-get install emscripten`), of which the module in the repository is made:
-another version writes other bytes. Users need none of it, the module is in the package.
+It needs Debian 12's emscripten 3.1.6 (`apt-get install emscripten`), with which the module in the repository is made:
+another version writes other bytes. Users need none of it, as the module is in the package.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ FLAGS = (
 
 
 def compiler() -> str:
-    """The version of emscripten that is here; empty where there is none."""
+    """Return the version of emscripten that is installed; empty where there is none."""
     try:
         words = subprocess.run(["emcc", "--version"], capture_output=True, text=True, check=True).stdout.split()
     except (OSError, subprocess.CalledProcessError):
@@ -40,7 +40,7 @@ def compiler() -> str:
 
 
 def compiled() -> bytes:
-    """The module."""
+    """Return the compiled module."""
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "kdunet.wasm"
         subprocess.run(["emcc", *FLAGS, "engine.c", "-o", out], cwd=FOLDER, check=True)

@@ -12,7 +12,7 @@ __all__ = ["main"]
 def main() -> None:
     """Run the command line; see `commands.run` for its exit codes.
 
-    Signals are handled before the commands are imported: one in the first half second counts, too.
+    Signals are handled before the commands are imported, so that one in the first half second counts too.
     """
     _replace_closed_streams()
     with handling(exit_at_once):
@@ -25,9 +25,10 @@ def main() -> None:
 
 
 def _replace_closed_streams() -> None:
-    """Where a standard stream is closed, and Python has None, put one that cannot be written to, as a full one.
+    """Replace each closed standard stream, where Python has None, by one on which writing fails as on a full disk.
 
-    It takes the number of the stream, which the next file that is opened would get, and with it all that is printed.
+    The replacement takes the stream's file descriptor: the next file opened would get it otherwise, and with it all
+    that is printed.
     """
     for name in ("stdin", "stdout", "stderr"):
         if getattr(sys, name) is None:

@@ -108,7 +108,7 @@ class Command(TyperCommand):
     """A command whose usage line shows its arguments without braces."""
 
     def collect_usage_pieces(self, ctx: Any) -> list[str]:
-        """RAW, not {RAW}."""
+        """Return the pieces of the usage line, with RAW instead of {RAW}."""
         return [piece.replace("{", "").replace("}", "") for piece in super().collect_usage_pieces(ctx)]
 
 
@@ -122,7 +122,10 @@ def check_out(
 
 
 def check_model_out(out: Path, *inputs: str | None, overwrite: bool, resume: bool | None) -> Path:
-    """As `check_out`, of the model of a training, which `resume` may replace; None where it cannot be resumed."""
+    """Check, like `check_out`, that a training can write the model `out` and the state to resume from.
+
+    With `resume` it may replace those of the training that it goes on with; None if it cannot be resumed.
+    """
     from napari_kdunet.core.training.checkpoint import resume_path
 
     check_out(out, *inputs, overwrite=True)
@@ -139,7 +142,7 @@ def check_model_out(out: Path, *inputs: str | None, overwrite: bool, resume: boo
 
 
 def given_model(name: str) -> Model | OnnxModel:
-    """The model of that name; one that `export` wrote without importing torch, which need not be there."""
+    """Load the model of that name; an ONNX file is opened without torch, which need not be installed."""
     from napari_kdunet import core
 
     return core.OnnxModel.open(name) if name.lower().endswith(".onnx") else core.load_model(name)
@@ -166,7 +169,7 @@ def given_volume(source: str, voxel_size: str | None, **selection: Any) -> Any:
 
 
 class Volumes(NamedTuple):
-    """Volumes given to a training: pairs of image and labels (or None), images without, and pairs to validate on."""
+    """Volumes given to a training: pairs of image and labels (or None), images without labels, pairs to validate on."""
 
     pairs: list[tuple[Any, Any]]
     unlabelled: list[Any]
@@ -183,8 +186,8 @@ def given_volumes(
 ) -> Volumes:
     """Open the volumes of a training, with the voxel sizes given on the command line.
 
-    `pairs` is image, labels, image, labels and so on; `selection` as in `given_volume`, of each image, but
-    for `sample`, a list of as many masks as there are images, or of one for all.
+    `pairs` is image, labels, image, labels and so on. `selection` applies to each image as in `given_volume`, except
+    that `sample` is a list of masks, one per image or one for all.
 
     Raises
     ------
@@ -211,7 +214,7 @@ def given_volumes(
 
 
 def _one_each(option: str, given: Sequence[str] | None, images: int) -> Sequence[str | None]:
-    """What was given for each image: once for all, or once for each."""
+    """Return the value of an option for each image; it is given once for all, or once for each."""
     if not given:
         return [None] * images
     if len(given) not in (1, images):

@@ -60,7 +60,7 @@ app = typer.Typer(
     help="Train a U-Net on electron-microscopy volumes and distil it into a tiny k-Unet.",
 )
 
-#: Settings that are for labels, or for whole stacks.
+#: Settings that `adapt` does not have, as they are for labels or for whole stacks.
 _NOT_OF_ADAPT = (
     *("slices", "ignore", "mode", "lam", "soft_share", "unlabelled_share", "class_weights", "volume_weights"),
     *("style", "classes", "boundary", "context", "context_distance"),
@@ -71,10 +71,10 @@ _UsageError: Any = typer.BadParameter.__mro__[1]
 
 
 def run() -> None:
-    """Run a command and exit: wrong input is one line and exit code 2, too little memory or a failed training 1.
+    """Run a command and exit: with one line and code 2 for wrong input, 1 for too little memory or a failed training.
 
-    Ctrl-C, SIGTERM and SIGHUP are 130, a pipe that nobody reads any more is 141. Any other exception is a bug and
-    passes with its traceback.
+    The exit code is 130 after Ctrl-C, SIGTERM or SIGHUP, and 141 if the output is a pipe that is no longer read. Any
+    other exception is a bug and passes with its traceback.
     """
     try:
         code = app(prog_name="napari-kdunet", standalone_mode=False)
@@ -85,7 +85,7 @@ def run() -> None:
     except KDUNetError as error:
         _fail(str(error), 1 if isinstance(error, TrainingError) else 2)
     except _UsageError as error:
-        if not error.format_message():  # the help was asked for by giving nothing, and is printed
+        if not error.format_message():  # nothing was given, and the help has been printed
             sys.exit(2)
         command = error.ctx.command_path if error.ctx else "napari-kdunet"
         message = " ".join(error.format_message().split()).rstrip(".")
@@ -96,17 +96,17 @@ def run() -> None:
         if not isinstance(error, OSError):
             raise
         _fail_os_error(error)
-    except SystemExit as end:  # as rich ends where a pipe is closed
+    except SystemExit as end:  # rich ends so when a pipe is closed
         if isinstance(end.__context__, BrokenPipeError):
             sys.exit(PIPE_EXIT_CODE)
         raise
-    if code == EXIT_CODE:  # as typer returns a Ctrl-C that nothing caught
+    if code == EXIT_CODE:  # typer returns it for a Ctrl-C that nothing caught
         console.print("stopped.")
     sys.exit(code)
 
 
 def _fail_os_error(error: OSError) -> NoReturn:
-    """Fail for what any use of a path may meet, and what printing may; any other error is a bug."""
+    """Exit with a message for errors that using a path or printing may meet; raise any other, which is a bug."""
     try:
         flush_results()
     except OutputError as full:
@@ -117,7 +117,7 @@ def _fail_os_error(error: OSError) -> NoReturn:
 
 
 def _fail(message: str, code: int) -> NoReturn:
-    atexit.register(setattr, sys, "unraisablehook", _ignore)  # libraries' unfinished requests print tracebacks then
+    atexit.register(setattr, sys, "unraisablehook", _ignore)  # at exit, libraries' unfinished requests print tracebacks
     console.print(Text.assemble(("error: ", "bold red"), shorten(escape(message))))
     sys.exit(code)
 
@@ -365,7 +365,7 @@ def info(model: ModelName, as_json: Json = False) -> None:
     if as_json:
         print_result(json.dumps(_without_nan(description)))
         return
-    summary = description.pop("summary", {})  # anything: the file may be somebody else's
+    summary = description.pop("summary", {})  # may hold anything: the file may be somebody else's
     groups = {name: values for name, values in summary.items() if isinstance(values, dict)}
     flat = {name: value for name, value in summary.items() if name not in groups} | description
     flat = {name: flat[name] for name in description | flat}
@@ -383,7 +383,7 @@ def _resources(config: TrainConfig) -> dict[str, Any]:
 
 
 def _without_nan(value: Any) -> Any:
-    """JSON values with None in the place of numbers that JSON does not have."""
+    """Return JSON values with None in place of NaN and infinity, which JSON does not have."""
     if isinstance(value, dict):
         return {name: _without_nan(each) for name, each in value.items()}
     if isinstance(value, list):
@@ -407,7 +407,7 @@ def _print_table(rows: dict[str, Any]) -> None:
 
 
 def _printed(text: str, most: int) -> str:
-    """Escaped text of up to `most` characters."""
+    """Return escaped text, cut to `most` characters."""
     return escape(text if len(text) <= most else f"{text[:most]}...")
 
 

@@ -57,11 +57,11 @@ def run_demo(
     Parameters
     ----------
     out : Path
-        The folder.
+        Folder to write into; it is made if it does not exist.
     shape : tuple of int
-        Of each volume (Z, Y, X).
+        Shape (Z, Y, X) of each volume.
     teacher, student : TrainConfig, DistillConfig
-        How they are trained.
+        Settings of the two trainings.
 
     Raises
     ------
@@ -82,7 +82,7 @@ def run_demo(
 
 
 def _check_folder(out: Path, models: dict[str, TrainConfig]) -> None:
-    """Check that there is nothing in the folder which the demo would replace, except what an earlier demo has made."""
+    """Check that the demo would replace nothing in the folder except results of an earlier demo."""
     there = [name for name in _NAMES if (out / name).exists()]
     own = _is_from_demo(out / "train-raw.tif", models)
     foreign = next((name for name in there if not own or not _is_from_demo(out / name, models)), None)
@@ -91,7 +91,7 @@ def _check_folder(out: Path, models: dict[str, TrainConfig]) -> None:
 
 
 def _is_from_demo(path: Path, models: dict[str, TrainConfig]) -> bool:
-    """Whether a demo of these models has written this file, as far as it says: a figure says nothing."""
+    """Return whether a demo of these models wrote this file, as far as it can be told: a figure is assumed to be."""
     if path.suffix == ".safetensors":
         with suppress(ModelError):
             made, usual = load_model(path).summary.get("settings", {}), models[path.stem].to_dict()
@@ -102,7 +102,7 @@ def _is_from_demo(path: Path, models: dict[str, TrainConfig]) -> bool:
     try:
         with tifffile.TiffFile(path) as tif:
             said = (tif.imagej_metadata or {}).get("napari_kdunet")
-            if said is None and path.stem.endswith("-mask"):  # those of earlier versions say nothing
+            if said is None and path.stem.endswith("-mask"):  # masks of earlier versions have no metadata
                 with tifffile.TiffFile(path.with_name("test-raw.tif")) as image:
                     return tif.series[0].shape == image.series[0].shape
             return json.loads(str(said)) == _METADATA
@@ -156,7 +156,7 @@ def _print(rows: list[Tradeoff], out: Path) -> None:
 def _draw(
     path: Path, raw: NDArray[Any], labels: NDArray[Any], rows: list[Tradeoff], masks: dict[str, NDArray[Any]]
 ) -> None:
-    """Raw | truth | each row's mask, at the slice with the most foreground."""
+    """Draw raw, truth and the mask of each row side by side, for the slice with the most foreground."""
     from matplotlib.figure import Figure
 
     z = int(labels.astype(bool).sum(axis=(1, 2)).argmax())
@@ -167,7 +167,7 @@ def _draw(
         axis.imshow(raw[z], cmap="gray")
         if mask is not None:
             colour = np.zeros((*mask.shape, 4))
-            colour[mask] = (0.0, 0.62, 0.96, 0.45)  # blue, told apart from grey by all eyes
+            colour[mask] = (0.0, 0.62, 0.96, 0.45)  # blue, which the colour-blind can tell from grey too
             axis.imshow(colour)
         axis.set(title=title, xticks=[], yticks=[])
     figure.suptitle(f"slice z = {z} of the test volume")

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 __all__ = ["study", "sweep"]
 
-_SHAPES = ((32, 256, 256), (16, 256, 256))  # of the embedded volumes to train on and to score on
+_SHAPES = ((32, 256, 256), (16, 256, 256))  # ZYX of the embedded volumes to train on and to score on
 
 Pair = tuple[Any, Any]
 Folder = Annotated[
@@ -101,7 +101,7 @@ def _check_folder(out: Path, *inputs: str | None) -> None:
 
 
 def _check_table(path: Path, runs: Path) -> None:
-    """Check that a table which is there is that of the runs that have their records in the folder `runs`."""
+    """Check that a table that exists belongs to runs whose records are in the folder `runs`."""
     if path.exists() and not any(runs.glob("*.json")):
         raise OutputError(f"{path} is there already, and no run of it: move it away, or choose another folder.")
 
@@ -114,7 +114,7 @@ def _opened(
     voxel_sizes: list[str] | None,
     selection: dict[str, Any],
 ) -> tuple[Pair, Pair | None]:
-    """The volumes given to train on and to score on, or the embedded ones where none are."""
+    """Open the volumes to train on and to score on, or make the embedded ones if none are given."""
     if not any((raw, labels, val_raw, val_labels)):
         return _embedded()
     if raw is None or labels is None:
@@ -158,19 +158,19 @@ def _conclude(name: str, out: Path, results: list[RunResult]) -> None:
 
 
 def _curves(out: Path, name: str, results: list[RunResult]) -> dict[str, LossCurve]:
-    """The averaged test losses of the runs over their steps, kept as a CSV too."""
+    """Return the averaged test losses of the runs over their steps, and write them to a CSV file."""
     from napari_kdunet.core.experiments.study import test_curve
 
     curves = {row.run: test_curve(out / "runs", row) for row in results}
     points = [(run, step, loss) for run, curve in curves.items() for step, loss in curve]
     columns = ("run", "step", "test_loss", "paper_test_loss")
     rows = (dict(zip(columns, (*point, 2 * point[-1]), strict=True)) for point in points)
-    _write_csv(out / f"{name}-curve.csv", rows, columns)  # none, if all runs diverged before a test
+    _write_csv(out / f"{name}-curve.csv", rows, columns)  # no rows if all runs diverged before a test
     return curves
 
 
 def _print_crossings(results: list[RunResult], curves: dict[str, LossCurve]) -> None:
-    """Say from where on the second of two runs is better than the first."""
+    """Print from which step on the second run of each pair is better than the first."""
     from napari_kdunet.core.experiments.history import crossing
 
     for upper, lower in zip(results[::2], results[1::2], strict=True):
@@ -202,7 +202,7 @@ def _format_result(result: RunResult) -> str:
 
 
 def _write_csv(path: Path, rows: Iterable[dict[str, Any]], columns: Sequence[str] = ()) -> None:
-    """Write rows of the same keys, which are the columns that there are without rows; None is an empty cell."""
+    """Write rows with the same keys; `columns` names them in case there are no rows. None becomes an empty cell."""
     text, every = io.StringIO(), list(rows)
     writer = csv.DictWriter(text, columns or every[0], lineterminator="\n")
     writer.writeheader()

@@ -64,7 +64,7 @@ def export(
     loaded = core.load_model(model)
 
     def opened(image: str | None) -> core.Volume | None:
-        """An image with a pixel size that the model can work at."""
+        """Open an image with a pixel size that the model can work at."""
         if image is None:
             return None
         return with_pixel_size(given_volume(image, voxel_size), loaded, model, voxel_size, False, {})[0]
@@ -84,7 +84,7 @@ def export(
 
 
 def _check(kind: str, precision: str, calibrate: str | None, example: str | None, author: str, license: str) -> None:
-    """Refuse options that are of another format, or missing."""
+    """Refuse options that belong to another format, or are missing."""
     if kind != "onnx" and (precision != "float32" or calibrate is not None):
         raise ConfigError("--precision and --calibrate are of --format onnx: leave them away.")
     if (precision == "int8") != (calibrate is not None):

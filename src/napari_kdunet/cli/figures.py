@@ -1,4 +1,4 @@
-"""The figures of studies and sweeps. Colours and marks are told apart by all eyes, and in grey."""
+"""Figures of studies and sweeps, in colours and marks that can be told apart by the colour-blind and in grey."""
 
 from __future__ import annotations
 
@@ -30,9 +30,10 @@ def draw_study(
     reported: Sequence[Reported],
     curves: Mapping[str, LossCurve],
 ) -> None:
-    """Test loss in the paper's convention, with what the paper reports, beside IoU; one place a label of the table.
+    """Draw the test loss in the paper's convention, with the values that the paper reports, and beside it the IoU.
 
-    Where there are `curves`, averaged test losses by the name of a run, they are drawn over the steps in its place.
+    Each label of the table has one place on the x axis. If there are `curves` (averaged test losses by the name of a
+    run), they are drawn over the steps instead of the test loss.
     """
     from matplotlib.figure import Figure
 
@@ -98,7 +99,7 @@ def _priors(axis: Any, results: Sequence[RunResult]) -> None:
 def _draw_curves(
     axis: Any, results: Sequence[RunResult], reported: Sequence[Reported], curves: Mapping[str, LossCurve]
 ) -> None:
-    """Each run's averaged test loss over its steps; a ring at its lowest, and the paper's lowest as lines."""
+    """Draw each run's averaged test loss over its steps, with a ring at its lowest, and the paper's lowest as lines."""
     window, every = results[0].test_window, results[0].test_every
     axis.set(title=f"test loss, means of {window} tests, one every {every:g} steps", xlabel="step", yscale="log")
     axis.set_ylabel(_LOSS)
@@ -120,7 +121,7 @@ def _draw_curves(
 
 
 def _diverged(axis: Any, places: Sequence[tuple[float, str]]) -> None:
-    """There is no loss to draw: marks at the top edge."""
+    """Mark runs that diverged at the top edge, as there is no loss to draw."""
     if places:
         x, colours = zip(*places, strict=True)
         look = {"marker": "^", "s": 42, "label": "diverged", "transform": axis.get_xaxis_transform()}
@@ -138,7 +139,7 @@ def _draw_ious(axis: Any, labels: list[str], results: Sequence[RunResult], repor
 
 
 def _points(axis: Any, points: Sequence[tuple[float, Any, bool]], name: str, colour: str, mark: str) -> None:
-    """Full marks for what trained, crosses for what did not."""
+    """Draw full marks for runs that trained, and crosses for runs that collapsed."""
     for wanted, look in ((True, {"marker": mark, "s": 42, "alpha": 0.8}), (False, {"marker": "x", "s": 42})):
         chosen = [(x, y) for x, y, good in points if good is wanted]
         if chosen:
@@ -147,7 +148,7 @@ def _points(axis: Any, points: Sequence[tuple[float, Any, bool]], name: str, col
 
 
 def _reference(axis: Any, labels: list[str], figures: Sequence[tuple[str, float | None]]) -> None:
-    """The paper's own figures, in its convention already."""
+    """Draw the paper's own values, which already are in its convention."""
     points = [(labels.index(label), y) for label, y in figures if y is not None and label in labels]
     if points:
         look = {"marker": "D", "s": 46, "facecolors": "none", "edgecolors": _GREY, "linewidths": 1.3}
@@ -155,7 +156,7 @@ def _reference(axis: Any, labels: list[str], figures: Sequence[tuple[str, float 
 
 
 def _plain_numbers(axis: Any) -> None:
-    """0.1, 0.2, 0.5, 10k and 2M rather than powers of ten on a logarithmic axis."""
+    """Label a logarithmic axis with 0.1, 0.2, 0.5, 10k and 2M rather than powers of ten."""
     from matplotlib.ticker import EngFormatter, FuncFormatter, LogLocator, NullFormatter
 
     large = EngFormatter(sep="")
@@ -165,7 +166,7 @@ def _plain_numbers(axis: Any) -> None:
 
 
 def draw_sweep(path: Path, teacher: Tradeoff, students: Sequence[Tradeoff], taken: Tradeoff) -> None:
-    """IoU against what a network costs: parameters, file size, seconds per megapixel; `taken` is ringed."""
+    """Draw IoU against what a network costs: parameters, file size, seconds per megapixel; `taken` gets a ring."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(13, 4.4), layout="constrained")

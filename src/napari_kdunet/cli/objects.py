@@ -52,7 +52,7 @@ def objects(
     from napari_kdunet.core.volumes.probability import kind_of
 
     inputs = (source, boundary, raw, contacts)
-    check_out(out, *inputs, suffixes=tuple(e for e in ENDINGS if e != ".mrc"), overwrite=overwrite)  # of no uint32
+    check_out(out, *inputs, suffixes=tuple(e for e in ENDINGS if e != ".mrc"), overwrite=overwrite)  # no uint32
     if table is not None:
         check_out(table, *inputs, suffixes=(".csv", ".parquet"), overwrite=overwrite)
         check_table(table)
@@ -103,7 +103,7 @@ def _write(found: Any, out: Path, volume: Any, config: Any, ome_version: str, ov
 
 @contextmanager
 def _stopping(what: str) -> Iterator[None]:
-    """Say at a Ctrl-C what is there."""
+    """Turn a Ctrl-C into `Interrupted`, whose message says what was written."""
     try:
         yield
     except KeyboardInterrupt:

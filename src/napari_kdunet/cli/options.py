@@ -47,11 +47,11 @@ def with_settings(
     without: tuple[str, ...] = (),
     defaults: Callable[..., Any] | None = None,
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Decorate a command with an option for each field of `kind` except `without`; it is called with a `config`.
+    """Decorate a command with an option for each field of `kind` except `without`; it gets them as `config`.
 
-    Only options that are given are passed on, so that defaults are those of `kind`, or of `defaults`, a function of
-    settings; with ``--paper``, where `defaults` is not given, they are the paper's, and with a command's ``--start``
-    the form and pixel size are those of that model.
+    Only options that are given are passed on to `kind`, or to `defaults`, a function that makes settings with other
+    defaults. Without `defaults` there is an option ``--paper``, which makes the paper's settings the defaults. With a
+    command's ``--start``, form and pixel size are by default those of that model.
     """
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
@@ -81,15 +81,15 @@ def with_settings(
 
 
 def with_selection(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a command options for what to take of its images; it gets them as its argument `selection`.
+    """Give a command options that select what is read of its images; it gets them as its argument `selection`.
 
-    They are the keywords of `core.open_volume` and hold for RAW and other images, not for labels.
+    They are keywords of `core.open_volume` and apply to RAW and other images, not to labels.
     """
     return _with_selection(command, _SELECTION)
 
 
 def with_selections(command: Callable[..., None]) -> Callable[..., None]:
-    """As `with_selection`, for a command of several images: `sample` is a list of masks."""
+    """Give a command with several images the options of `with_selection`; `sample` is then a list of masks."""
     return _with_selection(
         command, [("sample", list[str], None, _SAMPLES) if each[0] == "sample" else each for each in _SELECTION]
     )
@@ -120,7 +120,7 @@ def _same(value: Any) -> Any:
 
 
 def _option(spec: Any, default: Any) -> inspect.Parameter:
-    """The option of a field, read as a number, a switch, or text; `default` is what it is without."""
+    """Return the option of a field, read as a number, a switch or text; its help states `default`."""
     hint = spec.metadata["types"][0]
     flag = "--" + spec.name.replace("_", "-")
     option = typer.Option(
@@ -132,7 +132,7 @@ def _option(spec: Any, default: Any) -> inspect.Parameter:
 
 
 def _help(spec: Any, default: Any) -> str:
-    """Help text of a field with unit, bounds and default; without square brackets, which would be markup."""
+    """Return the help of a field with unit, bounds and default, without square brackets, which would be markup."""
     meta = spec.metadata
     facts = [_EXAMPLES[spec.name]] if spec.name in _EXAMPLES else [" | ".join(map(str, meta["choices"]))]
     signs = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}

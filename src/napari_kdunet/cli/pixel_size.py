@@ -1,4 +1,4 @@
-"""The pixel size of an image that does not state it, and a doubt about one that is stated."""
+"""The pixel size of an image that does not state it, and doubt about one that is stated."""
 
 from __future__ import annotations
 
@@ -14,13 +14,11 @@ if TYPE_CHECKING:
 
 __all__ = ["with_found_pixel_sizes", "with_pixel_size"]
 
-_FACTORS = (1.0, 0.5, 0.7, 1.4, 2.0)  # of a stated size, which the model may be surer at
+_FACTORS = (1.0, 0.5, 0.7, 1.4, 2.0)  # multiples of a stated size at which the model may be surer
 _SLICES = 2
-_COST = 0.05  # share of a run that looking at these may cost ...
-_LOOKED_AT = (
-    2 * 2 * len(_FACTORS) * _SLICES * 640**2
-)  # ... which are so many working pixels, of two views and contrasts
-_SURER = 0.6  # of the doubt at the stated size
+_COST = 0.05  # share of a run that trying these may cost ...
+_LOOKED_AT = 2 * 2 * len(_FACTORS) * _SLICES * 640**2  # ... in working pixels, with two views and two contrasts of each
+_SURER = 0.6  # share of the doubt at the stated size, below which another is mentioned
 
 
 def with_pixel_size(
@@ -31,11 +29,19 @@ def with_pixel_size(
     invert: bool | None,
     resources: dict[str, Any],
 ) -> tuple[Volume, VoxelSize | None, dict[str, Any]]:
-    """The volume with a pixel size that `model` can work at: the stated one, else that at which it is surest.
+    """Return the volume with a pixel size that `model` can work at: the stated one, else that at which it is surest.
 
-    Each finding is printed. Returned are the volume, the voxel size that was stated, for the result, and what is to be
-    said of the search in the result's metadata. Where nothing is found the size at which the model is least unsure is
-    taken, with a note, or the model's own if it sees nothing at any.
+    Each finding is printed. If no size is found, the one at which the model is least unsure is taken, with a note, or
+    the model's own if it sees nothing at any size.
+
+    Returns
+    -------
+    volume : Volume
+        The volume with its pixel size.
+    stated : tuple of float or None
+        Voxel size that the volume stated, nm (Z, Y, X), for the result.
+    metadata : dict
+        Facts of the search, for the result's metadata.
 
     Raises
     ------
@@ -60,7 +66,7 @@ def with_pixel_size(
                 core.find_pixel_size(model, volume, sizes=factors, slices=_SLICES, **how), stated[1], volume, name
             )
         return volume, stated, {}
-    from napari_kdunet.core.prediction.pixel_size import assume_pixel_size  # with torch, which an exported model lacks
+    from napari_kdunet.core.prediction.pixel_size import assume_pixel_size  # imports torch, so not for ONNX
 
     assumed = assume_pixel_size(model, volume, name, **how)
     if asked == AUTO and not assumed.is_found:
@@ -76,9 +82,9 @@ def with_pixel_size(
 def with_found_pixel_sizes(
     volumes: Volumes, teacher: Any, name: str, invert: bool | None, resources: dict[str, Any]
 ) -> Volumes:
-    """The volumes of a training, those that state no pixel size with that at which `teacher` is surest of them.
+    """Return the volumes of a training; those that state no pixel size get that at which `teacher` is surest of them.
 
-    `teacher` is what the training begins from or learns from. Arguments else as in `with_pixel_size`.
+    `teacher` is the model that the training starts or learns from. Other arguments are as in `with_pixel_size`.
     """
 
     def found(image: Volume) -> Volume:
@@ -96,7 +102,7 @@ def _working_pixels(volume: Volume, model: Model) -> float:
 
 
 def _print_doubt(search: PixelSizeSearch, stated: float, volume: Volume, name: str) -> None:
-    """Say so where the model is much surer at another pixel size than the stated one, or with contrast inverted."""
+    """Print a note if the model is much surer at another pixel size than the stated one, or with contrast inverted."""
     best = search.best
     if best is None or best.doubt >= _SURER * search.doubt_at(stated):
         return

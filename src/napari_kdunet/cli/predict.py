@@ -147,12 +147,12 @@ class _Job:
 
 @dataclass(frozen=True, kw_only=True)
 class _Settings:
-    """What all volumes of a command have in common."""
+    """Settings that all volumes of a command have in common."""
 
     model: Model | OnnxModel
     model_name: str
     how: dict[str, Any]
-    """What the result depends on, but for the threshold: settings of `core.predict`."""
+    """Settings of `core.predict` that the result depends on, except the threshold."""
     threshold: float | None
     voxel_size: str | None
     opening: dict[str, Any]
@@ -166,7 +166,7 @@ class _Settings:
 
 
 def _load(model: str, views: int | None, planes: str, statistics: str, device: str) -> Model | OnnxModel:
-    """The model of that name; errors where an exported one cannot be applied so."""
+    """Load a model; raises `ConfigError` where an exported one cannot be applied with these options."""
     from napari_kdunet import core
 
     loaded = given_model(model)
@@ -180,7 +180,7 @@ def _load(model: str, views: int | None, planes: str, statistics: str, device: s
 
 
 def _apply(settings: _Settings, volume: Any, how: dict[str, Any]) -> tuple[Any, str]:
-    """The lazy result, and its key."""
+    """Return the lazy result, and the key of what it depends on."""
     from napari_kdunet import core
 
     model, threads = settings.model, settings.resources["threads"]
@@ -193,7 +193,7 @@ def _apply(settings: _Settings, volume: Any, how: dict[str, Any]) -> tuple[Any, 
 
 
 def _jobs(raw: list[str], out: Path | None, out_dir: Path | None, kind: str) -> list[_Job]:
-    """The volumes that were given, patterns expanded, each with its output."""
+    """Return the given volumes, with patterns expanded, each with its output."""
     if (out is None) == (out_dir is None):
         raise ConfigError("give either -o / --out, or --out-dir for many volumes.")
     sources = [source for given in raw for source in _expand(given)]
@@ -223,7 +223,7 @@ def _check_combinations(
 
 
 def _expand(given: str) -> list[str]:
-    """What a pattern stands for that the shell has not expanded, in natural order; anything else as it is."""
+    """Expand a pattern that the shell has not expanded, in natural order; return anything else as it is."""
     with suppress(OSError, ValueError):
         if not any(c in given for c in "*?[") or Path(given).exists():
             return [given]
@@ -237,7 +237,7 @@ def _expand(given: str) -> list[str]:
 
 
 def _names(sources: list[str]) -> list[str]:
-    """A name for the result of each volume: its own without the ending, with that of its folder where two agree."""
+    """Return a name for each result: that of its volume without ending, after its folder's where two are equal."""
     from napari_kdunet.core.volumes.formats.hdf5 import split_hdf5
 
     paths = [split_hdf5(source)[0] for source in sources]
@@ -255,7 +255,7 @@ def _names(sources: list[str]) -> list[str]:
 
 
 def _predict_many(jobs: list[_Job], settings: _Settings) -> None:
-    """Segment volume after volume, a line each, and print a table; a volume that fails does not stop the others."""
+    """Segment several volumes, and print a line for each and a table; one that fails does not stop the others."""
     table = Table(box=None, pad_edge=False)
     for heading in ("volume", "slices", "seconds", "result"):
         table.add_column(heading, justify="right" if heading in ("slices", "seconds") else "left")
@@ -309,7 +309,7 @@ def _predict_one(job: _Job, settings: _Settings) -> int:
 
 
 def _use_one_heap() -> None:
-    """Make all threads allocate from one heap: glibc's heaps, one a thread, hold several 100 MB of freed memory."""
+    """Make all threads allocate from one heap: glibc's heaps, one per thread, hold several 100 MB of freed memory."""
     with suppress(AttributeError, OSError, TypeError):  # another C library
         ctypes.CDLL(None).mallopt(_M_ARENA_MAX, 1)
 

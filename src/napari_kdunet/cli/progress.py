@@ -62,7 +62,7 @@ def launch_processes(config: TrainConfig, devices: int, nodes: int) -> Iterator[
 def interruptible(events: Iterator[T]) -> Iterator[Iterator[T]]:
     """Iterate over `events`; on Ctrl-C finish the current one, close `events` and raise `Interrupted`.
 
-    So do the SIGTERM of a cluster's scheduler and the SIGHUP of a terminal that is closed. A second signal raises
+    SIGTERM (from a cluster's scheduler) and SIGHUP (from a terminal that is closed) do the same. A second signal raises
     `KeyboardInterrupt` at once.
     """
     stopping = False
@@ -90,7 +90,7 @@ def interruptible(events: Iterator[T]) -> Iterator[Iterator[T]]:
 
 
 def _progress_bar(*extra: str) -> Progress:
-    """A progress bar on a terminal; elsewhere none, so that a log file holds lines only."""
+    """Return a progress bar that is only shown on a terminal, so that a log file holds lines only."""
     return Progress(
         SpinnerColumn(),
         TextColumn("{task.description}"),
@@ -137,7 +137,9 @@ def follow_training(title: str, events: Iterator[Event]) -> Done:
 
 
 def follow_to_file(title: str, events: Iterator[Event], out: Path, *, resumed: bool | None = False) -> Done:
-    """Show the progress of a training that writes `out` until it ends; `resumed` is None where it cannot be.
+    """Show the progress of a training that writes `out` until it ends.
+
+    `resumed` says whether an earlier training goes on; None if this training cannot be resumed.
 
     Raises
     ------
@@ -190,7 +192,7 @@ def follow_runs(titles: Sequence[str], items: Iterator[Any], on_result: Callable
 
 
 def _file_identity(path: Path) -> tuple[int, int] | None:
-    """Inode and time of a file, which change when it is replaced; None if there is none."""
+    """Return inode and modification time of a file, which change when it is replaced; None if there is none."""
     try:
         status = path.stat()
     except OSError:
@@ -219,7 +221,7 @@ def follow_slices(title: str, slices: Iterator[Written], count: int, *, resumabl
     Raises
     ------
     Interrupted
-        After Ctrl-C; the message says whether the slices written are kept, which those of a `resumable` writing are.
+        After Ctrl-C; the message says whether the slices written so far are kept, as they are if `resumable`.
     """
     done = 0
     try:
@@ -240,7 +242,7 @@ def follow_slices(title: str, slices: Iterator[Written], count: int, *, resumabl
 
 @contextmanager
 def follow_share(title: str) -> Iterator[Callable[[float], None]]:
-    """Show the progress of work that calls what this gives with the share that is done, from 0 to 1."""
+    """Show the progress of work; yields a function to be called with the share that is done, from 0 to 1."""
     with _progress_bar() as bar:
         task = bar.add_task(title, total=1.0)
         yield lambda share: bar.update(task, completed=share)

@@ -1,4 +1,4 @@
-"""What is printed: results to the standard output, everything else to the standard error; a name is never a command."""
+"""Printing: results to the standard output, all else to the standard error, and control characters escaped."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = ["PIPE_EXIT_CODE", "console", "flush_results", "print_result", "print_table", "print_tradeoffs", "shorten"]
 
-PIPE_EXIT_CODE = 141  # as a shell gives it for SIGPIPE, the silent end of what ``head`` no longer reads
+PIPE_EXIT_CODE = 141  # what a shell reports for SIGPIPE, the silent end of a command that ``head`` no longer reads
 _MAX_LENGTH = 300  # characters of a message, whatever name or metadata it quotes
 _NO_LIMIT = 10**6  # characters of a row of a table: a name that is cut or folded cannot be searched for
 
@@ -29,7 +29,7 @@ class _StandardError(io.TextIOBase):
 
     @property
     def _stream(self) -> Any:
-        return getattr(sys.stderr, "rich_proxied_file", sys.stderr)  # what rich has put in its place writes here
+        return getattr(sys.stderr, "rich_proxied_file", sys.stderr)  # the stream behind rich's proxy
 
     def write(self, text: str) -> int:
         with suppress(OSError, ValueError):
@@ -52,33 +52,33 @@ class _StandardError(io.TextIOBase):
 
 
 class _Console(Console):
-    """A console that escapes control characters; nothing is taken as markup, as a path may hold square brackets."""
+    """A console that escapes control characters; nothing is parsed as markup, as a path may hold square brackets."""
 
     def print(self, *objects: Any, **options: Any) -> None:
-        """As `Console.print`, of one line of text."""
+        """Print one line of text like `Console.print`, escaped."""
         super().print(*(escape(thing) if isinstance(thing, str) else thing for thing in objects), **options)
 
 
 _stderr: Any = _StandardError()
-#: For everything but results.
+#: Console for everything but results.
 console = _Console(file=_stderr, highlight=False, soft_wrap=True, markup=False, emoji=False)
 
 
 def shorten(text: str) -> str:
-    """A message of at most 300 characters, cut in its middle."""
+    """Return a message of at most 300 characters, cut in the middle."""
     half = _MAX_LENGTH // 2
     return text if len(text) <= _MAX_LENGTH else f"{text[: half + 50]} ... {text[-half + 60 :]}"
 
 
 def print_result(*lines: str) -> None:
-    """Print lines to the standard output, and see to it that they arrive.
+    """Print lines to the standard output, and check that they arrive.
 
     Raises
     ------
     OutputError
-        It is full or closed.
+        The standard output is full or closed.
     SystemExit
-        It is a pipe that nobody reads any more.
+        The standard output is a pipe that is no longer read.
     """
     _print("".join(f"{escape(line)}\n" for line in lines))
 
@@ -86,7 +86,7 @@ def print_result(*lines: str) -> None:
 def print_table(table: Table) -> None:
     """Print a table to the standard output, each row on one line; errors as in `print_result`.
 
-    A terminal may break the line, which is still one to whoever searches it or copies from it.
+    A terminal may wrap a row, but searching and copying still see one line.
     """
     text = io.StringIO()
     Console(file=text, width=_NO_LIMIT, soft_wrap=True, markup=False, emoji=False, highlight=False).print(table)
@@ -105,14 +105,14 @@ def print_tradeoffs(rows: Iterable[Tradeoff], title: str | None = None) -> None:
 
 
 def flush_results() -> None:
-    """Print what libraries have printed, a help for one; errors as in `print_result`."""
+    """Flush what libraries have printed, such as a help text; errors as in `print_result`."""
     _print("")
 
 
 def _print(text: str) -> None:
     encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
     try:
-        sys.stdout.write(text.encode(encoding, "backslashreplace").decode(encoding))  # as Windows' is not always UTF-8
+        sys.stdout.write(text.encode(encoding, "backslashreplace").decode(encoding))  # not always UTF-8 on Windows
         sys.stdout.flush()
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or "it is closed"

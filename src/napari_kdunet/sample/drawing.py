@@ -13,7 +13,7 @@ __all__ = ["draw_cells", "draw_organelles", "draw_synapses", "myelin_sheaths"]
 
 
 def myelin_sheaths(neurites: list[Tube], share: float, rng: np.random.Generator) -> Points:
-    """Thickness in nm of the sheath in each neurite; last: glia, none."""
+    """Return the thickness (n + 1,) in nm of the sheath in each neurite, and 0 for glia as the last."""
     thickness = np.zeros(len(neurites) + 1)
     for index, tube in enumerate(neurites[1:] if share else (), 1):
         width = float(np.median(tube.radii))
@@ -25,7 +25,7 @@ def myelin_sheaths(neurites: list[Tube], share: float, rng: np.random.Generator)
 def draw_cells(
     space: Space, neurites: list[Tube], cell: Index, depth: Image, sheath: Points, look: Look
 ) -> tuple[Image, NDArray[np.bool_]]:
-    """Cytoplasm, reticulum and membranes in grey values; and which neurites hold synaptic vesicles (last: glia, no)."""
+    """Return cytoplasm, reticulum and membranes in grey values, and which neurites (last: glia, no) hold vesicles."""
     rng, width, count = space.rng, np.array([np.median(tube.radii) for tube in neurites]), len(neurites)
     grey = rng.normal(look.cytoplasm, look.cytoplasm_spread, count)
     grey[(rng.random(count) < look.dark_neurites) & (width < 230)] -= 60
@@ -44,7 +44,7 @@ def draw_cells(
 def draw_synapses(
     space: Space, image: Image, cell: Index, depth: Image, vesicular: NDArray[np.bool_], look: Look
 ) -> None:
-    """Densities across the membrane of vesicular neurites, vesicle clusters behind them, and stray vesicles."""
+    """Draw densities across the membrane of vesicular neurites, vesicle clusters behind them, and stray vesicles."""
     rng, spacing = space.rng, 44.0
     membrane = np.flatnonzero((depth < 8) & (cell >= 0) & vesicular[cell])
     chance = np.full(space.shape, 0.05, np.float32)
@@ -69,7 +69,7 @@ def draw_synapses(
 
 
 def _draw_vesicles(space: Space, image: Image, centres: Points, grey: float) -> None:
-    """Rings some 40 nm wide around `centres` (n, 3) in nm."""
+    """Draw rings some 40 nm wide around `centres` (n, 3) in nm."""
     half = np.ceil(30 / np.array(space.voxel_size)).astype(int)
     stamp = np.indices(tuple(2 * half + 1)).reshape(3, -1).T - half
     voxels = np.rint(centres[:, None] / space.voxel_size).astype(int) + stamp
@@ -83,7 +83,7 @@ def _draw_vesicles(space: Space, image: Image, centres: Points, grey: float) -> 
 def draw_organelles(
     space: Space, image: Image, organelles: list[Tube], organelle: Index, surface: Image, look: Look
 ) -> None:
-    """Mitochondria with double membrane and cristae; dense granular lysosomes; vacuoles with one membrane; the rest."""
+    """Draw mitochondria with double membrane and cristae, granular lysosomes, vacuoles, lipid droplets and nuclei."""
     rng, count = space.rng, len(organelles)
     at = np.flatnonzero(surface < 15)
     index, depth = organelle.flat[at], -surface.flat[at]

@@ -1,4 +1,4 @@
-"""Tubes in nanometres, the grid that they are shown on, and neurites that fill it."""
+"""Tubes in nanometres, the voxel grid that shows them, and neurites that fill it."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Tube:
 
 @dataclass(frozen=True)
 class Space:
-    """A voxel grid and, for each voxel, the place (3, Z, Y, X) in nm that it shows, at most `slack` from its own."""
+    """A voxel grid and, for each voxel, the place (3, Z, Y, X) in nm that it shows, at most `slack` nm from its own."""
 
     shape: tuple[int, int, int]
     voxel_size: Triple
@@ -41,24 +41,24 @@ class Space:
 
     @property
     def middle(self) -> Points:
-        """The place (3,) that the voxel in the middle shows."""
+        """Place (3,) in nm that the voxel in the middle shows."""
         z, y, x = (n // 2 for n in self.shape)
         return self.places[:, z, y, x].astype(np.float64)
 
     def noise(self, size: float) -> Image:
-        """Smooth noise, mean 0 and deviation about 1, with features of `size` nm."""
-        steps = np.minimum(4 / size * np.array(self.voxel_size), 1)  # of the coarse grid, between voxels
+        """Return smooth noise, mean 0 and standard deviation about 1, with features of `size` nm."""
+        steps = np.minimum(4 / size * np.array(self.voxel_size), 1)  # steps of the coarse grid per voxel
         sigma = 1.5 * np.minimum(size / 4 / np.array(self.voxel_size), 1)
         field = self.rng.standard_normal([int(n * s) + 14 for n, s in zip(self.shape, steps, strict=True)], np.float32)
         field = ndimage.gaussian_filter(field, sigma)[6:-6, 6:-6, 6:-6] * np.sqrt(np.prod(2 * np.sqrt(np.pi) * sigma))
-        for axis in range(3):  # linear enlargement to the voxel grid
+        for axis in range(3):  # linear interpolation to the voxel grid
             node, part = np.divmod(np.arange(self.shape[axis]) * steps[axis], 1)
             left, right = (field.take(node.astype(int) + i, axis) for i in (0, 1))
             field = left + (right - left) * np.moveaxis(part.astype(np.float32)[:, None, None], 0, axis)
         return np.asarray(field, np.float32)
 
     def capsules(self, tube: Tube, reach: float) -> Iterator[tuple[tuple[slice, ...], Image]]:
-        """Box and signed distance in nm (negative inside) of each segment of a tube, `reach` nm around it and more."""
+        """Yield box and signed distance in nm (negative inside) of each segment of a tube, up to `reach` nm or more."""
         last = len(tube.radii) - 1
         for i in range(max(last, 1)):
             (a, ra), (b, rb) = ((tube.points[j], tube.radii[j]) for j in (i, min(i + 1, last)))
@@ -75,7 +75,7 @@ class Space:
 
 
 def warped_space(shape: tuple[int, int, int], voxel_size: Triple, rng: np.random.Generator) -> Space:
-    """A grid whose places are bent by at most 110 nm."""
+    """Return a grid whose places are bent by at most 110 nm."""
     flat = Space(shape, voxel_size, np.indices(shape, np.float32), 110.0, rng)
     for place, step in zip(flat.places, voxel_size, strict=True):
         bend = np.clip(42 * flat.noise(450.0) + 13 * flat.noise(160.0), -flat.slack, flat.slack)
@@ -84,9 +84,10 @@ def warped_space(shape: tuple[int, int, int], voxel_size: Triple, rng: np.random
 
 
 def grow_neurites(space: Space, typical: float, soma: float, pad: float = 250.0, pitch: float = 50.0) -> list[Tube]:
-    """Fill the volume, and `pad` nm around it, with tubes that wind through whatever room is left, until little is.
+    """Fill the volume, and `pad` nm around it, with tubes that wind through the room left, until little is left.
 
-    `typical` is their median radius in nm, `soma` the probability that the second is a cell body, in one point.
+    `typical` is the median radius of the tubes in nm, `soma` the probability that the second tube is a cell body, which
+    has a single point, and `pitch` the step in nm of the grid on which room is measured.
     """
     rng = space.rng
     z, y, x = (int((n * v + 2 * pad) / pitch) + 2 for n, v in zip(space.shape, space.voxel_size, strict=True))
@@ -109,7 +110,7 @@ def grow_neurites(space: Space, typical: float, soma: float, pad: float = 250.0,
 
 
 def _beside(middle: Points, rng: np.random.Generator) -> Tube:
-    """A ball as large as a cell body whose surface passes by `middle`, in the plane of the slices."""
+    """Return a ball as large as a cell body whose surface is near `middle`, about in the plane of the slices."""
     radius, angle = rng.uniform(1600, 3000), rng.uniform(0, 2 * np.pi)
     distance = radius + rng.uniform(300, 1200)
     way = np.array([rng.uniform(-0.2, 0.2), np.sin(angle), np.cos(angle)])
@@ -117,8 +118,8 @@ def _beside(middle: Points, rng: np.random.Generator) -> Tube:
 
 
 def _grow(start: Points, radius: float, room: Image, pitch: float, rng: np.random.Generator) -> Tube:
-    """Grow one tube both ways from `start`, each step towards the most room, thinner where there is less."""
-    heading = rng.standard_normal(3) + np.array([0, 0.8, 1.2])  # most neurites run more or less alike
+    """Grow one tube both ways from `start`, each step towards the most room, thinner where there is less room."""
+    heading = rng.standard_normal(3) + np.array([0, 0.8, 1.2])  # most neurites run in roughly the same direction
     points, radii = [start], [radius]
     for sense in (-1, 1):
         point, direction = start, sense * heading / np.linalg.norm(heading)
@@ -137,7 +138,7 @@ def _grow(start: Points, radius: float, room: Image, pitch: float, rng: np.rando
 
 
 def paint(space: Space, tubes: list[Tube], reach: float) -> tuple[Index, Image, Image]:
-    """Nearest tube of each voxel (-1 = none in reach), its signed distance in nm, and that of the second nearest."""
+    """Return each voxel's nearest tube (-1: none in reach), its signed distance in nm, and that of the next tube."""
     owner = np.full(space.shape, -1, np.int32)
     best, second = (np.full(space.shape, 1000, np.float32) for _ in range(2))
     for index, tube in enumerate(tubes):

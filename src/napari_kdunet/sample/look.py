@@ -1,4 +1,4 @@
-"""What a synthetic volume looks like: tissue, stain and microscope as numbers, which can be drawn at random."""
+"""The look of a synthetic volume: tissue, stain and microscope as numbers, which can be drawn at random."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ Range = tuple[float, float]
 
 @dataclass(frozen=True)
 class Look:
-    """A tissue, a stain and a microscope. The defaults are like FIB-SEM of the hippocampus at 8 bits.
+    """A tissue, a stain and a microscope. The defaults resemble FIB-SEM of the hippocampus at 8 bits.
 
-    Grey values are of 8 bits before noise; ranges are uniform, one number a cell or an organelle.
+    Grey values are those at 8 bits before noise. From a range, one number per cell or organelle is drawn uniformly.
 
     Attributes
     ----------
     cytoplasm, cytoplasm_spread
-        Grey value of the neurites and its standard deviation between them.
+        Mean grey value of the neurites and its standard deviation between neurites.
     dark_neurites
-        Share of the thin neurites whose cytoplasm is 60 darker.
+        Share of the thin neurites whose cytoplasm is darker by 60 grey values.
     texture
         Strength of the cytoplasm's unevenness.
     membrane, membrane_width
@@ -30,37 +30,37 @@ class Look:
     reticulum
         How much darker endoplasmic reticulum is than its cell.
     synapses, vesicles
-        Synapses in a cubic micrometre, and the share of the places for vesicles that hold one in their clusters.
+        Synapses per cubic micrometre, and the share of sites in their clusters that hold a vesicle.
     neurite_radius
-        Median in nm.
+        Median radius in nm.
     matrix
         Grey values of mitochondria.
     cristae, cristae_period
-        How much darker cristae are than the matrix, and their distance in nm.
+        How much darker cristae are than the matrix, and their period in nm.
     outline
         How much darker the two membranes around a mitochondrion are.
     mitochondrion_radius
-        In nm.
+        Radius in nm.
     mitochondria
         Share of the volume that mitochondria fill at most.
     organelles
         Shares of mitochondria, lysosomes, vacuoles and lipid droplets among the organelles of a neurite.
     lysosome, vacuole, lipid
-        Their grey values.
+        Grey values of these organelles.
     myelin
         Share of the wide neurites that have a sheath of myelin.
     soma
         Probability of a cell body with a nucleus in or near the field of view.
     blur
-        Standard deviation in nm.
+        Standard deviation of the Gaussian blur in nm.
     shot, grain
-        Noise: white, and correlated over neighbouring pixels.
+        Strength of white noise, and of noise that is correlated over neighbouring pixels.
     flicker, drift
-        Standard deviation, from slice to slice, of gain and offset.
+        Standard deviation, from slice to slice, of gain and of offset (grey values).
     charging, shading
         Strength, in grey values, of bright clouds and streaks, and of uneven illumination.
     knife_marks, folds
-        Number of them in a slice, on average.
+        Mean number of each in a slice.
     frame
         Probability that a slice is rotated in a black or white frame.
     """
@@ -102,15 +102,15 @@ class Look:
     def drawn(rng: np.random.Generator) -> Look:
         """Draw one of a wide family: other stains, cells, organelles and sizes, and SEM, TEM or FIB with its faults.
 
-        So a network that learns from many of them meets images at both sides of a real one (domain randomisation:
-        Tobin et al. 2017, arXiv:1703.06907).
+        A network that learns from many of them thus meets looks on both sides of that of a real image (domain
+        randomisation: Tobin et al. 2017, arXiv:1703.06907).
         """
         u = rng.uniform
         cytoplasm = u(130, 215)
         membrane = max(cytoplasm - u(60, 150), 15)
-        share = u(-0.3, 0.1) if rng.random() < 0.12 else u(0.25, 1.05)  # how dark the matrix is on the way to membranes
+        share = u(-0.3, 0.1) if rng.random() < 0.12 else u(0.25, 1.05)  # matrix from cytoplasm (0) to membrane (1)
         darker = max(share * (cytoplasm - membrane), -20)
-        plain = abs(darker) < 0.35 * (cytoplasm - membrane)  # then only outline and cristae tell a mitochondrion
+        plain = abs(darker) < 0.35 * (cytoplasm - membrane)  # then only outline and cristae reveal a mitochondrion
         matrix, cristae = cytoplasm - darker, u(14, 40) if plain else u(0, 35)
         size, few = u(0.6, 1.6), rng.random() < 0.15
         shares = np.array([0.5 if few else 0.65, u(0, 0.3), u(0, 0.3), u(0, 0.2) * (rng.random() < 0.4)])
@@ -118,7 +118,7 @@ class Look:
         pale = rng.random() < 0.5
 
         def often(chance: float, low: float, high: float) -> float:
-            """From `low` to `high` with that chance, else 0."""
+            """Return a number from `low` to `high` with probability `chance`, else 0."""
             return u(low, high) if rng.random() < chance else 0.0
 
         return Look(

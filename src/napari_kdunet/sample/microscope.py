@@ -13,7 +13,7 @@ __all__ = ["acquire"]
 
 
 def acquire(space: Space, image: Image, look: Look) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
-    """The image in 8 bits (now and then a very noisy slice), and where it shows the sample; both (Z, Y, X)."""
+    """Return the image in 8 bits, with a few very noisy slices, and where it shows the sample; both (Z, Y, X)."""
     rng, slices = space.rng, (len(image), 1, 1)
     image = ndimage.gaussian_filter(image, [look.blur / v for v in space.voxel_size])
     shot = look.shot * np.sqrt(np.maximum(image, 10) / 140) * rng.standard_normal(image.shape, np.float32)
@@ -28,7 +28,7 @@ def acquire(space: Space, image: Image, look: Look) -> tuple[NDArray[np.uint8], 
 
 
 def _spoil(shown: NDArray[np.float64], sample: NDArray[np.bool_], look: Look, rng: np.random.Generator) -> None:
-    """Knife marks, folds, charging, shading and a frame, in place; `sample` becomes False in the frame."""
+    """Add knife marks, folds, charging, shading and a frame in place; `sample` becomes False in the frame."""
     for _ in range(rng.poisson(look.knife_marks) if look.knife_marks else 0):
         shown += rng.normal(0, 30) * (np.abs(_from_a_line(shown, rng)) < rng.uniform(0.5, 2))
     for _ in range(rng.poisson(look.folds) if look.folds else 0):
@@ -50,7 +50,7 @@ def _spoil(shown: NDArray[np.float64], sample: NDArray[np.bool_], look: Look, rn
 def _from_a_line(
     shown: NDArray[np.float64], rng: np.random.Generator, quarter: int | None = None
 ) -> NDArray[np.float64]:
-    """Signed distance in pixels from a random line; with `quarter` from one at about that angle through the middle."""
+    """Return signed distances in pixels from a random line; with `quarter`, from one near the middle at that angle."""
     angle = rng.uniform(0, np.pi) if quarter is None else rng.normal(0, 0.1) + quarter * np.pi / 2
     spread = 0.3 if quarter is None else 0.05
     y, x = (np.arange(n) - n / 2 + spread * n * rng.standard_normal() for n in shown.shape)

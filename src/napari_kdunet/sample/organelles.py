@@ -12,11 +12,11 @@ from napari_kdunet.sample.look import Look
 __all__ = ["WALL", "Kind", "fit_organelles", "place_organelles"]
 
 WALL = 24.0  # nm between an organelle and the membrane of its cell, at least
-_BODY = 1000.0  # nm: what is wider is a cell body
+_BODY = 1000.0  # nm: a tube of larger radius is a cell body
 
 
 class Kind(IntEnum):
-    """What an organelle is."""
+    """Kind of an organelle."""
 
     MITOCHONDRION = 0
     LYSOSOME = 1
@@ -52,7 +52,7 @@ def place_organelles(space: Space, neurites: list[Tube], look: Look) -> list[Tub
 
 
 def _in_a_body(host: int, body: Tube, rng: np.random.Generator, look: Look) -> list[Tube]:
-    """A nucleus, and mitochondria and lysosomes around it."""
+    """Return the nucleus of a cell body, and mitochondria and lysosomes around it."""
     (centre,), (radius,) = body.points, body.radii
     placed = [Tube(body.points, 0.7 * body.radii, host, Kind.NUCLEUS)]
     for _ in range(rng.integers(100, 500)):
@@ -67,7 +67,10 @@ def _in_a_body(host: int, body: Tube, rng: np.random.Generator, look: Look) -> l
 
 
 def fit_organelles(space: Space, organelles: list[Tube], cell: Index, depth: Image, most: float) -> tuple[Index, Image]:
-    """Nearest organelle and signed distance in nm to it: all inside their cells, `most` the share of mitochondria."""
+    """Return each voxel's nearest organelle and the signed distance in nm to it.
+
+    Organelles are cut to lie inside their cells, and mitochondria beyond the share `most` of the volume are left out.
+    """
     organelle, surface, _ = paint(space, organelles, 30.0)
     surface = np.maximum(surface, WALL - depth)
     surface[cell != np.array([o.host for o in organelles])[organelle]] = 1000

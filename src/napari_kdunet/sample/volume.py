@@ -16,7 +16,7 @@ from napari_kdunet.sample.organelles import Kind, fit_organelles, place_organell
 
 __all__ = ["VOXEL_SIZE", "synthetic_em", "synthetic_family"]
 
-VOXEL_SIZE: Triple = (10.0, 10.0, 10.0)  # nm, ZYX: what is shown unless told otherwise
+VOXEL_SIZE: Triple = (10.0, 10.0, 10.0)  # nm, ZYX; the default
 _GLIA = 30.0  # nm from the nearest neurite beyond which the gap is glia
 
 
@@ -40,11 +40,11 @@ def synthetic_em(
     voxel_size
         In nm, ZYX, up to 100. Structures keep their size in nm: smaller voxels show less tissue in more detail.
     seed
-        Same arguments and seed, same bytes.
+        The same arguments and seed give the same bytes.
     instances
         Number the mitochondria instead of marking them.
     look
-        Tissue, stain and microscope, if another than that of `Look()`.
+        Tissue, stain and microscope; by default those of `Look()`.
 
     Returns
     -------
@@ -52,7 +52,7 @@ def synthetic_em(
         uint8, `shape`. Membranes and organelles are dark, unless `look` has it otherwise.
     labels
         uint8, `shape`: 1 = mitochondrion (there is always some), 0 = anything else. With `instances` uint16: each
-        mitochondrion, of what is seen of it each connected part, has an id from 1.
+        connected visible part of a mitochondrion has its own id, from 1.
 
     Raises
     ------
@@ -81,7 +81,7 @@ def synthetic_em(
 
 
 def _numbered(labels: NDArray[np.bool_], organelle: Index) -> NDArray[np.uint16]:
-    """Ids from 1 of the connected parts (26 neighbours) of each organelle."""
+    """Return ids, from 1, of the connected parts (26 neighbours) of each organelle."""
     ids = np.zeros(labels.shape, np.uint16)
     for index in np.unique(organelle[labels]):
         parts, _ = ndimage.label(labels & (organelle == index), np.ones((3, 3, 3)))
@@ -97,21 +97,21 @@ def synthetic_family(
     Parameters
     ----------
     members
-        How many of them (`Look.drawn`).
+        Number of volumes in the stack, each with its own look (`Look.drawn`).
     shape
-        Of each, ZYX; slices are 40 nm apart, pixels of 8 to 12 nm, which are to be taken as 10.
+        Shape of each volume, ZYX. Slices are 40 nm apart; pixels are 8 to 12 nm wide, to be treated as 10 nm.
     seed
-        Same arguments and seed, same bytes.
+        The same arguments and seed give the same bytes.
 
     Returns
     -------
     raw, labels
-        uint8, (members * Z, Y, X); labels as of `synthetic_em`.
+        uint8, (members * Z, Y, X); labels as in `synthetic_em`.
 
     Raises
     ------
     ValueError
-        As `synthetic_em`.
+        As in `synthetic_em`.
     """
     stacks = []
     for child in np.random.SeedSequence(seed).spawn(members):

@@ -1,6 +1,6 @@
 """The k-Unet in torch alone, with a softmax: a bioimage.io package holds a copy of this file beside its weights.
 
-So it imports nothing of napari-kdunet. Its layers have the names that those of `core.KUNet` have in a state dict.
+It therefore imports nothing of napari-kdunet. Its layers have the same names in a state dict as those of `core.KUNet`.
 """
 
 import torch
@@ -15,9 +15,9 @@ class KUNetProbability(nn.Module):
     Parameters
     ----------
     k, classes, depth : int
-        Channels at the top, classes with the background, and number of down-samplings.
+        Channels at the top, classes including the background, and number of down-samplings.
     bn : bool
-        Batch normalisation after each 3x3 convolution.
+        Whether each 3x3 convolution is followed by batch normalisation.
     activation : {"leaky_relu", "relu"}
     """
 
@@ -41,7 +41,7 @@ class KUNetProbability(nn.Module):
         self.head = nn.Conv2d(k, classes, 1)
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
-        """(N, 1, Y, X) standardised pixels to (N, classes, Y, X) probabilities; sides are multiples of 2**depth."""
+        """Map (N, 1, Y, X) standardised pixels to (N, classes, Y, X) probabilities; sides are multiples of 2**depth."""
         x, skips = image, []
         for level, stage in enumerate(self.down):
             x = stage(nn.functional.max_pool2d(x, 2) if level else x)

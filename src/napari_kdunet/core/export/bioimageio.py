@@ -32,14 +32,14 @@ from napari_kdunet.core.volumes.volume import Volume, open_volume
 
 __all__ = ["export_bioimageio"]
 
-_FORMAT = "0.5.12"  # of the description, which bioimageio.core 0.11 reads
-_LEAST_NAME = 5  # characters
-_EPS = 1e-6  # added to the deviation
+_FORMAT = "0.5.12"  # version of the description that bioimageio.core 0.11 reads
+_LEAST_NAME = 5  # characters of a model's name
+_EPS = 1e-6  # added to the standard deviation
 _PAPER = {
     "text": "Mangalam, K. and Salzmann, M., On Compressing U-net Using Knowledge Distillation, 2018",
     "doi": "10.48550/arXiv.1812.00249",
 }
-_COVER_SIDE = 256  # pixels; it is two of these wide
+_COVER_SIDE = 256  # pixels; the cover is twice as wide
 
 _Float: TypeAlias = NDArray[np.float32]
 
@@ -50,21 +50,21 @@ def export_bioimageio(
     """Write a model as a bioimage.io package: weights for torch and ONNX, test tensors, documentation, cover.
 
     The package holds the network alone, at the working pixel size: whoever applies it standardises and resamples as
-    its description says. Weights of both kinds give the test output.
+    its description says. The weights for torch and for ONNX both give the test output.
 
     Parameters
     ----------
     model : Model, path or str
-        Or its file, or the name of a bundled one; of a `KUNet`.
+        Model with a `KUNet`, or its file, or the name of a bundled one.
     path : path
-        To write (.zip); it is replaced if it exists.
+        File to write (.zip); it is replaced if it exists.
     example : volume
-        What `open_volume` takes: the middle of its middle slice becomes the test input and the cover, so it must be
-        free to be passed on.
+        Anything that `open_volume` takes: the middle of its middle slice becomes the test input and the cover, so it
+        must be free to be passed on.
     author, license : str
-        Of the weights; the licence by its SPDX identifier, such as ``CC-BY-4.0``.
+        Author and licence of the weights; the licence as SPDX identifier, such as ``CC-BY-4.0``.
     name : str
-        Of the model; the file's own if empty.
+        Name of the model; that of the file if empty.
 
     Returns
     -------
@@ -76,7 +76,9 @@ def export_bioimageio(
     ModelError
         If the network is not a `KUNet`.
     ConfigError
-        If author or licence are missing, or the libraries of the extra ``onnx``.
+        If author or licence is missing or invalid, or the libraries of the extra ``onnx`` are not installed.
+    VolumeError
+        If the example cannot be read.
     OutputError
         If the file cannot be written.
     """
@@ -114,12 +116,12 @@ def export_bioimageio(
 
 
 def _least_side(net: KUNet) -> int:
-    """Pixels of an input of which something is left without the halo."""
+    """Return the least side of an input, in pixels, of which something is left inside the halo."""
     return 2 * net.reach + net.multiple
 
 
 def _test_input(volume: Volume, model: Model, net: KUNet) -> _Float:
-    """(1, 1, side, side) raw values at the working pixel size, from the middle; mirrored where the image is smaller."""
+    """Return raw values (1, 1, side, side) at the working pixel size, from the middle; a smaller image is mirrored."""
     side = max(_least_side(net), -(-_COVER_SIDE // net.multiple) * net.multiple)
     grid = Grid.in_plane(volume.voxel_size, model.pixel_size)
     stored = torch.from_numpy(read_middle(volume, (math.ceil(side / grid.ratio[0]), math.ceil(side / grid.ratio[1]))))
@@ -129,7 +131,7 @@ def _test_input(volume: Volume, model: Model, net: KUNet) -> _Float:
 
 
 def _apply(net: KUNet, image: _Float) -> _Float:
-    """Probabilities of all classes, as the description has them computed."""
+    """Return the probabilities of all classes, computed as the description says."""
     standardised = (image - image.mean(dtype=np.float64)) / (image.std(dtype=np.float64) + _EPS)
     with torch.inference_mode():
         probability: _Float = net(torch.from_numpy(standardised.astype(np.float32))).softmax(dim=1).numpy()
@@ -139,7 +141,7 @@ def _apply(net: KUNet, image: _Float) -> _Float:
 def _describe(
     model: Model, net: KUNet, name: str, author: str, license: str, files: dict[str, bytes]
 ) -> dict[str, Any]:
-    """The content of ``bioimageio.yaml``."""
+    """Return the content of ``bioimageio.yaml``."""
 
     def file(inside: str) -> dict[str, Any]:
         return {"source": inside, "sha256": hashlib.sha256(files[inside]).hexdigest()}
@@ -199,18 +201,18 @@ def _describe(
 
 
 def _spdx(license: str) -> str:
-    """An SPDX identifier as it is spelt."""
+    """Return an SPDX identifier in its official spelling; raises `ConfigError` where it is none."""
     from packaging.licenses import InvalidLicenseExpression, canonicalize_license_expression  # of the extra onnx
 
     with suppress(InvalidLicenseExpression):
         found = str(canonicalize_license_expression(license))
-        if " " not in found:  # no expression of several
+        if " " not in found:  # not an expression of several identifiers
             return found
     raise ConfigError(f"license is {license!r}: give an SPDX identifier such as CC-BY-4.0.")
 
 
 def _identifier(text: str) -> str:
-    """A name of a channel: lower case, letters and digits."""
+    """Return the name of a channel: lower-case letters, digits and underscores."""
     return "".join(c if c.isascii() and c.isalnum() else "_" for c in text.lower()) or "class"
 
 
@@ -247,7 +249,7 @@ mirrors the borders of the image. A network does not know images of another micr
 
 
 def _cover(image: _Float, probability: _Float) -> bytes:
-    """The input, and beside it the probability of the foreground."""
+    """Return a PNG of the input and, beside it, the foreground probability."""
     low, high = np.percentile(image, (1, 99))
     left = np.clip((image[0, 0] - low) / max(float(high - low), 1e-6), 0, 1)
     both = np.concatenate([left[:_COVER_SIDE, :_COVER_SIDE], 1 - probability[0, 0, :_COVER_SIDE, :_COVER_SIDE]], axis=1)

@@ -1,4 +1,4 @@
-"""Write a tiny model as one file of C99: its weights, and the code that computes a prediction with them."""
+"""Write a tiny model as one file of C99: its weights, and the code that predicts with them."""
 
 from __future__ import annotations
 
@@ -60,16 +60,16 @@ static const float kd_weights[] = {{
 def export_c(model: ModelLike, path: str | Path, *, name: str = "") -> Path:
     """Write a model with k up to 4 as one C99 file without dependencies, from raw values to a probability.
 
-    The head of the file says how it is called. The probability is that of `predict`, within 1e-4.
+    The comment at the top of the file says how to call it. The probability equals that of `predict` within 1e-4.
 
     Parameters
     ----------
     model : Model, path or str
-        Or its file, or the name of a bundled one; of a `KUNet` of two classes.
+        Model with a `KUNet` of two classes, or its file, or the name of a bundled one.
     path : path
-        To write; it is replaced if it exists.
+        File to write; it is replaced if it exists.
     name : str
-        Of the model, in the file; the file's own if empty.
+        Name of the model in the file; that of the file if empty.
 
     Returns
     -------
@@ -79,7 +79,7 @@ def export_c(model: ModelLike, path: str | Path, *, name: str = "") -> Path:
     Raises
     ------
     ModelError
-        If the network is another, or too large.
+        If the network is not such a `KUNet`, or too large.
     OutputError
         If the file cannot be written.
     """
@@ -107,14 +107,17 @@ def _literal(value: np.float32) -> str:
 
 
 def ordered_weights(net: KUNet) -> NDArray[np.float32]:
-    """All weights of a network of two classes in the order in which the code reads them, normalisation folded in."""
+    """Return all weights of a network of two classes in the order in which the code reads them.
+
+    Batch normalisation is folded in, and the two logits are replaced by their log odds.
+    """
     net = with_log_odds(folded(net))
     parts: list[NDArray[np.float32]] = []
     for stage in net.down:
         parts += _stage(stage)
     for up, merge in zip(net.up, net.merge, strict=True):
         weight, bias = _numbers(up)
-        for channel in range(len(bias)):  # (in, 2, 2) of each
+        for channel in range(len(bias)):  # its bias, then its weights (in, 2, 2)
             parts += [bias[[channel]], weight[:, channel].ravel()]
         parts += _stage(merge)
     weight, bias = _numbers(net.head)

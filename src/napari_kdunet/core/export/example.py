@@ -12,12 +12,12 @@ __all__ = ["read_middle"]
 
 
 def read_middle(volume: Volume, sides: tuple[int, int]) -> NDArray[np.float32]:
-    """The middle of the middle slice, (Y, X) float32, of `sides` pixels or as many as there are.
+    """Return the middle of the middle slice, (Y, X) float32: `sides` pixels, or as many as there are.
 
     Raises
     ------
     VolumeError
-        It cannot be read, or holds NaN or infinite values.
+        The slice cannot be read, or holds NaN or infinite values.
     """
     z, lengths = len(volume) // 2, [min(pair) for pair in zip(volume.shape[1:], sides, strict=True)]
     starts = [(n - length) // 2 for n, length in zip(volume.shape[1:], lengths, strict=True)]

@@ -1,10 +1,10 @@
-/* What follows is the same for each model: resampling, the network, and nothing from outside but the C library. */
+/* The code from here on is the same for each model: resampling and the network. It needs only the C library. */
 
 #include <math.h>
 #include <stddef.h>
 #include <string.h>
 
-/* Vectors of gcc and clang where the processor has some; else, or with -DKDUNET_SCALAR, plain C. */
+/* Vector types of gcc and clang where the processor has vectors; otherwise, or with -DKDUNET_SCALAR, plain C. */
 #if defined(__GNUC__) && !defined(KDUNET_SCALAR) \
     && (defined(__AVX__) || defined(__SSE2__) || defined(__ARM_NEON) || defined(__wasm_simd128__))
 #if defined(__AVX512F__)
@@ -29,19 +29,19 @@ typedef float vector;
 
 /* ------------------------------------------------------------------------------------ planes and their places */
 
-/* Planes of one level of the network. A plane has a border of zeros, a pixel wide and at the right up to the pitch. */
+/* Planes of one level of the network. A plane has a border of zeros, a pixel wide, and on the right up to the pitch. */
 typedef struct {
     int height, width;
     size_t pitch, plane; /* floats from row to row, and from plane to plane */
-    float *both, *inner; /* 2 n planes: skip and what comes from below; n planes between two convolutions */
+    float *both, *inner; /* 2 n planes: the skip, then the input from below; n planes between two convolutions */
 } level;
 
 typedef struct {
-    int up, down, unit; /* image to working pixels: up / down; whole units of the image are whole multiples there */
+    int up, down, unit; /* image to working pixels: up / down; a unit is a multiple of 2^depth of the latter */
     int size, padded, working;
 } axis;
 
-/* Where a resampled pixel comes from: the mean of `count` pixels, or, if that is 0, between two that `share` weights. */
+/* Source of a resampled pixel: the mean of `count` pixels or, if `count` is 0, two pixels weighted by `share`. */
 typedef struct {
     int first, count;
     float share;
@@ -57,7 +57,7 @@ typedef struct {
 
 static size_t rounded(size_t n, size_t step) { return (n + step - 1) / step * step; }
 
-/* The ratio of pixel sizes as a fraction of small integers, and what is padded to whole units on both sides. */
+/* Set the ratio of pixel sizes as a fraction of small integers, and the size padded to whole units on both sides. */
 static int set_axis(axis *a, int size, double pixel)
 {
     double ratio = kd_pixel > 0 && pixel > 0 ? pixel / kd_pixel : 1, larger = ratio < 1 ? 1 / ratio : ratio, best = 2;
@@ -78,7 +78,7 @@ static int set_axis(axis *a, int size, double pixel)
     return 0;
 }
 
-/* Lay out the memory, from `memory` on; without memory only count it. */
+/* Lay out the planes from `memory` on; if it is null only count the floats that are needed. */
 static int set_plan(plan *p, int height, int width, double pixel_y, double pixel_x, float *memory)
 {
     size_t used = 0, longest;
@@ -106,7 +106,7 @@ static int set_plan(plan *p, int height, int width, double pixel_y, double pixel
 
 static float *pixel_of(const level *v, float *plane, int y) { return plane + ((size_t)y + 1) * v->pitch + LANES; }
 
-/* Make the border of a plane 0. */
+/* Set the border of a plane to 0. */
 static void clear_border(const level *v, float *plane)
 {
     int y;
@@ -121,8 +121,8 @@ static void clear_border(const level *v, float *plane)
 
 /* ------------------------------------------------------------------------------------------------- the network */
 
-/* 3x3 convolutions of a row, to 4, 2 or 1 channels at once, in as many registers as there are: each value that is loaded
-   counts for all of them. Weights lie as biases, then (in, 3, 3, channels). Rows are computed to whole vectors. */
+/* 3x3 convolutions of a row, to 4, 2 or 1 channels at once, whose sums stay in registers: each value that is loaded is
+   used for all of them. Weights are stored as biases, then (in, 3, 3, channels). Rows are computed in whole vectors. */
 #define TAP1(v, a) a += q[0] * v;
 #define TAP2(v, a, b) a += q[0] * v; b += q[1] * v;
 #define TAP4(v, a, b, c, d) a += q[0] * v; b += q[1] * v; c += q[2] * v; d += q[3] * v;
@@ -250,7 +250,7 @@ static const float *convolution(const level *v, const float *in, int n, float *o
     return w;
 }
 
-/* The largest of each 2x2 pixels, from `n` planes to as many of the level below. */
+/* 2x2 max pooling, from `n` planes to `n` planes of the level below. */
 static void pool(const level *v, const float *in, int n, const level *below, float *out)
 {
     int c, y, x;
@@ -268,7 +268,8 @@ static void pool(const level *v, const float *in, int n, const level *below, flo
     }
 }
 
-/* Transposed 2x2 convolution of stride 2, from `n` planes of the level below to `m`; weights lie as (in, 2, 2). */
+/* Transposed 2x2 convolution of stride 2, from `n` planes of the level below to `m`; weights are stored, for each of
+   the `m`, as a bias, then (in, 2, 2). Returns the weights that follow. */
 static const float *enlarge(const level *below, const float *in, int n, const level *v, float *out, int m,
                             const float *w)
 {
@@ -289,7 +290,7 @@ static const float *enlarge(const level *below, const float *in, int n, const le
                     TAP4(value, a, b, d, e)
                 }
                 STORE(parts[0], a); STORE(parts[1], b); STORE(parts[2], d); STORE(parts[3], e);
-                for (i = 0; i < LANES; i++) { /* beyond the width, at most, what is then cleared */
+                for (i = 0; i < LANES; i++) { /* anything written beyond the width is cleared below */
                     top[2 * (x + i)] = parts[0][i];
                     top[2 * (x + i) + 1] = parts[1][i];
                     bottom[2 * (x + i)] = parts[2][i];
@@ -302,7 +303,7 @@ static const float *enlarge(const level *below, const float *in, int n, const le
     return w;
 }
 
-/* From the image in the first plane of what comes from below, at the top, to log odds in the first inner plane there. */
+/* Run the network from the image, in plane KD_K of the top level's `both`, to log odds in the first of its `inner`. */
 static void network(plan *p)
 {
     level *levels = p->levels, *top = &levels[0];
@@ -336,7 +337,7 @@ static void network(plan *p)
 
 /* ---------------------------------------------------------------------------------------------- resampling */
 
-/* Where pixel `i` of `up / down` times as many comes from. */
+/* Source of pixel `i` after resampling `size` pixels to `up / down` times as many. */
 static tap tap_of(int i, int up, int down, int size)
 {
     tap t;
@@ -399,7 +400,7 @@ static void to_working(plan *p, const float *image, float mean, float scale)
     clear_border(top, plane);
 }
 
-/* Resample log odds to the image's pixels, and make probabilities of them. */
+/* Resample the log odds to the image's pixels, and convert them to probabilities. */
 static void to_image(plan *p, float *probability)
 {
     level *top = &p->levels[0];

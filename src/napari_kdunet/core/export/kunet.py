@@ -1,4 +1,4 @@
-"""What can be exported."""
+"""The network of a model, if it can be exported."""
 
 from __future__ import annotations
 
@@ -10,12 +10,14 @@ __all__ = ["exportable"]
 
 
 def exportable(model: Model, what: str, most: int | None = None, classes: int | None = None) -> KUNet:
-    """The network of a model; `what` names the format, which takes up to `most` channels at the top, and `classes`.
+    """Return the network of a model that is to be exported.
+
+    `what` names the format in messages; the format takes up to `most` channels at the top, and only `classes` classes.
 
     Raises
     ------
     ModelError
-        If it is none that the format can hold.
+        If the format cannot hold the network.
     """
     net = model.net
     if not isinstance(net, KUNet):

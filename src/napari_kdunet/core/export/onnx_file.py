@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 __all__ = ["Precision", "export_onnx", "make_onnx"]
 
 Precision = Literal["float32", "float16", "int8"]
-_CALIBRATION_SLICES, _CALIBRATION_SIDE = 8, 512  # of a volume, and pixels of the window in the middle of each
+_CALIBRATION_SLICES, _CALIBRATION_SIDE = 8, 512  # slices of a volume, and side of the window in their middle, pixels
 _QUANTISED = ("Conv", "ConvTranspose", "MaxPool", "LeakyRelu", "Relu")
 
 
@@ -35,22 +35,22 @@ def export_onnx(
     """Write a model as one ONNX file that goes from raw values to a mask, for any height and width.
 
     Standardisation, resampling to the working pixel size, mirrored borders, the network with fused batch
-    normalisation, softmax and threshold are in the graph; `docs/export.md` has its inputs and outputs. The
-    probability is that of `predict`, within 1e-4 in ``float32``.
+    normalisation, softmax and threshold are in the graph; `docs/export.md` describes its inputs and outputs. In
+    ``float32`` the probability equals that of `predict` within 1e-4.
 
     Parameters
     ----------
     model : Model, path or str
-        Or its file, or the name of a bundled one; of a `KUNet`.
+        Model with a `KUNet`, or its file, or the name of a bundled one.
     path : path
-        To write; it is replaced if it exists.
+        File to write; it is replaced if it exists.
     precision : {"float32", "float16", "int8"}
-        Of the weights. ``float16`` halves the file and computes in float32; ``int8`` computes in 8 bits.
+        Precision of the weights. ``float16`` halves the file and computes in float32; ``int8`` computes in 8 bits.
     calibrate : volume, optional
-        What `open_volume` takes: images of the kind that the network is for, from which ``int8`` learns the range of
-        each layer's values. Only for that.
+        Anything that `open_volume` takes: images of the kind that the network is for, from which ``int8`` learns the
+        range of each layer's values. Required for ``int8``, and only allowed there.
     name : str
-        Of the model, in the file's metadata; the file's own if empty.
+        Name of the model in the file's metadata; that of the file if empty.
 
     Returns
     -------
@@ -62,7 +62,9 @@ def export_onnx(
     ModelError
         If the network is not a `KUNet`, or a weight is too large for ``float16``.
     ConfigError
-        If `precision` and `calibrate` do not fit, or the libraries of the extra ``onnx`` are missing.
+        If `precision` is unknown or does not fit `calibrate`, or the libraries of the extra ``onnx`` are missing.
+    VolumeError
+        If the images to calibrate with cannot be read or show nothing.
     OutputError
         If the file cannot be written.
     """
@@ -78,7 +80,7 @@ def export_onnx(
 
 
 def make_onnx(model: Model, name: str, calibrate: Volume | None = None, *, half: bool = False) -> onnx.ModelProto:
-    """The model as `export_onnx` writes it: in 8 bits if there is a volume to `calibrate` with; errors as there."""
+    """Return the model that `export_onnx` writes, in 8 bits if `calibrate` is given; raises the same errors."""
     net = exportable(model, "ONNX")
     if find_spec("onnx") is None or (calibrate is not None and find_spec("onnxruntime") is None):
         raise ConfigError('to export ONNX, install what writes it: pip install "napari-kdunet[onnx]".')
@@ -104,7 +106,10 @@ def make_onnx(model: Model, name: str, calibrate: Volume | None = None, *, half:
 
 
 def _quantised(graph: onnx.ModelProto, volume: Volume) -> onnx.ModelProto:
-    """Compute the network in 8 bits: symmetric weights a channel, and values in the range of those of `volume`."""
+    """Return a graph whose network computes in 8 bits.
+
+    Weights are quantised symmetrically per channel, and activations in the range that they have on `volume`.
+    """
     import onnx
     import onnxruntime
     from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_static
@@ -116,8 +121,8 @@ def _quantised(graph: onnx.ModelProto, volume: Volume) -> onnx.ModelProto:
         def get_next(self) -> dict[str, Any] | None:
             return next(self.inputs, None)
 
-    onnxruntime.set_default_logger_severity(3)  # 2 says of each input's default that it is no constant
-    graph.metadata_props.add(key="onnx.quant.pre_process", value="onnxruntime.quant")  # else it asks for it
+    onnxruntime.set_default_logger_severity(3)  # 2 warns of each input's default, as it is no constant
+    graph.metadata_props.add(key="onnx.quant.pre_process", value="onnxruntime.quant")  # else it asks for that
     network = [node.name for node in graph.graph.node if node.op_type in _QUANTISED]
     with tempfile.TemporaryDirectory() as folder:
         written = Path(folder) / "model.onnx"
@@ -136,12 +141,12 @@ def _quantised(graph: onnx.ModelProto, volume: Volume) -> onnx.ModelProto:
 
 
 def _calibration(volume: Volume) -> Iterator[dict[str, Any]]:
-    """Inputs of the graph: the middle of some slices, spread over the volume.
+    """Yield inputs of the graph: the middles of some slices that are spread over the volume.
 
     Raises
     ------
     VolumeError
-        If none of them shows anything: activations would be scaled to nothing.
+        If no slice shows anything: activations would be scaled to nothing.
     """
     top, left = (max(0, (n - _CALIBRATION_SIDE) // 2) for n in volume.shape[1:])
     pixel = volume.voxel_size[1:] if volume.voxel_size else (0.0, 0.0)

@@ -1,6 +1,6 @@
 """A k-Unet as an ONNX graph: the network alone, or all of a prediction from raw values to a mask.
 
-The graph is written node by node from the folded weights: so height and width are free, and it does not depend on how
+The graph is written node by node from the folded weights, so that height and width are free and nothing depends on how
 an exporter traces a network.
 """
 
@@ -20,8 +20,8 @@ from napari_kdunet.core.volumes.resampling import LARGEST_DENOMINATOR
 
 __all__ = ["network_graph", "prediction_graph"]
 
-_OPSET = 17  # version of the operators, which onnxruntime has from 1.12 on, and browsers have
-_IR = 8  # version of the file format that goes with it
+_OPSET = 17  # version of the operators: in onnxruntime from 1.12 on, and in browsers
+_IR = 8  # version of the file format that goes with these operators
 
 
 class _Graph:
@@ -61,7 +61,7 @@ class _Graph:
         return names
 
     def model(self, inputs: dict[str, tuple[int, list[Any]]], outputs: dict[str, int]) -> onnx.ModelProto:
-        """The finished model: `inputs` are types and shapes, `outputs` types of (N, C, Y, X)."""
+        """Return the finished model; `inputs` are types and shapes, `outputs` the types of (N, C, Y, X) tensors."""
         given = [helper.make_tensor_value_info(name, kind, shape) for name, (kind, shape) in inputs.items()]
         made = [helper.make_tensor_value_info(name, kind, ["n", "c", "y", "x"]) for name, kind in outputs.items()]
         graph = helper.make_graph(self.nodes, "kdunet", given, made, self.constants)
@@ -77,12 +77,12 @@ def _halved(weights: NDArray[np.float32]) -> NDArray[np.float16]:
 
 
 def network_graph(net: KUNet) -> onnx.ModelProto:
-    """The network alone, from (N, 1, Y, X) standardised working pixels to (N, classes, Y, X) probabilities.
+    """Return the network alone, from (N, 1, Y, X) standardised working pixels to (N, classes, Y, X) probabilities.
 
     Parameters
     ----------
     net : KUNet
-        With fused batch normalisation: see `engine.folded`.
+        Network with fused batch normalisation: see `engine.folded`.
     """
     graph = _Graph()
     graph.add("Softmax", _network(graph, net, "image"), name="probability", axis=1)
@@ -92,7 +92,7 @@ def network_graph(net: KUNet) -> onnx.ModelProto:
 def prediction_graph(
     net: KUNet, pixel_size: float, threshold: float, half: bool = False, boundary: bool = False
 ) -> onnx.ModelProto:
-    """A whole prediction, as `core.predict` computes it for slices without padding around the sample.
+    """Return a whole prediction, as `core.predict` computes it for slices without padding around the sample.
 
     Inputs: `image` (N, 1, Y, X) float32, raw values. The others have defaults and may be left out: `pixel_size` (2,)
     float32, nm along Y and X, by default the working pixel size; `mean` and `std`, float32, of the sample in raw
@@ -102,16 +102,16 @@ def prediction_graph(
     Parameters
     ----------
     net : KUNet
-        With fused batch normalisation, and one channel of log odds in the place of two classes: see `engine`.
+        Network with fused batch normalisation, and one channel of log odds in place of two classes: see `engine`.
     pixel_size : float
         Working pixel size in nm; 0 is the image's own.
     threshold : float
         Default of the input `threshold`.
     half : bool
-        Store the weights in 16 bits.
+        Whether to store the weights in 16 bits.
     boundary : bool
-        The last class are the outlines of objects: the mask is 0 and 1, and there is a third output, their probability
-        `boundary` (N, 1, Y, X) float32.
+        Whether the last class is the outlines of objects: then the mask is 0 and 1, and there is a third output,
+        `boundary` (N, 1, Y, X) float32, the probability of the outlines.
     """
     graph = _Graph(half)
     graph.constant(np.full(2, pixel_size, np.float32), "pixel_size")
@@ -164,7 +164,7 @@ def _double_convolution(graph: _Graph, net: KUNet, stage: Any, x: str, name: str
 
 
 def _ratio(graph: _Graph, working: float) -> tuple[str, str]:
-    """Numerators and denominators (Y, X) of the working pixels that an image's own pixel is wide, as in `Grid`."""
+    """Return numerators and denominators (Y, X) of the width of an image's pixel in working pixels, as in `Grid`."""
     known = graph.add("Greater", "pixel_size", _singles(0.0 if working else np.inf))
     pixel = graph.add("Where", known, "pixel_size", _singles(working or 1))
     pixel = graph.add("Cast", pixel, to=TensorProto.DOUBLE)
@@ -182,7 +182,7 @@ def _ratio(graph: _Graph, working: float) -> tuple[str, str]:
 
 
 def _unit(graph: _Graph, up: str, down: str, depth: int) -> str:
-    """As `Grid.unit`: the least steps (Y, X) of whole working pixels of which the number is a multiple of 2^depth."""
+    """Return `Grid.unit`: the least steps (Y, X) of the image's pixels that are multiples of 2^depth working pixels."""
     powers = 2 ** np.arange(1, depth + 1, dtype=np.int64)[:, None]
     divides = graph.add("Equal", graph.add("Mod", up, powers), _ints(0))
     common = graph.add("ReduceSum", graph.add("Cast", divides, to=TensorProto.INT64), _ints(0), keepdims=0)
@@ -190,7 +190,7 @@ def _unit(graph: _Graph, up: str, down: str, depth: int) -> str:
 
 
 def _standardised(graph: _Graph) -> str:
-    """As `volumes.sample.standardised`; in double, for a sum of a million float32 is off by 1e-5 of the deviation."""
+    """Standardise as `volumes.sample.standardised`, in double: float32 sums of a million are off by 1e-5 deviations."""
     axes: dict[str, Any] = {"axes": [1, 2, 3]}
     image, mean, std = (graph.add("Cast", each, to=TensorProto.DOUBLE) for each in ("image", "mean", "std"))
     own = graph.add("ReduceMean", image, **axes)
@@ -203,21 +203,21 @@ def _standardised(graph: _Graph) -> str:
 
 
 def _mirrored(graph: _Graph, image: str, size: str, unit: str) -> str:
-    """As the tiler: mirrored by a unit on each side, and on to a whole number of units; as often as it takes."""
+    """Mirror like the tiler: by a unit on each side, then up to a whole number of units, as often as it takes."""
     whole = graph.add("Div", graph.add("Sub", graph.add("Add", size, unit), _ints(1)), unit)
     total = graph.add("Mul", graph.add("Add", whole, _ints(2)), unit)
     for axis in (0, 1):
         n, before, stop = (graph.add("Gather", each, np.array(axis), axis=0) for each in (size, unit, total))
         place = graph.add("Sub", graph.add("Range", np.array(0), stop, np.array(1)), before)
         twice = graph.add("Mul", graph.add("Sub", n, np.array(1)), np.array(2))
-        period = graph.add("Max", twice, np.array(1))  # of a single row 0, over and over
+        period = graph.add("Max", twice, np.array(1))  # of a single row: row 0, over and over
         place = graph.add("Mod", place, period)
         image = graph.add("Gather", image, graph.add("Min", place, graph.add("Sub", period, place)), axis=2 + axis)
     return image
 
 
 def _resampled(graph: _Graph, x: str, channels: int, up: str, down: str) -> str:
-    """As `volumes.resampling`: (N, channels, Y, X) to up / down times as many pixels, which are whole."""
+    """Resample (N, channels, Y, X) like `volumes.resampling`, to up / down times as many pixels, a whole number."""
     shape = graph.add("Shape", x)
     n = graph.add("Slice", shape, _ints(0), _ints(1))
     size = graph.add("Slice", shape, _ints(2), _ints(4))
@@ -240,9 +240,9 @@ def _resampled(graph: _Graph, x: str, channels: int, up: str, down: str) -> str:
 
 
 def _enlarged(graph: _Graph, x: str, axis: int, up: str, down: str) -> str:
-    """Bilinearly to up / down times as many pixels along Y or X.
+    """Interpolate linearly to up / down times as many pixels along Y or X.
 
-    Positions are counted in integers: those of the operator *Resize* are float32, and off in wide images.
+    Positions are computed in integers: those of the operator *Resize* are float32, and inexact in wide images.
     """
     size = graph.add("Gather", graph.add("Shape", x), np.array(2 + axis), axis=0)
     goal = graph.add("Div", graph.add("Mul", size, up), down)
@@ -262,7 +262,7 @@ def _enlarged(graph: _Graph, x: str, axis: int, up: str, down: str) -> str:
 
 
 def _area_means(graph: _Graph, many: str, few: str) -> str:
-    """(many, few) float32: shares of so many pixels in the means of so few, as `torch`'s area interpolation."""
+    """Return weights (many, few) float32 of `many` pixels in `few` means, as in `torch`'s area interpolation."""
     pixel = graph.add("Unsqueeze", graph.add("Range", np.array(0), many, np.array(1)), _ints(1))
     mean = graph.add("Range", np.array(0), few, np.array(1))
     first = graph.add("Div", graph.add("Mul", mean, many), few)
@@ -274,7 +274,7 @@ def _area_means(graph: _Graph, many: str, few: str) -> str:
 
 
 def _outputs(graph: _Graph, logits: str, channels: int, boundary: bool) -> None:
-    """As `tiler.foreground` and `tiler.labels`, or with `boundary` `tiler.mask` and `tiler.last_class`."""
+    """Append outputs as of `tiler.foreground` and `tiler.labels`, or with `boundary` `tiler.mask` and `last_class`."""
     if channels == 1:
         probability = graph.add("Sigmoid", logits, name="probability")
         above = graph.add("Greater", probability, "threshold")
@@ -303,5 +303,5 @@ def _single(value: float) -> NDArray[np.float32]:
 
 
 def _singles(value: float) -> NDArray[np.float32]:
-    """One a side."""
+    """Return a value for each of Y and X."""
     return np.full(2, value, np.float32)

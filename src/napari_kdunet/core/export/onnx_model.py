@@ -34,13 +34,13 @@ _BOUNDS = {
     "multiple": (2, 64),
     "reach": (1, 4096),
     "k": (1, 512),
-}  # of what is computed with
-_OUTPUTS = {"probability": "probability", "labels": "mask", "boundary": "boundary"}  # and their names in the graph
+}  # bounds of the numbers that computation depends on
+_OUTPUTS = {"probability": "probability", "labels": "mask", "boundary": "boundary"}  # name of each output in the graph
 _TOLD = ("name", "version", "precision", *_BOUNDS, "depth", "class_names", "parameter_count")
 
-_PROBE = (1, 1)  # pixels of a first image, which shows that a network can be computed
-_TILE_SECONDS = 60.0  # for a tile, in which the largest that is known is computed ten times over
-_BYTES, _BYTES_A_CHANNEL = 256, 64  # a pixel, of a tile's image and of its network: four times what they take
+_PROBE = (1, 1)  # pixels of a first image that shows whether a network can be computed
+_TILE_SECONDS = 60.0  # limit for a tile, ten times what the largest known network takes
+_BYTES, _BYTES_A_CHANNEL = 256, 64  # limit of memory a pixel, and for each channel of `k`: four times what is used
 
 _lock = threading.Lock()  # one tile at a time: it already uses all threads
 
@@ -54,12 +54,14 @@ class OnnxModel:
     Attributes
     ----------
     name : str
-        Of the file, for messages.
+        Path of the file, also used in messages.
     metadata : dict
         Name, version, precision, working pixel size in nm, threshold, class names, and the form of the network.
+    content : bytes
+        Content of the file.
     """
 
-    views: ClassVar[int] = 1  # it looks at a slice as it is
+    views: ClassVar[int] = 1  # number of mirrored or turned views that are averaged: only the slice as it is
 
     name: str
     metadata: dict[str, Any]
@@ -68,13 +70,13 @@ class OnnxModel:
 
     @classmethod
     def open(cls, path: str | Path) -> OnnxModel:
-        """Read a file.
+        """Read a file that `export_onnx` has written.
 
         Raises
         ------
         ModelError
-            If there is none, it is damaged or was not written by `export_onnx`, takes too long or too much memory, or
-            onnxruntime is not installed.
+            If there is no file, it is damaged or was not written by `export_onnx`, the network takes too long or too
+            much memory, or onnxruntime is not installed.
         """
         path = Path(path)
         try:
@@ -87,7 +89,7 @@ class OnnxModel:
             model = onnx.load_model_from_string(content)
             check_operators(model)
             metadata = _metadata(model)
-        except Exception as error:  # of protobuf, for a file that is anything else
+        except Exception as error:  # protobuf's own, for a file of another format
             reason = str(error) if isinstance(error, RefusedError | ValueError) else "it is not an ONNX file"
             raise ModelError(f"{path} was not exported by napari-kdunet or is damaged ({reason[:150]}).") from error
         opened = cls(str(path), metadata, content)
@@ -106,7 +108,7 @@ class OnnxModel:
 
     @property
     def boundary(self) -> bool:
-        """As `Model.boundary`."""
+        """Whether the last class is the outlines of objects, as in `Model.boundary`."""
         names = self.metadata.get("class_names")
         return isinstance(names, list) and has_boundary(names)
 
@@ -123,26 +125,26 @@ class OnnxModel:
         Parameters
         ----------
         raw : volume
-            What `open_volume` takes.
+            Anything that `open_volume` takes.
         output : {"probability", "labels", "boundary"}
-            Probability of the foreground, float32, or labels, uint8; or the probability of the outlines of objects, of
-            a model that has learnt them.
+            Foreground probability, float32; labels, uint8; or, for a model that has learnt them, the probability of the
+            outlines of objects, float32.
         threshold : float, optional
-            Foreground probability above which a label is not background; the model's own if None.
+            Foreground probability above which a pixel is labelled; the model's own if None.
         threads : int, optional
-            CPU threads; one a core if None.
+            CPU threads; one per core if None.
 
         Returns
         -------
         dask.array.Array
-            ZYX of the volume's shape, a chunk a tile.
+            ZYX, of the volume's shape, one chunk per tile.
 
         Raises
         ------
         ConfigError, VolumeError
-            If an argument is off or the volume cannot be used; bad slices are found when they are read.
+            If an argument is invalid or the volume cannot be used; bad slices are found when they are read.
         ModelError
-            If the network gives NaN, or cannot be computed, once it is.
+            On computing: if the network gives NaN or cannot be computed.
         """
         volume = open_volume(raw)
         level = self.threshold if threshold is None else threshold
@@ -161,23 +163,36 @@ class OnnxModel:
         return lazy
 
     def describe(self) -> dict[str, Any]:
-        """What the file says of the model, as JSON values: what `napari-kdunet info` shows."""
+        """Return what the file says about the model, as JSON values; `napari-kdunet info` shows it."""
         return {"format": "ONNX", **{name: self.metadata[name] for name in _TOLD if name in self.metadata}}
 
     def prediction_key(self, volume: Volume, **settings: Any) -> str:
-        """SHA-256 of what a prediction depends on, as `prediction_key` of other models."""
+        """Return a SHA-256 of all that a prediction depends on, like `prediction_key` for other models."""
         text = repr((__version__, volume.identity, sorted(settings.items())))
         return hashlib.sha256(self.content + text.encode()).hexdigest()
 
     def compute(
         self, image: NDArray[np.float32], numbers: dict[str, Any], output: str, threads: int, pixels: float
     ) -> NDArray[Any]:
-        """(Y, X) of an output of the graph, for one image (Y, X) and the graph's numbers.
+        """Return an output (Y, X) of the graph for one image (Y, X).
+
+        Parameters
+        ----------
+        image : (Y, X) float32
+            Raw or standardised values.
+        numbers : dict
+            The graph's other inputs, such as `pixel_size`, `mean`, `std` and `threshold`.
+        output : str
+            Name of the output in the graph.
+        threads : int
+            CPU threads.
+        pixels : float
+            Number of working pixels, for the limit of memory.
 
         Raises
         ------
         ModelError
-            If it cannot be computed, in the time and memory that a network of its `k` takes for so many working pixels.
+            If it cannot be computed within the limits of time and memory for a network of this `k`.
         """
         with _lock:
             return self._ask(self._running(threads), image, numbers, output, _TILE_SECONDS, pixels)
@@ -197,7 +212,7 @@ class OnnxModel:
         return np.frombuffer(bytearray(out), np.dtype(answer["dtype"])).reshape(answer["shape"])
 
     def _running(self, threads: int) -> LimitedNetwork:
-        """The process with so many threads, which has computed a first image."""
+        """Return the process with this number of threads, after it has computed a first image."""
         process = self._running_with.get(threads)
         if process is None:
             process = LimitedNetwork(Path(self.name), self.content, threads, "exported")
@@ -210,7 +225,7 @@ class OnnxModel:
 
 
 def _metadata(model: Any) -> dict[str, Any]:
-    """What `export_onnx` has written into a file; `ValueError` where that is not all there, or out of bounds."""
+    """Return the metadata that `export_onnx` wrote; raises `ValueError` where a value is missing or out of bounds."""
     entries = {entry.key: entry.value for entry in model.metadata_props}
     metadata = {key.removeprefix(_KEY): parse_json(text) for key, text in entries.items() if key.startswith(_KEY)}
     for name, (least, most) in _BOUNDS.items():
@@ -221,7 +236,7 @@ def _metadata(model: Any) -> dict[str, Any]:
 
 
 class _Prediction:
-    """The result, of which windows are computed when they are asked for; for `dask.array.from_array`."""
+    """Result of which windows are computed when they are read; for `dask.array.from_array`."""
 
     ndim = 3
 
@@ -233,7 +248,7 @@ class _Prediction:
         self.shape, self.dtype = volume.shape, np.dtype(np.uint8 if output == "mask" else np.float32)
 
     def __getitem__(self, key: tuple[Any, Any, Any]) -> NDArray[Any]:
-        """Any part of it: dask asks for no more of a chunk than is wanted."""
+        """Compute a part of the result: dask reads no more of a chunk than is needed."""
         z, y, x = (np.arange(n)[part] for part, n in zip(key, self.shape, strict=True))
         shape = (*z.shape, *y.shape, *x.shape)
         if 0 in shape:
@@ -243,7 +258,7 @@ class _Prediction:
         return np.stack([self._window(int(each), window)[wanted] for each in np.ravel(z)]).reshape(shape)
 
     def _window(self, z: int, window: tuple[tuple[int, int], ...]) -> NDArray[Any]:
-        """A window of slice `z`, read with its halo from a whole unit on; the graph mirrors it at its borders."""
+        """Return a window of slice `z`: it is read with its halo, aligned to units; the graph mirrors its borders."""
         volume, inside, inner = self.volume, [], []
         sides = zip(window, volume.shape[1:], self.tiling.unit, self.tiling.halo, strict=True)
         for (start, stop), size, unit, halo in sides:

@@ -1,4 +1,4 @@
-"""Write a tiny model as one web page that segments slices where it is opened: on a phone, without a network."""
+"""Write a tiny model as one web page that segments slices in the browser: even on a phone, without a connection."""
 
 from __future__ import annotations
 
@@ -29,29 +29,29 @@ from napari_kdunet.core.volumes.volume import Volume, open_volume
 
 __all__ = ["export_web"]
 
-_DEEPEST = 6  # poolings for which the compiled engine has room
+_DEEPEST = 6  # number of poolings that the compiled engine has room for
 _WORKER = ("tiff.js", "engine.js", "pixel_size.js", "objects.js", "worker.js")
 _EXAMPLE_SIDE = 320  # pixels
-_EXAMPLE_QUALITY = 70  # of its JPEG
+_EXAMPLE_QUALITY = 70  # of the example's JPEG
 
 
 def export_web(model: ModelLike, path: str | Path, example: Any = None, *, name: str = "") -> Path:
     """Write a model with k up to 4 as one HTML file that opens a slice, finds its pixel size and shows the mask.
 
-    It holds all that it needs and may connect to nothing: it works from any static server and from a disk, in browsers
-    of 2023 and later (Chrome 97, Firefox 113, Safari 16.4). The probability is that of `predict` within 1e-4, for
-    slices without padding around the sample.
+    The page holds all that it needs and may connect to nothing: it works from any static server and from a disk, in
+    browsers of 2023 and later (Chrome 97, Firefox 113, Safari 16.4). The probability equals that of `predict` within
+    1e-4, for slices without padding around the sample.
 
     Parameters
     ----------
     model : Model, path or str
-        Or its file, or the name of a bundled one; of a `KUNet` of two classes.
+        Model with a `KUNet` of two classes, or its file, or the name of a bundled one.
     path : path
-        To write (.html); it is replaced if it exists.
+        File to write (.html); it is replaced if it exists.
     example : volume, optional
-        What `open_volume` takes: a part of its middle slice becomes the example that the page offers.
+        Anything that `open_volume` takes: a part of its middle slice becomes the example that the page offers.
     name : str
-        Of the model, the page's title; the file's own if empty.
+        Name of the model, which is the page's title; that of the file if empty.
 
     Returns
     -------
@@ -61,7 +61,7 @@ def export_web(model: ModelLike, path: str | Path, example: Any = None, *, name:
     Raises
     ------
     ModelError
-        If the network is another, or too large.
+        If the network is not such a `KUNet`, or too large or too deep.
     OutputError
         If the file cannot be written.
     """
@@ -92,7 +92,7 @@ def export_web(model: ModelLike, path: str | Path, example: Any = None, *, name:
 
 
 def _settings(model: Model, net: KUNet) -> dict[str, Any]:
-    """What the page has to know of a model beside its weights."""
+    """Return what the page needs to know about a model besides its weights."""
     return {
         "k": net.k,
         "depth": net.depth,
@@ -105,7 +105,7 @@ def _settings(model: Model, net: KUNet) -> dict[str, Any]:
 
 
 def _example(volume: Volume) -> dict[str, Any]:
-    """The middle of the middle slice, as JPEG."""
+    """Return the middle of the middle slice as a JPEG file for the page."""
     pixels = read_middle(volume, (_EXAMPLE_SIDE, _EXAMPLE_SIDE))
     low, high = np.percentile(pixels, (0.2, 99.8))
     grey = np.clip((pixels - low) / max(float(high - low), 1e-6) * 255, 0, 255).astype(np.uint8)
@@ -128,5 +128,5 @@ def _base64(content: bytes) -> str:
 
 
 def _digest(content: str) -> str:
-    """As a content security policy names what may run."""
+    """Return the hash by which a content security policy allows a script or style."""
     return f"sha256-{_base64(hashlib.sha256(content.encode()).digest())}"

@@ -28,11 +28,11 @@ from napari_kdunet.core.volumes.volume import Volume
 
 __all__ = ["Probability", "Scratch", "cut_blocks", "iter_windows"]
 
-_VOXELS = 3 * 2**24  # that a block has, with what is around it
-_IN_MEMORY = 2**28  # bytes of intermediate results
-_CHUNK = (4, 256, 256)  # as many slices are read together: few, as they are large
-_DEPTH = 16  # slices, or a multiple, that a block has
-_SLAB = 16  # slices of a volume that are staged together
+_VOXELS = 3 * 2**24  # voxels of a block with its halo
+_IN_MEMORY = 2**28  # bytes up to which intermediate results are kept in memory
+_CHUNK = (4, 256, 256)  # chunk of a `Scratch`: whole slices are read together, so only a few as they are large
+_DEPTH = 16  # the depth of a block is a multiple of this number of slices
+_SLAB = 16  # slices of a volume that are staged at a time
 
 
 class Scratch:
@@ -67,9 +67,10 @@ class Scratch:
 
 
 class Probability:
-    """A prediction, read in windows: bool of masks, float32 or unsigned integers of probabilities.
+    """Prediction that is read in windows: bool for a mask, float32 or unsigned integers for probabilities.
 
-    What is read as whole slices (TIFF, a lazy prediction) is read once, and kept for the windows to come.
+    A volume that can only be read in whole slices (TIFF, a lazy prediction) is read once into a `Scratch`, from which
+    the windows are taken.
     """
 
     def __init__(self, volume: Volume, folder: Path | None, progress: Callable[[float], object]) -> None:
@@ -89,7 +90,7 @@ class Probability:
         return kept
 
     def read(self, window: Window) -> NDArray[Any]:
-        """A new array of what is in a window; `VolumeError` where it cannot be read or is not in [0, 1]."""
+        """Return a window as a new array; raises `VolumeError` where it cannot be read or is not in [0, 1]."""
         if self._staged is not None:
             return self._staged[window].copy()
         return self._checked(self.volume[window], window[0].start)
@@ -117,14 +118,21 @@ def _is_read_by_slices(volume: Volume) -> bool:
 def cut_blocks(
     shape: tuple[int, ...], halo: tuple[int, ...], block: tuple[int, int, int] | None = None
 ) -> tuple[tuple[int, ...], list[list[slice]]]:
-    """Cut a volume into blocks, those of a layer along z in a list each.
+    """Cut a volume into blocks.
 
     Parameters
     ----------
     shape, halo : tuple of int
-        Of the volume, and what is read around a block, ZYX.
+        Shape of the volume and halo that is read around a block, in voxels, ZYX.
     block : tuple of int, optional
-        Shape of a block; by default as large as memory allows, and of whole chunks of a `Scratch`.
+        Shape of a block, ZYX; by default as large as memory allows and made of whole chunks of a `Scratch`.
+
+    Returns
+    -------
+    sides : tuple of int
+        Shape of a block, ZYX, at most that of the volume.
+    cuts : list of list of slice
+        Slices that cut the volume, one list for each of the axes Z, Y and X.
     """
     if block is None:
         area = [n if n <= 1.5 * chunk else chunk for n, chunk in zip(shape[1:], _CHUNK[1:], strict=True)]
@@ -137,5 +145,5 @@ def cut_blocks(
 
 
 def iter_windows(cuts: list[list[slice]], z: slice) -> Iterator[Window]:
-    """The blocks of a layer."""
+    """Return an iterator over the blocks in the layer of slices `z`."""
     return ((z, y, x) for y, x in itertools.product(cuts[1], cuts[2]))

@@ -18,38 +18,43 @@ __all__ = ["find_contacts", "margin_of"]
 
 Floats = NDArray[np.float64]
 
-_NEAREST = 12  # triangles of the other surface, by their middles, of which the nearest is looked for
+_NEAREST = 12  # triangles of the other surface, nearest by centroid, that are searched for the nearest point
 
 
 def margin_of(within: float, voxel_size: Floats) -> NDArray[np.int64]:
-    """How many voxels (3,) around an object have to be known to find what is within a distance of its surface."""
+    """Return how many voxels (3,) around an object are needed to find what is within `within` nm of its surface."""
     return np.floor(within / voxel_size).astype(np.int64) + 1
 
 
 def find_contacts(
     mesh: Mesh, volume: float, other: NDArray[np.bool_], voxel_size: tuple[float, float, float], within: float
 ) -> dict[str, float]:
-    """Area and number of the connected patches of a surface that are within a distance of another mask, or in it.
+    """Return area and number of the connected patches of a surface that are close to another mask, or inside it.
 
-    Distances are from the middle of each triangle to the nearest point of the other's surface, which runs halfway
-    between the middles of voxels in it and out of it (marching cubes), so that no thin sheet is lost. An area is as
-    uncertain as it is where in a voxel a surface runs, and sharp edges of the object are rounded by about the longest
-    side of a voxel.
+    Distances are measured from the centroid of each triangle to the nearest point of the other mask's surface. That
+    surface (marching cubes) runs halfway between the centres of voxels inside and outside the mask, so that no thin
+    sheet is lost. Where within a voxel a surface runs is not known, and areas are uncertain accordingly; sharp edges of
+    the object are rounded by about the longest side of a voxel.
 
     Parameters
     ----------
     mesh : Mesh
         Surface of the object.
     volume : float
-        Of the object, nm³.
+        Volume of the object, nm³.
     other : (Z, Y, X) bool
-        The other mask in the object's box, with `margin_of` around.
+        The other mask in the object's box with a margin of `margin_of` voxels.
     voxel_size : tuple of float
-        nm, ZYX.
+        Voxel size in nm, ZYX.
     within : float
-        Distance, nm.
+        Distance in nm up to which the surface is in contact.
+
+    Returns
+    -------
+    dict
+        `contact_area_um2`, `contact_fraction` (share of the object's surface) and `contacts` (number of patches).
     """
-    middles = _grown(mesh, volume)[mesh.faces].mean(1)  # in nm from the middle of the first voxel
+    middles = _grown(mesh, volume)[mesh.faces].mean(1)  # centroids, nm from the centre of the box's first voxel
     near = ndimage.map_coordinates(other.view(np.uint8), (middles / voxel_size).T, order=0, mode="nearest") > 0
     if other.any() and not other.all():
         corners, faces, _, _ = marching_cubes(other.view(np.uint8), 0.5, spacing=voxel_size)
@@ -64,7 +69,7 @@ def find_contacts(
 
 
 def _grown(mesh: Mesh, volume: float) -> Floats:
-    """The corners of a mesh, all moved outwards so far that it holds a volume: its blur has drawn in what is round."""
+    """Return a mesh's corners, moved outwards until it encloses `volume`: the blur has shrunk what is round."""
     a, b, c = (mesh.corners[mesh.faces[:, i]] for i in range(3))
     normals = np.cross(b - a, c - a) / 2
     inside = float(_dot(a - mesh.corners.mean(0), normals).sum()) / 3  # below 0 where the normals point inwards
@@ -77,7 +82,7 @@ def _grown(mesh: Mesh, volume: float) -> Floats:
 
 
 def _distances(points: Floats, triangles: Floats, reach: float) -> Floats:
-    """Distance (n,) of points (n, 3) to the nearest of some triangles (m, 3, 3); more than `reach` where it is that."""
+    """Return distances (n,) of points (n, 3) to the nearest triangle (m, 3, 3); inf if no centroid is in `reach`."""
     found = np.full(len(points), math.inf)
     gaps, which = cKDTree(triangles.mean(1)).query(points, k=min(_NEAREST, len(triangles)), distance_upper_bound=reach)
     gaps, which = gaps.reshape(len(points), -1), which.reshape(len(points), -1)
@@ -88,9 +93,9 @@ def _distances(points: Floats, triangles: Floats, reach: float) -> Floats:
 
 
 def _to_triangles(points: Floats, triangles: Floats) -> Floats:
-    """Distance (n,) of each point (n, 3) to the triangle (n, 3, 3) of its index."""
+    """Return the distance (n,) of each point (n, 3) to the triangle (n, 3, 3) with the same index."""
     nearest = np.full(len(points), math.inf)
-    above = np.ones(len(points), bool)  # or below the triangle, not beside it
+    above = np.ones(len(points), bool)  # whether the point lies above or below the triangle, not beside it
     normal = np.cross(triangles[:, 1] - triangles[:, 0], triangles[:, 2] - triangles[:, 0])
     for i in range(3):
         start, side = triangles[:, i], triangles[:, (i + 1) % 3] - triangles[:, i]
@@ -107,7 +112,7 @@ def _dot(a: Floats, b: Floats) -> Any:
 
 
 def _count_patches(faces: NDArray[np.int64]) -> int:
-    """How many parts triangles (n, 3) are of which those are connected that share a corner."""
+    """Return the number of connected patches of triangles (n, 3); triangles that share a corner are connected."""
     if not len(faces):
         return 0
     corners, faces = np.unique(faces, return_inverse=True)

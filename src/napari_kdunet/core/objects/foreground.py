@@ -19,25 +19,25 @@ __all__ = ["Landscape", "Window"]
 Window: TypeAlias = tuple[slice, slice, slice]
 Mask = NDArray[np.bool_]
 
-_REACH = 150.0  # nm: necks twice as wide are not told from bodies
+_REACH = 150.0  # nm, cap of the thickness: necks twice as wide cannot be told from bodies
 _COARSE = 15.0  # nm between the points at which the thickness is computed
-_TRUNCATE = 3.0  # standard deviations at which a Gaussian ends
+_TRUNCATE = 3.0  # standard deviations at which a Gaussian is cut off
 
 
 @dataclass(frozen=True)
 class Landscape:
-    """How foreground and its thickness follow from probabilities; all lengths in voxels, ZYX.
+    """Settings by which foreground and its thickness follow from probabilities.
 
     Attributes
     ----------
     voxel_size : tuple of float
         nm, ZYX.
     threshold : float
-        Foreground is above it.
+        Probability above which a voxel is foreground.
     flat : bool
-        Whether each slice stands for itself.
+        Whether each slice is treated on its own.
     smoothing, holes : float
-        nm: standard deviation of a Gaussian over the probability, and width up to which holes are filled.
+        Standard deviation of a Gaussian over the probability, and width up to which holes are filled, in nm; 0 is off.
     """
 
     voxel_size: tuple[float, float, float]
@@ -52,18 +52,18 @@ class Landscape:
 
     @property
     def sigma(self) -> tuple[float, ...]:
-        """Of the Gaussian, in voxels."""
+        """Standard deviation (Z, Y, X) of the Gaussian, in voxels."""
         return tuple(self.smoothing / size * (i > 0 or not self.flat) for i, size in enumerate(self.voxel_size))
 
     @property
     def pool(self) -> tuple[int, int, int]:
-        """Voxels along each axis to one point of the coarse grid."""
+        """Number of voxels (Z, Y, X) in one cell of the coarse grid."""
         z, y, x = (max(1, int(_COARSE / size)) for size in self.voxel_size)
         return (1 if self.flat else z, y, x)
 
     @property
     def halo(self) -> tuple[int, ...]:
-        """Voxels around a block that its landscape depends on."""
+        """Number of voxels (Z, Y, X) around a block that its landscape depends on."""
         parts = [math.ceil(_TRUNCATE * s) + 1 if s else 0 for s in self.sigma]
         holes = self._voxels(self.holes) if self.holes else (0, 0, 0)
         reach, pool = self._voxels(_REACH), self.pool
@@ -73,19 +73,27 @@ class Landscape:
     def heights(
         self, probability: NDArray[Any], window: Window, block: Window, boundary: NDArray[Any] | None = None
     ) -> NDArray[np.float32]:
-        """The landscape of a block, with one voxel around it: nm to the background times probability, 0 outside.
+        """Return the landscape of a block, with one voxel around it.
 
-        Where the probability of the outlines of objects is known, that of the inside of objects takes its place.
+        Its heights are the distance to the background in nm times the foreground probability, and 0 in the background.
+        With `boundary` the probability of the outlines is subtracted from that of the foreground, which leaves that of
+        the inside of objects.
 
         Parameters
         ----------
         probability : (Z, Y, X)
-            bool, float32 in [0, 1], or uint8 or uint16 for 0 to 1, in `window`; it is written to.
+            Foreground probability in `window`: bool, float32 in [0, 1], or uint8 or uint16 scaled to their range. It
+            may be modified in place.
         boundary : (Z, Y, X), optional
-            Probability of the outlines of objects, of the same kinds.
+            Probability of the outlines of objects, of one of the same dtypes.
         window, block : Window
-            In the volume: what was read, and the block in it. `window` begins at multiples of `pool` and goes `halo`
-            beyond the block, or to the edge of the volume.
+            Window of the volume that was read, and the block in it. `window` begins at multiples of `pool` and extends
+            `halo` beyond the block, or to the edge of the volume.
+
+        Returns
+        -------
+        (Z + 2, Y + 2, X + 2) float32
+            Heights in nm.
         """
         probability, mask = self._foreground(probability)
         if self.holes:
@@ -94,7 +102,7 @@ class Landscape:
             probability.ravel()[holes] = 1 if probability.dtype.kind in "bf" else np.iinfo(probability.dtype).max
         coarse = self._thickness(probability, boundary)
         heights = np.zeros(tuple(b.stop - b.start + 2 for b in block), np.float32)
-        # part of the block and one voxel around that was read
+        # extent along each axis of the block with one voxel around it, as far as it was read
         read = [(max(b.start - 1, w.start), min(b.stop + 1, w.stop)) for b, w in zip(block, window, strict=True)]
         inner = tuple(slice(a - w.start, b - w.start) for (a, b), w in zip(read, window, strict=True))
         outer = tuple(slice(a - b.start + 1, c - b.start + 1) for (a, c), b in zip(read, block, strict=True))
@@ -104,7 +112,7 @@ class Landscape:
         ]  # in the coarse grid
         least = 0.5 * min(f * size for f, size in zip(self.pool, self.voxel_size, strict=True))
         thick = ndimage.map_coordinates(coarse, at, order=1, mode="nearest")
-        # rounded, as sums in another order must not make another order of heights
+        # rounded, so that summing in another order does not change the order of heights
         heights[outer][points] = np.maximum(np.rint(64 * thick), np.rint(64 * least)) / 64
         return heights
 
@@ -120,7 +128,7 @@ class Landscape:
         return probability, probability > np.float32(self.threshold)
 
     def _thickness(self, probability: NDArray[Any], boundary: NDArray[Any] | None) -> NDArray[np.float32]:
-        """Distance to the background in nm, up to a limit, times the probability of the inside, on the coarse grid."""
+        """Return distance to the background (nm, capped) times probability of the inside, on the coarse grid."""
         mean = _pooled(probability, self.pool)
         size = np.array(self.voxel_size) * self.pool
         unit = float(size[1:].min() if self.flat else size.min())
@@ -138,7 +146,7 @@ class Landscape:
 
 
 def _unit(probability: NDArray[Any]) -> NDArray[np.float32]:
-    """Probabilities from 0 to 1, float32."""
+    """Return probabilities as float32 from 0 to 1."""
     values: NDArray[np.float32] = probability.astype(np.float32)
     if probability.dtype.kind == "u":
         values /= np.iinfo(probability.dtype).max
@@ -146,7 +154,7 @@ def _unit(probability: NDArray[Any]) -> NDArray[np.float32]:
 
 
 def _pooled(probability: NDArray[Any], pool: tuple[int, int, int]) -> NDArray[np.float32]:
-    """Mean over cells of `pool` voxels, from 0 to 1; a cell that is cut at the end counts what there is of it."""
+    """Return means over cells of `pool` voxels, from 0 to 1; a cell cut by the edge is averaged over what remains."""
     if pool == (1, 1, 1):
         return _unit(probability)
     shape = tuple(-(-n // f) for n, f in zip(probability.shape, pool, strict=True))
@@ -162,9 +170,9 @@ def _pooled(probability: NDArray[Any], pool: tuple[int, int, int]) -> NDArray[np
 
 
 def _find_holes(mask: Mask, most: tuple[int, int, int], flat: bool) -> NDArray[np.int64]:
-    """Voxels, by flat index, of the background that is enclosed and at most `most` voxels wide along each axis.
+    """Return flat indices of enclosed background that is at most `most` voxels wide along each axis.
 
-    What touches the edge of `mask` is no hole. Only runs along x that are short enough are looked at.
+    Background that touches the edge of `mask` is not a hole. Only runs along x that are short enough are examined.
     """
     padded = np.pad(mask, ((0, 0) if flat else (1, 1), (1, 1), (1, 1)))
     values, shape = padded.ravel(), np.array(padded.shape)

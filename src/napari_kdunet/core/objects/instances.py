@@ -1,4 +1,4 @@
-"""From probabilities or a mask to objects: blockwise, with the result of one block."""
+"""From probabilities or a mask to objects: block by block, with the same result as in a single block."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from napari_kdunet.core.volumes.volume import Volume, VoxelSize, open_volume
 
 __all__ = ["instances", "is_flat"]
 
-_ANISOTROPIC = 2.0  # slices further apart, in pixels, are taken each for itself
+_ANISOTROPIC = 2.0  # distance of slices, in pixels, above which each is segmented on its own
 _WORKERS = 2  # blocks at a time: each takes some 500 MB
 
 
@@ -43,7 +43,7 @@ def instances(
 
     The landscape of a watershed is the distance to the background in nm (up to 150 nm, on a grid of some 15 nm) times
     the probability; its seeds are the maxima between which it falls below `ObjectsConfig.split` of the lower one. All
-    connected foreground is kept, but for objects that are too small.
+    foreground is kept, except objects that are too small.
 
     Parameters
     ----------
@@ -53,32 +53,33 @@ def instances(
     config : ObjectsConfig, optional
         Threshold, where to split, least size, holes, smoothing, 2-D or 3-D.
     boundary : volume, optional
-        Probability of the outlines of objects, of the shape of the prediction: `predict` of a model that was trained
-        with `TrainConfig.boundary` gives it. The landscape is lowered by it, so that objects come apart where they
-        touch, however wide. What is foreground does not depend on it.
+        Probability of the outlines of objects, in the shape of the prediction: `predict` returns it for a model that
+        was trained with `TrainConfig.boundary`. It lowers the landscape, so that objects come apart where they touch,
+        however wide the contact is. The foreground does not depend on it.
     voxel_size : tuple of float, optional
         nm (Z, Y, X), in place of the one that the prediction states.
     block : tuple of int, optional
         Shape (Z, Y, X) of the blocks in which a volume is worked on, by default as large as 1 GB of memory allows.
         The result does not depend on it.
     scratch : str or Path, optional
-        Folder for intermediate results of volumes above 64 megavoxels, some 2 % of the volume's size in uint32 where
-        5 % are foreground; the system's temporary one by default. They are removed with the result.
+        Folder for intermediate results of volumes above 64 megavoxels, by default the system's temporary folder. They
+        take some 2 % of the volume's size in uint32 where 5 % is foreground, and are removed with the result.
     progress : callable, optional
-        Called with the share that is done, from 0 to 1. An exception that it raises stops the work.
+        Called with the share of the work done, from 0 to 1. An exception that it raises stops the work.
 
     Returns
     -------
     dask.array.Array, shape (Z, Y, X), uint32
-        Object ids from 1, in the order of the objects' thickest places along z; 0 is background. All but the numbering
-        has been computed; it is lazy so that it need not fit in memory.
+        Object ids from 1, in the order (along z, then y, then x) of each object's first maximum of the landscape; 0 is
+        background. Everything but the numbering has been computed; the array is lazy so that it need not fit in memory.
 
     Raises
     ------
     VolumeError
-        The prediction cannot be read, is not one, or its voxel size is not known; or the boundary is none of it.
+        The prediction cannot be read, is no mask or probability, or has no known voxel size; or the boundary cannot be
+        read or has another shape.
     OutputError
-        Intermediate results cannot be kept.
+        Intermediate results cannot be written.
     """
     config = config or ObjectsConfig()
     volume = open_volume(prediction, voxel_size=voxel_size)
@@ -114,19 +115,19 @@ def _numbered(basins: Any, ids: NDArray[np.uint32]) -> Any:
 
 
 def known_voxel_size(volume: Volume) -> VoxelSize:
-    """The voxel size of a volume in nm; `VolumeError` where it is not known."""
+    """Return the voxel size of a volume in nm, ZYX; raises `VolumeError` where it is not known."""
     if volume.voxel_size is None:
         raise VolumeError(f"the voxel size of {volume.name} is not known: give it in nm (Z, Y, X), e.g. 50,5,5")
     return volume.voxel_size
 
 
 def is_flat(voxel_size: VoxelSize, mode: str, depth: int) -> bool:
-    """Whether slices are taken each for itself: a single one always is."""
+    """Return whether each slice is segmented on its own, as a single slice always is."""
     return mode == "2d" or depth == 1 or (mode == "auto" and voxel_size[0] > _ANISOTROPIC * max(voxel_size[1:]))
 
 
 def _boundary_of(volume: Volume, boundary: Any) -> Volume:
-    """The probability of outlines, opened and held against the prediction; `VolumeError`."""
+    """Open the probability of outlines; raises `VolumeError` where its shape is not that of the prediction."""
     outlines = open_volume(boundary)
     if outlines.shape != volume.shape:
         raise VolumeError(f"{outlines.name} has shape {outlines.shape}, not {volume.shape} as {volume.name}.")
@@ -141,7 +142,7 @@ def _least_voxels(diameter: float, voxel_size: VoxelSize, depth: int) -> float:
 
 @dataclass
 class _Table:
-    """Basins of all blocks so far; those of the volume when all are in."""
+    """Basins and saddles of the blocks added so far."""
 
     roots: list[NDArray[np.int64]] = field(default_factory=list)
     peaks: list[NDArray[np.float32]] = field(default_factory=list)
@@ -153,7 +154,7 @@ class _Table:
     total: int = 0
 
     def add(self, basins: Basins) -> int:
-        """Enter the basins of a block; returns what its labels are to be raised by."""
+        """Add the basins of a block, and return the offset to add to its labels."""
         start = self.total
         self.roots.append(basins.roots)
         self.peaks.append(basins.peaks)
@@ -169,7 +170,7 @@ class _Table:
         return start
 
     def end_layer(self) -> None:
-        """Resolve the saddles across faces of which both blocks are known; of the shells the last layer's are kept."""
+        """Resolve the saddles across faces whose two blocks are known, and keep only the shells of this layer."""
         places = np.concatenate([place for place, _ in self.shells])
         labels = np.concatenate([label for _, label in self.shells])
         order = np.argsort(places)
@@ -178,20 +179,20 @@ class _Table:
         at = np.minimum(np.searchsorted(places, waiting.second), max(len(places) - 1, 0))
         found = places[at] == waiting.second if len(places) else np.zeros(len(at), bool)
         resolved = Saddles(waiting.first[found], labels[at[found]], waiting.heights[found])
-        # at each face a basin is cut into as many parts as it has paths across: all in all they would grow with volume
+        # each face cuts a basin into as many parts as paths cross it: unless joined, saddles would grow with the volume
         self.saddles = join_parts(Saddles.join([*self.saddles, resolved]), self.total)
         self.waiting = [waiting[~found]]
         self.shells, self.before = self.shells[self.before :], len(self.shells) - self.before
 
     def objects(self, split: float) -> NDArray[np.int64]:
-        """Object of each basin, from 0."""
+        """Return the object of each basin (n,), from 0."""
         roots = np.concatenate([np.empty(0, np.int64), *self.roots])
         peaks = np.concatenate([np.empty(0, np.float32), *self.peaks])
         return merge_basins(roots, peaks, Saddles.join(self.saddles), split)
 
     @property
     def sizes(self) -> NDArray[np.int64]:
-        """Voxels of each basin."""
+        """Number of voxels of each basin (n,)."""
         return np.concatenate([np.empty(0, np.int64), *self.counts])
 
 
@@ -202,7 +203,10 @@ def _find_all(
     block: tuple[int, int, int] | None,
     progress: Callable[[float], object],
 ) -> _Table:
-    """Find the basins of all blocks and write them, numbered through, to `kept`; given are foreground and outlines."""
+    """Find the basins of all blocks and write them, numbered consecutively, to `kept`.
+
+    `given` is the probability of the foreground, and that of the outlines if there is one.
+    """
     probability, outlines = given
     shape, table = probability.shape, _Table()
     _, cuts = cut_blocks(shape, landscape.halo, block)
@@ -229,7 +233,7 @@ def _find_all(
 
 
 def _around(part: Window, landscape: Landscape, shape: tuple[int, ...]) -> Window:
-    """The window to read for a block: `halo` around it, and whole cells of the coarse grid."""
+    """Return the window to read for a block: extended by `halo` and to whole cells of the coarse grid."""
     z, y, x = (
         slice(max(p.start - h, 0) // f * f, min(-(-(p.stop + h) // f) * f, n))
         for p, h, f, n in zip(part, landscape.halo, landscape.pool, shape, strict=True)
@@ -240,7 +244,7 @@ def _around(part: Window, landscape: Landscape, shape: tuple[int, ...]) -> Windo
 def _ahead(
     pool: ThreadPoolExecutor, work: Callable[[Window], Basins], windows: Iterator[Window]
 ) -> Iterator[tuple[Window, Basins]]:
-    """Work on windows in their order, as many at once as there are threads; what is not begun is dropped on errors."""
+    """Yield each window with its basins, in order, computed ahead in threads; errors cancel what has not begun."""
     running: deque[tuple[Window, Future[Basins]]] = deque()
     try:
         for window in windows:

@@ -18,16 +18,16 @@ def link_outlines(slices: Iterable[NDArray[np.int64]], count: int, least: float)
     Parameters
     ----------
     slices : iterable of (Y, X) int64
-        Outlines from 1, each in one slice alone; 0 is background.
+        Ids of the outlines, from 1, each in one slice only; 0 is background.
     count : int
         Number of outlines.
     least : float
-        IoU from 0.
+        IoU, from 0, above which two outlines are linked.
 
     Returns
     -------
     (count,) int64
-        Object of each outline, from 0, in the order of the first outline.
+        Object of each outline, numbered from 0 in the order of the objects' first outlines.
     """
     size = np.zeros(count + 1, np.int64)
     links, before = [np.empty((2, 0), np.int64)], None
@@ -37,7 +37,7 @@ def link_outlines(slices: Iterable[NDArray[np.int64]], count: int, least: float)
             both = (before > 0) & (outlines > 0)
             pairs, shared = np.unique(before[both] * (count + 1) + outlines[both], return_counts=True)
             first, second = np.divmod(pairs, count + 1)
-            # `second` is not complete before all of its slice is read, which it is
+            # the sizes of both are complete, as an outline lies in one slice and both slices have been counted
             links.append(np.stack([first, second])[:, shared > least * (size[first] + size[second] - shared)])
         before = outlines
     number, part = components(np.concatenate(links, axis=1) - 1, count)

@@ -1,4 +1,4 @@
-"""Measurements of objects, as a table with a row each."""
+"""Measurements of objects, as a table with one row per object."""
 
 from __future__ import annotations
 
@@ -28,8 +28,6 @@ from napari_kdunet.core.volumes.volume import Volume, VoxelSize, open_volume
 
 __all__ = ["check_table", "measure", "open_beside", "remeasure", "write_table"]
 
-"""Part of a volume, (Z, Y, X), each with a start and a stop."""
-
 Floats = NDArray[np.float64]
 Mask = NDArray[np.bool_]
 
@@ -47,50 +45,53 @@ def measure(
 ) -> pd.DataFrame:
     """Measure objects, in nm.
 
-    Of round bodies that are 10 voxels thick or more (of the longest side; 16 where voxels are like cubes), length, axes
-    and volume are within 2 % of those of the body that the voxels are of, and the surface within 3 %. Of smaller
-    ones it is chance which voxels have their middle within: volume and axes of a ball of 6 voxels are up to 9 % off.
+    For round bodies at least 10 voxels thick (counted along the longest side of a voxel; 16 if voxels are cubic),
+    length, axes and volume are within 2 %, and the surface within 3 %, of those of the body that the voxels show. For
+    smaller bodies it is chance which voxels have their centre inside: volume and axes of a ball 6 voxels wide are up to
+    9 % off.
 
-    The volume is read twice, slice by slice; what is in memory is one object's box, and the others that the slice cuts
-    in compressed form.
+    The volume is read twice, slice by slice. Memory holds the box of one object and, in compressed form, the boxes of
+    the other objects in the slice.
 
     Parameters
     ----------
     instances : volume
-        Anything that `open_volume` takes, ZYX: whole numbers, an object each; 0 is background.
+        Anything that `open_volume` takes, ZYX: integers, one id per object; 0 is background.
     raw : volume, optional
-        The image, for the mean grey value, of the same shape.
+        Image of the same shape, for the mean grey value.
     voxel_size : tuple of float, optional
         nm (Z, Y, X), in place of the one that the instances state.
     contacts : volume, optional
-        Mask of something else (reticulum, membrane, nucleus) of the same shape, non-zero within.
+        Mask of another structure (reticulum, membrane, nucleus) of the same shape, non-zero inside.
     within : float
-        Distance in nm up to which the surface of an object is in contact with it.
+        Distance in nm up to which the surface of an object counts as in contact with that structure.
     progress : callable, optional
-        Called with the share that is done, from 0 to 1. An exception that it raises stops the work.
+        Called with the share of the work done, from 0 to 1. An exception that it raises stops the work.
 
     Returns
     -------
     pandas.DataFrame
-        A row for each object, in the order of their ids. Columns: `id`; `first_slice`, `last_slice`, `slices`;
-        `voxels`; `volume_um3`; `field_fraction` (of the volume of the whole image); `surface_um2` (of a mesh, closed
-        at the edge of the image); `sphericity` (1 for a ball; Wadell 1932); `centroid_*_nm` and `box_*_nm` (of the
-        faces of the box, from the corner of the volume); `axis_major_nm`, `axis_middle_nm`, `axis_minor_nm` (full
+        One row per object, ordered by id. Columns: `id`; `first_slice`, `last_slice`, `slices`; `voxels`;
+        `volume_um3`; `field_fraction` (share of the volume of the whole image); `surface_um2` (area of a mesh, closed
+        at the edge of the image); `sphericity` (1 for a ball; Wadell 1932); `centroid_*_nm` and `box_*_nm` (faces of
+        the bounding box), both from the corner of the volume; `axis_major_nm`, `axis_middle_nm`, `axis_minor_nm` (full
         lengths of the axes of the ellipsoid with the same second moments) and `direction_*` (unit vector of the major
-        one); `elongation` (major to middle axis); `skeleton_length_nm` (from tip to tip, along all branches, as of
-        TEASAR, Sato et al. 2000, whose paths end at the surface: of a ball its diameter, where the medial axis of Blum
-        1967 is a point; of any ellipsoid its major axis); `mean_width_nm` (of a tube with round ends of that length
-        and the volume), both in plane of what lies in a single slice; `branches` (they and the length are of the
-        outline of what is flat along an axis); `mean_grey`; `touches_border`; `nearest_neighbour_nm` (between
-        centroids). With `contacts`: `contact_area_um2`, `contact_fraction` (of the surface) and `contacts` (connected
-        patches).
+        axis); `elongation` (major over middle axis); `skeleton_length_nm` (from tip to tip, along all branches, as in
+        TEASAR, Sato et al. 2000, whose paths end at the surface: for a ball its diameter, where the medial axis of Blum
+        1967 is a point; for any ellipsoid its major axis); `mean_width_nm` (width of a tube with round ends that has
+        this length and the object's volume), both measured in plane if the object lies in a single slice; `branches`
+        (for an object that is flat along an axis, branches and length are those of its outline); `mean_grey` (with
+        `raw`); `touches_border`; `nearest_neighbour_nm` (between centroids). With `contacts`: `contact_area_um2`,
+        `contact_fraction` (share of the surface) and `contacts` (number of connected patches).
 
     Raises
     ------
     LabelsError
-        The instances are no whole numbers or some are below 0, or another volume has another shape.
+        The instances are not integers or some are negative, or another volume has another shape.
     VolumeError
         A volume cannot be read, or the voxel size is not known.
+    ConfigError
+        `within` is not a finite number above 0.
     """
     labels = open_volume(instances, voxel_size=voxel_size)
     size = known_voxel_size(labels)
@@ -111,24 +112,29 @@ def remeasure(
     voxel_size: VoxelSize | None = None,
     progress: Callable[[float], object] | None = None,
 ) -> pd.DataFrame:
-    """Measure some objects of a volume again, after others have been measured; the same numbers as of `measure`.
+    """Measure some objects of a volume again and update their table; the numbers equal those of `measure`.
 
     Parameters
     ----------
     table : pandas.DataFrame
-        Of `measure`, with the same arguments and without contacts, before the objects changed. More columns are left
-        out of what is returned.
+        Result of `measure` with the same arguments, without contacts, before the objects changed. Additional columns
+        are dropped.
     instances, raw, voxel_size, progress
-        As of `measure`.
+        As in `measure`.
     ids : collection of int
-        The objects to measure; those that are no longer there are left out, and new ones come in.
+        Ids of the objects to measure; objects that no longer exist lose their row, new objects get one.
     window : tuple of slice
-        (Z, Y, X) in which they lie.
+        Window (Z, Y, X) that contains these objects.
+
+    Returns
+    -------
+    pandas.DataFrame
+        One row per object, ordered by id, with the columns of `measure`.
 
     Raises
     ------
     LabelsError, VolumeError
-        As of `measure`.
+        As in `measure`.
     """
     labels = open_volume(instances, voxel_size=voxel_size)
     _check_labels(labels)
@@ -151,7 +157,7 @@ def _measure(
     within: float,
     progress: Callable[[float], object],
 ) -> pd.DataFrame:
-    """Measure the objects of a part of a volume; `measure` says what."""
+    """Measure the objects in a part of a volume, as `measure` describes."""
     first, last = part.window[0].start, part.window[0].stop
     moments = _Moments(size, part.labels.shape)
     for z, ids, grey in part.read(image):
@@ -178,7 +184,7 @@ def _check_labels(labels: Volume) -> None:
 def open_beside(
     labels: Volume, raw: Any = None, contacts: Any = None, within: float = 30.0
 ) -> tuple[Volume | None, Volume | None]:
-    """Open the image and the other mask of `measure`, and check them and the distance; errors as there."""
+    """Open and check the image and the other mask of `measure`, and check the distance; raises the same errors."""
     volumes = [None if given is None else open_volume(given) for given in (raw, contacts)]
     if volumes[1] is not None and is_probability(volumes[1]):
         volumes[1] = above(volumes[1])
@@ -192,7 +198,7 @@ def open_beside(
 
 @dataclass(frozen=True)
 class _Part:
-    """What is measured of a volume: a window of it, and in that all objects, or those of some ids."""
+    """Part of a volume to measure: a window, and in it all objects or only those with the given ids."""
 
     labels: Volume
     window: Window
@@ -204,7 +210,7 @@ class _Part:
         return self.window[1].start, self.window[2].start
 
     def read(self, *others: Volume | None) -> Iterator[Any]:
-        """Slices (Y, X) of the window, each with its z in the volume, and those of the other volumes."""
+        """Yield, for each slice of the window, its z in the volume, the ids (Y, X), and the other volumes' slices."""
         volumes, every = (self.labels, *others), range(self.window[0].start, self.window[0].stop)
         streams = [None if volume is None else read_slices(volume, every, *self.window[1:]) for volume in volumes]
         for z in every:
@@ -215,7 +221,7 @@ class _Part:
 
 
 class _Moments:
-    """Sums over the voxels of each object, slice by slice."""
+    """Sums over the voxels of each object, collected slice by slice."""
 
     def __init__(self, size: VoxelSize, shape: tuple[int, int, int]) -> None:
         self.size, self.shape = np.array(size), shape
@@ -225,7 +231,7 @@ class _Moments:
         self.slices = np.zeros(0, np.int64)
 
     def add(self, z: int, ids: NDArray[Any], grey: NDArray[Any] | None, corner: tuple[int, int]) -> None:
-        """Count a slice, or a window of one that begins at a corner."""
+        """Add slice `z`, or the window of it that begins at `corner` (row, column)."""
         inside = np.flatnonzero(ids)
         if not len(inside):
             return
@@ -258,7 +264,7 @@ class _Moments:
             self.slices = np.concatenate([self.slices, np.zeros(more, np.int64)])
 
     def table(self, grey: bool) -> pd.DataFrame:
-        """What follows from the sums alone."""
+        """Return the measurements that follow from the sums alone."""
         ids = np.array(sorted(self.index), dtype=np.uint64)
         rows = np.array([self.index[int(i)] for i in ids], np.int64)
         sums, low, high = self.sums[rows], self.low[rows], self.high[rows]
@@ -288,13 +294,13 @@ class _Moments:
         return pd.DataFrame(columns)
 
     def _axes(self, sums: Floats, centre: Floats) -> tuple[Floats, Floats]:
-        """Full lengths (n, 3) of the axes, the longest first, and the direction (n, 3) of that."""
+        """Return the full lengths (n, 3) of the axes, longest first, and the direction (n, 3) of the longest."""
         if not len(sums):
             return np.empty((0, 3)), np.empty((0, 3))
         matrix = np.zeros((len(sums), 3, 3))
         for column, (i, j) in enumerate(_PAIRS):
             value = sums[:, 4 + column] / sums[:, 0] - centre[:, i] * centre[:, j]
-            matrix[:, i, j] = matrix[:, j, i] = value + (self.size[i] ** 2 / 12 if i == j else 0)  # of a voxel itself
+            matrix[:, i, j] = matrix[:, j, i] = value + (self.size[i] ** 2 / 12 if i == j else 0)  # moment of a voxel
         values, vectors = np.linalg.eigh(matrix)
         lengths = 2 * np.sqrt(5 * np.maximum(values[:, ::-1], 0))
         direction = vectors[:, :, 2]
@@ -303,7 +309,7 @@ class _Moments:
 
 
 def _nearest(centre: Floats) -> Floats:
-    """Distance (n,) of each of some points (n, 3) to the nearest of the others; NaN of one alone."""
+    """Return the distance (n,) of each point (n, 3) to the nearest other point; NaN for a single point."""
     return cKDTree(centre).query(centre, k=2)[0][:, 1] if len(centre) > 1 else np.full(len(centre), np.nan)
 
 
@@ -312,10 +318,10 @@ _PAIRS = ((0, 0), (1, 1), (2, 2), (0, 1), (0, 2), (1, 2))
 
 @dataclass
 class _Box:
-    """An object that is being cut out, and what is around it of the other mask, slice by slice.
+    """Box with the mask of an object, and the other mask in it, that is collected slice by slice.
 
-    Of one too large to work on every `step`-th voxel along each axis is taken. Slices are kept compressed, as many
-    boxes are open at once, and that of an object that reaches everywhere is as large as the volume.
+    If the box is too large to work on, only every `step`-th voxel along each axis is taken. Slices are kept compressed,
+    because many boxes are open at once, and the box of an object that extends everywhere is as large as the volume.
     """
 
     id: int
@@ -328,7 +334,7 @@ class _Box:
         self.step = thinning(self.high - self.low)
 
     def add(self, z: int, ids: NDArray[Any], other: NDArray[Any] | None, corner: tuple[int, int]) -> None:
-        """Take what is inside of a slice, or of a window of one that begins at a corner, and of the other mask."""
+        """Store the part of slice `z` inside the box; `ids` and `other` begin at `corner` (row, column)."""
         if (z - self.low[0]) % self.step:
             return
         ends = zip(self.low[1:], self.high[1:], corner, strict=True)
@@ -336,7 +342,7 @@ class _Box:
         self._slices.append((_packed(ids[window] == self.id), b"" if other is None else _packed(other[window] != 0)))
 
     def masks(self) -> tuple[Mask, Mask | None]:
-        """The object and the other mask, if there is one, in the box."""
+        """Return the masks of the object and, if there is one, of the other structure in the box."""
         _, height, width = (-(-(b - a) // self.step) for a, b in zip(self.low, self.high, strict=True))
         shape = (int(height), int(width))
         own, others = zip(*self._slices, strict=True)
@@ -356,7 +362,7 @@ def _unpacked(bits: bytes, shape: tuple[int, int]) -> Mask:
 def _iter_boxes(
     part: _Part, other: Volume | None, moments: _Moments, within: float
 ) -> Iterator[tuple[int, list[_Box]]]:
-    """Read the volume again, and hand on each object after its last slice."""
+    """Read the volume again; yield each z with the boxes that are complete after it."""
     around = margin_of(within, moments.size) if within else np.zeros(3, np.int64)
     begins: dict[int, list[tuple[int, NDArray[np.int64], NDArray[np.int64]]]] = {}
     for i, row in moments.index.items():
@@ -379,7 +385,7 @@ def _shape_columns(contacts: bool) -> tuple[str, ...]:
 
 def _shape(box: _Box, size: VoxelSize, within: float, row: dict[str, float]) -> dict[str, float]:
     mask, other = box.masks()
-    if not mask.any():  # a few voxels far apart, none of which is left of so large a box
+    if not mask.any():  # a few voxels far apart, none of which is left after thinning so large a box
         return dict.fromkeys(_shape_columns(contacts=other is not None), math.nan)
     step = (size[0] * box.step, size[1] * box.step, size[2] * box.step)
     mesh = make_mesh(mask, step)
@@ -398,7 +404,7 @@ def _shape(box: _Box, size: VoxelSize, within: float, row: dict[str, float]) -> 
 
 
 def _ordered(table: pd.DataFrame, grey: bool) -> pd.DataFrame:
-    """The shape behind the volume, and what there is no image for left out."""
+    """Return the table with the shape columns after those of the volume, and `mean_grey` only if wanted."""
     names = list(table.columns)
     for i, name in enumerate(("surface_um2", "sphericity")):
         names.remove(name)
@@ -409,7 +415,7 @@ def _ordered(table: pd.DataFrame, grey: bool) -> pd.DataFrame:
 
 
 def check_table(path: str | Path) -> None:
-    """Check that a table can be written to a path of that ending; `OutputError` where it cannot, or needs pyarrow."""
+    """Check that a table can be written to a path with this ending; raises `OutputError` if not."""
     ending = Path(path).suffix.lower()
     if ending not in (".csv", ".parquet"):
         raise OutputError(f"cannot write {path}: a table is a .csv or a .parquet file, so give it such an ending.")
@@ -425,7 +431,7 @@ def write_table(table: pd.DataFrame, path: str | Path) -> None:
     Raises
     ------
     OutputError
-        It cannot be written, the name has another ending, or pyarrow, which Parquet needs, is not there.
+        The file cannot be written or has another ending, or pyarrow, which Parquet needs, is not installed.
     """
     target = Path(path)
     check_table(target)

@@ -22,12 +22,12 @@ Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
 
 _THRESHOLDS = tuple(round(0.5 + 0.05 * i, 2) for i in range(10))
-_MATCH = 0.5  # IoU above which two objects are one
-_PART = 0.1  # of the smaller of two objects: a smaller overlap is neither a split nor a merge
+_MATCH = 0.5  # IoU above which a predicted and a true object match
+_PART = 0.1  # share of the smaller of two objects: a smaller overlap is neither a split nor a merge
 
 
 class ObjectError(NamedTuple):
-    """One thing that is wrong: its kind (split, merge, missed or false), and the ids of the objects concerned."""
+    """One error: its kind (split, merge, missed or false), and the ids of the objects concerned."""
 
     kind: str
     predicted: tuple[int, ...]
@@ -41,9 +41,9 @@ class ObjectScores:
     Attributes
     ----------
     predicted, true : (n,) int64 or uint64
-        Ids of an overlap; 0 is background.
+        Ids of the two objects of each overlap; 0 is background.
     voxels : (n,) int64
-        Its size.
+        Size of each overlap.
     """
 
     predicted: NDArray[Any]
@@ -52,7 +52,7 @@ class ObjectScores:
 
     @cached_property
     def _table(self) -> tuple[Any, Any, Any, Any, Any]:
-        """Ids of predicted and of true objects, their sizes, and the overlaps between them, with background."""
+        """Ids of predicted and true objects, their sizes, and rows of overlaps (3, n); all including background."""
         a, rows = np.unique(np.append(self.predicted, np.zeros(1, self.predicted.dtype)), return_inverse=True)
         b, columns = np.unique(np.append(self.true, np.zeros(1, self.true.dtype)), return_inverse=True)
         first, second = (np.bincount(part[:-1], self.voxels, n) for part, n in ((rows, len(a)), (columns, len(b))))
@@ -69,14 +69,15 @@ class ObjectScores:
 
     @property
     def count(self) -> tuple[int, int]:
-        """Predicted and true objects."""
+        """Number of predicted and of true objects."""
         a, b, first, second, _ = self._table
         return int(((a != 0) & (first > 0)).sum()), int(((b != 0) & (second > 0)).sum())
 
     def matches(self, threshold: float = 0.5) -> Floats:
-        """IoU of the pairs that are matched: those of at least `threshold` (above it at 0.5), each object once.
+        """Return the IoU of the matched pairs: at least `threshold`, or above it if it is 0.5 or less.
 
-        Above 0.5 no object has two (Kirillov et al. 2019, section 4.1); at 0.5 ties are left out so.
+        Each object is in one pair at most. Above an IoU of 0.5 no object has two matches (Kirillov et al. 2019, section
+        4.1), and at a threshold of 0.5 ties are therefore excluded.
         """
         rows, columns, ious = self._ious
         good = ious > threshold if threshold <= 0.5 else ious >= threshold
@@ -85,7 +86,7 @@ class ObjectScores:
         a, i = np.unique(rows[good], return_inverse=True)
         b, j = np.unique(columns[good], return_inverse=True)
         weights = np.zeros((len(a), len(b)))
-        weights[i, j] = 1 + ious[good]  # as many pairs as can be, then the best of them
+        weights[i, j] = 1 + ious[good]  # as many pairs as possible, and of these the best
         pairs = linear_sum_assignment(weights, maximize=True)
         chosen = weights[pairs]
         return np.asarray(chosen[chosen > 0] - 1)
@@ -115,7 +116,7 @@ class ObjectScores:
 
     @property
     def mean_average_precision(self) -> float:
-        """Mean of `average_precision` at IoU 0.5, 0.55, ... 0.95 (as of the 2018 Data Science Bowl)."""
+        """Mean of `average_precision` at IoU 0.5, 0.55, ... 0.95 (as in the 2018 Data Science Bowl)."""
         return float(np.mean([self.average_precision(t) for t in _THRESHOLDS]))
 
     @property
@@ -125,7 +126,7 @@ class ObjectScores:
 
     @property
     def _entropies(self) -> tuple[float, float]:
-        """Conditional entropies in bits, of predicted given true, and of true given predicted; background is one."""
+        """Conditional entropies (bits) of predicted given true and of true given predicted; background is an object."""
         _, _, first, second, overlaps = self._table
         rows, columns, shared = overlaps[0].astype(np.int64), overlaps[1].astype(np.int64), overlaps[2]
         p = shared / shared.sum()
@@ -145,7 +146,7 @@ class ObjectScores:
 
     @property
     def variation_of_information(self) -> float:
-        """Sum of both (Meila 2007), background counted as one more object."""
+        """Sum of `voi_split` and `voi_merge`, bits (Meila 2007); background counts as one more object."""
         return sum(self._entropies)
 
     @property
@@ -161,21 +162,21 @@ class ObjectScores:
 
     @property
     def splits(self) -> int:
-        """Predicted objects too many: of each true one the parts beyond the first.
+        """Number of surplus predicted objects: the parts of each true object beyond the first.
 
-        A part lies mostly in its true object, and is a tenth of it, or of itself, at least.
+        A part lies mostly in its true object, and their overlap is at least a tenth of the smaller of the two.
         """
         return sum(len(parts) - 1 for parts in self._parts(of_true=True).values())
 
     @property
     def merges(self) -> int:
-        """True objects too many in a predicted one, likewise."""
+        """Number of surplus true objects: the parts of each predicted object beyond the first, as in `splits`."""
         return sum(len(parts) - 1 for parts in self._parts(of_true=False).values())
 
     def errors(self) -> list[ObjectError]:
-        """What is wrong, object by object: `splits`, `merges`, then true objects that are missed and false ones.
+        """Return what is wrong, object by object: splits, merges, missed true objects, then false predicted ones.
 
-        Missed and false are those without a match at IoU 0.5 that no split and no merge tells of already.
+        An object is missed or false if it has no match above IoU 0.5 and is not part of a split or merge.
         """
         split, merged = self._parts(of_true=True), self._parts(of_true=False)
         found = [ObjectError("split", tuple(parts), (whole,)) for whole, parts in split.items()]
@@ -195,7 +196,7 @@ class ObjectScores:
         return found
 
     def _parts(self, *, of_true: bool) -> dict[int, list[int]]:
-        """The parts of each true (or predicted) object that has several, by their ids."""
+        """Return the ids of the parts of each true (or predicted) object that has several."""
         a, b, first, second, overlaps = self._table
         rows, columns, shared = overlaps[0].astype(np.int64), overlaps[1].astype(np.int64), overlaps[2]
         objects = (a[rows] != 0) & (b[columns] != 0)
@@ -209,7 +210,7 @@ class ObjectScores:
         return {number: sorted(parts) for number, parts in sorted(groups.items()) if len(parts) > 1}
 
     def to_dict(self) -> dict[str, Any]:
-        """All scores as JSON values; what is not defined is None."""
+        """Return all scores as JSON values; undefined scores are None."""
         predicted, true = self.count
         row: dict[str, Any] = {
             "objects": predicted,
@@ -242,14 +243,14 @@ def score_objects(instances: Any, labels: Any, *, ignore: int | None = None) -> 
     Parameters
     ----------
     instances, labels : volume
-        Anything that `open_volume` takes, ZYX: whole numbers of one shape, an object each; 0 is background.
+        Anything that `open_volume` takes, ZYX, of the same shape: integers, one id per object; 0 is background.
     ignore : int, optional
-        Value of `labels` at voxels that do not count. What else values mean: see `class_index`, as in `evaluate`.
+        Value of `labels` at voxels that do not count. For the meaning of other values see `class_index`.
 
     Raises
     ------
     LabelsError
-        If the shapes differ, one is not of whole numbers, no voxel counts, or as in `class_index`.
+        If the shapes differ, one is not of integers, no voxel counts, or a value is invalid (see `class_index`).
     VolumeError
         If one of them cannot be read.
     """

@@ -23,24 +23,24 @@ Mask = NDArray[np.bool_]
 Floats = NDArray[np.float64]
 Sizes = tuple[float, ...]
 
-_BLUR = 0.8  # of the largest side of a voxel: standard deviation that takes the stairs off a surface
+_BLUR = 0.8  # standard deviation, in largest sides of a voxel, that blurs the stairs off a surface
 _MARGIN = 3  # voxels around an object
-_LARGEST = 2**25  # voxels of an object's box; of a larger one every second, third, ... is taken
+_LARGEST = 2**25  # voxels of an object's box; in a larger one every second, third, ... is taken
 _MOST_NODES = 2**20  # voxels of the skeleton's grid: some 1 KB of memory each
-_FINE = 6.0  # steps of the skeleton's grid to a radius
-_BODY = 1.4  # radii around a path that belong to it
+_FINE = 6.0  # steps of the skeleton's grid per radius
+_BODY = 1.4  # radii around a path within which voxels belong to it
 _CENTRED = 4  # power of the penalty for paths off the middle
-_LEAVES = 2.0  # radii from a path at which a branch ends, at least
-_SMALL = 2**13  # voxels of a box in which starting a thread takes longer than the distances
-_STRAIGHT = 1.5  # radii of the middle that say in which direction it ends
+_LEAVES = 2.0  # least distance, in radii, of a branch's tip from the other paths
+_SMALL = 2**13  # voxels of a box up to which starting a thread takes longer than computing distances
+_STRAIGHT = 1.5  # radii along the middle line that give the direction in which it ends
 _MOST_BRANCHES = 200
-_FLAT = 0.7  # of the width in plane: what is thinner has a surface for a middle
-_ELLIPSOID = 0.97  # of the ellipsoid of its moments that an object fills which is one; of a long tube it is 0.93
+_FLAT = 0.7  # share of the width in plane: the middle of a thinner body is a surface
+_ELLIPSOID = 0.97  # share of the ellipsoid of its moments that an ellipsoid fills; a long tube fills 0.93
 
 
 @dataclass(frozen=True)
 class Mesh:
-    """Triangles of a surface, in nm from the middle of the first voxel of the object's box; the area of each in nm²."""
+    """Triangles of a surface: corners in nm from the centre of the box's first voxel, and the area of each in nm²."""
 
     corners: Floats
     faces: NDArray[np.int64]
@@ -48,7 +48,7 @@ class Mesh:
 
     @property
     def area(self) -> float:
-        """Of all, nm²."""
+        """Total area, nm²."""
         return float(self.areas.sum())
 
 
@@ -61,20 +61,21 @@ class Skeleton:
 
 
 def thinning(shape: NDArray[np.int64]) -> int:
-    """Every how many-th voxel along each axis of an object's box of this shape is taken: 1 unless it is too large."""
+    """Return n, for every n-th voxel along each axis of a box of this shape to be taken: 1 unless it is too large."""
     return math.ceil(math.cbrt(math.prod(shape.tolist()) / _LARGEST))
 
 
 def make_mesh(mask: Mask, voxel_size: Sizes) -> Mesh:
-    """Mesh of the surface of an object, closed where it is cut by the edge of the volume.
+    """Return the mesh of an object's surface, closed where the edge of the volume cuts the object.
 
-    Marching cubes (Lewiner et al. 2003) of the blurred mask: of the bare mask it would follow the stairs of the voxels,
-    and the area of a ball would come out 9 % too large. What the blur takes off the volume is given back by scaling.
+    Marching cubes (Lewiner et al. 2003) run on the blurred mask: on the bare mask the mesh would follow the stairs of
+    the voxels, and the area of a ball would come out 9 % too large. The areas are scaled to make up for the volume that
+    the blur removes.
 
     Parameters
     ----------
     mask : (Z, Y, X) bool
-        The box of the object.
+        Mask of the object in its box.
     voxel_size : tuple of float
         nm, ZYX.
     """
@@ -82,7 +83,7 @@ def make_mesh(mask: Mask, voxel_size: Sizes) -> Mesh:
     margin = [math.ceil(2 * s) + 1 for s in sigma]
     padded = np.pad(mask, [(m, m) for m in margin]).astype(np.float32)
     blurred = ndimage.gaussian_filter(padded, sigma, mode="constant", truncate=3.0)
-    level = min(0.5, 0.5 * float(blurred.max()))  # of a part one voxel thin
+    level = min(0.5, 0.5 * float(blurred.max()))  # below 0.5 where all is one voxel thin
     corners, faces, _, _ = marching_cubes(blurred, level, spacing=voxel_size, allow_degenerate=False)
     corners = corners.astype(np.float64)
     a, b, c = (corners[faces[:, i]] for i in range(3))
@@ -96,23 +97,24 @@ def make_mesh(mask: Mask, voxel_size: Sizes) -> Mesh:
 def find_length(
     mask: Mask, voxel_size: Sizes, volume: float, surface: float, axes: Sequence[float]
 ) -> tuple[Skeleton, float]:
-    """Skeleton and mean width (nm) of an object.
+    """Return the skeleton and the mean width (nm) of an object.
 
-    The middle of an ellipsoid is a surface or a point: its length is that of its major axis. So is the middle of a body
-    that is much flatter along an axis of the image than it is wide, such as what is seen in two or three thick
-    sections: its skeleton is that of its outline. The width is that of a tube with round ends of that length and the
-    volume; of what lies in a single slice, whose thickness nobody has seen, that of the outline.
+    The middle of an ellipsoid is a surface or a point, so the length taken is that of its major axis. The middle of a
+    body that is much flatter along an axis of the image than it is wide, such as one seen in two or three thick
+    sections, is a surface too, so the skeleton taken is that of its outline. The width is that of a tube with round
+    ends that has this length and the object's volume; for an object in a single slice, whose thickness is unknown, it
+    is that of the outline.
 
     Parameters
     ----------
     mask : (Z, Y, X) bool
-        The box of the object.
+        Mask of the object in its box.
     voxel_size : tuple of float
         nm, ZYX.
     volume, surface : float
-        nm³, nm².
+        Volume in nm³ and area of the surface in nm².
     axes : sequence of float
-        Full lengths of the ellipsoid of its second moments, the longest first, nm.
+        Full lengths of the axes of the ellipsoid with the same second moments, the longest first, nm.
     """
     planes = [int(mask.any(tuple({0, 1, 2} - {axis})).sum()) for axis in range(3)]
     if planes[0] == 1:
@@ -126,10 +128,10 @@ def find_length(
 
 
 def _of_plate(mask: Mask, voxel_size: Sizes, planes: Sequence[int]) -> Skeleton | None:
-    """The skeleton of the outline of a body that is flat along an axis of the image; None of another."""
+    """Return the skeleton of the outline of a body that is flat along an axis of the image; None for other bodies."""
     extent = np.multiply(planes, voxel_size)
     flat = int(np.argmin(extent))
-    if extent[flat] > _FLAT * np.sort(extent)[1]:  # no outline is wider than that
+    if extent[flat] > _FLAT * np.sort(extent)[1]:  # no outline is wider than the middle extent
         return None
     outline, step = np.asarray(mask.any(flat)), voxel_size[:flat] + voxel_size[flat + 1 :]
     depth = _depth(np.pad(outline, 1), step)
@@ -137,9 +139,10 @@ def _of_plate(mask: Mask, voxel_size: Sizes, planes: Sequence[int]) -> Skeleton 
 
 
 def _of_outline(mask: Mask, step: Sizes, depth: NDArray[np.float32]) -> tuple[Skeleton, float]:
-    """Skeleton and width of an outline; of a strip with round ends area = w length - (1 - pi / 4) w².
+    """Return the skeleton and the width (nm) of an outline.
 
-    `depth` are distances to the outside, nm.
+    The width is the w of a strip with round ends: area = w length - (1 - pi / 4) w². `depth` is the distance of each
+    pixel to the outside, nm.
     """
     area = int(mask.sum()) * math.prod(step)
     spread = np.cov(np.argwhere(mask).T * np.reshape(step, (2, 1)), bias=True) + np.diag(np.square(step)) / 12
@@ -154,7 +157,7 @@ def _of_outline(mask: Mask, step: Sizes, depth: NDArray[np.float32]) -> tuple[Sk
 
 
 def _tube_width(volume: float, length: float) -> float:
-    """Diameter w of a tube with round ends: volume = pi / 4 w² (length - w / 3)."""
+    """Return the diameter w of a tube with round ends: volume = pi / 4 w² (length - w / 3)."""
     ball = math.cbrt(6 * volume / math.pi)
     if length <= ball:
         return ball
@@ -163,23 +166,23 @@ def _tube_width(volume: float, length: float) -> float:
 
 
 def find_skeleton(mask: Mask, voxel_size: Sizes, radius: float) -> Skeleton:
-    """Length and branches of the skeleton of an object, or in a plane of that of an outline.
+    """Return the skeleton of an object, or of an outline in a plane.
 
-    As TEASAR (Sato et al. 2000) on a cubic grid of a sixth of `radius`: from a tip, paths to the places farthest from
-    it, along the middle; what is near a path belongs to it, and the next goes to the farthest place that is left.
-    Branches are measured along the smoothed paths up to the surface.
+    Follows TEASAR (Sato et al. 2000) on a cubic grid with a step of a sixth of `radius`: paths lead from a tip, along
+    the middle, to the places farthest from it. Voxels near a path belong to it, and the next path leads to the farthest
+    place that is left. Branches are measured along the smoothed paths up to the surface.
 
     Parameters
     ----------
     mask : (Z, Y, X) or (Y, X) bool
-        The box of the object.
+        Mask of the object or outline in its box.
     voxel_size : tuple of float
         nm, along each axis of the mask.
     radius : float
-        About half of what the object is thick, nm.
+        About half the thickness of the object, nm.
     """
     field, step = _on_cubic_grid(mask, voxel_size, _skeleton_step(mask, voxel_size, radius))
-    level = min(0.5, 0.5 * float(field.max()))  # of a part thinner than the grid
+    level = min(0.5, 0.5 * float(field.max()))  # below 0.5 where all is thinner than the grid
     solid = field > level
     depth = _depth(solid)
     voxels = np.argwhere(solid)
@@ -207,7 +210,7 @@ def find_skeleton(mask: Mask, voxel_size: Sizes, radius: float) -> Skeleton:
 
 
 def _depth(solid: Mask, voxel_size: Sizes | None = None) -> NDArray[np.float32]:
-    """Distance of each voxel to the outside, in nm, or without a size in steps; the faces of the box are outside."""
+    """Return distances to the outside in nm, or in steps without `voxel_size`; `solid` needs an empty margin."""
     if solid.size > _SMALL:
         return np.asarray(edt.edt(np.ascontiguousarray(solid), anisotropy=voxel_size, black_border=True))
     return np.asarray(ndimage.distance_transform_edt(solid, voxel_size), np.float32)  # starts no thread
@@ -216,7 +219,10 @@ def _depth(solid: Mask, voxel_size: Sizes | None = None) -> NDArray[np.float32]:
 def _length(
     paths: list[NDArray[np.int64]], depth: NDArray[np.float32], solid: Mask, surface: Floats, voxel: float
 ) -> float:
-    """Length of all smoothed paths up to the surface, in steps; `surface` and `voxel` are the mask's, in steps too."""
+    """Return the length of all smoothed paths up to the surface, in steps of the grid.
+
+    `surface` holds the surface voxels of the mask (n, axes), `voxel` is their smallest side, both in steps.
+    """
     total = 0.0
     for i, path in enumerate(paths):
         along = depth[tuple(path.T)].astype(np.float64)
@@ -229,7 +235,7 @@ def _length(
 
 
 def _skeleton_step(mask: Mask, voxel_size: Sizes, radius: float) -> float:
-    """Side in nm of the cubic grid: no finer than the mask is, and such that neither box nor graph get too large."""
+    """Return the step of the cubic grid in nm: no finer than the mask, and coarse enough to limit box and graph."""
     voxel = math.prod(voxel_size)
     box, body = mask.size * voxel / _LARGEST, int(mask.sum()) * voxel / _MOST_NODES
     root = 1 / mask.ndim
@@ -247,9 +253,10 @@ def _farthest(distance: Floats) -> int:
 def _grow(
     voxels: NDArray[np.int64], bodies: Floats, far: Floats, before: NDArray[np.int32], tip: int
 ) -> list[NDArray[np.int64]]:
-    """Paths (n, axes) from the farthest place that is left to the tip, and to the nearest of the paths before.
+    """Return paths (n, axes): each from the farthest place that is left, to the tip or to the nearest earlier path.
 
-    `bodies` are the radii of the thickest places around each voxel.
+    For each voxel, `far` is its distance from the tip, `before` its predecessor on the way from there, and `bodies` the
+    radius of the thickest place around it.
     """
     places, left = cKDTree(voxels), np.isfinite(far)
     paths: list[NDArray[np.int64]] = []
@@ -275,7 +282,7 @@ def _grow(
 
 
 def _count_branches(paths: list[NDArray[np.int64]], bodies: Floats) -> int:
-    """Branches between ends and junctions; paths that join within a radius of each other share a junction."""
+    """Return the number of branches between ends and junctions; paths that join near each other share a junction."""
     joints: list[NDArray[np.int64]] = []
     count = 1
     radius = float(np.median(bodies))
@@ -287,13 +294,13 @@ def _count_branches(paths: list[NDArray[np.int64]], bodies: Floats) -> int:
 
 
 def _on_cubic_grid(mask: Mask, voxel_size: Sizes, step: float) -> tuple[NDArray[np.float32], float]:
-    """The mask as shares from 0 to 1 on a grid of `step` nm along each axis, with room around it."""
+    """Return the mask, with a margin, as shares from 0 to 1 on a grid of about `step` nm, and that grid's step."""
     padded = np.pad(mask, _MARGIN).astype(np.float32)
     factors = [size / step for size in voxel_size]
     if all(abs(f - 1) < 0.05 for f in factors):
         return padded, min(voxel_size)
     values = ndimage.gaussian_filter(padded, [max(0.5, 0.4 / f) for f in factors], mode="constant")
-    for axis, factor in enumerate(factors):  # linear along one axis after the other
+    for axis, factor in enumerate(factors):  # linear interpolation along one axis after the other
         at = (np.arange(math.ceil(values.shape[axis] * factor)) + 0.5) / factor - 0.5
         left = np.clip(np.floor(at).astype(int), 0, values.shape[axis] - 2)
         part = np.clip(at - left, 0, 1).astype(np.float32).reshape([-1 if i == axis else 1 for i in range(mask.ndim)])
@@ -304,11 +311,11 @@ def _on_cubic_grid(mask: Mask, voxel_size: Sizes, step: float) -> tuple[NDArray[
 def _straight_ends(
     path: NDArray[np.int64], radii: Floats, solid: Mask, *, both: bool
 ) -> tuple[Floats, list[tuple[Floats, Floats]]]:
-    """A path that goes straight on from the last maximal inscribed ball that its tip lies in; one or both ends.
+    """Return a path with its first or both ends made straight, and for each of these its tip and where it begins.
 
-    In that ball, and in all of an object that is one, the middle is but a point. The steps of the grid would lead
-    from there in a zigzag to the tip, which as the farthest place of all is on the outer side of a bend. The second
-    value are the tips, and the point that each is straight from.
+    An end is straight from the last maximal inscribed ball in which its tip lies: within this ball (and everywhere in
+    an object that is a ball) the middle is only a point. The steps of the grid would lead from there in a zigzag to the
+    tip, which, as the farthest place of all, lies on the outer side of a bend.
     """
     points = path.astype(np.float64)
     first, last = _in_ball(points, radii), len(path) - 1
@@ -329,9 +336,9 @@ def _straight_ends(
 
 
 def _straight_on(middle: Floats, radius: float, tip: Floats, solid: Mask) -> Floats:
-    """Where a line straight on from the first point of the middle leaves the object, about as far as a tip is."""
+    """Return where a line straight on from the middle's first point leaves the object, not much farther than `tip`."""
     along = middle[0] - middle[min(math.ceil(_STRAIGHT * radius), len(middle) - 1)]
-    if not along.any():  # a path that has come back to where it was
+    if not along.any():  # the path has come back to where it was
         return tip
     far = 1.5 * float(np.linalg.norm(tip - middle[0])) + 1
     line = middle[0] + np.arange(0, far, 0.5)[:, None] * along / np.linalg.norm(along)
@@ -342,9 +349,10 @@ def _straight_on(middle: Floats, radius: float, tip: Floats, solid: Mask) -> Flo
 
 
 def _to_surface(voxels: Floats, tip: Floats, before: Floats) -> float:
-    """How much further than a tip an object reaches in the direction of its end, in steps; less than 0 from outside.
+    """Return how far an object extends beyond a tip in the direction of its end, in steps; negative if it falls short.
 
-    `voxels` (n, axes) are the middles of those at its surface: a tip of the coarser grid is not the last of them.
+    `voxels` (n, axes) are the centres of the voxels at the surface: the tip is on a coarser grid and need not be the
+    last of them.
     """
     away = (tip - before) / max(float(np.linalg.norm(tip - before)), 1e-9)
     near = voxels[np.abs(voxels - tip).max(1) <= 3]
@@ -352,22 +360,22 @@ def _to_surface(voxels: Floats, tip: Floats, before: Floats) -> float:
 
 
 def _in_ball(points: Floats, radii: Floats) -> int:
-    """The last point of those from the start in whose inscribed balls the start lies."""
+    """Return the index of the last point, from the start on, in whose inscribed ball the start lies."""
     inside = np.linalg.norm(points - points[0], axis=1) <= 1.25 * radii + 0.5
     return len(points) - 1 if inside.all() else int(np.argmin(inside)) - 1
 
 
 def _smoothed(path: Floats, radius: float) -> Floats:
-    """A path without the stairs of its voxels; its ends stay.
+    """Return a path without the stairs of its voxels; its ends stay.
 
-    A Gaussian alone pulls a bend inwards; what it has taken off is smoothed too and given back ("twicing", Tukey 1977).
+    A Gaussian alone pulls a bend inwards; what it removes is smoothed too and added back ("twicing", Tukey 1977).
     """
     smooth = _blurred(path, radius)
     return smooth + _blurred(path - smooth, radius)
 
 
 def _blurred(path: Floats, radius: float) -> Floats:
-    """A path after a Gaussian of three quarters of a radius; its ends stay."""
+    """Smooth a path with a Gaussian of three quarters of a radius; its ends stay."""
     ends = 2 * np.array([path[0], path[-1]])
     count = min(len(path) - 1, 3 * math.ceil(radius) + 2)  # mirrored in the ends, which therefore stay
     long = np.concatenate([ends[0] - path[count:0:-1], path, ends[1] - path[-2 : -2 - count : -1]])

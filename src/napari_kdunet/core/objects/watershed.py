@@ -1,9 +1,9 @@
 """Watershed whose result does not depend on how a volume is cut into blocks.
 
-Every foreground voxel points to the highest of its neighbours; those that lead to one maximum are a basin. Basins are
-merged over their saddles, the highest first, unless a saddle is low beside both maxima: the seeds of a marker-based
-watershed are what is left. A voxel's pointer depends on its 26 neighbours alone, so blocks find the same basins as the
-whole volume does, and hand on a table of basins and saddles instead of voxels.
+Every foreground voxel points to the highest of its neighbours; the voxels that lead to the same maximum form a basin.
+Basins are merged over their saddles, the highest first, unless a saddle is low compared with both maxima. The maxima
+that are left are the seeds of a marker-based watershed. A voxel's pointer depends on its 26 neighbours alone, so blocks
+yield the same basins as the whole volume, and pass on a table of basins and saddles instead of voxels.
 """
 
 from __future__ import annotations
@@ -25,14 +25,16 @@ Heights = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Saddles:
-    """Pairs of basins that touch, and the height (n,) at which they do; infinite where they are one.
+    """Pairs of basins that touch, and the heights at which they do.
 
     Attributes
     ----------
     first : (n,) int64
-        Basins.
+        First basin of each pair.
     second : (n,) int64
-        Basins or, of pairs across the faces of a block, the voxel there (index into the flat volume).
+        Second basin; for pairs across the faces of a block, the voxel beyond the face (index into the flat volume).
+    heights : (n,) float32
+        Height of the saddle; infinite where the two are parts of one basin.
     """
 
     first: Ints
@@ -41,7 +43,7 @@ class Saddles:
 
     @staticmethod
     def join(parts: list[Saddles]) -> Saddles:
-        """All of several."""
+        """Concatenate saddles."""
         empty = Saddles(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.float32))
         columns = zip(*((p.first, p.second, p.heights) for p in [empty, *parts]), strict=True)
         return Saddles(*(np.concatenate(column) for column in columns))
@@ -50,7 +52,7 @@ class Saddles:
         return Saddles(self.first[key], self.second[key], self.heights[key])
 
     def highest(self) -> Saddles:
-        """One for each pair of basins, the highest, in the order of the pairs."""
+        """Return the highest saddle of each pair of basins, in the order of the pairs."""
         low, high = np.minimum(self.first, self.second), np.maximum(self.first, self.second)
         order = np.lexsort((-self.heights, high, low))
         low, high = low[order], high[order]
@@ -68,13 +70,13 @@ class Basins:
     labels : (Z, Y, X) uint32
         Basin of each voxel of the block, from 1; 0 is background.
     roots : (n,) int64
-        Place of the maximum of each, as index into the flat volume; -1 where it lies in another block.
+        Place of each basin's maximum, as index into the flat volume; -1 where it lies in another block.
     peaks : (n,) float32
-        Height there; 0 where it lies in another block.
+        Height of the maximum; 0 where it lies in another block.
     inner, outer : Saddles
-        Within the block, and from a basin to a voxel beyond its faces.
+        Saddles within the block, and from a basin to a voxel beyond the faces of the block; basins from 0.
     shell : tuple of (m,) int64
-        Places of the foreground voxels at the faces of the block, and their basins.
+        Places of the foreground voxels at the faces of the block, and their basins, from 0.
     """
 
     labels: NDArray[np.uint32]
@@ -93,11 +95,11 @@ def find_basins(height: Heights, origin: tuple[int, ...], shape: tuple[int, ...]
     height : (Z + 2, Y + 2, X + 2) float32
         The block, with a voxel of its surroundings on each side; above 0 in the foreground, 0 elsewhere.
     origin : tuple of int
-        Where the block begins in the volume.
+        Voxel (Z, Y, X) of the volume at which the block begins.
     shape : tuple of int
-        Of the volume.
+        Shape of the volume.
     flat : bool
-        Whether each slice is a landscape of its own, with 8 neighbours a voxel instead of 26.
+        Whether each slice is a landscape of its own, in which a voxel has 8 neighbours instead of 26.
     """
     heights, strides = height.ravel(), np.array([height.shape[1] * height.shape[2], height.shape[2], 1])
     steps = list(itertools.product(([0] if flat else [-1, 0, 1]), (-1, 0, 1), (-1, 0, 1)))
@@ -141,7 +143,7 @@ def find_basins(height: Heights, origin: tuple[int, ...], shape: tuple[int, ...]
 
 
 def _steepest(heights: Heights, here: Ints, offsets: list[int]) -> Ints:
-    """The highest neighbour of each voxel `here`, which may be itself, as index into the flat `heights`."""
+    """Return the highest neighbour of each voxel `here`, possibly itself, as index into the flat `heights`."""
     highest, parent = np.full(len(here), -1, np.float32), np.empty_like(here)
     for offset in offsets:  # ascending, so that of equal heights the last voxel wins, as in the whole volume
         near = here + offset
@@ -153,10 +155,10 @@ def _steepest(heights: Heights, here: Ints, offsets: list[int]) -> Ints:
 
 
 def _ends_of_paths(here: Ints, parent: Ints, size: int) -> tuple[Ints, Ints]:
-    """Where the paths from parent to parent end, and at which of those places the path from each voxel `here` does.
+    """Return the places where paths from parent to parent end, and for each voxel `here` the number of its path's end.
 
-    `parent` is of each voxel here, and of `size` voxels in all; a path ends where it leaves those here, too. Ends here
-    come first.
+    `here` and `parent` (the parent of each voxel `here`) are indices into `size` voxels. A path also ends at the first
+    voxel that is not in `here`. Ends in `here` come first.
     """
     index = np.full(size, -1, np.int32)
     index[here] = np.arange(len(here), dtype=np.int32)
@@ -170,7 +172,7 @@ def _ends_of_paths(here: Ints, parent: Ints, size: int) -> tuple[Ints, Ints]:
 
 
 def join_parts(saddles: Saddles, count: int) -> list[Saddles]:
-    """Infinite saddles from each of `count` basins to the first that is one with it, and finite ones between those."""
+    """Return infinite saddles that link the parts of a basin to its first part, and finite ones between first parts."""
     whole = _wholes(saddles, count)
     first = np.full(int(whole.max(initial=-1)) + 1, count, np.int64)
     np.minimum.at(first, whole, np.arange(count))
@@ -183,32 +185,33 @@ def join_parts(saddles: Saddles, count: int) -> list[Saddles]:
 
 
 def _wholes(saddles: Saddles, count: int) -> Ints:
-    """Number of the whole, from 0, that each of `count` basins belongs to: infinite saddles join its parts."""
+    """Return the number, from 0, of the whole that each of `count` basins belongs to: infinite saddles join parts."""
     same = saddles[np.isinf(saddles.heights)]
     return components(np.stack([same.first, same.second]), count)[1]
 
 
 def merge_basins(roots: Ints, peaks: Heights, saddles: Saddles, ratio: float) -> Ints:
-    """Merge basins over their saddles, and number what is left.
+    """Merge basins over their saddles, and number the objects that result.
 
-    Two are merged where the saddle between them is at least `ratio` times the lower of their maxima: this is their
-    dynamics (Grimaud 1992; Najman & Schmitt 1996) with a relative threshold.
+    Two basins are merged where the saddle between them is at least `ratio` times the lower of their maxima: this is a
+    relative threshold on their dynamics (Grimaud 1992; Najman & Schmitt 1996).
 
     Parameters
     ----------
     roots : (n,) int64
-        Places of the maxima; -1 for a part of a basin, which an infinite saddle joins to the rest of it.
+        Places of the maxima (index into the flat volume); -1 for a part of a basin without its maximum, which an
+        infinite saddle joins to the rest of it.
     peaks : (n,) float32
-        Heights there.
+        Heights of the maxima.
     saddles : Saddles
-        In any order, with repetitions.
+        Saddles between basins, in any order; pairs may be repeated.
     ratio : float
-        In [0, 1]; 0 merges all that touches.
+        Relative threshold in [0, 1]; 0 merges all basins that touch.
 
     Returns
     -------
     (n,) int64
-        Object of each basin, from 0, in the order of the first of its maxima.
+        Object of each basin, numbered from 0 in the order of the objects' first maxima.
     """
     count = len(roots)
     whole = _wholes(saddles, count)
@@ -234,7 +237,7 @@ def merge_basins(roots: Ints, peaks: Heights, saddles: Saddles, ratio: float) ->
 
 
 def _merged(peak: Heights, pairs: Saddles, ratio: float) -> Ints:
-    """Owner of each basin after merging over `pairs`, the highest saddle first (Kruskal's order)."""
+    """Return the owner of each basin after merging over `pairs`, the highest saddle first (Kruskal's order)."""
     owner, high = list(range(len(peak))), peak.tolist()
 
     def find(basin: int) -> int:

@@ -37,7 +37,7 @@ _FINE = 0.25  # octaves to both sides of the best of these, which are tried next
 _WIDE, _OFF = 1.0, 0.5  # octaves to both sides of the surest size: for the parabola's doubts, and for its lowest point
 _SLICES = 3
 _VIEWS_WEIGHT = 0.2
-_SURE = 0.1  # largest doubt of a model that sees something in the image; see docs/recipe.md
+_SURE = 0.1  # largest doubt of a model that sees something in the image; see docs/pixel-size.md
 _AT_HOME = 0.065  # largest doubt on tissue that the model has learnt ...
 _OF_HOME = 1.3  # ... or, if its file states its doubt in validation, this many times that
 _LEAST_FOREGROUND, _MOST_FOREGROUND = 5e-4, 0.3
@@ -211,7 +211,7 @@ def find_pixel_size(
     Nothing is found if the doubt has no minimum under 0.1, or under 1.3 times the model's doubt in validation if that
     is more: the network does not know this tissue, or the image is empty. A network is surest where structures have the
     size that it has learnt. So on other animals and tissues the answer is off by as much as the sizes of structures
-    differ, and a few square micrometres may hold too few structures (docs/recipe.md).
+    differ, and a few square micrometres may hold too few structures (docs/pixel-size.md).
 
     Parameters
     ----------

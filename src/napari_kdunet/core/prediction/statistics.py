@@ -34,7 +34,7 @@ def adapt_statistics(
     Another stain or detector shifts the activations in the channels of a network, and with them those of the next
     layer. Mean and variance of each channel become those in a few windows of the image, averaged with those of
     training, which count as 32,768 working pixels (Schneider et al. 2020, arXiv:2006.16971, equation 3). For the gain,
-    see docs/recipe.md.
+    see docs/unseen.md.
 
     Parameters
     ----------

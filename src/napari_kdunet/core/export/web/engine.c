@@ -1,6 +1,5 @@
-/* The code of one file of C (kdunet.c), for any network of its kind: form and weights are given at run time. It is what
-   scripts/wasm.py compiles to kdunet.wasm, which takes nothing from outside. The caller lays out the memory from
-   __heap_base on, and grows it. */
+/* The code of the C export (kdunet.c) for any k-Unet: its form and weights are given at run time. scripts/wasm.py
+   compiles it to kdunet.wasm, which imports nothing. The caller lays out memory from __heap_base on, and grows it. */
 
 static int kd_k, kd_depth;
 static float kd_slope;
@@ -14,7 +13,7 @@ static const float *kd_weights;
 
 #include "../kdunet.c"
 
-/* Take a network: its form, working pixel size (nm) and weights, in the order of c_file.py. */
+/* Set the network: its form, working pixel size (nm), and weights in the order of c_file.py. */
 void kdunet_open(int k, int depth, float slope, double pixel, const float *weights)
 {
     kd_k = k;
@@ -24,22 +23,22 @@ void kdunet_open(int k, int depth, float slope, double pixel, const float *weigh
     kd_weights = weights;
 }
 
-/* Working pixels for an image's pixel of so many nm; 0 where it is too far from the working pixel size. */
+/* Working pixels per image pixel of `pixel` nm; 0 where that is too far from the working pixel size. */
 double kdunet_ratio(double pixel)
 {
     axis a;
     return set_axis(&a, 1, pixel) ? 0 : (double)a.up / a.down;
 }
 
-/* Pixels of an image that are whole multiples of what the network pools. */
+/* Least number of image pixels that is a whole multiple of 2^depth working pixels; 0 as in kdunet_ratio. */
 int kdunet_unit(double pixel)
 {
     axis a;
     return set_axis(&a, 1, pixel) ? 0 : a.unit;
 }
 
-/* As kdunet_probability with mean and deviation given, but what the network sees is turned by a quarter, and turned back.
-   `more` is memory for the turned image, of kdunet_bytes with its sides exchanged. */
+/* Like kdunet_probability with mean and standard deviation given, but the network sees the image turned by a quarter,
+   and its result is turned back. `more` is memory for the turned image: kdunet_bytes with the sides exchanged. */
 int kdunet_turned(const float *image, int height, int width, double pixel_y, double pixel_x,
                   const float *mean_and_std, float *probability, void *memory, void *more)
 {

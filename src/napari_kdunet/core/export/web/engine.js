@@ -1,6 +1,6 @@
-// The compiled network (kdunet.wasm): the probability of the foreground of images of any size, tile by tile.
+// The compiled network (kdunet.wasm): computes the foreground probability of images of any size, tile by tile.
 
-const TILE_BYTES = 96e6; // of the network's planes: what a phone has to spare
+const TILE_BYTES = 96e6; // for the network's planes: memory that a phone can spare
 const TILE_SIDE = 2048; // pixels of the image
 
 /** An image of one channel: `data` row by row, raw values. */
@@ -15,7 +15,7 @@ class Slice {
     this.std = Math.sqrt(rest / data.length);
   }
 
-  /** The same with bright and dark exchanged. */
+  /** The same slice with bright and dark exchanged. */
   inverted() {
     const other = Object.assign(Object.create(Slice.prototype), this);
     other.data = this.data.map((value) => -value);
@@ -25,7 +25,7 @@ class Slice {
 }
 
 class Engine {
-  /** From the bytes of the module, and the weights and form of a model. */
+  /** Starts an engine from the bytes of the module, and the weights and form of a model. */
   static async open(wasm, weights, model) {
     const { instance } = await WebAssembly.instantiate(wasm, {});
     return new Engine(instance.exports, weights, model);
@@ -44,12 +44,12 @@ class Engine {
     if (missing > 0) this.code.memory.grow(missing);
   }
 
-  /** Whether an image of this pixel size, [y, x] in nm, can be brought to the model's. */
+  /** Whether an image of this pixel size, [y, x] in nm, can be resampled to the model's. */
   takes(pixel) {
     return pixel.every((size) => this.code.kdunet_unit(size) > 0);
   }
 
-  /** Pixels along one side: the smallest step of a tile, what is read around it, and working pixels for each. */
+  /** Tiling along one side: step and halo of tiles in pixels, and working pixels per pixel. */
   axis(size) {
     const unit = this.code.kdunet_unit(size);
     const ratio = this.code.kdunet_ratio(size);
@@ -65,7 +65,7 @@ class Engine {
     return Array.from({ length: Math.ceil(n / side) }, (_, i) => [i * side, Math.min((i + 1) * side, n)]);
   }
 
-  /** Probabilities of a window, y and x each [start, stop]; `turned` by a quarter before the network sees it. */
+  /** Probabilities of a window, y and x each [start, stop]; if `turned`, the network sees it turned by a quarter. */
   window(slice, pixel, y, x, turned = false) {
     const read = [slice.height, slice.width].map((size, i) => {
       const { unit, halo } = this.axis(pixel[i]);
@@ -94,7 +94,7 @@ class Engine {
     return out;
   }
 
-  /** Probabilities of a slice; `onTile` is told the share that is done, and stops the rest where it gives false. */
+  /** Probabilities of a slice; `onTile` gets the share of tiles done, and stops the rest by returning false. */
   async segment(slice, pixel, onTile) {
     const out = new Float32Array(slice.height * slice.width);
     const [rows, columns] = [this.spans(slice.height, pixel[0]), this.spans(slice.width, pixel[1])];

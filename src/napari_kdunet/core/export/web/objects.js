@@ -1,6 +1,6 @@
-// From probabilities to a mask and its objects: pixels that touch, by a side or a corner.
+// From probabilities to a mask and its objects: connected components of pixels that touch by a side or a corner.
 
-/** The mask (0, 255) above a threshold without objects under `least` pixels, and the objects, the largest first. */
+/** The mask (0, 255) above a threshold without objects smaller than `least` pixels, and the objects, largest first. */
 function objectsOf(probability, height, width, threshold, least) {
   const mask = new Uint8Array(height * width);
   const runs = []; // {y, start, stop, of}: pixels of a row, and the run that stands for their object

@@ -1,4 +1,4 @@
-// The window: what is chosen becomes tasks for the worker, and its answers become pictures and numbers.
+// The window: choices become tasks for the worker, and its answers become pictures and numbers.
 "use strict";
 
 const at = (id) => document.getElementById(id);
@@ -158,7 +158,7 @@ async function segment() {
   await remask();
 }
 
-/** The mask at the threshold, and what is to be told of it; while one is made, further calls wait for one more. */
+/** Updates the mask at the threshold and its numbers; calls during an update lead to one more update. */
 async function remask() {
   if (remask.busy) {
     remask.again = true;

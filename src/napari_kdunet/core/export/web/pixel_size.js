@@ -1,14 +1,14 @@
 // The pixel size at which the model is surest of what it sees: the measure of `core.find_pixel_size`, on one slice.
 
-const OCTAVES = [0, -0.5, -1, -1.5, -2, 0.5, 1, 1.5, 2]; // of the model's own pixel size
+const OCTAVES = [0, -0.5, -1, -1.5, -2, 0.5, 1, 1.5, 2]; // from the model's own pixel size
 const FINE = 0.25; // octaves to both sides of the best of these
 const WIDE = 1; // octaves to both sides of the surest size over which doubts are smoothed
-const OFF = 0.5; // octaves from there to the lowest point, at most
-const WORKING_SIDE = 640; // working pixels of the window that is looked at
+const OFF = 0.5; // octaves from there to the lowest point of the smoothed doubts, at most
+const WORKING_SIDE = 640; // side of the window that is examined, working pixels
 const VIEWS_WEIGHT = 0.2;
-const SURER = 0.6; // of the doubt as it is: contrast is inverted only where the model is so much surer
+const SURER = 0.6; // share of the doubt at the original contrast, below which the inverted one is preferred
 
-/** Tries sizes; `onTried` is told the share that is done, and stops the search where it gives false (then null). */
+/** Tries sizes; `onTried` gets the share done, and stops the search by returning false (the result is then null). */
 async function findPixelSize(engine, slice, onTried) {
   const steps = 2 * OCTAVES.length + 2;
   const tried = [];
@@ -38,7 +38,7 @@ function best(tried, limit) {
     const row = tried.filter((each) => each.inverted === contrast).sort((a, b) => a.size - b.size);
     const doubt = (i) => (row[i] ? row[i].doubt : Infinity);
     const least = (i) => doubt(i) <= Math.min(doubt(i - 1), doubt(i + 1));
-    // the largest size is there as a neighbour alone
+    // the largest size only serves as a neighbour
     const minima = row.filter((_, i) => i < Math.max(row.length - 1, 1) && least(i));
     return minima.reduce((one, other) => (one && one.doubt <= other.doubt ? one : other), null);
   });
@@ -58,7 +58,7 @@ function smoothed(tried, surest) {
   const [n, x, xx, xxx, xxxx] = [0, 1, 2, 3, 4].map((power) => sum(({ at }) => at ** power));
   const [y, xy, xxy] = [0, 1, 2].map((power) => sum(({ at, doubt }) => doubt * at ** power));
   const determinant = ([a, b, c], [d, e, f], [g, h, i]) => a * (e * i - f * h) - b * (d * i - f * g) + c * (d * h - e * g);
-  const square = determinant([xxy, xxx, xx], [xy, xx, x], [y, x, n]); // both times the same positive number
+  const square = determinant([xxy, xxx, xx], [xy, xx, x], [y, x, n]); // both are scaled by the same positive number
   const slope = determinant([xxxx, xxy, xx], [xxx, xy, x], [xx, y, n]);
   if (!(square > 0)) return surest.size;
   const octaves = near.map(({ at }) => at);
@@ -66,7 +66,7 @@ function smoothed(tried, surest) {
   return surest.size * 2 ** Math.min(Math.max(-slope / (2 * square), least), most);
 }
 
-/** From 0, sure of every pixel; infinite where (nearly) nothing or far too much is foreground. */
+/** Doubt at a size: 0 if sure of every pixel; infinite where (nearly) nothing or far too much is foreground. */
 function doubtAt(engine, slice, size) {
   const pixel = [size, size];
   if (!engine.takes(pixel)) return { doubt: Infinity, foreground: 0 };
@@ -96,7 +96,7 @@ function doubtAt(engine, slice, size) {
   return { doubt: ratio + VIEWS_WEIGHT * (1 - (2 * both) / Math.max(squares, 1e-12)), foreground };
 }
 
-/** Binary, in nats. */
+/** Binary entropy in nats. */
 function entropyOf(p) {
   const q = Math.min(Math.max(p, 1e-7), 1 - 1e-7);
   return -(q * Math.log(q) + (1 - q) * Math.log1p(-q));

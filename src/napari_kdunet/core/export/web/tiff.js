@@ -1,4 +1,4 @@
-// TIFF: what microscopes and ImageJ write of grey images, read slice by slice, and what is written of a result.
+// TIFF: reads grey images as microscopes and ImageJ write them, slice by slice, and writes results.
 
 const MOST_PAGES = 100000;
 const NM = { nm: 1, nanometer: 1, um: 1e3, "µm": 1e3, "μm": 1e3, "\\u00b5m": 1e3, micron: 1e3, microns: 1e3,
@@ -62,7 +62,7 @@ class Tiff {
     return this.big ? Number(entries.getBigUint64(end, this.little)) : entries.getUint32(end, this.little);
   }
 
-  /** The numbers of an entry; null of a type that is not needed. */
+  /** The values of an entry; null if its type is not needed. */
   async values(entries, at) {
     const { little, big } = this;
     const type = entries.getUint16(at + 2, little);
@@ -87,7 +87,7 @@ class Tiff {
     return Array.from({ length: count }, (_, i) => read(from + i * size));
   }
 
-  /** ImageJ describes a stack beyond 4 GB by its first page alone: the others lie behind it. */
+  /** ImageJ describes only the first page of a stack beyond 4 GB: adds the others, which lie behind it. */
   spread() {
     const [page] = this.pages;
     const count = /^ImageJ=/.test(page.text) ? Number((/\bimages=(\d+)/.exec(page.text) || [])[1]) : 1;
@@ -100,7 +100,7 @@ class Tiff {
     }
   }
 
-  /** [y, x] in nm, as OME-XML, ImageJ or the resolution in centimetres state it; null if none can be meant. */
+  /** [y, x] in nm, as OME-XML, ImageJ or the resolution in centimetres state it; null if none or an implausible one. */
   pixelSize() {
     const { text, tags } = this.pages[0];
     const per = [283, 282].map((tag) => 1 / (tags.get(tag) || [0])[0]);
@@ -178,7 +178,7 @@ class Tiff {
   }
 }
 
-/** What is wrong with a file, for the one who chose it. */
+/** An error whose message is for the user who chose the file. */
 class Refused extends Error {}
 
 function nanometres(unit) {
@@ -186,7 +186,7 @@ function nanometres(unit) {
   return known === undefined ? NaN : known;
 }
 
-/** Text that was read byte by byte. */
+/** Decodes UTF-8 text that was read byte by byte; other text is returned as it is. */
 function fromUtf8(text) {
   try {
     return new TextDecoder("utf-8", { fatal: true }).decode(Uint8Array.from(text, (c) => c.charCodeAt(0)));

@@ -1,8 +1,8 @@
-// The work of the page, beside its window: each message is a task that is answered once, under its number. A later task
-// ends those before it, which are answered with null.
+// The computations of the page, in a worker: each message is a task that is answered once, with its id. A later task
+// ends earlier ones, which are answered with null.
 
 let engine = null;
-let source = null; // what was opened: {slices, pixel, read(z)}
+let source = null; // the opened file: {slices, pixel, read(z)}
 let slice = null;
 let probability = null;
 let latest = 0;
@@ -14,7 +14,7 @@ const tasks = {
     return {};
   },
 
-  /** Opens a file at its middle slice; until it is known to be an image, the one before stays. */
+  /** Opens a file at its middle slice; the previous image stays until the new file is known to be one. */
   async open({ file }, id) {
     opening = id;
     const opened = await sourceOf(file);
@@ -60,7 +60,7 @@ const tasks = {
   },
 };
 
-const ENDING = new Set(["show", "find", "segment"]); // as `open` does, those before them
+const ENDING = new Set(["show", "find", "segment"]); // these tasks end earlier ones, as `open` does
 
 self.onmessage = async ({ data: { id, task, ...given } }) => {
   if (ENDING.has(task)) latest = id;
@@ -93,10 +93,10 @@ function finite(read) {
   return read;
 }
 
-/** Makes what was read the slice that all else is about, and tells the page how it looks. */
+/** Makes what was read the current slice, and returns what the page needs to show it. */
 function taken({ data, height, width }, z) {
   [slice, probability] = [new Slice(data, height, width), null];
-  const step = Math.ceil(Math.max(height, width) / 4096); // no more is drawn
+  const step = Math.ceil(Math.max(height, width) / 4096); // at most 4096 pixels a side are drawn
   return { z, height, width, step, shown: greyLevels(slice, step) };
 }
 
@@ -128,7 +128,7 @@ async function pictureOf(file) {
   return { data, height, width };
 }
 
-/** 0 to 255 for the window, from nearly the least to nearly the greatest value, of each `step`th pixel. */
+/** Every `step`th pixel as 0 to 255 for display, from nearly the least to nearly the greatest value. */
 function greyLevels({ data, height, width }, step) {
   const some = data.filter((_, i) => i % Math.ceil(data.length / 1e5) === 0).sort();
   const [low, high] = [some[Math.floor(some.length * 0.002)], some[Math.ceil(some.length * 0.998) - 1]];
@@ -146,7 +146,7 @@ function everyStep(data, height, width, step) {
 }
 
 async function pngOf(mask, height, width) {
-  const lines = new Uint8Array(height * (width + 1)); // each with its filter, none
+  const lines = new Uint8Array(height * (width + 1)); // each begins with its filter: 0, none
   for (let y = 0; y < height; y++) lines.set(mask.subarray(y * width, (y + 1) * width), y * (width + 1) + 1);
   const packed = new Blob([lines]).stream().pipeThrough(new CompressionStream("deflate"));
   const pixels = new Uint8Array(await new Response(packed).arrayBuffer());
