@@ -195,3 +195,19 @@ def test_weights_that_change_are_asked_again(tissue) -> None:
     again = core.predict(model, volume, statistics="volume", threads=1).compute()
     fresh = core.predict(model, core.open_volume(volume.data, voxel_size=volume.voxel_size), statistics="volume")
     np.testing.assert_array_equal(again, fresh.compute())
+
+
+def test_slices_that_cannot_be_read_are_passed_over(tissue, tmp_path) -> None:
+    """So that `predict --on-error skip` can name them; an image without any other is an error."""
+    path, (raw, _) = tmp_path / "raw.zarr", tissue
+    core.write_volume(raw, path)
+    rest = core.adapt_statistics("mito-2unet", core.open_volume(np.asarray(raw)[[1, 2, 4]], voxel_size=(10, 10, 10)))
+    for z in (0, 3):
+        (path / "0" / "c" / str(z) / "0" / "0").write_bytes(b"damaged")
+    found = core.adapt_statistics("mito-2unet", path)
+    for one, other in zip(norms(rest), norms(found), strict=True):
+        torch.testing.assert_close(one.running_mean, other.running_mean)
+    for chunk in path.glob("0/c/*/0/0"):
+        chunk.write_bytes(b"damaged")
+    with pytest.raises(core.VolumeError, match="cannot read slice z="):
+        core.adapt_statistics("mito-2unet", path)

@@ -334,3 +334,45 @@ def test_a_frame_of_two_pixels():
 @pytest.mark.parametrize("fill", [300, -1, 0.5, math.nan, math.inf])
 def test_a_fill_value_that_no_pixel_can_have(fill, fails):
     fails(np.ones((1, 40, 40), np.uint8), "fill is", "uint8", fill=fill)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "value"), [("uint16", 65535), ("int16", -9999), ("float32", -9999), ("float64", 1e6)]
+)
+def test_single_pixels_far_beyond_all_others_do_not_count(dtype, value):
+    """Hot pixels of a detector, or a code for no data."""
+    rng, image = np.random.default_rng(0), 300 + texture((256, 256)).astype(dtype)
+    hot = np.zeros(image.shape, bool)
+    hot.reshape(-1)[rng.choice(image.size, 40, replace=False)] = True
+    spoilt = np.where(hot, np.array(value, dtype), image)
+    volume = open_volume(spoilt[None])
+    assert not volume.is_lost(0)
+    np.testing.assert_array_equal(volume.outside(0), hot)
+    assert volume.statistics(0) == pytest.approx(moments_inside(image, hot))
+    filled = volume.mirrored(0, slice(None), slice(None), 8)
+    assert filled[hot].min() >= image.min()
+    assert filled[hot].max() <= image.max()
+    assert open_volume(image[None]).outside(0) is None
+
+
+def test_bright_specks_belong_to_the_sample():
+    """As gold beads, three times as far from the mean as the image reaches, in a hundredth of a thousandth."""
+    image = texture((256, 256)).astype(np.float32)
+    image[[20, 90], [30, 200]] = 800
+    volume = open_volume(image[None])
+    assert volume.outside(0) is None
+    assert volume.statistics(0) == pytest.approx((image.mean(dtype=float), image.std(dtype=float)))
+
+
+def test_padding_of_a_boolean_image():
+    image = np.random.default_rng(0).random((256, 256)) < texture((256, 256)) / 255
+    image[:, :60] = False
+    volume = open_volume(image[None])
+    outside = volume.outside(0)
+    assert outside[:, :60].all()
+    filled = volume.mirrored(0, slice(None), slice(None), 8)
+    assert filled.dtype == bool
+    inside = ~ndimage.binary_dilation(outside, np.ones((5, 5)))
+    assert np.count_nonzero(inside) > image.size / 4
+    np.testing.assert_array_equal(filled[inside], image[inside])
+    assert filled[:, 50:60].any(), "mirrored"

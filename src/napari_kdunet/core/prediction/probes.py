@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass, replace
 from itertools import product
 
+from napari_kdunet.core.errors import VolumeError
 from napari_kdunet.core.networks.model import Model
 from napari_kdunet.core.prediction.tiler import Tiler
 from napari_kdunet.core.volumes.neighbours import Neighbours
@@ -41,7 +42,7 @@ class Probes:
     def of(cls, model: Model, volume: Volume, slices: int, device: str, threads: int | None) -> Probes | None:
         """Read the windows of `slices` slices; None if there is no sample anywhere."""
         neighbours = Neighbours.between(model.context, model.context_distance, volume.voxel_size)
-        found = _windows(volume, slices)
+        found = _windows(volume, slices, neighbours)
         if not found:
             return None
         held = volume.extract([(near, y, x) for z, y, x in found for near in neighbours.of(volume, z)])
@@ -63,14 +64,33 @@ class Probes:
         return spans[0], spans[1]
 
 
-def _windows(volume: Volume, slices: int) -> list[tuple[int, slice, slice]]:
-    """Return slices that show sample, each with the rows and columns of its window."""
+def _windows(volume: Volume, slices: int, neighbours: Neighbours) -> list[tuple[int, slice, slice]]:
+    """Return slices that show sample, each with the rows and columns of its window.
+
+    Slices that cannot be read are passed over: whoever predicts them decides what follows from that.
+
+    Raises
+    ------
+    VolumeError
+        If there is no other slice.
+    """
     count = min(max(slices, 1), len(volume))
     first, more = (spaced(range(len(volume)), most) for most in (count, _LOOKED_AT))
-    held = [z for z in first if not volume.is_lost(z)]
+    errors = []
+
+    def shows_sample(z: int) -> bool:
+        try:
+            return not volume.is_lost(z) and bool(neighbours.of(volume, z))
+        except VolumeError as error:
+            errors.append(error)
+            return False
+
+    held = [z for z in first if shows_sample(z)]
     for z in more if len(held) < count else ():
-        if z not in first and len(held) < count and not volume.is_lost(z):
+        if z not in first and len(held) < count and shows_sample(z):
             held.append(z)
+    if errors and not held:
+        raise errors[0]
     whole = max(volume.shape[1:]) <= _LARGEST_SIDE and all(volume.outside(z) is None for z in held)
     window = (slice(None), slice(None))
     return [(z, *(window if whole else _window(volume, z))) for z in sorted(held)]

@@ -1,7 +1,8 @@
 """Which pixels of a slice show the sample, and their mean and standard deviation.
 
-Outside the sample are padding around a rotated, aligned or partly acquired image, missing tiles, and lost sections:
-their values say nothing, and would spoil the statistics that a slice is standardised by.
+Outside the sample are padding around a rotated, aligned or partly acquired image, missing tiles, lost sections, and
+single pixels far beyond all others (hot pixels, or a code for "no data"): their values say nothing, and would spoil the
+statistics that a slice is standardised by.
 
 Padding is found as large connected regions of exactly one value. The first test for them, runs of equal values along
 the borders and in every 32nd row, is cheap, so that slices without padding take hardly longer. Narrow bands of padding,
@@ -34,6 +35,8 @@ _COMPILED = (np.uint8, np.uint16, np.int16, np.float32)  # usual dtypes of image
 _LEAST_SAMPLE = 0.01  # share of a slice; with less, and less than RUN x RUN pixels, it has no sample
 _NOISE_LEVELS = 16  # most distinct values of a slice that may be nothing but read noise ...
 _NOISE_SHARE = 0.02  # ... or its largest standard deviation, as a share of the range of 8 and 16 bit integers
+_QUANTILES = (0.001, 0.999)  # pixels between them span the values of an image ...
+_BEYOND = 10  # ... and one beyond them by this many spans is none of it
 _UNLIKE = 0.02  # correlation of neighbouring pixels below which they have nothing in common
 _SURELY_ALIKE = 0.3  # ... and above which a look at every 32nd row is enough
 _FILLED_ROWS = 256
@@ -95,6 +98,10 @@ def summarise(
             outside |= find_regions(read, shape, value, stated=False)
         for value in scan.bands():
             outside |= find_regions(read, shape, value, stated=False, band=True)
+    if (limits := scan.limits()) is not None:
+        for rows in strips_of(shape[0], _STRIP_ROWS):
+            strip = read(rows)
+            outside.add(rows, (strip < limits[0]) | (strip > limits[1]))
     moments = scan.moments
     if outside.any():
         moments = _Moments()
@@ -197,6 +204,8 @@ def mirrored(
 
 def _nearest(value: float, dtype: np.dtype[Any]) -> int:
     """Return the nearest value of an integer type; as a float, the mean of the largest 64-bit values is beyond it."""
+    if dtype.kind == "b":
+        return value >= 0.5
     limits = np.iinfo(dtype)
     return min(max(round(value), int(limits.min)), int(limits.max))
 
@@ -310,6 +319,8 @@ class _Scan:
         self._columns: list[NDArray[Any]] = []
         self._runs: dict[float, int] = {}
         self._nan = False
+        self._range = (math.inf, -math.inf)
+        """Lowest and highest pixel of a slice of more than 8 bits."""
 
     def add(self, rows: slice, strip: NDArray[Any]) -> None:
         """Add the next strip, `rows` of the slice."""
@@ -318,6 +329,8 @@ class _Scan:
         if rows.stop == self.shape[0]:
             self._count_corners(strip[::-1])
         self.moments.add(strip)
+        if strip.dtype.itemsize > 1:
+            self._range = min(self._range[0], strip.min().item()), max(self._range[1], strip.max().item())
         self._nan = self._nan or (not self.moments.finite and bool(np.isnan(strip).any()))
         self.lines.append(strip[::RUN].copy())
         self._across.append(strip[:, ::RUN].copy())
@@ -352,6 +365,14 @@ class _Scan:
         for i in np.flatnonzero(lengths >= RUN):
             value = flat[starts[i]].item()
             self._runs[value] = self._runs.get(value, 0) + int(lengths[i])
+
+    def limits(self) -> tuple[float, float] | None:
+        """Return the lowest and the highest value that a pixel of the image may have, if any pixel is beyond them."""
+        if not self.moments.finite or self._range[0] > self._range[1]:
+            return None
+        low, high = np.quantile(np.concatenate(self.lines), _QUANTILES)
+        low, high = low - _BEYOND * (high - low), high + _BEYOND * (high - low)
+        return (low, high) if low < high and (self._range[0] < low or self._range[1] > high) else None
 
     def fills(self) -> list[float]:
         """Return the values that may be padding: those with most pixels in runs, and NaN if there is any."""
