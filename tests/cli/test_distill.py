@@ -28,7 +28,7 @@ def test_distill_without_labels(data, teacher, tmp_path):
     more = ["--unlabelled", data / "other.tif", "--unlabelled", data / "other.tif"]
     result = run("distill", teacher, data / "raw.tif", "-o", path, "--steps", 40, *more, *SMALL)
     assert result.code == 0, result.err
-    assert "0 labelled and 23 taught slices; validated on teacher, z = 3" in result.err
+    assert "0 labelled and 23 unlabelled slices; validated on teacher, z = 3" in result.err
     iou = core.evaluate(core.predict(core.load_model(path), data / "raw.tif", output="labels"), data / "labels.tif").iou
     assert iou > 0.5
 
@@ -46,7 +46,7 @@ def test_distill_on_several_images(data, teacher, tmp_path):
     more = ["--unlabelled", data / "other.tif", "--voxel-size", 10, "--steps", 40]
     result = run("distill", teacher, *pairs, "-o", path, *more, *SMALL)
     assert result.code == 0, result.err
-    assert "14 labelled and 8 taught slices" in result.err
+    assert "14 labelled and 8 unlabelled slices" in result.err
 
 
 def test_a_teacher_of_another_tool(data, tmp_path):

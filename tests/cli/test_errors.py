@@ -214,6 +214,7 @@ def test_out_of_memory(error, data, tmp_path, monkeypatch):
     assert result.code == 1
     assert len(result.lines) == 1
     assert "lower --batch" in result.err
+    assert "for objects check the voxel size (--voxel-size)" in result.err
 
 
 @pytest.mark.parametrize("error", [RuntimeError("a bug"), KeyError("a bug")])

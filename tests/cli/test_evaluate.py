@@ -66,3 +66,18 @@ def test_outside_the_sample_nothing_is_scored(tmp_path):
     assert json.loads(run(*argv).out)["iou"] < 0.9
     for more in ([], ["--fill", 0], ["--sample", tmp_path / "sample.tif"]):
         assert json.loads(run(*argv, "--raw", tmp_path / "raw.tif", *more).out)["iou"] == 1
+
+
+def test_what_cannot_be_known_of_labels_is_refused_and_what_is_assumed_is_noted(data, tmp_path):
+    _, labels = blobs()
+    np.save(tmp_path / "from-1.npy", (labels > 0).astype(np.uint8) + 1)
+    np.save(tmp_path / "percent.npy", (labels > 0) * np.int16(99) + (np.arange(labels.shape[-1]) % 2).astype(np.int16))
+    result = run("evaluate", data / "labels.tif", tmp_path / "from-1.npy")
+    assert result.code == 2
+    assert "from-1.npy hold values from 1 to 2 and no background of 0" in result.err
+    assert "from-1.npy has no background of 0" in run(
+        "evaluate", data / "labels.tif", tmp_path / "from-1.npy", "--objects"
+    ).err.replace("\n", " ")
+    result = run("evaluate", tmp_path / "percent.npy", data / "labels.tif", "--json")
+    assert "percent.npy, 1 to 100, are taken as classes or objects" in result.err
+    assert "notes" not in json.loads(result.out)

@@ -188,14 +188,14 @@ def test_tables_of_others_and_of_before_stay(data, volumes, tmp_path):
     (tmp_path / "sweep.csv").write_text("mine")
     result = run(*argv)
     assert result.code == 2
-    assert "sweep.csv is there already" in result.err
+    assert "sweep.csv exists already" in result.err
     assert (tmp_path / "sweep.csv").read_text() == "mine"
     (tmp_path / "sweep.csv").unlink()
     assert run(*argv).code == 0
     before = rows(tmp_path / "sweep.csv")
     result = run(*argv, "--tau", "3")
     assert result.code == 2
-    assert "of other settings: tau" in result.err
+    assert "with other settings: tau" in result.err
     assert rows(tmp_path / "sweep.csv") == before
     (tmp_path / "study").mkdir()
     (tmp_path / "study" / "reruns.csv").write_text("mine")
@@ -271,4 +271,4 @@ def test_a_folder_of_another_budget(volumes, tmp_path):
     assert run(*argv).code == 0
     result = run(*argv, "--budget", 0.01)
     assert result.code == 2
-    assert re.match(r"error: \S+ours-2-unet-seed0.json is of other settings: steps 4 \(now 5\)\. ", result.err)
+    assert re.match(r"error: \S+ours-2-unet-seed0.json was made with other settings: steps 4 \(now 5\)\. ", result.err)

@@ -73,7 +73,7 @@ def test_probabilities_of_a_model_are_taken_at_its_threshold(ending, tmp_path, m
         mask = np.asarray(core.open_volume("mask.tif")) > 0
         np.testing.assert_array_equal(np.asarray(core.open_volume("ids.tif")) > 0, mask)
         scored = run("evaluate", f"p.{ending}", "mask.tif", "--json")
-        assert f"scored at {threshold}" in scored.err
+        assert f"scored at threshold {threshold}" in scored.err
         assert json.loads(scored.out)["iou"] == 1
         given = run("evaluate", f"p.{ending}", "mask.tif", "--json", "--threshold", "0.5")
         assert (given.err, json.loads(given.out)["iou"] < 1) == ("", True)
@@ -165,6 +165,6 @@ def test_a_model_of_outlines_on_the_command_line(tmp_path):
     np.testing.assert_allclose(np.asarray(core.open_volume(tmp_path / "o.tif")), expected, atol=1e-5)
     assert "boundary" in run("info", path).out
     both = run("predict", path, tmp_path / "raw.tif", *out, "--boundary", "--probabilities")
-    assert (both.code, "two commands" in both.err) == (2, True)
+    assert (both.code, "a command for each" in both.err) == (2, True)
     other = run("predict", "lucchi-1unet", tmp_path / "raw.tif", *out, "--boundary")
     assert (other.code, "outlines" in other.err) == (2, True)

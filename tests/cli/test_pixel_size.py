@@ -40,7 +40,7 @@ def test_the_size_is_that_at_which_the_network_at_hand_is_surest(unknown, tmp_pa
     options = {"adapt": QUICK, "distill": (*QUICK[2:], "--start", MODEL), "train": QUICK[2:]}[command]
     result = run(command, *given, "-o", tmp_path / "m.safetensors", *options)
     assert result.code == 0, result.err
-    assert f"{raw} is not stated: {size:g} nm, where {MODEL} is surest" in result.err
+    assert f"{raw} is not stated: it is taken as {size:g} nm, where {MODEL} is surest" in result.err
     assert "taken as the model's" not in result.err
     stated = run(command, *given, "-o", tmp_path / "n.safetensors", *options, "--voxel-size", "8")
     assert stated.code == 0, stated.err
@@ -50,7 +50,7 @@ def test_the_size_is_that_at_which_the_network_at_hand_is_surest(unknown, tmp_pa
 def test_what_is_typed_is_kept_by_adapt(unknown, tmp_path):
     path = tmp_path / "m.safetensors"
     given = ("adapt", MODEL, unknown[0], "-o", path, *QUICK, "--voxel-size", "5")
-    assert "the student begins anew" in run(*given, "--depth", "2").err
+    assert "the student starts untrained" in run(*given, "--depth", "2").err
     result = run(*given, "--pixel-size", "12", "--overwrite")
     assert result.code == 0, result.err
     assert core.load_model(path).pixel_size == 12
@@ -65,10 +65,31 @@ def test_a_network_that_does_not_know_the_tissue_works_where_it_is_least_unsure(
     assert 3 < search.guess < 8
     result = run("predict", "lucchi-1unet", raw, "-o", tmp_path / "mask.tif")
     assert result.code == 0
-    assert f"is sure at none. Taken as {search.guess:g} nm, where it is least unsure; give --voxel-size." in result.err
+    assert (
+        f"is sure at no size. It is taken as {search.guess:g} nm, where it is least unsure; give --voxel-size."
+        in result.err
+    )
     mask = core.open_volume(tmp_path / "mask.tif")
     assert mask.voxel_size is None
     stated = core.predict(model, core.open_volume(raw, voxel_size=(search.guess,) * 3), output="labels", threads=1)
     np.testing.assert_array_equal(mask[0], stated[0])
     asked = run("predict", "lucchi-1unet", raw, "-o", tmp_path / "asked.tif", "--voxel-size", "auto")
     assert (asked.code, asked.lines[-1].count("give --voxel-size")) == (2, 1)
+
+
+def test_inverted_contrast_is_mentioned_where_the_size_is_stated(tmp_path):
+    image, out = (
+        core.open_volume(Path(os.environ["KDUNET_DATA"]) / "vnc-train-raw.tif").read(9)[None],
+        tmp_path / "m.tif",
+    )
+    for name, pixels in (("plain", image), ("inverted", 255 - image)):
+        core.write_volume(core.open_volume(pixels, voxel_size=(50, 4.6, 4.6)), tmp_path / f"{name}.tif")
+    plain, inverted, told = (
+        run("predict", "mito-2unet", tmp_path / f"{name}.tif", "-o", out, "--overwrite", *more)
+        for name, more in (("plain", ()), ("inverted", ()), ("inverted", ("--no-invert",)))
+    )
+    assert (plain.code, plain.err) == (0, "")
+    (line,) = inverted.lines
+    assert line.startswith(f"note: mito-2unet is surer of {tmp_path / 'inverted.tif'} with bright and dark exchanged")
+    assert "--invert" in line
+    assert (told.code, told.err) == (0, "")

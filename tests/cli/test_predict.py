@@ -138,8 +138,8 @@ def test_predict_says_that_the_pixel_size_is_unknown(data, teacher, tmp_path):
     result = run("predict", teacher, data / "unknown.tif", "-o", path)
     assert result.code == 0
     assert result.lines == [
-        f"note: the pixel size of {data / 'unknown.tif'} is not stated and not found: {teacher} is sure at none. Taken "
-        "as the model's 10 nm; give --voxel-size."
+        f"note: the pixel size of {data / 'unknown.tif'} is not stated and not found: {teacher} is sure at no size. "
+        "It is taken as the model's 10 nm; give --voxel-size."
     ]
     assert core.open_volume(path).voxel_size is None
     with tifffile.TiffFile(path) as tif:

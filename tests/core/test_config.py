@@ -202,7 +202,7 @@ def test_parse_slices_errors(text, one_line):
 
 
 def test_more_slices_than_there_can_be(one_line):
-    with one_line(core.ConfigError, "0:100000000000", "more than any volume"):
+    with one_line(core.ConfigError, "0:100000000000", "more slices than any volume"):
         parse_slices("0:100000000000")
 
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 
 import numpy as np
 import pytest
+from PIL import Image
+from scipy.ndimage import binary_erosion, gaussian_filter
 
 from napari_kdunet import core
 from napari_kdunet.core.metrics import Curve, MeanCurve
@@ -185,3 +188,109 @@ def test_one_threshold_for_several_volumes():
     assert both.ce == pytest.approx((low.ce + high.ce) / 2)
     assert not both.collapsed
     assert MeanCurve((low,)).best_threshold() == low.best_threshold()
+
+
+# ---------------------------------------------------------------- what cannot be known of the values
+
+
+@pytest.fixture
+def mask() -> np.ndarray:
+    """Round objects (2, 96, 96) of 0 and 1, some of which touch."""
+    y, x = np.mgrid[:96, :96]
+    spots = ((20, 20, 9), (30, 60, 14), (48, 70, 12), (70, 30, 17), (75, 80, 6))
+    slice_ = np.any([(y - a) ** 2 + (x - b) ** 2 < r**2 for a, b, r in spots], axis=0)
+    return np.stack([slice_, slice_[::-1]]).astype(np.uint8)
+
+
+def test_labels_without_a_background_of_0(mask, one_line):
+    """1 may be the background, as ilastik and Amira write it, or an object: it is asked for."""
+    with one_line(core.LabelsError, "1 to 2", "no background of 0", "give 0 as the ignore value"):
+        core.evaluate(mask, mask + 1)
+    assert not core.evaluate(mask, mask).notes
+    assert core.evaluate(mask, mask + 1, ignore=0).iou == 1  # as it advises
+    sparse = mask + 1
+    sparse[:, :10] = 255
+    with one_line(core.LabelsError, "no background of 0"):
+        core.evaluate(mask, sparse, ignore=255)
+    sparse[sparse == 2] = 1
+    scores = core.evaluate(mask, sparse, ignore=255)
+    assert scores.total.tn == scores.total.fp == 0
+    assert "no background" in scores.notes[0]
+
+
+def test_ids_that_fill_a_volume_are_objects(mask, one_line):
+    """It is only noted, as even 1 and 2 may be two objects that share a volume between them."""
+    for ids in (mask + 1, mask + 1 + 2 * (np.arange(96) > 48).astype(np.uint8), np.where(mask, 42, 17)):
+        scores = core.score_objects(ids, ids)
+        assert scores.f1() == 1
+        assert all("no background" in note for note in scores.notes)
+        assert len(scores.notes) == 2
+        with one_line(core.LabelsError, "no background of 0"):
+            core.evaluate(mask, ids)
+    assert not core.score_objects(mask, mask).notes
+
+
+def jpeg(mask, quality):
+    def compressed(pixels):
+        file = io.BytesIO()
+        Image.fromarray(pixels * np.uint8(255)).save(file, "JPEG", quality=quality)
+        return np.asarray(Image.open(file))
+
+    return np.stack([*map(compressed, mask)])
+
+
+@pytest.mark.parametrize("quality", [10, 30, 75, 90, 95])
+def test_a_mask_from_jpeg_is_no_labels(mask, quality, one_line):
+    """Each halo of 1, 2, 3 would be foreground; as a prediction it is probabilities."""
+    grey = jpeg(mask, quality)
+    if quality <= 75:  # a prediction of fewer greys is refused too
+        assert core.evaluate(grey, mask).iou > (0.9 if quality == 10 else 0.98)
+    for scored in (core.evaluate, core.score_objects):
+        with one_line(core.LabelsError, "mask in grey", "above 127"):
+            scored(mask, grey)
+    with one_line(core.LabelsError, "mask in grey"):
+        next(core.iter_train(mask * 100, grey, core.TrainConfig(steps=1)))
+
+
+def test_a_smoothed_mask_is_no_labels(mask, one_line):
+    enlarged = [Image.fromarray(each * np.uint8(255)).resize((250, 250), Image.Resampling.BICUBIC) for each in mask]
+    large = np.stack([*map(np.asarray, enlarged)])
+    for grey in (large, (gaussian_filter(mask.astype(float), (0, 1, 1)) * 255).astype(np.uint8)):
+        sparse = grey.copy()
+        sparse[:, :5] = 77
+        for ignore, labels in ((None, grey), (77, sparse)):
+            with one_line(core.LabelsError, "mask in grey"):
+                core.evaluate(grey > 127, labels, ignore=ignore)
+
+
+def test_ids_and_classes_are_no_mask_in_grey(mask):
+    rng = np.random.default_rng(0)
+    y, x = np.mgrid[:128, :128]
+    for side in (2, 3, 8):  # touching objects of so many pixels, in raster order and not
+        raster = ((y // side) * (128 // side + 1) + x // side) % 255 + 1
+        for ids in (raster, rng.permutation(255)[raster - 1] + 1, np.where(raster % 7, raster, 0)):
+            ids[0, 0] = 0
+            assert core.evaluate(ids > 0, ids.astype(np.uint8)).iou == 1
+            most_ignored = np.where((x < 90) | (y < 90), 255, ids).astype(np.uint8)
+            most_ignored[-1] = 0
+            assert core.evaluate(most_ignored % 255 > 0, most_ignored, ignore=255).iou == 1
+    points = np.zeros((128, 128), np.uint8)
+    points[::4, ::4] = rng.permutation(1024).reshape(32, 32) % 256
+    classes = 127 * mask + 128 * binary_erosion(mask, np.ones((1, 3, 3))).astype(np.uint8)
+    marked = np.where(x[:96, :96] < 60, mask, 255)
+    for labels, ignore in ((points, None), (classes, None), (marked, 255)):
+        if ignore is None:
+            assert core.evaluate(labels > 0, labels).iou == 1
+        else:
+            assert core.evaluate(mask, labels, ignore=ignore).total.tp > 0
+
+
+@pytest.mark.parametrize(("dtype", "most"), [("int16", 100), ("int32", 255), ("int64", 1000)])
+def test_a_note_says_how_integers_are_read(mask, dtype, most):
+    probability = (gaussian_filter(mask.astype(float), (0, 2, 2)) * most).astype(dtype)
+    scores = core.evaluate(probability, mask)
+    assert scores.iou < 0.9
+    (note,) = scores.notes
+    assert f"to {probability.max()}, are taken as classes or objects: all but 0 is foreground" in note
+    assert not core.evaluate((probability > most / 2).astype(dtype), mask).notes
+    assert "probabilities from 0 to 255" in core.evaluate(jpeg(mask, 75), mask).notes[0]

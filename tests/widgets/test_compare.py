@@ -117,7 +117,7 @@ def test_layers_in_different_places_are_warned_of_once(compare, notified, qtbot)
     widget.start_button.native.click()
     finished(qtbot, widget)
     (message,) = notified
-    assert message.startswith("truth lies elsewhere than again (+0, +1, -2 voxels)")
+    assert message.startswith("truth is shifted from again (by +0, +1, -2 voxels)")
     widget.start()
     finished(qtbot, widget)
     assert notified == [message]
@@ -272,10 +272,10 @@ def test_wrong_layers_are_told(open_widget, em, qtbot, notified):
     viewer, widget = open_widget(NAME)
     viewer.add_image(em[0], name="raw")
     widget.start_button.native.click()
-    assert "choose two layers" in notified[-1]
+    assert "choose two different layers" in notified[-1]
     viewer.add_labels(em[1], name="truth")
     widget.start_button.native.click()
-    assert "choose two layers" in notified[-1]
+    assert "choose two different layers" in notified[-1]
     viewer.add_labels(em[1][:, :32], name="part")
     widget.prediction.value = viewer.layers["part"]
     widget.start_button.native.click()
@@ -431,8 +431,8 @@ def test_a_mask_or_another_place_is_not_taken_for_objects_in_silence(open_widget
     qtbot.waitUntil(lambda: widget.object_worker is None, timeout=60_000)
     text = widget.objects.summary.text()
     assert text.startswith("1 objects against 4")
-    assert text.endswith("if it is a mask, let Objects find its objects first, and compare these.")
-    assert [message[:51] for message in notified] == ["truth lies elsewhere than mask (+1, +0, +0 voxels),"]
+    assert text.endswith("if it is a mask, first find its objects in the panel Objects.")
+    assert [message[:50] for message in notified] == ["truth is shifted from mask (by +1, +0, +0 voxels),"]
 
 
 def test_the_overlay_lies_on_the_prediction_wherever_that_is(compare, qtbot):

@@ -138,7 +138,7 @@ def test_a_teacher_that_lies_elsewhere_than_the_image_is_told(bench, notified):
     widget.image.value, widget.teacher_layer.value = bench.em, layer
     widget.view.start_button.click()
     bench.finish(widget)
-    assert notified[0].startswith("other tool lies elsewhere than em (+0, +3, +0 voxels)")
+    assert notified[0].startswith("other tool is shifted from em (by +0, +3, +0 voxels)")
 
 
 def test_a_probability_layer_teaches(bench):

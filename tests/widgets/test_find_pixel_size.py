@@ -54,7 +54,7 @@ def test_what_is_found_goes_to_the_row_and_the_layers(open_widget, qtbot, knowin
 def test_in_noise_nothing_is_found_and_nothing_changed(open_widget, qtbot, knowing, name):
     noise = np.random.default_rng(0).integers(0, 256, (1, 130, 130), dtype=np.uint8)
     viewer, widget = opened(open_widget, qtbot, name, noise)
-    assert text_after_find(qtbot, widget).startswith("Not found: discs is sure at no pixel size. Type the one")
+    assert text_after_find(qtbot, widget).startswith("Not found: discs is not sure at any pixel size. Type the")
     assert widget.image_pixel_size.value is None
     assert voxel_size_of(viewer.layers["em"]) is None
 
@@ -63,7 +63,7 @@ def test_inverted_contrast_is_said_ticked_and_segmented(open_widget, qtbot, know
     raw = 255 - discs(TRUE)
     viewer, widget = opened(open_widget, qtbot, "Segment", raw)
     text = text_after_find(qtbot, widget)
-    assert "Bright and dark are the other way round than in images that discs knows. “Inverted contrast” is" in text
+    assert "Bright and dark are reversed compared with the images that discs knows. “Inverted contrast” is" in text
     assert widget.inverted.value
     seen = core.open_volume(raw, voxel_size=voxel_size_of(viewer.layers["em"]), invert=True)
     expected = core.predict(knowing, seen).compute()
@@ -90,7 +90,7 @@ def test_what_was_found_of_one_image_is_not_taken_for_the_next(open_widget, qtbo
 
 def test_inverted_contrast_is_said_where_a_teacher_would_see_it(open_widget, qtbot, knowing):
     _, widget = opened(open_widget, qtbot, "Distil student", 255 - discs(TRUE))
-    assert text_after_find(qtbot, widget).endswith("As a teacher it would find little: invert the image first.")
+    assert text_after_find(qtbot, widget).endswith("This model would find little as a teacher: invert the image first.")
 
 
 def test_a_search_can_be_stopped_and_changes_nothing_then(open_widget, qtbot, knowing):
@@ -112,7 +112,7 @@ def test_what_is_missing_is_said(open_widget, qtbot, notified):
     viewer.add_image(discs(TRUE), name="em")
     widget.find_button.native.click()
     assert widget.pixel_size_finding.value == notified[-1]
-    assert notified == ["no model is there to find the pixel size with: train or open one, or type it."]
+    assert notified == ["there is no model to find the pixel size with: train or open one, or type the pixel size."]
     models.add("any", core.Model(core.KUNet(1), pixel_size=0))
     text = text_after_find(qtbot, widget)
     assert text.startswith("the model works at the pixels of each image")

@@ -103,7 +103,7 @@ def test_all_tools_by_the_mouse(panel, qtbot, notified):
     panel.tool.value = "split"
     centre = camera.center
     mouse.stroke(layer, (10, 8), (15, 12), (20, 8))
-    assert "Now the other side" in panel.status.text()
+    assert "Now click or draw on the other side" in panel.status.text()
     mouse.stroke(layer, (10, 65), (15, 60), (20, 65))
     assert at(panel, 15, 10) != at(panel, 15, 65)
     assert {at(panel, 10, 8), at(panel, 20, 8)} == {at(panel, 15, 10)}

@@ -135,7 +135,7 @@ def test_export(found, tmp_path):
     table = pd.read_csv(tmp_path / "t.csv")
     assert table["id"].tolist() == [1, 2, 3]
     assert not table["checked"].any()
-    assert "3 of 3 objects are in t.csv" in found.status.text()
+    assert "Wrote 3 of 3 objects to t.csv" in found.status.text()
 
 
 def test_what_is_corrected_is_exported_once_it_is_measured(found, tmp_path, qtbot):
@@ -143,7 +143,7 @@ def test_what_is_corrected_is_exported_once_it_is_measured(found, tmp_path, qtbo
     found.delete()
     found.export(str(tmp_path / "t.csv"))
     assert not (tmp_path / "t.csv").exists()
-    assert "export when that has ended" in found.error_label.text()
+    assert "export them when that has ended" in found.error_label.text()
     settle(found, qtbot, 2)
     found.export(str(tmp_path / "t.csv"))
     assert pd.read_csv(tmp_path / "t.csv")["id"].tolist() == [1, 3]

@@ -45,7 +45,7 @@ def test_what_a_new_user_sees_is_segmented_by_one_click(open_widget, em, tiny_mo
     image = viewer.add_image(em[0], name="raw")
     qtbot.waitUntil(lambda: widget.loaded is not None)
     assert widget.description.value.startswith(f"{tiny_model.parameter_count:,} parameters, works at 20 nm")
-    assert "pixel size of raw is not known: its pixels are taken as that wide" in widget.description.value
+    assert "pixel size of raw is not known: its pixels are assumed to be that wide" in widget.description.value
     widget.start_button.native.click()
     qtbot.waitUntil(lambda: not widget.segmentation.is_running)
     np.testing.assert_array_equal(
@@ -500,7 +500,7 @@ def test_a_mask_whose_data_were_replaced_is_said_to_follow_no_more(segment, qtbo
     mask = viewer.layers["raw tiny mask"]
     mask.data = mask.data.copy()
     widget.threshold.value = 0.3
-    assert "the threshold changes it no more" in widget.status.text()
+    assert "the threshold no longer changes it" in widget.status.text()
 
 
 def test_the_threshold_moves_the_mask_again_after_another_model(segment, tiny_model, qtbot):
@@ -676,7 +676,7 @@ def test_wrong_images_are_told(open_widget, tiny_model, qtbot, notified):
     two = viewer.add_image(np.zeros((2, 32, 32), np.uint8), name="two", axis_labels=("c", "y", "x"))
     widget.image.value = two
     widget.start_button.native.click()
-    assert "2 channels, which are no slices: choose one under Image" in notified[-1]
+    assert "2 channels rather than slices: choose one under Image" in notified[-1]
     assert widget.error_label.text() == notified[-1], "in full in the panel"
     assert len(notified) == 5
     assert widget.start_button.enabled

@@ -224,7 +224,7 @@ def test_unusable_layers_are_told_at_the_click(bench, widget, notified):
     assert notified[5].startswith("the layer film has 4 axes (2, 8, 96, 96): choose a time point or channel")
     widget.image.value = viewer.add_image(np.zeros((2, 96, 96), np.uint8), name="two", axis_labels=("c", "y", "x"))
     start.click()
-    assert notified[6].startswith("the layer two has 2 channels, which are no slices: choose one")
+    assert notified[6].startswith("the layer two has 2 channels rather than slices: choose one")
     assert widget.error_label.text() == notified[-1]
     bench.assert_ready(widget)
     assert [layer.name for layer in viewer.layers if "preview" in layer.name] == []
@@ -264,7 +264,7 @@ def test_slices_learnt_from_show_something_and_labels_elsewhere_are_warned_of(be
     bench.mito.translate = bench.em.data_to_world((0, 0, 3))
     widget.view.start_button.click()
     assert widget.worker is not None
-    assert notified[1].startswith("mito lies elsewhere than em (+0, +0, +3 voxels)")
+    assert notified[1].startswith("mito is shifted from em (by +0, +0, +3 voxels)")
     bench.stop(widget)
 
 
@@ -336,7 +336,7 @@ def test_a_flat_image_of_unknown_pixel_size_trains(bench):
     assert models.session_names() == ["flat k1"]
     assert widget.preview.layer.data.shape == (96, 96)
     assert "taken as the working 10 nm" in widget.view.notes.text()
-    assert widget.view.score.text().startswith("Check: masks of the slice as it is and of its mirror image agree")
+    assert widget.view.score.text().startswith("Check: the masks of a slice and of its mirror image agree")
     assert "IoU" not in widget.view.status.text(), "nothing is held out: there is no score"
     assert widget.view.curves.iou_plot.getAxis("left").labelText == "training IoU"
 

@@ -17,13 +17,13 @@ if TYPE_CHECKING:
 
 AUTO = "auto"
 
-Raw = Annotated[str, typer.Argument(metavar="RAW", help="TIFF, OME-Zarr, HDF5, MRC, ... or folder of slices.")]
+Raw = Annotated[str, typer.Argument(metavar="RAW", help="Image: TIFF, OME-Zarr, HDF5, MRC, ... or a folder of slices.")]
 Labels = Annotated[str, typer.Argument(metavar="LABELS", help="Labels of the same shape: 0 is background.")]
 Out = Annotated[Path, typer.Option("-o", "--out", help="Model to write (.safetensors).")]
 VoxelSize = Annotated[
     str | None,
     typer.Option(
-        help="Voxel size in nm, one number or Z,Y,X, in place of the one that the image states; or auto: that "
+        help="Voxel size in nm, one number or Z,Y,X, instead of the one that the image states; auto: the stated "
         "one, else the pixel size at which the model is surest."
     ),
 ]
@@ -31,16 +31,15 @@ StatedVoxelSize = Annotated[
     str | None,
     typer.Option(
         "--voxel-size",
-        help="Voxel size in nm, one number or Z,Y,X, in place of the one that the file states; needed where it states "
-        "none.",
+        help="Voxel size in nm, one number or Z,Y,X, instead of the one that the file states; needed if it has none.",
     ),
 ]
 VoxelSizes = Annotated[
     list[str] | None,
     typer.Option(
         "--voxel-size",
-        help="Voxel size in nm, one number or Z,Y,X, in place of the one that the images state: once for all, or once "
-        "for each image: RAW, then those without labels, then those to validate on, as far as there are any.",
+        help="Voxel size in nm, one number or Z,Y,X, instead of the one that the images state: once for all images, or "
+        "once for each, in the order RAW, images without labels, images to validate on.",
     ),
 ]
 More = Annotated[
@@ -49,44 +48,54 @@ More = Annotated[
 ValRaws = Annotated[
     list[str] | None, typer.Option("--val-raw", help="Image to validate on instead of a held-out share; repeatable.")
 ]
-ValLabelsOfEach = Annotated[list[str] | None, typer.Option("--val-labels", help="Its labels; once a --val-raw.")]
-ValLabels = Annotated[str | None, typer.Option(help="Its labels.")]
-Resume = Annotated[
-    bool, typer.Option("--resume", help="Go on from NAME.resume.safetensors beside the model, with the same command.")
+ValLabelsOfEach = Annotated[
+    list[str] | None, typer.Option("--val-labels", help="Labels of a --val-raw image; once for each.")
 ]
-Start = Annotated[str | None, typer.Option(help="Model to go on training from, of its k, form and pixel size.")]
+ValLabels = Annotated[str | None, typer.Option(help="Labels of the --val-raw image.")]
+Resume = Annotated[
+    bool,
+    typer.Option(
+        "--resume",
+        help="Add to the same command to go on with a stopped training, from NAME.resume.safetensors beside the model.",
+    ),
+]
+Start = Annotated[
+    str | None, typer.Option(help="Model to go on training from; k, form and pixel size are taken from it.")
+]
 Forget = Annotated[
     bool,
     typer.Option(
         "--forget",
-        help="Do not keep what the model to start from knows: else it teaches unlabelled pixels of labelled slices.",
+        help="Do not preserve what the --start model knows, which else teaches unlabelled pixels of labelled slices.",
     ),
 ]
 Devices = Annotated[
-    int, typer.Option(help="Processes that train together on this machine, or on each node: one a GPU.", min=1)
+    int, typer.Option(help="Processes that train together on this machine, or on each node; one per GPU.", min=1)
 ]
-Nodes = Annotated[int, typer.Option(help="Machines that they are on; started there by srun or torchrun.", min=1)]
-Device = Annotated[str, typer.Option(help="auto | cpu | cuda | mps")]
-Threads = Annotated[int | None, typer.Option(help="CPU threads; one a core if not given.", min=1)]
+Nodes = Annotated[
+    int, typer.Option(help="Machines that train together; srun or torchrun starts the processes on each.", min=1)
+]
+Device = Annotated[str, typer.Option(help="Where to compute: auto | cpu | cuda | mps.")]
+Threads = Annotated[int | None, typer.Option(help="CPU threads; one per core if not given.", min=1)]
 Views = Annotated[
     int | None,
     typer.Option(
-        help="Average over mirror images (2, 4) and quarter turns (8) of each slice, in as many times; what the model "
-        "says of itself if not given (mito-1unet, -2unet, -4unet: 4; others: 1)."
+        help="Test-time augmentation: average over mirror images (2, 4) and quarter turns (8) of each slice, which "
+        "takes as many times longer; if not given, the model's own number (mito-1unet, -2unet, -4unet: 4; others: 1)."
     ),
 ]
 Planes = Annotated[
     str,
     typer.Option(
-        help="z | zyx: the slices along z, or those along y and x too, averaged; of isotropic volumes of 100 slices or "
-        "more."
+        help="z: predict the slices along z; zyx: also those along y and x, and average; for isotropic volumes of 100 "
+        "slices or more."
     ),
 ]
 Statistics = Annotated[
     Literal["auto", "model", "volume"],
     typer.Option(
-        help="Of batch normalisation: as the model learnt them, or of each volume, which helps on another microscope; "
-        "auto: what the model says of itself (mito-*: volume)."
+        help="Statistics for batch normalisation: as the model learnt them, or of each volume, which helps on another "
+        "microscope; auto: as the model's file says (mito-*: volume)."
     ),
 ]
 OnError = Annotated[
@@ -94,11 +103,11 @@ OnError = Annotated[
     typer.Option(help="What to do about a slice that cannot be read: stop, or leave it 0 in the result and go on."),
 ]
 Scheduler = Annotated[
-    str | None, typer.Option(help="Address, or scheduler file, of a dask cluster that shall do the work (.zarr only).")
+    str | None, typer.Option(help="Address, or scheduler file, of a dask cluster to do the work (.zarr only).")
 ]
 OmeVersion = Annotated[Literal["0.5", "0.4"], typer.Option(help="Version of OME-Zarr; 0.4 is for older viewers.")]
 Overwrite = Annotated[
-    bool, typer.Option("--overwrite", help="Replace the result that is there: a file, or a Zarr of napari-kdunet's.")
+    bool, typer.Option("--overwrite", help="Replace an existing result: a file, or a Zarr that napari-kdunet wrote.")
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 ModelName = Annotated[str, typer.Argument(help="A .safetensors file or the name of a bundled model.", metavar="MODEL")]
@@ -198,7 +207,7 @@ def given_volumes(
         raise ConfigError(f"images and labels go in pairs, but {pairs[-1]} is alone: give RAW LABELS [RAW LABELS]...")
     val_raw, val_labels, unlabelled = val_raw or [], val_labels or [], unlabelled or []
     if len(val_raw) != len(val_labels):
-        raise ConfigError("--val-raw and --val-labels go together: give both or neither, as often.")
+        raise ConfigError("--val-raw and --val-labels go together: give both equally often, or neither.")
     sources = [*map(str, pairs[::2]), *unlabelled, *val_raw]
     sizes = _one_each("voxel-size", voxel_sizes, len(sources))
     samples = _one_each("sample", selection.pop("sample", None), len(sources))

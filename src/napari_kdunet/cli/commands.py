@@ -92,7 +92,9 @@ def run() -> None:
         _fail(f"{message}, see {command} --help", 2)
     except (MemoryError, RuntimeError, ImportError, OSError) as error:
         if is_out_of_memory(error):
-            _fail("out of memory: lower --batch, --patch or --memory of a training, or free memory elsewhere.", 1)
+            training = "in a training lower --batch, --patch or --memory"
+            objects = "for objects check the voxel size (--voxel-size) or give a smaller volume"
+            _fail(f"out of memory: {training}, {objects}, or free memory elsewhere.", 1)
         if not isinstance(error, OSError):
             raise
         _fail_os_error(error)
@@ -134,7 +136,9 @@ def _version(asked: bool) -> None:
 
 @app.callback()
 def _common(
-    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print it.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
 ) -> None:
     pass
 
@@ -207,11 +211,12 @@ def distill(
     out: Out,
     config: DistillConfig,
     labels: Annotated[
-        str | None, typer.Argument(metavar="LABELS", help="Labels; without them the teacher alone is learnt from.")
+        str | None,
+        typer.Argument(metavar="LABELS", help="Labels; without them the student learns from the teacher alone."),
     ] = None,
     more: More = None,
     unlabelled: Annotated[
-        list[str] | None, typer.Option(help="Another image to learn from through the teacher; may be repeated.")
+        list[str] | None, typer.Option(help="Another image without labels, on which the teacher teaches; repeatable.")
     ] = None,
     trust_teacher: Annotated[
         bool,
@@ -273,10 +278,10 @@ def adapt(
     *,
     selection: dict[str, Any],
 ) -> None:
-    """Teach a tiny k-Unet a volume without labels: MODEL predicts parts of it, and the student learns from that.
+    """Adapt a tiny k-Unet to a volume without labels: MODEL predicts parts of it, and the student learns from that.
 
-    The student begins as MODEL itself if that is of its k and form, else as the bundled generalist that is, unless
-    --start names another.
+    The student starts from MODEL if that has the same k and form, else from a bundled mito-* model that does; --start
+    names another model to start from.
     """
     from napari_kdunet.core import iter_adapt, load_model
     from napari_kdunet.core.training.adapt import begin_as
@@ -288,7 +293,9 @@ def adapt(
     volume, _, _ = with_pixel_size(volume, teacher, model, voxel_size, selection["invert"], _resources(config))
     student, config = (load_model(start), config) if start else begin_as(teacher, config)
     if student is None:
-        console.print(f"note: no {config.k}-Unet of this form is at hand to begin as: the student begins anew")
+        console.print(
+            f"note: neither MODEL nor a mito-* model is a {config.k}-Unet of this form: the student starts untrained"
+        )
     events = iter_adapt(teacher, volume, config, start=student, out=out)
     _follow(f"adapting a {config.k}-Unet to {volume.name}", events, out, None, None)
 
@@ -306,7 +313,7 @@ def evaluate(
     threshold: Annotated[
         float | None,
         typer.Option(
-            help="Where probabilities become foreground; by default that of their model, where predict wrote them, "
+            help="Probability above which a pixel is foreground; by default the model's own if predict wrote PRED, "
             "else 0.5.",
             min=0,
             max=1,
@@ -328,12 +335,16 @@ def evaluate(
     given = [name for name, value in selection.items() if value is not None]
     if raw is None and given:
         option = given[0].replace("_", "-")
-        raise core.ConfigError(f"--{option} is for the image of --raw; predictions and labels are ZYX as they are.")
+        raise core.ConfigError(
+            f"--{option} is for the image of --raw, which is not given; PRED and LABELS are read as ZYX: leave it out."
+        )
     if by_object:
         if raw is not None or threshold is not None:
             option = "threshold" if raw is None else "raw"
-            raise core.ConfigError(f"--{option} is for masks and probabilities, not for --objects: leave it away.")
-        by_name = core.score_objects(pred, labels, ignore=ignore).to_dict()
+            raise core.ConfigError(f"--{option} is for masks and probabilities, not for --objects: leave it out.")
+        objects_found = core.score_objects(pred, labels, ignore=ignore)
+        _print_assumed(objects_found.notes)
+        by_name = objects_found.to_dict()
         if as_json:
             print_result(json.dumps(by_name))
         else:
@@ -341,12 +352,13 @@ def evaluate(
         return
     prediction = core.open_volume(pred)
     image = None if raw is None else given_volume(raw, None, **selection)
-    scores = core.evaluate(prediction, labels, threshold=threshold, ignore=ignore, raw=image).to_dict()
-    if prediction.dtype.kind == "u" and "ce" in scores:
-        most = 2 ** (8 * prediction.dtype.itemsize) - 1
-        console.print(f"note: the values of {pred} are taken as probabilities from 0 to {most}")
+    found = core.evaluate(prediction, labels, threshold=threshold, ignore=ignore, raw=image)
+    _print_assumed(found.notes)
+    scores = found.to_dict()
     if threshold is None and prediction.threshold != 0.5:
-        console.print(f"note: scored at {prediction.threshold:g}, the threshold of the model of {pred} (--threshold)")
+        console.print(
+            f"note: scored at threshold {prediction.threshold:g}, that of the model that predicted {pred} (--threshold)"
+        )
     if as_json:
         print_result(json.dumps(scores))
         return
@@ -376,6 +388,11 @@ def info(model: ModelName, as_json: Json = False) -> None:
         if isinstance(slices, list) and all(isinstance(z, int) for z in slices):
             flat[name] = format_slices(slices)
     _print_table(flat)
+
+
+def _print_assumed(notes: tuple[str, ...]) -> None:
+    for note in notes:
+        console.print(f"note: {note}")
 
 
 def _resources(config: TrainConfig) -> dict[str, Any]:

@@ -31,10 +31,15 @@ _SHAPES = ((32, 256, 256), (16, 256, 256))  # ZYX of the embedded volumes to tra
 
 Pair = tuple[Any, Any]
 Folder = Annotated[
-    Path, typer.Option("-o", "--out", help="Folder; called again with it, only what is missing is done.")
+    Path,
+    typer.Option(
+        "-o", "--out", help="Folder for the results; called again with it, the command does only what is missing."
+    ),
 ]
 
-ScoreRaw = Annotated[str | None, typer.Option(help="Image to score on, whole; else the last quarter of z.")]
+ScoreRaw = Annotated[
+    str | None, typer.Option(help="Image to score on, all of it; by default the last quarter of RAW along z.")
+]
 
 
 @with_selections
@@ -46,28 +51,28 @@ def study(
     raw: Annotated[
         str | None, typer.Argument(metavar="RAW", help="Volume to train on; two synthetic ones if none is given.")
     ] = None,
-    labels: Annotated[str | None, typer.Argument(metavar="LABELS", help="Its labels: 0 is background.")] = None,
+    labels: Annotated[str | None, typer.Argument(metavar="LABELS", help="Labels of RAW: 0 is background.")] = None,
     val_raw: ScoreRaw = None,
     val_labels: ValLabels = None,
     voxel_size: VoxelSizes = None,
     setting: Annotated[
-        str, typer.Option(help="both | paper | ours: the paper's settings, the defaults here.")
+        str, typer.Option(help="paper: the paper's settings; ours: the defaults here; or both.")
     ] = "both",
     budget: Annotated[float, typer.Option(help="Scales the steps of each run; 1 is 500 steps.")] = 1.0,
     seeds: Annotated[
         int | None, typer.Option(help="Seeds of each run; the paper's number of trials by default.")
     ] = None,
     max_k: Annotated[
-        int, typer.Option(help="Largest network: larger ones are left out, a teacher is cut to it.")
+        int, typer.Option(help="Largest k: larger networks are left out, and a larger teacher is cut to it.")
     ] = 128,
     teacher_budget: Annotated[
-        float | None, typer.Option(help="Budget of the teacher alone, the largest network of a study.")
+        float | None, typer.Option(help="The --budget of the teacher, the largest network of a study, if it differs.")
     ] = None,
     teacher_precision: Annotated[
-        str | None, typer.Option(help="Its arithmetic: 32-true | bf16-mixed | 16-mixed.")
+        str | None, typer.Option(help="Floating-point precision of the teacher: 32-true | bf16-mixed | 16-mixed.")
     ] = None,
-    batch: Annotated[int, typer.Option(help="Patches a step.")] = 4,
-    patch: Annotated[int, typer.Option(help="Side of a training patch, working pixels.")] = 128,
+    batch: Annotated[int, typer.Option(help="Patches per training step.")] = 4,
+    patch: Annotated[int, typer.Option(help="Side of a training patch in working pixels.")] = 128,
     device: Device = "auto",
     threads: Threads = None,
     *,
@@ -103,7 +108,7 @@ def _check_folder(out: Path, *inputs: str | None) -> None:
 def _check_table(path: Path, runs: Path) -> None:
     """Check that a table that exists belongs to runs whose records are in the folder `runs`."""
     if path.exists() and not any(runs.glob("*.json")):
-        raise OutputError(f"{path} is there already, and no run of it: move it away, or choose another folder.")
+        raise OutputError(f"{path} exists already, but none of its runs: move it away, or choose another folder.")
 
 
 def _opened(
@@ -218,14 +223,14 @@ def sweep(
     labels: Labels,
     out: Folder,
     config: DistillConfig,
-    ks: Annotated[str, typer.Option(help="The students' k, with commas between.")] = "1,2,4,8",
+    ks: Annotated[str, typer.Option(help="The students' k, separated by commas.")] = "1,2,4,8",
     val_raw: ScoreRaw = None,
     val_labels: ValLabels = None,
     voxel_size: VoxelSizes = None,
     *,
     selection: dict[str, Any],
 ) -> None:
-    """Distil a teacher into students over k and show what each costs and gives."""
+    """Distil a teacher into students of several k and show the cost and accuracy of each."""
     from napari_kdunet.core import iter_sweep, load_model
 
     wanted = _whole_numbers(ks)
@@ -252,7 +257,7 @@ def _whole_numbers(text: str) -> list[int]:
     try:
         return [int(part) for part in text.split(",")]
     except ValueError:
-        raise ConfigError(f"ks is {text!r}: give whole numbers with commas between, such as 1,2,4,8.") from None
+        raise ConfigError(f"ks is {text!r}: give whole numbers separated by commas, such as 1,2,4,8.") from None
 
 
 def _compare(out: Path, teacher: Tradeoff, students: list[Tradeoff]) -> None:

@@ -25,11 +25,12 @@ def export(
         typer.Option(
             "--format",
             help="ONNX; one file of C, for k up to 4; a package for bioimage.io; a web page, for k up to 4. By default "
-            "what the ending of OUT says.",
+            "according to the ending of OUT.",
         ),
     ] = None,
     precision: Annotated[
-        Literal["float32", "float16", "int8"], typer.Option(help="Of the weights of ONNX; int8 computes so too.")
+        Literal["float32", "float16", "int8"],
+        typer.Option(help="Number format of the weights in ONNX; int8 also computes in int8."),
     ] = "float32",
     calibrate: Annotated[
         str | None, typer.Option(metavar="RAW", help="Images from which int8 learns the range of each layer's values.")
@@ -38,18 +39,20 @@ def export(
         str | None,
         typer.Option(
             metavar="RAW",
-            help="Image of which a part goes into the package (test input, cover) or the page (its example).",
+            help="Image, part of which goes into the package (test input, cover) or the page (its example).",
         ),
     ] = None,
     statistics_of: Annotated[
         str | None,
         typer.Option(
             metavar="RAW",
-            help="Image of which batch normalisation takes mean and variance, as predict does for mito-*.",
+            help="Image from which batch normalisation takes mean and variance, as predict does for mito-*.",
         ),
     ] = None,
-    author: Annotated[str, typer.Option(help="Who made the model, in the package.")] = "",
-    license: Annotated[str, typer.Option(help="Licence of the weights, in the package, such as CC-BY-4.0.")] = "",
+    author: Annotated[str, typer.Option(help="Author of the model, stated in the package.")] = "",
+    license: Annotated[
+        str, typer.Option(help="Licence of the weights, stated in the package, such as CC-BY-4.0.")
+    ] = "",
     voxel_size: VoxelSize = None,
     overwrite: Overwrite = False,
 ) -> None:
@@ -86,12 +89,12 @@ def export(
 def _check(kind: str, precision: str, calibrate: str | None, example: str | None, author: str, license: str) -> None:
     """Refuse options that belong to another format, or are missing."""
     if kind != "onnx" and (precision != "float32" or calibrate is not None):
-        raise ConfigError("--precision and --calibrate are of --format onnx: leave them away.")
+        raise ConfigError("--precision and --calibrate are for --format onnx only: leave them out.")
     if (precision == "int8") != (calibrate is not None):
         raise ConfigError("--precision int8 and --calibrate RAW go together: give both or neither.")
     if kind == "bioimageio" and not (example is not None and author and license):
         raise ConfigError("--format bioimageio needs --example RAW, --author NAME and --license SPDX: give all three.")
     if kind != "bioimageio" and (author or license):
-        raise ConfigError("--author and --license are of --format bioimageio: leave them away.")
+        raise ConfigError("--author and --license are for --format bioimageio only: leave them out.")
     if kind not in ("bioimageio", "web") and example is not None:
-        raise ConfigError("--example is of --format bioimageio and web: leave it away.")
+        raise ConfigError("--example is for --format bioimageio and web only: leave it out.")

@@ -31,16 +31,17 @@ def objects(
     ],
     config: ObjectsConfig,
     boundary: Annotated[
-        str | None, typer.Option(help="Probability of the outlines of objects, as predict --boundary writes it.")
+        str | None, typer.Option(help="Probability of the outlines of objects, as written by predict --boundary.")
     ] = None,
     table: Annotated[
-        Path | None, typer.Option(help="Table of measurements to write, a row an object (.csv or .parquet).")
+        Path | None, typer.Option(help="Table of measurements to write, one row per object (.csv or .parquet).")
     ] = None,
     raw: Annotated[str | None, typer.Option(help="Image, for the mean grey value of each object.")] = None,
     contacts: Annotated[
-        str | None, typer.Option(help="Mask of something else: contact area and number of contacts of each object.")
+        str | None,
+        typer.Option(help="Mask of another structure: contact area and number of contacts of each object with it."),
     ] = None,
-    within: Annotated[float, typer.Option(help="Distance in nm that is a contact.", min=0)] = 30.0,
+    within: Annotated[float, typer.Option(help="Largest distance in nm that counts as a contact.", min=0)] = 30.0,
     voxel_size: StatedVoxelSize = None,
     ome_version: OmeVersion = "0.5",
     overwrite: Overwrite = False,
@@ -70,7 +71,10 @@ def objects(
         found = core.instances(volume, config, boundary=boundary, scratch=scratch, progress=share)
     flat = is_flat(volume.voxel_size, config.mode, len(volume))
     console.print(f"note: {source} is taken as {taken}")
-    console.print(f"note: {'in each slice, linked along z' if flat else 'in 3-D'} (voxels of {_nm(volume)}; --mode)")
+    console.print(
+        f"note: objects are found {'in each slice and linked along z' if flat else 'in 3-D'} "
+        f"(voxels of {_nm(volume)}; --mode)"
+    )
     _write(found, out, volume, config, ome_version, overwrite)
     print_result(str(out))
     if table is not None:

@@ -21,22 +21,27 @@ _PARSERS: dict[str, Callable[[str], Any]] = {
     "volume_weights": parse_volume_weights,
 }
 _SELECTION: list[tuple[str, Any, int | None, str]] = [
-    ("axes", str, None, "Stored axes of the image, slowest first, e.g. XYZ or CZYX, in place of those that it states."),
+    (
+        "axes",
+        str,
+        None,
+        "Axes of the image as stored, slowest first, e.g. XYZ or CZYX, instead of those that it states.",
+    ),
     ("channel", int, 0, "Channel of the image, from 0."),
     ("time", int, 0, "Time point of the image, from 0."),
     ("series", int, 0, "Which image of a file with several, from 0; the largest if not given."),
-    ("fill", float, None, "Value around the sample, e.g. 0 or nan, where it is not found by itself."),
-    ("sample", str, None, "Mask volume that is non-zero in the sample, in place of --fill."),
+    ("fill", float, None, "Grey value around the sample, e.g. 0 or nan, if it is not found automatically."),
+    ("sample", str, None, "Mask volume that is non-zero in the sample, instead of --fill."),
     (
         "invert",
         bool,
         None,
-        "Exchange bright and dark in the image, or never; where a pixel size is searched it is tried.",
+        "Exchange bright and dark in the image, or never do; if not given, a search for the pixel size tries both.",
     ),
 ]
 _SAMPLES = (
-    "Mask volume that is non-zero in the sample, in place of --fill: once for all images, or once for each RAW, "
-    "--unlabelled and --val-raw, in this order."
+    "Mask volume that is non-zero in the sample, instead of --fill: once for all images, or once for each, "
+    "in the order RAW, images without labels, images to validate on."
 )
 _EXAMPLES = {"slices": "e.g. 3,8,20:30", "class_weights": "e.g. 1,4", "volume_weights": "even | area | e.g. 1,4"}
 

@@ -18,6 +18,8 @@ _FACTORS = (1.0, 0.5, 0.7, 1.4, 2.0)  # multiples of a stated size at which the 
 _SLICES = 2
 _COST = 0.05  # share of a run that trying these may cost ...
 _LOOKED_AT = 2 * 2 * len(_FACTORS) * _SLICES * 640**2  # ... in working pixels, with two views and two contrasts of each
+_LEAST_LOOKED_AT = 200**2  # working pixels of a slice that shows whether contrast is inverted
+_LIKELY = 0.75  # share of the doubt with contrast as it is, below which inverted contrast is mentioned
 _SURER = 0.6  # share of the doubt at the stated size, below which another is mentioned
 
 
@@ -65,13 +67,16 @@ def with_pixel_size(
             _print_doubt(
                 core.find_pixel_size(model, volume, sizes=factors, slices=_SLICES, **how), stated[1], volume, name
             )
+        elif invert is None and _working_pixels(volume, model) >= _LEAST_LOOKED_AT * len(volume):
+            _print_inverted(core.find_pixel_size(model, volume, sizes=[stated[1]], slices=1, **how), volume, name)
         return volume, stated, {}
     from napari_kdunet.core.prediction.pixel_size import assume_pixel_size  # imports torch, so not for ONNX
 
     assumed = assume_pixel_size(model, volume, name, **how)
     if asked == AUTO and not assumed.is_found:
         raise VolumeError(
-            f"the pixel size of {volume.name} is not stated and not found: {name} is sure at none; give --voxel-size."
+            f"the pixel size of {volume.name} is not stated and not found: {name} is sure at no size; "
+            "give --voxel-size."
         )
     hint = "--voxel-size sets it" if assumed.is_found else "give --voxel-size"
     never = ", --no-invert leaves contrast as it is" if assumed.inverted else ""
@@ -99,6 +104,16 @@ def _working_pixels(volume: Volume, model: Model) -> float:
     z, y, x = volume.shape
     size = volume.voxel_size or (0.0, 0.0, 0.0)
     return z * y * size[1] * x * size[2] / model.pixel_size**2
+
+
+def _print_inverted(search: PixelSizeSearch, volume: Volume, name: str) -> None:
+    """Print a note if the model is surer of one slice with contrast inverted."""
+    doubts = {each.inverted: each.doubt for each in search.tried}
+    if doubts[True] < _LIKELY * doubts[False]:
+        console.print(
+            f"note: {name} is surer of {volume.name} with bright and dark exchanged: if its contrast is inverted, give "
+            "--invert; --no-invert omits this check."
+        )
 
 
 def _print_doubt(search: PixelSizeSearch, stated: float, volume: Volume, name: str) -> None:

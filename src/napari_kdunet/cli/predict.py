@@ -55,17 +55,17 @@ RawVolumes = Annotated[
     list[str],
     typer.Argument(
         metavar="RAW",
-        help="TIFF, (OME-)Zarr, HDF5, MRC, .npy, ... or folder of slices; ZYX. With --out-dir several, or patterns "
-        "such as 'data/*.tif'.",
+        help="Image, ZYX: TIFF, (OME-)Zarr, HDF5, MRC, .npy, ... or a folder of slices. With --out-dir several images, "
+        "or patterns such as 'data/*.tif'.",
     ),
 ]
 Out = Annotated[
-    Path | None, typer.Option("-o", "--out", help="Volume to write (.tif, .zarr, .h5 or .mrc), of one RAW.")
+    Path | None, typer.Option("-o", "--out", help="Volume to write (.tif, .zarr, .h5 or .mrc), for a single RAW.")
 ]
-OutDir = Annotated[
-    Path | None, typer.Option(help="Folder to write a volume into for each RAW, under the name of that.")
+OutDir = Annotated[Path | None, typer.Option(help="Folder to write a volume into for each RAW, named after it.")]
+Format = Annotated[
+    Literal["tif", "zarr", "h5", "mrc"], typer.Option("--format", help="File format to write with --out-dir.")
 ]
-Format = Annotated[Literal["tif", "zarr", "h5", "mrc"], typer.Option("--format", help="What to write with --out-dir.")]
 Probabilities = Annotated[
     bool, typer.Option("--probabilities", help="Write float32 probabilities instead of uint8 labels.")
 ]
@@ -73,8 +73,8 @@ Outlines = Annotated[
     bool,
     typer.Option(
         "--boundary",
-        help="Write the probability of the outlines of objects, float32, for objects --boundary; of a model that was "
-        "trained with --boundary.",
+        help="Write the probability of the outlines of objects, float32, for objects --boundary; needs a model trained "
+        "with --boundary.",
     ),
 ]
 Threshold = Annotated[
@@ -105,13 +105,13 @@ def predict(
     *,
     selection: dict[str, Any],
 ) -> None:
-    """Segment a volume, or many. The same command goes on with a Zarr where a stopped one was."""
+    """Segment a volume, or many. After a stop, the same command goes on with an unfinished Zarr."""
     from napari_kdunet.core.writing.dask_cluster import connect
 
     _use_one_heap()
     jobs = _jobs(raw, out, out_dir, kind)
     if probabilities and boundary:
-        raise ConfigError("--probabilities and --boundary are two volumes: give them to two commands.")
+        raise ConfigError("--probabilities and --boundary write two different volumes: run a command for each.")
     output = "boundary" if boundary else "probability" if probabilities else "labels"
     _check_combinations(jobs, planes, on_error, scheduler, selection["sample"])
     if out_dir is None:
@@ -174,7 +174,7 @@ def _load(model: str, views: int | None, planes: str, statistics: str, device: s
         return loaded
     if views not in (None, 1) or planes != "z" or statistics == "volume" or device not in ("auto", "cpu"):
         raise ConfigError(
-            f"{model} is ONNX: it predicts on the CPU, without --views, --planes and --statistics; leave these away."
+            f"{model} is ONNX: it predicts on the CPU, without --views, --planes and --statistics; leave these out."
         )
     return loaded
 
@@ -215,7 +215,7 @@ def _check_combinations(
 ) -> None:
     """Refuse options that exclude each other."""
     if sample and len(jobs) > 1:
-        raise ConfigError(f"--sample is the mask of one volume, not of {len(jobs)}: give each volume to a command.")
+        raise ConfigError(f"--sample is the mask of one volume, not of {len(jobs)}: run a command for each volume.")
     if scheduler and not is_zarr_name(jobs[0].out):
         raise ConfigError(f"--scheduler with {jobs[0].out}: workers cannot write one file together, give a .zarr.")
     if planes == "zyx" and on_error == "skip":
@@ -232,7 +232,7 @@ def _expand(given: str) -> list[str]:
         key=lambda name: [(int(part), "") if part.isdigit() else (0, part) for part in re.split(r"(\d+)", name)],
     )
     if not found:
-        raise VolumeError(f"no file or folder fits the pattern {given}")
+        raise VolumeError(f"no file or folder matches the pattern {given}")
     return found
 
 
@@ -250,7 +250,7 @@ def _names(sources: list[str]) -> list[str]:
     for name, count in Counter(names).items():
         if count > 1:
             same = [source for source, other in zip(sources, names, strict=True) if other == name]
-            raise ConfigError(f"{same[0]} and {same[1]} would both be written to {name}: give them to two commands.")
+            raise ConfigError(f"{same[0]} and {same[1]} would both be written to {name}: run a command for each.")
     return names
 
 
@@ -326,6 +326,8 @@ def _write(result: Any, target: dict[str, Any], volume: Any, skipping: bool) -> 
     slices = iter_write_prediction(result, volume, **target, on_error=skip if skipping else None)
     follow_slices("segmenting", slices, len(result), resumable=is_zarr_name(target["path"]))
     if lost := target["metadata"].get("lost"):
-        console.print(f"note: slices z = {format_slices(lost)} of {volume.name} hold no image: background")
+        console.print(
+            f"note: slices z = {format_slices(lost)} of {volume.name} hold no image: background in the result"
+        )
     if skipped:
         console.print(f"note: skipped {len(skipped)} of {len(result)} slices, which are 0 in {target['path']}")

@@ -153,7 +153,7 @@ def follow_to_file(title: str, events: Iterator[Event], out: Path, *, resumed: b
     state, before = resume_path(out), _file_identity(out)
     if state.exists() and not resumed:
         how = "removed" if resumed is None else "replaced (see --resume)"
-        console.print(f"note: starting anew, {state} of a training that was stopped will be {how}")
+        console.print(f"note: starting anew: {state}, of a stopped training, will be {how}")
     try:
         return follow_training(title, events)
     except (Interrupted, KeyboardInterrupt):
@@ -203,7 +203,7 @@ def _file_identity(path: Path) -> tuple[int, int] | None:
 def _print_start(event: Started) -> None:
     labelled = counted(len(event.labelled_slices), "labelled slice")
     if event.unlabelled_slices:
-        labelled = f"{len(event.labelled_slices)} labelled and {counted(event.unlabelled_slices, 'taught slice')}"
+        labelled = f"{len(event.labelled_slices)} labelled and {counted(event.unlabelled_slices, 'unlabelled slice')}"
     resumed = f"resumed after step {event.step}; " if event.step else ""
     several = len(event.val_volumes) > 1
     where = f"of {', '.join(event.val_volumes)}" if several else f"z = {format_slices(event.val_slices)}"

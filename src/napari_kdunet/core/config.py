@@ -62,7 +62,7 @@ class TrainConfig:
     k: int = setting(16, "Channels at the top of the network; doubled at each of the down-samplings.", ge=1, le=512)
     bn: bool = setting(True, "Batch normalisation after each 3x3 convolution.")
     depth: int = setting(4, "Number of down-samplings.", ge=1, le=6, advanced=True)
-    classes: int = setting(2, "Classes, background included.", ge=2, le=64, advanced=True)
+    classes: int = setting(2, "Number of classes, background included.", ge=2, le=64, advanced=True)
     context: int = setting(
         0,
         "Neighbouring slices that the network sees on each side of a slice.",
@@ -73,7 +73,7 @@ class TrainConfig:
     )
     context_distance: float = setting(
         0.0,
-        "Distance of the neighbouring slices; 0 is that of the slices, of several volumes the largest.",
+        "Distance to the neighbouring slices; 0: that between the slices of the volume (of several, the largest).",
         unit="nm",
         ge=0,
         le=1e6,
@@ -81,19 +81,24 @@ class TrainConfig:
     )
     boundary: bool = setting(
         False,
-        "Learn the outlines of objects as a third class: best with their ids as labels; those that touch come apart.",
+        "Learn the outlines of objects as a third class, to separate those that touch; best if each has its own label.",
         advanced=True,
     )
     activation: str = setting(
-        "leaky_relu", "LeakyReLU keeps tiny networks alive.", choices=("leaky_relu", "relu"), advanced=True
+        "leaky_relu",
+        "Activation function; leaky_relu keeps the units of tiny networks from dying.",
+        choices=("leaky_relu", "relu"),
+        advanced=True,
     )
     init: str = setting(
         "torch", "Initial weights: He with zero biases, or PyTorch's own.", choices=("he", "torch"), advanced=True
     )
-    prior_bias: bool = setting(True, "Start the head's bias at the classes' shares in the labels.", advanced=True)
+    prior_bias: bool = setting(
+        True, "Set the initial bias of the output layer by each class's share of the labels.", advanced=True
+    )
 
     steps: int | None = setting(
-        None, "Training steps (batches); leave empty to give minutes.", ge=1, types=(int, NoneType)
+        None, "Number of training steps (batches); leave empty to set minutes instead.", ge=1, types=(int, NoneType)
     )
     minutes: float | None = setting(
         None,
@@ -102,10 +107,10 @@ class TrainConfig:
         gt=0,
         types=(float, NoneType),
     )
-    batch: int = setting(2, "Patches a step.", unit="patches", ge=1, le=1024, advanced=True)
+    batch: int = setting(2, "Patches per training step.", unit="patches", ge=1, le=1024, advanced=True)
     patch: int = setting(
         384,
-        "Side of a training patch at the working pixel size; of smaller slices more patches, of their side, are cut.",
+        "Side of a training patch at the working pixel size; for smaller slices, patches shrink and the batch grows.",
         unit="pixels",
         ge=16,
         le=4096,
@@ -114,53 +119,70 @@ class TrainConfig:
         10.0, "Pixel size that the network works at; 0 is the image's own.", unit="nm", ge=0, le=1e6
     )
 
-    lr: float = setting(1e-2, "Peak learning rate of AdamW, one cycle.", gt=0, le=1.0, advanced=True)
+    lr: float = setting(
+        1e-2, "Learning rate of AdamW; its peak in the one-cycle schedule.", gt=0, le=1.0, advanced=True
+    )
     schedule: str = setting(
-        "one-cycle", "Learning rate up and down again, or constant.", choices=("one-cycle", "constant"), advanced=True
+        "one-cycle",
+        "Course of the learning rate: up and down again, or constant.",
+        choices=("one-cycle", "constant"),
+        advanced=True,
     )
     weight_decay: float = setting(1e-2, "Weight decay of AdamW.", ge=0, le=1.0, advanced=True)
-    warmup: float = setting(0.2, "Share of the budget in which the learning rate rises.", ge=0, lt=1, advanced=True)
-    clip: float = setting(1.0, "Largest norm of the gradient; 0 does not clip.", ge=0, le=1e6, advanced=True)
+    warmup: float = setting(0.2, "Share of the training in which the learning rate rises.", ge=0, lt=1, advanced=True)
+    clip: float = setting(
+        1.0, "Gradients with a larger norm are clipped to this; 0 is off.", ge=0, le=1e6, advanced=True
+    )
     ema: float = setting(0.995, "Decay of the running average of the weights; 0 is off.", ge=0, lt=1, advanced=True)
     dice: float = setting(1.0, "Weight of the soft Dice loss beside the cross entropy.", ge=0, le=100, advanced=True)
     class_weights: str | tuple[float, ...] = setting(
         "none",
-        "Weight of each class in the cross entropy: none, balanced (by the labels), or one number a class.",
+        "Weight of each class in the cross entropy: none (equal), balanced (rare ones more), or a number per class.",
         choices=("none", "balanced"),
         types=(str, tuple),
         advanced=True,
     )
 
     flips: bool = setting(True, "Augment by mirroring.", advanced=True)
-    rotation: float = setting(180.0, "Largest rotation of a patch.", unit="degrees", ge=0, le=180, advanced=True)
-    scale: float = setting(0.15, "Largest relative change of a patch's size.", ge=0, le=0.9, advanced=True)
-    elastic: float = setting(4.0, "Typical elastic displacement.", unit="pixels", ge=0, le=64, advanced=True)
+    rotation: float = setting(180.0, "Largest random rotation of a patch.", unit="degrees", ge=0, le=180, advanced=True)
+    scale: float = setting(0.15, "Largest random change of a patch's size, relative.", ge=0, le=0.9, advanced=True)
+    elastic: float = setting(4.0, "Typical random elastic displacement.", unit="pixels", ge=0, le=64, advanced=True)
     intensity: float = setting(
-        0.25, "Largest change of brightness (in standard deviations) and of contrast (relative).", ge=0, le=1
+        0.25, "Largest random change of brightness (in standard deviations) and of contrast (relative).", ge=0, le=1
     )
     zoom: float = setting(
         0.0,
-        "Largest change of the pixel size of a patch, finer or coarser: 2 octaves are a factor of 4.",
+        "Largest random change of the pixel size of a patch, finer or coarser: 2 octaves are a factor of 4.",
         unit="octaves",
         ge=0,
         le=4,
         advanced=True,
     )
     gamma: float = setting(
-        0.0, "Largest change of gamma: 1 is exponents from 1/e to e, on a logarithmic scale.", ge=0, le=2, advanced=True
+        0.0,
+        "Largest random change of gamma, as a logarithm: 1 means exponents from 1/e to e.",
+        ge=0,
+        le=2,
+        advanced=True,
     )
     local_contrast: float = setting(
-        0.0, "Largest share of the patch with its local contrast equalised that is mixed in.", ge=0, le=1, advanced=True
+        0.0,
+        "Equalise local contrast at random: largest share of the equalised patch to mix in.",
+        ge=0,
+        le=1,
+        advanced=True,
     )
     inversion: float = setting(0.0, "Share of the patches whose contrast is inverted.", ge=0, le=1, advanced=True)
     blur: float = setting(
-        0.0, "Largest standard deviation of a Gaussian blur.", unit="pixels", ge=0, le=4, advanced=True
+        0.0, "Largest standard deviation of a random Gaussian blur.", unit="pixels", ge=0, le=4, advanced=True
     )
-    noise: float = setting(0.0, "Largest white noise, in standard deviations of the image.", ge=0, le=4, advanced=True)
-    strips: float = setting(0.0, "Share of the patches that have blank strips across.", ge=0, le=1, advanced=True)
+    noise: float = setting(
+        0.0, "Largest random white noise, in standard deviations of the image.", ge=0, le=4, advanced=True
+    )
+    strips: float = setting(0.0, "Share of the patches that get blank strips across them.", ge=0, le=1, advanced=True)
     style: float = setting(
         0.0,
-        "Largest share of the Fourier amplitudes of another patch, of any volume, that is mixed in.",
+        "Mix in Fourier amplitudes (texture, noise) of another patch from any volume: their largest share.",
         ge=0,
         le=1,
         advanced=True,
@@ -168,48 +190,55 @@ class TrainConfig:
 
     slices: str | tuple[int, ...] = setting(
         "auto",
-        "Labelled slices of each volume: auto (those that hold any label), all, or their z.",
+        "Which slices of each volume are labelled: auto (those that hold any label), all, or their z numbers.",
         choices=("auto", "all"),
         types=(str, tuple),
     )
     ignore: int | None = setting(
-        None, "Label value of pixels that nobody has looked at.", ge=-(2**31), le=2**31, types=(int, NoneType)
+        None, "Label value that marks pixels as unlabelled.", ge=-(2**31), le=2**31, types=(int, NoneType)
     )
     volume_weights: str | tuple[float, ...] = setting(
         "even",
-        "How often patches are drawn from each of several volumes: evenly, by area, or one number a volume.",
+        "How often patches are drawn from each of several volumes: equally (even), by area, or a number per volume.",
         choices=("even", "area"),
         types=(str, tuple),
         advanced=True,
     )
     val_share: float = setting(
         0.15,
-        "Share of the labelled slices, those in the middle, held out for validation; none if less than one slice.",
+        "Share of the labelled slices, from their middle, held out for validation; none if it is less than one slice.",
         ge=0,
         le=0.9,
     )
-    val_slices: int = setting(8, "Most slices to validate on, evenly spaced.", ge=1, le=10_000, advanced=True)
+    val_slices: int = setting(
+        8, "Largest number of slices to validate on, evenly spaced.", ge=1, le=10_000, advanced=True
+    )
     threshold: float | None = setting(
         None,
-        "Foreground from this probability; empty chooses what is best on validation.",
+        "Probability above which a pixel is foreground; empty: the best one in validation.",
         gt=0,
         lt=1,
         types=(float, NoneType),
         advanced=True,
     )
-    validations: int = setting(10, "How often to validate over the budget.", ge=1, le=1_000_000, advanced=True)
+    validations: int = setting(
+        10, "Number of validations during the training, evenly spaced.", ge=1, le=1_000_000, advanced=True
+    )
     patience: int | None = setting(
         None,
-        "Stop after so many validations without a better IoU; empty never does.",
+        "Stop after this many validations without a better IoU; empty: never stop early.",
         ge=1,
         types=(int, NoneType),
         advanced=True,
     )
 
-    seed: int = setting(0, "Seed of all randomness.", ge=0, le=2**31 - 1)
+    seed: int = setting(0, "Seed of all random numbers.", ge=0, le=2**31 - 1)
     device: str = setting("auto", "Where to compute.", choices=("auto", "cpu", "cuda", "mps"))
     precision: str = setting(
-        "32-true", "Arithmetic of the training.", choices=("32-true", "bf16-mixed", "16-mixed"), advanced=True
+        "32-true",
+        "Floating-point precision of the training.",
+        choices=("32-true", "bf16-mixed", "16-mixed"),
+        advanced=True,
     )
     threads: int | None = setting(
         None,
@@ -220,7 +249,11 @@ class TrainConfig:
         advanced=True,
     )
     memory: float = setting(
-        1.0, "Most memory for the training slices; of larger volumes a sample is used.", unit="GB", gt=0, advanced=True
+        1.0,
+        "Largest memory for the training slices; if they need more, an even sample is used.",
+        unit="GB",
+        gt=0,
+        advanced=True,
     )
 
     def __post_init__(self) -> None:
@@ -229,7 +262,9 @@ class TrainConfig:
                 object.__setattr__(self, spec.name, _frozen(getattr(self, spec.name)))
             check_field(spec, getattr(self, spec.name))
         if self.boundary and self.classes > 3:
-            raise ConfigError(f"classes is {self.classes}: boundary is for objects of one class, leave one away.")
+            raise ConfigError(
+                f"classes is {self.classes}, but boundary is for one class of objects: leave one of them out."
+            )
         if self.boundary:
             object.__setattr__(self, "classes", 3)
         if 0 < self.pixel_size < LEAST_PIXEL_SIZE:
@@ -239,7 +274,9 @@ class TrainConfig:
         if self.patch % 2**self.depth:
             raise ConfigError(f"patch is {self.patch}: it must be a multiple of 2**depth = {2**self.depth} pixels.")
         if self.bn and self.batch == 1 and self.patch == 2**self.depth:
-            raise ConfigError(f"batch is 1 and patch {self.patch}: batch normalisation needs more, give larger ones.")
+            raise ConfigError(
+                f"batch is 1 and patch is {self.patch}: too little for batch normalisation, give a larger one."
+            )
         if isinstance(self.class_weights, tuple) and (
             len(self.class_weights) != self.classes or not _are_positive(self.class_weights)
         ):
@@ -380,36 +417,36 @@ class DistillConfig(TrainConfig):
     k: int = setting(2, "Channels at the top of the student; doubled at each of the down-samplings.", ge=1, le=512)
     tau: float | None = setting(
         None,
-        "Temperature: larger values soften the teacher's probabilities and show more of its doubts; where empty, "
-        "4 beside labels and 1 where the teacher is alone.",
+        "Temperature: larger values soften the teacher's probabilities and show more of its doubts; empty: 4 with "
+        "labels, 1 with the teacher alone.",
         gt=0,
         le=1e3,
         types=(float, NoneType),
     )
     lam: float = setting(
-        1.0, "Weight of the teacher beside the labels: 0 ignores it, 1 counts both alike.", ge=0, le=1e3
+        1.0, "Weight of the teacher relative to the labels: 0 ignores the teacher, 1 counts both equally.", ge=0, le=1e3
     )
     mode: str = setting(
         "best",
-        "Learn from labels and teacher (mixed), the teacher alone (soft), or it first and then labels; best: soft "
-        "where few are labelled.",
+        "Learn from labels and teacher (mixed), the teacher alone (soft), or the teacher, then labels "
+        "(sequential); best: soft for few labels, else mixed.",
         choices=("best", "mixed", "soft", "sequential"),
     )
     soft_share: float = setting(
         0.5, "Share of the budget that a sequential distillation spends on the teacher.", gt=0, lt=1, advanced=True
     )
     unlabelled_share: float = setting(
-        0.5, "Share of the patches from slices without labels, where there are any.", ge=0, le=1
+        0.5, "Share of the patches that come from slices without labels, if there are any.", ge=0, le=1
     )
     teacher_views: int = setting(
         1,
-        "Mirror images (2, 4) and quarter turns (8) of each slice over which the teacher, a network, is averaged.",
+        "Test-time augmentation of a teacher network: average over mirror images (2, 4) and quarter turns (8).",
         choices=VIEWS,
         advanced=True,
     )
     confidence: float = setting(
         0.0,
-        "Weight of a pixel in the soft loss: |2 p - 1| of the teacher's probability p, to this power; 0 is all alike.",
+        "Weight pixels by the teacher's confidence, |2 p - 1| for its probability p, to this power; 0: all equally.",
         ge=0,
         le=8,
         advanced=True,

@@ -44,7 +44,7 @@ def pick_device(name: str = "auto") -> torch.device:
         name = next(kind for kind, there in have.items() if there)
     if not have.get(name, False):
         there = ", ".join(kind for kind, ok in have.items() if ok)
-        raise ConfigError(f"device {name!r} is not to be had here: choose auto or one of {there}.")
+        raise ConfigError(f"device {name!r} is not available here: choose auto or one of {there}.")
     return torch.device(name)
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from napari_kdunet.core.errors import LabelsError
-from napari_kdunet.core.volumes.labels import predicted_ids, read_classes
+from napari_kdunet.core.volumes.labels import extremes, missing_background, object_ids, predicted_ids
 from napari_kdunet.core.volumes.probability import kind_of, read_probability
 from napari_kdunet.core.volumes.volume import open_pair
 
@@ -82,11 +82,14 @@ class Scores:
         Counts of each slice.
     ce : float or None
         Mean cross entropy of a pixel in nats if probabilities were scored, else None.
+    notes : tuple of str
+        What was assumed of the values, one sentence each.
     """
 
     total: Confusion
     slices: tuple[Confusion, ...]
     ce: float | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def iou(self) -> float:
@@ -122,7 +125,8 @@ def evaluate(
     prediction : volume
         Anything that `open_volume` takes, ZYX. Floats are probabilities in [0, 1], and so are uint8 and uint16 that
         look like probabilities (0 to 255, 0 to 65535; the rule is in `core.volumes.probability`): they are scored at
-        `threshold`, and their cross entropy is taken. In other integers and bool, non-zero is foreground.
+        `threshold`, and their cross entropy is taken. In other integers and bool, non-zero is foreground, with a note
+        if there are several values.
     labels : volume
         Integers or bool of the same shape; non-zero is foreground.
     threshold : float, optional
@@ -136,7 +140,8 @@ def evaluate(
     Raises
     ------
     LabelsError
-        If the shapes differ, the labels are not integers, or no pixel is left to score.
+        If the shapes differ, the labels are not integers, no pixel is left to score, the labels have several values
+        and no background, or a label is invalid (see `class_index`).
     VolumeError
         If one of them cannot be read, a probability is not in [0, 1], or integers have no background.
     """
@@ -144,21 +149,38 @@ def evaluate(
     image = None if raw is None else open_pair(raw, truth)[0]
     soft, level = kind_of(predicted) == "probability", predicted.threshold if threshold is None else threshold
     slices, entropy = [], 0.0
+    found, true = set[int](), set[int]()
     for z in range(truth.shape[0]):
-        index = read_classes(truth, z, ignore=ignore)
+        ids, ignored = object_ids(truth.read(z), ignore, truth.name)
         values = read_probability(predicted, z) if soft else predicted_ids(predicted.read(z), predicted.name)
-        counted = index >= 0
+        counted = ~ignored
         outside = None if image is None else image.outside(z)
         if outside is not None:
             counted &= ~outside
         if soft:
-            entropy += float(cross_entropy(values[counted], index[counted] > 0).sum())
-        slices.append(Confusion.of(values > level if soft else values != 0, index > 0, counted))
+            entropy += float(cross_entropy(values[counted], ids[counted] > 0).sum())
+        else:
+            found |= extremes(values)
+        true |= extremes(ids[counted])
+        slices.append(Confusion.of(values > level if soft else values != 0, ids > 0, counted))
     total = sum(slices, Confusion())
     pixels = total.tp + total.fp + total.fn + total.tn
     if not pixels:
         raise LabelsError(f"{truth.name} holds nothing but the ignore value: there is nothing to score.")
-    return Scores(total, tuple(slices), entropy / pixels if soft else None)
+    notes = []
+    if soft and predicted.dtype.kind == "u":
+        most = np.iinfo(predicted.dtype).max
+        notes.append(f"the values of {predicted.name} are taken as probabilities from 0 to {most}")
+    if len(found) > 1:
+        notes.append(
+            f"the values of {predicted.name}, {min(found)} to {max(found)}, are taken as classes or objects: "
+            "all but 0 is foreground"
+        )
+    if not total.fp + total.tn:
+        if len(true) > 1 and ignore != 0:
+            raise missing_background(truth.name, true, ignore)
+        notes.append(f"{truth.name} has no background where it is scored: all of it is foreground")
+    return Scores(total, tuple(slices), entropy / pixels if soft else None, tuple(notes))
 
 
 def binary_entropy(probability: NDArray[Any]) -> NDArray[np.float64]:

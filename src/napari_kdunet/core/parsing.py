@@ -29,7 +29,7 @@ def parse_slices(text: str) -> str | tuple[int, ...]:
             first, colon, last = part.partition(":")
             span = range(int(first), int(last)) if colon else [int(first)]
             if len(span) > _MOST_SLICES:
-                raise ConfigError(f"slices is {text!r}: that are more than any volume has.")
+                raise ConfigError(f"slices is {text!r}: that is more slices than any volume has.")
             found += span
     except ValueError:
         found = []

@@ -94,7 +94,7 @@ class CompareWidget(Panel):
         with self.telling():
             layers = self._chosen()
             if None in layers or layers[0] is layers[1]:
-                raise LabelsError("choose two layers to compare: labels with a number for each object.")
+                raise LabelsError("choose two different layers to compare: labels with a number for each object.")
             if self.sparse.value:
                 raise LabelsError("objects are compared in whole slices: untick “unpainted = not looked at”.")
             volumes = [volume_of(chosen_layer(choice)) for choice in (self.prediction, self.reference)]
@@ -153,7 +153,7 @@ class CompareWidget(Panel):
             first=lambda layers: default_pair(layers)[1],
             name="reference",
             label="Reference",
-            tooltip="What to hold it against: the ground truth, or another prediction.",
+            tooltip="Layer to compare the prediction with: the ground truth, or another prediction.",
             **some_layer,
         )
         sparse = CheckBox(
@@ -170,22 +170,24 @@ class CompareWidget(Panel):
             value=True,
             name="show_overlay",
             text="Overlay",
-            tooltip="Show in colours where the two agree and where not; computed slice by slice.",
+            tooltip="Show in colours where the two layers agree and where they differ; computed slice by slice.",
         )
         return (
             in_a_row(
                 button(
                     "Compare",
-                    "Count all slices in the background. Slices painted on later are counted again as you go.",
+                    "Compare all slices in the background. Slices that you paint on later are compared again.",
                     self.start,
                     "start_button",
                 ),
-                button("Stop", "Count no more slices. What is counted stays.", self.stop, "stop_button"),
+                button(
+                    "Stop", "Stop comparing. The scores of the slices compared so far stay.", self.stop, "stop_button"
+                ),
             ),
             in_a_row(
                 button(
                     "Worst slice",
-                    "Go to the slice of the lowest IoU, where the two disagree most.",
+                    "Go to the slice with the lowest IoU, where the two layers differ most.",
                     self.go_to_worst,
                     "worst_button",
                 ),
@@ -201,7 +203,8 @@ class CompareWidget(Panel):
             in_a_row(
                 button(
                     "Compare objects",
-                    "Score objects against true objects, and list those that are split, merged, missed or false.",
+                    "Score the predicted objects, and list those that are split, merged, missed or false compared with "
+                    "the reference.",
                     self.compare_objects,
                     "objects_button",
                 )

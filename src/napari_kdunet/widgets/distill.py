@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 __all__ = ["DistillWidget", "TeacherScored"]
 
-_IF_INVERTED = "As a teacher it would find little: invert the image first."
+_IF_INVERTED = "This model would find little as a teacher: invert the image first."
 _WHAT_TO_DO = "take a teacher that knows such images better (trained longer, larger, or on more of them), or lower λ."
 _LOWER_K = "lower k, or take a larger teacher."
 
@@ -59,7 +59,8 @@ class DistillWidget(TrainingPanel):
             label="Teacher",
             first=lambda _: models.newest_teacher(),
             sticky=False,
-            tooltip="The model to learn from; at first the newest that you have trained, else the best bundled one.",
+            tooltip="Model that the student learns from; at first the newest that you have trained, else the best "
+            "bundled one.",
         )
         layer = layer_choice(
             viewer,
@@ -68,8 +69,8 @@ class DistillWidget(TrainingPanel):
             none="none: take the model",
             name="teacher_layer",
             label="or a layer",
-            tooltip="An image layer of foreground probabilities (0 to 1), by any tool, that teaches in the place of a "
-            "model.",
+            tooltip="Image layer of foreground probabilities (0 to 1), from any tool, to use as the teacher instead of "
+            "a model.",
         )
         finds = (lambda: teacher.value, lambda: self.native, _IF_INVERTED)
         rows = input_rows(viewer, self.add_strokes, finds, no_labels="none: teacher alone")
@@ -80,8 +81,8 @@ class DistillWidget(TrainingPanel):
         )
         self.control_button = QPushButton("Control run")
         self.control_button.setToolTip(
-            "Train the same student, with the same settings, from the labels alone: what the teacher adds is the gap\n"
-            "between the two curves of the IoU."
+            "Train the same student with the same settings from the labels alone: the gap between the two IoU\n"
+            "curves is what the teacher adds."
         )
         settings = Settings(core.DistillConfig)
         settings.advanced.insert(0, layer)
@@ -183,7 +184,9 @@ class DistillWidget(TrainingPanel):
                 lines.append(f"Best IoU: student {student:.3f}, control run {control:.3f}.")
             if teacher is not None and teacher < control:
                 scores = f"IoU {teacher:.3f} and {control:.3f}"
-                lines.append(f"The teacher is no better than a student from the labels alone ({scores}): {_WHAT_TO_DO}")
+                lines.append(
+                    f"The teacher is no better than a student trained on the labels alone ({scores}): {_WHAT_TO_DO}"
+                )
         self.verdict_label.setText(" ".join(lines))
 
     def _show_size(self) -> None:

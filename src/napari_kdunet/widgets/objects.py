@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 __all__ = ["ObjectsWidget"]
 
-_NONE = "there are no objects: lower the threshold or the minimum diameter, and find them again."
+_NONE = "there are no objects: lower the threshold or the minimum diameter, and press Find objects again."
 
 
 class ObjectsWidget(ProofreadingPanel):
@@ -83,7 +83,7 @@ class ObjectsWidget(ProofreadingPanel):
                     if not len(event.table):
                         self._say(f"{_NONE[0].upper()}{_NONE[1:]}")
                     if done < len(volume):
-                        self._say(f"Only {done} of {len(volume)} slices were segmented when they were found.")
+                        self._say(f"Only {done} of {len(volume)} slices were segmented when the objects were found.")
                 else:
                     self.live.value = False
                     self.viewer.add_layer(Labels(event, name=name, metadata={OBJECTS: session}, **grid))
@@ -142,9 +142,9 @@ class ObjectsWidget(ProofreadingPanel):
             shown = self._shown()
             if self.worker is not None or self.session.stale:
                 self._measure_soon()
-                raise LabelsError("objects are still being measured, found or saved: export when that has ended.")
+                raise LabelsError("objects are still being found, measured or saved: export them when that has ended.")
             write_table(shown, path)
-            self._say(f"{len(shown)} of {len(self._measured())} objects are in {Path(path).name}.")
+            self._say(f"Wrote {len(shown)} of {len(self._measured())} objects to {Path(path).name}.")
 
     def save(self, path: str) -> None:
         """Save the present objects, measurements and checks as a session, in the background."""

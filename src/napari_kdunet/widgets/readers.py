@@ -156,5 +156,5 @@ def _read_model(path: str) -> list[LayerData]:
     from napari_kdunet.widgets.shared.models import models
 
     name = models.add(Path(path).stem, core.load_model(path))
-    show_info(f"The model “{name}” is in the lists of models, as of Segment.")
+    show_info(f"The model “{name}” is now in the lists of models, for example in Segment.")
     return [(None,)]

@@ -63,8 +63,8 @@ def _fetch(progress: _Progress) -> Path:
         return Path(pooch.retrieve(URL, SHA256, "lucchi_pp.zip", pooch.os_cache("napari-kdunet"), downloader=download))
     except ValueError as error:
         raise VolumeError(
-            f"{URL} is not the file that it was (its SHA-256 differs), so it is not opened: try again, and if that "
-            "does not help, tell the developers."
+            f"the file at {URL} is not the expected one (its SHA-256 differs), so it is not opened: try again, and if "
+            "that does not help, tell the developers."
         ) from error
     except OSError as error:
         raise VolumeError(
@@ -111,7 +111,7 @@ class _Progress:
         """Add `count` bytes."""
         self.done += count
         if self.cancelled.is_set():
-            raise VolumeError("the download was given up.")
+            raise VolumeError("the download was cancelled.")
 
     def reset(self) -> None:
         """Start over."""

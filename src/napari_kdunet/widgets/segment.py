@@ -65,7 +65,7 @@ class SegmentWidget(Panel):
         self._read: Model | None = None  # the chosen model before the views are chosen
         self._is_found_inverted = False
         self.bar, self.status = QProgressBar(), wrapped_label()
-        self.bar.setToolTip("Slices done, and of large slices tiles.")
+        self.bar.setToolTip("Slices done so far; counted in tiles where slices are large.")
         start = button(
             "Segment volume",
             "Segment all slices in the background into a new labels layer, beginning with the slice on screen.\n"
@@ -75,7 +75,7 @@ class SegmentWidget(Panel):
         )
         stop = button(
             "Stop",
-            "Stop after the slice, or tile of a large slice, that is under way. What is done stays.",
+            "Stop after the current slice (of large slices, the current tile). What is done stays.",
             self.stop,
             "stop_button",
         )
@@ -109,12 +109,12 @@ class SegmentWidget(Panel):
         model = ModelChoice(first=lambda _: models.best_for(image.value.name if image.value else ""), sticky=False)
         threshold = threshold_slider(
             "Probability, 0 to 1, above which a voxel is foreground. Nothing is predicted again when it changes.\n"
-            "Higher: marks only what is sure. Lower: finds more, and errs more."
+            "Higher: marks only what the model is sure of. Lower: finds more, with more errors."
         )
         live = CheckBox(
             name="live",
             text="Slice on screen, live",
-            tooltip="Show the slice on screen segmented, and follow to other slices and thresholds.",
+            tooltip="Segment the slice on screen, and again when you go to another slice or move the threshold.",
         )
         probability = CheckBox(
             name="show_probability",
@@ -124,30 +124,35 @@ class SegmentWidget(Panel):
         inverted = CheckBox(
             name="inverted",
             text="Inverted contrast",
-            tooltip="Exchange bright and dark before the model looks: for images in which membranes and mitochondria "
-            "are bright.\nFind ticks it where that makes the model much surer.",
+            tooltip="Exchange bright and dark before the model sees the image: for images in which membranes and "
+            "mitochondria are bright.\nFind ticks it if that makes the model much surer.",
         )
         views = ComboBox(
             name="views",
             label="Views",
             value=_AS_MODEL,
             choices=[("as the model says", _AS_MODEL), *((str(n), n) for n in VIEWS)],
-            tooltip="Look at each slice this many times, mirrored and turned, and take the mean: a little more exact,\n"
-            "most with small networks and on images unlike those learnt from, in that many times the time.",
+            tooltip="Test-time augmentation: predict each slice this many times, mirrored and turned, and take the "
+            "mean.\nA little more exact, most with small networks and on unfamiliar images; it takes that many times "
+            "as long.",
         )
         planes = ComboBox(
             name="planes",
             label="Planes",
             choices=[("along z", "z"), ("along z, y and x", "zyx")],
-            tooltip="Look at the slices along y and x of the volume too, and take the mean: more exact in isotropic "
-            "volumes of some 100 slices on, in three times the time or more.\n"
-            "Done block by block, as memory allows; live, the slice on screen is seen along z alone.",
+            tooltip="Also predict the slices along y and x of the volume, and take the mean: more exact in isotropic "
+            "volumes of about 100 slices or more; takes at least three times as long.\n"
+            "Computed block by block, as memory allows; the live preview of the slice on screen uses z alone.",
         )
         for choice in (views, planes):
             without_wheel(choice)
         description = note("description", "What the model is, and at which pixel size it works.")
         pixel_size = PixelSize(
-            viewer, image, lambda: model.value, lambda: self.native, "“Inverted contrast” is ticked for that."
+            viewer,
+            image,
+            lambda: model.value,
+            lambda: self.native,
+            "“Inverted contrast” is now ticked to correct this.",
         )
         pixel_size.found.connect(self._found)
         part = PartChoice(viewer, image)
@@ -253,7 +258,7 @@ class SegmentWidget(Panel):
         if model.pixel_size:
             lines = [f"{model.parameter_count:,} parameters, works at {model.pixel_size:g} nm a pixel."]
             if image is not None and voxel_size_of(image) is None:
-                lines.append(f"The pixel size of {image.name} is not known: its pixels are taken as that wide.")
+                lines.append(f"The pixel size of {image.name} is not known: its pixels are assumed to be that wide.")
         if model.context:
             lines.append(f"It sees {model.context} neighbouring slices on each side of a slice.")
         if model.views > 1:
@@ -307,15 +312,19 @@ class SegmentWidget(Panel):
         if left is not None:
             text += f", {clock(left)} left"
         elif not segmentation.is_running and done < total:
-            text += f". Stopped: Segment volume {'goes on from here' if self._goes_on() else 'begins anew, as set now'}"
+            text += (
+                f". Stopped: Segment volume {'goes on from here' if self._goes_on() else 'begins anew, as set above'}"
+            )
         if result.lost.any():
-            text += f".\nNo image at z = {format_slices(result.lost.nonzero()[0])}: background"
+            text += f".\nNo image at z = {format_slices(result.lost.nonzero()[0])}: taken as background"
         if result.folder is not None:
-            text += f".\nToo large for memory: it is in {result.folder} for as long as the layer is there. Save it"
+            text += (
+                f".\nThe result is too large for memory: it is in {result.folder} only while its layer exists. Save it"
+            )
         if result.is_pyramid:
-            text += ".\nIt is drawn as a pyramid, on which napari cannot paint: to correct it, take a part of the image"
+            text += ".\nThe mask is a pyramid, on which napari cannot paint: to correct it, segment a part of the image"
         if not segmentation.follows:
-            text += ".\nThe data of its layer were replaced: the threshold changes it no more"
+            text += ".\nThe data of the mask layer were replaced: the threshold no longer changes it"
         if segmentation.kept:
             new = "" if segmentation.mask is None else f" “{segmentation.mask.name}”"
             text += (

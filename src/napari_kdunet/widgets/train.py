@@ -36,16 +36,16 @@ __all__ = ["TrainWidget"]
 
 _SET_BY_MODEL = ("k", "bn", "depth", "classes", "boundary", "activation", "init", "prior_bias", "pixel_size")
 
-_IF_INVERTED = "A fresh network learns either contrast; one that you start from has to learn anew."
+_IF_INVERTED = "A fresh network learns either contrast; a model that you start from has to learn this one anew."
 _KEEP_TIP = (
-    "Ticked: the model that you start from teaches what you have not painted on these slices, and strokes add to what\n"
-    "it knows. Untick it to learn something else. It matters where unpainted = not looked at: a corrected slice is\n"
-    "labelled as a whole."
+    "Ticked: on slices with strokes, the model that you start from teaches what you have not painted, so that strokes\n"
+    "add to what it knows. Untick it to learn something else. This has an effect only while “unpainted = not looked\n"
+    "at” is ticked, and none on corrected slices, which count as labelled throughout."
 )
 _LIVE_TIP = (
-    "Ticked: train on while you paint, until you press Stop. New strokes count within a second, and every other\n"
-    "second the slice on screen is segmented again. Budget, batch, patch and learning rate are chosen for that.\n"
-    "Best from a model that is trained already, on a layer of new strokes: paint where it is wrong."
+    "Ticked: training goes on while you paint, until you press Stop. New strokes count within a second, and every\n"
+    "other second the slice on screen is segmented again. Budget, batch, patch and learning rate are chosen for this.\n"
+    "Works best from a trained model, on a layer of new strokes: paint where the model is wrong."
 )
 
 
@@ -73,15 +73,16 @@ class TrainWidget(TrainingPanel):
             label="Start from",
             none="a fresh network",
             first=lambda _: None,
-            tooltip="The model to go on from: its k, BN and so on hold then, and those below are greyed out.",
+            tooltip="Model to continue training from. Its k, batch normalisation and so on are kept, and these "
+            "settings are greyed out.",
         )
         keep = CheckBox(name="keep", text="Keep what it knows", value=True, tooltip=_KEEP_TIP)
         live = CheckBox(name="live", text="Live, while I paint", tooltip=_LIVE_TIP)
         corrections = PushButton(
             name="corrections_button",
             text="Train on corrections",
-            tooltip="Go on from the model that has segmented the volume (or the one to start from, if there is one),\n"
-            "on the slices that you have painted on, of its mask and of other masks of the image, together with the\n"
+            tooltip="Continue training the model that has segmented the volume (or the one under Start from, if any)\n"
+            "on all slices that you have corrected in its mask and in other masks of the image, together with the\n"
             "labels above.",
         )
         more = Folding(
@@ -154,7 +155,9 @@ class TrainWidget(TrainingPanel):
         chosen, of_another = self.labels_layer.value, image is not self.image.value
         if chosen not in (None, mask) and result_of_objects(chosen) is not result:  # its own objects do not count
             if of_another:
-                show_info(f"{mask.name} is of {image.name}: the labels {chosen.name}, of another image, do not count.")
+                show_info(
+                    f"{mask.name} is a mask of {image.name}: the labels {chosen.name}, of another image, are not used."
+                )
             else:
                 raw, earlier = volumes(self.image, self.labels_layer)
         raw = core.open_volume(raw, invert=result.inverted)  # as the model saw it

@@ -50,7 +50,9 @@ def write_labels(path: str, data: Any, attributes: dict[str, Any]) -> list[str]:
         volume, path, dtype=_smallest(volume), voxel_size=size, metadata=metadata, labels=True, overwrite=True
     )
     if _is_moved(attributes):
-        show_warning(f"{Path(path).name} does not state where the layer lies: it will open at the origin, unturned.")
+        show_warning(
+            f"{Path(path).name} does not store the position of the layer: it will open at the origin, without rotation."
+        )
     return [path]
 
 

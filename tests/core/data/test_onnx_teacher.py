@@ -81,7 +81,7 @@ def test_it_teaches_as_the_network_does(net, exported, blobs):
 def test_a_model_that_was_exported_is_no_teacher(tmp_path):
     """Its graph gives probabilities of grey values, not logits of standardised ones."""
     path = core.export_onnx("lucchi-1unet", tmp_path / "own.onnx")
-    with pytest.raises(core.ModelError, match=r"give the \.safetensors that it was made of"):
+    with pytest.raises(core.ModelError, match=r"give the \.safetensors file that it was made from"):
         as_teacher(path, CONFIG)
 
 

@@ -320,7 +320,7 @@ def test_parquet_needs_pyarrow(tmp_path, monkeypatch):
 def test_a_table_of_another_kind_is_refused(name, tmp_path):
     from napari_kdunet.core.objects.measure import write_table
 
-    with pytest.raises(core.OutputError, match=r"\.csv or a \.parquet"):
+    with pytest.raises(core.OutputError, match=r"\.csv or \.parquet"):
         write_table(pd.DataFrame({"id": [1]}), tmp_path / name)
     assert not list(tmp_path.iterdir())
 

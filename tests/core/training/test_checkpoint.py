@@ -204,7 +204,7 @@ def test_other_data_are_not_gone_on_with(blobs, quick, model, tmp_path, one_line
         next(events), next(events)
         events.close()
         for given in others:
-            with one_line(core.ConfigError, str(out.with_suffix("")), "of other data", "start anew"):
+            with one_line(core.ConfigError, str(out.with_suffix("")), "from other data", "start anew"):
                 core.iter_distill(*given, config, out=out, resume=True)
         assert next(core.iter_distill(*same, config, out=out, resume=True)).step == 1
 
@@ -218,7 +218,7 @@ def test_one_corrected_slice_of_many_is_noticed(blobs, quick, tmp_path, one_line
     events.close()
     labels = labels.copy()
     labels[z, 5:9, 5:9] = 1 - labels[z, 5:9, 5:9]
-    with one_line(core.ConfigError, "of other data"):
+    with one_line(core.ConfigError, "from other data"):
         core.iter_train(raw, labels, config, out=tmp_path / "m.safetensors", resume=True)
 
 

@@ -86,7 +86,7 @@ def test_labels_that_change_meanwhile(beside, quick):
 def test_a_start_has_the_same_context(beside, quick, one_line):
     start = core.Model(core.KUNet(2, depth=1, context=1), 0.0)
     config = quick(**{**SETTINGS, "context": 0}, steps=1)
-    with one_line(core.ModelError, "make context alike"):
+    with one_line(core.ModelError, "make context the same"):
         core.iter_train(*beside, config, start=start)
     config = replace(config, **start.form_and_pixel_size)
     assert isinstance(list(core.iter_train(*beside, config, start=start))[-1], core.Done)

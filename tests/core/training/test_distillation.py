@@ -323,7 +323,7 @@ def test_more_wrong_teachers(blobs, quick, model, one_line, tmp_path):
     (tmp_path / "t.pt").write_bytes(b"no TorchScript")
     with one_line(core.ModelError, "t.pt", "not a TorchScript"):
         core.iter_distill(tmp_path / "t.pt", raw, labels, quick(mode="mixed"), trust=True)
-    with one_line(core.VolumeError, "volumes without its probability"):
+    with one_line(core.VolumeError, "teaches on one volume only"):
         core.iter_distill(labels > 0, raw, labels, quick(mode="mixed"), unlabelled=[raw])
     with one_line(core.LabelsError, "sequential"):
         core.iter_distill(model(), raw, None, quick(mode="sequential"))

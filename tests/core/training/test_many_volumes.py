@@ -217,7 +217,7 @@ def test_wrong_input(pair, quick, one_line):
         core.train([], config=quick())
     with one_line(core.VolumeError, "list of pairs"):
         core.train([(raw, labels), (raw,)], config=quick())
-    with one_line(core.LabelsError, "dark", "without labels"):
+    with one_line(core.LabelsError, "dark", "neither labels"):
         core.train([(raw, labels), (other[0], None)], config=quick())
     with one_line(core.LabelsError, "foreground"):
         core.train([(raw, labels), (other[0], 0 * other[1])], config=quick())

@@ -274,7 +274,7 @@ def test_going_on_from_a_model(learnt, blobs, quick, one_line):
     events = list(core.iter_train(*blobs(), quick(**learn(steps=2, validations=1, lr=1e-4)), start=start))
     assert events[-1].iou > 0.75
     assert all(torch.equal(value, before[name]) for name, value in start.net.state_dict().items())
-    with one_line(core.ModelError, "form", "make k, activation alike"):
+    with one_line(core.ModelError, "form", "make k, activation the same"):
         core.iter_train(*blobs(), quick(**learn(k=1, activation="relu")), start=start)
     same_form = quick(**{**learn(k=1, steps=1, validations=1), **start.form})
     assert list(core.iter_train(*blobs(), same_form, start=start))[-1].model.form == start.form

@@ -102,6 +102,9 @@ def write(folder: Path, names: list[str], images: list[np.ndarray]) -> Path:
         "s001 s002 s010 s0100",
         "20240105123456789 20240105123456790 20240105123456791",
         "slice 1 x,slice 2 x,slice 10 x",
+        "断面１ 断面２ 断面９ 断面１０",
+        "s١ s٢ s٩ s١٠",
+        "ｚ－１．５ ｚ０．０ ｚ２．５ ｚ１０．０",
     ],
 )
 @pytest.mark.parametrize("suffix", [".tif", ".png"])
@@ -136,12 +139,65 @@ def test_the_same_slices_in_two_formats(pixels, tmp_path, fails):
     np.testing.assert_array_equal(np.asarray(volume), pixels)
     assert any(".tif and .png" in note for note in volume.notes)
     (tmp_path / "em" / "s3.png").unlink()
-    fails(tmp_path / "em", "s", "is there as", "keep one of each")
+    fails(tmp_path / "em", "s", "also exists as", "keep one of each")
 
 
 def test_two_series_are_not_one(pixels, tmp_path, fails):
     write(tmp_path / "em", [f"bse_{z}.tif" for z in range(3)] + [f"se_{z}.tif" for z in range(3)], [*pixels[:3]] * 2)
     fails(tmp_path / "em", "two series", "bse and se")
+    write(tmp_path / "b", [f"反射_{z}.tif" for z in range(3)] + [f"二次_{z}.tif" for z in range(3)], [*pixels[:3]] * 2)
+    fails(tmp_path / "b", "two series", "反射", "二次")
+
+
+@pytest.mark.parametrize(
+    ("names", "fields"),
+    [
+        ([f"EM_ch{c:02}_z{z:03}" for c in (0, 1) for z in range(3)], ("ch (0 to 1)", "z (0 to 2)")),
+        ([f"EM_z{z:03}_c{c}" for z in range(3) for c in (0, 1)], ("z (0 to 2)", "c (0 to 1)")),
+        ([f"stack{s}_{z:03}" for s in (1, 2) for z in range(1, 4)], ("stack (1 to 2)", "number 2 (1 to 3)")),
+        ([f"t{t}_z{z}_{z * 50}nm" for t in (0, 1) for z in range(3)], ("t (0 to 1)", "z (0 to 2)")),
+        ([f"tile_r{r}-c{c}_z{z:03}" for r in (0, 1) for c in (0, 1) for z in (1, 2)], ("r (", "c (", "z (1 to 2)")),
+        ([f"z{z}_ch{c}_1030{z}{c}" for z in range(3) for c in (0, 1)], ("z (0 to 2)", "ch (0 to 1)")),
+        ([f"通道{c}_層{z}" for c in (1, 2) for z in (1, 2)], ("通道 (1 to 2)", "層 (1 to 2)")),
+    ],
+)
+def test_every_combination_of_two_numbers_is_refused(tmp_path, fails, names, fields):
+    write(tmp_path / "em", [f"{name}.png" for name in names], [np.zeros((5, 6), np.uint8)] * len(names))
+    fails(tmp_path / "em", str(tmp_path / "em"), *fields, "unclear which", "folders in which only that one varies")
+
+
+@pytest.mark.parametrize(
+    ("names", "note"),
+    [
+        ([f"EM_ch{c}_z{z}" for c in (0, 1) for z in range(3)][:-1], "in the order of ch (0 to 1), then z (0 to 2)"),
+        ([f"2024-03-{d}_{h}-30-00_SE2" for d, h in ((11, 11), (11, 12), (12, 10), (12, 11))], "in the order of"),
+        ([f"2024-03-{10 + z // 2}_{z:03}" for z in range(5)], None),
+        ([f"{z:03}_10-0{z}-1{z % 2}" for z in range(5)], None),
+        ([f"slice {z} of 5, z={z * 0.05:.2f}um" for z in range(5)], None),
+    ],
+)
+def test_numbers_that_go_along_are_one_stack(pixels, tmp_path, names, note):
+    write(tmp_path / "em", [f"{name}.tif" for name in names], list(pixels[: len(names)]))
+    volume = open_volume(tmp_path / "em")
+    np.testing.assert_array_equal(np.asarray(volume), pixels[: len(names)])
+    assert len(volume.notes) == bool(note)
+    assert (note or "") in " ".join(volume.notes)
+
+
+@pytest.mark.parametrize("odd", ["max_projection.png", "preview.tif"])
+def test_a_file_without_a_number_is_no_slice(pixels, tmp_path, odd):
+    write(tmp_path / "em", [*(f"s{z}.tif" for z in range(4)), odd], list(pixels))
+    volume = open_volume(tmp_path / "em")
+    np.testing.assert_array_equal(np.asarray(volume), pixels[:4])
+    assert volume.notes == (f"left out, as the others have numbers: {odd}",)
+
+
+@pytest.mark.parametrize("names", ["em em_1 em_2", "alpha beta c2", "s8 s9 sa sb sc"])
+def test_a_slice_without_a_number_among_its_like(pixels, tmp_path, names):
+    """It begins a series of the same name, or names are no numbers."""
+    listed = names.split()
+    write(tmp_path / "em", [f"{name}.tif" for name in listed], list(pixels[: len(listed)]))
+    np.testing.assert_array_equal(np.asarray(open_volume(tmp_path / "em")), pixels[: len(listed)])
 
 
 def test_subfolders_are_said(pixels, tmp_path, fails):
@@ -204,6 +260,20 @@ def test_indexed_png_gives_grey_values(pixels, tmp_path, fails):
     colours.save(tmp_path / "d.png")
     fails(tmp_path / "d.png", "d.png", "colour image (P)")
     np.testing.assert_array_equal(open_volume(tmp_path / "d.png", channel=1).read(0), 255 - pixels[0])
+
+
+@pytest.mark.parametrize("suffix", [".tif", ".png"])
+def test_a_channel_of_slices_in_colour(pixels, tmp_path, fails, suffix):
+    colours = np.stack([pixels, pixels + 1, pixels + 2], -1)
+    (tmp_path / "em").mkdir()
+    for z, image in enumerate(colours):
+        Image.fromarray(image).save(tmp_path / "em" / f"s{z}{suffix}")
+    fails(tmp_path / "em", "s0", "choose")
+    for channel in range(3):
+        np.testing.assert_array_equal(np.asarray(open_volume(tmp_path / "em", channel=channel)), colours[..., channel])
+    fails(tmp_path / "em", "s0", "there is no channel 3", channel=3)
+    write(tmp_path / "grey", [f"s{z}{suffix}" for z in range(5)], list(pixels))
+    fails(tmp_path / "grey", "s0", "there is no channel to choose", channel=1)
 
 
 def test_jpeg_slices(tmp_path):

@@ -82,6 +82,35 @@ def test_mrc_bytes_of_imod_and_unknown_sizes(pixels, tmp_path):
     assert any("1 Å" in note for note in volume.notes)
 
 
+@pytest.mark.parametrize(
+    ("stated", "dtype", "words"),
+    [
+        ((0, 199, 99), np.uint8, "unsigned: its header states a grey value of 199"),
+        ((0, -1, 140), np.uint8, "unsigned: its header states a grey value of 140"),
+        ((0, 0, 0), np.int8, "states no range of grey values: its bytes are taken as signed"),
+        ((0, -1, -2), np.int8, "states no range of grey values: its bytes are taken as signed"),
+        ((-128, 127, 3), np.int8, ""),
+        ((-50, 1e9, 3), np.int8, ""),
+    ],
+)
+@pytest.mark.parametrize("imod", [None, 1])
+def test_mrc_bytes_by_the_range_that_is_stated(pixels, tmp_path, stated, dtype, words, imod):
+    """Older programs wrote unsigned bytes without IMOD's stamp; that stamp is believed, whatever range is stated."""
+    with mrcfile.new(tmp_path / "raw.mrc") as file:
+        file.set_data(pixels.view(np.int8))
+        file.voxel_size = (40, 50, 400)
+        file.header.dmin, file.header.dmax, file.header.dmean = stated
+    if imod is not None:
+        data = bytearray((tmp_path / "raw.mrc").read_bytes())
+        data[152:160] = np.array([1146047817, imod], "<i4").tobytes()
+        (tmp_path / "raw.mrc").write_bytes(data)
+        dtype, words = np.int8, ""
+    volume = open_volume(tmp_path / "raw.mrc")
+    assert_reads(volume, pixels.view(dtype))
+    assert words in " ".join(volume.notes)
+    assert bool(volume.notes) == bool(words)
+
+
 def test_mrc_of_several_volumes_and_cut_ones(pixels, tmp_path, fails):
     with mrcfile.new(tmp_path / "raw.mrc") as file:
         file.set_data(np.stack([pixels, pixels + 1]).astype(np.int16))
@@ -264,6 +293,17 @@ def test_precomputed(pixels, tmp_path, sharded, fails):
     assert_reads(open_volume(tmp_path / "em", channel=1), pixels + 1)
     fails(tmp_path / "em", "choose one channel")
     fails(tmp_path / "em", "levels 0 to 0", level=1)
+
+
+def test_n5_datasets_below_groups_without_attributes(pixels, tmp_path, fails):
+    n5(tmp_path / "a.n5" / "volumes" / "raw", pixels)
+    (tmp_path / "a.n5" / "attributes.json").write_text('{"n5": "2.5.0"}')
+    assert_reads(open_volume(tmp_path / "a.n5"), pixels, None)
+    n5(tmp_path / "a.n5" / "volumes" / "labels" / "s0", pixels)
+    fails(tmp_path / "a.n5", "give the path of a dataset in it (volumes/labels/s0, volumes/raw)")
+    (tmp_path / "b.n5").mkdir()
+    (tmp_path / "b.n5" / "attributes.json").write_text('{"n5": "2.5.0"}')
+    fails(tmp_path / "b.n5", str(tmp_path / "b.n5"), "N5 group without a dataset in it")
 
 
 @pytest.mark.parametrize("kind", ["n5", "precomputed"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 
 import numpy as np
+import tifffile
 
 from napari_kdunet.core.volumes.volume import open_volume
 
@@ -25,6 +26,12 @@ def test_sparse_npy_opens_at_once(tmp_path):
 def test_empty_npy(tmp_path, fails):
     np.save(tmp_path / "c.npy", np.zeros((0, 4, 4)))
     fails(tmp_path / "c.npy", str(tmp_path / "c.npy"), "empty")
+
+
+def test_another_format_named_npy(pixels, tmp_path, fails):
+    tifffile.imwrite(tmp_path / "a.tif", pixels)
+    (tmp_path / "a.tif").rename(tmp_path / "a.npy")
+    fails(tmp_path / "a.npy", str(tmp_path / "a.npy"), "no NumPy file", "give it the ending of its format")
 
 
 def test_truncated_npy(pixels, tmp_path, fails):

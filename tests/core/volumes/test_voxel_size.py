@@ -35,7 +35,9 @@ def test_spellings_of_a_unit(unit):
     assert nanometres("5,0", unit) == 5
 
 
-@pytest.mark.parametrize("unit", ["µm", "μm", "um", "microns", "\\u00B5m", "Âµm", "\ufffdm", "micrometer"])
+@pytest.mark.parametrize(
+    "unit", ["µm", "μm", "um", "microns", "\\u00B5m", "\\u03BCm", "\\u03bcm", "Âµm", "\ufffdm", "micrometer"]
+)
 def test_spellings_of_a_micrometre(unit):
     assert nanometres(0.005, unit) == pytest.approx(5)
 
@@ -53,6 +55,25 @@ def test_what_is_stated_and_means_nothing_is_noted():
     known, (note,) = read_voxel_size({"x": (5, "nm"), "z": ("NaN", "nm")})
     assert known == (5, 5, 5)
     assert note.startswith("slice distance unknown: it is stated as NaN nm")
+
+
+@pytest.mark.parametrize(
+    ("z", "doubtful"), [(50_000, True), (501, True), (0.04, True), (500, False), (0.05, False), (70, False)]
+)
+def test_a_distance_of_slices_that_does_not_fit_the_pixels_is_noted(pixels, tmp_path, z, doubtful):
+    """Such as that of an OME-TIFF whose Z has no unit, which then is µm by the standard, beside pixels in nm."""
+    units = {"PhysicalSizeXUnit": "nm", "PhysicalSizeYUnit": "nm"}
+    sizes = {"PhysicalSizeX": 5, "PhysicalSizeY": 5, "PhysicalSizeZ": z / 1000}
+    tifffile.imwrite(tmp_path / "a.ome.tif", pixels, metadata={"axes": "ZYX", **sizes, **units})
+    volume = open_volume(tmp_path / "a.ome.tif")
+    assert volume.voxel_size == (z, 5, 5)
+    words = f"slice distance doubtful: slices {z} nm apart, of pixels of 5 nm, are stated"
+    assert [words in note for note in volume.notes] == [True] * doubtful
+
+
+@pytest.mark.parametrize("unit", ["\\u00C5", "\\u00c5ngstrom", "\\u212B", "Å"])
+def test_spellings_of_an_angstrom(unit):
+    assert nanometres(50, unit) == pytest.approx(5)
 
 
 @pytest.mark.parametrize("size", [0.09, 0.005, 501, 352778])

@@ -213,7 +213,7 @@ def test_parts_of_an_input_are_inputs(tmp_path, one_line):
     (tmp_path / "link.tif").symlink_to("part.tif")
     for given in ("a.ome.tif", "a.nhdr", "a.h5", "a.h5:/em"):
         for out in ("part.tif", "link.tif"):
-            with one_line(OutputError, str(tmp_path / out), str(tmp_path / given), "takes pixels of it"):
+            with one_line(OutputError, str(tmp_path / out), str(tmp_path / given), "takes pixels from it"):
                 check_target(tmp_path / out, inputs=[tmp_path / given], overwrite=True)
         check_target(tmp_path / "new.tif", inputs=[tmp_path / given])
 

@@ -69,7 +69,7 @@ def test_a_folder_is_segmented_and_a_failure_stops_nothing(segment, em, tiny_mod
     assert [image.name for image in widget.batch.images] == ["a.tif", "b.tif", "c.tif"], "results are no images"
     before = (folder / "a mask.tif").stat().st_mtime_ns
     run(qtbot, widget)
-    assert widget.batch.states[0].startswith("failed: a mask.tif is there already: move it away")
+    assert widget.batch.states[0].startswith("failed: a mask.tif already exists: move it away")
     assert (folder / "a mask.tif").stat().st_mtime_ns == before, "nothing is replaced"
 
 
@@ -194,7 +194,7 @@ def test_an_unknown_pixel_size_is_found_and_told(segment, em, tiny_model, tmp_pa
     widget.batch.add([tmp_path / "em.tif"])
     run(qtbot, widget)
     (state,) = widget.batch.states
-    unsure = "the pixel size of em.tif is not stated and not found: at 20 nm is sure at none"
-    assert state == f"done: em mask.tif ({unsure}. Taken as the model's 20 nm)"
+    unsure = "the pixel size of em.tif is not stated and not found: at 20 nm is sure at no size"
+    assert state == f"done: em mask.tif ({unsure}. It is taken as the model's 20 nm)"
     with tifffile.TiffFile(tmp_path / "em mask.tif") as file:
         assert json.loads(file.imagej_metadata["napari_kdunet"])["pixel_size"] == "not found"

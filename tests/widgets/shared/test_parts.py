@@ -28,7 +28,7 @@ def test_a_channel_of_a_file_with_two_is_chosen(segment, em, tiny_model, tmp_pat
     (image,) = viewer.open(tmp_path / "pair.tif", plugin="napari")
     assert widget.image.value is image
     widget.start()
-    assert "2 channels, which are no slices: choose one under Image" in notified[-1]
+    assert "2 channels rather than slices: choose one under Image" in notified[-1]
     assert widget.part.visible or not widget.native.isVisible()
     assert widget.part.choices == (None, 0, 1)
     widget.part.value = 1

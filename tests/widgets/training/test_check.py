@@ -70,8 +70,8 @@ def test_few_strokes_get_the_agreement_of_two_passes(bench):
     train.view.start_button.click()
     bench.finish(train)
     words = train.view.score.text()
-    assert words.startswith("Check: masks of the slice as it is and of its mirror image agree to IoU ")
-    assert 0 <= float(words.partition("IoU ")[2][:5]) <= 1
+    assert words.startswith("Check: the masks of a slice and of its mirror image agree with an IoU of ")
+    assert 0 <= float(words.partition("IoU of ")[2][:5]) <= 1
     model = models.get(train.model_name)
     here, there = (
         core.predict(model, core.open_volume(each, voxel_size=(10.0,) * 3), output="labels").compute()[0]
@@ -79,4 +79,4 @@ def test_few_strokes_get_the_agreement_of_two_passes(bench):
     )
     there, either = there[::-1, ::-1], (here + there[::-1, ::-1] > 0).sum()
     wanted = (here * there > 0).sum() / either if either else 1.0
-    assert f"IoU {wanted:.3f}." in words
+    assert f"IoU of {wanted:.3f}." in words

@@ -54,7 +54,7 @@ def test_the_model_goes_on_on_the_corrected_slices_and_the_earlier_labels(bench,
     learnt, judged = set(model.summary["labelled_slices"]), set(model.summary["validation"]["slices"])
     assert {2, 4, 7, *changed} <= learnt <= {2, 4, 5, 6, 7}, "none is held out"
     assert judged <= learnt
-    assert "the IoU is of training slices" in train.view.notes.text()
+    assert "the IoU is that of training slices" in train.view.notes.text()
     assert model.form == models.get("tiny").form
     assert model.summary["settings"]["schedule"] == "constant"
     bench.assert_shown_and_gone(train)
@@ -75,7 +75,7 @@ def test_it_is_validated_on_earlier_labels_that_the_model_has_not_learnt_from(be
     summary = models.get("em corrected").summary
     assert summary["labelled_slices"] == [0, 1, 4, 6, 7]
     assert summary["validation"]["slices"] == [2, 3, 5]
-    assert "the IoU is of earlier labels, z = 2, 3, 5." in train.view.notes.text()
+    assert "the IoU is that of earlier labels, z = 2, 3, 5." in train.view.notes.text()
     assert train.view.score.text().endswith("3 earlier slices")
     volume = core.open_volume(bench.em.data, voxel_size=(10, 10, 10))
     model = models.get("em corrected")
@@ -203,7 +203,7 @@ def test_earlier_labels_of_another_shape_are_notified(bench, segmented, notified
     train.corrections_button.native.click()
     bench.finish(train)
     assert len(notified) == 2
-    assert notified[1] == "em tiny mask is of em: the labels cut, of another image, do not count."
+    assert notified[1] == "em tiny mask is a mask of em: the labels cut, of another image, are not used."
     bench.assert_ready(train)
 
 
@@ -273,7 +273,7 @@ def test_corrections_are_of_the_image_of_their_mask(bench, segmented, notified):
     bench.finish(train)
     model = models.get("em corrected")
     assert model.summary["labelled_slices"] == [4]
-    assert notified[0] == "em tiny mask is of em: the labels mito, of another image, do not count."
+    assert notified[0] == "em tiny mask is a mask of em: the labels mito, of another image, are not used."
     assert train.origin.value is None, "that is no start for the other image"
 
 

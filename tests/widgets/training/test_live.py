@@ -134,7 +134,7 @@ def test_labels_that_are_replaced_as_a_whole_are_learnt_from(bench, live, stroke
     strokes.data = np.zeros_like(other)[:, :50]
     bench.finish(live)
     assert len(notified) == 1
-    assert "the layer had shape (8, 96, 96) and has (8, 50, 96) by now" in notified[0]
+    assert "the shape of the layer has changed from (8, 96, 96) to (8, 50, 96)" in notified[0]
     bench.assert_ready(live)
 
 

@@ -103,7 +103,7 @@ def test_a_folder_that_cannot_be_written_to_is_told_once(bench, notified, monkey
     train.view.start_button.click()
     bench.finish(train)
     assert models.session_names() == ["em k1"]
-    (message,) = [each for each in notified if "in memory alone" in each]
+    (message,) = [each for each in notified if "only in memory" in each]
     assert "save it before you close napari" in message
     assert "No space left on device" in message
 

@@ -167,7 +167,7 @@ def _pairs(given: Any) -> list[tuple[Any, Any]]:
     several = isinstance(given, list | tuple) and all(isinstance(each, list | tuple) for each in given)
     pairs = list(given) if several else [given]
     if not pairs or not all(isinstance(pair, list | tuple) and len(pair) == 2 for pair in pairs):
-        raise VolumeError("several volumes are given as a list of pairs, [(image, labels), ...], one pair at least.")
+        raise VolumeError("give several volumes as a list of pairs, [(image, labels), ...], with at least one pair.")
     return [(image, labels) for image, labels in pairs]
 
 
@@ -183,11 +183,15 @@ def _check(volumes: list[TrainingVolume], teacher: Model | Volume | None, config
     if isinstance(weights, tuple) and len(weights) != len(volumes):
         raise ConfigError(f"volume_weights has {len(weights)} numbers for {len(volumes)} volumes: give one for each.")
     if isinstance(teacher, Volume) and (teacher.shape != image.shape or len(volumes) > 1):
-        why = "volumes without its probability were given" if len(volumes) > 1 else f"its shape is {teacher.shape}"
+        why = (
+            "a probability volume teaches on one volume only, and several are given"
+            if len(volumes) > 1
+            else f"its shape is {teacher.shape}"
+        )
         raise VolumeError(f"{teacher.name} cannot teach on {image.name}, shape {image.shape}: {why}.")
     for volume in volumes:
         if volume.labels is None and teacher is None:
-            raise LabelsError(f"{volume.raw.name} came without labels and without a teacher: give one of them.")
+            raise LabelsError(f"{volume.raw.name} has neither labels nor a teacher: give one of them.")
 
 
 def _with_distance(config: TrainConfig, volumes: list[TrainingVolume]) -> TrainConfig:
@@ -209,11 +213,13 @@ def _check_both(volumes: list[TrainingVolume], sampler: PatchSampler) -> None:
     if empty is not None:
         raise _shows_nothing(empty)
     names = ", ".join(volume.labels.name for volume in volumes[:3] if volume.labels is not None)
-    raise UnlabelledError(f"{names} has no {missing} in the slices to train on: label some or name others.")
+    raise UnlabelledError(f"{names} has no {missing} in the slices to train on: label some, or choose other slices.")
 
 
 def _shows_nothing(image: Volume) -> VolumeError:
-    return VolumeError(f"{image.name} shows nothing in the slices to train on: they are constant, or noise.")
+    return VolumeError(
+        f"{image.name} shows nothing in the slices to train on, they are constant or noise: choose others."
+    )
 
 
 def _notes(
@@ -225,16 +231,18 @@ def _notes(
     notes = [f"{volume.name}: {note}." for volume in opened for note in volume.notes]
     notes += [note for volume in used for note in _pixel_size_notes(volume, config)]
     if sampled:
-        notes.append(f"the slices need more than {config.memory:g} GB: an even sample of them is trained on.")
+        notes.append(f"the slices need more than {config.memory:g} GB of memory: an even sample of them is used.")
     return tuple(notes)
 
 
 def _pixel_size_notes(image: Volume, config: TrainConfig) -> list[str]:
     notes = []
     if image.voxel_size is None and config.pixel_size:
-        notes.append(f"the pixel size of {image.name} is not known: taken as the working {config.pixel_size:g} nm.")
+        notes.append(
+            f"the pixel size of {image.name} is not known: it is taken as the working {config.pixel_size:g} nm."
+        )
     if image.voxel_size is None and config.context and config.context_distance:
-        notes.append(f"the distance of the slices of {image.name} is not known: the context are the next ones.")
+        notes.append(f"the distance of the slices of {image.name} is not known: the context is the adjacent slices.")
     return notes
 
 

@@ -137,7 +137,7 @@ class _Exported(_Network):
         numbers = {name: np.array(value, np.float32) for name, value in request["numbers"].items()}
         (out,) = self._session.run([request["output"]], {self._input: image[None, None]} | numbers)
         if not isinstance(out, np.ndarray) or out.dtype not in (np.float32, np.uint8):
-            raise RefusedError("it gives something else than numbers")
+            raise RefusedError("its output is not numbers")
         if out.shape != (1, 1, *image.shape):
             raise RefusedError(f"it gives an output of shape {out.shape} for an image of {image.shape}")
         return np.ascontiguousarray(out[0, 0])
@@ -157,7 +157,7 @@ def check_operators(model: Any) -> int:
                 if message.data_location or message.external_data:
                     raise RefusedError("it refers to other files: save it with its weights inside")
             case "NodeProto" if message.domain not in _DOMAINS:
-                raise RefusedError(f"its operators are not all of ONNX: one is of {message.domain[:40]!r}")
+                raise RefusedError(f"not all of its operators are standard ONNX: one is of {message.domain[:40]!r}")
     return sum(math.prod(tensor.dims) for tensor in model.graph.initializer if tensor.data_type in _TYPES)
 
 
@@ -177,14 +177,14 @@ def _input_of(model: Any) -> tuple[str, Any, tuple[int, int] | None]:
     weights = {tensor.name for tensor in model.graph.initializer}
     inputs = [each for each in model.graph.input if each.name not in weights]
     if len(inputs) != 1 or not model.graph.output:
-        raise RefusedError(f"it has {len(inputs)} inputs and {len(model.graph.output)} outputs: one image is asked for")
+        raise RefusedError(f"it has {len(inputs)} inputs and {len(model.graph.output)} outputs: it must take one image")
     tensor = inputs[0].type.tensor_type
     sizes = [each.dim_value if each.WhichOneof("value") == "dim_value" else 0 for each in tensor.shape.dim]
     if tensor.elem_type not in _TYPES or len(sizes) != 4 or sizes[0] not in (0, 1) or sizes[1] not in (0, 1):
         raise RefusedError("its input must be of floats and of shape (N, 1, Y, X)")
     y, x = sizes[2:]
     if bool(y) != bool(x) or (y and not (16 <= y <= 4096 and 16 <= x <= 4096)):
-        raise RefusedError(f"its input is {y} x {x} pixels: both sides must be free, or from 16 to 4096")
+        raise RefusedError(f"its input is {y} x {x} pixels: both sides must be free (dynamic), or from 16 to 4096")
     return inputs[0].name, _TYPES[tensor.elem_type], (y, x) if y else None
 
 

@@ -60,7 +60,7 @@ class OnnxNetwork(UsualUNet, nn.Module):
             raise ModelError(f'{path} is ONNX: install what reads it with pip install "napari-kdunet[onnx]".')
         self.content = read_network(path)
         if b"kdunet.threshold" in self.content:  # its graph is from grey values to probabilities
-            raise ModelError(f"{path} is a model that export wrote: give the .safetensors that it was made of.")
+            raise ModelError(f"{path} was written by export: give the .safetensors file that it was made from.")
         self.path, self.tile_seconds = path, tile_seconds
         self._probe_seconds = 0.0
         self._process: LimitedNetwork | None = None

@@ -47,11 +47,15 @@ class _Foreign(UsualUNet, nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         out = self.net(x)
         if not isinstance(out, Tensor) or out.ndim != 4 or out.shape[0] != x.shape[0]:
-            raise ModelError(f"{self.name} must give (N, classes, Y, X) logits for (N, 1, Y, X): wrap it so.")
+            raise ModelError(
+                f"{self.name} must give (N, classes, Y, X) logits for (N, 1, Y, X): wrap it so that it does."
+            )
         if out.shape[1] == 1:  # the logit of a sigmoid is the difference of two logits of a softmax
             out = torch.cat((torch.zeros_like(out), out), dim=1)
         if out.shape[1] != self.classes:
-            raise ModelError(f"{self.name} gives {out.shape[1]} classes where {self.classes} are taught.")
+            raise ModelError(
+                f"{self.name} gives {out.shape[1]} classes, but the student has {self.classes}: make them the same."
+            )
         if out.shape[-2:] != x.shape[-2:]:
             out = F.interpolate(out, x.shape[-2:], mode="bilinear", align_corners=False)
         return out
@@ -110,9 +114,11 @@ def as_teacher(source: Any, config: DistillConfig, *, trust: bool = False) -> Mo
             "uint8 from 0 to 255, or a mask."
         )
     if config.boundary:
-        raise VolumeError(f"{volume.name} is a probability of the foreground, without outlines: leave boundary away.")
+        raise VolumeError(f"{volume.name} is a probability of the foreground, without outlines: leave boundary out.")
     if config.classes != 2:
-        raise VolumeError(f"{volume.name} is a probability of 2 classes, the student has {config.classes}.")
+        raise VolumeError(
+            f"{volume.name} is a probability of 2 classes, but the student has {config.classes}: set classes to 2."
+        )
     return volume
 
 
@@ -121,7 +127,9 @@ def _checked(model: Model, config: DistillConfig, name: str) -> Model:
         has, switch = ("has", "on") if model.boundary else ("has no", "off")
         raise ModelError(f"{name} {has} outlines as a class: switch boundary (Outlines as a class) {switch}.")
     if isinstance(model.net, KUNet) and model.net.classes != config.classes:
-        raise ModelError(f"{name} has {model.net.classes} classes, the student {config.classes}: make them the same.")
+        raise ModelError(
+            f"{name} has {model.net.classes} classes, but the student has {config.classes}: make them the same."
+        )
     return model
 
 

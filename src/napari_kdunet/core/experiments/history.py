@@ -99,7 +99,7 @@ class History:
                     return cls(**values)
         except ValueError:
             pass
-        raise ModelError(f"{path} is damaged: remove it and the other files of its run, which is then done again.")
+        raise ModelError(f"{path} is damaged: remove it and the other files of its run, and the run is done again.")
 
     def save(self, path: Path) -> None:
         """Write the history as JSON, atomically."""

@@ -72,7 +72,7 @@ def check_own(path: Path) -> None:
     """
     if path.exists() and not path.with_suffix(".json").exists():
         raise OutputError(
-            f"{path} is there already, without the record of a run ({path.stem}.json): move it away, or choose another "
+            f"{path} exists already, without the record of a run ({path.stem}.json): move it away, or choose another "
             "folder."
         )
 
@@ -140,7 +140,7 @@ def load_record(
             raise damaged
     other = other_settings(_flat(before), _flat(json.loads(json.dumps(metadata))))
     if other:
-        raise ConfigError(f"{record} is of other settings: {other}. Give the same, or choose another folder.")
+        raise ConfigError(f"{record} was made with other settings: {other}. Give the same, or choose another folder.")
     types = {name: hint for name, hint in get_type_hints(kind).items() if name not in without}
     if result is not None and not (
         result.keys() == types.keys() and all(_is(result[name], hint) for name, hint in types.items())

@@ -238,7 +238,7 @@ def study_runs(
     if name not in STUDIES:
         raise ConfigError(f"no study {name!r}: choose one of {', '.join(STUDIES)}.")
     if not settings or not set(settings) <= set(SETTINGS):
-        raise ConfigError(f"settings are {list(settings)}: choose of {', '.join(SETTINGS)}.")
+        raise ConfigError(f"settings are {list(settings)}: choose from {', '.join(SETTINGS)}.")
     teachers: dict[str, Any] = {}
     if teacher_budget is not None:
         teachers["steps"] = _steps("teacher-budget", teacher_budget)

@@ -234,7 +234,7 @@ def _training(run: Run, data: _Data, folder: Path) -> Any:
             return iter_train(data.raw, data.labels, run.config, out=out, resume=resume)
         teacher = _model_path(folder, run.teacher)
         if not teacher.exists():
-            why = "it does not stand before, or diverged at once"
+            why = "that run is not listed before, or diverged at once"
             raise TrainingError(f"{run.name} has no teacher, for there is no model of {run.teacher}: {why}.")
         assert isinstance(run.config, DistillConfig)
         return iter_distill(load_model(teacher), data.raw, data.labels, run.config, out=out, resume=resume)

@@ -161,7 +161,7 @@ def _labelled(labels: Volume, config: DistillConfig) -> tuple[int, ...]:
     try:
         return labelled_slices(labels, replace(config, slices="auto"))
     except UnlabelledError:
-        why = "has no foreground to score on: give a volume of its own for that."
+        why = "has no foreground to score on: give another volume to score on."
         raise UnlabelledError(f"{labels.name} {why}") from None
 
 

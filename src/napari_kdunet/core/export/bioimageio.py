@@ -85,7 +85,7 @@ def export_bioimageio(
     model, path = load_model(model), Path(path)
     net = exportable(model, "a bioimage.io package")
     if not author.strip() or set("/\\") & set(author):
-        raise ConfigError("author: give who made the model, without slashes.")
+        raise ConfigError(f"author is {author!r:.60}: give the name of who made the model, without slashes.")
     if find_spec("onnx") is None:
         raise ConfigError('to export ONNX, install what writes it: pip install "napari-kdunet[onnx]".')
     from napari_kdunet.core.export.onnx_graph import network_graph

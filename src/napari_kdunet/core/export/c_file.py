@@ -26,12 +26,12 @@ _HEAD = """\
 /* {name}: a {net.k}-Unet of napari-kdunet {version}, as one file of C99 that needs only the C library (and -lm).
 
    size_t kdunet_bytes(int height, int width, double pixel_y, double pixel_x);
-       Bytes of memory that an image of so many pixels needs, of so many nm each; 0 where it cannot be computed. A pixel
-       size of 0 is not known, and taken as {model.pixel_size:g} nm, which the network works at. {memory}
+       Bytes of memory that an image of this size, with pixels of these sizes in nm, needs; 0 if it cannot be computed.
+       A pixel size of 0 means unknown: it is taken as the {model.pixel_size:g} nm that the network works at. {memory}
    int kdunet_probability(const float *image, int height, int width, double pixel_y, double pixel_x,
                           const float *mean_and_std, float *probability, void *memory);
-       From raw values, row by row, to the probability of the foreground, as many; both may be the same. The mean and
-       the standard deviation are the image's own where none are given (a null pointer). `memory` is of `kdunet_bytes`,
+       From raw values, row by row, to the foreground probability of each pixel; both may be the same array. Mean and
+       standard deviation are the image's own where none are given (a null pointer). `memory` is of `kdunet_bytes`,
        aligned as malloc does; nothing else is allocated. Returns 0, or -1 for a wrong size.
 
    A pixel is foreground above kdunet_threshold. Compile with -O3 and for the processor at hand: -march=native, or

@@ -23,7 +23,9 @@ def exportable(model: Model, what: str, most: int | None = None, classes: int | 
     if not isinstance(net, KUNet):
         raise ModelError(f"a {type(net).__name__:.60} cannot be exported as {what}: distil it into a k-Unet first.")
     if net.context:
-        raise ModelError(f"the model cannot be exported as {what}: it has context, it sees neighbouring slices.")
+        raise ModelError(
+            f"the model cannot be exported as {what}: it has context, which means that it sees neighbouring slices."
+        )
     if most is not None and net.k > most:
         raise ModelError(
             f"a {net.k}-Unet cannot be exported as {what}, which is for k up to {most}: distil a smaller one."

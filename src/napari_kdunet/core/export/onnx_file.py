@@ -72,7 +72,7 @@ def export_onnx(
     if precision not in get_args(Precision):
         raise ConfigError(f"precision is {precision!r:.40}: choose float32, float16 or int8.")
     if (precision == "int8") != (calibrate is not None):
-        need = "int8 needs images to calibrate with" if calibrate is None else "only int8 is calibrated"
+        need = "int8 needs images to calibrate with (calibrate)" if calibrate is None else "calibrate is for int8 only"
         raise ConfigError(f"precision is {precision}: {need}.")
     volume = None if calibrate is None else open_volume(calibrate)
     write_bytes(path, make_onnx(model, name or path.stem, volume, half=precision == "float16").SerializeToString())

@@ -72,7 +72,7 @@ class _Graph:
 def _halved(weights: NDArray[np.float32]) -> NDArray[np.float16]:
     largest, most = float(np.abs(weights).max()), float(np.finfo(np.float16).max)
     if largest > most:
-        raise ModelError(f"a weight is {largest:.3g}, and float16 ends at {most:g}: choose float32.")
+        raise ModelError(f"a weight is {largest:.3g}, but float16 only goes up to {most:g}: choose float32.")
     return weights.astype(np.float16)
 
 

@@ -150,7 +150,8 @@ class OnnxModel:
         level = self.threshold if threshold is None else threshold
         if output not in _OUTPUTS or not 0 <= level < 1:
             raise ConfigError(
-                f"output {output!r:.40}, threshold {level}: give probability, labels or boundary, and 0 to below 1."
+                f"output is {output!r:.40} and threshold {level}: output must be probability, labels or boundary, and "
+                "threshold from 0 to below 1."
             )
         if output == "boundary" and not self.boundary:
             raise ConfigError(f"output is boundary, but {self.name} has not learnt outlines: train one with boundary.")

@@ -68,7 +68,9 @@ def export_web(model: ModelLike, path: str | Path, example: Any = None, *, name:
     model, path = load_model(model), Path(path)
     net = exportable(model, "a web page", most=LARGEST_K, classes=2)
     if net.depth > _DEEPEST:
-        raise ModelError(f"a U-Net of depth {net.depth} cannot be exported as a web page: it is for up to {_DEEPEST}.")
+        raise ModelError(
+            f"a U-Net of depth {net.depth} cannot be exported as a web page: depth may be up to {_DEEPEST}."
+        )
     style, script, wasm = _part("page.css").strip(), _part("page.js"), _file("kdunet.wasm")
     settings = _settings(model, net) | {"example": None if example is None else _example(open_volume(example))}
     size = f"at {model.pixel_size:g} nm" if model.pixel_size else "at the pixels of the image"

@@ -265,5 +265,5 @@ def _fill(net: KUNet, weights: dict[str, Tensor]) -> None:
     weights = {name: value.to(types[name]) for name, value in weights.items()}
     for name, value in weights.items():
         if not value.isfinite().all() or (name.endswith("running_var") and (value < 0).any()):
-            raise DamagedError(f"{name} holds what is not a finite number, or no variance")
+            raise DamagedError(f"{name} holds a number that is not finite, or a negative variance")
     net.load_state_dict(weights, assign=True)

@@ -105,7 +105,7 @@ class TensorFile:
         """
         other = self.tensors.keys() ^ wanted.keys()
         if other:
-            raise DamagedError(f"{len(other)} tensors are missing or too many, such as {_short(min(other))}")
+            raise DamagedError(f"{len(other)} tensors are missing or unexpected, such as {_short(min(other))}")
         for name, tensor in wanted.items():
             kind, shape = self.tensors[name]
             if shape != tuple(tensor.shape) or (kind == "I64") == tensor.is_floating_point():
@@ -128,7 +128,7 @@ class TensorFile:
         if self._checksum is not None:  # files of older versions have none
             at = _place_of_checksum(self._head)
             if at is None or self._checksum != _checksum(data, at).decode():
-                raise DamagedError("its content is not that of its checksum")
+                raise DamagedError("its content does not fit its checksum")
         return data
 
     def read(self) -> dict[str, Tensor]:
@@ -195,16 +195,16 @@ def _checked(header: dict[str, Any], size: int) -> dict[str, tuple[str, tuple[in
         if kind not in _BYTES or len(shape) > 8 or not all(type(side) is int and side >= 0 for side in shape):
             raise DamagedError(f"{_short(name)} is {_short(kind)} of shape {_short(shape)}")
         if stop - start != math.prod(shape) * _BYTES[kind]:
-            raise DamagedError(f"{_short(name)} does not fill its place")
+            raise DamagedError(f"{_short(name)} has the wrong number of bytes")
         tensors[name] = (kind, tuple(shape))
         places.append((start, stop))
     end = 0
     for start, stop in sorted(places):
         if start != end:
-            raise DamagedError("its tensors do not lie one behind the other")
+            raise DamagedError("its tensors overlap or leave gaps")
         end = stop
     if end != size:
-        raise DamagedError("its length is not that of its tensors: it may be cut short")
+        raise DamagedError("its length does not fit its tensors: it may be cut short")
     return tensors
 
 

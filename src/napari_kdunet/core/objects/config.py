@@ -22,38 +22,38 @@ class ObjectsConfig:
 
     threshold: float | None = setting(
         None,
-        "Probability above which a voxel is foreground; empty: that of its model, where predict wrote it, else 0.5.",
+        "Probability above which a voxel is foreground; empty: the model's own if predict wrote the file, else 0.5.",
         ge=0,
         lt=1,
         types=(float, NoneType),
     )
     split: float = setting(
         0.7,
-        "Objects come apart at necks thinner than this share of the thinner of their two sides, or as much less sure; "
-        "0 keeps together whatever touches.",
+        "Cut objects at necks thinner than this share of the thinner of the two sides, or where the probability falls "
+        "as much; 0 keeps together whatever touches.",
         ge=0,
         le=1,
     )
     min_diameter: float = setting(
         100.0,
-        "Smaller objects are left out: the diameter of a ball (of one slice: a disc) of their size.",
+        "Leave out objects smaller than a ball (in a single slice: a disc) of this diameter.",
         unit="nm",
         ge=0,
         le=1e6,
     )
     holes: float = setting(50.0, "Width up to which enclosed holes are filled; 0 fills none.", unit="nm", ge=0, le=500)
     smoothing: float = setting(
-        0.0, "Standard deviation of a Gaussian over the probability; 0 is off.", unit="nm", ge=0, le=200
+        0.0, "Smooth the probability by a Gaussian of this standard deviation; 0 is off.", unit="nm", ge=0, le=200
     )
     mode: str = setting(
         "auto",
-        "In 3-D at once, or in each slice and then along z by overlap; auto: 3-D if slices are at most twice as far "
-        "apart as pixels.",
+        "Find objects in 3-D at once (3d), or in each slice and link them along z by overlap (2d); auto: 3d if slices "
+        "are at most twice as far apart as pixels.",
         choices=("auto", "2d", "3d"),
     )
     link: float = setting(
         0.3,
-        "Overlap (IoU) of two outlines in neighbouring slices above which they are one object; of mode 2d.",
+        "Overlap (IoU) above which two outlines in neighbouring slices are one object; for mode 2d only.",
         ge=0,
         lt=1,
         advanced=True,

@@ -130,7 +130,9 @@ def _boundary_of(volume: Volume, boundary: Any) -> Volume:
     """Open the probability of outlines; raises `VolumeError` where its shape is not that of the prediction."""
     outlines = open_volume(boundary)
     if outlines.shape != volume.shape:
-        raise VolumeError(f"{outlines.name} has shape {outlines.shape}, not {volume.shape} as {volume.name}.")
+        raise VolumeError(
+            f"{outlines.name} has shape {outlines.shape}, but {volume.name} {volume.shape}: give outlines of its shape."
+        )
     return outlines
 
 
@@ -166,7 +168,7 @@ class _Table:
         self.shells.append((places, labels + start))
         self.total += len(basins.roots)
         if self.total >= 2**32:
-            raise VolumeError("there are more than 4 billion maxima in it: give a smoothing, or a part of the volume")
+            raise VolumeError("the volume has more than 4 billion local maxima: set smoothing, or give a part of it")
         return start
 
     def end_layer(self) -> None:

@@ -190,7 +190,9 @@ def open_beside(
         volumes[1] = above(volumes[1])
     for volume in volumes:
         if volume is not None and volume.shape != labels.shape:
-            raise LabelsError(f"{volume.name} has shape {volume.shape}, {labels.name} {labels.shape}: give one of that")
+            raise LabelsError(
+                f"{volume.name} has shape {volume.shape}, {labels.name} {labels.shape}: give one of the same shape"
+            )
     if not (math.isfinite(within) and within > 0):
         raise ConfigError(f"within is {within}: give a distance in nm, more than 0.")
     return volumes[0], volumes[1]
@@ -418,7 +420,7 @@ def check_table(path: str | Path) -> None:
     """Check that a table can be written to a path with this ending; raises `OutputError` if not."""
     ending = Path(path).suffix.lower()
     if ending not in (".csv", ".parquet"):
-        raise OutputError(f"cannot write {path}: a table is a .csv or a .parquet file, so give it such an ending.")
+        raise OutputError(f"cannot write {path}: the name of a table must end in .csv or .parquet.")
     if ending == ".parquet" and find_spec("pyarrow") is None:
         raise OutputError(
             f"cannot write {path}: Parquet needs pyarrow, pip install 'napari-kdunet[parquet]', or give a .csv"

@@ -44,11 +44,14 @@ class ObjectScores:
         Ids of the two objects of each overlap; 0 is background.
     voxels : (n,) int64
         Size of each overlap.
+    notes : tuple of str
+        What was assumed of the values, one sentence each.
     """
 
     predicted: NDArray[Any]
     true: NDArray[Any]
     voxels: Ints
+    notes: tuple[str, ...] = ()
 
     @cached_property
     def _table(self) -> tuple[Any, Any, Any, Any, Any]:
@@ -276,4 +279,9 @@ def score_objects(instances: Any, labels: Any, *, ignore: int | None = None) -> 
         np.array([pair[i] for pair in sorted(pairs)], np.uint64 if volume.dtype == np.uint64 else np.int64)
         for i, volume in enumerate((predicted, truth))
     )
-    return ObjectScores(first, second, np.array([n for _, n in sorted(pairs.items())], np.int64))
+    voxels = np.array([n for _, n in sorted(pairs.items())], np.int64)
+    filled = [volume.name for volume, ids in ((predicted, first), (truth, second)) if ids.all()]
+    notes = tuple(
+        f"{name} has no background of 0 where it is scored: each of its values is an object, 1 too" for name in filled
+    )
+    return ObjectScores(first, second, voxels, notes)

@@ -288,9 +288,9 @@ def assume_pixel_size(
         hardly = "" if search.knows_tissue else ", though it hardly knows this tissue"
         metadata = {"pixel_size": size, "pixel_size_margin": round(search.margin, 3), "inverted": best.inverted}
         sized = open_volume(volume, voxel_size=(size,) * 3, invert=best.inverted)
-        note = f"{unstated}: {size:g} nm{contrast}, where {name} is surest{hardly}"
+        note = f"{unstated}: it is taken as {size:g} nm{contrast}, where {name} is surest{hardly}"
         return Assumed(sized, note, metadata, True, best.inverted)
-    unsure = f"{unstated} and not found: {name} is sure at none. Taken as"
+    unsure = f"{unstated} and not found: {name} is sure at no size. It is taken as"
     if guess is None:
         return Assumed(volume, f"{unsure} the model's {model.pixel_size:g} nm", {"pixel_size": "not found"}, False)
     metadata = {"pixel_size": "not found", "pixel_size_taken": guess}

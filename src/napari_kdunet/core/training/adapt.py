@@ -94,9 +94,11 @@ def iter_adapt(
     """
     config = config or DistillConfig.adapting()
     if config.context:
-        raise ConfigError(f"context is {config.context}: the student of an adaptation sees single slices, it has none.")
+        raise ConfigError(
+            f"context is {config.context}, but the student of an adaptation sees single slices: leave it at 0."
+        )
     if config.boundary or config.classes != 2:
-        raise ConfigError("the student of an adaptation learns the foreground alone: leave boundary and classes away.")
+        raise ConfigError("the student of an adaptation learns the foreground alone: leave boundary and classes out.")
     if not 0 < pixels < math.inf:
         raise ConfigError(f"pixels is {pixels}: give a positive number of working pixels.")
     began = time.monotonic()

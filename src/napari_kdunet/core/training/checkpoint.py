@@ -181,7 +181,7 @@ class Checkpointer:
             If there is no state, it is damaged, or it was made with other settings or from other data.
         """
         if self.out is None:
-            raise ConfigError("there is nothing to resume from without the path of the model: name it.")
+            raise ConfigError("resume needs the path of the model to go on with: give out.")
         state = self.group.on_rank_zero(self._load)
         self.net.load_state_dict(state.tensors["net"])
         self.average.load_state_dict(state.tensors["ema"])
@@ -202,7 +202,7 @@ class Checkpointer:
         try:
             file = TensorFile.open(path)
             if file.metadata.get("resume") != 1:
-                raise ModelError(f"{path} is a model, not the state of a training: name its .resume.safetensors file.")
+                raise ModelError(f"{path} is a model, not the state of a training: give its .resume.safetensors file.")
             return _State.load(file, self._settings | self.about, self._like(file))
         except DamagedError as error:
             best = f"; the best model so far, {self.out}, is still usable" if self._has_model() else ""
@@ -273,7 +273,7 @@ class _State:
         if other:
             file.verify()  # a flipped bit in a setting is damage, and not another setting
             data = set(_changed(unknown | before, settings)) <= _DATA
-            what = "of other data or models" if data else "with other settings"
+            what = "from other data or models" if data else "with other settings"
             raise ConfigError(f"{path} was made {what}: {other}. Give the same, or start anew.")
         progress = Progress(
             **{spec.name: _number(metadata, spec.name, type(spec.default) is int) for spec in fields(Progress)}
@@ -296,7 +296,7 @@ def _number(values: dict[str, Any], name: str, whole: bool = False, least: float
     """Return the finite number `name`, at least `least`, from JSON values; raise `DamagedError` if it is not one."""
     value: Any = values.get(name)
     if type(value) not in ((int,) if whole else (int, float)) or not least <= value < 2**53:
-        raise DamagedError(f"its {name} is not a number that a training has")
+        raise DamagedError(f"its {name} is not a number that is possible")
     return value
 
 

@@ -146,7 +146,7 @@ class ProcessGroup:
         if self.rank:
             message: tuple[bool, Any] = self._fabric.broadcast((True, None))
             if message[0]:
-                raise TrainingError("the first process of this training has stopped: see what it says.")
+                raise TrainingError("the first process of this training has stopped: see its message.")
             return message[1]  # type: ignore[no-any-return]
         try:
             result = compute()
@@ -169,7 +169,7 @@ class ProcessGroup:
         except RuntimeError as error:
             if self.size > 1 and (isinstance(error, torch.distributed.DistError) or "gloo" in str(error)):
                 raise TrainingError(
-                    "another process of this training has ended: see what it says, and go on from the last saved state."
+                    "another process of this training has ended: see its message, and go on from the last saved state."
                 ) from error
             raise
 

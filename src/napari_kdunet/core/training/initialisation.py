@@ -32,7 +32,7 @@ def starting_network(config: TrainConfig, sampler: PatchSampler, start: Model | 
         other += ["boundary"] if start.boundary != c.boundary else []
         if other:
             raise ModelError(
-                f"the model to start from has another form than the settings: make {', '.join(other)} alike."
+                f"the model to start from and the settings differ in form: make {', '.join(other)} the same."
             )
         assert isinstance(start.net, KUNet)
         return copy.deepcopy(start.net)

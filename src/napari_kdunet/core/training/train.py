@@ -28,7 +28,7 @@ __all__ = ["distill", "iter_distill", "iter_train", "last_model", "train"]
 
 Pair = tuple[Any, Any]
 
-_STROKES = "little is labelled: the teacher alone is learnt from (mode soft), the labels choose the best model."
+_STROKES = "little is labelled: the student learns from the teacher alone (mode soft), labels choose the best model."
 
 
 def iter_train(
@@ -160,7 +160,7 @@ def iter_distill(
         processes=fabric.world_size,
     )
     if config.mode == "sequential" and not data.labelled_slices:
-        raise LabelsError("a sequential distillation ends on labels, but none were given: give labels or choose soft.")
+        raise LabelsError("mode sequential ends on labels, but none were given: give labels, or choose mode soft.")
     how = config.settled(data.sampler.sparse)
     if data.labelled_slices and config.mode == "best" and how["mode"] == "soft":
         data = replace(data, notes=(*data.notes, _STROKES))

@@ -62,6 +62,8 @@ class Stored(NamedTuple):
     """Axes that are stored in the opposite direction."""
     threshold: float = 0.5
     """Probability above which a voxel is foreground, if the array holds probabilities."""
+    chosen: str = ""
+    """Letters of the axes that the reader has chosen from already, so that the array has them no more."""
 
 
 class Opened(NamedTuple):
@@ -93,7 +95,7 @@ def view_zyx(stored: Stored, selection: Selection, name: str) -> Opened:
         if axis not in "zyx":
             fixed[axis] = _chosen(axis, length, selection, f"{name} has {_shown(axes, shape)}")
     for argument, letters in (("channel", "cs"), ("time", "t")):
-        if getattr(selection, argument) and not set(letters) & set(axes):
+        if getattr(selection, argument) and not set(letters) & set(axes + stored.chosen):
             raise VolumeError(f"{name} has {_shown(axes, shape)}: there is no {argument} to choose")
     try:
         view = AxesView(stored.array, axes, fixed, stored.reversed_axes)
@@ -137,7 +139,7 @@ def _given_axes(given: str, shape: tuple[int, ...], name: str) -> str:
     if len(axes) == len(shape):
         return axes
     if len(axes) != sum(n > 1 for n in shape):
-        raise VolumeError(f"axes {given!r} are {len(axes)}, but {name} has {len(shape)} axes, shape {shape}")
+        raise VolumeError(f"axes {given!r} name {len(axes)} axes, but {name} has {len(shape)} axes, shape {shape}")
     letters = iter(axes)
     return "".join(next(letters) if n > 1 else "-" for n in shape)
 
@@ -147,7 +149,7 @@ def _default_axes(shape: tuple[int, ...], name: str) -> str:
     if len(shape) not in (2, 3):
         raise VolumeError(f"{name} has {len(shape)} axes, shape {shape}: give ZYX or YX, or name them with axes")
     if len(shape) == 3 and shape[2] in _COLOURS and min(shape[:2]) > _SMALL:
-        raise VolumeError(f"{name} has shape {shape}, a colour image it seems: name its axes, e.g. YXC")
+        raise VolumeError(f"{name} has shape {shape}, which looks like a colour image: name its axes, e.g. YXC")
     return "zyx"[-len(shape) :]
 
 

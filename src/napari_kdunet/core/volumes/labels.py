@@ -13,6 +13,9 @@ from napari_kdunet.core.volumes.volume import Volume
 __all__ = [
     "OUTLINE",
     "class_index",
+    "extremes",
+    "is_grey_mask",
+    "missing_background",
     "object_ids",
     "outline_targets",
     "predicted_ids",
@@ -24,6 +27,10 @@ OUTLINE = 2.0  # width of the outline of an object, within it, in working pixels
 
 _OUTSIDE = np.uint64(2**64 - 3)  # background in the volumes of the CREMI challenge
 _UNLABELLED = np.uint64(2**64 - 2)  # to some tools, and so is 2^64-1; to others background
+_NEAR = 32  # grey values within which black and white stay when a mask is compressed or smoothed
+_CROWD = 0.6  # share of the pixels above 0 that are within it in a grey mask; of evenly used ids a quarter are
+_UNEVEN = 0.6  # share of neighbouring pairs of grey values that differ: more than among objects of more than 4 pixels
+_PAIRS = 32  # least number of such pairs to judge by
 
 
 def class_index(labels: NDArray[Any], classes: int = 2, ignore: int | None = None, name: str = "") -> NDArray[np.int16]:
@@ -53,13 +60,16 @@ def class_index(labels: NDArray[Any], classes: int = 2, ignore: int | None = Non
     ------
     LabelsError
         If a label is negative; if it is 2^64-1 or 2^64-2 but not the `ignore` value; if, with more than two classes, it
-        is beyond the last class; or if `ignore` is not a value of the labels' dtype.
+        is beyond the last class; if `ignore` is not a value of the labels' dtype; or if uint8 labels are a mask in
+        grey, as JPEG and smoothing make it.
     """
     values, ignored = _ids(labels, ignore, name)
     if classes == 2:
         values = (values > 0).astype(np.int64)
     elif values.max(initial=0) >= classes:
-        raise LabelsError(f"{_called(name)} hold the class {values.max()}, but there are {classes} classes from 0 up.")
+        raise LabelsError(
+            f"{_called(name)} hold the class {values.max()}, but there are {classes} classes: give 0 to {classes - 1}."
+        )
     values[ignored] = -1
     return values.astype(np.int16)
 
@@ -99,9 +109,48 @@ def object_ids(
         raise LabelsError(
             f"{_called(name)} hold the negative value {values.min()}: name it as the ignore value or remove it."
         )
+    if values.dtype == np.uint8 and is_grey_mask(values):
+        raise LabelsError(
+            f"{_called(name)} are a mask in grey, from 0 to 255, as JPEG and smoothing make it: set what is above 127 "
+            "to 1 and all else to 0, and save it as TIFF or PNG."
+        )
     if ignore == 0:
         values[values > 0] -= 1
     return values, ignored
+
+
+def is_grey_mask(values: NDArray[np.uint8]) -> bool:
+    """Whether a slice (Y, X) is a mask of 0 and 255 with grey values between, rather than ids or classes.
+
+    Most pixels above 0 are nearly black or nearly white, there are several grey values below and several above the
+    middle, and most neighbouring pixels above 0 differ where one of them is grey, whereas objects and classes are even.
+    """
+    counts = np.bincount(values.ravel(), minlength=256)
+    ends = counts[1:_NEAR].sum() + counts[-_NEAR:].sum()
+    several = min(np.count_nonzero(counts[1:128]), np.count_nonzero(counts[128:255])) > 1
+    if values.ndim != 2 or not several or ends < _CROWD * counts[1:].sum():
+        return False
+    pairs = differ = 0
+    for one, other in ((values[:, 1:], values[:, :-1]), (values[1:], values[:-1])):
+        among = (one > 0) & (other > 0) & (np.minimum(one, other) < 255)
+        pairs += int(np.count_nonzero(among))
+        differ += int(np.count_nonzero(among & (one != other)))
+    return pairs >= _PAIRS and differ >= _UNEVEN * pairs
+
+
+def extremes(ids: NDArray[Any]) -> set[int]:
+    """Return the lowest and the highest value besides 0: two, one if they are the same, or none."""
+    shown = ids[ids != 0]
+    return {int(shown.min()), int(shown.max())} if shown.size else set()
+
+
+def missing_background(name: str, values: set[int], ignore: int | None) -> LabelsError:
+    """Return the error for labels of these values, one of which may be the background, as none is 0."""
+    simpler = min(values) == 1 and ignore is None
+    advice = ", or, if 1 is the background, give 0 as the ignore value" if simpler else ""
+    return LabelsError(
+        f"{_called(name)} hold values from {min(values)} to {max(values)} and no background of 0: set it to 0{advice}."
+    )
 
 
 def predicted_ids(values: NDArray[Any], name: str) -> NDArray[Any]:
@@ -136,7 +185,7 @@ def _value(ignore: int, dtype: np.dtype[Any], name: str = "") -> Any:
     lowest, highest = (0, 1) if dtype.kind == "b" else (np.iinfo(dtype).min, np.iinfo(dtype).max)
     if not lowest <= ignore <= highest:
         raise LabelsError(
-            f"ignore is {ignore}, but {dtype} {_called(name)} are from {lowest} to {highest}: name one of these."
+            f"ignore is {ignore}, but {dtype} {_called(name)} are from {lowest} to {highest}: give one of these."
         )
     return dtype.type(ignore)
 

@@ -4,7 +4,8 @@
 - bool, or integers with a single value besides 0: a mask.
 - uint8 and uint16 that look like probabilities, from 0 to 255 or to 65535. Either neighbouring pixels differ by little,
   and at least half of the pairs that differ are both above 0 or a quarter of all pairs differ; or no pixel is 0, and
-  some are above half of the dtype's largest value.
+  some are above half of the dtype's largest value; or, in uint8, it is a mask in many greys, as JPEG and smoothing
+  make it.
 - Other integers: classes or instances; non-zero is foreground. In uint64, 2^64-3 is background too, as in CREMI's data.
 
 The values of wider and of signed integers are examined only to tell a mask from classes or instances.
@@ -31,7 +32,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from napari_kdunet.core.errors import VolumeError
-from napari_kdunet.core.volumes.labels import predicted_ids
+from napari_kdunet.core.volumes.labels import extremes, is_grey_mask, predicted_ids
 from napari_kdunet.core.volumes.slices import spaced
 from napari_kdunet.core.volumes.sources import MappedArray
 from napari_kdunet.core.volumes.volume import Volume
@@ -81,9 +82,8 @@ def _mask_or_labels(slices: Iterable[NDArray[Any]], name: str) -> Kind:
     """Return ``mask`` if there is a single value besides 0, else ``labels``."""
     values, has_background = set[int](), False
     for each in slices:
-        shown = each[each != 0]
-        values |= {int(shown.min()), int(shown.max())} if shown.size else set()
-        has_background |= shown.size < each.size
+        values |= extremes(each)
+        has_background |= not each.all()
     if len(values) > 1 and not has_background:
         raise _no_background(name, min(values), max(values))
     return "mask" if len(values) == 1 and has_background else "labels"
@@ -101,6 +101,8 @@ def _kind_by_values(slices: list[NDArray[Any]], name: str) -> Kind:
     if len(levels) == 1 or (len(levels) == 2 and levels[0] == 0):
         return "labels" if len(levels) == 1 else "mask"
     if levels[0] > 0 and highest > half:
+        return "probability"
+    if levels.dtype == np.uint8 and len(levels) > _LEVELS and any(map(is_grey_mask, slices)):
         return "probability"
     pairs = [np.stack((each[:, 1:].ravel(), each[:, :-1].ravel())).astype(np.int32) for each in slices]
     one, other = np.concatenate(pairs, axis=1)

@@ -76,7 +76,7 @@ FORMATS = (
     Format(
         "MRC",
         open_mrc,
-        "axes (mapc, mapr, maps), voxel size in Å, IMOD's unsigned bytes",
+        "axes (mapc, mapr, maps), voxel size in Å, unsigned bytes by IMOD's mark or a stated range over 127",
         (".mrc", ".map", ".rec", ".st", ".ali"),
     ),
     Format(

@@ -270,7 +270,7 @@ class _Moments:
 
     def mean_and_std(self) -> tuple[float, float]:
         if not self.finite:
-            raise UnusableError("holds NaN or infinite values: replace them, e.g. by numpy.nan_to_num")
+            raise UnusableError("holds NaN or infinite values: replace them, or give --fill nan where NaN is no sample")
         size, means, variances = np.array(self._parts).T
         with np.errstate(over="ignore", invalid="ignore"):
             mean = float(np.average(means, weights=size))

@@ -252,9 +252,11 @@ def check_part(path: Path, other: str, name: str) -> Path:
     """
     part = path.parent / other
     if part.exists() and not part.is_dir():
-        check_regular(part, f"{other}, of which {name} takes pixels,")
+        check_regular(part, f"{other}, from which {name} takes pixels,")
     if not Path(os.path.normpath(part)).is_relative_to(os.path.normpath(path.parent)):
-        raise VolumeError(f"{name} takes pixels of {other}, outside of its folder: put that into it, or save it as one")
+        raise VolumeError(
+            f"{name} takes pixels from {other}, outside of its folder: put that into it, or save it as one"
+        )
     return part
 
 
@@ -283,8 +285,8 @@ def check_chunk(nbytes: int, stored: int, name: str) -> None:
     and compress to next to nothing can be stored as smaller ones.
     """
     if nbytes > _LARGEST_CHUNK and nbytes > 100 * stored:
-        claim = f"{name} becomes {nbytes / 1e9:.1f} GB of {stored:,} bytes"
-        raise VolumeError(f"{claim}: it is damaged, or its volume has to be stored in smaller chunks")
+        claim = f"{name} becomes {nbytes / 1e9:.1f} GB from {stored:,} bytes"
+        raise VolumeError(f"{claim}: it is damaged, or store its volume in smaller chunks")
     check_block(nbytes, stored, name, "pixels")
 
 

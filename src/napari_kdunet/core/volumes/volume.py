@@ -325,7 +325,7 @@ def open_volume(
     if isinstance(voxel_size, (int, float)):
         voxel_size = (voxel_size,) * 3
     if len(voxel_size) != 3 or not all(0 < size < math.inf for size in voxel_size):
-        raise VolumeError(f"voxel size {voxel_size} of {volume.name}: give three positive numbers, nm, Z Y X")
+        raise VolumeError(f"voxel size of {volume.name} is {voxel_size}: give three positive numbers in nm, Z Y X")
     sizes = (float(voxel_size[0]), float(voxel_size[1]), float(voxel_size[2]))
     if not is_plausible(sizes, level):
         raise VolumeError(
@@ -340,7 +340,9 @@ def _with_sample(volume: Volume, fill: float | None, sample: Any) -> Volume:
         raise VolumeError(f"fill is {fill:g}, which no pixel of {volume.name} can be: it has dtype {volume.dtype}")
     mask = None if sample is None else open_volume(sample)
     if mask is not None and mask.shape != volume.shape:
-        raise VolumeError(f"sample {mask.name} has shape {mask.shape}, {volume.name} {volume.shape}: give one of that")
+        raise VolumeError(
+            f"sample {mask.name} has shape {mask.shape}, {volume.name} {volume.shape}: give one of that shape"
+        )
     return replace(volume, fill=fill, sample=mask)
 
 

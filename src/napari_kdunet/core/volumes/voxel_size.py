@@ -39,6 +39,7 @@ _UNITS = {
 _NM = {name: factor for factor, names in _UNITS.items() for name in names.split()}
 _NO_UNIT = ("", "none", "null", "pixel", "px", "voxel", "unknown")
 _SMALLEST, _LARGEST = 0.1, 500.0  # nm: pixels of volume EM are within this range
+_MOST_UNLIKE = 100  # times that slices are rarely farther apart, or nearer, than pixels
 
 
 def to_number(value: Any) -> float:
@@ -72,6 +73,7 @@ def read_voxel_size(stated: Stated, *, level: int = 0) -> tuple[VoxelSize | None
 
     Sizes that are not stated are filled in: y and x from each other, z from x. A pixel under 0.1 or over 500 nm in
     plane (at the full resolution of a pyramid) counts as unknown: its unit is another one, or it is meant for printing.
+    A distance of slices over 100 times the pixel size, or under a hundredth of it, is taken as stated, with a note.
 
     Parameters
     ----------
@@ -95,7 +97,11 @@ def read_voxel_size(stated: Stated, *, level: int = 0) -> tuple[VoxelSize | None
             notes.append(f"{what} unknown: it is stated as {text}, and taken as {other}")
     if text := odd.get("z"):
         notes.append(f"slice distance unknown: it is stated as {text}, and taken as the pixel size")
-    z, y, x = (float(f"{size:.7g}") for size in (sizes.get("z") or x, y, x))  # many were stored in single precision
+    z = sizes.get("z") or x
+    if not x / _MOST_UNLIKE / 2**level <= z <= max(x, y) * _MOST_UNLIKE:
+        text = f"slices {z:.6g} nm apart, of pixels of {x:.6g} nm, are stated"
+        notes.append(f"slice distance doubtful: {text}: if a unit is wrong or left out, give the voxel size")
+    z, y, x = (float(f"{size:.7g}") for size in (z, y, x))  # many were stored in single precision
     return (z, y, x), tuple(notes)
 
 
@@ -116,7 +122,8 @@ def _unit_text(unit: Any) -> str:
     """Return a unit in lower case, with one form each of the micro sign and of Å."""
     if isinstance(unit, bytes):
         unit = unit.decode("utf-8", "replace")
-    return unicodedata.normalize("NFKC", str(unit).replace("\\u00B5", "µ")).strip(" \t\r\n\0\"'").lower()
+    text = re.sub(r"\\u([0-9a-fA-F]{4})", lambda code: chr(int(code[1], 16)), str(unit))  # ImageJ's escapes
+    return unicodedata.normalize("NFKC", text).strip(" \t\r\n\0\"'").lower()
 
 
 def _as_stated(size: Any, unit: Any) -> str:

@@ -59,7 +59,9 @@ def connect(scheduler: str, timeout: float = 10.0) -> Iterator[Client]:
         try:
             client = Client(timeout=timeout, set_as_default=False, **where)  # else a failed client stays the default
         except (OSError, ValueError, TypeError) as error:
-            raise ConfigError(f"no dask scheduler answers at {scheduler}: give the address that it shows.") from error
+            raise ConfigError(
+                f"no dask scheduler answers at {scheduler}: give the address that the scheduler shows."
+            ) from error
         with client, client.as_current():
             yield client
 

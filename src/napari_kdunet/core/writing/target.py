@@ -90,7 +90,7 @@ def check_apart(path: Path, inputs: Iterable[str | Path], *, adds: bool = False)
         if source is None:
             continue
         if any(_identity(part) in around_output or output in _around(part) for part in parts_of(source)) and output:
-            raise OutputError(f"cannot write {path}: {given} takes pixels of it; choose another name")
+            raise OutputError(f"cannot write {path}: {given} takes pixels from it; choose another name")
         if _identity(source) in around_output or (output and output in _inside(source)):
             relation = "is the input" if _identity(source) == output else "is in the input"
             raise OutputError(f"cannot write {path}: it {relation} {given}; choose another name")

@@ -67,7 +67,9 @@ def iter_write(
         raise OutputError(f"cannot write OME-Zarr {ome_version}: choose 0.4 or 0.5")
     voxel_size = voxel_size or getattr(volume, "voxel_size", None)
     if voxel_size is not None and not (len(voxel_size) == 3 and all(1e-6 < n < 1e9 for n in voxel_size)):
-        raise OutputError(f"cannot write {target}: voxel size {voxel_size}, give three positive numbers, nm, Z Y X")
+        raise OutputError(
+            f"cannot write {target}: voxel size is {voxel_size}, give three positive numbers in nm, Z Y X"
+        )
     skipped: list[int] | None = None if on_error is None else []
     spec = OutputSpec(target.stem, size, kind, voxel_size, metadata, skipped, labels, ome_version)
     resumable = resume_key is not None and is_zarr_name(target) and hasattr(volume, "__getitem__")
@@ -190,7 +192,7 @@ def _check_complete(temporary: Path, target: Path, skipped: list[int]) -> None:
     lost = incomplete_slices(temporary, skipped)
     if lost:
         slices = f"{len(lost)} slices, z={lost[0]} the first, are"
-        raise OutputError(f"cannot write {target}: {slices} gone from it, something else has removed them; start again")
+        raise OutputError(f"cannot write {target}: {slices} missing, something else has removed them; start again")
 
 
 def _writer(path: Path, spec: OutputSpec, resumed: bool) -> AbstractContextManager[WriteSlice]:

@@ -35,7 +35,7 @@ class Profile(QWidget):
     def __init__(self, viewer: napari.viewer.Viewer) -> None:
         super().__init__()
         self.viewer = viewer
-        self.setToolTip("Intersection over union of each slice. Click to go there; the worst slice has a dot.")
+        self.setToolTip("Intersection over union (IoU) of each slice. Click to go to a slice; the worst one has a dot.")
         self.plot = pg.PlotWidget()
         self.plot.setMenuEnabled(False)
         self.plot.hideButtons()

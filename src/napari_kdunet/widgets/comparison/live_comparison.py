@@ -112,7 +112,9 @@ class LiveComparison(QObject):
             If the layers cannot be compared.
         """
         if prediction is None or reference is None or prediction == reference:
-            raise VolumeError("choose two layers to compare: labels, or probabilities as a floating-point image.")
+            raise VolumeError(
+                "choose two different layers to compare: labels, or probabilities as a floating-point image."
+            )
         comparison = Comparison(volume_of(prediction), volume_of(reference), threshold, ignore)
         self.clear()
         self.comparison, self.slices, self.layers = comparison, [None] * len(comparison), (prediction, reference)

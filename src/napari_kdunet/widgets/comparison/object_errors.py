@@ -26,8 +26,8 @@ _KINDS = {
     "missed": ("missed", "An object of the reference that no object of the prediction matches (IoU 0.5)."),
     "false": ("false", "An object of the prediction that no object of the reference matches (IoU 0.5)."),
 }
-_START = "Press Compare objects: both layers with a number for each object, as Objects makes of a mask."
-_ONE = "A layer of one number is one object: if it is a mask, let Objects find its objects first, and compare these."
+_START = "Press Compare objects. Both layers need a number for each object, as in layers made by the panel Objects."
+_ONE = "A layer with one number counts as one object: if it is a mask, first find its objects in the panel Objects."
 
 
 class ObjectComparison(NamedTuple):
@@ -104,7 +104,7 @@ class ObjectErrors(QWidget):
         self.comparison: ObjectComparison | None = None
         self.summary = wrapped_label(_START)
         self.table = list_table(*_COLUMNS)
-        self.table.setToolTip("A row an error: click to go there.")
+        self.table.setToolTip("One error per row: click to go there.")
         self.table.setSelectionBehavior(QAbstractItemView.SelectionBehavior.SelectRows)
         self.table.setSelectionMode(QAbstractItemView.SelectionMode.SingleSelection)
         layout = QVBoxLayout(self)

@@ -24,7 +24,9 @@ class ScoreTable(QTableWidget):
 
     def __init__(self) -> None:
         super().__init__(len(SCORES), 2)
-        self.setToolTip("Scores from 0 to 1; Ctrl+C copies them. A dash: not defined, as there is nothing in it.")
+        self.setToolTip(
+            "Scores from 0 to 1; Ctrl+C copies them. A dash: not defined, as there is no foreground to score."
+        )
         self.setVerticalHeaderLabels(list(SCORES.values()))
         self._cells = [[QTableWidgetItem("–") for _ in range(2)] for _ in SCORES]
         for row, name in enumerate(SCORES):

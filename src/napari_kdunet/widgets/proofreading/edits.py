@@ -126,7 +126,9 @@ def add_object(layer: Labels, source: Any, point: Point, threshold: float) -> in
     data, volume = _array(layer), volume_of(source)
     at = [round(float(p)) for p in point]
     if tuple(volume.shape[-data.ndim :]) != data.shape:
-        raise VolumeError(f"{volume.name} has shape {volume.shape}, the objects {data.shape}: choose that they are of.")
+        raise VolumeError(
+            f"{volume.name} has shape {volume.shape}, but the objects {data.shape}: choose the mask that they are from."
+        )
     box = tuple(slice(max(p - _REACH, 0), min(p + _REACH + 1, n)) for p, n in zip(at, data.shape, strict=True))
     z = box[0] if data.ndim == 3 else slice(0, 1)
     probability = np.stack([read_probability(volume, i, *box[-2:]) for i in range(z.start, z.stop)])
@@ -157,7 +159,7 @@ def fill_between(layer: Labels, number: int) -> int:
     data, (box, mask) = _array(layer), _mask_of(layer, [number])
     _check_there(mask)
     if data.ndim < 3:
-        raise LabelsError("there is one slice: there is nothing to fill between.")
+        raise LabelsError("the objects are in a single slice: there are no slices to fill between.")
     there = np.flatnonzero(mask.any(axis=(1, 2)))
     filled, count = mask.copy(), 0
     for below, above in pairwise(there):
@@ -192,7 +194,9 @@ def _along(layer: Labels, stroke: Stroke) -> NDArray[np.intp]:
 
 def _array(layer: Labels) -> NDArray[Any]:
     if not isinstance(layer.data, np.ndarray):
-        raise LabelsError(f"{layer.name} is not in memory: save it, and open the file as an array, to correct it.")
+        raise LabelsError(
+            f"{layer.name} cannot be corrected, as it is not in memory: save it, and open the file as an array."
+        )
     return layer.data
 
 
@@ -253,5 +257,7 @@ def _replace(layer: Labels, number: int, box: tuple[slice, ...], new: Any, old: 
 def _write(layer: Labels, indices: tuple[NDArray[Any], ...], value: Any) -> None:
     """Write to the layer, as one step of its undo."""
     if not np.can_cast(np.min_scalar_type(int(np.max(value, initial=0))), layer.data.dtype):
-        raise LabelsError(f"{layer.name} is {layer.data.dtype}, which has no free id: convert it to a larger type.")
+        raise LabelsError(
+            f"{layer.name} is {layer.data.dtype}, which has no free id left: convert the layer to a larger type."
+        )
     layer.data_setitem(indices, value)

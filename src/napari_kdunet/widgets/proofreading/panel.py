@@ -282,7 +282,7 @@ class ProofreadingPanel(Panel):
             raise VolumeError(f"the pixel size of {source.name} is not known: type it under Pixel size.")
         if image is not None and image.shape != volume.shape:
             raise VolumeError(
-                f"{image.name} has shape {image.shape}, {source.name} {volume.shape}: choose the image of that "
+                f"{image.name} has shape {image.shape}, but {source.name} {volume.shape}: choose the image of that "
                 "mask, or none, under Image."
             )
         return volume
@@ -485,6 +485,6 @@ class ProofreadingPanel(Panel):
                 text.append(f"{len(self.selection)} selected.")
         elif self.layer is not None and not busy:
             text.append(
-                "They are not measured: press Save to measure and save them, or Find objects to find them anew."
+                "The objects are not measured: press Save to measure and save them, or Find objects to find them anew."
             )
         self.status.setText(" ".join([*text, self.tools.hint(self.tool.value), self._note]).strip())

@@ -59,7 +59,7 @@ def finding_rows(viewer: napari.viewer.Viewer, accepts: Callable[[Layer], bool])
         none="none",
         name="raw",
         label="Image",
-        tooltip="Image for the mean grey value of each object.",
+        tooltip="Image in which to measure the mean grey value of each object.",
     )
     live = CheckBox(name="live", text="Preview on the slice", tooltip="Show the objects of the slice on screen.")
     return [source, PixelSize(viewer, source), raw, threshold_row(source), *_settings(), live]
@@ -110,14 +110,25 @@ def footer(panel: Any) -> list[Any]:
     """Return table and plot with their filter, the tools and buttons that correct and save objects, and the status."""
     tool = ComboBox(name="tool", choices=list(TOOLS), tooltip="\n".join(f"{t}: {w}" for t, w in TOOLS.items()))
     smooth = button("Smooth", "Smooth the outline of the selected object.", panel.smooth, "smooth_button")
-    fill = button("Fill", "Fill the selected object in slices in which it is missing.", panel.fill, "fill_button")
+    fill = button("Fill", "Fill the selected object in slices where it is missing.", panel.fill, "fill_button")
     delete = button("Delete", "Delete the selected objects.", panel.delete, "delete_button")
-    following = button("Next", "Go to the object that most asks to be looked at.", panel.next_suspicious, "next")
+    following = button(
+        "Next", "Go to the most suspicious object that is not checked yet.", panel.next_suspicious, "next"
+    )
     check = button("Checked", "Mark the selected objects as checked, and go to the next.", panel.check, "checks")
-    export = button("Export…", "Write the objects shown to CSV or Parquet.", panel.ask_and_export, "export_button")
-    save = button("Save", "Save objects, table and what is checked as one file.", panel.ask_and_save, "save_button")
-    opened = button("Open…", "Open what was saved.", panel.ask_and_open, "open_button")
-    image = button("Open image…", "Look for the image of this session.", panel.ask_for_image, "image_button")
+    export = button(
+        "Export…",
+        "Write the measurements of the objects shown as CSV or Parquet.",
+        panel.ask_and_export,
+        "export_button",
+    )
+    save = button(
+        "Save", "Save objects, measurements and check marks as one OME-Zarr.", panel.ask_and_save, "save_button"
+    )
+    opened = button("Open…", "Open objects that were saved with Save.", panel.ask_and_open, "open_button")
+    image = button(
+        "Open image…", "Choose the file of the image that these objects are from.", panel.ask_for_image, "image_button"
+    )
     return [
         in_a_row(_filter_row()),
         panel.views,
@@ -130,7 +141,7 @@ def footer(panel: Any) -> list[Any]:
 
 def _filter_row() -> LineEdit:
     row = LineEdit(
-        name="filter", tooltip="Which objects table, plot and export have: conditions on columns, joined by and."
+        name="filter", tooltip="Show and export only the objects that meet these conditions on columns, joined by and."
     )
     row.native.setPlaceholderText("show only, e.g. volume_um3 > 0.1 and not touches_border")
     row.native.setClearButtonEnabled(True)

@@ -209,10 +209,10 @@ def save_session(
     """
     path = Path(path)
     if not is_zarr_name(path):
-        raise OutputError(f"cannot write {path}: a session is an OME-Zarr, give a name that ends in .zarr")
+        raise OutputError(f"cannot write {path}: objects are saved as OME-Zarr; choose a name that ends in .zarr")
     own = session.path is not None and path.exists() and session.path.exists() and path.samefile(session.path)
     if not own and os.path.lexists(path):
-        raise OutputError(f"cannot write {path}: there is something of that name already; choose another name")
+        raise OutputError(f"cannot write {path}: it exists already; choose another name")
     if own and stamp_of(path) != session.stamp:
         raise OutputError(f"cannot write {path}: it has changed since it was opened or saved here; choose another name")
     table = session.table
@@ -268,7 +268,7 @@ def read_session(path: str | Path) -> tuple[Volume, Session, dict[str, Any]]:
     path = Path(path)
     content = _content(path)
     if content is None:
-        raise VolumeError(f"{path} is no session of objects: open one that Objects has saved.")
+        raise VolumeError(f"{path} holds no saved objects: open an OME-Zarr that the panel Objects has saved.")
     ids = open_volume(path)
     try:
         settings = content["settings"]
@@ -289,7 +289,7 @@ def read_session(path: str | Path) -> tuple[Volume, Session, dict[str, Any]]:
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise VolumeError(
             f"the session {path} is damaged ({type(error).__name__}): its ids can still be opened as an image, and "
-            "found anew as a mask."
+            "used as a mask to find the objects anew."
         ) from error
     return ids, session, layer
 
@@ -330,7 +330,9 @@ def image_layer(path: str | Path, image: Reference, objects: Mapping[str, Any]) 
     volume = open_volume(path)
     data = volume.data[0] if len(image.shape) == 2 else volume.data
     if tuple(data.shape) != image.shape:
-        raise VolumeError(f"{path} has shape {data.shape}, the image of the session {image.shape}: choose that one.")
+        raise VolumeError(
+            f"{path} has shape {data.shape}, but the image of the session {image.shape}: choose that image."
+        )
     grid = {name: value for name, value in objects.items() if name != "name"}
     return data, {"name": image.name, "colormap": "gray", **grid}, "image"
 

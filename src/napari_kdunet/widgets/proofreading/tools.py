@@ -14,16 +14,19 @@ from napari_kdunet.widgets.proofreading import edits
 __all__ = ["STROKES", "TOOLS", "Tools", "iter_drag"]
 
 TOOLS = {
-    "off": "Clicks do what napari does with them.",
+    "off": "Clicks work as usual in napari.",
     "merge": "Click on two objects: the second becomes part of the first.",
     "split": "Click, or draw, in one object twice, once on either side of the cut.",
     "cut": "Draw a line right across an object: it is split along it.",
-    "add": "Click on foreground that is no object yet, of the mask or the probability.",
+    "add": "Click on foreground of the mask or the probability that is not an object yet.",
     "delete": "Click on an object to delete it.",
 }
 STROKES = ("split", "cut")  # tools for which a drag is a stroke, and does not pan
 _TREMBLE = 3  # screen pixels that the mouse may move during a click
-_SECOND = {"merge": "Now click on the object to merge into it.", "split": "Now the other side of the cut."}
+_SECOND = {
+    "merge": "Now click on the object to merge into it.",
+    "split": "Now click or draw on the other side of the cut.",
+}
 
 
 class Tools:
@@ -61,7 +64,7 @@ class Tools:
         number = edits.object_along(layer, stroke)
         if tool in ("merge", "split"):
             if not number:
-                raise LabelsError("there is no object at that point.")
+                raise LabelsError("there is no object at that point: click on one.")
             layer.selected_label = number
             if self.first is None:
                 self.first = list(stroke)

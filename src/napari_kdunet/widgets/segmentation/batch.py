@@ -67,7 +67,7 @@ def target_of(name: str, file: Path | None, folder: Path | None, ending: str, ta
     """
     where = folder or (None if file is None else file.parent)
     if where is None:
-        raise core.OutputError(f"the layer {name} is from no file, beside which its result could go: choose a folder.")
+        raise core.OutputError(f"the layer {name} has no file beside which to write its mask: choose a folder.")
     stem = (name if file is None else file.stem).replace("/", "_").replace("\\", "_")
     path, number = where / f"{stem}{_RESULT}{ending}", 2
     while path in taken:
@@ -100,7 +100,7 @@ def _segment(index: int, item: Item, recipe: Recipe, is_stopped: Callable[[], bo
     make_folder(item.target.parent)
     check_target(item.target, inputs=[item.source] if isinstance(item.source, Path) else [], overwrite=True)
     if item.target.exists():
-        raise core.OutputError(f"{item.target.name} is there already: move it away, or choose another folder.")
+        raise core.OutputError(f"{item.target.name} already exists: move it away, or choose another folder.")
     volume = core.open_volume(item.source, invert=recipe.inverted)
     stated, notes, found = volume.voxel_size, [], {}
     volume = stoppable(volume, is_stopped)
@@ -126,5 +126,5 @@ def _segment(index: int, item: Item, recipe: Recipe, is_stopped: Callable[[], bo
     with closing(slices):
         for written in slices:
             if written.done == len(volume) and "lost" in metadata:
-                notes.append(f"no image at z = {format_slices(metadata['lost'])}: background")
+                notes.append(f"no image at z = {format_slices(metadata['lost'])}: taken as background")
             yield Progress(index, written.done / len(volume), "; ".join(notes))

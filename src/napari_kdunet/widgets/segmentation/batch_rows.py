@@ -61,7 +61,9 @@ class BatchRows(Folding):
         self.worker: EventWorker | None = None
         self._targets: dict[int, Path] = {}
         self.folder = LineEdit(
-            name="batch_folder", label="Into", tooltip="Folder of the results; beside each image if empty."
+            name="batch_folder",
+            label="Into",
+            tooltip="Folder for the masks; if empty, each mask is written beside its image.",
         )
         self.folder.native.setPlaceholderText("beside each image")
         self.folder.native.setMinimumWidth(40)
@@ -69,22 +71,24 @@ class BatchRows(Folding):
             name="batch_ending",
             label="As",
             choices=[("TIFF", ".tif"), ("OME-Zarr", ".zarr"), ("HDF5", ".h5"), ("MRC", ".mrc")],
-            tooltip="What is written. A Zarr that was stopped is gone on with by the next start.",
+            tooltip="File format of the masks. A Zarr that was stopped is continued at the next start.",
         )
         without_wheel(self.ending)
         self.start_button = button(
             "Segment all",
-            "Segment all images of the list by the model above, in the background, and write the masks.\n"
-            "One that fails does not stop the others; what is there already is not replaced.",
+            "Segment all images of the list with the model above, in the background, and write the masks.\n"
+            "An image that fails does not stop the others; existing files are not replaced.",
             self.start,
             "batch_start",
         )
         self.stop_button = button("Stop", "Stop; masks that are complete stay.", self.stop, "batch_stop")
         self.stop_button.enabled = False
-        choose = button("Choose…", "Choose the folder of the results.", self._ask_folder)
+        choose = button("Choose…", "Choose the folder for the masks.", self._ask_folder)
         into = in_a_row(self.folder, choose, label=self.folder.label)
         add = in_a_row(
-            button("Layers", "Add the selected image layers; all if none is.", self.add_layers, "add_layers"),
+            button(
+                "Layers", "Add the selected image layers, or all if none is selected.", self.add_layers, "add_layers"
+            ),
             button("Files…", "Add files.", self._ask_files),
             button("Folder…", "Add all images of a folder.", self._ask_images),
             button("Clear", "Empty the list.", self.clear),
@@ -95,7 +99,7 @@ class BatchRows(Folding):
             widgets=[add, into, self.ending, in_a_row(self.start_button, self.stop_button)],
             name="several_images",
             label="",
-            tooltip="Segment several layers, or the files of a folder, by the model above, and write the masks.",
+            tooltip="Segment several layers, or the files of a folder, with the model above, and write the masks.",
         )
         self.table = list_table("Image", "State")
         self._make_table()

@@ -313,7 +313,7 @@ def _temporary_folder(size: int) -> Path:
     free = shutil.disk_usage(tempfile.gettempdir()).free
     if free < size:
         raise core.OutputError(
-            f"the result may take {size / 1e9:.1f} GB, and {tempfile.gettempdir()} has {free / 1e9:.1f} GB free: make "
-            "room, set TMPDIR to a larger disk, or run `napari-kdunet predict`, which writes to where you say."
+            f"the result may take {size / 1e9:.1f} GB, but {tempfile.gettempdir()} has {free / 1e9:.1f} GB free: make "
+            "room, set TMPDIR to a folder on a larger disk, or run `napari-kdunet predict`, which writes where you say."
         )
     return Path(tempfile.mkdtemp(prefix="napari-kdunet-"))

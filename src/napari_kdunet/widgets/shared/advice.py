@@ -30,11 +30,11 @@ ADVICE: dict[str, Advice] = {
     ),
     "bn": Advice(
         "Batch normalisation",
-        "On: small networks train reliably. Touch it only to compare with the paper, which trains without.",
+        "On: small networks train reliably. Touch it only to compare with the paper, which trains without it.",
     ),
     "depth": Advice(
         "Depth",
-        "Higher: sees more around each pixel, and is larger. Lower it for images smaller than some 100 pixels.",
+        "Higher: sees more around each pixel, and is larger. Lower it for images smaller than about 100 pixels.",
     ),
     "classes": Advice(
         "Classes",
@@ -42,18 +42,18 @@ ADVICE: dict[str, Advice] = {
     ),
     "context": Advice(
         "Context",
-        "0: each slice by itself. Higher: sees the slices below and above too, which tells what one slice leaves "
-        "open; slower, and it needs volumes. Try 1 where slices are well aligned; a 2-Unet gained nothing.",
+        "0: each slice by itself. Higher: also sees the slices below and above, which settle what one slice leaves "
+        "unclear; slower, and only for volumes. Try 1 where slices are well aligned; a 2-Unet gained nothing from it.",
     ),
     "context_distance": Advice(
         "Context distance",
-        "Leave at 0 for the next slices. Larger: looks further; where slices are some nm apart the next one shows "
-        "little that is new.",
+        "Leave at 0 to use the adjacent slices. Larger: uses slices further away, as the adjacent ones show little "
+        "that is new where slices are only a few nm apart.",
         step=5,
     ),
     "boundary": Advice(
         "Outlines as a class",
-        "On: objects that touch come apart in Objects; the mask is as good. Label each with its own id for it.",
+        "On: the panel Objects separates objects that touch; the mask is as good. Label each object with its own id.",
     ),
     "activation": Advice(
         "Activation",
@@ -61,51 +61,51 @@ ADVICE: dict[str, Advice] = {
     ),
     "init": Advice(
         "Initial weights",
-        "Touch it only when trainings of the same settings come out very differently.",
+        "Touch it only when trainings with the same settings give very different results.",
     ),
     "prior_bias": Advice(
         "Bias from prior",
-        "On: the first steps do not go into learning that most pixels are background.",
+        "On: no steps are spent on learning that most pixels are background.",
     ),
     "steps": Advice(
         "Steps",
-        "Empty: the minutes count. A number ends the training after so many steps, however long they take: "
-        "for comparisons.",
+        "Empty: the minutes set the length. A number: the training ends after that many steps, however long they "
+        "take; useful for comparisons.",
         step=100,
     ),
     "minutes": Advice(
         "Minutes",
-        "More is better, with less and less to gain. Pauses do not count. Without meaning where steps are given.",
+        "More is better, with less and less to gain. Pauses do not count. Ignored if steps are given.",
         step=1,
     ),
     "batch": Advice(
         "Batch size",
-        "Higher: steadier and slower steps, more memory. Lower it when memory is out.",
+        "Higher: steadier but slower steps, more memory. Lower it when memory runs out.",
     ),
     "patch": Advice(
         "Patch side",
-        "Higher: sees more around each pixel, slower steps, more memory. Lower it when memory is out; a "
-        "multiple of 16.",
+        "Higher: sees more around each pixel, slower steps, more memory. Lower it when memory runs out, in "
+        "multiples of 16.",
     ),
     "pixel_size": Advice(
         "Working pixel size",
         "Larger: faster, sees more around each pixel, loses fine detail. Smaller: the reverse. Lower it for "
-        "structures of few pixels.",
+        "structures only a few pixels wide.",
         step=1,
     ),
     "lr": Advice(
         "Learning rate",
-        "Higher: learns faster, and can jump about or collapse. Lower it when the loss jumps, raise it when "
+        "Higher: learns faster, but can become unstable or collapse. Lower it when the loss jumps, raise it when "
         "it hardly falls.",
         step=0.0001,
     ),
     "schedule": Advice(
         "Schedule",
-        "One-cycle suits a training with an end; constant one that you stop yourself.",
+        "Choose one-cycle for a training with a fixed budget, constant for one that you stop yourself.",
     ),
     "weight_decay": Advice(
         "Weight decay",
-        "Higher: keeps weights small, against learning few labels by heart. Seldom worth touching.",
+        "Higher: keeps weights smaller, so that a few labels are not learnt by heart. Seldom worth touching.",
         step=0.001,
     ),
     "warmup": Advice(
@@ -115,7 +115,7 @@ ADVICE: dict[str, Advice] = {
     ),
     "clip": Advice(
         "Gradient clipping",
-        "Lower: single bad patches do less harm, learning is slower. Seldom worth touching.",
+        "Lower: single bad patches do less harm, but learning is slower. Seldom worth touching.",
         step=0.5,
     ),
     "ema": Advice(
@@ -125,17 +125,17 @@ ADVICE: dict[str, Advice] = {
     ),
     "dice": Advice(
         "Dice weight",
-        "Higher: cares more for small structures. Lower it when too much is called foreground.",
+        "Higher: small structures count more. Lower it when too much is marked as foreground.",
         step=0.1,
     ),
     "class_weights": Advice(
         "Class weights",
-        "None counts all pixels alike; balanced counts a rare structure more, which finds more of it and errs"
-        " more. Type none, balanced, or one number a class, such as 1, 4.",
+        "None: all pixels count alike. Balanced: rare structures count more, so that more of them is found, with more "
+        "errors. Type none, balanced, or one number per class, such as 1, 4.",
     ),
     "flips": Advice(
         "Mirroring",
-        "On: every label teaches several times. Turn it off only where left and right differ.",
+        "On: more variety from few labels. Turn it off only where left and right differ.",
     ),
     "rotation": Advice(
         "Rotation",
@@ -144,7 +144,7 @@ ADVICE: dict[str, Advice] = {
     ),
     "scale": Advice(
         "Scaling",
-        "Higher: copes with other sizes. Lower it where the size tells structures apart.",
+        "Higher: copes with structures of other sizes. Lower it where the size tells structures apart.",
         step=0.05,
     ),
     "elastic": Advice(
@@ -159,12 +159,12 @@ ADVICE: dict[str, Advice] = {
     ),
     "zoom": Advice(
         "Zoom",
-        "Higher: copes with images of other pixel sizes, also if stated wrongly. Leave it at 0 for one microscope.",
+        "Higher: copes with other, or wrongly stated, pixel sizes. Leave it at 0 for images from one microscope.",
         step=0.25,
     ),
     "gamma": Advice(
         "Gamma",
-        "Higher: copes with other staining and detectors. Raise it where the model is to go to other microscopes.",
+        "Higher: copes with other staining and detectors. Raise it for a model to be used with other microscopes.",
         step=0.1,
     ),
     "local_contrast": Advice(
@@ -174,7 +174,7 @@ ADVICE: dict[str, Advice] = {
     ),
     "inversion": Advice(
         "Inverted contrast",
-        "Higher: more patches are turned bright to dark. Raise it where some images have bright mitochondria.",
+        "Higher: more patches with bright and dark exchanged. Raise it where some images have bright mitochondria.",
         step=0.1,
     ),
     "blur": Advice(
@@ -184,12 +184,12 @@ ADVICE: dict[str, Advice] = {
     ),
     "noise": Advice(
         "Noise",
-        "Higher: copes with noisier images than those learnt from. Lower it where training comes out blurred.",
+        "Higher: copes with noisier images than those learnt from. Lower it where the results come out blurred.",
         step=0.1,
     ),
     "strips": Advice(
         "Blank strips",
-        "Higher: more patches have strips without an image, as in sections with lost lines.",
+        "Higher: more patches have blank strips, as in sections with missing lines.",
         step=0.1,
     ),
     "style": Advice(
@@ -199,7 +199,7 @@ ADVICE: dict[str, Advice] = {
     ),
     "slices": Advice(
         "Labelled slices",
-        "Auto takes slices with any label; all also those without, as background. Or their numbers, such as "
+        "Auto: slices that have any label. All: also those without, as background. Or type slice numbers, such as "
         "3, 8, 20:23.",
     ),
     "ignore": Advice(
@@ -208,38 +208,38 @@ ADVICE: dict[str, Advice] = {
     ),
     "volume_weights": Advice(
         "Weight of each image",
-        "How often each of several images is drawn from; a panel trains on one.",
+        "How often each of several images is used. It changes nothing here, as a panel trains on one image.",
     ),
     "val_share": Advice(
         "Validation share",
-        "Higher: a surer score, fewer labels to learn from. 0 learns from all, and the score then is that of "
-        "the labels themselves.",
+        "Higher: a more reliable score, but fewer labels to learn from. 0: learns from all labels, and the score is "
+        "then measured on these same labels.",
         step=0.05,
     ),
     "val_slices": Advice(
         "Validation slices",
-        "Higher: a surer score, and each validation takes longer.",
+        "Higher: a more reliable score, but each validation takes longer.",
     ),
     "threshold": Advice(
         "Threshold",
-        "Empty: the best on validation. Higher: marks only what is sure. It can be moved afterwards, in Segment.",
+        "Higher: marks only what the model is sure of. Lower: finds more. You can still move it later, in Segment.",
         step=0.05,
     ),
     "validations": Advice(
         "Validations",
-        "Higher: the preview follows more closely, and more time goes into scoring.",
+        "Higher: the preview is updated more often, but more time goes into scoring.",
     ),
     "patience": Advice(
         "Patience",
-        "Lower: ends early when the score no longer rises. Empty: uses the whole budget.",
+        "Lower: the training ends sooner once the score no longer rises. Empty: it uses the whole budget.",
     ),
     "seed": Advice(
         "Seed",
-        "Another number: another draw of luck. Change it to see how much of a difference is chance.",
+        "Another number: another random start. Change it to see how much results differ by chance alone.",
     ),
     "device": Advice(
         "Device",
-        "Auto takes a graphics card where there is one. Choose cpu when its memory is out.",
+        "Auto takes a graphics card where there is one. Choose cpu when the card runs out of memory.",
     ),
     "precision": Advice(
         "Precision",
@@ -252,13 +252,13 @@ ADVICE: dict[str, Advice] = {
     ),
     "memory": Advice(
         "Memory for slices",
-        "Higher: more of a large volume is learnt from. Lower it when memory is out.",
+        "Higher: learns from more of a large volume. Lower it when memory runs out.",
         step=0.5,
     ),
     "tau": Advice(
         "Temperature τ",
-        "Higher: the student hears more of the teacher's doubts. 1: its probabilities as they are. Empty: 1 where the "
-        "teacher alone speaks, else 4. Seldom worth touching.",
+        "Higher: the student learns more of the teacher's doubts. 1: the teacher's probabilities as they are. Seldom "
+        "worth touching.",
         step=0.5,
     ),
     "lam": Advice(
@@ -269,8 +269,8 @@ ADVICE: dict[str, Advice] = {
     ),
     "mode": Advice(
         "Mode",
-        "Best: soft with strokes or without labels, else mixed. Mixed: labels and teacher alike; soft: the teacher "
-        "alone, where it knows more; sequential ends on your labels alone.",
+        "Best: soft with strokes or without labels, else mixed. Mixed: labels and teacher together. Soft: the teacher "
+        "alone, where it knows more than your labels. Sequential: first the teacher, then your labels alone.",
     ),
     "soft_share": Advice(
         "Teacher's share",
@@ -284,7 +284,7 @@ ADVICE: dict[str, Advice] = {
     ),
     "teacher_views": Advice(
         "Teacher's views",
-        "Higher: a slightly better teacher, and so many times slower to ask.",
+        "Higher: a slightly better teacher, which takes that many times as long.",
     ),
     "confidence": Advice(
         "Teacher's confidence",
@@ -298,7 +298,7 @@ _DISTIL = {
     "k": Advice(
         "Channels k",
         "Higher: closer to the teacher, and slower. Lower: tiny and fast. Begin with 2, and raise it when the"
-        " student stays far below its teacher.",
+        " student scores far below its teacher.",
     ),
 }
 

@@ -94,7 +94,7 @@ class _Following:
     def __getitem__(self, key: Any) -> Any:
         data = data_of(self.layer)
         if data.shape != self.shape:
-            raise ValueError(f"the layer had shape {self.shape} and has {data.shape} by now")
+            raise ValueError(f"the shape of the layer has changed from {self.shape} to {data.shape}")
         return data[key]
 
 
@@ -115,18 +115,19 @@ def volume_of(layer: Layer, *, following: bool = False) -> Volume:
     """
     if getattr(layer, "rgb", False):
         raise VolumeError(
-            f"the layer {layer.name} is RGB: convert it to grey values first (right-click it, Split RGB, take one)."
+            f"the layer {layer.name} is RGB: convert it to grey values first (right-click it, Split RGB, and take one "
+            "channel)."
         )
     shape = data_of(layer).shape
     if len(shape) > 3:
         raise VolumeError(
             f"the layer {layer.name} has {len(shape)} axes {shape}: choose a time point or channel under Image, or "
-            "right-click it, Split Stack, and take one."
+            "right-click it, Split Stack, and take one part."
         )
     if len(shape) > 2 and shape[-3] > 1 and str(layer.axis_labels[-3]).lower() in CHANNELS:
         raise VolumeError(
-            f"the layer {layer.name} has {shape[-3]} channels, which are no slices: choose one under Image, or "
-            "right-click it, Split Stack, and take one."
+            f"the layer {layer.name} has {shape[-3]} channels rather than slices: choose one under Image, or "
+            "right-click it, Split Stack, and take one channel."
         )
     data = _Following(layer) if following else data_of(layer)
     return open_volume(data, voxel_size=voxel_size_of(layer), name=layer.name)
@@ -186,8 +187,8 @@ def warn_if_apart(one: Layer, other: Layer) -> None:
     if (abs(first - second) >= 0.5).any():
         voxels = ", ".join(f"{shift:+.0f}" for shift in second - first)
         show_warning(
-            f"{other.name} lies elsewhere than {one.name} ({voxels} voxels), but their first voxels are taken for the "
-            "same one: if they show different parts of a volume, take the same part of both."
+            f"{other.name} is shifted from {one.name} (by {voxels} voxels), but both are used as if they began at the "
+            "same voxel: if they show different parts of a volume, choose layers of the same part."
         )
 
 
@@ -218,7 +219,7 @@ def current_slice(viewer: napari.viewer.Viewer, layer: Layer) -> int:
 
 def threshold_row(*choices: Choice) -> FloatSlider:
     """Return the slider *Threshold*, set to the threshold of the first chosen layer that is a probability map."""
-    slider = threshold_slider("Probability, 0 to 1, above which a voxel is foreground. Of no matter for labels.")
+    slider = threshold_slider("Probability, 0 to 1, above which a voxel is foreground. It has no effect on labels.")
     followed: Layer | None = None
 
     def follow() -> None:

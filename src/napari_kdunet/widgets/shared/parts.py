@@ -23,7 +23,7 @@ _PART = "kdunet-part"  # key in a part's metadata: the pixels, axis and index th
 _FEW = 4  # an unlabelled third axis from the end, no longer than this, is of channels if there is another axis
 _TIP = (
     "The image has more axes than a volume. Choose a channel or a time point: it becomes a layer of its own, without\n"
-    "a copy of its pixels, and is taken as the image."
+    "copying its pixels, and is used as the image."
 )
 
 

@@ -32,17 +32,17 @@ if TYPE_CHECKING:
 __all__ = ["PixelSize", "set_pixel_size", "set_voxel_size", "voxel_size_in_file"]
 
 _TIP = (
-    "Width of a pixel of the image. A model works at one pixel size and finds little where it is wrong by much.\n"
-    "It is that of the layer's scale and units, else that of the file that the layer is from. Type it where neither\n"
-    "says so: it is written to the scale of the layer, and of the layers that lie on it."
+    "Width of a pixel of the image. A model works at one pixel size, and finds little if this width is far off.\n"
+    "It is read from the scale and units of the layer, else from the file of the layer. Type it if neither states it:\n"
+    "it is then written to the scale of the layer, and of the layers that lie on it."
 )
 _DEPTH_TIP = (
-    "Distance of the slices of a volume. Volumes, surfaces and distances go by it, and whether objects are looked for\n"
-    "in 3-D. Where nothing states it, slices are taken as far apart as pixels are wide: type it if they are not."
+    "Distance between slices. Volumes, surfaces and distances depend on it, and whether objects are found in 3-D.\n"
+    "If neither layer nor file states it, the width of a pixel is assumed: type the distance if it differs."
 )
 _FIND_TIP = (
-    "Look at a few slices at pixel sizes from a quarter to four times the model's own, with contrast as it is and\n"
-    "inverted, and take the one at which the model is surest. Pressed again it stops, and nothing is changed."
+    "Find the pixel size: try sizes from a quarter to four times the model's own on a few slices, with contrast as it\n"
+    "is and inverted, and take the size at which the model is surest. Press again to stop and change nothing."
 )
 _MARK = "border: 1px solid #E69F00"  # frame of an unknown pixel size
 
@@ -204,7 +204,9 @@ class PixelSize(Container):
             layer, name = chosen_layer(self.chosen), self._model()
             volume = volume_of(layer)
             if not name:
-                raise core.ModelError("no model is there to find the pixel size with: train or open one, or type it.")
+                raise core.ModelError(
+                    "there is no model to find the pixel size with: train or open one, or type the pixel size."
+                )
         except core.KDUNetError as error:
             self._failed(error)
             report(error)
@@ -244,14 +246,14 @@ class PixelSize(Container):
         """Write the size that was found to the layer, and tell the user."""
         size = search.pixel_size
         if size is None:
-            self._say(f"Not found: {name} is sure at no pixel size. Type the one of your microscope.")
+            self._say(f"Not found: {name} is not sure at any pixel size. Type the pixel size of your image.")
             return
         set_pixel_size(self.viewer, layer, size)
         words = [f"Found {size:g} nm, where {name} is surest."]
         if not search.knows_tissue:
-            words.append("It hardly knows this tissue: compare with what you know of the image.")
+            words.append("It hardly knows this tissue: check the size against what you know of the image.")
         if search.inverted:
-            words.append(f"Bright and dark are the other way round than in images that {name} knows.")
+            words.append(f"Bright and dark are reversed compared with the images that {name} knows.")
             words.append(self._if_inverted)
         self._say(" ".join(words).strip())
         self.found.emit(search)

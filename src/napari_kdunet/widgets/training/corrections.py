@@ -59,8 +59,8 @@ def corrected_mask(viewer: napari.viewer.Viewer) -> tuple[Labels, Result]:
     mask = next(corrected, masks[0])
     if not mask.metadata[RESULT].is_shown_by(data_of(mask)):
         raise core.LabelsError(
-            f"{mask.name} is a copy of a mask of Segment, or its data were replaced: choose it under Labels, or select "
-            "the mask itself."
+            f"{mask.name} is a copy of a mask of Segment, or its data were replaced, so its corrections are "
+            "unknown: choose it under Labels, or select the original mask."
         )
     return mask, mask.metadata[RESULT]
 
@@ -134,7 +134,7 @@ def iter_corrections(
         if isinstance(event, core.Started):
             where = f"earlier labels, z = {', '.join(map(str, event.val_slices))}" if val else "training slices"
             which = "slices are all" if len(corrected) > 1 else "slice is"
-            note = f"the corrected {which} trained on (z = {format_slices(corrected)}), and the IoU is of {where}."
+            note = f"the corrected {which} trained on (z = {format_slices(corrected)}), and the IoU is that of {where}."
             event = replace(event, notes=(*event.notes, note))
         yield event
 

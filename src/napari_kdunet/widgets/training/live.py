@@ -50,7 +50,7 @@ def iter_live(
 def _what_to_paint(config: TrainConfig, missing: str) -> str:
     """Return a message on which labels to paint; 0 means unlabelled if it is the ignore value, else background."""
     if config.ignore != 0:
-        return f"paint in a mitochondrion, any label but 0, which is background ({missing})."
+        return f"paint a mitochondrion with any label but 0, which is background ({missing})."
     other = "2 in a mitochondrion" if config.label_classes == 2 else "2 and up in the other classes"
     missing = missing.replace("nothing but the ignore value 0", "nothing yet")
     return f"paint label 1 on background and {other} ({missing})."

@@ -242,6 +242,6 @@ def _on_disk(job: Job, session: SessionFolder) -> Iterator[Any]:
                 session.write(event.model, path)
             except core.OutputError as error:
                 if not is_said:
-                    show_warning(f"The model is in memory alone, so save it before you close napari: {error}")
+                    show_warning(f"The model is only in memory, so save it before you close napari: {error}")
                 is_said = True
         yield event

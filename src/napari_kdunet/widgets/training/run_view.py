@@ -22,8 +22,8 @@ __all__ = ["RunView"]
 
 _PER_MILLE = 1000
 _NO = (
-    "no slice is held out, and it is near 1 soon whatever the model is worth elsewhere. Label a few slices more; of "
-    "strokes paint at least three of each kind, and one in five is kept aside as a check."
+    "no slice is held out, and it is soon near 1, however good or bad the model is elsewhere. Label a few more slices; "
+    "or paint at least three strokes of each class, of which one in five is kept aside as a check."
 )
 
 
@@ -49,9 +49,13 @@ class RunView(QWidget):
 
     def __init__(self, viewer: napari.viewer.Viewer, start: str) -> None:
         super().__init__()
-        self.start_button = _button(start, "Begin, with the settings above.")
-        self.pause_button = _button("Pause", "Wait after this step, or go on; pauses do not count.", self.pause_clicked)
-        self.stop_button = _button("Stop", "End after this step; the best model so far is kept.", self.stop_clicked)
+        self.start_button = _button(start, "Start with the settings above.")
+        self.pause_button = _button(
+            "Pause", "Pause after the current step, or resume; pauses do not count.", self.pause_clicked
+        )
+        self.stop_button = _button(
+            "Stop", "Stop after the current step; the best model so far is kept.", self.stop_clicked
+        )
         self.save_button = _button("Save…", "Write the best model to a .safetensors file.", self.save_clicked)
         self._starters: list[QPushButton] = []
         self.buttons, self._lines = QHBoxLayout(), QVBoxLayout()
@@ -165,8 +169,8 @@ class RunView(QWidget):
     def show_agreement(self, iou: float) -> None:
         """Show how much two passes of the model agree, where nothing was kept aside to score it."""
         self.score.setText(
-            f"Check: masks of the slice as it is and of its mirror image agree to IoU {iou:.3f}. A low one says that "
-            "the model is unsure; a high one does not say that it is right."
+            f"Check: the masks of a slice and of its mirror image agree with an IoU of {iou:.3f}. A low IoU means that "
+            "the model is unsure; a high one does not mean that it is right."
         )
 
     @property

@@ -16,8 +16,8 @@ _FILES = "Networks of other tools (*.onnx *.pt *.pth *.ts)"
 _NONE = "none: take the model"
 _QUESTION = (
     "“{name}” is a TorchScript file, and such a file is a program: it can run code on your computer, and change or "
-    "damage any file that you can.\n\nOpen it only if you made it or trust its maker. A network as .onnx is safe to "
-    "take from anybody.\n\nDo you trust this file?"
+    "damage any file that you have access to.\n\nOpen it only if you made it or trust its maker. A network as .onnx is "
+    "safe to take from anybody.\n\nDo you trust this file?"
 )
 
 
@@ -43,10 +43,11 @@ class TeacherFile(Container):
         self.file_name = note("file_name")
         self.open_button = button(
             "Open…",
-            "A network of another tool, as ONNX (safe to take from others) or TorchScript (a program: you are asked).",
+            "Use a network of another tool: ONNX (safe to take from others) or TorchScript (a program: you are "
+            "asked first).",
             self._ask_and_open,
         )
-        self.clear_button = button("Clear", "Take the model again.", self.clear)
+        self.clear_button = button("Clear", "Use the model under Teacher again.", self.clear)
         buttons = in_a_row(self.open_button, self.clear_button)
         super().__init__(widgets=[self.file_name, buttons], labels=False, **options)
         self.margins = (0, 0, 0, 0)

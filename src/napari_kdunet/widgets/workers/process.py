@@ -163,9 +163,9 @@ class _Process:
                 self._messages.put(pickle.load(self._process.stdout))
         except EOFError:
             code = self._process.wait()
-            error = TrainingError(f"the training's process has ended (exit code {code}): is memory out?")
+            error = TrainingError(f"the training process has ended (exit code {code}): perhaps it ran out of memory.")
         except Exception as unreadable:  # noqa: BLE001 - unpickling can raise anything
-            error = TrainingError(f"the training's process has sent what cannot be read: {unreadable}")
+            error = TrainingError(f"the training process has sent a message that cannot be read: {unreadable}")
         self._messages.put(("end", error))
 
 
@@ -266,4 +266,6 @@ def _call(target: Any, method: str, args: tuple[Any, ...]) -> tuple[Any, Excepti
 def _warn_of_fallback(error: Exception) -> None:
     reason = f"{type(error).__name__}: {error}"
     reason = reason if len(reason) <= _MAX_REASON else f"{reason[:_MAX_REASON]}…"
-    show_warning(f"This runs within napari, which slows both down, as it cannot be sent to another process: {reason}")
+    show_warning(
+        f"The training runs within napari, which slows both down, as it cannot be sent to another process: {reason}"
+    )

@@ -27,7 +27,7 @@ worker.onmessage = ({ data: { id, answer, error, share } }) => {
 };
 worker.onerror = (event) => {
   event.preventDefault();
-  fail(`this browser cannot run the page (${event.message || "no worker"}): update it`);
+  fail(`This browser cannot run the page (${event.message || "no worker"}): update the browser.`);
 };
 
 /** The answer to a task; null where a later one has ended it. */
@@ -86,12 +86,12 @@ async function open(file) {
   show(opened);
   if (state.pixel) {
     at("pixel").value = digits(state.pixel[1], 5).replaceAll(",", "");
-    at("origin").textContent = "As the file states it.";
+    at("origin").textContent = "As stated in the file.";
     await segment();
   } else {
     at("pixel").value = "";
     at("origin").textContent = "";
-    await (model.pixelSize ? find("The file states none. ") : segment());
+    await (model.pixelSize ? find("The file states no pixel size. ") : segment());
   }
 }
 
@@ -134,8 +134,8 @@ async function find(before = "") {
   at("invert").checked = found.inverted;
   const hardly = found.knowsTissue ? "" : ", though it hardly knows this tissue";
   at("origin").textContent = found.size
-    ? `${before}Found: here the model is surest${hardly}.`
-    : `${before}Not found: the model is sure at none. Taken as its ${model.pixelSize} nm; say it if you know it.`;
+    ? `${before}Found: the model is surest at this size${hardly}.`
+    : `${before}Not found: the model is sure at no size. Its own ${model.pixelSize} nm is assumed; type the size if you know it.`;
   await segment();
 }
 
@@ -178,7 +178,7 @@ function present({ objects, drawn }) {
   const pixels = objects.reduce((sum, object) => sum + object.pixels, 0);
   const share = digits((100 * pixels) / (state.height * state.width), 2);
   const middle = objects.length ? objects[Math.floor(objects.length / 2)].pixels : 0;
-  const rows = [["Area together", areaOf(pixels)], ["Median area", objects.length ? areaOf(middle) : "–"],
+  const rows = [["Total area", areaOf(pixels)], ["Median area", objects.length ? areaOf(middle) : "–"],
                 ["Largest", objects.length ? areaOf(objects[0].pixels) : "–"],
                 ["Computed in", `${digits(state.milliseconds, 2)} ms`]];
   at("summary").textContent = `${plural(objects.length, "object")}, ${share} % of the slice`;
@@ -252,7 +252,7 @@ at("pixel").addEventListener("change", () => {
     return;
   }
   Object.assign(state, { pixel: size ? [size, size] : null, stated: size > 0 });
-  at("origin").textContent = size ? "As you say." : model.pixelSize ? `Taken as the model's ${model.pixelSize} nm.` : "";
+  at("origin").textContent = size ? "As typed." : model.pixelSize ? `The model's ${model.pixelSize} nm is assumed.` : "";
   segment();
 });
 at("find").hidden = !model.pixelSize;
@@ -277,4 +277,4 @@ for (const button of document.querySelectorAll("[data-kind]")) {
 }
 
 const started = ask("start", { wasm: bytesOf("wasm"), weights: new Float32Array(bytesOf("weights").buffer), model });
-started.catch((error) => fail(`This browser cannot run the page (${error.message}): update it.`));
+started.catch((error) => fail(`This browser cannot run the page (${error.message}): update the browser.`));

@@ -124,7 +124,7 @@ class Tiff {
     const kind = `${page.format}:${page.bits}`;
     const type = { "1:8": Uint8Array, "1:16": Uint16Array, "1:32": Uint32Array, "2:8": Int8Array, "2:16": Int16Array,
                    "2:32": Int32Array, "3:32": Float32Array, "3:64": Float64Array }[kind];
-    if (!type) throw new Refused(`pixels of ${page.bits} bits are not read here`);
+    if (!type) throw new Refused(`pixels of ${page.bits} bits are not read here: save it with 8 or 16 bits`);
     if (page.photometric === 3) throw new Refused("colours from a palette are not read here: save it as grey");
     if (page.photometric > 3) throw new Refused("its colours are not read here: save it as grey");
     if (page.width * page.height > 4e8) throw new Refused("it is too large for a browser");

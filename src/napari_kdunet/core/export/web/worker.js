@@ -89,7 +89,7 @@ async function goOn(id, share) {
 }
 
 function finite(read) {
-  if (!read.data.every(Number.isFinite)) throw new Refused("it holds values that are no numbers");
+  if (!read.data.every(Number.isFinite)) throw new Refused("it holds values that are not finite numbers");
   return read;
 }
 

@@ -91,16 +91,18 @@ def open_n5(path: Path, selection: Selection, name: str) -> Stored:
     group, attributes = dict[str, Any](), _json(path / "attributes.json", name)
     if "dimensions" not in attributes:
         levels = [folder for i in range(99) if is_n5(folder := path / f"s{i}")]
-        datasets = [f.parent for f in sorted(path.glob("*/attributes.json")) if "dimensions" in _json(f, name)]
+        datasets = [] if levels else _n5_datasets(path, name)
         if levels:
             check_level(selection.level, len(levels), name)
             path = levels[selection.level]
         elif len(datasets) == 1:
             path = datasets[0]
         else:
-            inside = ", ".join(folder.name for folder in datasets[:9]) or "nothing"
+            if not datasets:
+                raise VolumeError(f"{name} is an N5 group without a dataset in it: give the folder of a dataset")
+            inside = ", ".join(folder.relative_to(path).as_posix() for folder in datasets[:9])
             message = f"{name} is an N5 group: give the path of a dataset in it ({inside})"
-            raise ChoiceError(message, "source", map(str, datasets)) if datasets else VolumeError(message)
+            raise ChoiceError(message, "source", map(str, datasets))
         group, attributes = attributes, _json(path / "attributes.json", name)
     else:
         check_level(selection.level, 1, name)
@@ -108,6 +110,17 @@ def open_n5(path: Path, selection: Selection, name: str) -> Stored:
     axes = _n5_axes(attributes, len(array.shape), name)
     stated = read_metadata(lambda: _n5_sizes(attributes, group, axes), "resolution")
     return Stored(array, axes, *stated)
+
+
+def _n5_datasets(path: Path, name: str, depth: int = 4) -> list[Path]:
+    """Return the datasets in a group, some folders down: the groups between need not have attributes."""
+    found = []
+    for folder in sorted(entry for entry in path.iterdir() if entry.is_dir()):
+        if is_n5(folder) and "dimensions" in _json(folder / "attributes.json", name):
+            found.append(folder)
+        elif depth > 1:
+            found += _n5_datasets(folder, name, depth - 1)
+    return found
 
 
 def _n5_axes(attributes: dict[str, Any], ndim: int, name: str) -> str:

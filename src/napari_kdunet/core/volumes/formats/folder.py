@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import math
 import re
+import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from decimal import Decimal
@@ -76,10 +78,10 @@ def open_folder(path: Path, selection: Selection, name: str) -> Stored:
             raise VolumeError(f"{file} is a link to a file that is not there: mend or remove it")
         check_regular(file, str(file))
     files, notes = _without_masks(files)
+    files, unnumbered = _without_unnumbered(files)
     files, more = _in_one_format(files)
     files = natural_order(files)
-    _check_one_series(files, name)
-    notes += more
+    notes += unnumbered + more + _check_one_series(files, name)
     if folders:
         notes.append(f"its folders are left out: {', '.join(folders[:5])}")
     return _stack(files, selection, name, notes)
@@ -93,26 +95,35 @@ def natural_order(files: Sequence[Path]) -> list[Path]:
 
 def _order_keys(files: Sequence[Path]) -> dict[Path, tuple[Any, ...]]:
     """Return the key that each file is ordered by: the words and the numbers in its name, alternating."""
-    names = {file: file.name.removesuffix(file.suffix).lower() for file in files}
+    names = {file: _stem(file) for file in files}
     number = _number_pattern(list(names.values()))
     parts = {file: re.split(f"({number})", name) for file, name in names.items()}
     return {file: tuple(Decimal(p) if i % 2 else p for i, p in enumerate(each)) for file, each in parts.items()}
 
 
+def _stem(file: Path) -> str:
+    """Return the name without its ending, in lower case; full-width letters, digits and signs become usual ones."""
+    return unicodedata.normalize("NFKC", file.stem).lower()
+
+
+def _words(file: Path) -> str:
+    return "_".join(re.findall(r"[^\W\d_]+", _stem(file)))
+
+
 def _number_pattern(names: Sequence[str]) -> str:
     """Return a regular expression for the numbers in these names, with the dots and hyphens that belong to them."""
-    fractions = [found for name in names for found in re.findall(r"(?<![0-9.])[0-9]+\.([0-9]+)(?![0-9.])", name)]
+    fractions = [found for name in names for found in re.findall(r"(?<![\d.])\d+\.(\d+)(?![\d.])", name)]
     counted = len({len(f) for f in fractions}) > 1 and any(
         len(f) > 1 and f.endswith("0") for f in fractions
     )  # 1.9, 1.10
     counted &= not any(len(f) > 1 and f.startswith("0") for f in fractions)  # 0.05, 0.1, 0.10
-    versions = any(re.search(r"[0-9]\.[0-9]+\.[0-9]", name) for name in names)
-    number = "[0-9]+" if counted or versions else r"[0-9]+(?:\.[0-9]+)?"
+    versions = any(re.search(r"\d\.\d+\.\d", name) for name in names)
+    number = r"\d+" if counted or versions else r"\d+(?:\.\d+)?"
     plain = {re.sub(number, "#", name.lower()) for name in names}
     # A hyphen is a sign if other names have none, or a plus, at that place, or if it follows _, = or a bracket.
     signed = len({re.sub(r"[-+]#", "#", name) for name in plain}) < len(plain)
     signed |= any(re.search(r"[_=(]-#", name) for name in plain)
-    return rf"(?:(?<![0-9])[-+])?{number}" if signed else number
+    return rf"(?:(?<!\d)[-+])?{number}" if signed else number
 
 
 def _without_masks(files: list[Path]) -> tuple[list[Path], list[str]]:
@@ -123,13 +134,26 @@ def _without_masks(files: list[Path]) -> tuple[list[Path], list[str]]:
     images = [file for file in files if not _is_mask(file.stem)]
     shown = natural_order(masks)[0]
     if len(images) == 1 < len(masks):
-        raise VolumeError(f"{shown} and {len(masks) - 1} more seem masks, of one image {images[0].name}: keep one kind")
+        raise VolumeError(
+            f"{shown} and {len(masks) - 1} more seem to be masks and only {images[0].name} an image: keep one kind"
+        )
     return images, [f"{len(masks)} files beside the images are taken as masks and left out ({shown.name}, ...)"]
 
 
 def _is_mask(stem: str) -> bool:
     words = [word.lower() for word in re.findall(r"[A-Z]?[a-z]+|[A-Z]+", stem)]
     return any(word in _MASKS or word.endswith(("mask", "masks")) for word in words)
+
+
+def _without_unnumbered(files: list[Path]) -> tuple[list[Path], list[str]]:
+    """Leave out files of another name without a number, such as a preview, if most of the others have one."""
+    numbered = [file for file in files if re.search(r"\d", _stem(file))]
+    words = {_words(file) for file in numbered}
+    odd = [file for file in files if file not in set(numbered) and _words(file) not in words]
+    if not odd or len(numbered) <= max(1, len(odd)):
+        return files, []
+    shown = ", ".join(sorted(file.name for file in odd)[:5])
+    return [file for file in files if file not in set(odd)], [f"left out, as the others have numbers: {shown}"]
 
 
 def _in_one_format(files: list[Path]) -> tuple[list[Path], list[str]]:
@@ -143,29 +167,63 @@ def _in_one_format(files: list[Path]) -> tuple[list[Path], list[str]]:
     sets = {frozenset(file.suffix.lower() for file in same) for same in by_stem.values()}
     if len(sets) > 1:
         double = next(same for same in by_stem.values() if len(same) > 1)
-        raise VolumeError(f"{double[0]} is there as {double[1].name} too, but not every slice is: keep one of each")
+        raise VolumeError(
+            f"{double[0]} also exists as {double[1].name}, but not every slice is there twice: keep one of each"
+        )
     ending = min(next(iter(sets)), key=endings.index)
     others = ", ".join(sorted(next(iter(sets)) - {ending}))
     kept = [min(same, key=lambda f: endings.index(f.suffix.lower())) for same in by_stem.values()]
     return kept, [f"every slice is there as {ending} and {others}: {ending} is taken"]
 
 
-def _check_one_series(files: list[Path], name: str) -> None:
-    """Refuse a slice that is there twice, and two series with the same numbers, such as two channels or tiles."""
-    keys, by_stem = _order_keys(files), {file.stem.lower(): file for file in files}
+def _check_one_series(files: list[Path], name: str) -> list[str]:
+    """Refuse a slice that is there twice, and several series with the same numbers, such as channels or tiles."""
+    keys, by_stem = _order_keys(files), {_stem(file): file for file in files}
     for file, following in itertools.pairwise(files):
         if keys[file] == keys[following]:
             raise VolumeError(f"{file} and {following.name} have the same number: keep one of them")
     for file in files:
-        copied = _COPY.fullmatch(file.stem.lower())
+        copied = _COPY.fullmatch(_stem(file))
         if copied and copied[1] in by_stem:
             raise VolumeError(f"{file} seems a copy of {by_stem[copied[1]].name}: keep one of them")
     numbers = defaultdict[str, set[tuple[str, ...]]](set)
     for file in files:
-        numbers["_".join(re.findall("[a-z]+", file.stem.lower()))].add(tuple(re.findall("[0-9]+", file.stem)))
+        numbers[_words(file)].add(tuple(re.findall(r"\d+", _stem(file))))
     for one, other in itertools.combinations(numbers, 2):
         if len(numbers[one] & numbers[other] - {()}) > 1:
             raise VolumeError(f"{name} holds two series of slices, {one} and {other}: put each in a folder of its own")
+    return _check_numbers(list(keys.values()), name)
+
+
+def _check_numbers(keys: list[tuple[Any, ...]], name: str) -> list[str]:
+    """Refuse names with two numbers or more in every combination, as of channels and slices; note if some are missing.
+
+    Numbers that tell no more than others do, such as a time stamp beside an index, do not count.
+    """
+    same_words = defaultdict[tuple[str, ...], list[tuple[Decimal, ...]]](list)
+    for key in keys:
+        same_words[key[::2]].append(key[1::2])
+    notes = []
+    for words, rows in same_words.items():
+        values = [set(column) for column in zip(*rows, strict=True)]
+        fields = [i for i, found in enumerate(values) if 1 < len(found) < len(rows)]
+        for field in reversed(fields.copy()):
+            fewer = [i for i in fields if i != field]
+            if len({tuple(row[i] for i in fewer) for row in rows}) == len(rows):
+                fields = fewer
+        if len({tuple(row[i] for i in fields) for row in rows}) < len(rows) or len(fields) < 2:
+            continue
+        letters = [re.findall(r"[^\W\d_]+", words[i])[-1:] or [f"number {i + 1}"] for i in fields]
+        ranges = [f"{a[0]} ({min(values[i])} to {max(values[i])})" for a, i in zip(letters, fields, strict=True)]
+        if math.prod(len(values[i]) for i in fields) == len(rows):
+            raise VolumeError(
+                f"{name} has slices of each {' and each '.join(ranges)}, and it is unclear which of them counts the "
+                "slices: put them into folders in which only that one varies"
+            )
+        if all(len(found) == len(rows) for found in values if len(found) > 1):
+            continue
+        notes.append(f"its slices are in the order of {', then '.join(ranges)}")
+    return notes
 
 
 def _stack(files: list[Path], selection: Selection, name: str, notes: list[str]) -> Stored:
@@ -202,7 +260,7 @@ def _stack(files: list[Path], selection: Selection, name: str, notes: list[str])
     elif (size := sizes.pop()) is not None:
         stated = {axis: (nm, "nm") for axis, nm in zip("yx", size[1:], strict=True)}
     array = PagedArray(partial(_load_slice, files, inside), (len(files),), shape[1:], dtype)
-    return Stored(array, "zyx", stated, (*notes, *of_slices))
+    return Stored(array, "zyx", stated, (*notes, *of_slices), chosen="c")  # a grey slice refuses a channel itself
 
 
 def _open_slice(path: Path, selection: Selection) -> Opened:

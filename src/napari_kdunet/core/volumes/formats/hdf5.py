@@ -188,7 +188,7 @@ def _check_storage(dataset: Any, path: Path, name: str, *, virtual: bool = True)
     not take theirs from further files.
     """
     if dataset.external or (dataset.is_virtual and not virtual):
-        raise VolumeError(f"{name} takes pixels of other files: save it as one")
+        raise VolumeError(f"{name} takes pixels from other files: save it as one file")
     if dataset.chunks:
         nbytes = math.prod(dataset.chunks) * dataset.dtype.itemsize
         check_block(nbytes, dataset.id.get_storage_size(), name, "chunks")
@@ -196,7 +196,7 @@ def _check_storage(dataset: Any, path: Path, name: str, *, virtual: bool = True)
         count = dataset.id.get_create_plist().get_nfilters()
         claimed = [math.prod(filters[code][2:5:2]) for code in _OF_CLAIMED_SIZE if len(filters.get(code, ())) > 4]
         if count > len(filters) or len(filters.keys() - _NOT_COMPRESSING) > 1 or any(n > nbytes for n in claimed):
-            raise VolumeError(f"{name} has chunks that are compressed in no sensible way: it is damaged")
+            raise VolumeError(f"{name} has chunks that are compressed in an impossible way: it is damaged")
     if dataset.is_virtual:
         for source in {(each.file_name, each.dset_name) for each in dataset.virtual_sources()}:
             _check_source(*source, path, name)
@@ -206,7 +206,7 @@ def _check_source(file_name: str, inside: str, path: Path, name: str) -> None:
     """Check a dataset that a virtual one takes pixels from."""
     part = path if file_name == "." else check_part(path, file_name, name)
     if not part.is_file():
-        raise VolumeError(f"{name} takes pixels of {file_name}, which is not there: put it beside it")
+        raise VolumeError(f"{name} takes pixels from {file_name}, which is not there: put it into the same folder")
     with h5py.File(part, "r") as file:
         source = _followed(file, inside, name)
         if isinstance(source, h5py.Dataset):

@@ -33,15 +33,15 @@ def open_nrrd(path: Path, selection: Selection, name: str) -> Stored:
     data = path
     if detached is not None:
         if "%" in detached or detached.upper().startswith("LIST"):
-            raise VolumeError(f"{name} is spread over several files: save it as one")
+            raise VolumeError(f"{name} is spread over several files: save it as one file")
         data, offset = check_part(path, detached, name), 0
     shape, dtype = tuple(int(n) for n in reversed(header["sizes"])), _nrrd_dtype(header)
     nbytes = math.prod(shape) * dtype.itemsize
     skip = int(header.get("byte skip", header.get("byteskip", 0)))
     if int(header.get("line skip", header.get("lineskip", 0))):
-        raise VolumeError(f"{name} skips lines of text before its data: save it without")
+        raise VolumeError(f"{name} skips lines of text before its data: save it without them")
     if header["encoding"] != "raw" and skip > _MOST_SKIPPED:
-        raise VolumeError(f"{name} skips {skip:,} bytes before its data: save it without")
+        raise VolumeError(f"{name} skips {skip:,} bytes before its data: save it without them")
     array: Any
     if header["encoding"] == "raw":
         array = RawArray(data, shape, dtype, data.stat().st_size - nbytes if skip == -1 else offset + skip, name)

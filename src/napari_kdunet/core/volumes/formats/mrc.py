@@ -29,9 +29,8 @@ def open_mrc(path: Path, selection: Selection, name: str) -> Stored:
     if any(n <= 0 for n in shape) or int(header.nsymbt) < 0:
         raise VolumeError(f"{name} is empty or damaged, its shape is {shape}: export it again")
     notes: tuple[str, ...] = ()
-    stamp, flags = np.frombuffer(header.tobytes()[152:160], header.mode.dtype)
-    if int(header.mode) == 0 and stamp == _IMOD_STAMP and not flags & 1:
-        dtype, notes = np.dtype(np.uint8), ("its bytes are unsigned, as IMOD marks them",)
+    if int(header.mode) == 0:
+        dtype, notes = _byte(header)
     array = RawArray(path, shape, dtype, _HEADER + int(header.nsymbt), name)
     columns, rows, sections = (int(header[axis]) for axis in ("mapc", "mapr", "maps"))
     order = [columns, rows, sections] if sorted((columns, rows, sections)) == [1, 2, 3] else [1, 2, 3]
@@ -45,6 +44,20 @@ def open_mrc(path: Path, selection: Selection, name: str) -> Stored:
         stated, notes = {}, (*notes, "pixel size unknown: it is stated as 1 Å, which stands for no size")
     text = b"".join(header.label[: int(header.nlabl)].tolist()).decode("latin-1")
     return Stored(array, axes, stated, notes, threshold=own_threshold(text[text.find("{") :]))
+
+
+def _byte(header: Any) -> tuple[np.dtype[Any], tuple[str, ...]]:
+    """Return the type of the bytes of mode 0: signed by the standard, but unsigned in IMOD and older programs."""
+    signed, unsigned = np.dtype(np.int8), np.dtype(np.uint8)
+    stamp, flags = np.frombuffer(header.tobytes()[152:160], header.mode.dtype)
+    if stamp == _IMOD_STAMP:
+        return (signed, ()) if flags & 1 else (unsigned, ("its bytes are unsigned, as IMOD marks them",))
+    low, high, mean = (float(header[key]) for key in ("dmin", "dmax", "dmean"))
+    if (largest := next((value for value in (high, mean) if 127 < value <= 255), None)) is not None:
+        return unsigned, (f"its bytes are taken as unsigned: its header states a grey value of {largest:g}",)
+    if not low < high:
+        return signed, ("its header states no range of grey values: its bytes are taken as signed, -128 to 127",)
+    return signed, ()
 
 
 def _header(path: Path, name: str) -> Any:

@@ -235,7 +235,7 @@ def _open_group(group: zarr.Group, selection: Selection, name: str) -> Stored:
     array: Any = group.get(datasets[selection.level]["path"])
     if not isinstance(array, zarr.Array):
         path = str(datasets[selection.level]["path"])[:40]
-        raise VolumeError(f"{name} has no array {path}, of which its OME metadata speak: copy or export it again")
+        raise VolumeError(f"{name} has no array {path}, which its OME metadata name: copy or export it again")
     _check_chunks(array, name)
     named = [axis if isinstance(axis, dict) else {"name": axis} for axis in image.get("axes") or "tczyx"[-array.ndim :]]
     axes = "" if selection.axes else axis_letters([_axis_name(axis) for axis in named], name)

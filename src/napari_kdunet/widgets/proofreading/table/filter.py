@@ -41,7 +41,7 @@ def filter_table(table: pd.DataFrame, text: str) -> pd.DataFrame:
         negated, name, sign, number = match.groups()
         if name not in table:
             near = ", ".join(each for each in table if name.lower()[:4] in each.lower()) or "id, volume_um3, ..."
-            raise ConfigError(f"the table has no column {name!r}: take the name of one ({near})")
+            raise ConfigError(f"the table has no column {name!r}: type the name of a column ({near})")
         try:
             holds = table[name].astype(bool) if sign is None else _COMPARE[sign](table[name], float(number))
         except ValueError:

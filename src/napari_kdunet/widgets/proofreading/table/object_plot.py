@@ -87,16 +87,18 @@ class ObjectPlot(QWidget):
         self.along_x, self.along_y, self.shape = QComboBox(), QComboBox(), QComboBox()
         for box, tip in (
             (self.along_x, "Measurement along x."),
-            (self.along_y, "Measurement along y; count: a histogram."),
+            (self.along_y, "Measurement along y; count draws a histogram."),
         ):
             box.setToolTip(tip)
             make_narrow(box)
             box.currentTextChanged.connect(lambda _: self._draw())
         self.shape.addItems(["lasso", "box"])
-        self.shape.setToolTip("What a drag in the plot draws to select; in a histogram it is a range.")
+        self.shape.setToolTip("Shape to draw in the plot to select objects; in a histogram it is always a range.")
         self.box = _Box()
         self.plot = pg.PlotWidget(viewBox=self.box)
-        self.plot.setToolTip("Drag around points, or over bars, to select these objects; with Shift, more of them.")
+        self.plot.setToolTip(
+            "Drag around points, or over bars, to select these objects; hold Shift to add to the selection."
+        )
         self.plot.hideButtons()
         # otherwise 0.005 µm³ are shown as 5; with data in the plot, this call itself would set such a factor
         for side in ("left", "bottom"):

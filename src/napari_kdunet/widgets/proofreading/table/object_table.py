@@ -129,7 +129,7 @@ class ObjectTable(QTableView):
         self.measurements = _Measurements()
         self.setModel(self.measurements)
         self.setToolTip(
-            "A row an object: click to go there, with Ctrl or Shift to select several. Click a heading to sort."
+            "One object per row: click to go there, with Ctrl or Shift to select several. Click a heading to sort."
         )
         self.setSelectionBehavior(QAbstractItemView.SelectionBehavior.SelectRows)
         self.setSelectionMode(QAbstractItemView.SelectionMode.ExtendedSelection)
