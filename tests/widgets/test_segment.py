@@ -428,7 +428,7 @@ def test_a_slice_without_an_image_is_told(segment, em, qtbot):
     widget.image.value = viewer.add_image(raw, name="lost", scale=(20,) * 3, units="nm")
     widget.start_button.native.click()
     finished(qtbot, widget)
-    assert "No image at z = 1,3: background." in widget.status.text()
+    assert "No image at z = 1,3: taken as background." in widget.status.text()
     assert not viewer.layers["lost tiny mask"].data[[1, 3]].any()
 
 
@@ -854,7 +854,7 @@ def test_what_a_stopped_segmentation_would_do_is_said(segment, em, qtbot, gate):
     stopped_after(1, widget, qtbot, gate)
     assert "Stopped: Segment volume goes on from here" in widget.status.text()
     widget.inverted.value = True
-    assert "Stopped: Segment volume begins anew, as set now" in widget.status.text()
+    assert "Stopped: Segment volume begins anew, as set above" in widget.status.text()
     widget.inverted.value = False
     assert "goes on from here" in widget.status.text()
     models.add("another", core.Model(core.KUNet(1)))

@@ -112,7 +112,7 @@ def test_what_was_assumed_and_lost_slices_are_told(segment, em, tmp_path, qtbot)
     widget.batch.add([tmp_path / "a.tif"])
     run(qtbot, widget)
     taken = "the largest of 2 images is taken, choose another with series"
-    assert widget.batch.states == [f"done: a mask.tif ({taken}; no image at z = 2: background)"]
+    assert widget.batch.states == [f"done: a mask.tif ({taken}; no image at z = 2: taken as background)"]
     with tifffile.TiffFile(tmp_path / "a mask.tif") as file:
         assert json.loads(file.imagej_metadata["napari_kdunet"])["lost"] == [2]
     assert not np.asarray(core.open_volume(tmp_path / "a mask.tif"))[2].any()
