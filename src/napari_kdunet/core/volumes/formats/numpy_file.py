@@ -13,7 +13,7 @@ from napari_kdunet.core.volumes.sources import LazyArray, RawArray
 
 __all__ = ["open_npy"]
 
-_MAGIC = np.lib.format.MAGIC_PREFIX
+_MAGIC = b"\x93NUMPY"  # with which the format begins
 
 
 def open_npy(path: Path, selection: Selection, name: str) -> Stored:
