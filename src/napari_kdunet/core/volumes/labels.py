@@ -125,10 +125,12 @@ def is_grey_mask(values: NDArray[np.uint8]) -> bool:
     Most pixels above 0 are nearly black or nearly white, there are several grey values below and several above the
     middle, and most neighbouring pixels above 0 differ where one of them is grey, whereas objects and classes are even.
     """
+    if values.ndim != 2 or values.max(initial=0) < 128:  # as nearly all labels: their values need not be counted
+        return False
     counts = np.bincount(values.ravel(), minlength=256)
     ends = counts[1:_NEAR].sum() + counts[-_NEAR:].sum()
     several = min(np.count_nonzero(counts[1:128]), np.count_nonzero(counts[128:255])) > 1
-    if values.ndim != 2 or not several or ends < _CROWD * counts[1:].sum():
+    if not several or ends < _CROWD * counts[1:].sum():
         return False
     pairs = differ = 0
     for one, other in ((values[:, 1:], values[:, :-1]), (values[1:], values[:-1])):

@@ -147,13 +147,13 @@ def _is_mask(stem: str) -> bool:
 
 def _without_unnumbered(files: list[Path]) -> tuple[list[Path], list[str]]:
     """Leave out files of another name without a number, such as a preview, if most of the others have one."""
-    numbered = [file for file in files if re.search(r"\d", _stem(file))]
+    numbered = {file for file in files if re.search(r"\d", _stem(file))}
     words = {_words(file) for file in numbered}
-    odd = [file for file in files if file not in set(numbered) and _words(file) not in words]
+    odd = {file for file in files if file not in numbered and _words(file) not in words}
     if not odd or len(numbered) <= max(1, len(odd)):
         return files, []
     shown = ", ".join(sorted(file.name for file in odd)[:5])
-    return [file for file in files if file not in set(odd)], [f"left out, as the others have numbers: {shown}"]
+    return [file for file in files if file not in odd], [f"left out, as the others have numbers: {shown}"]
 
 
 def _in_one_format(files: list[Path]) -> tuple[list[Path], list[str]]:

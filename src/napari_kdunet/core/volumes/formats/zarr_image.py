@@ -157,9 +157,14 @@ def _storage_options(url: str) -> dict[str, Any]:
 
 
 def _reopened(array: Any) -> Any:
-    """Let other processes reopen a Zarr array in a folder; merely unpickled, it would read a missing folder as 0."""
+    """Return an array whose chunks are checked as they are read.
+
+    Other processes reopen one in a folder; merely unpickled, it would read a missing folder as 0.
+    """
     if isinstance(array.store, LocalStore):
         return LazyArray(partial(_open_chunks, array.store.root.absolute() / array.path), fresh=True)
+    if isinstance(array.store, _CheckedAddress):
+        array.store.of_array(array)
     return array
 
 
@@ -178,18 +183,13 @@ def _open_array(array: Any, selection: Selection, name: str) -> Stored:
 
 
 def _check_chunks(array: Any, name: str) -> None:
-    """Check that no chunk is larger than its file can fill, or compressed twice, each time perhaps a thousandfold.
-
-    From now on its store checks each chunk that it reads.
-    """
+    """Check that no chunk is larger than its file can fill, or compressed twice, each time perhaps a thousandfold."""
     if _most_compressors(array.metadata.to_dict(), name) > 1:
         raise VolumeError(f"{name} has chunks that are compressed several times: it is damaged")
     nbytes = math.prod(array.chunks) * array.dtype.itemsize
     if nbytes > 2**29 and isinstance(array.store, LocalStore):
         folder = array.store.root / array.path
         check_block(nbytes, sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()), name, "chunks")
-    if isinstance(array.store, _CheckedChunks):
-        array.store.of_array(array)
 
 
 def _most_compressors(metadata: Any, name: str) -> int:
