@@ -17,7 +17,7 @@ import napari_kdunet
 ROOT = Path(napari_kdunet.__file__).parent
 
 # The order of the house: a wing imports from the floors below its own, and from no neighbour on its floor. A file that
-# stands alone (core/config.py, widgets/train.py) is a wing of one. New wings are entered here; neighbours of which one
+# stands alone (core/metrics.py, widgets/train.py) is a wing of one. New wings are entered here; neighbours of which one
 # needs the other get a floor each.
 FLOORS = (
     ("__main__",),
@@ -46,7 +46,7 @@ FLOORS = (
     ("core.networks", "core.metrics", "core.writing"),
     ("core.volumes", "core.config", "core.devices"),
     ("core.files",),
-    ("core.kernels", "core.parsing", "core.formatting", "core.settings", "core.graphs"),
+    ("core.kernels", "core.parsing", "core.formatting", "core.graphs"),
     ("core.errors",),
     ("napari_kdunet",),  # the version
 )

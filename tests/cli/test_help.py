@@ -11,7 +11,7 @@ import pytest
 
 from command_line import MODULE, run
 from napari_kdunet import __version__, core
-from napari_kdunet.core.config import PAPER
+from napari_kdunet.core.config.training import PAPER
 
 
 def test_version_and_module():

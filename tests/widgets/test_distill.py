@@ -7,7 +7,7 @@ import pytest
 from qtpy.QtWidgets import QFileDialog, QMessageBox
 
 from napari_kdunet import core
-from napari_kdunet.core.config import ADAPTING
+from napari_kdunet.core.config.distillation import ADAPTING
 from napari_kdunet.core.metrics import Curve
 from napari_kdunet.core.volumes.labels import class_index
 from napari_kdunet.widgets.shared.models import models

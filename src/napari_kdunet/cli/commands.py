@@ -47,7 +47,8 @@ from napari_kdunet.cli.predict import predict
 from napari_kdunet.cli.progress import Interrupted, follow_to_file, launch_processes
 from napari_kdunet.cli.signals import EXIT_CODE
 from napari_kdunet.cli.terminal import PIPE_EXIT_CODE, console, flush_results, print_result, shorten
-from napari_kdunet.core.config import DistillConfig, TrainConfig
+from napari_kdunet.core.config.distillation import DistillConfig
+from napari_kdunet.core.config.training import TrainConfig
 from napari_kdunet.core.errors import KDUNetError, OutputError, TrainingError, escape, is_out_of_memory
 from napari_kdunet.core.formatting import format_slices
 

@@ -15,7 +15,7 @@ from napari_kdunet.cli.arguments import Device, Labels, Raw, Threads, ValLabels,
 from napari_kdunet.cli.options import with_selections, with_settings
 from napari_kdunet.cli.progress import Interrupted, follow_runs
 from napari_kdunet.cli.terminal import console, print_result, print_tradeoffs
-from napari_kdunet.core.config import DistillConfig
+from napari_kdunet.core.config.distillation import DistillConfig
 from napari_kdunet.core.errors import ConfigError, OutputError
 from napari_kdunet.core.experiments.studies import SETTINGS, STUDIES, Run, study_runs
 from napari_kdunet.core.files import write_bytes

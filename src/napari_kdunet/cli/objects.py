@@ -15,8 +15,8 @@ from napari_kdunet.cli.options import with_settings
 from napari_kdunet.cli.predict import ENDINGS
 from napari_kdunet.cli.progress import Interrupted, follow_share, follow_slices
 from napari_kdunet.cli.terminal import console, print_result
+from napari_kdunet.core.config.objects import ObjectsConfig
 from napari_kdunet.core.errors import ConfigError
-from napari_kdunet.core.objects.config import ObjectsConfig
 
 __all__ = ["objects"]
 

@@ -14,7 +14,7 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TaskProgressColumn
 
 from napari_kdunet.cli.signals import handling, ignore_stop_signals
 from napari_kdunet.cli.terminal import console
-from napari_kdunet.core.config import TrainConfig
+from napari_kdunet.core.config.training import TrainConfig
 from napari_kdunet.core.errors import CollapsedError, DivergedError, KDUNetError, TrainingError
 from napari_kdunet.core.formatting import counted, format_slices
 from napari_kdunet.core.training.events import Done, Event, Started, Stepped, Validated

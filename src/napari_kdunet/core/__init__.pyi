@@ -1,4 +1,6 @@
-from .config import DistillConfig, TrainConfig
+from .config.distillation import DistillConfig
+from .config.objects import ObjectsConfig
+from .config.training import TrainConfig
 from .errors import (
     ChoiceError,
     CollapsedError,
@@ -25,7 +27,6 @@ from .metrics import Confusion, Scores, evaluate
 from .networks.bundled import bundled_models
 from .networks.model import Model, load_model
 from .networks.unet import KUNet
-from .objects.config import ObjectsConfig
 from .objects.instances import instances
 from .objects.measure import measure
 from .objects.scores import ObjectScores, score_objects

@@ -10,7 +10,7 @@ from magicgui.widgets import CheckBox, ComboBox
 from qtpy.compat import isalive
 from qtpy.QtWidgets import QProgressBar
 
-from napari_kdunet.core.config import VIEWS
+from napari_kdunet.core.config.limits import VIEWS
 from napari_kdunet.core.formatting import clock, format_slices
 from napari_kdunet.widgets.segmentation.batch_rows import BatchRows
 from napari_kdunet.widgets.segmentation.recipe import Recipe, is_same

@@ -8,7 +8,7 @@ from collections import Counter
 import pytest
 
 from napari_kdunet import core
-from napari_kdunet.core.config import PAPER
+from napari_kdunet.core.config.training import PAPER
 from napari_kdunet.core.experiments.paper import REPORTED
 from napari_kdunet.core.experiments.studies import STUDIES
 

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from napari_kdunet.core.config import TrainConfig
+from napari_kdunet.core.config.training import TrainConfig
 
 __all__ = [
     "add_noise",

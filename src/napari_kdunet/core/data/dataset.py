@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from napari_kdunet.core.config import TrainConfig
+from napari_kdunet.core.config.training import TrainConfig
 from napari_kdunet.core.data.patches import PatchSampler, TrainingVolume, load_blocks
 from napari_kdunet.core.data.splits import is_labelled
 from napari_kdunet.core.data.teachers import TeacherOutput

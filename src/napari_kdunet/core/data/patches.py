@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from napari_kdunet.core.config import TrainConfig
+from napari_kdunet.core.config.training import TrainConfig
 from napari_kdunet.core.data.augmentation import change_appearance, random_warp, warp
 from napari_kdunet.core.data.teachers import TeacherOutput
 from napari_kdunet.core.prediction.tiling import Span

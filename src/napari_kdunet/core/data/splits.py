@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from napari_kdunet.core.config import TrainConfig
+from napari_kdunet.core.config.training import TrainConfig
 from napari_kdunet.core.errors import ConfigError, UnlabelledError, VolumeError
 from napari_kdunet.core.volumes.labels import read_classes
 from napari_kdunet.core.volumes.volume import Volume, open_pair, open_volume

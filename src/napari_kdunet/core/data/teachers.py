@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from napari_kdunet.core.config import DistillConfig
+from napari_kdunet.core.config.distillation import DistillConfig
 from napari_kdunet.core.data.onnx_teacher import PROBE_SIDE, OnnxNetwork
 from napari_kdunet.core.errors import ModelError, VolumeError, one_line
 from napari_kdunet.core.networks.bundled import bundled_models

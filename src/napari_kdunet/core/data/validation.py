@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from napari_kdunet.core.config import TrainConfig
+from napari_kdunet.core.config.training import TrainConfig
 from napari_kdunet.core.data.patches import TrainingVolume
 from napari_kdunet.core.data.splits import held_out_slices, labelled_slices
 from napari_kdunet.core.data.teachers import TeacherOutput

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
-from napari_kdunet.core.config import DistillConfig, TrainConfig
+from napari_kdunet.core.config.distillation import DistillConfig
+from napari_kdunet.core.config.training import TrainConfig
 from napari_kdunet.core.errors import ConfigError
 
 __all__ = ["SETTINGS", "STUDIES", "Run", "Study", "study_runs"]

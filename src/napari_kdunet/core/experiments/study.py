@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from napari_kdunet.core.config import DistillConfig, TrainConfig
+from napari_kdunet.core.config.distillation import DistillConfig
+from napari_kdunet.core.config.training import TrainConfig
 from napari_kdunet.core.data.splits import hold_out
 from napari_kdunet.core.data.validation import Validation
 from napari_kdunet.core.errors import DivergedError, ModelError, TrainingError

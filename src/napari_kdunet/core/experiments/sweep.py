@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from napari_kdunet.core.config import DistillConfig
+from napari_kdunet.core.config.distillation import DistillConfig
 from napari_kdunet.core.data.splits import hold_out, labelled_slices
 from napari_kdunet.core.data.teachers import teacher_fingerprint
 from napari_kdunet.core.errors import ConfigError, UnlabelledError

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from napari_kdunet import __version__
-from napari_kdunet.core.config import LEAST_PIXEL_SIZE, VIEWS, check_setting, check_views
+from napari_kdunet.core.config.limits import LEAST_PIXEL_SIZE, VIEWS, check_views
+from napari_kdunet.core.config.training import check_setting
 from napari_kdunet.core.errors import ConfigError, ModelError
 from napari_kdunet.core.files import is_file
 from napari_kdunet.core.networks.bundled import bundled_models

@@ -15,9 +15,9 @@ import dask.array as da
 import numpy as np
 from numpy.typing import NDArray
 
+from napari_kdunet.core.config.objects import ObjectsConfig
 from napari_kdunet.core.errors import VolumeError
 from napari_kdunet.core.objects.blocks import Probability, Scratch, cut_blocks, iter_windows
-from napari_kdunet.core.objects.config import ObjectsConfig
 from napari_kdunet.core.objects.foreground import Landscape, Window
 from napari_kdunet.core.objects.linking import link_outlines
 from napari_kdunet.core.objects.watershed import Basins, Saddles, find_basins, join_parts, merge_basins

@@ -9,7 +9,7 @@ from itertools import islice, product
 import torch
 from torch import Tensor
 
-from napari_kdunet.core.config import check_views
+from napari_kdunet.core.config.limits import check_views
 from napari_kdunet.core.prediction.engine import Forward
 
 __all__ = ["averaged", "turned"]

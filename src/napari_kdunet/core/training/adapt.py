@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from napari_kdunet.core.config import DistillConfig
+from napari_kdunet.core.config.distillation import DistillConfig
 from napari_kdunet.core.devices import training_threads
 from napari_kdunet.core.errors import ConfigError, VolumeError
 from napari_kdunet.core.networks.bundled import bundled_models

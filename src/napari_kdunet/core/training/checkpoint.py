@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel
 
-from napari_kdunet.core.config import TrainConfig
+from napari_kdunet.core.config.training import TrainConfig
 from napari_kdunet.core.errors import ConfigError, ModelError
 from napari_kdunet.core.networks.class_names import BOUNDARY_CLASSES
 from napari_kdunet.core.networks.model import Model, load_model

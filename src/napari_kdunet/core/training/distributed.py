@@ -19,7 +19,7 @@ from lightning_fabric.strategies import DDPStrategy
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 
-from napari_kdunet.core.config import TrainConfig
+from napari_kdunet.core.config.training import TrainConfig
 from napari_kdunet.core.devices import pick_device
 from napari_kdunet.core.errors import ConfigError, TrainingError, one_line
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel
 
-from napari_kdunet.core.config import TrainConfig
+from napari_kdunet.core.config.training import TrainConfig
 from napari_kdunet.core.data.patches import PatchSampler
 from napari_kdunet.core.errors import ConfigError, ModelError
 from napari_kdunet.core.networks.model import Model

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from napari_kdunet.core.config import TrainConfig
+from napari_kdunet.core.config.training import TrainConfig
 
 __all__ = ["budget_used", "learning_rate", "stop_reason", "validation_is_due"]
 

@@ -13,7 +13,8 @@ from typing import Any
 
 from lightning_fabric import Fabric
 
-from napari_kdunet.core.config import DistillConfig, TrainConfig
+from napari_kdunet.core.config.distillation import DistillConfig
+from napari_kdunet.core.config.training import TrainConfig
 from napari_kdunet.core.data.dataset import Dataset, prepare
 from napari_kdunet.core.data.teachers import as_teacher
 from napari_kdunet.core.errors import CollapsedError, LabelsError

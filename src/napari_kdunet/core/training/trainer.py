@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from lightning_fabric import Fabric
 
-from napari_kdunet.core.config import TrainConfig
+from napari_kdunet.core.config.training import TrainConfig
 from napari_kdunet.core.data.dataset import Dataset
 from napari_kdunet.core.data.patches import Batch
 from napari_kdunet.core.data.prefetch import Prefetcher

@@ -28,7 +28,8 @@ from qtpy.QtWidgets import (
 )
 from superqt import QCollapsible
 
-from napari_kdunet.core.config import DistillConfig, TrainConfig
+from napari_kdunet.core.config.distillation import DistillConfig
+from napari_kdunet.core.config.training import TrainConfig
 from napari_kdunet.core.errors import ConfigError
 from napari_kdunet.core.parsing import parse_class_weights, parse_slices
 from napari_kdunet.widgets.shared.advice import advice_for

@@ -8,7 +8,8 @@ from typing import Any
 
 from magicgui.widgets import ComboBox
 
-from napari_kdunet.core.config import DistillConfig, TrainConfig
+from napari_kdunet.core.config.distillation import DistillConfig
+from napari_kdunet.core.config.training import TrainConfig
 from napari_kdunet.widgets.shared.fields import Folding, restore, save, setting_widgets, without_wheel
 from napari_kdunet.widgets.shared.panel import button
 

@@ -10,9 +10,7 @@ import numpy as np
 import pytest
 
 from napari_kdunet import core
-from napari_kdunet.core.config import PAPER
-from napari_kdunet.core.formatting import format_slices
-from napari_kdunet.core.parsing import parse_class_weights, parse_slices, parse_volume_weights
+from napari_kdunet.core.config.training import PAPER
 
 BOTH = [core.TrainConfig, core.DistillConfig]
 FIELDS = [pytest.param(cls, spec, id=f"{cls.__name__}-{spec.name}") for cls in BOTH for spec in fields(cls)]
@@ -169,56 +167,6 @@ def test_going_on_and_live_keep_what_they_do_not_need():
     assert seconds >= 8 * 3600
     assert seconds / live.validations <= 2, "a model every other second"
     assert live.batch * live.patch**2 < config.batch * config.patch**2 / 4, "a step is short"
-
-
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        ("auto", "auto"),
-        ("all", "all"),
-        ("3", (3,)),
-        ("8, 3,3", (3, 8)),
-        ("3,20:23", (3, 20, 21, 22)),
-        ("20:23,21", (20, 21, 22)),
-    ],
-)
-def test_parse_slices(text, expected):
-    assert parse_slices(text) == expected
-
-
-@pytest.mark.parametrize(
-    ("slices", "text"),
-    [([3], "3"), ([5, 3, 4], "3:6"), ([0, 1, 3, 8, 9], "0:2,3,8:10"), ([0, 1, 2, 0, 1], "0:3")],
-)
-def test_format_slices(slices, text):
-    assert format_slices(slices) == text
-    assert parse_slices(text) == tuple(sorted(set(slices)))
-
-
-@pytest.mark.parametrize("text", ["", "a", "3,", "1:", "5:5", "1.5", "1-3"])
-def test_parse_slices_errors(text, one_line):
-    with one_line(core.ConfigError, "slices", repr(text)):
-        parse_slices(text)
-
-
-def test_more_slices_than_there_can_be(one_line):
-    with one_line(core.ConfigError, "0:100000000000", "more slices than any volume"):
-        parse_slices("0:100000000000")
-
-
-def test_parse_class_weights(one_line):
-    assert parse_class_weights("balanced") == "balanced"
-    assert parse_class_weights("none") == "none"
-    assert parse_class_weights("1, 4.5") == (1.0, 4.5)
-    for text in ("", "1,", "a,b"):
-        with one_line(core.ConfigError, "class_weights"):
-            parse_class_weights(text)
-
-
-def test_parse_volume_weights(one_line):
-    assert [parse_volume_weights(text) for text in ("even", "area", "1, 4.5")] == ["even", "area", (1.0, 4.5)]
-    with one_line(core.ConfigError, "volume_weights", "even", "1,4"):
-        parse_volume_weights("heavy")
 
 
 def test_settings_for_adapting_are_those_of_adapting_where_nobody_has_changed_them():

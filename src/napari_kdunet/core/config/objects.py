@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from types import NoneType
 
-from napari_kdunet.core.settings import check_field, setting
+from napari_kdunet.core.config.setting import check_field, setting
 
 __all__ = ["ObjectsConfig"]
 
