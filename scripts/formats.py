@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from napari_kdunet.core.volumes.readers import FORMATS
+from napari_kdunet.core.reading.readers import FORMATS
 
 DOCUMENT = Path(__file__).parents[1] / "docs" / "formats.md"
 

@@ -45,6 +45,7 @@ FLOORS = (
     ("core.prediction", "core.objects"),
     ("core.networks", "core.metrics", "core.writing"),
     ("core.volumes", "core.config", "core.devices"),
+    ("core.reading",),
     ("core.files",),
     ("core.kernels", "core.parsing", "core.formatting", "core.graphs"),
     ("core.errors",),

@@ -84,3 +84,24 @@ def one_line() -> Callable[..., Any]:
             assert word in message
 
     return expect
+
+
+@pytest.fixture
+def pixels() -> np.ndarray:
+    """Five slices, to write to a file and read back."""
+    return np.random.default_rng(0).integers(0, 200, (5, 37, 53), dtype=np.uint8)
+
+
+@pytest.fixture(scope="session")
+def fails() -> Callable[..., None]:
+    """Opening a source, or a call, must fail with one line that holds all the words."""
+
+    def check(source: Any, *words: str, error: type[Exception] = core.VolumeError, **options: Any) -> None:
+        with pytest.raises(error) as caught:
+            source() if callable(source) else core.open_volume(source, **options)
+        message = str(caught.value)
+        assert "\n" not in message
+        for word in words:
+            assert word in message
+
+    return check

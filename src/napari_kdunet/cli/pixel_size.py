@@ -10,7 +10,7 @@ from napari_kdunet.core.errors import VolumeError
 
 if TYPE_CHECKING:
     from napari_kdunet.core import Model, OnnxModel, PixelSizeSearch, Volume
-    from napari_kdunet.core.volumes.voxel_size import VoxelSize
+    from napari_kdunet.core.reading.voxel_size import VoxelSize
 
 __all__ = ["with_found_pixel_sizes", "with_pixel_size"]
 

@@ -238,7 +238,7 @@ def _expand(given: str) -> list[str]:
 
 def _names(sources: list[str]) -> list[str]:
     """Return a name for each result: that of its volume without ending, after its folder's where two are equal."""
-    from napari_kdunet.core.volumes.formats.hdf5 import split_hdf5
+    from napari_kdunet.core.reading.formats.hdf5 import split_hdf5
 
     paths = [split_hdf5(source)[0] for source in sources]
     names = [path.absolute().stem for path in paths]

@@ -19,8 +19,8 @@ from napari.utils.notifications import show_info
 from qtpy.QtWidgets import QApplication, QInputDialog
 
 from napari_kdunet import core
-from napari_kdunet.core.volumes.formats.hdf5 import HDF5_ENDINGS, dataset_at, split_hdf5
-from napari_kdunet.core.volumes.formats.zarr_image import is_label_image
+from napari_kdunet.core.reading.formats.hdf5 import HDF5_ENDINGS, dataset_at, split_hdf5
+from napari_kdunet.core.reading.formats.zarr_image import is_label_image
 from napari_kdunet.widgets.proofreading.session import is_session, read_session, session_layers
 from napari_kdunet.widgets.workers.thread import run
 

@@ -20,10 +20,10 @@ from zarr.codecs import BloscCodec
 from napari_kdunet.core.errors import OutputError
 from napari_kdunet.core.files import scratch_folder
 from napari_kdunet.core.objects.foreground import Window
+from napari_kdunet.core.reading.sources import AxesView, RawArray
 from napari_kdunet.core.volumes.labels import predicted_ids
 from napari_kdunet.core.volumes.probability import kind_of, read_probability
 from napari_kdunet.core.volumes.slice_reader import read_slices
-from napari_kdunet.core.volumes.sources import AxesView, RawArray
 from napari_kdunet.core.volumes.volume import Volume
 
 __all__ = ["Probability", "Scratch", "cut_blocks", "iter_windows"]

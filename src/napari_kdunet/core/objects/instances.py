@@ -21,7 +21,8 @@ from napari_kdunet.core.objects.blocks import Probability, Scratch, cut_blocks, 
 from napari_kdunet.core.objects.foreground import Landscape, Window
 from napari_kdunet.core.objects.linking import link_outlines
 from napari_kdunet.core.objects.watershed import Basins, Saddles, find_basins, join_parts, merge_basins
-from napari_kdunet.core.volumes.volume import Volume, VoxelSize, open_volume
+from napari_kdunet.core.reading.voxel_size import VoxelSize
+from napari_kdunet.core.volumes.volume import Volume, open_volume
 
 __all__ = ["instances", "is_flat"]
 

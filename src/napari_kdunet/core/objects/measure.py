@@ -21,10 +21,11 @@ from napari_kdunet.core.objects.contacts import find_contacts, margin_of
 from napari_kdunet.core.objects.foreground import Window
 from napari_kdunet.core.objects.instances import known_voxel_size
 from napari_kdunet.core.objects.shape import find_length, make_mesh, thinning
+from napari_kdunet.core.reading.voxel_size import VoxelSize
 from napari_kdunet.core.volumes.labels import predicted_ids
 from napari_kdunet.core.volumes.probability import above, is_probability
 from napari_kdunet.core.volumes.slice_reader import read_slices
-from napari_kdunet.core.volumes.volume import Volume, VoxelSize, open_volume
+from napari_kdunet.core.volumes.volume import Volume, open_volume
 
 __all__ = ["check_table", "measure", "open_beside", "remeasure", "write_table"]
 

@@ -21,8 +21,8 @@ from numpy.typing import NDArray
 from napari_kdunet.core.networks.model import Model
 from napari_kdunet.core.prediction.tiler import Tiler, set_background
 from napari_kdunet.core.prediction.tiling import Span
+from napari_kdunet.core.reading.sources import Key
 from napari_kdunet.core.volumes.resampling import Grid
-from napari_kdunet.core.volumes.sources import Key
 from napari_kdunet.core.volumes.volume import Volume, check_planes
 
 __all__ = ["OrthoPlanes"]

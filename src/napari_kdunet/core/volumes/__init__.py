@@ -1,1 +1,1 @@
-"""Image and label volumes: open, read lazily, resample."""
+"""Image and label volumes: read lazily, resample, tell what their values mean."""

@@ -32,9 +32,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from napari_kdunet.core.errors import VolumeError
+from napari_kdunet.core.reading.sources import MappedArray
 from napari_kdunet.core.volumes.labels import extremes, is_grey_mask, predicted_ids
 from napari_kdunet.core.volumes.slices import spaced
-from napari_kdunet.core.volumes.sources import MappedArray
 from napari_kdunet.core.volumes.volume import Volume
 
 __all__ = ["above", "is_probability", "kind_of", "read_probability"]

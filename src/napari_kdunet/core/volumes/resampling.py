@@ -21,7 +21,7 @@ from napari_kdunet.core.volumes.sample import compiled_passes
 if TYPE_CHECKING:  # exported models use the grid without torch
     from torch import Tensor
 
-    from napari_kdunet.core.volumes.voxel_size import VoxelSize
+    from napari_kdunet.core.reading.voxel_size import VoxelSize
 
 __all__ = ["LARGEST_DENOMINATOR", "Grid"]
 

@@ -17,12 +17,10 @@ import numpy as np
 
 from napari_kdunet.core.errors import ConfigError, LabelsError, VolumeError, one_line
 from napari_kdunet.core.files import newest
-from napari_kdunet.core.volumes.axes import Selection
-from napari_kdunet.core.volumes.formats.hdf5 import split_hdf5
-from napari_kdunet.core.volumes.padding import Mask
-from napari_kdunet.core.volumes.readers import name_of, open_source
-from napari_kdunet.core.volumes.sample import BLURRED, Summary, UnusableError, mirrored, summarise
-from napari_kdunet.core.volumes.sources import (
+from napari_kdunet.core.reading.axes import Selection
+from napari_kdunet.core.reading.formats.hdf5 import split_hdf5
+from napari_kdunet.core.reading.readers import name_of, open_source
+from napari_kdunet.core.reading.sources import (
     AxesView,
     Key,
     MappedArray,
@@ -30,9 +28,11 @@ from napari_kdunet.core.volumes.sources import (
     check_chunk_count,
     check_memory,
 )
-from napari_kdunet.core.volumes.voxel_size import VoxelSize, is_plausible
+from napari_kdunet.core.reading.voxel_size import VoxelSize, is_plausible
+from napari_kdunet.core.volumes.padding import Mask
+from napari_kdunet.core.volumes.sample import BLURRED, Summary, UnusableError, mirrored, summarise
 
-__all__ = ["Volume", "VoxelSize", "check_labels", "open_pair", "open_volume"]
+__all__ = ["Volume", "check_labels", "open_pair", "open_volume"]
 
 _CACHED_SUMMARIES = 2**16  # slices
 _CACHED_BYTES = 2**26  # bytes of their masks

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from napari_kdunet.core.errors import OutputError
 from napari_kdunet.core.files import check_name, is_zarr_name
-from napari_kdunet.core.volumes.formats.zarr_image import is_zarr
-from napari_kdunet.core.volumes.readers import parts_of
+from napari_kdunet.core.reading.formats.zarr_image import is_zarr
+from napari_kdunet.core.reading.readers import parts_of
 from napari_kdunet.core.writing.formats import WRITERS
 from napari_kdunet.core.writing.ome_zarr import find_foreign
 

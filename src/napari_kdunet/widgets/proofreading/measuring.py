@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 from napari_kdunet.core import Volume, measure
 from napari_kdunet.core.objects.foreground import Window
 from napari_kdunet.core.objects.measure import remeasure
+from napari_kdunet.core.reading.voxel_size import VoxelSize
 from napari_kdunet.core.volumes.fingerprint import data_fingerprint
 from napari_kdunet.core.volumes.probability import is_probability, read_probability
-from napari_kdunet.core.volumes.volume import VoxelSize
 from napari_kdunet.widgets.segmentation.result import Result
 
 __all__ = ["MaskCorrections", "Measured", "Measurement", "Measuring", "measure_edited", "measure_objects"]

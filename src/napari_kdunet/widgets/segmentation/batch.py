@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from napari_kdunet import core
 from napari_kdunet.core.files import is_zarr_name, make_folder
 from napari_kdunet.core.formatting import format_slices
-from napari_kdunet.core.volumes.readers import READERS
+from napari_kdunet.core.reading.readers import READERS
 from napari_kdunet.core.writing.target import check_target
 from napari_kdunet.widgets.workers.stopping import stoppable, was_stopped
 

@@ -12,7 +12,7 @@ from qtpy.QtCore import Qt
 from qtpy.QtWidgets import QFileDialog, QHeaderView, QTableWidgetItem
 
 from napari_kdunet import core
-from napari_kdunet.core.volumes.readers import READERS
+from napari_kdunet.core.reading.readers import READERS
 from napari_kdunet.widgets.segmentation.batch import Item, Progress, images_in, is_image, iter_batch, target_of
 from napari_kdunet.widgets.shared.fields import Folding, without_wheel
 from napari_kdunet.widgets.shared.layers import PREVIEW, is_result, volume_of

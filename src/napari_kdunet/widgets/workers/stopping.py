@@ -12,7 +12,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from napari_kdunet.core import Volume
-from napari_kdunet.core.volumes.sources import MappedArray
+from napari_kdunet.core.reading.sources import MappedArray
 
 __all__ = ["StoppedError", "stoppable", "was_stopped"]
 

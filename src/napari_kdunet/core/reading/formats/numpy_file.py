@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from napari_kdunet.core.errors import VolumeError
-from napari_kdunet.core.volumes.axes import Selection, Stored, check_level
-from napari_kdunet.core.volumes.sources import LazyArray, RawArray
+from napari_kdunet.core.reading.axes import Selection, Stored, check_level
+from napari_kdunet.core.reading.sources import LazyArray, RawArray
 
 __all__ = ["open_npy"]
 

@@ -10,8 +10,8 @@ import numpy as np
 from PIL import Image, ImageFile, ImageOps, JpegImagePlugin, PngImagePlugin
 
 from napari_kdunet.core.errors import VolumeError
-from napari_kdunet.core.volumes.axes import Selection, Stored, check_level
-from napari_kdunet.core.volumes.sources import PagedArray, check_block
+from napari_kdunet.core.reading.axes import Selection, Stored, check_level
+from napari_kdunet.core.reading.sources import PagedArray, check_block
 
 __all__ = ["open_image"]
 

@@ -12,8 +12,8 @@ import tifffile
 import zarr
 
 from napari_kdunet.core.errors import VolumeError
+from napari_kdunet.core.reading.voxel_size import nanometres, read_voxel_size, to_number
 from napari_kdunet.core.volumes.volume import open_volume
-from napari_kdunet.core.volumes.voxel_size import nanometres, read_voxel_size, to_number
 
 
 @pytest.mark.parametrize(

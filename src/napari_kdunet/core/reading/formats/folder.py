@@ -16,10 +16,10 @@ from typing import Any
 import numpy as np
 
 from napari_kdunet.core.errors import VolumeError, one_line
-from napari_kdunet.core.volumes.axes import Opened, Selection, Stored, check_level, view_zyx
-from napari_kdunet.core.volumes.formats.images import open_image
-from napari_kdunet.core.volumes.formats.tiff import open_tiff
-from napari_kdunet.core.volumes.sources import PagedArray, check_regular
+from napari_kdunet.core.reading.axes import Opened, Selection, Stored, check_level, view_zyx
+from napari_kdunet.core.reading.formats.images import open_image
+from napari_kdunet.core.reading.formats.tiff import open_tiff
+from napari_kdunet.core.reading.sources import PagedArray, check_regular
 
 __all__ = ["SLICE_READERS", "natural_order", "open_folder"]
 

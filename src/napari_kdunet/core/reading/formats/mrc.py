@@ -10,9 +10,9 @@ import numpy as np
 from mrcfile.dtypes import HEADER_DTYPE
 
 from napari_kdunet.core.errors import VolumeError
-from napari_kdunet.core.volumes.axes import Selection, Stored, check_level
-from napari_kdunet.core.volumes.formats.attributes import own_threshold
-from napari_kdunet.core.volumes.sources import RawArray
+from napari_kdunet.core.reading.axes import Selection, Stored, check_level
+from napari_kdunet.core.reading.formats.attributes import own_threshold
+from napari_kdunet.core.reading.sources import RawArray
 
 __all__ = ["open_mrc"]
 

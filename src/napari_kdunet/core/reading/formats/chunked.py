@@ -13,9 +13,9 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from napari_kdunet.core.errors import ChoiceError, VolumeError
-from napari_kdunet.core.volumes.axes import Selection, Stored, axis_letters, check_level
-from napari_kdunet.core.volumes.sources import LazyArray, check_block, check_chunk, check_part, check_regular
-from napari_kdunet.core.volumes.voxel_size import Sizes, read_metadata, to_number
+from napari_kdunet.core.reading.axes import Selection, Stored, axis_letters, check_level
+from napari_kdunet.core.reading.sources import LazyArray, check_block, check_chunk, check_part, check_regular
+from napari_kdunet.core.reading.voxel_size import Sizes, read_metadata, to_number
 
 __all__ = ["is_n5", "is_precomputed", "open_n5", "open_precomputed"]
 

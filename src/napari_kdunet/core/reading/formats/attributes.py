@@ -6,8 +6,8 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from napari_kdunet.core.volumes.axes import Selection, axis_letters
-from napari_kdunet.core.volumes.voxel_size import Sizes, read_metadata
+from napari_kdunet.core.reading.axes import Selection, axis_letters
+from napari_kdunet.core.reading.voxel_size import Sizes, read_metadata
 
 __all__ = ["axes_and_sizes", "own_threshold"]
 

@@ -26,7 +26,7 @@ from PIL import Image
 from zarr.codecs import BloscCodec, GzipCodec, ZstdCodec
 
 from napari_kdunet.core.errors import VolumeError
-from napari_kdunet.core.volumes.readers import READERS
+from napari_kdunet.core.reading.readers import READERS
 from napari_kdunet.core.volumes.volume import open_volume
 from napari_kdunet.core.writing.target import check_target
 

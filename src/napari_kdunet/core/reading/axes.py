@@ -8,8 +8,8 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from napari_kdunet.core.errors import ChoiceError, VolumeError
-from napari_kdunet.core.volumes.sources import AxesView, PagedArray, Source
-from napari_kdunet.core.volumes.voxel_size import Stated, VoxelSize, read_voxel_size
+from napari_kdunet.core.reading.sources import AxesView, PagedArray, Source
+from napari_kdunet.core.reading.voxel_size import Stated, VoxelSize, read_voxel_size
 
 __all__ = ["Opened", "Selection", "Stored", "axis_letters", "check_level", "pick", "view_zyx"]
 

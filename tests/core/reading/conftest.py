@@ -1,42 +1,18 @@
-"""Pixels, an OME-Zarr, and the one line with which opening fails: what the tests of all readers share."""
+"""An OME-Zarr, which the tests of several readers share."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import zarr
 
-from napari_kdunet.core.errors import VolumeError
-from napari_kdunet.core.volumes.volume import open_volume
-
-
-@pytest.fixture
-def pixels() -> np.ndarray:
-    return np.random.default_rng(0).integers(0, 200, (5, 37, 53), dtype=np.uint8)
-
-
-@pytest.fixture(scope="session")
-def fails() -> Callable[..., None]:
-    return _fails
-
 
 @pytest.fixture(scope="session")
 def ome_zarr() -> Callable[..., Path]:
     return _ome_zarr
-
-
-def _fails(source: Any, *words: str, error: type[Exception] = VolumeError, **options: Any) -> None:
-    """Opening (or calling) fails with one line that holds all the words."""
-    with pytest.raises(error) as caught:
-        source() if callable(source) else open_volume(source, **options)
-    message = str(caught.value)
-    assert "\n" not in message
-    for word in words:
-        assert word in message
 
 
 def _ome_zarr(path: Path, levels: list[np.ndarray], axes: str = "zyx", version: str = "0.5", **multiscale) -> Path:

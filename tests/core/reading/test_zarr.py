@@ -10,7 +10,7 @@ import pytest
 import zarr
 
 from napari_kdunet.core.errors import VolumeError
-from napari_kdunet.core.volumes.formats.zarr_chunks import PlainChunks
+from napari_kdunet.core.reading.formats.zarr_chunks import PlainChunks
 from napari_kdunet.core.volumes.volume import open_volume
 
 

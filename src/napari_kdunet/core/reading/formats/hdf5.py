@@ -14,9 +14,9 @@ import h5py
 import numpy as np
 
 from napari_kdunet.core.errors import ChoiceError, VolumeError
-from napari_kdunet.core.volumes.axes import Selection, Stored, check_level
-from napari_kdunet.core.volumes.formats.attributes import axes_and_sizes, own_threshold
-from napari_kdunet.core.volumes.sources import LazyArray, check_block, check_chunk, check_part
+from napari_kdunet.core.reading.axes import Selection, Stored, check_level
+from napari_kdunet.core.reading.formats.attributes import axes_and_sizes, own_threshold
+from napari_kdunet.core.reading.sources import LazyArray, check_block, check_chunk, check_part
 
 __all__ = ["HDF5_ENDINGS", "dataset_at", "hdf5_parts", "open_hdf5", "split_hdf5"]
 

@@ -16,11 +16,11 @@ from zarr.abc.store import RangeByteRequest
 from zarr.storage import FsspecStore, LocalStore
 
 from napari_kdunet.core.errors import ChoiceError, VolumeError
-from napari_kdunet.core.volumes.axes import Selection, Stored, axis_letters, check_level, pick
-from napari_kdunet.core.volumes.formats.attributes import axes_and_sizes, own_threshold
-from napari_kdunet.core.volumes.formats.zarr_chunks import PlainChunks
-from napari_kdunet.core.volumes.sources import LazyArray, check_block, check_chunk, check_compressed, check_regular
-from napari_kdunet.core.volumes.voxel_size import Sizes, read_metadata, to_number
+from napari_kdunet.core.reading.axes import Selection, Stored, axis_letters, check_level, pick
+from napari_kdunet.core.reading.formats.attributes import axes_and_sizes, own_threshold
+from napari_kdunet.core.reading.formats.zarr_chunks import PlainChunks
+from napari_kdunet.core.reading.sources import LazyArray, check_block, check_chunk, check_compressed, check_regular
+from napari_kdunet.core.reading.voxel_size import Sizes, read_metadata, to_number
 
 __all__ = ["is_label_image", "is_zarr", "open_zarr", "open_zarr_node", "open_zarr_url"]
 

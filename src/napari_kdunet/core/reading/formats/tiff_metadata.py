@@ -12,7 +12,7 @@ from xml.etree import ElementTree
 
 import tifffile
 
-from napari_kdunet.core.volumes.voxel_size import Sizes, nanometres, read_metadata
+from napari_kdunet.core.reading.voxel_size import Sizes, nanometres, read_metadata
 
 __all__ = ["has_sane_ome", "ome_file_names", "stated_sizes"]
 

@@ -13,17 +13,17 @@ import zarr
 
 from napari_kdunet.core.errors import VolumeError, escape
 from napari_kdunet.core.files import is_file
-from napari_kdunet.core.volumes.axes import Opened, Selection, Stored, check_level, view_zyx
-from napari_kdunet.core.volumes.formats.chunked import is_n5, is_precomputed, open_n5, open_precomputed
-from napari_kdunet.core.volumes.formats.folder import open_folder
-from napari_kdunet.core.volumes.formats.hdf5 import HDF5_ENDINGS, hdf5_parts, open_hdf5, split_hdf5
-from napari_kdunet.core.volumes.formats.images import open_image
-from napari_kdunet.core.volumes.formats.medical import nrrd_parts, open_nifti, open_nrrd
-from napari_kdunet.core.volumes.formats.mrc import open_mrc
-from napari_kdunet.core.volumes.formats.numpy_file import open_npy
-from napari_kdunet.core.volumes.formats.tiff import open_tiff, tiff_parts
-from napari_kdunet.core.volumes.formats.zarr_image import is_zarr, open_zarr, open_zarr_node, open_zarr_url
-from napari_kdunet.core.volumes.sources import check_regular
+from napari_kdunet.core.reading.axes import Opened, Selection, Stored, check_level, view_zyx
+from napari_kdunet.core.reading.formats.chunked import is_n5, is_precomputed, open_n5, open_precomputed
+from napari_kdunet.core.reading.formats.folder import open_folder
+from napari_kdunet.core.reading.formats.hdf5 import HDF5_ENDINGS, hdf5_parts, open_hdf5, split_hdf5
+from napari_kdunet.core.reading.formats.images import open_image
+from napari_kdunet.core.reading.formats.medical import nrrd_parts, open_nifti, open_nrrd
+from napari_kdunet.core.reading.formats.mrc import open_mrc
+from napari_kdunet.core.reading.formats.numpy_file import open_npy
+from napari_kdunet.core.reading.formats.tiff import open_tiff, tiff_parts
+from napari_kdunet.core.reading.formats.zarr_image import is_zarr, open_zarr, open_zarr_node, open_zarr_url
+from napari_kdunet.core.reading.sources import check_regular
 
 __all__ = ["FORMATS", "READERS", "Format", "name_of", "open_source", "parts_of"]
 

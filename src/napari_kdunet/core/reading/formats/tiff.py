@@ -18,18 +18,18 @@ import numpy as np
 import tifffile
 
 from napari_kdunet.core.errors import VolumeError, one_line
-from napari_kdunet.core.volumes.axes import Selection, Stored, check_level, pick
-from napari_kdunet.core.volumes.formats.attributes import own_threshold
-from napari_kdunet.core.volumes.formats.tiff_codecs import check_parts
-from napari_kdunet.core.volumes.formats.tiff_metadata import has_sane_ome, ome_file_names, stated_sizes
-from napari_kdunet.core.volumes.sources import (
+from napari_kdunet.core.reading.axes import Selection, Stored, check_level, pick
+from napari_kdunet.core.reading.formats.attributes import own_threshold
+from napari_kdunet.core.reading.formats.tiff_codecs import check_parts
+from napari_kdunet.core.reading.formats.tiff_metadata import has_sane_ome, ome_file_names, stated_sizes
+from napari_kdunet.core.reading.sources import (
     MappedArray,
     PagedArray,
     RawArray,
     check_block,
     check_part,
 )
-from napari_kdunet.core.volumes.voxel_size import to_number
+from napari_kdunet.core.reading.voxel_size import to_number
 
 __all__ = ["open_tiff", "tiff_parts"]
 

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 
 from napari_kdunet.core.errors import VolumeError
-from napari_kdunet.core.volumes.axes import Selection, Stored, axis_letters, check_level
-from napari_kdunet.core.volumes.sources import LazyArray, RawArray, check_block, check_part
-from napari_kdunet.core.volumes.voxel_size import Sizes, read_metadata
+from napari_kdunet.core.reading.axes import Selection, Stored, axis_letters, check_level
+from napari_kdunet.core.reading.sources import LazyArray, RawArray, check_block, check_part
+from napari_kdunet.core.reading.voxel_size import Sizes, read_metadata
 
 __all__ = ["nrrd_parts", "open_nifti", "open_nrrd"]
 

@@ -22,8 +22,8 @@ import pytest
 import tensorstore
 import zarr
 
-from napari_kdunet.core.volumes.formats.zarr_image import _storage_options
-from napari_kdunet.core.volumes.readers import FORMATS
+from napari_kdunet.core.reading.formats.zarr_image import _storage_options
+from napari_kdunet.core.reading.readers import FORMATS
 from napari_kdunet.core.volumes.volume import Volume, open_volume
 from napari_kdunet.core.writing.writer import write_volume
 
