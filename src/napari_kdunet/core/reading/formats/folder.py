@@ -196,34 +196,41 @@ def _check_one_series(files: list[Path], name: str) -> list[str]:
 
 
 def _check_numbers(keys: list[tuple[Any, ...]], name: str) -> list[str]:
-    """Refuse names with two numbers or more in every combination, as of channels and slices; note if some are missing.
-
-    Numbers that tell no more than others do, such as a time stamp beside an index, do not count.
-    """
+    """Refuse names with several numbers in every combination, as of channels and slices; note if some are missing."""
     same_words = defaultdict[tuple[str, ...], list[tuple[Decimal, ...]]](list)
     for key in keys:
         same_words[key[::2]].append(key[1::2])
     notes = []
     for words, rows in same_words.items():
-        values = [set(column) for column in zip(*rows, strict=True)]
-        fields = [i for i, found in enumerate(values) if 1 < len(found) < len(rows)]
-        for field in reversed(fields.copy()):
-            fewer = [i for i in fields if i != field]
-            if len({tuple(row[i] for i in fewer) for row in rows}) == len(rows):
-                fields = fewer
-        if len({tuple(row[i] for i in fields) for row in rows}) < len(rows) or len(fields) < 2:
+        columns = _telling_apart(rows)
+        if not columns:
             continue
-        letters = [re.findall(r"[^\W\d_]+", words[i])[-1:] or [f"number {i + 1}"] for i in fields]
-        ranges = [f"{a[0]} ({min(values[i])} to {max(values[i])})" for a, i in zip(letters, fields, strict=True)]
-        if math.prod(len(values[i]) for i in fields) == len(rows):
+        values = [{row[i] for row in rows} for i in columns]
+        letters = [re.findall(r"[^\W\d_]+", words[i])[-1:] or [f"number {i + 1}"] for i in columns]
+        ranges = [f"{last} ({min(found)} to {max(found)})" for (last,), found in zip(letters, values, strict=True)]
+        if math.prod(map(len, values)) == len(rows):
             raise VolumeError(
                 f"{name} has slices of each {' and each '.join(ranges)}, and it is unclear which of them counts the "
                 "slices: put them into folders in which only that one varies"
             )
-        if all(len(found) == len(rows) for found in values if len(found) > 1):
-            continue
         notes.append(f"its slices are in the order of {', then '.join(ranges)}")
     return notes
+
+
+def _telling_apart(rows: list[tuple[Decimal, ...]]) -> list[int]:
+    """Return the columns that only together tell the rows apart; none if one does so alone, or all together do not.
+
+    A column that adds nothing to the others, such as a position in nm beside an index, does not count.
+    """
+
+    def do_so(columns: list[int]) -> bool:
+        return len({tuple(row[i] for i in columns) for row in rows}) == len(rows)
+
+    columns = [i for i, column in enumerate(zip(*rows, strict=True)) if 1 < len(set(column)) < len(rows)]
+    for column in reversed(columns):
+        fewer = [i for i in columns if i != column]
+        columns = fewer if do_so(fewer) else columns
+    return columns if do_so(columns) else []
 
 
 def _stack(files: list[Path], selection: Selection, name: str, notes: list[str]) -> Stored:
