@@ -84,12 +84,19 @@ def test_inverted_contrast_is_mentioned_where_the_size_is_stated(tmp_path):
     )
     for name, pixels in (("plain", image), ("inverted", 255 - image)):
         core.write_volume(core.open_volume(pixels, voxel_size=(50, 4.6, 4.6)), tmp_path / f"{name}.tif")
-    plain, inverted, told = (
+    plain, inverted, searched, told = (
         run("predict", "mito-2unet", tmp_path / f"{name}.tif", "-o", out, "--overwrite", *more)
-        for name, more in (("plain", ()), ("inverted", ()), ("inverted", ("--no-invert",)))
+        for name, more in (
+            ("plain", ()),
+            ("inverted", ()),
+            ("inverted", ("--voxel-size", "auto")),  # other sizes are tried too, and the stated one is best
+            ("inverted", ("--no-invert",)),
+        )
     )
     assert (plain.code, plain.err) == (0, "")
-    (line,) = inverted.lines
-    assert line.startswith(f"note: mito-2unet is surer of {tmp_path / 'inverted.tif'} with bright and dark exchanged")
-    assert "--invert" in line
+    told_so = f"note: mito-2unet is surer of {tmp_path / 'inverted.tif'} with bright and dark exchanged"
+    for result in (inverted, searched):
+        (line,) = result.lines
+        assert line.startswith(told_so)
+        assert "--invert" in line
     assert (told.code, told.err) == (0, "")

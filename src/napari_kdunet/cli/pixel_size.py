@@ -63,12 +63,12 @@ def with_pixel_size(
     how = {"invert": invert is None, **resources}
     if stated:
         if asked == AUTO or (len(volume) > _SLICES and _COST * _working_pixels(volume, model) > _LOOKED_AT):
-            factors = [factor * stated[1] for factor in _FACTORS]
-            _print_doubt(
-                core.find_pixel_size(model, volume, sizes=factors, slices=_SLICES, **how), stated[1], volume, name
-            )
+            sizes = [factor * stated[1] for factor in _FACTORS]
+            search = core.find_pixel_size(model, volume, sizes=sizes, slices=_SLICES, **how)
+            _print_surer(search, stated[1], volume, name)
         elif invert is None and _working_pixels(volume, model) >= _LEAST_LOOKED_AT * len(volume):
-            _print_inverted(core.find_pixel_size(model, volume, sizes=[stated[1]], slices=1, **how), volume, name)
+            search = core.find_pixel_size(model, volume, sizes=[stated[1]], slices=1, **how)
+            _print_surer(search, stated[1], volume, name)
         return volume, stated, {}
     from napari_kdunet.core.prediction.pixel_size import assume_pixel_size  # imports torch, so not for ONNX
 
@@ -106,24 +106,17 @@ def _working_pixels(volume: Volume, model: Model) -> float:
     return z * y * size[1] * x * size[2] / model.pixel_size**2
 
 
-def _print_inverted(search: PixelSizeSearch, volume: Volume, name: str) -> None:
-    """Print a note if the model is surer of one slice with contrast inverted."""
-    doubts = {each.inverted: each.doubt for each in search.tried}
-    if doubts[True] < _LIKELY * doubts[False]:
-        console.print(
-            f"note: {name} is surer of {volume.name} with bright and dark exchanged: if its contrast is inverted, give "
-            "--invert; --no-invert omits this check."
-        )
-
-
-def _print_doubt(search: PixelSizeSearch, stated: float, volume: Volume, name: str) -> None:
-    """Print a note if the model is much surer at another pixel size than the stated one, or with contrast inverted."""
-    best = search.best
-    if best is None or best.doubt >= _SURER * search.doubt_at(stated):
-        return
-    inverted = " with --invert" if best.inverted else ""
-    if best.inverted or best.pixel_size != stated:
+def _print_surer(search: PixelSizeSearch, stated: float, volume: Volume, name: str) -> None:
+    """Print a note if the model is much surer at another pixel size than the stated one, or if contrast is inverted."""
+    best, doubt = search.best, search.doubt_at(stated)
+    if best is not None and best.pixel_size != stated and best.doubt < _SURER * doubt:
+        inverted = " with --invert" if best.inverted else ""
         console.print(
             f"note: {name} is much surer of {volume.name} at {best.pixel_size:.3g} nm{inverted} than at the stated "
             f"{stated:g} nm: is that right? --voxel-size sets it."
+        )
+    elif any(each.doubt < _LIKELY * doubt for each in search.tried if each.inverted and each.pixel_size == stated):
+        console.print(
+            f"note: {name} is surer of {volume.name} with bright and dark exchanged: if its contrast is inverted, give "
+            "--invert; --no-invert omits this check."
         )
