@@ -288,7 +288,7 @@ def test_a_constant_image_is_named_at_the_click(bench, widget, notified, labelle
     widget.labels_layer.value = bench.mito if labelled else None
     widget.view.start_button.click()
     assert widget.worker is None, "said before anything starts"
-    assert notified == ["em shows nothing in the slices to train on: all their pixels are the same value."]
+    assert notified == ["em shows nothing in the slices to train on, only constant grey or noise: choose others."]
     assert widget.error_label.text() == notified[0]
     bench.assert_ready(widget)
 

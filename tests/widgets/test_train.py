@@ -249,7 +249,7 @@ def test_an_image_that_cannot_be_learnt_from_is_named_at_the_click(qtbot, tiny_e
     widget.live.value = live
     widget.view.start_button.click()
     assert widget.worker is None, "said before anything starts"
-    assert notified == ["em shows nothing in the slices to train on: all their pixels are the same value."]
+    assert notified == ["em shows nothing in the slices to train on, only constant grey or noise: choose others."]
     assert widget.error_label.text() == notified[0]
 
 
@@ -272,7 +272,7 @@ def test_an_image_of_noise_is_named_by_the_training(bench, widget, notified):
     bench.em.data = np.random.default_rng(0).normal(100, 1, bench.em.data.shape).astype(np.uint8)
     widget.view.start_button.click()
     bench.finish(widget)
-    assert notified == ["em shows nothing in the slices to train on, they are constant or noise: choose others."]
+    assert notified == ["em shows nothing in the slices to train on, only constant grey or noise: choose others."]
     assert widget.error_label.text() == notified[0]
     bench.assert_ready(widget)
 

@@ -167,8 +167,9 @@ def test_what_cannot_be_exported(model, tmp_path):
     for precision, calibrate in (("int8", None), ("float32", textured((1, 32, 32))), ("int4", None)):
         with pytest.raises(core.ConfigError, match="precision is"):
             core.export_onnx(model(), path, precision, calibrate=calibrate)
-    with pytest.raises(core.VolumeError, match="shows nothing to calibrate on"):
-        core.export_onnx(model(), path, "int8", calibrate=np.full((3, 64, 64), 80, np.uint8))
+    flat = core.open_volume(np.full((3, 64, 64), 80, np.uint8), name="flat.tif")
+    with pytest.raises(core.VolumeError, match=r"flat\.tif shows nothing to calibrate on, .*: give another image"):
+        core.export_onnx(model(), path, "int8", calibrate=flat)
     with pytest.raises(core.OutputError, match="nowhere"):
         core.export_onnx(model(), tmp_path / "nowhere/m.onnx")
     assert path.read_text() == "before"

@@ -143,8 +143,8 @@ def test_nothing_to_adapt(model, tissue) -> None:
     without = model(k=2, bn=False)
     assert core.adapt_statistics(without, tissue[0]) is without
     known = core.load_model("mito-1unet")
-    nothing = np.zeros((2, 64, 64), np.uint8)
-    with pytest.raises(core.VolumeError, match="shows nothing to take statistics from"):
+    nothing = core.open_volume(np.zeros((2, 64, 64), np.uint8), name="black.tif")
+    with pytest.raises(core.VolumeError, match=r"black\.tif shows nothing .*, or keep the statistics of training"):
         core.adapt_statistics(known, nothing)
     assert not core.predict(known, nothing, statistics="volume").compute().any(), "which is background"
     with pytest.raises(core.ConfigError, match="statistics is 'image': choose auto, model or volume"):

@@ -134,9 +134,11 @@ def test_lost_slices_are_not_asked_about(blobs, teacher):
     assert not image.is_lost(0)
 
 
-@pytest.mark.parametrize("learn", [core.iter_adapt, core.iter_distill])
-def test_an_image_that_shows_nothing_is_named(teacher, learn, one_line):
+@pytest.mark.parametrize(
+    ("learn", "advice"), [(core.iter_adapt, ": give another image"), (core.iter_distill, ": choose others")]
+)
+def test_an_image_that_shows_nothing_is_named(teacher, learn, advice, one_line):
     black = open_volume(np.zeros((4, 64, 64), np.uint8), name="black.tif")
     arguments = (black,) if learn is core.iter_adapt else (black, None)
-    with one_line(core.VolumeError, "black.tif shows nothing"):
+    with one_line(core.VolumeError, "black.tif shows nothing", advice):
         next(learn(teacher, *arguments, core.DistillConfig.adapting(steps=1, **ADAPTING)))

@@ -18,7 +18,7 @@ from napari_kdunet.core.errors import ConfigError, LabelsError, UnlabelledError,
 from napari_kdunet.core.networks.model import Model
 from napari_kdunet.core.volumes.fingerprint import volume_fingerprint
 from napari_kdunet.core.volumes.slices import spaced
-from napari_kdunet.core.volumes.volume import Volume, open_pair, open_volume
+from napari_kdunet.core.volumes.volume import Volume, open_pair, open_volume, shows_nothing
 
 __all__ = ["Dataset", "prepare"]
 
@@ -154,7 +154,7 @@ def prepare(
     if labelled:
         _check_both(labelled, sampler)
     elif not sampler.unlabelled:
-        raise _shows_nothing(volumes[0].raw)
+        raise shows_nothing(volumes[0].raw, "in the slices to train on", "choose others")
     labelled_z = tuple(z for part in labelled for z in part.slices)
     unlabelled_slices = sum(len(part.slices) for part in others)
     first = replace(splits[0].labelled, slices=splits[0].usable)
@@ -211,15 +211,9 @@ def _check_both(volumes: list[TrainingVolume], sampler: PatchSampler) -> None:
         return
     empty = next((volume.raw for volume in volumes if all(map(volume.raw.is_lost, volume.slices))), None)
     if empty is not None:
-        raise _shows_nothing(empty)
+        raise shows_nothing(empty, "in the slices to train on", "choose others")
     names = ", ".join(volume.labels.name for volume in volumes[:3] if volume.labels is not None)
     raise UnlabelledError(f"{names} has no {missing} in the slices to train on: label some, or choose other slices.")
-
-
-def _shows_nothing(image: Volume) -> VolumeError:
-    return VolumeError(
-        f"{image.name} shows nothing in the slices to train on, they are constant or noise: choose others."
-    )
 
 
 def _notes(

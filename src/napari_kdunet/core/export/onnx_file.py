@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import numpy as np
 
 from napari_kdunet import __version__
-from napari_kdunet.core.errors import ConfigError, VolumeError
+from napari_kdunet.core.errors import ConfigError
 from napari_kdunet.core.export.kunet import exportable
 from napari_kdunet.core.files import write_bytes
 from napari_kdunet.core.networks.model import Model, ModelLike, load_model
 from napari_kdunet.core.prediction.engine import folded, with_log_odds
-from napari_kdunet.core.volumes.volume import Volume, open_volume
+from napari_kdunet.core.volumes.volume import Volume, open_volume, shows_nothing
 
 if TYPE_CHECKING:
     import onnx
@@ -153,7 +153,7 @@ def _calibration(volume: Volume) -> Iterator[dict[str, Any]]:
     chosen = np.unique(np.linspace(0, len(volume) - 1, _CALIBRATION_SLICES).astype(int)).tolist()
     shown = [z for z in chosen if not volume.is_lost(z)]
     if not shown:
-        raise VolumeError(f"{volume.name} shows nothing to calibrate on: its slices are constant, or noise.")
+        raise shows_nothing(volume, "to calibrate on", "give another image, or other slices of it")
     for z in shown:
         mean, std = volume.statistics(z)
         window = volume.read(z, slice(top, top + _CALIBRATION_SIDE), slice(left, left + _CALIBRATION_SIDE))

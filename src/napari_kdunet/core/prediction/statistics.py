@@ -11,12 +11,12 @@ from weakref import WeakKeyDictionary, ref
 import torch
 from torch import Tensor, nn
 
-from napari_kdunet.core.errors import ConfigError, VolumeError
+from napari_kdunet.core.errors import ConfigError
 from napari_kdunet.core.networks.model import Model, ModelLike, load_model
 from napari_kdunet.core.networks.unet import KUNet
 from napari_kdunet.core.prediction.engine import ByTorch
 from napari_kdunet.core.prediction.probes import Probes
-from napari_kdunet.core.volumes.volume import Volume, open_volume
+from napari_kdunet.core.volumes.volume import Volume, open_volume, shows_nothing
 
 __all__ = ["Statistics", "adapt_statistics", "with_statistics"]
 
@@ -61,7 +61,8 @@ def adapt_statistics(
     model, volume = load_model(model), open_volume(raw)
     adapted = _adapted_to(volume, model, slices, device, threads)
     if adapted is None:
-        raise VolumeError(f"{volume.name} shows nothing to take statistics from: its slices are constant, or noise.")
+        advice = "give another image, or keep the statistics of training"
+        raise shows_nothing(volume, "to take statistics from", advice)
     return adapted
 
 

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from napari_kdunet.core.config.distillation import DistillConfig
 from napari_kdunet.core.devices import training_threads
-from napari_kdunet.core.errors import ConfigError, VolumeError
+from napari_kdunet.core.errors import ConfigError
 from napari_kdunet.core.networks.bundled import bundled_models
 from napari_kdunet.core.networks.model import Model, ModelLike, load_model
 from napari_kdunet.core.prediction.predict import predict
@@ -28,7 +28,7 @@ from napari_kdunet.core.training.train import iter_distill, last_model
 from napari_kdunet.core.volumes.neighbours import Neighbours
 from napari_kdunet.core.volumes.resampling import Grid
 from napari_kdunet.core.volumes.slices import spaced
-from napari_kdunet.core.volumes.volume import Volume, open_volume
+from napari_kdunet.core.volumes.volume import Volume, open_volume, shows_nothing
 
 __all__ = ["PIXELS", "adapt", "begin_as", "bundled_student", "iter_adapt", "lesson"]
 
@@ -200,7 +200,7 @@ def lesson(
         probabilities[i] = _centred(np.asarray(probability[part.z - around.start]), teacher.threshold)
         took = time.monotonic() - began
     if not probabilities:
-        raise VolumeError(f"{volume.name} shows nothing to learn from: it is constant, or noise.")
+        raise shows_nothing(volume, "to learn from", "give another image, or another channel of it")
     asked = sorted(probabilities)
     return volume.extract([parts[i] for i in asked]), np.stack([probabilities[i] for i in asked])
 

@@ -32,7 +32,7 @@ from napari_kdunet.core.reading.voxel_size import VoxelSize, is_plausible
 from napari_kdunet.core.volumes.padding import Mask
 from napari_kdunet.core.volumes.sample import BLURRED, Summary, UnusableError, mirrored, summarise
 
-__all__ = ["Volume", "check_labels", "open_pair", "open_volume"]
+__all__ = ["Volume", "check_labels", "open_pair", "open_volume", "shows_nothing"]
 
 _CACHED_SUMMARIES = 2**16  # slices
 _CACHED_BYTES = 2**26  # bytes of their masks
@@ -412,6 +412,21 @@ def check_labels(raw: Volume, labels: Volume) -> None:
             f"labels {labels.name} have shape {labels.shape}, but their image {raw.name} has shape {raw.shape}: "
             "give labels of the same shape (Z, Y, X)"
         )
+
+
+def shows_nothing(volume: Volume, where: str, advice: str) -> VolumeError:
+    """Return the error of a volume whose slices are all lost (`Volume.is_lost`) where they are needed.
+
+    Parameters
+    ----------
+    volume : Volume
+        The volume.
+    where : str
+        What the slices are needed for, such as "to learn from".
+    advice : str
+        What the user can do.
+    """
+    return VolumeError(f"{volume.name} shows nothing {where}, only constant grey or noise: {advice}.")
 
 
 def open_pair(raw: Any, labels: Any) -> tuple[Volume, Volume]:

@@ -12,8 +12,7 @@ from napari.layers import Labels
 from napari.utils.colormaps import CyclicLabelColormap
 from numpy.typing import NDArray
 
-from napari_kdunet.core import VolumeError
-from napari_kdunet.core.volumes.volume import check_labels
+from napari_kdunet.core.volumes.volume import check_labels, shows_nothing
 from napari_kdunet.widgets.shared.fields import Choice
 from napari_kdunet.widgets.shared.layers import (
     chosen_layer,
@@ -150,7 +149,7 @@ def check_image(image: Choice, slices: Iterable[int] | None = None) -> None:
     raw = volume_of(layer)
     slices = range(len(raw)) if slices is None else slices
     if isinstance(data_of(layer), np.ndarray) and all(_is_constant(raw.read(z)) for z in slices):
-        raise VolumeError(f"{raw.name} shows nothing in the slices to train on: all their pixels are the same value.")
+        raise shows_nothing(raw, "in the slices to train on", "choose others")
 
 
 def _labelled(labels: Volume, config: TrainConfig) -> Iterator[int]:
