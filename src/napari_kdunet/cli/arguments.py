@@ -56,7 +56,8 @@ Resume = Annotated[
     bool,
     typer.Option(
         "--resume",
-        help="Add to the same command to go on with a stopped training, from NAME.resume.safetensors beside the model.",
+        help="Add to the same command to go on with a stopped training, from NAME.resume.safetensors beside the model; "
+        "patience, device and threads may change.",
     ),
 ]
 Start = Annotated[

@@ -201,7 +201,7 @@ def test_killed_before_the_result_was_written(done, runs, volumes, tmp_path):
     assert list(study(runs, volumes, tmp_path / "copy")) == results(done[1])  # measured again, not trained again
 
 
-@pytest.mark.parametrize("change", [{"steps": 9}, {"seed": 4}, {"lr": 0.5}])
+@pytest.mark.parametrize("change", [{"steps": 9}, {"seed": 4}, {"lr": 0.5}, {"patience": 1}])
 def test_a_folder_of_other_settings(change, done, runs, volumes, one_line):
     other = dataclasses.replace(runs[0], config=dataclasses.replace(runs[0].config, **change))
     with one_line(core.ConfigError, "teacher.json", *change, "another folder"):

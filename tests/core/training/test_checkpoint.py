@@ -123,6 +123,21 @@ def test_what_a_stop_leaves(blobs, quick, tmp_path):
     assert core.load_model(out).summary["validation"]["iou"] == done.iou
 
 
+def test_patience_may_change_when_a_training_is_resumed(blobs, quick, tmp_path):
+    """Validations before the stop count: no step so far depends on it."""
+    out = tmp_path / "m.safetensors"
+    hopeless = quick(steps=50, validations=50, lr=1e-9, prior_bias=False, patience=9)
+    events = core.iter_train(*blobs(), hopeless, out=out)
+    stale = 0
+    while stale < 3:
+        event = next(events)
+        if isinstance(event, core.Validated):
+            stale = 0 if event.best else stale + 1
+    events.close()
+    again = [type(event) for event in core.iter_train(*blobs(), replace(hopeless, patience=4), out=out, resume=True)]
+    assert again == [core.Started, core.Stepped, core.Validated, core.Saved, core.Done]
+
+
 def test_stopping_before_anything_was_learnt(blobs, settings, tmp_path):
     out = tmp_path / "m.safetensors"
     unasked = core.iter_train(*blobs(), settings, out=out)

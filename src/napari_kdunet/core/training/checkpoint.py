@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -24,8 +24,8 @@ from napari_kdunet.core.writing.lock import TargetLock
 
 __all__ = ["Checkpointer", "Progress", "model_of", "other_settings", "resume_path"]
 
-#: Settings that say where a training runs and not what it does: they may change when it is resumed.
-_MAY_CHANGE = {"device", "threads", "patience"}
+_WHERE = frozenset({"device", "threads"})  # settings that say where a training runs and not what it does
+_MAY_CHANGE = _WHERE | {"patience"}  # when it is resumed: no step so far depends on them
 _DATA = {"images", "labels", "teacher", "start"}  # fingerprints that a state holds beside the settings
 _MOST_WORDS = 150  # characters of the list of settings that differ
 
@@ -269,10 +269,10 @@ class _State:
         if not isinstance(before, dict) or not isinstance(best, dict):
             raise DamagedError("its metadata has no settings or no best score")
         unknown = {name: settings[name] for name in _DATA if name in settings}  # states of older versions lack some
-        other = other_settings(unknown | before, settings)
+        other = other_settings(unknown | before, settings, _MAY_CHANGE)
         if other:
             file.verify()  # a flipped bit in a setting is damage, and not another setting
-            data = set(_changed(unknown | before, settings)) <= _DATA
+            data = set(_changed(unknown | before, settings, _MAY_CHANGE)) <= _DATA
             what = "from other data or models" if data else "with other settings"
             raise ConfigError(f"{path} was made {what}: {other}. Give the same, or start anew.")
         progress = Progress(
@@ -300,12 +300,13 @@ def _number(values: dict[str, Any], name: str, whole: bool = False, least: float
     return value
 
 
-def other_settings(before: dict[str, Any], now: dict[str, Any]) -> str:
-    """List the settings that matter in which two trainings differ, e.g. ``steps 100 (now 200)``; empty if none do.
+def other_settings(before: dict[str, Any], now: dict[str, Any], may_differ: Set[str] = _WHERE) -> str:
+    """List the settings in which two trainings differ, e.g. ``steps 100 (now 200)``; empty if there are none.
 
-    A setting that is missing in `before` is newer than that training, and is taken as its present default.
+    Those that `may_differ` are left out, by default those that do not change the result. A setting that is missing in
+    `before` is newer than that training, and is taken as its present default.
     """
-    changed, before = _changed(before, now), _complete(before, now)
+    changed, before = _changed(before, now, may_differ), _complete(before, now)
     words = ", ".join(f"{name} {before.get(name)} (now {now.get(name)})" for name in changed)
     return words if len(words) <= _MOST_WORDS else f"{words[:_MOST_WORDS]}..."
 
@@ -315,9 +316,9 @@ def _complete(before: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]:
     return {spec.name: spec.default for spec in fields(TrainConfig) if spec.name in now} | before
 
 
-def _changed(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+def _changed(before: dict[str, Any], now: dict[str, Any], may_differ: Set[str]) -> list[str]:
     before = _complete(before, now)
-    return [name for name in before | now if before.get(name) != now.get(name) and name not in _MAY_CHANGE]
+    return [name for name in before | now if before.get(name) != now.get(name) and name not in may_differ]
 
 
 def _optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
