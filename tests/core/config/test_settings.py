@@ -142,6 +142,19 @@ def test_unlabelled_patches():
         assert core.DistillConfig(mode=mode).unlabelled_patches(1, 3) == 0.75
 
 
+@pytest.mark.parametrize("depth", range(1, 7))
+def test_a_patch_suits_the_depth_whatever_the_side_of_the_slices(depth, one_line):
+    multiple = 2**depth
+    with one_line(core.ConfigError, "patch", f"2**depth = {multiple} pixels"):
+        core.TrainConfig(depth=depth, patch=384 + multiple // 2)
+    config = core.TrainConfig(depth=depth, patch=384)
+    for side in (1, 15, 16, 17, 40, 100, 383):
+        patch = config.within(side).patch
+        assert max(16, side) <= patch < max(16, side) + multiple
+        assert patch % multiple == 0
+    assert config.within(384) == config.within(9999) == config
+
+
 def test_paper():
     config = core.DistillConfig.paper(k=1, tau=5.0)
     assert (config.k, config.tau) == (1, 5.0)

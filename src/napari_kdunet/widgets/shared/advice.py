@@ -85,7 +85,7 @@ ADVICE: dict[str, Advice] = {
     "patch": Advice(
         "Patch side",
         "Higher: sees more around each pixel, slower steps, more memory. Lower it when memory runs out, in "
-        "multiples of 16.",
+        "multiples of 16 (of 32 at a depth of 5, of 64 at 6).",
     ),
     "pixel_size": Advice(
         "Working pixel size",
