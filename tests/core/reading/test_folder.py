@@ -150,20 +150,41 @@ def test_two_series_are_not_one(pixels, tmp_path, fails):
 
 
 @pytest.mark.parametrize(
-    ("names", "fields"),
+    ("names", "fields", "advice"),
     [
-        ([f"EM_ch{c:02}_z{z:03}" for c in (0, 1) for z in range(3)], ("ch (0 to 1)", "z (0 to 2)")),
-        ([f"EM_z{z:03}_c{c}" for z in range(3) for c in (0, 1)], ("z (0 to 2)", "c (0 to 1)")),
-        ([f"stack{s}_{z:03}" for s in (1, 2) for z in range(1, 4)], ("stack (1 to 2)", "number 2 (1 to 3)")),
-        ([f"t{t}_z{z}_{z * 50}nm" for t in (0, 1) for z in range(3)], ("t (0 to 1)", "z (0 to 2)")),
-        ([f"tile_r{r}-c{c}_z{z:03}" for r in (0, 1) for c in (0, 1) for z in (1, 2)], ("r (", "c (", "z (1 to 2)")),
-        ([f"z{z}_ch{c}_1030{z}{c}" for z in range(3) for c in (0, 1)], ("z (0 to 2)", "ch (0 to 1)")),
-        ([f"通道{c}_層{z}" for c in (1, 2) for z in (1, 2)], ("通道 (1 to 2)", "層 (1 to 2)")),
+        ([f"EM_ch{c:02}_z{z:03}" for c in (0, 1) for z in range(3)], ("ch (0 to 1)", "z (0 to 2)"), "z ~ ch"),
+        ([f"EM_z{z:03}_c{c}" for z in range(3) for c in (0, 1)], ("z (0 to 2)", "c (0 to 1)"), "z ~ c"),
+        ([f"t{t}_z{z}" for t in range(4) for z in range(2)], ("t (0 to 3)", "z (0 to 1)"), "z ~ t"),
+        ([f"stack{s}_{z:03}" for s in (1, 2) for z in range(1, 4)], ("stack (1 to 2)", "2 (1 to 3)"), "2 ~ stack"),
+        ([f"t{t}_z{z}_{z * 50}nm" for t in (0, 1) for z in range(3)], ("t (0 to 1)", "z (0 to 2)"), "z ~ t"),
+        ([f"r{r}-c{c}_z{z:03}" for r in (0, 1) for c in (0, 1) for z in (1, 2)], ("z (1 to 2)",), "z ~ r and c"),
+        ([f"z{z}_ch{c}_1030{z}{c}" for z in range(3) for c in (0, 1)], ("z (0 to 2)", "ch (0 to 1)"), "z ~ ch"),
+        ([f"通道{c}_層{z}" for c in (1, 2) for z in (1, 2)], ("通道 (1 to 2)", "層 (1 to 2)"), "層 ~ 通道"),
     ],
 )
-def test_every_combination_of_two_numbers_is_refused(tmp_path, fails, names, fields):
+def test_every_combination_of_two_numbers_is_refused(tmp_path, fails, names, fields, advice):
     write(tmp_path / "em", [f"{name}.png" for name in names], [np.zeros((5, 6), np.uint8)] * len(names))
-    fails(tmp_path / "em", str(tmp_path / "em"), *fields, "unclear which", "folders in which only that one varies")
+    advice = advice.replace("~", "counts the slices, that is a folder for each")
+    fails(tmp_path / "em", str(tmp_path / "em"), *fields, "move each series into a folder of its own", advice)
+
+
+@pytest.mark.parametrize("pattern", ["{:02x}", "{:X}", "s{:04x}", "em_{:02x}_sem"])
+@pytest.mark.parametrize("numbers", [range(11), range(8, 18), range(40), [*range(3), *range(4, 10), *range(11, 40)]])
+def test_hexadecimal_numbers_are_refused(tmp_path, fails, pattern, numbers):
+    """Their order as decimal numbers and letters is another, and some would be left out as having no number."""
+    images = [np.zeros((5, 6), np.uint8)] * len(numbers)
+    write(tmp_path / "em", [f"{pattern.format(z)}.png" for z in numbers], images)
+    fails(tmp_path / "em", str(tmp_path / "em"), "in hexadecimal", "rename them with decimal numbers")
+
+
+@pytest.mark.parametrize(
+    "names",
+    ["s8 s9 sa sb sc", "9a 10a 11a 12a", "8 9 10 11 12", "0a1 0a2 0a9 0a10", "c8 c9 c10", "1a2 9e1 20f d00 f3b"],
+)
+def test_letters_that_are_no_digits_or_make_no_difference(pixels, tmp_path, names):
+    listed = names.split()
+    write(tmp_path / "em", [f"{name}.tif" for name in listed], list(pixels[: len(listed)]))
+    np.testing.assert_array_equal(np.asarray(open_volume(tmp_path / "em")), pixels[: len(listed)])
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import os
 import re
 import unicodedata
 from collections import Counter, defaultdict
@@ -55,6 +56,8 @@ _MASKS = frozenset(
     ]
 )
 
+_HEXADECIMAL = "0123456789abcdef"
+
 _COPY = re.compile(r"(.+?)(?: - copy| copy| ?\(\d+\))(?: ?\(?\d+\)?)?")  # what file managers append, in lower case
 
 
@@ -78,6 +81,7 @@ def open_folder(path: Path, selection: Selection, name: str) -> Stored:
             raise VolumeError(f"{file} is a link to a file that is not there: mend or remove it")
         check_regular(file, str(file))
     files, notes = _without_masks(files)
+    _check_decimal(files, name)
     files, unnumbered = _without_unnumbered(files)
     files, more = _in_one_format(files)
     files = natural_order(files)
@@ -176,6 +180,31 @@ def _in_one_format(files: list[Path]) -> tuple[list[Path], list[str]]:
     return kept, [f"every slice is there as {ending} and {others}: {ending} is taken"]
 
 
+def _check_decimal(files: list[Path], name: str) -> None:
+    """Refuse slices that are counted in hexadecimal (09, 0a, ...): some would be out of order, and some left out.
+
+    Letters are taken for digits if the numbers that they then make lie close together, as those of slices do.
+    """
+    stems = [_stem(file) for file in files]
+    before = _common_start(stems).rstrip(_HEXADECIMAL)
+    after = _common_start([stem[::-1] for stem in stems])[::-1].lstrip(_HEXADECIMAL)
+    counts = {file: stem[len(before) : len(stem) - len(after)] for file, stem in zip(files, stems, strict=True)}
+    letters = [file for file, count in counts.items() if not count.isdecimal()]
+    if not letters or not all(re.fullmatch(f"[{_HEXADECIMAL}]+", count) for count in counts.values()):
+        return
+    values = {file: int(count, 16) for file, count in counts.items()}
+    in_order = sorted(files, key=lambda file: (values[file], file.name))
+    close = values[in_order[-1]] - values[in_order[0]] < 2 * len(files)
+    if close and natural_order(_without_unnumbered(files)[0]) != in_order:
+        raise VolumeError(
+            f"{name} seems to count its slices in hexadecimal ({min(letters).name}): rename them with decimal numbers"
+        )
+
+
+def _common_start(texts: list[str]) -> str:
+    return os.path.commonprefix(texts)  # noqa: RUF071 (by characters, as is meant: these are no paths)
+
+
 def _check_one_series(files: list[Path], name: str) -> list[str]:
     """Refuse a slice that is there twice, and several series with the same numbers, such as channels or tiles."""
     keys, by_stem = _order_keys(files), {_stem(file): file for file in files}
@@ -206,12 +235,14 @@ def _check_numbers(keys: list[tuple[Any, ...]], name: str) -> list[str]:
         if not columns:
             continue
         values = [{row[i] for row in rows} for i in columns]
-        letters = [re.findall(r"[^\W\d_]+", words[i])[-1:] or [f"number {i + 1}"] for i in columns]
-        ranges = [f"{last} ({min(found)} to {max(found)})" for (last,), found in zip(letters, values, strict=True)]
+        what = [(re.findall(r"[^\W\d_]+", words[i]) or [f"number {i + 1}"])[-1] for i in columns]
+        ranges = [f"{each} ({min(found)} to {max(found)})" for each, found in zip(what, values, strict=True)]
         if math.prod(map(len, values)) == len(rows):
+            counting = "z" if "z" in what else what[-1]
+            others = " and ".join(each for each in what if each != counting)
             raise VolumeError(
-                f"{name} has slices of each {' and each '.join(ranges)}, and it is unclear which of them counts the "
-                "slices: put them into folders in which only that one varies"
+                f"{name} has slices of each {' and each '.join(ranges)}: move each series into a folder of its own; if "
+                f"{counting} counts the slices, that is a folder for each {others}"
             )
         notes.append(f"its slices are in the order of {', then '.join(ranges)}")
     return notes
