@@ -30,6 +30,14 @@ def test_a_student_learns_a_volume_without_labels(blobs, teacher):
     assert core.evaluate(core.predict(student, raw, output="labels"), labels).iou > 0.75
 
 
+@pytest.mark.parametrize(("share", "held_out"), [(0.0, ()), (0.25, (3, 4)), (0.5, (2, 3, 4, 5))])
+def test_a_share_of_the_parts_is_held_out_and_scored_against_the_teacher(blobs, teacher, share, held_out):
+    config = core.DistillConfig.adapting(steps=1, val_share=share, val_slices=8, **ADAPTING)
+    started = next(core.iter_adapt(teacher, blobs((8, 64, 64), seed=1)[0], config))
+    assert started.val_slices == (held_out or tuple(range(8)))
+    assert started.unlabelled_slices == 8 - len(held_out)
+
+
 def test_the_lesson_is_centred_on_the_teachers_threshold(blobs, teacher):
     raw = open_volume(blobs((4, 64, 64), seed=2)[0])
     strict = replace(teacher, threshold=0.9)

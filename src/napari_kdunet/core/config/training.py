@@ -72,7 +72,10 @@ class TrainConfig:
         "torch", "Initial weights: He with zero biases, or PyTorch's own.", choices=("he", "torch"), advanced=True
     )
     prior_bias: bool = setting(
-        True, "Set the initial bias of the output layer by each class's share of the labels.", advanced=True
+        True,
+        "Set the initial bias of the output layer by each class's share of the labels, or without them of the "
+        "teacher's output.",
+        advanced=True,
     )
 
     steps: int | None = setting(
@@ -184,7 +187,8 @@ class TrainConfig:
     )
     val_share: float = setting(
         0.15,
-        "Share of the labelled slices, from their middle, held out for validation; none if it is less than one slice.",
+        "Share of the labelled slices, or of all if none are, from their middle, held out for validation; none if it "
+        "is less than one slice.",
         ge=0,
         le=0.9,
     )
