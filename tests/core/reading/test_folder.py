@@ -213,6 +213,14 @@ def test_a_file_without_a_number_is_no_slice(pixels, tmp_path, odd):
     assert volume.notes == (f"left out, as the others have numbers: {odd}",)
 
 
+def test_a_letter_beside_many_numbers_is_no_hexadecimal_digit(tmp_path):
+    images = [np.full((5, 6), z, np.uint8) for z in range(21)]
+    write(tmp_path / "em", [*(f"{z}.png" for z in range(1, 21)), "b.png"], images)
+    volume = open_volume(tmp_path / "em")
+    np.testing.assert_array_equal(np.asarray(volume), np.stack(images[:20]))
+    assert volume.notes == ("left out, as the others have numbers: b.png",)
+
+
 @pytest.mark.parametrize("names", ["em em_1 em_2", "alpha beta c2", "s8 s9 sa sb sc"])
 def test_a_slice_without_a_number_among_its_like(pixels, tmp_path, names):
     """It begins a series of the same name, or names are no numbers."""

@@ -183,7 +183,7 @@ def _in_one_format(files: list[Path]) -> tuple[list[Path], list[str]]:
 def _check_decimal(files: list[Path], name: str) -> None:
     """Refuse slices that are counted in hexadecimal (09, 0a, ...): some would be out of order, and some left out.
 
-    Letters are taken for digits if the numbers that they then make lie close together, as those of slices do.
+    Letters are taken for digits if the numbers that they then make have few gaps, as those of slices do.
     """
     stems = [_stem(file) for file in files]
     before = _common_start(stems).rstrip(_HEXADECIMAL)
@@ -194,7 +194,7 @@ def _check_decimal(files: list[Path], name: str) -> None:
         return
     values = {file: int(count, 16) for file, count in counts.items()}
     in_order = sorted(files, key=lambda file: (values[file], file.name))
-    close = values[in_order[-1]] - values[in_order[0]] < 2 * len(files)
+    close = values[in_order[-1]] - values[in_order[0]] < len(files) * 9 // 8
     if close and natural_order(_without_unnumbered(files)[0]) != in_order:
         raise VolumeError(
             f"{name} seems to count its slices in hexadecimal ({min(letters).name}): rename them with decimal numbers"
