@@ -150,6 +150,58 @@ def test_sparse_reference_counts_what_was_looked_at(compare, em, probability, qt
     assert not viewer.layers["comparison"].data[:, ::2].any()
 
 
+@pytest.fixture
+def scored(open_widget, qtbot):
+    """Compare a prediction with labels in a new panel; the panel once that has ended."""
+
+    def compared(prediction, truth):
+        viewer, widget = open_widget(NAME)
+        viewer.add_labels(truth, name="truth")
+        viewer.add_labels(prediction, name="guess")
+        widget.prediction.value, widget.reference.value = viewer.layers["guess"], viewer.layers["truth"]
+        widget.start_button.native.click()
+        finished(qtbot, widget)
+        return widget
+
+    return compared
+
+
+@pytest.mark.parametrize("case", ["ids", "grey levels", "no background"])
+def test_what_is_assumed_of_the_values_is_said_as_by_evaluate(case, scored, em):
+    prediction, truth = em[1], em[1]
+    if case == "ids":
+        prediction = em[1] * np.arange(1, 6, dtype=np.uint16)[:, None, None]
+    elif case == "grey levels":
+        prediction = (em[0] // 2 + 127).astype(np.uint8)
+    else:
+        truth = np.ones_like(em[1])
+    widget = scored(prediction, truth)
+    named = [core.open_volume(each, name=name) for each, name in ((prediction, "guess"), (truth, "truth"))]
+    (note,) = core.evaluate(*named).notes
+    assert widget.notes.text() == f"Note: {note}."
+    assert widget.notes.isVisibleTo(widget.native)
+
+
+def test_nothing_is_said_where_nothing_is_assumed(scored, em):
+    widget = scored(em[1], em[1])
+    assert widget.notes.text() == ""
+    assert not widget.notes.isVisibleTo(widget.native)
+
+
+def test_labels_whose_background_is_not_known_are_refused_as_by_evaluate(scored, em, notified):
+    """Scores would be those of a mask that covers everything."""
+    widget = scored(em[1], em[1] + 1)
+    with pytest.raises(core.LabelsError) as refused:
+        core.evaluate(em[1], core.open_volume(em[1] + 1, name="truth"))
+    assert notified == [str(refused.value)]
+    assert widget.error_label.text() == notified[0]
+    assert "give 0 as the ignore value" in notified[0]
+    assert math.isnan(shown(widget)["Volume"]["IoU"])
+    assert "comparison" not in widget.viewer.layers
+    widget.sparse.value = True  # as it advises
+    widget.start_button.native.click()
+
+
 def test_two_predictions(compare, probability, qtbot):
     viewer, widget = compare
     viewer.add_image(probability, name="teacher", **GRID)
@@ -293,13 +345,13 @@ def test_wrong_layers_are_told(open_widget, em, qtbot, notified):
 @pytest.fixture
 def gate(monkeypatch):
     """Lets slices be counted one by one."""
-    may, count = threading.Semaphore(0), comparison_module.Comparison.confusion
+    may, count = threading.Semaphore(0), comparison_module.Comparison.score
 
     def held(self, z):
         may.acquire(timeout=5)
         return count(self, z)
 
-    monkeypatch.setattr(comparison_module.Comparison, "confusion", held)
+    monkeypatch.setattr(comparison_module.Comparison, "score", held)
     yield may
     may.release(100)
 
@@ -433,6 +485,14 @@ def test_a_mask_or_another_place_is_not_taken_for_objects_in_silence(open_widget
     assert text.startswith("1 objects against 4")
     assert text.endswith("if it is a mask, first find its objects in the panel Objects.")
     assert [message[:50] for message in notified] == ["truth is shifted from mask (by +1, +0, +0 voxels),"]
+
+
+def test_objects_that_fill_a_volume_are_noted(scored, em, qtbot):
+    widget = scored(em[1], em[1] * 5)
+    widget.reference.value.data = em[1] + 1
+    widget.objects_button.native.click()
+    qtbot.waitUntil(lambda: widget.object_worker is None, timeout=60_000)
+    assert "Note: truth has no background of 0 where it is scored: each of" in widget.objects.summary.text()
 
 
 def test_the_overlay_lies_on_the_prediction_wherever_that_is(compare, qtbot):

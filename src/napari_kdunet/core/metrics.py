@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from statistics import fmean
 from typing import Any
@@ -13,9 +14,9 @@ from numpy.typing import NDArray
 from napari_kdunet.core.errors import LabelsError
 from napari_kdunet.core.volumes.labels import extremes, missing_background, object_ids, predicted_ids
 from napari_kdunet.core.volumes.probability import kind_of, read_probability
-from napari_kdunet.core.volumes.volume import open_pair
+from napari_kdunet.core.volumes.volume import Volume, open_pair
 
-__all__ = ["Confusion", "Curve", "MeanCurve", "Scores", "evaluate"]
+__all__ = ["Confusion", "Curve", "MeanCurve", "Scores", "Scoring", "SliceScore", "evaluate"]
 
 _BINS = 512
 _ALIKE = 0.002  # difference in IoU within which a threshold is as good as the best
@@ -115,6 +116,133 @@ def _defined(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
+@dataclass(frozen=True)
+class SliceScore:
+    """What scoring a slice has found.
+
+    Attributes
+    ----------
+    counts : Confusion
+        Counts of its pixels.
+    entropy : float
+        Cross entropy of its pixels in nats, summed; 0 of a mask.
+    predicted, true : frozenset of int
+        Lowest and highest value besides 0 of a predicted mask, and of the labels that were scored.
+    """
+
+    counts: Confusion
+    entropy: float = 0.0
+    predicted: frozenset[int] = frozenset()
+    true: frozenset[int] = frozenset()
+
+
+@dataclass(frozen=True, eq=False)
+class Scoring:
+    """A prediction that is scored slice by slice against a reference of the same shape, and what is assumed of both.
+
+    `evaluate` scores all slices in order, the panel *Compare* those that are painted on again.
+
+    Attributes
+    ----------
+    prediction : Volume
+        ZYX; what its values mean is told by `kind_of`.
+    reference : Volume
+        ZYX: labels, whose non-zero values are foreground, or probabilities as floats: another prediction.
+    threshold : float or None
+        Probability above which a pixel is foreground; None: that of the prediction's model.
+    ignore : int or None
+        Value of the reference's pixels that are not scored. If it is 0, label 1 is the background.
+    image : Volume or None
+        The image that was segmented: pixels outside its sample are not scored.
+    """
+
+    prediction: Volume
+    reference: Volume
+    threshold: float | None = None
+    ignore: int | None = None
+    image: Volume | None = None
+
+    @property
+    def level(self) -> float:
+        """Probability above which a pixel is foreground."""
+        return self.prediction.threshold if self.threshold is None else self.threshold
+
+    def masks(self, z: int) -> tuple[NDArray[np.bool_], NDArray[np.bool_], NDArray[np.bool_]]:
+        """Return the foreground of prediction and reference in slice `z`, and which pixels are scored, each YX bool."""
+        values, ids, counted = self._read(z)
+        return self._foreground(values), ids > 0, counted
+
+    def score(self, z: int) -> SliceScore:
+        """Score slice `z`.
+
+        Raises
+        ------
+        InputError
+            As in `evaluate`.
+        """
+        values, ids, counted = self._read(z)
+        counts = Confusion.of(self._foreground(values), ids > 0, counted)
+        true = frozenset(extremes(ids[counted]))
+        if self._is_soft:
+            return SliceScore(counts, float(cross_entropy(values[counted], ids[counted] > 0).sum()), true=true)
+        return SliceScore(counts, predicted=frozenset(extremes(values)), true=true)
+
+    def check_background(self, slices: Sequence[SliceScore]) -> None:
+        """Check that a value is known to be the background if the labels of all `slices` have several.
+
+        Raises
+        ------
+        LabelsError
+            If none is.
+        """
+        true = frozenset[int]().union(*(each.true for each in slices))
+        if len(true) > 1 and self.ignore != 0 and not _has_background(slices):
+            raise missing_background(self.reference.name, set(true), self.ignore)
+
+    def notes(self, slices: Sequence[SliceScore]) -> tuple[str, ...]:
+        """Return what was assumed of the values in `slices`, one sentence each."""
+        notes, name = [], self.prediction.name
+        found = frozenset[int]().union(*(each.predicted for each in slices))
+        if self._is_soft and self.prediction.dtype.kind == "u":
+            most = np.iinfo(self.prediction.dtype).max
+            notes.append(f"the values of {name} are taken as probabilities from 0 to {most}")
+        if len(found) > 1:
+            notes.append(
+                f"the values of {name}, {min(found)} to {max(found)}, are taken as classes or objects: "
+                "all but 0 is foreground"
+            )
+        if not _has_background(slices):
+            notes.append(f"{self.reference.name} has no background where it is scored: all of it is foreground")
+        return tuple(notes)
+
+    @property
+    def _is_soft(self) -> bool:
+        return kind_of(self.prediction) == "probability"
+
+    def _foreground(self, values: NDArray[Any]) -> NDArray[np.bool_]:
+        foreground: NDArray[np.bool_] = values > self.level if self._is_soft else values != 0
+        return foreground
+
+    def _read(self, z: int) -> tuple[NDArray[Any], NDArray[Any], NDArray[np.bool_]]:
+        """Return values of the prediction, ids of the reference, and which pixels are scored."""
+        if self.reference.dtype.kind == "f":
+            ids: NDArray[Any] = (read_probability(self.reference, z) > self.level).astype(np.uint8)
+            counted = np.ones(ids.shape, bool)
+        else:
+            ids, ignored = object_ids(self.reference.read(z), self.ignore, self.reference.name)
+            counted = ~ignored
+        prediction = self.prediction
+        values = (
+            read_probability(prediction, z) if self._is_soft else predicted_ids(prediction.read(z), prediction.name)
+        )
+        outside = None if self.image is None else self.image.outside(z)
+        return values, ids, counted if outside is None else counted & ~outside
+
+
+def _has_background(slices: Sequence[SliceScore]) -> bool:
+    return any(each.counts.fp or each.counts.tn for each in slices)
+
+
 def evaluate(
     prediction: Any, labels: Any, *, threshold: float | None = None, ignore: int | None = None, raw: Any = None
 ) -> Scores:
@@ -147,40 +275,15 @@ def evaluate(
     """
     predicted, truth = open_pair(prediction, labels)
     image = None if raw is None else open_pair(raw, truth)[0]
-    soft, level = kind_of(predicted) == "probability", predicted.threshold if threshold is None else threshold
-    slices, entropy = [], 0.0
-    found, true = set[int](), set[int]()
-    for z in range(truth.shape[0]):
-        ids, ignored = object_ids(truth.read(z), ignore, truth.name)
-        values = read_probability(predicted, z) if soft else predicted_ids(predicted.read(z), predicted.name)
-        counted = ~ignored
-        outside = None if image is None else image.outside(z)
-        if outside is not None:
-            counted &= ~outside
-        if soft:
-            entropy += float(cross_entropy(values[counted], ids[counted] > 0).sum())
-        else:
-            found |= extremes(values)
-        true |= extremes(ids[counted])
-        slices.append(Confusion.of(values > level if soft else values != 0, ids > 0, counted))
-    total = sum(slices, Confusion())
+    scoring = Scoring(predicted, truth, threshold, ignore, image)
+    slices = [scoring.score(z) for z in range(truth.shape[0])]
+    total = sum((each.counts for each in slices), Confusion())
     pixels = total.tp + total.fp + total.fn + total.tn
     if not pixels:
         raise LabelsError(f"{truth.name} holds nothing but the ignore value: there is nothing to score.")
-    notes = []
-    if soft and predicted.dtype.kind == "u":
-        most = np.iinfo(predicted.dtype).max
-        notes.append(f"the values of {predicted.name} are taken as probabilities from 0 to {most}")
-    if len(found) > 1:
-        notes.append(
-            f"the values of {predicted.name}, {min(found)} to {max(found)}, are taken as classes or objects: "
-            "all but 0 is foreground"
-        )
-    if not total.fp + total.tn:
-        if len(true) > 1 and ignore != 0:
-            raise missing_background(truth.name, true, ignore)
-        notes.append(f"{truth.name} has no background where it is scored: all of it is foreground")
-    return Scores(total, tuple(slices), entropy / pixels if soft else None, tuple(notes))
+    scoring.check_background(slices)
+    ce = sum(each.entropy for each in slices) / pixels if kind_of(predicted) == "probability" else None
+    return Scores(total, tuple(each.counts for each in slices), ce, scoring.notes(slices))
 
 
 def binary_entropy(probability: NDArray[Any]) -> NDArray[np.float64]:

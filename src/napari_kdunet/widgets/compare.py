@@ -12,7 +12,7 @@ from superqt.utils import qdebounced, qthrottled
 
 from napari_kdunet.core import KDUNetError, LabelsError
 from napari_kdunet.core.objects.scores import ObjectError
-from napari_kdunet.widgets.comparison.comparison import write_csv
+from napari_kdunet.widgets.comparison.comparison import notes_text, write_csv
 from napari_kdunet.widgets.comparison.iou_profile import Profile
 from napari_kdunet.widgets.comparison.layer_pair import can_be_compared, default_pair
 from napari_kdunet.widgets.comparison.live_comparison import LiveComparison
@@ -27,7 +27,7 @@ from napari_kdunet.widgets.shared.layers import (
     volume_of,
     warn_if_apart,
 )
-from napari_kdunet.widgets.shared.panel import Panel, button, in_a_row
+from napari_kdunet.widgets.shared.panel import Panel, button, in_a_row, wrapped_label
 from napari_kdunet.widgets.workers.stopping import stoppable
 from napari_kdunet.widgets.workers.thread import EventWorker, run_stoppable
 
@@ -55,18 +55,20 @@ class CompareWidget(Panel):
         Whether unpainted voxels are ignored, the threshold of probabilities, and whether to show an overlay.
     live_comparison : LiveComparison
         The voxel counts and the worker that makes them.
+    notes : QLabel
+        What was assumed of the values, as `core.evaluate` says it.
     """
 
     def __init__(self, napari_viewer: napari.viewer.Viewer) -> None:
         self.table, self.profile, self.objects = ScoreTable(), Profile(napari_viewer), ObjectErrors()
-        self.legend = QLabel(LEGEND)
+        self.legend, self.notes = QLabel(LEGEND), wrapped_label()
         self.object_worker: EventWorker | None = None
         self._compared: tuple[Any, ...] = ()
         self.pages = QTabWidget()
         start, results, objects = self._buttons()
         super().__init__(napari_viewer, self._rows(napari_viewer), [results, objects, self.pages], [start])
         self._fill_pages(results, objects)
-        self.live_comparison = LiveComparison(napari_viewer, self.native, on_error=self.show_error)
+        self.live_comparison = LiveComparison(napari_viewer, self.native, on_error=self._failed)
         self.overlay = Overlay(napari_viewer)
         self.draw_soon = qthrottled(self._draw, timeout=_REDRAW_MS, parent=self.native)
         self._show_overlay_soon = qthrottled(self._show_overlay, timeout=_REDRAW_MS, parent=self.native)
@@ -216,7 +218,7 @@ class CompareWidget(Panel):
         self.pages.setDocumentMode(True)
         self.pages.setToolTip("The comparison voxel by voxel, or object by object.")
         for title, parts in (
-            ("Voxels", (self.table, self.profile, results.native, self.legend)),
+            ("Voxels", (self.table, self.notes, self.profile, results.native, self.legend)),
             ("Objects", (objects.native, self.objects)),
         ):
             page = QWidget()
@@ -226,6 +228,12 @@ class CompareWidget(Panel):
                 layout.addWidget(part, int(part in (self.profile, self.objects)))
             self.pages.addTab(page, title)
         self.give_room_to(self.pages)
+
+    def _failed(self, error: Exception) -> None:
+        self.show_error(error)
+        if isinstance(error, LabelsError):  # of labels that cannot be scored no score is right
+            self.overlay.hide()
+            self.live_comparison.clear()
 
     def _objects_ended(self, error: Exception | None = None) -> None:
         if error is not None:
@@ -294,6 +302,8 @@ class CompareWidget(Panel):
             current,
             f"Slice {z}" if live.slices else "Slice on screen",
         )
+        self.notes.setText(notes_text(live.notes))
+        self.notes.setVisible(bool(live.notes))
         self.profile.set(live.ious, total.iou)
         self.profile.set_current(z)
         self.start_button.enabled = not live.is_running

@@ -20,15 +20,15 @@ def volumes(em):
 def test_counts_equal_those_of_the_core(volumes):
     prediction, reference = volumes
     comparison = Comparison(prediction, reference, threshold=0.7, ignore=0)
-    slices = dict(comparison.score(first=3))
+    slices = dict(comparison.score_all(first=3))
     assert next(iter(slices)) == 3
     wanted = core.evaluate(np.asarray(prediction) > 0.7, np.asarray(reference), ignore=0)
-    assert [slices[z] for z in range(len(reference))] == list(wanted.slices)
+    assert [slices[z].counts for z in range(len(reference))] == list(wanted.slices)
 
 
 def test_the_overlay_has_as_many_voxels_of_each_kind_as_are_counted(volumes):
     comparison = Comparison(*volumes, ignore=0)
-    counts = comparison.confusion(2)
+    counts = comparison.score(2).counts
     codes = np.bincount(comparison.overlay()[2].compute().ravel(), minlength=4)
     assert codes[1:].tolist() == [counts.tp, counts.fp, counts.fn]
 
@@ -39,11 +39,11 @@ def test_other_shapes_and_other_values_are_refused(volumes):
         Comparison(prediction, core.open_volume(np.asarray(reference)[:, :32], name="part"))
     grey = core.open_volume(np.asarray(prediction) + 0.5, name="grey")
     with pytest.raises(core.VolumeError, match="grey is not a probability: slice z=1"):
-        Comparison(grey, reference).confusion(1)
+        Comparison(grey, reference).score(1)
 
 
 def test_slices_that_are_not_counted_are_left_out_of_the_csv(volumes, tmp_path):
-    counts = Comparison(*volumes, ignore=0).confusion(1)
+    counts = Comparison(*volumes, ignore=0).score(1).counts
     write_csv(tmp_path / "scores.csv", [None, counts, None])
     rows = list(csv.DictReader((tmp_path / "scores.csv").read_text().splitlines()))
     assert [row["z"] for row in rows] == ["1", "all"]

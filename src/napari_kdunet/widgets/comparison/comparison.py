@@ -12,12 +12,11 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from napari_kdunet.core import Confusion, LabelsError, Volume
+from napari_kdunet.core import Confusion, LabelsError
 from napari_kdunet.core.files import replacing
-from napari_kdunet.core.volumes.labels import read_classes
-from napari_kdunet.core.volumes.probability import is_probability, read_probability
+from napari_kdunet.core.metrics import Scoring, SliceScore
 
-__all__ = ["SCORES", "Comparison", "write_csv"]
+__all__ = ["SCORES", "Comparison", "notes_text", "write_csv"]
 
 #: Scores that are shown: attribute of `Confusion`, and its title.
 SCORES = {"iou": "IoU", "dice": "Dice", "precision": "Precision", "recall": "Recall"}
@@ -25,29 +24,14 @@ _COUNTS = ("tp", "fp", "fn", "tn")
 
 
 @dataclass(frozen=True, eq=False)
-class Comparison:
-    """A prediction and its reference: labels (non-zero is foreground) or probabilities.
-
-    Attributes
-    ----------
-    prediction, reference : Volume
-        ZYX, of the same shape. Floating-point values are probabilities in [0, 1], and so are those integers of the
-        prediction that `is_probability` accepts.
-    threshold : float
-        Probability above which a voxel is foreground.
-    ignore : int or None
-        Label of reference voxels that are not annotated and do not count. If it is 0, label 1 is the background.
+class Comparison(Scoring):
+    """A prediction and its reference, labels or probabilities, as the core scores them; see `Scoring`.
 
     Raises
     ------
     LabelsError
         If the shapes differ.
     """
-
-    prediction: Volume
-    reference: Volume
-    threshold: float = 0.5
-    ignore: int | None = None
 
     def __post_init__(self) -> None:
         one, other = self.prediction, self.reference
@@ -59,14 +43,19 @@ class Comparison:
     def __len__(self) -> int:
         return len(self.reference)
 
-    def confusion(self, z: int) -> Confusion:
-        """Return the voxel counts of slice `z`; the reference is the truth."""
-        return Confusion.of(*self._masks(z))
+    def score_all(self, first: int = 0) -> Iterator[tuple[int, SliceScore]]:
+        """Yield z and score of all slices one by one, beginning with the slice `first`.
 
-    def score(self, first: int = 0) -> Iterator[tuple[int, Confusion]]:
-        """Yield z and counts of all slices one by one, beginning with the slice `first`."""
+        Raises
+        ------
+        InputError
+            As in `core.evaluate`; labels without a background are told once all slices are read.
+        """
+        scores = []
         for z in (first, *(z for z in range(len(self)) if z != first)):
-            yield z, self.confusion(z)
+            scores.append(self.score(z))
+            yield z, scores[-1]
+        self.check_background(scores)
 
     def overlay(self) -> da.Array:
         """Return a lazy overlay, ZYX uint8: 1 = both are foreground, 2 = only the prediction, 3 = only the reference.
@@ -77,7 +66,7 @@ class Comparison:
         """
 
         def block(block_info: Any = None) -> NDArray[np.uint8]:
-            predicted, truth, counted = self._masks(block_info[None]["array-location"][0][0])
+            predicted, truth, counted = self.masks(block_info[None]["array-location"][0][0])
             return np.where(counted, np.where(predicted, np.where(truth, 1, 2), truth * 3), 0).astype(np.uint8)[None]
 
         z, y, x = self.reference.shape
@@ -86,20 +75,10 @@ class Comparison:
         )
         return lazy
 
-    def _masks(self, z: int) -> tuple[NDArray[np.bool_], NDArray[np.bool_], NDArray[np.bool_]]:
-        """Return the foreground of prediction and reference, and which pixels count, each YX bool."""
-        predicted, _ = self._mask(self.prediction, z, None, is_probability(self.prediction))
-        truth, counted = self._mask(self.reference, z, self.ignore, self.reference.dtype.kind == "f")
-        return predicted, truth, counted
 
-    def _mask(
-        self, volume: Volume, z: int, ignore: int | None, soft: bool
-    ) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-        if not soft:
-            index = read_classes(volume, z, ignore=ignore)
-            return index > 0, index >= 0
-        values = read_probability(volume, z)
-        return values > self.threshold, np.ones(values.shape, bool)
+def notes_text(notes: Iterable[str]) -> str:
+    """Return the notes that go with scores as sentences for the panel; empty if there are none."""
+    return " ".join(f"Note: {note}." for note in notes)
 
 
 def write_csv(path: str | Path, slices: Iterable[Confusion | None]) -> None:

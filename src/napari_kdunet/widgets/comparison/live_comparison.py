@@ -12,6 +12,7 @@ from qtpy.QtWidgets import QWidget
 from superqt.utils import qdebounced
 
 from napari_kdunet.core import Confusion, VolumeError
+from napari_kdunet.core.metrics import SliceScore
 from napari_kdunet.widgets.comparison.comparison import Comparison
 from napari_kdunet.widgets.shared.edited_slices import EditedSlices
 from napari_kdunet.widgets.shared.layers import current_slice, volume_of
@@ -43,8 +44,8 @@ class LiveComparison(QObject):
     ----------
     comparison : Comparison or None
         The current comparison; None before the first start.
-    slices : list of Confusion or None
-        Counts of each slice; None where it has not been counted yet.
+    scores : list of SliceScore or None
+        Score of each slice; None where it has not been counted yet.
     """
 
     changed = Signal()  # the counts, the slice on screen or `is_running` have changed
@@ -58,7 +59,7 @@ class LiveComparison(QObject):
         super().__init__(owner)
         self.viewer, self.owner, self._on_error = viewer, owner, on_error
         self.comparison: Comparison | None = None
-        self.slices: list[Confusion | None] = []
+        self.scores: list[SliceScore | None] = []
         self.layers: tuple[Any, ...] = ()
         self._worker: EventWorker | None = None
         self._slice_worker: EventWorker | None = None
@@ -89,6 +90,17 @@ class LiveComparison(QObject):
         return current_slice(self.viewer, self.layers[0]) if self.layers else 0
 
     @property
+    def slices(self) -> list[Confusion | None]:
+        """Counts of each slice; None where it has not been counted yet."""
+        return [None if score is None else score.counts for score in self.scores]
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What was assumed of the values in the slices that are counted; none while the rest is being counted."""
+        counted = [score for score in self.scores if score is not None]
+        return () if self.comparison is None or self.is_running or not counted else self.comparison.notes(counted)
+
+    @property
     def total(self) -> Confusion:
         """Counts of all slices so far."""
         return sum((counts for counts in self.slices if counts is not None), Confusion())
@@ -117,12 +129,12 @@ class LiveComparison(QObject):
             )
         comparison = Comparison(volume_of(prediction), volume_of(reference), threshold, ignore)
         self.clear()
-        self.comparison, self.slices, self.layers = comparison, [None] * len(comparison), (prediction, reference)
+        self.comparison, self.scores, self.layers = comparison, [None] * len(comparison), (prediction, reference)
         self._stale = set()
         self._watch()
         z = self.z
         self._worker = run(
-            lambda: comparison.score(z),
+            lambda: comparison.score_all(z),
             on_event=lambda event: self._counted(comparison, *event),
             on_done=lambda: self._ended(comparison),
             on_error=lambda error: self._ended(comparison, error),
@@ -142,7 +154,7 @@ class LiveComparison(QObject):
                 worker.drop()
         self._unwatch()
         self._worker = self._slice_worker = None
-        self.comparison, self.slices, self.layers = None, [], ()
+        self.comparison, self.scores, self.layers = None, [], ()
         self.changed.emit()
 
     def go_to(self, z: int) -> None:
@@ -194,13 +206,13 @@ class LiveComparison(QObject):
             self._touch()
             return
 
-        def count() -> Iterator[tuple[int, Confusion]]:
+        def count() -> Iterator[tuple[int, SliceScore]]:
             stale.update(changed for each in edits for changed in each.take())
             stale.discard(z)
-            yield z, comparison.confusion(z)
+            yield z, comparison.score(z)
             # after another change, the slice on screen comes first again, and then the rest
             while stale and not self._touched and comparison is self.comparison:
-                yield (other := min(stale)), comparison.confusion(other)
+                yield (other := min(stale)), comparison.score(other)
                 stale.discard(other)
 
         def done(error: Exception | None = None) -> None:
@@ -216,12 +228,12 @@ class LiveComparison(QObject):
             owner=self.owner,
         )
 
-    def _counted(self, comparison: Comparison, z: int, counts: Confusion) -> None:
-        if comparison is not self.comparison or self.slices[z] == counts:
+    def _counted(self, comparison: Comparison, z: int, score: SliceScore) -> None:
+        if comparison is not self.comparison or self.scores[z] == score:
             return
-        first, before = not any(self.slices), self.slices[z]
-        self.slices[z] = counts
-        if first or before is not None:
+        first, before = not any(self.scores), self.scores[z]
+        self.scores[z] = score
+        if first or (before is not None and before.counts != score.counts):
             self.edited.emit()
         self.changed.emit()
 

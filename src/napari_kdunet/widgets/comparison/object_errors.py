@@ -11,6 +11,7 @@ from qtpy.QtWidgets import QAbstractItemView, QTableWidgetItem, QVBoxLayout, QWi
 
 from napari_kdunet.core import KDUNetError, ObjectScores, Volume, score_objects
 from napari_kdunet.core.objects.scores import ObjectError
+from napari_kdunet.widgets.comparison.comparison import notes_text
 from napari_kdunet.widgets.shared.panel import list_table, wrapped_label
 from napari_kdunet.widgets.workers.stopping import was_stopped
 
@@ -150,8 +151,10 @@ def _summary(scores: ObjectScores) -> str:
         "mean_matched_iou": "mean matched IoU",
     }
     parts = [f"{name} {'–' if values[key] is None else format(values[key], '.3f')}" for key, name in names.items()]
-    mask = f" {_ONE}" if 1 in scores.count else ""
-    return (
-        f"{predicted} objects against {true}, at IoU 0.5: {', '.join(parts)}. "
-        f"{values['splits']} split, {values['merges']} merged.{mask}"
-    )
+    sentences = [
+        f"{predicted} objects against {true}, at IoU 0.5: {', '.join(parts)}.",
+        f"{values['splits']} split, {values['merges']} merged.",
+        notes_text(scores.notes),
+        _ONE if 1 in scores.count else "",
+    ]
+    return " ".join(filter(None, sentences))
