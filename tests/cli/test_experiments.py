@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import re
 import signal
 from pathlib import Path
@@ -180,6 +181,34 @@ def test_sweep(data, volumes, tmp_path):
     assert (repeated.code, repeated.out) == (0, result.out)
     assert {p: t for p, t in stamps(out).items() if not p.endswith((".csv", ".png"))} == {
         p: t for p, t in before.items() if not p.endswith((".csv", ".png"))
+    }
+
+
+def test_what_a_sweep_assumes_of_labels_is_noted_once_and_kept(data, volumes, tmp_path):
+    full = np.ones_like(core.open_volume(volumes[5]))
+    core.write_volume(full, tmp_path / "full.tif", voxel_size=(10, 10, 10))
+    out = tmp_path / "sweep"
+    scored_on = [*volumes[:5], tmp_path / "full.tif"]
+    argv = ["sweep", data / "teacher.safetensors", *scored_on, "--ks", "1", "--out", out, *SMALL]
+    mask = core.predict(core.load_model(data / "teacher.safetensors"), volumes[3])
+    (note,) = core.evaluate(mask, tmp_path / "full.tif").notes
+    for _ in range(2):  # the second only reads what was measured
+        told = " ".join(run(*argv).err.split())
+        assert told.count(f"note: {note}") == 1
+    assert [row["notes"] for row in rows(out / "sweep.csv")] == [note, note]
+
+
+def test_a_sweep_goes_on_from_records_without_notes(data, volumes, tmp_path):
+    argv = ["sweep", data / "teacher.safetensors", *volumes, "--ks", "1", "--out", tmp_path, *SMALL]
+    assert run(*argv).code == 0
+    for path in tmp_path.glob("*.json"):
+        record = json.loads(path.read_text())
+        del record["found"]["notes"]
+        path.write_text(json.dumps(record))
+    before = stamps(tmp_path)
+    assert run(*argv).code == 0
+    assert {name: t for name, t in stamps(tmp_path).items() if name.endswith(("json", "safetensors"))} == {
+        name: t for name, t in before.items() if name.endswith(("json", "safetensors"))
     }
 
 

@@ -239,6 +239,8 @@ def sweep(
     results: list[Tradeoff] = []
 
     def add_result(one: Tradeoff) -> None:
+        if one.notes not in {"", *(other.notes for other in results)}:  # once, as all are scored on the same labels
+            console.print(f"note: {one.notes}")
         results.append(one)
         _write_csv(out / "sweep.csv", map(asdict, results))
         console.print(f"{one.name}  IoU {one.iou:.3f}  {one.parameters:,} parameters")

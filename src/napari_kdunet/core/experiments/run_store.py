@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from contextlib import closing
-from dataclasses import replace
+from dataclasses import MISSING, fields, replace
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -114,7 +114,7 @@ def load_record(
     path, metadata
         As in `save_record`.
     kind : dataclass
-        Class whose fields the measurements must be.
+        Class whose fields the measurements must be; those with a default may be missing, as in earlier records.
     without : tuple of str
         Fields of `kind` that are not measurements.
 
@@ -142,8 +142,9 @@ def load_record(
     if other:
         raise ConfigError(f"{record} was made with other settings: {other}. Give the same, or choose another folder.")
     types = {name: hint for name, hint in get_type_hints(kind).items() if name not in without}
+    needed = {field.name for field in fields(kind) if field.default is MISSING} - set(without)
     if result is not None and not (
-        result.keys() == types.keys() and all(_is(result[name], hint) for name, hint in types.items())
+        needed <= result.keys() <= types.keys() and all(_is(value, types[name]) for name, value in result.items())
     ):
         raise damaged
     return result

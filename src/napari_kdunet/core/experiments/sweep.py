@@ -42,6 +42,8 @@ class Tradeoff:
     """Mean cross entropy over all scored slices, nats a pixel."""
     seconds_per_megapixel: float
     """Seconds of prediction a megapixel, the median over slices, on this machine."""
+    notes: str = ""
+    """What was assumed of the values when it was scored, as `evaluate` says it; several notes are joined by "; "."""
 
 
 def score_tradeoff(
@@ -85,6 +87,7 @@ def score_tradeoff(
         scores.iou,
         scores.ce or 0.0,
         statistics.median(seconds) / megapixels,
+        "; ".join(scores.notes),
     )
 
 
