@@ -18,3 +18,9 @@ def test_messages_are_bounded(kind):
     assert str(odd).startswith(r"cannot write \x1b[31m\nxx")
     assert str(odd).endswith("xx: give another name")
     assert str(pickle.loads(pickle.dumps(odd))) == str(odd)
+
+
+def test_what_is_not_labelled_comes_back_from_another_process():
+    error = core.UnlabelledError("mito has no background", "background", "mito", [2, 5])
+    again = pickle.loads(pickle.dumps(error))
+    assert (str(again), again.missing, again.labels, again.slices) == (str(error), "background", "mito", (2, 5))

@@ -23,7 +23,7 @@ it is and exits with 2 for an `InputError` or an `OutputError`, and with 1 for a
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, Literal
 
 __all__ = [
     "ChoiceError",
@@ -105,7 +105,27 @@ class LabelsError(InputError):
 
 
 class UnlabelledError(LabelsError):
-    """Foreground or background is not labelled anywhere, yet."""
+    """Foreground or background is not labelled anywhere, yet.
+
+    Attributes
+    ----------
+    missing : str
+        ``foreground`` or ``background``, or ``both`` if nothing is labelled.
+    labels : str
+        Name of the labels volume, or names of several.
+    slices : tuple of int
+        z of the slices in which it is missing; empty if it is missing in all, or there are several volumes.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        missing: Literal["foreground", "background", "both"] = "foreground",
+        labels: str = "",
+        slices: Iterable[int] = (),
+    ) -> None:
+        super().__init__(message)
+        self.missing, self.labels, self.slices = missing, labels, tuple(slices)
 
 
 class ModelError(InputError):

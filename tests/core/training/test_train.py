@@ -397,13 +397,22 @@ def test_a_model_is_kept_where_something_is_painted_later(learnt, blobs, quick):
     assert core.evaluate(core.predict(made[1], raw), truth).iou > 0.76  # 0.80; 0.73 where it is not kept
 
 
-@pytest.mark.parametrize(("painted", "missing"), [(0, "nothing but the ignore"), (1, "foreground"), (2, "background")])
-def test_strokes_of_one_kind_are_not_enough(blobs, quick, one_line, painted, missing):
+@pytest.mark.parametrize(
+    ("painted", "words", "missing", "slices"),
+    [
+        (0, "nothing but the ignore", "both", ()),
+        (1, "foreground", "foreground", ()),
+        (2, "background", "background", (2,)),
+    ],
+)
+def test_strokes_of_one_kind_are_not_enough(blobs, quick, one_line, painted, words, missing, slices):
     raw, _ = blobs()
     strokes = np.zeros(raw.shape, np.uint8)
     strokes[2, 10:20, 10:20] = painted
-    with one_line(core.UnlabelledError, missing):
-        core.iter_train(raw, strokes, quick(ignore=0))
+    labels = core.open_volume(strokes, name="strokes")
+    with one_line(core.UnlabelledError, words) as caught:
+        core.iter_train(raw, labels, quick(ignore=0))
+    assert (caught.value.missing, caught.value.labels, caught.value.slices) == (missing, "strokes", slices)
 
 
 def test_edited_slices_are_read_again(blobs, quick):

@@ -62,9 +62,9 @@ def test_a_network_that_sees_neighbouring_slices(bench, live, strokes):
 def test_it_waits_for_strokes_of_both_kinds(bench, live, strokes, notified):
     live.view.start_button.click()
     bench.wait(lambda: live.view.status.text().startswith("Waiting: paint label 1 on background and 2 in a mitoch"))
-    assert "em strokes holds nothing yet" in live.view.status.text()
+    assert "nothing is painted yet on em strokes" in live.view.status.text()
     strokes.paint((2, 40, 40), MITOCHONDRION)
-    bench.wait(lambda: "no background" in live.view.status.text())
+    bench.wait(lambda: "there is no background yet on em strokes at z = 2)" in live.view.status.text())
     strokes.paint((2, 80, 80), BACKGROUND)
     bench.wait_for(live, "live", steps=3, validations=1)
     assert re.match(r"live for \d+:\d\d", live.view.bar.text())

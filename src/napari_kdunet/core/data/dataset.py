@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -206,14 +206,15 @@ def _with_distance(config: TrainConfig, volumes: list[TrainingVolume]) -> TrainC
 def _check_both(volumes: list[TrainingVolume], sampler: PatchSampler) -> None:
     """Check that both foreground and background are labelled."""
     background, *others = sampler.class_pixels().tolist()
-    missing = "background" if not background else "foreground" if not sum(others) else None
-    if missing is None:
+    if background and sum(others):
         return
     empty = next((volume.raw for volume in volumes if all(map(volume.raw.is_lost, volume.slices))), None)
     if empty is not None:
         raise shows_nothing(empty, "in the slices to train on", "choose others")
     names = ", ".join(volume.labels.name for volume in volumes[:3] if volume.labels is not None)
-    raise UnlabelledError(f"{names} has no {missing} in the slices to train on: label some, or choose other slices.")
+    missing: Literal["foreground", "background"] = "foreground" if background else "background"
+    why = f"{names} has no {missing} in the slices to train on: label some, or choose other slices."
+    raise UnlabelledError(why, missing, names, volumes[0].slices if len(volumes) == 1 else ())
 
 
 def _notes(

@@ -36,10 +36,13 @@ def labelled_slices(labels: Volume, config: TrainConfig) -> tuple[int, ...]:
         any_foreground = any_foreground or positive
         if counts:
             labelled.append(z)
+    named = candidates if isinstance(config.slices, tuple) else ()
     if not labelled and config.ignore is not None:
-        raise UnlabelledError(f"{labels.name} holds nothing but the ignore value {config.ignore}: label some pixels.")
+        why = f"{labels.name} holds nothing but the ignore value {config.ignore}: label some pixels."
+        raise UnlabelledError(why, "both", labels.name, named)
     if not any_foreground:
-        raise UnlabelledError(f"{labels.name} has no foreground: label some before training.")
+        why = f"{labels.name} has no foreground: label some before training."
+        raise UnlabelledError(why, "foreground", labels.name, named)
     return tuple(labelled)
 
 

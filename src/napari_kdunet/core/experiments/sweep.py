@@ -163,9 +163,9 @@ def iter_sweep(
 def _labelled(labels: Volume, config: DistillConfig) -> tuple[int, ...]:
     try:
         return labelled_slices(labels, replace(config, slices="auto"))
-    except UnlabelledError:
-        why = "has no foreground to score on: give another volume to score on."
-        raise UnlabelledError(f"{labels.name} {why}") from None
+    except UnlabelledError as error:
+        why = f"{labels.name} has no foreground to score on: give another volume to score on."
+        raise UnlabelledError(why, error.missing, error.labels) from None
 
 
 def _distilling(teacher: Model, raw: Any, labels: Any, config: DistillConfig) -> Any:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from napari_kdunet import core
+from napari_kdunet.core.formatting import format_slices
 
 if TYPE_CHECKING:
     from napari_kdunet.core import Model, TrainConfig, Volume
@@ -39,7 +40,7 @@ def iter_live(
             events = core.iter_train(raw, labels, config, start=start, keep=keep, edited=_throttled(edits.take))
             break
         except core.UnlabelledError as missing:
-            waiting = Waiting(_what_to_paint(config, str(missing).rpartition(": ")[0]))
+            waiting = Waiting(_what_to_paint(config, missing))
             yield waiting
             while not edits.take():
                 yield waiting
@@ -47,13 +48,15 @@ def iter_live(
     yield from events
 
 
-def _what_to_paint(config: TrainConfig, missing: str) -> str:
+def _what_to_paint(config: TrainConfig, error: core.UnlabelledError) -> str:
     """Return a message on which labels to paint; 0 means unlabelled if it is the ignore value, else background."""
+    where = f" at z = {format_slices(error.slices)}" if error.slices else ""
+    none = "nothing is painted" if error.missing == "both" else f"there is no {error.missing}"
+    so_far = f"{none} yet on {error.labels}{where}"
     if config.ignore != 0:
-        return f"paint a mitochondrion with any label but 0, which is background ({missing})."
+        return f"paint a mitochondrion with any label but 0, which is background ({so_far})."
     other = "2 in a mitochondrion" if config.label_classes == 2 else "2 and up in the other classes"
-    missing = missing.replace("nothing but the ignore value 0", "nothing yet")
-    return f"paint label 1 on background and {other} ({missing})."
+    return f"paint label 1 on background and {other} ({so_far})."
 
 
 def _throttled(take: Callable[[], list[int]]) -> Callable[[], list[int]]:
