@@ -296,6 +296,27 @@ def test_a_lasso_a_box_and_a_range_select(found, qtbot):
     assert sorted(plot.table["id"]) == sorted(least.index[1:])
 
 
+def test_the_plot_marks_what_is_selected(found):
+    """Whatever order the table has, and only what the filter shows."""
+    plot, table = found.plot, found.table.set_index("id")
+    largest = int(table["volume_um3"].idxmax())
+    found.rows.sortByColumn(2, Qt.SortOrder.DescendingOrder)
+    found.layer.selected_label = largest
+    assert found.rows.selected() == [largest]
+    assert plot.marked.opts["height"].sum() == 1
+    assert plot.marked.opts["height"][-1] == 1, "the last bar"
+    plot.show_columns("volume_um3", "centroid_y_nm")
+    for number in (2, 1, 3):
+        found.layer.selected_label = number
+        x, y = plot.picked.getData()
+        assert (x.tolist(), y.tolist()) == tuple([table[name][number]] for name in ("volume_um3", "centroid_y_nm"))
+    assert len(plot.points.getData()[0]) == 3
+    found.layer.selected_label = largest
+    found.filter.value = f"volume_um3 < {table['volume_um3'].max()}"
+    assert plot.picked.getData()[0].tolist() == []
+    assert found.selection == []
+
+
 def test_preview_follows_settings_and_goes(panel, qtbot):
     panel.live.value = True
     qtbot.waitUntil(lambda: panel.preview.layer is not None and not panel.preview.is_busy, timeout=60_000)

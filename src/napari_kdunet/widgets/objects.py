@@ -112,13 +112,13 @@ class ObjectsWidget(ProofreadingPanel):
         """Mark the selected objects as checked, and go to the next suspicious one."""
         with self.telling():
             table = self._measured()
-            chosen = set(self._selected()) & set(table["id"])
+            chosen = self.session.rows.keys() & self._selected()
             if not chosen:
                 raise LabelsError(edits.NOT_SELECTED)
             self.checked.update(chosen)
             self._changed()
             self._show_table()
-            if len(self.checked & set(table["id"])) < len(table):
+            if len(self.checked & self.session.rows.keys()) < len(table):
                 self.next_suspicious()
 
     def smooth(self) -> None:

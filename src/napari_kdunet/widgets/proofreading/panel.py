@@ -138,8 +138,7 @@ class ProofreadingPanel(Panel):
 
     def select_all(self, numbers: list[int], *, go: bool = False) -> None:
         """Select objects in table and layer; show the first if `go`, or if it is the only one and not on screen."""
-        known = set() if self.table is None else set(self.table["id"].tolist())
-        self.selection = [number for number in numbers if number in known]
+        self.selection = [number for number in numbers if number in self.session.rows]
         self.views.select(self.selection)
         self._update()
         if self.layer is None or not self.selection:
@@ -423,7 +422,7 @@ class ProofreadingPanel(Panel):
     def _show(self, number: int) -> None:
         """Go to an object in the viewer."""
         assert self.layer is not None
-        row = self._measured().set_index("id").loc[number]
+        row = self._measured().iloc[self.session.rows[number]]
         size = np.array(voxel_size_of(self.layer) or (1.0,) * 3)
         go_to(self.viewer, self.layer, np.array([row[f"centroid_{axis}_nm"] for axis in "zyx"]) / size - 0.5)
 
@@ -445,7 +444,7 @@ class ProofreadingPanel(Panel):
         self._filter()
         if self.layer is None or not self.selection:
             return
-        shown = [number for number in self.selection if number in set(self.rows.ids)]
+        shown = [number for number in self.selection if number in self.rows.measurements.row_of]
         if shown != self.selection:
             self.layer.selected_label = shown[0] if shown else 0
             self.select_all(shown)
@@ -477,10 +476,10 @@ class ProofreadingPanel(Panel):
         self.image_button.visible = _NOT_OPEN in self._note
         text = []
         if self.table is not None:
-            total, shown = len(self.table), len(self.rows.ids)
+            total, shown = len(self.table), self.rows.measurements.rowCount()
             some = f", {shown} shown" if shown < total else ""
             saved = "" if self.session.saved else ", not saved"
-            text.append(f"{total} objects{some}, {len(self.checked & set(self.table['id']))} checked{saved}.")
+            text.append(f"{total} objects{some}, {len(self.checked & self.session.rows.keys())} checked{saved}.")
             if len(self.selection) > 1:
                 text.append(f"{len(self.selection)} selected.")
         elif self.layer is not None and not busy:

@@ -143,6 +143,15 @@ class Session:
     stamp: tuple[int, int] | None = None
     left: Content | None = None
     deleted: dict[int, tuple[float, ...]] = field(default_factory=dict)
+    _rows: tuple[pd.DataFrame | None, dict[int, int]] = field(default=(None, {}), init=False, repr=False)
+
+    @property
+    def rows(self) -> Mapping[int, int]:
+        """Row in `table` of each object, by its id; made once for each table, as every click asks for it."""
+        if self._rows[0] is not self.table:
+            ids = [] if self.table is None else self.table["id"].tolist()
+            self._rows = self.table, {number: row for row, number in enumerate(ids)}
+        return self._rows[1]
 
     def of(self, layer: Layer) -> Session:
         """Return the session of a layer: this one or, for a duplicate of its layer (with the same metadata), a copy."""

@@ -84,6 +84,9 @@ class ObjectPlot(QWidget):
         self.viewer = viewer
         self.table = pd.DataFrame({"id": np.empty(0, np.int64)})
         self.selected: list[int] = []
+        self._values: tuple[Any, Any, Any] = (np.empty(0, np.int64), np.empty(0), None)
+        self._at: dict[int, int] = {}  # index of each object in these, by its id
+        self._edges = np.array([0.0, 1.0])  # of the bars
         self.along_x, self.along_y, self.shape = QComboBox(), QComboBox(), QComboBox()
         for box, tip in (
             (self.along_x, "Measurement along x."),
@@ -105,9 +108,10 @@ class ObjectPlot(QWidget):
             self.plot.getAxis(side).enableAutoSIPrefix(False)
         self.bars = pg.BarGraphItem(x=[], height=[], width=1, brush=_ALL, pen=None)
         self.marked = pg.BarGraphItem(x=[], height=[], width=1, brush=_SELECTED, pen=None)
-        self.points = pg.ScatterPlotItem(size=7, pen=None)
+        self.points = pg.ScatterPlotItem(size=7, pen=None, brush=_ALL)
+        self.picked = pg.ScatterPlotItem(size=7, pen=None, brush=_SELECTED)
         self.line = pg.PlotCurveItem(pen=pg.mkPen(_SELECTED, width=2))
-        for item in (self.bars, self.marked, self.points, self.line):
+        for item in (self.bars, self.marked, self.points, self.picked, self.line):
             self.plot.addItem(item)
         self._lay_out()
         self.box.drawing.connect(self._drawing)
@@ -142,7 +146,7 @@ class ObjectPlot(QWidget):
     def select(self, numbers: Iterable[int]) -> None:
         """Mark objects, without a signal."""
         self.selected = list(numbers)
-        self._draw()
+        self._mark()
 
     def _lay_out(self) -> None:
         above = QHBoxLayout()
@@ -155,9 +159,8 @@ class ObjectPlot(QWidget):
         layout.addWidget(self.plot)
         self.setMinimumHeight(150)
 
-    @property
-    def _values(self) -> tuple[Any, Any, Any]:
-        """Ids, x and y (None in a histogram) of the objects that have both."""
+    def _read(self) -> tuple[Any, Any, Any]:
+        """Return ids, x and y (None in a histogram) of the objects that have both."""
         names = [self.along_x.currentData(), self.along_y.currentData()]
         if names[0] not in self.table:
             return np.empty(0, np.int64), np.empty(0), None
@@ -167,27 +170,39 @@ class ObjectPlot(QWidget):
         return self.table["id"].to_numpy()[there], x[there], None if y is None else y[there]
 
     def _draw(self) -> None:
-        ids, x, y = self._values
-        chosen = np.isin(ids, self.selected)
+        self._values = ids, x, y = self._read()
+        self._at = {number: at for at, number in enumerate(ids.tolist())}
         flat = y is None
-        for item in (self.bars, self.marked):
-            item.setVisible(flat)
-        self.points.setVisible(not flat)
+        for item, of_bars in ((self.bars, True), (self.marked, True), (self.points, False), (self.picked, False)):
+            item.setVisible(flat == of_bars)
         if flat:
             edges = np.histogram_bin_edges(x, "auto") if len(x) else np.array([0.0, 1.0])
             if len(edges) < 6:  # few objects
                 edges = np.histogram_bin_edges(x, 8) if len(x) else edges
-            width, middles = edges[1] - edges[0], (edges[1:] + edges[:-1]) / 2
-            for item, part in ((self.bars, x), (self.marked, x[chosen])):
-                item.setOpts(x=middles, height=np.histogram(part, edges)[0], width=0.95 * width)
+            self._edges = edges
+            self._set_bars(self.bars, x)
         else:
-            colours = np.array([pg.mkBrush(_ALL), pg.mkBrush(_SELECTED)])[chosen.astype(int)]
-            self.points.setData(x, y, brush=list(colours))
+            self.points.setData(x, y)
         self.plot.setLabel("bottom", self.along_x.currentText())
         self.plot.setLabel("left", self.along_y.currentText())
         few = flat and self.bars.opts["height"].max(initial=0) < _FEW
         self.plot.getAxis("left").setTickSpacing(levels=[(1, 0)] if few else None)  # no ticks at half an object
+        self._mark()
+
+    def _mark(self) -> None:
+        """Mark the selected objects; the others stay as they are drawn, as there may be very many."""
+        _, x, y = self._values
+        chosen = sorted(self._at[number] for number in {*self.selected} & self._at.keys())
+        if y is None:
+            self._set_bars(self.marked, x[chosen])
+        else:
+            self.picked.setData(x[chosen], y[chosen])
         self.plot.enableAutoRange()
+
+    def _set_bars(self, item: Any, values: Any) -> None:
+        edges = self._edges
+        middles, width = (edges[1:] + edges[:-1]) / 2, 0.95 * (edges[1] - edges[0])
+        item.setOpts(x=middles, height=np.histogram(values, edges)[0], width=width)
 
     def _outline(self, points: Any) -> Any:
         """Return the polygon (N, 2) that a drag draws."""
@@ -233,5 +248,5 @@ class ObjectPlot(QWidget):
 
     def _choose(self, numbers: list[int], more: bool) -> None:
         self.selected = sorted({*self.selected, *numbers}) if more else numbers
-        self._draw()
+        self._mark()
         self.chosen.emit(self.selected)

@@ -54,11 +54,20 @@ def features_of(table: pd.DataFrame) -> pd.DataFrame:
 
 
 class _Measurements(QAbstractTableModel):
-    """A pandas table for Qt, sorted by the value in a column."""
+    """A pandas table for Qt, sorted by the value in a column.
+
+    Attributes
+    ----------
+    frame : pandas.DataFrame
+        The table as it is shown.
+    row_of : dict
+        Row of each object in it, by its id, in order.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self.frame = pd.DataFrame({"id": np.empty(0, np.int64)})
+        self.row_of: dict[int, int] = {}
         self._order: tuple[str, bool] | None = None  # column, ascending
 
     def rowCount(self, parent: QModelIndex = _NONE) -> int:
@@ -99,11 +108,10 @@ class _Measurements(QAbstractTableModel):
         """Sort by a column."""
         if 0 <= column < len(self.frame.columns):
             self.layoutAboutToBeChanged.emit()
-            before, ids = self.persistentIndexList(), self.frame["id"].tolist()
+            before, ids = self.persistentIndexList(), list(self.row_of)
             self._order = (self.frame.columns[column], order == Qt.SortOrder.AscendingOrder)
             self._sort()
-            row = {number: at for at, number in enumerate(self.frame["id"].tolist())}
-            after = [self.index(row[ids[index.row()]], index.column()) for index in before]
+            after = [self.index(self.row_of[ids[index.row()]], index.column()) for index in before]
             self.changePersistentIndexList(before, after)  # the selection follows these
             self.layoutChanged.emit()
 
@@ -111,6 +119,7 @@ class _Measurements(QAbstractTableModel):
         if self._order is not None and self._order[0] in self.frame:
             name, ascending = self._order
             self.frame = self.frame.sort_values(name, ascending=ascending, kind="stable")
+        self.row_of = {number: row for row, number in enumerate(self.frame["id"].tolist())}
 
 
 class ObjectTable(QTableView):
@@ -145,7 +154,7 @@ class ObjectTable(QTableView):
     @property
     def ids(self) -> list[int]:
         """Ids of the rows, from the top."""
-        return [int(i) for i in self.measurements.frame["id"]]
+        return list(self.measurements.row_of)
 
     @property
     def _selection(self) -> QItemSelectionModel:
@@ -169,7 +178,8 @@ class ObjectTable(QTableView):
 
     def select(self, numbers: Iterable[int]) -> None:
         """Select the rows of some objects, without a signal."""
-        rows = np.flatnonzero(self.measurements.frame["id"].isin([int(i) for i in numbers]))
+        row_of = self.measurements.row_of
+        rows = np.array(sorted(row_of[number] for number in {*numbers} & row_of.keys()), np.int64)
         last = self.measurements.columnCount() - 1
         chosen = QItemSelection()
         runs = np.split(rows, np.flatnonzero(np.diff(rows) > 1) + 1)  # a range for each row takes long
