@@ -212,7 +212,7 @@ class Bench:
     def finish(self, widget):
         """Wait until the run and the work of the preview have ended."""
         self.wait(lambda: widget.worker is None)
-        self.wait(lambda: widget.preview is None or (not widget.preview.is_busy and widget.preview._worker is None))
+        self.wait(lambda: widget.preview is None or not widget.preview.is_busy)
 
     def stop(self, widget):
         widget.view.stop_button.click()

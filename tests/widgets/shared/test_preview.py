@@ -31,7 +31,7 @@ def em(viewer, tiny_em):
 @pytest.fixture
 def settled(qtbot):
     def wait(preview):
-        qtbot.waitUntil(lambda: not preview.is_busy and preview._worker is None, timeout=20_000)
+        qtbot.waitUntil(lambda: not preview.is_busy, timeout=20_000)
         return preview
 
     return wait
@@ -74,16 +74,27 @@ def test_it_follows_the_user(viewer, em, model, settled, tiny_em):
     np.testing.assert_allclose(preview.probability, expected(model, tiny_em[0], 3), atol=1e-5)
 
 
-def test_what_is_out_of_date_is_not_shown(viewer, em, model, settled):
+def test_what_is_out_of_date_is_not_shown(viewer, em, model, settled, tiny_em):
     other = core.Model(core.KUNet(1), threshold=0.9)
     preview = Preview(viewer, em)
     shown = []
-    preview._draw = lambda: shown.append((preview._model, preview.z))
+    viewer.layers.events.inserted.connect(lambda event: shown.append((preview.z, preview.probability)))
     preview.show(other)
     preview.show(model)
     viewer.dims.set_current_step(0, 6)
+    preview_data = settled(preview).layer.data
+    ((z, probability),) = shown
+    assert z == 6
+    np.testing.assert_allclose(probability, expected(model, tiny_em[0], 6), atol=1e-5)
+    np.testing.assert_array_equal(preview_data[0], probability > model.threshold)
+
+
+def test_what_changes_while_a_slice_is_segmented_is_segmented_again(viewer, em, model, settled, tiny_em):
+    preview = Preview(viewer, em)
+    preview.show(model)
+    em.data = tiny_em[0][::-1]  # the first is under way
     settled(preview)
-    assert shown == [(model, 6)]
+    np.testing.assert_allclose(preview.probability, expected(model, tiny_em[0][::-1], preview.z), atol=1e-5)
 
 
 def test_threshold_needs_no_prediction(viewer, em, model, settled):

@@ -16,6 +16,7 @@ from napari_kdunet.core.metrics import SliceScore
 from napari_kdunet.widgets.comparison.comparison import Comparison
 from napari_kdunet.widgets.shared.edited_slices import EditedSlices
 from napari_kdunet.widgets.shared.layers import current_slice, volume_of
+from napari_kdunet.widgets.workers.latest import LatestRequest, Work
 from napari_kdunet.widgets.workers.thread import EventWorker, run
 
 if TYPE_CHECKING:
@@ -62,7 +63,7 @@ class LiveComparison(QObject):
         self.scores: list[SliceScore | None] = []
         self.layers: tuple[Any, ...] = ()
         self._worker: EventWorker | None = None
-        self._slice_worker: EventWorker | None = None
+        self._recount = LatestRequest(owner, on_error)
         self._touched = False
         self._edits: list[EditedSlices] = []
         self._stale: set[int] = set()  # painted on and not counted again yet; used on the worker's thread
@@ -82,7 +83,7 @@ class LiveComparison(QObject):
     @property
     def is_busy(self) -> bool:
         """Whether slices are being counted, or are about to be counted again."""
-        return self._worker is not None or self._slice_worker is not None or self._touched
+        return self._worker is not None or self._recount.is_busy or self._touched
 
     @property
     def z(self) -> int:
@@ -135,9 +136,9 @@ class LiveComparison(QObject):
         z = self.z
         self._worker = run(
             lambda: comparison.score_all(z),
-            on_event=lambda event: self._counted(comparison, *event),
-            on_done=lambda: self._ended(comparison),
-            on_error=lambda error: self._ended(comparison, error),
+            on_event=self._counted,
+            on_done=self._ended,
+            on_error=self._ended,
             owner=self.owner,
         )
         self.changed.emit()
@@ -149,11 +150,11 @@ class LiveComparison(QObject):
 
     def clear(self) -> None:
         """Stop, and discard the comparison and its counts."""
-        for worker in (self._worker, self._slice_worker):
-            if worker is not None:
-                worker.drop()
+        if self._worker is not None:
+            self._worker.drop()
+            self._worker = None
+        self._recount.drop()
         self._unwatch()
-        self._worker = self._slice_worker = None
         self.comparison, self.scores, self.layers = None, [], ()
         self.changed.emit()
 
@@ -198,38 +199,28 @@ class LiveComparison(QObject):
             self.changed.emit()
 
     def _count_again(self) -> None:
-        comparison, z, self._touched = self.comparison, self.z, False
-        edits, stale = self._edits, self._stale
-        if comparison is None or self._worker is not None:
-            return
-        if self._slice_worker is not None:  # the latest request wins, once the running one has ended
-            self._touch()
-            return
+        self._touched = False
+        if self.comparison is not None and self._worker is None:
+            self._recount.ask(self._begin_recount)
+
+    def _begin_recount(self) -> Work:
+        comparison, z, edits, stale = self.comparison, self.z, self._edits, self._stale
+        assert comparison is not None
 
         def count() -> Iterator[tuple[int, SliceScore]]:
             stale.update(changed for each in edits for changed in each.take())
             stale.discard(z)
             yield z, comparison.score(z)
             # after another change, the slice on screen comes first again, and then the rest
-            while stale and not self._touched and comparison is self.comparison:
+            while stale and not (self._touched or self._recount.is_waiting):
                 yield (other := min(stale)), comparison.score(other)
                 stale.discard(other)
 
-        def done(error: Exception | None = None) -> None:
-            self._slice_worker = None
-            if error is not None:
-                self._on_error(error)
+        return count, self._counted
 
-        self._slice_worker = run(
-            count,
-            on_event=lambda event: self._counted(comparison, *event),
-            on_done=done,
-            on_error=done,
-            owner=self.owner,
-        )
-
-    def _counted(self, comparison: Comparison, z: int, score: SliceScore) -> None:
-        if comparison is not self.comparison or self.scores[z] == score:
+    def _counted(self, event: tuple[int, SliceScore]) -> None:
+        z, score = event
+        if self.scores[z] == score:
             return
         first, before = not any(self.scores), self.scores[z]
         self.scores[z] = score
@@ -237,9 +228,7 @@ class LiveComparison(QObject):
             self.edited.emit()
         self.changed.emit()
 
-    def _ended(self, comparison: Comparison, error: Exception | None = None) -> None:
-        if comparison is not self.comparison:
-            return
+    def _ended(self, error: Exception | None = None) -> None:
         self._worker = None
         if error is None:
             self._touch()  # it may have been painted on meanwhile

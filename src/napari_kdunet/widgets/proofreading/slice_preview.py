@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from qtpy.QtWidgets import QWidget
 from napari_kdunet.core import ObjectsConfig, instances
 from napari_kdunet.core.volumes.probability import read_probability
 from napari_kdunet.widgets.shared.layers import PREVIEW, RESULT, current_slice, grid_of, set_grid, volume_of
-from napari_kdunet.widgets.workers.thread import EventWorker, run
+from napari_kdunet.widgets.workers.latest import LatestRequest, Work
 
 if TYPE_CHECKING:
     import napari.viewer
@@ -42,28 +43,33 @@ class SlicePreview:
     """
 
     def __init__(self, viewer: napari.viewer.Viewer, owner: QWidget, on_error: Callable[[Exception], Any]) -> None:
-        self.viewer, self.owner, self._on_error = viewer, owner, on_error
+        self.viewer = viewer
         self.layer: Labels | None = None
-        self._worker: EventWorker | None = None
-        self._next: Callable[[], None] | None = None
+        self._work = LatestRequest(owner, on_error)
         self._outlines: tuple[Any, int, int, Any] | None = None
 
     @property
     def is_busy(self) -> bool:
         """Whether objects are being found."""
-        return self._worker is not None
+        return self._work.is_busy
 
     def show(self, source: Layer, config: ObjectsConfig) -> None:
-        """Find the objects of the slice on screen; while it is busy, only the last call is kept for later.
+        """Find the objects of the slice on screen, or once it is no longer busy, then only those of the last call.
 
         Raises
         ------
         KDUNetError
             If the layer is no volume.
         """
-        if self._worker is not None:
-            self._next = lambda: self.show(source, config)
-            return
+        self._work.ask(partial(self._begin, source, config))
+
+    def close(self) -> None:
+        """Remove the layer, and drop the work that is running."""
+        self._outlines = None
+        self._work.drop()
+        self._remove()
+
+    def _begin(self, source: Layer, config: ObjectsConfig) -> Work:
         volume, z = volume_of(source), current_slice(self.viewer, source)
         size = volume.voxel_size or (1.0,) * 3
         around = min(math.ceil(_NEAR / size[0]), _MOST)
@@ -76,21 +82,7 @@ class SlicePreview:
             yield found[z - first].compute(scheduler="synchronous")
 
         grid = grid_of(source, (z, 0, 0))
-        self._worker = run(
-            find,
-            on_event=lambda ids: self._found(source, ids, grid),
-            on_done=self._ended,
-            on_error=self._ended,
-            owner=self.owner,
-        )
-
-    def close(self) -> None:
-        """Remove the layer, and drop the work that is running."""
-        self._next = self._outlines = None
-        if self._worker is not None:
-            self._worker.drop()
-            self._worker = None
-        self._remove()
+        return find, lambda ids: self._found(source, ids, grid)
 
     def _remove(self) -> None:
         layer, self.layer = self.layer, None
@@ -120,11 +112,3 @@ class SlicePreview:
             return
         self.layer.data, self.layer.name = ids, name
         set_grid(self.layer, grid)
-
-    def _ended(self, error: Exception | None = None) -> None:
-        self._worker = None
-        if error is not None:
-            self._on_error(error)
-        following, self._next = self._next, None
-        if following is not None:
-            following()

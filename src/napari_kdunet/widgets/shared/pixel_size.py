@@ -218,27 +218,21 @@ class PixelSize(Container):
 
         def tried(found: PixelSizeSearch) -> None:
             searches[:] = [found]
-            if worker is self._worker:
-                self._say(f"Looking with {name}: {len(found.tried)} of {found.steps} sizes tried…")
+            self._say(f"Looking with {name}: {len(found.tried)} of {found.steps} sizes tried…")
 
         def done() -> None:
-            if worker is self._worker:
-                self._worker, self.find_button.text = None, "Find"
-                self._take(searches[0], layer, name)
-
-        def failed(error: Exception) -> None:
-            if worker is self._worker:
-                self._failed(error)
+            self._worker, self.find_button.text = None, "Find"
+            self._take(searches[0], layer, name)
 
         self._say(f"Looking with {name}…")
         self.find_button.text = "Stop"
-        self._worker = worker = run(search, on_event=tried, on_done=done, on_error=failed, owner=self._owner())
+        self._worker = run(search, on_event=tried, on_done=done, on_error=self._failed, owner=self._owner())
 
     def stop(self) -> None:
         """Stop the search, and clear what this or an earlier one has found."""
         if self._worker is not None:
-            worker, self._worker = self._worker, None
-            worker.stop()
+            self._worker.drop()
+            self._worker = None
         self.find_button.text = "Find"
         self._say("")
 

@@ -23,7 +23,8 @@ from napari_kdunet.widgets.shared.layers import (
     set_grid,
     volume_of,
 )
-from napari_kdunet.widgets.workers.thread import EventWorker, run
+from napari_kdunet.widgets.workers.latest import LatestRequest, Work
+from napari_kdunet.widgets.workers.thread import run
 
 if TYPE_CHECKING:
     import napari.viewer
@@ -111,7 +112,7 @@ class Preview:
         on_error: Callable[[Exception], Any] | None = None,
         rest: int = 0,
     ) -> None:
-        self.viewer, self.image, self.owner, self._on_error = viewer, image, owner, on_error
+        self.viewer, self.image = viewer, image
         volume_of(image)  # raises now if it cannot be segmented
         self.layer: Layer | None = None
         self.probability: NDArray[np.float32] | None = None
@@ -121,8 +122,8 @@ class Preview:
         self._volume: core.Volume | None = None
         self._model: Model | None = None
         self._threshold: float | None = None
-        self._worker: EventWorker | None = None
-        self._wanted: tuple[Model, _Place] | None = None
+        self._work = LatestRequest(owner, on_error)
+        self._wanted = self.place
         self._closed = False
         self._request_soon = qdebounced(self._request, timeout=rest)
         self._resting: Future[None] | None = None
@@ -158,7 +159,7 @@ class Preview:
     @property
     def is_busy(self) -> bool:
         """Whether a slice is being segmented, or is about to be."""
-        return self._wanted is not None or (self._resting is not None and not self._resting.done())
+        return self._work.is_busy or (self._resting is not None and not self._resting.done())
 
     @property
     def is_closed(self) -> bool:
@@ -184,7 +185,8 @@ class Preview:
     def _disconnect(self, *_: Any) -> None:
         if self._closed:
             return
-        self._closed, self._wanted = True, None
+        self._closed = True
+        self._work.drop()
         self._request_soon.cancel()
         self._resting = None
         self._camera.events.center.disconnect(self._moved)
@@ -203,7 +205,7 @@ class Preview:
             self.close()
 
     def _moved(self, event: Any = None) -> None:
-        if self._model is not None and self._on_screen() != (self._wanted or (None, self.place))[1]:
+        if self._model is not None and self._on_screen() != self._wanted:
             self._resting = self._request_soon()
 
     def _renamed(self, event: Any = None) -> None:
@@ -215,11 +217,9 @@ class Preview:
         return f"{self.image.name} preview"
 
     def _request(self, event: Any = None) -> None:
-        if self._closed or self._model is None:
-            return
-        self._wanted = self._model, self._on_screen()
-        if self._worker is None:
-            self._start()
+        if not self._closed and self._model is not None:
+            self._wanted = self._on_screen()
+            self._work.ask(self._begin)
 
     def _on_screen(self) -> _Place:
         """Return what to segment: the slice on screen or, if it is large, its part in the middle of the screen."""
@@ -242,37 +242,20 @@ class Preview:
             self._volume, self._seen = core.open_volume(volume, invert=self.inverted), seen
         return self._volume
 
-    def _start(self) -> None:
-        assert self._wanted is not None
-        (model, place), volume = self._wanted, self._volume_now()
+    def _begin(self) -> Work:
+        model, place, volume = self._model, self._wanted, self._volume_now()
+        assert model is not None
 
-        def predict() -> Iterator[tuple[Model, _Place, NDArray[np.float32]]]:
-            yield model, place, core.predict(model, volume)[place].compute(scheduler="synchronous")
+        def predict() -> Iterator[tuple[_Place, NDArray[np.float32]]]:
+            yield place, core.predict(model, volume)[place].compute(scheduler="synchronous")
 
-        self._worker = run(
-            predict, on_event=self._predicted, on_done=self._next, on_error=self._failed, owner=self.owner
-        )
+        return predict, self._predicted
 
-    def _predicted(self, result: tuple[Model, _Place, NDArray[np.float32]]) -> None:
-        model, place, probability = result
-        if self._wanted is None or self._wanted[1] != place:
-            return
+    def _predicted(self, result: tuple[_Place, NDArray[np.float32]]) -> None:
         # shown for an outdated model too: otherwise a fast training would never show anything
-        self.place, self.probability = place, probability
-        if self._wanted[0] is model:
-            self._wanted = None
-        self._draw()
-
-    def _next(self) -> None:
-        self._worker = None
-        if self._wanted is not None:
-            self._start()
-
-    def _failed(self, error: Exception) -> None:
-        """Drop the request."""
-        self._worker = self._wanted = None
-        if self._on_error is not None:
-            self._on_error(error)
+        if result[0] == self._wanted:
+            self.place, self.probability = result
+            self._draw()
 
     def _draw(self) -> None:
         if not self._closed and self.probability is not None:
