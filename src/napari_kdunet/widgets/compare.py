@@ -20,9 +20,11 @@ from napari_kdunet.widgets.comparison.object_errors import ObjectErrors, Place, 
 from napari_kdunet.widgets.comparison.overlay import LEGEND, Overlay
 from napari_kdunet.widgets.comparison.score_table import ScoreTable
 from napari_kdunet.widgets.shared.layers import (
+    IGNORE_UNLABELLED,
     chosen_layer,
     go_to,
     layer_choice,
+    sparse_box,
     threshold_row,
     volume_of,
     warn_if_apart,
@@ -52,7 +54,7 @@ class CompareWidget(Panel):
     prediction, reference : Choice
         Choices of the two layers.
     sparse, threshold, show_overlay : magicgui widgets
-        Whether unpainted voxels are ignored, the threshold of probabilities, and whether to show an overlay.
+        Whether unlabelled voxels are ignored, the threshold of probabilities, and whether to show an overlay.
     live_comparison : LiveComparison
         The voxel counts and the worker that makes them.
     notes : QLabel
@@ -98,7 +100,7 @@ class CompareWidget(Panel):
             if None in layers or layers[0] is layers[1]:
                 raise LabelsError("choose two different layers to compare: labels with a number for each object.")
             if self.sparse.value:
-                raise LabelsError("objects are compared in whole slices: untick “unpainted = not looked at”.")
+                raise LabelsError(f"objects are compared in whole slices: untick “{IGNORE_UNLABELLED}”.")
             volumes = [volume_of(chosen_layer(choice)) for choice in (self.prediction, self.reference)]
             warn_if_apart(*layers)
             self._stop_objects()
@@ -158,13 +160,7 @@ class CompareWidget(Panel):
             tooltip="Layer to compare the prediction with: the ground truth, or another prediction.",
             **some_layer,
         )
-        sparse = CheckBox(
-            name="sparse",
-            text="unpainted = not looked at",
-            tooltip="Ticked: reference voxels of label 0 do not count; 1 = background, 2 = mitochondrion.\n"
-            "Not ticked: 0 = background, anything else = mitochondrion.",
-        )
-        return [prediction, reference, sparse, threshold_row(prediction, reference)]
+        return [prediction, reference, sparse_box(), threshold_row(prediction, reference)]
 
     def _buttons(self) -> tuple[Container, Container, Container]:
         """Return the rows that start and stop, that go below the scores, and that go above the errors of objects."""

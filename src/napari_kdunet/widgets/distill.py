@@ -15,7 +15,7 @@ from napari_kdunet import core
 from napari_kdunet.widgets.shared.layers import chosen_layer, layer_choice, volume_of, warn_if_apart
 from napari_kdunet.widgets.shared.models import ModelChoice, models
 from napari_kdunet.widgets.shared.panel import wrapped_label
-from napari_kdunet.widgets.training.inputs import check, input_rows, sparse_box, volumes
+from napari_kdunet.widgets.training.inputs import check, ignore_box, input_rows, volumes
 from napari_kdunet.widgets.training.panel import Job, TrainingPanel
 from napari_kdunet.widgets.training.settings import Settings
 from napari_kdunet.widgets.training.teacher_file import TeacherFile
@@ -87,7 +87,7 @@ class DistillWidget(TrainingPanel):
         settings = Settings(core.DistillConfig)
         settings.advanced.insert(0, layer)
         settings.advanced.insert(1, TeacherFile(name="teacher_file", label="or a file"))
-        settings.advanced.insert(2, sparse_box())
+        settings.advanced.insert(2, ignore_box())
         super().__init__(viewer, settings, inputs, [], "Distil")
         self.view.buttons.insertWidget(1, self.control_button, 1)
         self.view.add_line(self.size_label)

@@ -12,7 +12,7 @@ from napari.utils.notifications import show_info
 from napari_kdunet import core
 from napari_kdunet.widgets.shared.edited_slices import EditedSlices
 from napari_kdunet.widgets.shared.fields import Folding
-from napari_kdunet.widgets.shared.layers import chosen_layer, segmented_image, volume_of
+from napari_kdunet.widgets.shared.layers import IGNORE_UNLABELLED, chosen_layer, segmented_image, volume_of
 from napari_kdunet.widgets.shared.models import ModelChoice, models
 from napari_kdunet.widgets.training.check import Agreement, add_agreement, keep_strokes_aside, name_check
 from napari_kdunet.widgets.training.corrections import (
@@ -21,7 +21,7 @@ from napari_kdunet.widgets.training.corrections import (
     result_of_objects,
     results_of_image,
 )
-from napari_kdunet.widgets.training.inputs import check, check_image, input_rows, sparse_box, volumes
+from napari_kdunet.widgets.training.inputs import check, check_image, ignore_box, input_rows, volumes
 from napari_kdunet.widgets.training.live import Waiting, iter_live
 from napari_kdunet.widgets.training.panel import Job, TrainingPanel
 from napari_kdunet.widgets.training.settings import Settings
@@ -39,8 +39,8 @@ _SET_BY_MODEL = ("k", "bn", "depth", "classes", "boundary", "activation", "init"
 _IF_INVERTED = "A fresh network learns either contrast; a model that you start from has to learn this one anew."
 _KEEP_TIP = (
     "Ticked: on slices with strokes, the model that you start from teaches what you have not painted, so that strokes\n"
-    "add to what it knows. Untick it to learn something else. This has an effect only while “unpainted = not looked\n"
-    "at” is ticked, and none on corrected slices, which count as labelled throughout."
+    "add to what it knows. Untick it to learn something else. This has an effect only while\n"
+    f"“{IGNORE_UNLABELLED}” is ticked, and none on corrected slices, which count as labelled throughout."
 )
 _LIVE_TIP = (
     "Ticked: training goes on while you paint, until you press Stop. New strokes count within a second, and every\n"
@@ -62,8 +62,8 @@ class TrainWidget(TrainingPanel):
     image, image_pixel_size, labels_layer, quality : magicgui widgets
         Rows that are in sight.
     origin, keep, live, sparse : magicgui widgets
-        Model to start from, whether it teaches the unpainted pixels, whether to train while the user paints, and
-        whether unpainted pixels are ignored.
+        Model to start from, whether it teaches the unlabelled pixels, whether to train while the user paints, and
+        whether unlabelled pixels are ignored.
     """
 
     def __init__(self, viewer: napari.viewer.Viewer) -> None:  # napari injects it by this name
@@ -87,7 +87,7 @@ class TrainWidget(TrainingPanel):
         )
         more = Folding(
             "Strokes, corrections, going on",
-            widgets=[sparse_box(), live, origin.with_buttons(), keep, corrections],
+            widgets=[ignore_box(), live, origin.with_buttons(), keep, corrections],
             name="more",
             label="",
             tooltip="Paint a few strokes instead of whole slices, correct a mask, or go on from a model.",

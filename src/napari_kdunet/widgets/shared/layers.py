@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from magicgui.widgets import FloatSlider
+from magicgui.widgets import CheckBox, FloatSlider
 from napari.layers import Image, Labels, Layer
 from napari.utils.colormaps import CyclicLabelColormap
 from napari.utils.notifications import show_warning
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "CHANNELS",
+    "IGNORE_UNLABELLED",
     "IMAGE",
     "OBJECTS",
     "PREVIEW",
@@ -36,6 +37,7 @@ __all__ = [
     "one_colour",
     "segmented_image",
     "set_grid",
+    "sparse_box",
     "threshold_row",
     "users_own",
     "volume_in_file",
@@ -54,6 +56,8 @@ IMAGE = "napari-kdunet image"
 #: Key in the metadata of layers that hold the objects of the *Objects* panel; its value is their `Session`.
 OBJECTS = "napari-kdunet objects"
 
+#: Text of the check box that says whether unlabelled pixels are ignored.
+IGNORE_UNLABELLED = "Ignore unlabelled pixels"
 #: Axis labels that denote channels.
 CHANNELS = {"c", "ch", "channel", "channels"}
 
@@ -232,6 +236,16 @@ def threshold_row(*choices: Choice) -> FloatSlider:
         choice.changed.connect(follow)
     follow()
     return slider
+
+
+def sparse_box(more: str = "") -> CheckBox:
+    """Return the check box that says whether unlabelled pixels (0) are ignored; `more` is added to its tooltip."""
+    return CheckBox(
+        name="sparse",
+        text=IGNORE_UNLABELLED,
+        tooltip="Ticked: 0 is the ignore value, so that what is not labelled does not count; 1 = background, "
+        f"2 = mitochondrion.\nNot ticked: 0 = background, anything else = mitochondrion.{more}",
+    )
 
 
 def layer_choice(

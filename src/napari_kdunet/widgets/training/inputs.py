@@ -19,6 +19,7 @@ from napari_kdunet.widgets.shared.layers import (
     data_of,
     grid_of,
     layer_choice,
+    sparse_box,
     volume_of,
     warn_if_apart,
 )
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 
     from napari_kdunet.core import TrainConfig, Volume
 
-__all__ = ["check", "check_image", "input_rows", "new_strokes", "sparse_box", "volumes"]
+__all__ = ["check", "check_image", "ignore_box", "input_rows", "new_strokes", "volumes"]
 
 _STROKES = ("transparent", "#CC79A7", "#E69F00")  # background and mitochondrion, unlike the preview (Okabe, Ito)
 _BRUSH = 8  # pixels
@@ -75,15 +76,9 @@ def input_rows(
     return [image, PartChoice(viewer, image), PixelSize(viewer, image, *finds), row]
 
 
-def sparse_box() -> CheckBox:
-    """Return the check box that says whether unpainted pixels are ignored."""
-    return CheckBox(
-        name="sparse",
-        text="unpainted = not looked at",
-        tooltip="Ticked: what is not painted (0) was not looked at and does not count; paint 1 = background, 2 = "
-        "mitochondrion.\nNot ticked: 0 = background, anything else = mitochondrion, and slices without any label do "
-        "not count.",
-    )
+def ignore_box() -> CheckBox:
+    """Return the check box that says whether unlabelled pixels are ignored, for a training."""
+    return sparse_box(" Slices without any label do not count.")
 
 
 def new_strokes(viewer: napari.viewer.Viewer, image: Any) -> Labels:
