@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import functools
 import math
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import replace
 from itertools import pairwise
 from types import SimpleNamespace
@@ -14,7 +17,7 @@ import pytest
 import torch
 
 from napari_kdunet import core
-from napari_kdunet.core.training import trainer
+from napari_kdunet.core.training import initialisation, trainer
 from napari_kdunet.core.training.trainer import Trainer
 
 
@@ -124,6 +127,25 @@ def test_same_seed_same_weights(blobs, quick):
     torch.manual_seed(5)
     assert same(core.train(*blobs(), quick(**learn(steps=12))), first)
     assert not same(core.train(*blobs(), quick(**learn(steps=12, seed=1))), first)
+
+
+def test_same_seed_same_weights_in_trainings_at_once(blobs, quick, monkeypatch):
+    """Networks are initialised from the one generator of torch, which all threads share."""
+    both = threading.Barrier(2)
+
+    class Meeting(core.KUNet):
+        def __init__(self, **form):
+            with suppress(threading.BrokenBarrierError):  # nobody else is here
+                both.wait(0.3)
+            super().__init__(**form)
+
+    monkeypatch.setattr(initialisation, "KUNet", Meeting)
+    settings = quick(**learn(steps=1, validations=1))
+    alone = list(core.iter_train(*blobs(), settings))[-1].model
+    both.reset()
+    with ThreadPoolExecutor(2) as pool:
+        at_once = list(pool.map(lambda _: list(core.iter_train(*blobs(), settings))[-1].model, range(2)))
+    assert [same(model, alone) for model in at_once] == [True, True]
 
 
 @pytest.mark.parametrize("setting", [{"ema": 0.0}, {"clip": 0.0}, {"dice": 0.0}, {"class_weights": (1.0, 4.0)},

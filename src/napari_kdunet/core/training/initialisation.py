@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import threading
 from typing import Any
 
 import torch
@@ -16,6 +17,8 @@ from napari_kdunet.core.networks.model import Model
 from napari_kdunet.core.networks.unet import KUNet
 
 __all__ = ["class_weights", "running_average", "starting_network"]
+
+_seeding = threading.Lock()  # all threads draw from the same random numbers
 
 
 def starting_network(config: TrainConfig, sampler: PatchSampler, start: Model | None) -> KUNet:
@@ -36,10 +39,10 @@ def starting_network(config: TrainConfig, sampler: PatchSampler, start: Model | 
             )
         assert isinstance(start.net, KUNet)
         return copy.deepcopy(start.net)
-    with torch.random.fork_rng(devices=[]):  # the caller's random numbers stay as they were
+    form, prior = {name: getattr(c, name) for name in KUNet.FORM}, _prior(c, sampler)
+    with _seeding, torch.random.fork_rng(devices=[]):  # the caller's random numbers stay as they were
         torch.manual_seed(c.seed)
-        form = {name: getattr(c, name) for name in KUNet.FORM}
-        return KUNet(**form, init=c.init, prior=_prior(c, sampler))
+        return KUNet(**form, init=c.init, prior=prior)
 
 
 def _prior(config: TrainConfig, sampler: PatchSampler) -> list[float] | None:
