@@ -15,6 +15,6 @@ def boxes(depth=16):
 def settle(panel, qtbot):
     """Wait until the objects are found and measured as they are."""
     qtbot.waitUntil(
-        lambda: panel.worker is None and panel.table is not None and not panel.session.stale and not panel._again,
+        lambda: panel.worker is None and panel.table is not None and not panel.session.stale,
         timeout=120_000,
     )

@@ -74,8 +74,8 @@ def correct(panel, wait):
     everything = core.measure(panel.layer.data, panel.raw.value.data, voxel_size=GRID["scale"])
     pd.testing.assert_frame_equal(panel.table, everything, check_exact=True)
     panel.select(9)
-    panel.checked.add(9)
-    panel._show_table()
+    panel.check()
+    panel.select(9)
 
 
 def opened(open_widget, path, *, drop=True):

@@ -23,7 +23,7 @@ def panel(open_widget, qtbot):
     widget.raw.value = viewer.layers["em"]
     assert widget.source.value is viewer.layers["mask"]
     widget.wait = lambda: qtbot.waitUntil(
-        lambda: widget.worker is None and widget.table is not None and not widget._again, timeout=120_000
+        lambda: widget.worker is None and widget.table is not None and not widget.session.stale, timeout=120_000
     )
     return widget
 

@@ -92,7 +92,7 @@ def test_views_that_the_user_chooses(segment, tiny_model, qtbot):
     mask = viewer.layers["raw tiny mask"].data
     np.testing.assert_array_equal(mask, eight > 0.4)
     assert (mask != (one > 0.4)).sum() > 20
-    assert widget._recipe().model.views == 8
+    assert widget.loaded.views == 8
     widget.views.value = 0
     assert widget.loaded is tiny_model
 

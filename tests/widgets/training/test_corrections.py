@@ -137,7 +137,7 @@ def test_what_is_not_corrected_is_no_correction(bench, segmented, notified):
     for _ in range(2):
         mask.undo()
     segment.threshold.value = segment.threshold.value + 0.02  # our own filling is none either
-    bench.wait(lambda: segment.segmentation._updater is None)
+    bench.wait(lambda: not segment.segmentation.is_busy)
     train.corrections_button.native.click()
     bench.finish(train)
     assert len(notified) == 2
