@@ -71,6 +71,12 @@ def test_that_the_place_of_a_layer_is_not_kept_is_said(make_napari_viewer, tmp_p
     assert "will open at the origin" in notified[0]
 
 
+def test_a_mask_is_saved_with_the_size_of_its_affine_transform(make_napari_viewer, tmp_path):
+    viewer = make_napari_viewer()
+    viewer.add_labels(labels(1), affine=np.diag([50, 5, 4, 1]), units=("nm",) * 3).save(str(tmp_path / "mask.zarr"))
+    assert core.open_volume(tmp_path / "mask.zarr").voxel_size == pytest.approx((50.0, 5.0, 4.0))
+
+
 def test_a_flat_mask_of_unknown_size_replaces_an_earlier_one(make_napari_viewer, tmp_path):
     viewer = make_napari_viewer()
     layer = viewer.add_labels(labels(1)[1], name="mask")

@@ -9,7 +9,7 @@ import numpy as np
 from napari.utils.notifications import show_warning
 
 from napari_kdunet import core
-from napari_kdunet.widgets.shared.layers import RESULT, voxel_size_of_grid
+from napari_kdunet.widgets.shared.layers import RESULT, stretch_of_grid, voxel_size_of_grid
 
 __all__ = ["write_labels"]
 
@@ -43,7 +43,10 @@ def write_labels(path: str, data: Any, attributes: dict[str, Any]) -> list[str]:
     if attributes.get("multiscale"):
         data = data[0]
     volume = core.open_volume(data, name=attributes.get("name"))
-    size = voxel_size_of_grid(attributes["scale"], attributes["units"])
+    scale = np.asarray(attributes["scale"], float)
+    whole = np.eye(len(scale) + 1)
+    stretch = stretch_of_grid(attributes.get("rotate", whole[1:, 1:]), attributes.get("affine", whole))
+    size = voxel_size_of_grid(scale * stretch, attributes["units"])
     result = attributes.get("metadata", {}).get(RESULT)
     metadata = None if result is None else result.about
     core.write_volume(

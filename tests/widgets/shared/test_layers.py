@@ -26,6 +26,9 @@ def image(shape=SHAPE, **more):
     return Image(np.arange(np.prod(shape), dtype=np.uint16).reshape(shape), name="em", **more)
 
 
+TURNED = (50.0, 4.0, 5.0)  # its rows lie along what the affine transform has as columns
+
+
 @pytest.mark.parametrize(
     ("layer", "size"),
     [
@@ -36,6 +39,8 @@ def image(shape=SHAPE, **more):
         (image(scale=(1, 5, 4), units=("pixel", "nm", "nm")), (5.0, 5.0, 4.0)),
         (image((32, 48), scale=(5, 4), units=("nm", "nm")), (5.0, 5.0, 4.0)),
         (image(scale=(1, 5, 5), units=("nm", "pixel", "pixel")), None),
+        (image(affine=np.diag([50, 5, 4, 1]), units=("nm",) * 3), (50.0, 5.0, 4.0)),
+        (image(scale=(5, 1, 1), rotate=(0, 0, 90), affine=np.diag([10, 5, 4, 1]), units=("nm",) * 3), TURNED),
     ],
 )
 def test_voxel_size_in_nm(layer, size):

@@ -58,6 +58,16 @@ def test_what_is_not_known_is_marked_and_what_is_typed_goes_to_all_that_lies_the
     assert voxel_size_of(image) == (50.0, 4.0, 4.0), "a known distance of slices stays"
 
 
+def test_an_affine_transform_counts(row):
+    viewer, row = row
+    image = viewer.add_image(np.zeros(SHAPE), units=("nm",) * 3)
+    image.affine = np.diag([50, 5, 5, 1])
+    assert (row.number.value, row.depth.value) == (5.0, 50.0)
+    row.number.value = 4.0
+    assert voxel_size_of(image) == pytest.approx((50.0, 4.0, 4.0))
+    np.testing.assert_allclose(image.scale, (1, 0.8, 0.8))
+
+
 def test_the_distance_of_slices_is_shown_and_typed(row):
     """Slices of an image that states nothing are taken as far apart as its pixels are wide, which one has to see."""
     viewer, row = row

@@ -76,6 +76,7 @@ class LayerWatch:
             (events.set_data, self._drawn_again),
             (events.scale, resized),
             (events.units, resized),
+            (events.affine, resized),
         ]
         for emitter, callback in self._connected:
             emitter.connect(callback)

@@ -11,6 +11,7 @@ from napari.layers import Image, Labels, Layer
 from napari.utils.colormaps import CyclicLabelColormap
 from napari.utils.notifications import show_warning
 from napari.utils.transforms import Affine
+from numpy.typing import ArrayLike, NDArray
 
 from napari_kdunet.core import KDUNetError, Volume, VolumeError, open_volume
 from napari_kdunet.widgets.shared.fields import Choice, threshold_slider
@@ -38,6 +39,8 @@ __all__ = [
     "segmented_image",
     "set_grid",
     "sparse_box",
+    "stretch_of",
+    "stretch_of_grid",
     "threshold_row",
     "users_own",
     "volume_in_file",
@@ -63,15 +66,29 @@ CHANNELS = {"c", "ch", "channel", "channels"}
 
 
 def voxel_size_of(layer: Layer) -> tuple[float, float, float] | None:
-    """Return the voxel size of a layer in nm (Z, Y, X), from its scale and units; None if the units are not lengths.
+    """Return the voxel size of a layer in nm (Z, Y, X), as napari draws it; None if its units are not lengths.
 
-    If the layer is 2-D, or only its in-plane units are lengths, the size along y is used along z too.
+    It follows from scale, units and affine transform. If the layer is 2-D, or only its in-plane units are lengths, the
+    size along y is used along z too.
     """
-    return voxel_size_of_grid(layer.scale, layer.units)
+    return voxel_size_of_grid(layer.scale * stretch_of(layer), layer.units)
+
+
+def stretch_of(layer: Layer) -> NDArray[np.float64]:
+    """Return how many times as long the affine transform of a layer makes its voxels along each of their axes."""
+    return stretch_of_grid(layer.rotate, layer.affine.affine_matrix)
+
+
+def stretch_of_grid(rotate: ArrayLike, affine: ArrayLike) -> NDArray[np.float64]:
+    """Return the stretch as `stretch_of` does, from the matrices of rotation (n, n) and affine transform alone."""
+    turned, linear = np.asarray(rotate, float), np.asarray(affine, float)[:-1, :-1]
+    if np.array_equal(linear, np.eye(len(linear))):
+        return np.ones(len(linear))
+    return np.asarray(np.linalg.norm(linear @ turned, axis=0))
 
 
 def voxel_size_of_grid(scales: Iterable[float], units: Iterable[Any]) -> tuple[float, float, float] | None:
-    """Return the voxel size as `voxel_size_of` does, from scales and pint units alone."""
+    """Return the voxel size in nm (Z, Y, X) from scales and pint units, None if these are not lengths."""
     sizes: list[float | None] = []
     for scale, unit in zip(scales, units, strict=True):
         length = (1 * unit).is_compatible_with("nm")

@@ -19,7 +19,14 @@ from qtpy.QtWidgets import QWidget
 from napari_kdunet import core
 from napari_kdunet.widgets.notify import report
 from napari_kdunet.widgets.shared.fields import Choice, OptionalNumber, without_wheel
-from napari_kdunet.widgets.shared.layers import chosen_layer, data_of, volume_in_file, volume_of, voxel_size_of
+from napari_kdunet.widgets.shared.layers import (
+    chosen_layer,
+    data_of,
+    stretch_of,
+    volume_in_file,
+    volume_of,
+    voxel_size_of,
+)
 from napari_kdunet.widgets.shared.models import models
 from napari_kdunet.widgets.shared.panel import button, in_a_row, note
 from napari_kdunet.widgets.workers.thread import EventWorker, run
@@ -58,7 +65,8 @@ def set_pixel_size(viewer: napari.viewer.Viewer, layer: Layer, size: float) -> N
 
     A known distance of the slices stays; if the scale has no unit of length, its ratios stay.
     """
-    known, ratio = voxel_size_of(layer), np.abs(np.asarray(layer.scale, float))[-3:] / abs(float(layer.scale[-2]))
+    known, widths = voxel_size_of(layer), np.abs(layer.scale) * stretch_of(layer)
+    ratio = widths[-3:] / widths[-2]
     in_plane = (size, size * float(ratio[-1]))
     has_depth = layer.ndim > 2 and (1 * layer.units[-3]).is_compatible_with("nm")
     depth = known[0] if known is not None and has_depth else size * (float(ratio[0]) if layer.ndim > 2 else 1.0)
@@ -70,13 +78,14 @@ def set_voxel_size(viewer: napari.viewer.Viewer, layer: Layer, size: ArrayLike) 
 
     Layers on the same grid stay aligned, and the slice on screen stays.
     """
-    old, units = np.asarray(layer.scale, float), tuple(layer.units)
+    old, units, stretch = np.asarray(layer.scale, float), tuple(layer.units), stretch_of(layer)
     spatial = min(layer.ndim, 3)
     new = old.copy()
-    new[-spatial:] = np.asarray(size, float)[-spatial:] * np.where(old[-spatial:] < 0, -1, 1)
+    new[-spatial:] = np.asarray(size, float)[-spatial:] / stretch[-spatial:] * np.where(old[-spatial:] < 0, -1, 1)
     step = viewer.dims.current_step
     for each in list(viewer.layers):
-        if each.ndim == layer.ndim and tuple(each.units) == units and np.allclose(each.scale, old):
+        same = each.ndim == layer.ndim and tuple(each.units) == units and np.allclose(each.scale, old)
+        if same and np.allclose(stretch_of(each), stretch):
             each.translate = np.asarray(each.translate, float) * new / old
             each.scale = new
             each.units = (*units[:-spatial], *("nm",) * spatial)
@@ -158,8 +167,8 @@ class PixelSize(Container):
             self.stop()
             self._watched = layer
             if layer is not None:
-                layer.events.scale.connect(self._show)
-                layer.events.units.connect(self._show)
+                for event in (layer.events.scale, layer.events.units, layer.events.affine):
+                    event.connect(self._show)
                 size = voxel_size_in_file(layer) if voxel_size_of(layer) is None else None
                 if size is not None:
                     set_voxel_size(self.viewer, layer, size)
@@ -167,8 +176,9 @@ class PixelSize(Container):
 
     def _unwatch(self) -> None:
         if self._watched is not None:
-            self._watched.events.scale.disconnect(self._show)
-            self._watched.events.units.disconnect(self._show)
+            events = self._watched.events
+            for event in (events.scale, events.units, events.affine):
+                event.disconnect(self._show)
             self._watched = None
 
     def _voxel_size(self) -> tuple[float, float, float] | None:
