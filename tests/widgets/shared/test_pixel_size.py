@@ -58,6 +58,19 @@ def test_what_is_not_known_is_marked_and_what_is_typed_goes_to_all_that_lies_the
     assert voxel_size_of(image) == (50.0, 4.0, 4.0), "a known distance of slices stays"
 
 
+def test_what_is_typed_is_not_said_of_another_image(row):
+    viewer, row = row
+    first = viewer.add_image(np.zeros(SHAPE))
+    second = viewer.add_image(np.zeros((5, 20, 20)))
+    cut = viewer.add_labels(np.zeros((1, *SHAPE[1:]), int))
+    row.chosen.value = first
+    row.number.value = 5.0
+    assert voxel_size_of(first) == voxel_size_of(cut) == (5.0, 5.0, 5.0)
+    assert voxel_size_of(second) is None
+    row.chosen.value = second
+    assert marked(row)
+
+
 def test_an_affine_transform_counts(row):
     viewer, row = row
     image = viewer.add_image(np.zeros(SHAPE), units=("nm",) * 3)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from magicgui.widgets import Container
-from napari.layers import Layer
+from napari.layers import Image, Layer
 from numpy.typing import ArrayLike
 from psygnal import Signal
 from qtpy.compat import isalive
@@ -76,7 +76,8 @@ def set_pixel_size(viewer: napari.viewer.Viewer, layer: Layer, size: float) -> N
 def set_voxel_size(viewer: napari.viewer.Viewer, layer: Layer, size: ArrayLike) -> None:
     """Write a voxel size in nm (Z, Y, X) to the scale and units of a layer, and of all layers of the same scale.
 
-    Layers on the same grid stay aligned, and the slice on screen stays.
+    Layers on the same grid stay aligned, and the slice on screen stays. An image of another shape is another image, the
+    voxel size of which may differ.
     """
     old, units, stretch = np.asarray(layer.scale, float), tuple(layer.units), stretch_of(layer)
     spatial = min(layer.ndim, 3)
@@ -85,12 +86,16 @@ def set_voxel_size(viewer: napari.viewer.Viewer, layer: Layer, size: ArrayLike) 
     step = viewer.dims.current_step
     for each in list(viewer.layers):
         same = each.ndim == layer.ndim and tuple(each.units) == units and np.allclose(each.scale, old)
-        if same and np.allclose(stretch_of(each), stretch):
+        if same and np.allclose(stretch_of(each), stretch) and not _is_another_image(each, layer):
             each.translate = np.asarray(each.translate, float) * new / old
             each.scale = new
             each.units = (*units[:-spatial], *("nm",) * spatial)
     viewer.dims.current_step = step
     viewer.reset_view()
+
+
+def _is_another_image(layer: Layer, image: Layer) -> bool:
+    return isinstance(layer, Image) and data_of(layer).shape != data_of(image).shape
 
 
 def _has_depth(layer: Layer) -> bool:
