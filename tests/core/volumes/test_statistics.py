@@ -37,4 +37,4 @@ def test_statistics_refuse_nan_and_infinity(value, fails):
     array[2, 4, 4] = value
     volume = open_volume(array, name="raw.npy")
     assert volume.statistics(1) == (0.0, 0.0)
-    fails(lambda: volume.statistics(2), "slice z=2 of raw.npy", "NaN or infinite", "--fill nan")
+    fails(lambda: volume.statistics(2), "slice z=2 of raw.npy", "NaN or infinite", "--fill nan", "fill=math.nan")

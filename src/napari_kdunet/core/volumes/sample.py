@@ -271,7 +271,10 @@ class _Moments:
 
     def mean_and_std(self) -> tuple[float, float]:
         if not self.finite:
-            raise UnusableError("holds NaN or infinite values: replace them, or give --fill nan where NaN is no sample")
+            raise UnusableError(
+                "holds NaN or infinite values: replace them, or give --fill nan (in Python fill=math.nan) where NaN is "
+                "no sample"
+            )
         size, means, variances = np.array(self._parts).T
         with np.errstate(over="ignore", invalid="ignore"):
             mean = float(np.average(means, weights=size))
