@@ -186,3 +186,17 @@ def test_settings_for_adapting_are_those_of_adapting_where_nobody_has_changed_th
     changed = {"k": 4, "lr": 3e-3, "teacher_views": 8}
     assert core.DistillConfig(**changed).for_adapting() == core.DistillConfig.adapting(**changed)
     assert core.DistillConfig().for_adapting() == core.DistillConfig.adapting()
+
+
+def test_numbers_of_numpy_are_numbers():
+    """They are what scripts have at hand, and what is saved with a model is text."""
+    given = {"k": np.int64(3), "lr": np.float32(0.5), "bn": np.bool_(False), "patch": np.uint16(64)}
+    config = core.TrainConfig(**given, slices=np.array([2, 5]), activation=np.str_("relu"))
+    assert config == core.TrainConfig(k=3, lr=0.5, bn=False, patch=64, slices=(2, 5), activation="relu")
+    assert json.loads(json.dumps(config.to_dict()))["k"] == 3
+    assert core.ObjectsConfig(threshold=np.float32(0.5)) == core.ObjectsConfig(threshold=0.5)
+
+
+def test_an_array_is_no_number(one_line):
+    with one_line(core.ConfigError, "k is [3, 4]", "give a number"):
+        core.TrainConfig(k=np.array([3, 4]))

@@ -204,7 +204,15 @@ def test_the_model_stays_as_it_is(model):
     assert all(torch.equal(value, before[name]) for name, value in made.net.state_dict().items())
 
 
-@pytest.mark.parametrize("wrong", [{"output": "mask"}, {"threshold": 1.0}, {"threshold": math.nan}, {"device": "tpu"}])
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        *({"output": "mask"}, {"device": "tpu"}),
+        *({"threshold": level} for level in (1.0, math.nan, "half")),
+        *({"tile": side} for side in (0, -64, 1.5, "64")),
+    ],
+    ids=str,
+)
 def test_wrong_arguments(model, wrong, one_line):
     with one_line(core.ConfigError, str(next(iter(wrong.values())))):
         core.predict(model(), noise((1, 8, 8)), **wrong)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from types import NoneType
 
-from napari_kdunet.core.config.setting import check_field, setting
+from napari_kdunet.core.config.setting import check_fields, setting
 
 __all__ = ["ObjectsConfig"]
 
@@ -60,5 +60,4 @@ class ObjectsConfig:
     )
 
     def __post_init__(self) -> None:
-        for spec in fields(self):
-            check_field(spec, getattr(self, spec.name))
+        check_fields(self)

@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Callable
-from dataclasses import Field, field
+from collections.abc import Callable, Iterable
+from dataclasses import Field, field, fields
 from types import NoneType
 from typing import Any
 
 from napari_kdunet.core.errors import ConfigError
 
-__all__ = ["check_field", "setting"]
+__all__ = ["check_field", "check_fields", "setting"]
 
 
 def setting(
@@ -54,6 +54,25 @@ _BOUNDS: dict[str, tuple[str, Callable[[Any, Any], bool]]] = {
     "le": ("at most", operator.le),
     "lt": ("less than", operator.lt),
 }
+
+
+def check_fields(settings: Any) -> None:
+    """Check each field of a frozen dataclass of settings.
+
+    NumPy's numbers become Python's, and lists, ranges and arrays become tuples.
+
+    Raises
+    ------
+    ConfigError
+        If a field does not allow its value.
+    """
+    for spec in fields(settings):
+        value = getattr(settings, spec.name)
+        value = value.tolist() if hasattr(value, "tolist") else value
+        if tuple in spec.metadata["types"] and isinstance(value, Iterable) and not isinstance(value, str):
+            value = tuple(value)
+        object.__setattr__(settings, spec.name, value)
+        check_field(spec, value)
 
 
 def check_field(spec: Field[Any], value: Any) -> None:

@@ -3,22 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from types import MappingProxyType, NoneType
 from typing import Any, Self
 
 from napari_kdunet.core.config.limits import LEAST_PIXEL_SIZE
-from napari_kdunet.core.config.setting import check_field, setting
+from napari_kdunet.core.config.setting import check_field, check_fields, setting
 from napari_kdunet.core.errors import ConfigError
 
 __all__ = ["GOING_ON", "LIVE", "PAPER", "TrainConfig", "check_setting"]
-
-
-def _frozen(value: Any) -> Any:
-    """Return a list, range or array of numbers as a tuple, and anything else unchanged."""
-    value = value.tolist() if hasattr(value, "tolist") else value
-    return tuple(value) if isinstance(value, Iterable) and not isinstance(value, str) else value
 
 
 def _are_positive(weights: tuple[Any, ...]) -> bool:
@@ -239,10 +233,7 @@ class TrainConfig:
     )
 
     def __post_init__(self) -> None:
-        for spec in fields(self):
-            if tuple in spec.metadata["types"]:
-                object.__setattr__(self, spec.name, _frozen(getattr(self, spec.name)))
-            check_field(spec, getattr(self, spec.name))
+        check_fields(self)
         if self.boundary and self.classes > 3:
             raise ConfigError(
                 f"classes is {self.classes}, but boundary is for one class of objects: leave one of them out."

@@ -8,6 +8,7 @@ import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from numbers import Integral, Real
 from typing import Any, Literal, TypeAlias
 
 import dask.array as da
@@ -104,8 +105,10 @@ def predict(
     if planes not in ("z", "zyx"):
         raise ConfigError(f"planes is {planes!r}: choose z or zyx.")
     level = model.threshold if threshold is None else threshold
-    if not 0 <= level < 1:
-        raise ConfigError(f"threshold is {level}: give a number from 0 up to, not including, 1.")
+    if not isinstance(level, Real) or not 0 <= level < 1:
+        raise ConfigError(f"threshold is {level!r}: give a number from 0 up to, not including, 1.")
+    if tile is not None and not (isinstance(tile, Integral) and tile >= 1):
+        raise ConfigError(f"tile is {tile!r}: give a number of pixels, at least 1.")
     views = model.views if views is None else views
     model = with_statistics(model, volume, statistics, device, threads)
     prediction = _Prediction(model, volume, output, level, tile, planes, views, device, threads)
