@@ -773,6 +773,49 @@ def test_a_slice_that_cannot_be_read_is_told_in_the_panel(segment, em, qtbot, no
     assert widget.segmentation.result.done[1:].any(), "what can be read is kept"
 
 
+def test_damaged_slices_are_left_out_and_tried_again(segment, em, tiny_model, qtbot, notified):
+    """One lies beside the slice on screen; a disk that answers later is asked again."""
+    viewer, widget = segment
+    readable, right = threading.Event(), expected(tiny_model, em[0], tiny_model.threshold)
+
+    def read(block, block_info):
+        z = block_info[0]["array-location"][0][0]
+        if z in (0, 3) and not readable.is_set():
+            raise OSError("the disk is away")
+        return block
+
+    disk = da.from_array(em[0], chunks=(1, -1, -1)).map_blocks(read, dtype=em[0].dtype, meta=em[0][:0])
+    viewer.dims.set_current_step(0, 1)
+    widget.image.value = viewer.add_image(disk, name="disk", contrast_limits=(0, 255), **GRID)
+    widget.start_button.native.click()
+    finished(qtbot, widget)
+    mask = viewer.layers["disk tiny mask"].data
+    np.testing.assert_array_equal(mask[[1, 2, 4]], right[[1, 2, 4]])
+    assert not mask[[0, 3]].any()
+    assert widget.status.text() == "3 of 5 slices.\nNo result at z = 0,3: Segment volume tries again."
+    assert notified == ["cannot read slice z=0 of disk: the disk is away"]
+    readable.set()
+    widget.start_button.native.click()
+    finished(qtbot, widget)
+    np.testing.assert_array_equal(viewer.layers["disk tiny mask"].data, right)
+    assert widget.status.text() == "5 of 5 slices."
+
+
+def test_nan_within_the_sample_costs_no_other_slice(segment, em, tiny_model, qtbot, notified):
+    viewer, widget = segment
+    raw = em[0].astype(np.float32)
+    right = expected(tiny_model, raw, tiny_model.threshold)
+    raw[2, 30:33, 40:43] = np.nan
+    widget.image.value = viewer.add_image(raw, name="holes", contrast_limits=(0, 255), **GRID)
+    widget.start_button.native.click()
+    finished(qtbot, widget)
+    mask = viewer.layers["holes tiny mask"].data
+    np.testing.assert_array_equal(mask[[0, 1, 3, 4]], right[[0, 1, 3, 4]])
+    assert "z=2" in notified[0]
+    assert "NaN" in notified[0]
+    assert "No result at z = 2" in widget.status.text()
+
+
 def test_a_second_mask_replaces_the_first_unless_that_was_painted_on(segment, qtbot):
     viewer, widget = segment
     for _ in range(2):

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     import napari.viewer
 
     from napari_kdunet.core import Model, PixelSizeSearch
+    from napari_kdunet.widgets.segmentation.result import Result
 
 __all__ = ["SegmentWidget"]
 
@@ -311,23 +312,24 @@ class SegmentWidget(Panel):
             text += f", {self.bar.value():,} of {self.bar.maximum():,} tiles"
         if left is not None:
             text += f", {clock(left)} left"
-        elif not segmentation.is_running and done < total:
-            text += (
-                f". Stopped: Segment volume {'goes on from here' if self._goes_on() else 'begins anew, as set above'}"
-            )
+        elif not segmentation.is_running and done + len(result.failed) < total:
+            how = "goes on from here" if self._goes_on() else "begins anew, as set above"
+            text += f". Stopped: Segment volume {how}"
+        self.status.setText(".\n".join([text, *self._notes(result)]) + ".")
+
+    def _notes(self, result: Result) -> Iterator[str]:
+        """Yield what there is to say about a result, without full stops."""
+        segmentation = self.segmentation
+        if result.failed:
+            yield f"No result at z = {format_slices(result.failed)}: Segment volume tries again"
         if result.lost.any():
-            text += f".\nNo image at z = {format_slices(result.lost.nonzero()[0])}: taken as background"
+            yield f"No image at z = {format_slices(result.lost.nonzero()[0])}: taken as background"
         if result.folder is not None:
-            text += (
-                f".\nThe result is too large for memory: it is in {result.folder} only while its layer exists. Save it"
-            )
+            yield f"The result is too large for memory: it is in {result.folder} only while its layer exists. Save it"
         if result.is_pyramid:
-            text += ".\nThe mask is a pyramid, on which napari cannot paint: to correct it, segment a part of the image"
+            yield "The mask is a pyramid, on which napari cannot paint: to correct it, segment a part of the image"
         if not segmentation.follows:
-            text += ".\nThe data of the mask layer were replaced: the threshold no longer changes it"
+            yield "The data of the mask layer were replaced: the threshold no longer changes it"
         if segmentation.kept:
             new = "" if segmentation.mask is None else f" “{segmentation.mask.name}”"
-            text += (
-                f".\nYou have painted on “{segmentation.kept}”: it stays as it is, and the new mask{new} lies beside it"
-            )
-        self.status.setText(text + ".")
+            yield f"You have painted on “{segmentation.kept}”: it stays as it is, and the new mask{new} lies beside it"

@@ -72,6 +72,8 @@ class Result:
         Number of tiles of a slice.
     tiles_done : ndarray
         int, (Z,): number of tiles of each slice that have been segmented, row by row.
+    failed : set of int
+        z of the slices that the last run of `segment` could not read; the next one tries them again.
     lost : ndarray
         bool, (Z,): whether a slice that has been segmented holds no image, so that all of it is background.
     folder : Path or None
@@ -102,6 +104,7 @@ class Result:
         multiclass = len(model.class_names) > 2 and not model.boundary
         self.done, self.tiles_done, self.tiles = np.zeros(shape[0], bool), np.zeros(shape[0], int), 1
         self.lost = np.zeros(shape[0], bool)
+        self.failed: set[int] = set()
         self._applied = np.full(shape[0], np.nan)  # threshold that was applied to each slice of the mask
         self._lock = threading.Lock()
         self.outlines: Any = None
@@ -176,8 +179,10 @@ class Result:
             self.done[z] = self.tiles_done[z] >= self.tiles
 
     def missing(self, near: int) -> int | None:
-        """Return the slice nearest to `near` that is not segmented yet, or None."""
-        return _nearest(np.flatnonzero(~self.done), near)
+        """Return the slice nearest to `near` that is neither segmented nor has failed, or None."""
+        left = ~self.done
+        left[list(self.failed)] = False
+        return _nearest(np.flatnonzero(left), near)
 
     def outdated(self, near: int) -> int | None:
         """Return the slice nearest to `near` whose mask has an outdated threshold, or None."""
@@ -261,11 +266,18 @@ def segment(volume: core.Volume, result: Result, focus: Focus, is_stopped: Calla
     """Segment the missing slices of `result` by its model, the nearest to the focus first; yields z after each tile.
 
     Only one slice of the volume is in memory at a time: of a large slice one tile, and with planes "zyx" one block.
+
+    Raises
+    ------
+    VolumeError
+        If slices cannot be read, after all others are segmented; with planes "zyx", where each needs all others, at
+        once.
     """
     plain = core.open_volume(volume, invert=result.inverted)
     if result.model.boundary:
         result.outlines = core.predict(result.model, plain, output="boundary")  # along z: a few slices at a time
     volume = stoppable(plain, is_stopped)
+    result.failed, first_error = set(), None
     try:
         probability, classes = _lazy(result, volume)  # for a generalist model, this already reads a few windows
         blocks, rows, columns = (_pieces(sizes) for sizes in probability.chunks)
@@ -274,14 +286,24 @@ def segment(volume: core.Volume, result: Result, focus: Focus, is_stopped: Calla
         while (near := result.missing(focus.z)) is not None:
             slices = next(each for each in blocks if each.start <= near < each.stop)
             window = tiles[index := int(result.tiles_done[near])]
-            block = probability[(slices, *window)].compute(scheduler="synchronous")
-            likeliest = None if classes is None else classes[(slices, *window)].compute(scheduler="synchronous")
             done = range(slices.start, slices.stop)
+            try:
+                block = probability[(slices, *window)].compute(scheduler="synchronous")
+                likeliest = None if classes is None else classes[(slices, *window)].compute(scheduler="synchronous")
+            except core.VolumeError as error:
+                if was_stopped(error) or result.planes == "zyx":
+                    raise
+                result.failed.update(done)
+                first_error = first_error or error
+                yield from done
+                continue
             for i, z in enumerate(done):
                 result.put(z, block[i], None if likeliest is None else likeliest[i], window, index)
                 result.apply(z)  # in case the threshold has changed since the first tile
                 result.lost[z] = volume.is_lost(z)
             yield from done
+        if first_error is not None:
+            raise first_error
     except core.VolumeError as error:
         if not was_stopped(error):
             raise
