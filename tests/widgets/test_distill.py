@@ -311,9 +311,10 @@ def test_a_student_that_is_not_smaller_is_warned_of(bench):
     assert widget.size_label.text().startswith("The student is not smaller than its teacher, a 2-Unet: lower k")
     widget.k.value = 1
     assert widget.size_label.text() == ""
-    widget._student_parameters, widget._teacher_parameters = 121_000, 31_000
-    widget._show_size()
-    assert "not smaller (3.9x)".replace("x", "×") in widget.size_label.text()
+    widget.k.value = 4
+    widget.view.start_button.click()
+    bench.finish(widget)
+    assert "Student: 122,394 parameters, not smaller (3.96×): lower k" in widget.size_label.text()
 
 
 def test_no_teacher_is_notified(bench, notified):

@@ -140,7 +140,7 @@ def test_docked_again_it_goes_on(viewer, dock, find, qtbot):
     settle(panel, qtbot)
 
 
-def test_it_lets_go_of_a_layer_when_it_moves_on_and_when_that_is_removed(viewer, dock, find, qtbot):
+def test_it_lets_go_of_a_layer_when_it_moves_on_and_when_that_is_removed(viewer, dock, find, qtbot, tmp_path):
     _, panel = dock()
     first = find(panel)
     panel.select_all([1, 2])
@@ -155,11 +155,12 @@ def test_it_lets_go_of_a_layer_when_it_moves_on_and_when_that_is_removed(viewer,
     assert first.data[4, 15, 10] > 0
     viewer.layers.selection.active = first
     assert [len(layer.mouse_drag_callbacks) for layer in (first, second)] == counts[::-1]
-    panel._say("a word on it")
+    panel.export(str(tmp_path / "t.csv"))
+    assert "Wrote" in panel.status.text()
     viewer.layers.remove(first)
     assert len(first.mouse_drag_callbacks) <= counts[0]
     assert panel.layer is not first
-    assert "a word" not in panel.status.text()
+    assert "Wrote" not in panel.status.text()
 
 
 def test_the_preview_goes_with_the_panel(viewer, dock, qtbot):
