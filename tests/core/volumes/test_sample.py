@@ -101,6 +101,34 @@ def test_saturated_membranes_that_run_through_a_slice_are_no_crack(share):
     assert open_volume(((image - low) / (high - low) * 255).clip(0, 255).astype(np.uint8)).outside(0) is None
 
 
+def much_contrast(share: int) -> np.ndarray:
+    """Dark bodies of some 60 pixels, with texture, of which this share of the pixels is clipped to 0."""
+    bodies = ndimage.gaussian_filter(np.random.default_rng(0).normal(size=(400, 500)), 14)
+    image = bodies / bodies.std() * 60 + texture((400, 500), 1)
+    low, high = np.percentile(image, [share, 99.9])
+    return ((image - low) / (high - low) * 255).clip(0, 255).astype(np.uint8)
+
+
+@pytest.mark.parametrize("white", [False, True])
+@pytest.mark.parametrize("share", [10, 20, 30])
+def test_bodies_that_are_clipped_to_black_or_white_are_no_padding(share, white):
+    image = much_contrast(share)
+    assert ndimage.label(image == 0)[1] > 1
+    assert open_volume(255 - image if white else image).outside(0) is None
+
+
+@pytest.mark.parametrize("share", [10, 20])
+@pytest.mark.parametrize("order", [0, 1])
+def test_padding_is_told_from_what_is_clipped_to_the_same_value(share, order):
+    image = ndimage.rotate(much_contrast(share), 7, order=order)
+    outside = ndimage.rotate(np.ones((400, 500)), 7, order=0) == 0
+    found = open_volume(image).outside(0)
+    assert found[outside].mean() > 0.99
+    assert found[~outside].mean() < 0.015
+    strips = find_regions(image.__getitem__, image.shape, 0, stated=False, pixels_at_once=60 * image.shape[1])
+    np.testing.assert_array_equal(strips.window(), found)
+
+
 def test_what_is_saturated_within_the_sample_belongs_to_it():
     y, x = np.ogrid[:300, :300]
     image = np.where((y - 150) ** 2 + (x - 140) ** 2 < 50**2, 255, texture((300, 300))).astype(np.uint8)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from functools import cached_property
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -23,6 +24,10 @@ BAND = 4
 _LEAST_CORNER = 4 * RUN  # least pixels of a region at the border
 _BLOCK = 16  # pixels that a block of a lossy JPEG and its neighbour reach into the padding
 _RECTANGULAR = 0.95  # least share of its bounding box that a missing tile covers
+_IN_SAMPLE = 0.01  # share of the other pixels above which a value occurs in the sample too, as saturation
+_SOLID = 4  # half the width of the narrowest padding that is told from saturation
+_NEAREST = 0.3  # share of the other pixels, those nearest to a value, to which ...
+_SATURATED = 0.65  # ... more than this share of the pixels beside a saturated region belong
 
 ReadRows: TypeAlias = Callable[[slice], NDArray[Any]]
 """Reads rows of a slice, (rows, X)."""
@@ -92,20 +97,13 @@ def find_regions(
     - NaN, not stated: all but specks at the border. Elsewhere it stays an error, as it is no value of an image.
     - Of a `band`: those that reach the border and run through half of the slice.
     - Otherwise guessed: large ones that reach the border, or are rectangles, as missing tiles are; and if any reaches
-      the border, all large ones.
+      the border, all large ones. If the sample has this value too, as with much contrast, padding is only what is solid
+      and lines half of a side or ends abruptly: beside a saturated region pixels are nearly of its value.
 
     The slice is labelled in strips of `pixels_at_once`, and the regions are joined across them.
     """
-
-    def label(rows: slice) -> tuple[NDArray[Any], NDArray[np.int32], int]:
-        strip = read(rows)
-        return strip, *ndimage.label(np.isnan(strip) if math.isnan(value) else strip == value)
-
-    strips, regions = list(strips_of(shape[0], max(1, pixels_at_once // shape[1]))), _Regions(shape)
-    for rows in strips:
-        strip, labelled, count = label(rows)
-        regions.add(rows, labelled, count)
-    area, border, sides = regions.joined()
+    found = _Regions(read, shape, value, pixels_at_once)
+    area, border, sides = found.joined()
     if math.isnan(value):
         chosen = ((border > 0) & (area >= LEAST_REGION)) | stated
     elif stated:
@@ -113,34 +111,77 @@ def find_regions(
     elif band:
         chosen = (border > 0) & (area >= RUN * RUN) & (2 * sides >= np.array([shape]).T).any(axis=0)
     else:
-        rectangular = (sides.min(axis=0) >= RUN) & (area >= _RECTANGULAR * sides.prod(axis=0))
-        # a line that is one pixel wide is not padding: a ramp has one
-        at_border = (border > 0) & (2 * area >= np.maximum(2 * _LEAST_CORNER, 3 * border))
-        chosen = at_border | ((area >= RUN * RUN) & (rectangular | at_border.any()))
+        chosen = _looks_like_padding(area, border, sides)
+        others = math.prod(shape) - found.pixels(chosen)
+        if chosen.any() and found.may_be_saturated and found.pixels(~chosen) > _IN_SAMPLE * others:
+            found = _Regions(read, shape, value, pixels_at_once, solid=True)
+            area, border, sides = found.joined()
+            may_be = (found.likeness() <= _SATURATED) | (2 * border >= min(shape))
+            chosen = _looks_like_padding(area, border, sides, may_be)
     outside = Mask(shape)
-    for rows, first in zip(strips if chosen.any() else (), regions.offsets, strict=False):
-        if len(strips) > 1:
-            strip, labelled, count = label(rows)
+    for index, (rows, first) in enumerate(zip(found.strips, found.offsets, strict=True) if chosen.any() else ()):
+        strip, labelled, count = found.label(index)
         region = np.append(False, chosen[first : first + count])[labelled]
-        outside.add(rows, region if math.isnan(value) else _with_soft_edge(strip, region, value))
+        is_sharp = found.solid or math.isnan(value)
+        outside.add(rows, region if is_sharp else _with_soft_edge(strip, region, value))
     return outside
 
 
-class _Regions:
-    """Connected regions of a slice that is labelled strip by strip and joined at the end."""
+def _looks_like_padding(
+    area: NDArray[Any], border: NDArray[Any], sides: NDArray[Any], may_be: NDArray[np.bool_] | bool = True
+) -> NDArray[np.bool_]:
+    """Return which regions are large and at the border, rectangles, or large while another is at the border."""
+    rectangular = (sides.min(axis=0) >= RUN) & (area >= _RECTANGULAR * sides.prod(axis=0))
+    # a line that is one pixel wide is not padding: a ramp has one
+    at_border = (border > 0) & (2 * area >= np.maximum(2 * _LEAST_CORNER, 3 * border)) & may_be
+    chosen: NDArray[np.bool_] = at_border | ((area >= RUN * RUN) & (rectangular | (at_border.any() & may_be)))
+    return chosen
 
-    def __init__(self, shape: tuple[int, int]) -> None:
-        self.shape = shape
+
+class _Regions:
+    """Connected regions of a value in a slice, which is labelled strip by strip; they are joined across the strips.
+
+    With `solid` the regions are without what is narrower than padding, and apart where they are joined by no more.
+    """
+
+    def __init__(
+        self, read: ReadRows, shape: tuple[int, int], value: float, pixels_at_once: int, solid: bool = False
+    ) -> None:
+        self.shape, self.strips = shape, list(strips_of(shape[0], max(1, pixels_at_once // shape[1])))
         self.offsets: list[int] = []
         """Index of the first region of each strip."""
-        self._count = 0
+        self._read, self._value, self.solid, self._count = read, value, solid, 0
+        self._labelled: tuple[int, NDArray[Any], NDArray[np.int32], int] | None = None
         self._areas: list[NDArray[np.int64]] = []
         self._border: list[NDArray[np.int64]] = []
         self._boxes: list[NDArray[np.int64]] = []
         self._pairs: list[NDArray[np.int64]] = []
         self._last: NDArray[np.int64] | None = None
+        above = below = True
+        for index, rows in enumerate(self.strips):
+            strip, labelled, count = self.label(index)
+            self._add(rows, labelled, count)
+            above, below = above and bool(strip.min() >= value), below and bool(strip.max() <= value)
+        self.may_be_saturated = above or below
+        """Whether this is the lowest or the highest value of the slice."""
 
-    def add(self, rows: slice, labelled: NDArray[np.int32], count: int) -> None:
+    def label(self, index: int) -> tuple[NDArray[Any], NDArray[np.int32], int]:
+        """Return a strip, its regions, numbered from 1 on, and their number; the last one asked for is kept."""
+        if self._labelled is None or self._labelled[0] != index:
+            rows = self.strips[index]
+            halo = 2 * _SOLID if self.solid else 0
+            first = max(rows.start - halo, 0)
+            around = self._read(slice(first, min(rows.stop + halo, self.shape[0])))
+            within = slice(rows.start - first, rows.stop - first)
+            is_value = np.isnan(around) if math.isnan(self._value) else around == self._value
+            if self.solid:
+                width, bits = 2 * _SOLID + 1, is_value.view(np.uint8)
+                core = ndimage.minimum_filter(bits, width, mode="constant", cval=1)
+                is_value = ndimage.maximum_filter(core, width, mode="constant", cval=0).view(bool)
+            self._labelled = (index, around[within], *ndimage.label(is_value[within]))
+        return self._labelled[1:]
+
+    def _add(self, rows: slice, labelled: NDArray[np.int32], count: int) -> None:
         """Add the regions of the next strip, which are 1 to `count` in `labelled`."""
         area = np.bincount(labelled.reshape(-1), minlength=count + 1)[1:]
         lines = [labelled[:, 0], labelled[:, -1]]
@@ -165,17 +206,56 @@ class _Regions:
 
     def joined(self) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
         """Return, for each strip's regions, area, pixels at the border and sides (y, x) of the whole joined region."""
-        area, border, boxes = (np.concatenate(each) for each in (self._areas, self._border, self._boxes))
-        if self._pairs and self._count:
-            count, of = components(np.concatenate(self._pairs, axis=1), self._count)
-            area = np.bincount(of, area, count).astype(np.int64)[of]
-            border = np.bincount(of, border, count).astype(np.int64)[of]
-            whole = np.tile([self.shape[0], 0, self.shape[1], 0], (count, 1))
-            for side, join in enumerate((np.minimum, np.maximum, np.minimum, np.maximum)):
-                join.at(whole[:, side], of, boxes[:, side])
-            boxes = whole[of]
-        sides: NDArray[Any] = np.subtract(boxes[:, 1::2], boxes[:, ::2]).T
-        return area, border, sides
+        count, of = self._joined
+        boxes, whole = np.concatenate(self._boxes), np.tile([self.shape[0], 0, self.shape[1], 0], (count, 1))
+        for side, join in enumerate((np.minimum, np.maximum, np.minimum, np.maximum)):
+            join.at(whole[:, side], of, boxes[:, side])
+        sides: NDArray[Any] = np.subtract(whole[of, 1::2], whole[of, ::2]).T
+        return self._total(self._areas), self._total(self._border), sides
+
+    @cached_property
+    def _joined(self) -> tuple[int, NDArray[np.int64]]:
+        """Number of joined regions, and which of them each strip's region is a part of."""
+        if not self._pairs or not self._count:
+            return self._count, np.arange(self._count)
+        return components(np.concatenate(self._pairs, axis=1), self._count)
+
+    def _total(self, counts: Iterable[NDArray[np.int64]]) -> NDArray[np.int64]:
+        """Return for each strip's region the sum over the whole joined region, of counts that are given by strip."""
+        count, of = self._joined
+        return np.bincount(of, np.concatenate(list(counts)), count).astype(np.int64)[of]
+
+    def pixels(self, which: NDArray[np.bool_]) -> int:
+        """Return the number of pixels of some of the strips' regions."""
+        return int(np.concatenate(self._areas)[which].sum())
+
+    def likeness(self) -> NDArray[np.float64]:
+        """Return for each strip's region which share of the pixels beside the joined region is nearly of its value."""
+        strips = [_beside(*self.label(index)[:2], self._value) for index in range(len(self.strips))]
+        limit = np.quantile(np.concatenate([others for _, _, others in strips]), _NEAREST)
+        counts = [area.size for area in self._areas]
+        near = [np.bincount(of[away <= limit], minlength=n) for (of, away, _), n in zip(strips, counts, strict=True)]
+        beside = [np.bincount(of, minlength=n) for (of, _, _), n in zip(strips, counts, strict=True)]
+        return self._total(near) / np.maximum(self._total(beside), 1)
+
+
+def _beside(
+    strip: NDArray[Any], labelled: NDArray[np.int32], value: float
+) -> tuple[NDArray[np.int32], NDArray[np.float32], NDArray[np.float32]]:
+    """Return of each pixel beside a region the region's index and how far it is from the value, and so of some others.
+
+    A pixel that is beside a region on several sides counts as often.
+    """
+    with np.errstate(over="ignore", invalid="ignore"):
+        distance = np.abs(strip.astype(np.float32) - np.float32(value))
+    of, away = [], []
+    for axis in (0, 1):
+        regions, distances = np.moveaxis(labelled, axis, 0), np.moveaxis(distance, axis, 0)
+        for inner, outer in ((slice(1, None), slice(-1)), (slice(-1), slice(1, None))):
+            at_edge = (regions[inner] > 0) & (regions[outer] == 0)
+            of.append(regions[inner][at_edge] - 1)
+            away.append(distances[outer][at_edge])
+    return np.concatenate(of), np.concatenate(away), distance[labelled == 0][::_BLOCK]
 
 
 def _with_soft_edge(strip: NDArray[Any], region: NDArray[np.bool_], value: float) -> NDArray[np.bool_]:
