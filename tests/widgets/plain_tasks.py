@@ -1,6 +1,7 @@
 """Tasks for another process without torch, whose import is most of the start of a training."""
 
 import threading
+import time
 from pathlib import Path
 
 from napari_kdunet.core.errors import UnlabelledError
@@ -41,6 +42,28 @@ def stuck():
     """One event, and a step of ten minutes."""
     yield 1
     threading.Event().wait(600)
+
+
+class Slow:
+    """Whoever unpickles it is within torch for three seconds."""
+
+    def __reduce__(self):
+        return compute, (3.0,)
+
+
+def compute(seconds):
+    """Compute in torch, which lets other threads run meanwhile."""
+    import torch
+
+    begin = time.monotonic()
+    while time.monotonic() - begin < seconds:
+        torch.ones(1_000_000).add(1)
+
+
+def slow():
+    """An event that is received slowly."""
+    yield 1
+    yield Slow()
 
 
 def unlabelled(name):

@@ -220,6 +220,36 @@ def test_without_its_parent_it_ends_and_can_be_resumed(tiny_em, tmp_path):
     events.close()
 
 
+_EXITS = """
+import threading
+
+import torch
+
+import plain_tasks
+from napari_kdunet.widgets.workers.process import Idle, prepare, run_in_process
+
+begun = threading.Event()
+
+
+def consume():
+    for event in run_in_process(plain_tasks.slow):
+        if not isinstance(event, Idle):
+            begun.set()
+
+
+threading.Thread(target=consume, daemon=True).start()
+begun.wait()
+prepare()
+"""
+
+
+def test_python_may_end_while_an_event_is_received():
+    """A thread that is within torch by then would abort it."""
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    ended = subprocess.run([sys.executable, "-c", _EXITS], capture_output=True, text=True, env=environment)
+    assert (ended.returncode, ended.stderr) == (0, "")
+
+
 def test_a_process_that_is_killed_is_told_of(own_process, tmp_path):
     events = run_in_process(plain_tasks.endless, tmp_path / "log")
     next(event for event in events if not isinstance(event, Idle))

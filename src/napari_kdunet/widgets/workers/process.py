@@ -10,6 +10,7 @@ again.
 
 from __future__ import annotations
 
+import atexit
 import io
 import os
 import pickle
@@ -117,6 +118,7 @@ class _Process:
         self._messages: queue.SimpleQueue[tuple[Any, ...]] = queue.SimpleQueue()
         self._reader = threading.Thread(target=self._read, name="kdunet-events", daemon=True)
         self._reader.start()
+        atexit.register(self._kill)
 
     @property
     def is_alive(self) -> bool:
@@ -140,6 +142,13 @@ class _Process:
             self._process.wait()
         self._reader.join()
         self._process.stdout.close()
+        atexit.unregister(self._kill)
+
+    def _kill(self) -> None:
+        """End the task, the process and its reader: a thread that is within torch when Python shuts down aborts it."""
+        self._messages.put(("end", None))  # before the reader's error
+        self._process.kill()
+        self._reader.join()
 
     def next_message(self) -> tuple[Any, ...]:
         """Return the next message of the process, or ``("idle",)`` if none comes for a moment."""
