@@ -14,7 +14,15 @@ from napari_kdunet.core.errors import ConfigError
 if TYPE_CHECKING:  # exported models count the cores where there is no torch
     import torch
 
-__all__ = ["TINY", "cores", "pick_device", "precision_notes", "training_threads", "using_threads"]
+__all__ = [
+    "TINY",
+    "check_default_dtype",
+    "cores",
+    "pick_device",
+    "precision_notes",
+    "training_threads",
+    "using_threads",
+]
 
 #: Channels at the top below which a network is tiny: too small to keep a core busy by itself.
 TINY = 8
@@ -46,6 +54,23 @@ def pick_device(name: str = "auto") -> torch.device:
         there = ", ".join(kind for kind, ok in have.items() if ok)
         raise ConfigError(f"device {name!r} is not available here: choose auto or one of {there}.")
     return torch.device(name)
+
+
+def check_default_dtype() -> None:
+    """Check that torch makes tensors of float32, in which networks are trained, unless it is told otherwise.
+
+    Raises
+    ------
+    ConfigError
+        If `torch.set_default_dtype` has been called with another one.
+    """
+    import torch
+
+    if (dtype := torch.get_default_dtype()) != torch.float32:
+        raise ConfigError(
+            f"torch's default dtype is {dtype}, but networks are trained in float32: call "
+            "torch.set_default_dtype(torch.float32) first. For training in bfloat16 there is the setting precision."
+        )
 
 
 def precision_notes(precision: str, device: torch.device, k: int) -> tuple[str, ...]:

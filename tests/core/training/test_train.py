@@ -129,6 +129,47 @@ def test_same_seed_same_weights(blobs, quick):
     assert not same(core.train(*blobs(), quick(**learn(steps=12, seed=1))), first)
 
 
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_without_gradients_in_the_callers_code(learnt, blobs, quick, tmp_path, mode):
+    """As below `@torch.no_grad()` in a script: the same weights, and the caller's own mode stays as it is."""
+    with mode():
+        events = []
+        for event in core.iter_train(*blobs(), quick(**learn())):
+            events.append(event)
+            assert not torch.is_grad_enabled()
+        student = core.distill(events[-1].model, *blobs(), quick(**learn(mode="best")))
+        student.save(tmp_path / "student.safetensors")
+        start = core.load_model(tmp_path / "student.safetensors")
+    assert same(events[-1].model, learnt[-1].model)
+    assert torch.is_grad_enabled()
+    gone_on = core.train(*blobs(), quick(**learn()), start=start)
+    assert not same(gone_on, start)
+    assert all(parameter.requires_grad for parameter in gone_on.net.parameters())
+
+
+@pytest.fixture
+def in_double():
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+@pytest.mark.parametrize("k", [4, 17])
+def test_another_default_dtype(k, blobs, quick, one_line, in_double):
+    """A training says so before it begins; a prediction is the same, compiled or by torch."""
+    raw, labels = blobs()
+    model = core.Model(core.KUNet(k=k, depth=2).float(), pixel_size=0)
+    with one_line(core.ConfigError, "float64", "torch.set_default_dtype(torch.float32)"):
+        core.iter_train(raw, labels, quick(**learn(k=k)))
+    with one_line(core.ConfigError, "float64", "torch.set_default_dtype(torch.float32)"):
+        core.iter_distill(model, raw, labels, quick(**learn(k=k, mode="soft")))
+    with one_line(core.ConfigError, "float64", "torch.set_default_dtype(torch.float32)"):
+        next(core.iter_adapt(model, raw, quick(**learn(k=k, mode="soft"))))
+    found = core.predict(model, raw).compute()
+    torch.set_default_dtype(torch.float32)
+    np.testing.assert_array_equal(found, core.predict(model, raw).compute())
+
+
 def test_same_seed_same_weights_in_trainings_at_once(blobs, quick, monkeypatch):
     """Networks are initialised from the one generator of torch, which all threads share."""
     both = threading.Barrier(2)

@@ -80,7 +80,7 @@ def folded(net: KUNet) -> KUNet:
     Its logits are the same to float32 rounding.
     """
     with torch.device("meta"):  # makes no initial weights, and so draws none of the caller's random numbers
-        plain = KUNet(**net.form | {"bn": False}, init="torch")
+        plain = KUNet(**net.form | {"bn": False}, init="torch").float()  # whatever torch's default dtype is
     plain.to_empty(device=next(net.parameters()).device)
     for target, source in zip((*plain.down, *plain.merge), (*net.down, *net.merge), strict=True):
         norms: list[nn.BatchNorm2d | None] = [layer for layer in source if isinstance(layer, nn.BatchNorm2d)]

@@ -127,7 +127,8 @@ class Tiler(Tiling):
 
         def finished(working: torch.Tensor | None, inner: Inner, outside: Outside) -> T:
             if working is None:
-                out = torch.empty(1 if self.classes == 2 else self.classes, *(s.stop - s.start for s in inner))
+                planes = 1 if self.classes == 2 else self.classes
+                out = torch.empty(planes, *(s.stop - s.start for s in inner), dtype=torch.float32)
             else:
                 out = self.grid.to_image(working)[0][(slice(None), *inner)].cpu()
             return finish(out if outside is None else set_background(out, outside))

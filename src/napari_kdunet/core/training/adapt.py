@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from napari_kdunet.core.config.distillation import DistillConfig
-from napari_kdunet.core.devices import training_threads
+from napari_kdunet.core.devices import check_default_dtype, training_threads
 from napari_kdunet.core.errors import ConfigError
 from napari_kdunet.core.networks.bundled import bundled_models
 from napari_kdunet.core.networks.model import Model, ModelLike, load_model
@@ -93,6 +93,7 @@ def iter_adapt(
         As in `iter_train`.
     """
     config = config or DistillConfig.adapting()
+    check_default_dtype()
     if config.context:
         raise ConfigError(
             f"context is {config.context}, but the student of an adaptation sees single slices: leave it at 0."

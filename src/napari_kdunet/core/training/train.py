@@ -11,12 +11,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from lightning_fabric import Fabric
 
 from napari_kdunet.core.config.distillation import DistillConfig
 from napari_kdunet.core.config.training import TrainConfig
 from napari_kdunet.core.data.dataset import Dataset, prepare
 from napari_kdunet.core.data.teachers import as_teacher
+from napari_kdunet.core.devices import check_default_dtype
 from napari_kdunet.core.errors import CollapsedError, LabelsError
 from napari_kdunet.core.formatting import counted
 from napari_kdunet.core.networks.model import Model, ModelLike, load_model
@@ -32,6 +34,7 @@ Pair = tuple[Any, Any]
 _STROKES = "little is labelled: the student learns from the teacher alone (mode soft), labels choose the best model."
 
 
+@torch.inference_mode(False)  # gradients are needed, whatever mode the caller is in
 def iter_train(
     raw: Any,
     labels: Any = None,
@@ -95,6 +98,7 @@ def iter_train(
         If another process of this training has ended; on all ranks but 0, if rank 0 was stopped.
     """
     config = config or TrainConfig()
+    check_default_dtype()
     fabric = fabric or single_process(config)
     start = None if start is None else load_model(start)
     kept = start if keep and config.ignore is not None else None
@@ -102,6 +106,7 @@ def iter_train(
     return Trainer(data.config, data, kept, _as_path(out), _fitted(start, data, config), fabric, resume).run(edited)
 
 
+@torch.inference_mode(False)
 def iter_distill(
     teacher: Any,
     raw: Any,
@@ -147,6 +152,7 @@ def iter_distill(
         As in `iter_train`.
     """
     config = config or DistillConfig()
+    check_default_dtype()
     checked = as_teacher(teacher, config, trust=trust)
     fabric = fabric or single_process(config)
     data = prepare(

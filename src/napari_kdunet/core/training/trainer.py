@@ -98,6 +98,7 @@ class Trainer:
         self.progress = self.checkpoints.restore() if resume else Progress()
         self._is_edited = False  # whether labels have changed since the last state
 
+    @torch.inference_mode(False)  # while it runs, rather than while its consumer does
     def run(self, edited: Edited | None = None) -> Iterator[Event]:
         """Train until the budget or the patience is used up.
 
