@@ -484,6 +484,24 @@ def test_probability_layer_on_demand(segment, em, tiny_model, qtbot):
     assert not widget.show_probability.value
 
 
+def test_a_probability_layer_that_the_user_removes_meanwhile_comes_back_by_its_box(segment, qtbot):
+    """Unticked at once, and ticked again it is shown again; a new start shows it too, whichever layer lies on top."""
+    viewer, widget = segment
+    widget.show_probability.value = True
+    widget.start()
+    viewer.layers.remove("raw tiny probability")
+    assert widget.segmentation.is_running
+    assert not widget.show_probability.value
+    widget.show_probability.value = True
+    assert "raw tiny probability" in viewer.layers
+    finished(qtbot, widget)
+    viewer.layers.move(viewer.layers.index("raw tiny probability"), 0)
+    widget.start()
+    assert widget.show_probability.value
+    assert "raw tiny probability" in viewer.layers
+    finished(qtbot, widget)
+
+
 def test_live_follows_the_data_of_the_image(segment, em, tiny_model, qtbot):
     viewer, widget = segment
     widget.live.value = True

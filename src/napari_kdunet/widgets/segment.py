@@ -92,8 +92,7 @@ class SegmentWidget(Panel):
         with self.telling():
             recipe = self._recipe()
             self._describe()
-            self.segmentation.start(chosen_layer(self.image), recipe)
-            self.segmentation.show_probability(self.show_probability.value)
+            self.segmentation.start(chosen_layer(self.image), recipe, self.show_probability.value)
 
     def stop(self) -> None:
         """Stop after the current tile; what is done so far stays."""
@@ -302,8 +301,7 @@ class SegmentWidget(Panel):
         self.status.setVisible(result is not None)
         if result is None:
             return
-        if segmentation.probability is None and not segmentation.is_running:
-            self.show_probability.value = False
+        self.show_probability.value = segmentation.probability is not None
         done, total = int(result.done.sum()), len(result.done)
         self.bar.setRange(0, total * result.tiles)
         self.bar.setValue(int(result.tiles_done.sum()))

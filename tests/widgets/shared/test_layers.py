@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from napari.components import ViewerModel
 from napari.layers import Image, Labels
+from napari.utils.transforms import Affine
 
 from napari_kdunet import core
 from napari_kdunet.core import VolumeError
@@ -17,6 +18,7 @@ from napari_kdunet.widgets.shared.layers import (
     layer_choice,
     volume_of,
     voxel_size_of,
+    warn_if_apart,
 )
 
 SHAPE = (4, 32, 48)
@@ -66,11 +68,51 @@ def test_volume_of_each_kind_of_layer():
         (Image(np.zeros((4, 32, 48, 3), np.uint8), rgb=True, name="photo"), "photo is RGB: convert it"),
         (Image(np.zeros((2, 3, 4, 32, 48), np.uint8), name="movie"), "movie has 5 axes .* choose a time point"),
         (Image(np.zeros((2, 32, 48), np.uint8), name="dyes", axis_labels=("c", "y", "x")), "dyes has 2 channels"),
+        (
+            Labels(np.zeros((2, 4, 32, 48), np.uint8), name="film"),
+            "film has 4 axes .*: right-click the layer, Convert to",
+        ),
+        (Labels(np.zeros((2, 32, 48), np.uint8), name="two", axis_labels=("c", "y", "x")), "channels .*: right-click"),
     ],
 )
 def test_layers_that_cannot_be_used_say_why(layer, message):
     with pytest.raises(VolumeError, match=message):
         volume_of(layer)
+
+
+ROTATED = Affine(rotate=(0, 0, 2), ndim=3).affine_matrix
+MIRRORED = Affine(scale=(1, 1, -1)).affine_matrix
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "message"),
+    [
+        ({}, {"affine": Affine(translate=(0, 3, 0)).affine_matrix}, "mito is shifted from em (by +0, +3, +0 voxels)"),
+        ({"scale": (50, 5, 5)}, {"affine": Affine(scale=(50, 5, 5), translate=(100, 0, 0)).affine_matrix}, "by +2, +0"),
+        ({}, {"affine": ROTATED}, "mito is turned, mirrored or sheared against em"),
+        ({}, {"affine": MIRRORED}, "mito is turned, mirrored or sheared against em"),
+        ({"scale": (1, 1, 1)}, {"scale": (1, -1, 1)}, "mito is turned, mirrored or sheared against em"),
+        ({"affine": ROTATED}, {"affine": ROTATED}, None),
+        (
+            {"affine": ROTATED, "scale": (9, 3, 3), "translate": (9, 6, 3)},
+            {"affine": ROTATED, "translate": (1, 2, 1)},
+            None,
+        ),
+        ({"scale": (50, 5, 5)}, {"affine": Affine(scale=(50, 5, 5)).affine_matrix}, None),
+        ({"scale": (50, 5, 5), "translate": (100, 5, 5)}, {"translate": (2, 1, 1)}, None),
+    ],
+)
+def test_layers_that_lie_apart_are_warned_of(notified, one, other, message):
+    """Where they begin and how their axes run counts, by whichever of napari's transforms; the pixel size does not."""
+    warn_if_apart(image(**one), Labels(np.zeros(SHAPE, np.uint8), name="mito", **other))
+    assert len(notified) == (message is not None)
+    assert message is None or message in notified[0]
+
+
+def test_a_slice_that_lies_elsewhere_in_its_volume_is_not_warned_of(notified):
+    """A 2-D layer has no place along z."""
+    warn_if_apart(image((1, 32, 48), translate=(7, 2, 2)), Labels(np.zeros((32, 48), np.uint8), translate=(2, 2)))
+    assert notified == []
 
 
 def test_current_slice_goes_by_world_coordinates():

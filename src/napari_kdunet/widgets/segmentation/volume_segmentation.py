@@ -114,8 +114,8 @@ class VolumeSegmentation(QObject):
         spent = time.monotonic() - self._began
         return spent / (done - self._at_first) * left if done > self._at_first else None
 
-    def start(self, image: Any, recipe: Recipe) -> None:
-        """Segment an image or, after a stop, its remaining slices.
+    def start(self, image: Any, recipe: Recipe, probability: bool) -> None:
+        """Segment an image or, after a stop, its remaining slices; show the probability layer too if it is wanted.
 
         Raises
         ------
@@ -135,6 +135,7 @@ class VolumeSegmentation(QObject):
             self.result, self._image, self._seen = result, image, _seen(image)
             self._name = name if name.startswith(image.name) else f"{image.name} {name}"
             self._add_mask()
+        self.show_probability(probability)
         self._moved()
         self._began, self._at_first = time.monotonic(), int(result.tiles_done.sum())
         self._worker = run_stoppable(

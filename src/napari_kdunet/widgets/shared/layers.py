@@ -140,16 +140,15 @@ def volume_of(layer: Layer, *, following: bool = False) -> Volume:
             "channel)."
         )
     shape = data_of(layer).shape
+    if isinstance(layer, Labels):  # there is no row to choose a part of labels, and napari splits images alone
+        how = "right-click the layer, Convert to Image, Split Stack, and Convert to Labels for the part of your image."
+    else:
+        how = "choose a time point or channel under Image, or right-click it, Split Stack, and take one part."
     if len(shape) > 3:
-        raise VolumeError(
-            f"the layer {layer.name} has {len(shape)} axes {shape}: choose a time point or channel under Image, or "
-            "right-click it, Split Stack, and take one part."
-        )
+        raise VolumeError(f"the layer {layer.name} has {len(shape)} axes {shape}: {how}")
     if len(shape) > 2 and shape[-3] > 1 and str(layer.axis_labels[-3]).lower() in CHANNELS:
-        raise VolumeError(
-            f"the layer {layer.name} has {shape[-3]} channels rather than slices: choose one under Image, or "
-            "right-click it, Split Stack, and take one channel."
-        )
+        how = how.replace("a time point or channel", "one")
+        raise VolumeError(f"the layer {layer.name} has {shape[-3]} channels rather than slices: {how}")
     data = _Following(layer) if following else data_of(layer)
     return open_volume(data, voxel_size=voxel_size_of(layer), name=layer.name)
 
@@ -198,19 +197,31 @@ def set_grid(layer: Layer, grid: dict[str, Any]) -> None:
 
 
 def warn_if_apart(one: Layer, other: Layer) -> None:
-    """Warn if two layers begin half a voxel or more apart, since they are compared voxel by voxel all the same.
+    """Warn if two layers lie half a voxel or more apart, since they are compared voxel by voxel all the same.
 
-    The offset of each layer is measured in its own voxels, so that a layer of known and one of unknown pixel size can
-    coincide.
+    The offset of each layer is measured in its own voxels, and of its axes only the directions count, so that a layer
+    of known and one of unknown pixel size can coincide.
     """
     axes = min(one.ndim, other.ndim)
-    first, second = (np.asarray(layer.translate[-axes:]) / layer.scale[-axes:] for layer in (one, other))
+    (first, ahead), (second, aside) = _place(one, axes), _place(other, axes)
     if (abs(first - second) >= 0.5).any():
         voxels = ", ".join(f"{shift:+.0f}" for shift in second - first)
         show_warning(
             f"{other.name} is shifted from {one.name} (by {voxels} voxels), but both are used as if they began at the "
             "same voxel: if they show different parts of a volume, choose layers of the same part."
         )
+    elif abs(ahead - aside).max() * max(data_of(one).shape[-axes:]) >= 0.5:
+        show_warning(
+            f"{other.name} is turned, mirrored or sheared against {one.name}, but both are used as if their voxels lay "
+            "on each other: give both layers the same transform, or choose another one."
+        )
+
+
+def _place(layer: Layer, axes: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return where the last axes of a layer begin, in its own voxels, and their directions in the world (columns)."""
+    corner = np.asarray(layer.data_to_world(np.zeros(layer.ndim)))
+    steps = np.transpose([layer.data_to_world(step) - corner for step in np.eye(layer.ndim)])
+    return np.linalg.solve(steps, corner)[-axes:], (steps / np.linalg.norm(steps, axis=0))[-axes:, -axes:]
 
 
 def one_colour(colour: str) -> CyclicLabelColormap:
