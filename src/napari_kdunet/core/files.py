@@ -246,6 +246,7 @@ def _is_dead(process: Process, temporary: Path) -> bool:
 
 def make_folder(path: Path) -> None:
     """Make a folder and its parents if it does not exist; raise `OutputError` if that fails."""
+    check_name(path)
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:

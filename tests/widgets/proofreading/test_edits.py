@@ -121,6 +121,24 @@ def test_add_from_a_probability(layer):
         edits.add_object(layer, Image(probability), (0, 0, 0), 0.5)
 
 
+@pytest.mark.parametrize("voxels", [np.s_[5, 39, 59], np.s_[1, 1:9, 1:4]])
+def test_an_object_that_smoothing_would_erase_stays(layer, voxels):
+    """One voxel in the corner, and a thin one, of which no outline is left."""
+    layer.data[voxels] = 9
+    before = layer.data.copy()
+    with pytest.raises(LabelsError, match="object 9 is too small or thin to smooth"):
+        edits.smooth_object(layer, 9)
+    assert np.array_equal(layer.data, before)
+
+
+def test_an_object_that_is_gone_is_not_looked_for_where_somebody_clicked(layer):
+    edits.delete_objects(layer, [3])
+    with pytest.raises(LabelsError, match="no object is selected"):
+        edits.delete_objects(layer, [3])
+    with pytest.raises(LabelsError, match="no object at that point"):
+        edits.delete_objects(layer, [0])
+
+
 def test_what_cannot_be_done_changes_nothing(layer):
     for call in (
         lambda: edits.merge_objects(layer, 1, 1),

@@ -90,6 +90,20 @@ def test_layers_go_to_a_chosen_folder(segment, em, tiny_model, tmp_path, qtbot):
     np.testing.assert_array_equal(np.asarray(written), expected(widget, tiny_model, 255 - em[0]))
 
 
+@pytest.mark.parametrize(("into", "reason"), [("a\0b", "no file can have"), ("images/a.tif", "cannot make the folder")])
+def test_a_folder_that_cannot_be_is_said_in_the_row(
+    segment, into, folder, tmp_path, em, qtbot, notified, reason, monkeypatch
+):
+    viewer, widget = segment
+    monkeypatch.chdir(tmp_path)
+    widget.batch.add([viewer.add_image(em[0], name="one")])
+    widget.batch_folder.value = into
+    run(qtbot, widget)
+    assert widget.batch.states[0].startswith("failed: ")
+    assert reason in widget.batch.states[0]
+    assert not notified
+
+
 def test_files_of_one_name_do_not_replace_each_other(segment, em, tmp_path, qtbot):
     _, widget = segment
     for place in ("x", "y"):

@@ -53,9 +53,10 @@ def merge_objects(layer: Labels, kept: int, other: int) -> None:
 
 def delete_objects(layer: Labels, numbers: Collection[int]) -> None:
     """Make objects background."""
-    box, mask = _mask_of(layer, [number for number in numbers if number])
-    if not mask.any():
+    if not any(numbers):
         raise LabelsError("there is no object at that point: click on the one to delete.")
+    box, mask = _mask_of(layer, list(numbers))
+    _check_there(mask)
     _write(layer, _shifted(np.nonzero(mask), box), 0)
 
 
@@ -148,6 +149,8 @@ def smooth_object(layer: Labels, number: int) -> None:
     _check_there(mask)
     size = np.array((voxel_size_of(layer) or (1.0,) * 3)[-data.ndim :])
     smooth = ndimage.gaussian_filter(mask.astype(np.float32), 2 * size[-1] / size, mode="nearest") > 0.5
+    if not smooth.any():
+        raise LabelsError(f"object {number} is too small or thin to smooth, nothing of it would be left: paint on it.")
     _replace(layer, number, box, smooth & (mask | (data[box] == 0)), mask)
 
 
