@@ -8,6 +8,7 @@ import os
 import pickle
 import subprocess
 import sys
+import tempfile
 
 import numpy as np
 import pytest
@@ -145,6 +146,14 @@ def test_eight_bits(bundled, tmp_path, capfd):
     exact, coarse = (each.run(["probability"], inputs)[0] for each in (run, session(path)))
     assert abs(exact - coarse).mean() < 0.03
     assert_allclose(core.OnnxModel.open(path).predict(volume)[0], coarse[0, 0], atol=1e-4)
+
+
+def test_temporary_files_that_cannot_be_written(bundled, tmp_path, one_line, monkeypatch):
+    """As on a full disk: eight bits are computed from files."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "gone"))
+    with one_line(core.OutputError, "temporary files of int8: No such file or directory", "TMPDIR"):
+        core.export_onnx(bundled[0], tmp_path / "q.onnx", "int8", calibrate=textured((3, 80, 90)))
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_file_says_what_it_is(bundled, tmp_path):

@@ -236,3 +236,46 @@ def test_another_scale_segments_again(viewer, em, model, settled, tiny_em):
     volume = core.open_volume(tiny_em[0], voxel_size=(20, 5, 5))
     np.testing.assert_allclose(preview.probability, core.predict(model, volume)[preview.z].compute(), atol=1e-5)
     np.testing.assert_allclose(preview.layer.scale, em.scale)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("translate", (0.0, 50.0, 70.0)),
+        ("rotate", (0, 0, 30)),
+        ("shear", (0.0, 0.0, 0.2)),
+        ("affine", np.array([[1, 0, 0, 7], [0, 1, 0, 30], [0, 0, 1, 60], [0, 0, 0, 1]], float)),
+    ],
+)
+def test_it_goes_where_the_image_is_moved(em, viewer, model, settled, name, value):
+    preview = Preview(viewer, em)
+    preview.show(model)
+    settled(preview)
+    setattr(em, name, value)
+    settled(preview)
+    for corner in np.eye(4)[:, :3]:
+        placed = preview.layer.data_to_world(corner)
+        np.testing.assert_allclose(placed, em.data_to_world(np.add(corner, (preview.z, 0, 0))), atol=1e-6)
+
+
+def test_an_image_that_gets_other_axes_is_shown_or_told_of(em, viewer, model, settled, tiny_em, notified):
+    """A preview of other axes than its data would keep napari from drawing, and from closing, any layer."""
+    told = []
+    preview = Preview(viewer, em, on_error=told.append)
+    preview.show(model)
+    settled(preview)
+    raw = tiny_em[0]
+    em.data = raw[2]
+    settled(preview)
+    assert preview.layer.data.shape == (96, 96)
+    np.testing.assert_array_equal(preview.layer.data, preview.probability > model.threshold)
+    em.data = np.stack([raw, raw])
+    preview.threshold = 0.4
+    assert [str(error) for error in told] == notified
+    assert notified[0].startswith("the layer em has 4 axes (2, 8, 96, 96)")
+    em.data = raw
+    settled(preview)
+    assert preview.layer.data.shape == (1, 96, 96)
+    np.testing.assert_allclose(preview.layer.translate, np.add(em.translate, preview.z * np.array([em.scale[0], 0, 0])))
+    viewer.layers.clear()
+    assert preview.is_closed

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import numpy as np
 
 from napari_kdunet import __version__
-from napari_kdunet.core.errors import ConfigError
+from napari_kdunet.core.errors import ConfigError, OutputError
 from napari_kdunet.core.export.kunet import exportable
 from napari_kdunet.core.files import write_bytes
 from napari_kdunet.core.networks.model import Model, ModelLike, load_model
@@ -66,7 +66,7 @@ def export_onnx(
     VolumeError
         If the images to calibrate with cannot be read or show nothing.
     OutputError
-        If the file cannot be written.
+        If the file cannot be written, or the temporary ones of ``int8``.
     """
     model, path = load_model(model), Path(path)
     if precision not in get_args(Precision):
@@ -124,18 +124,24 @@ def _quantised(graph: onnx.ModelProto, volume: Volume) -> onnx.ModelProto:
     onnxruntime.set_default_logger_severity(3)  # 2 warns of each input's default, as it is no constant
     graph.metadata_props.add(key="onnx.quant.pre_process", value="onnxruntime.quant")  # else it asks for that
     network = [node.name for node in graph.graph.node if node.op_type in _QUANTISED]
-    with tempfile.TemporaryDirectory() as folder:
-        written = Path(folder) / "model.onnx"
-        quantize_static(
-            graph,
-            written,
-            Reader(),
-            per_channel=True,
-            activation_type=QuantType.QUInt8,
-            weight_type=QuantType.QInt8,
-            nodes_to_quantize=network,
-        )
-        quantised = onnx.load_model_from_string(written.read_bytes())
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            written = Path(folder) / "model.onnx"
+            quantize_static(
+                graph,
+                written,
+                Reader(),
+                per_channel=True,
+                activation_type=QuantType.QUInt8,
+                weight_type=QuantType.QInt8,
+                nodes_to_quantize=network,
+            )
+            quantised = onnx.load_model_from_string(written.read_bytes())
+    except OSError as error:
+        raise OutputError(
+            f"cannot write the temporary files of int8: {error.strerror or error}; make room for them, or set TMPDIR "
+            "to another folder"
+        ) from error
     quantised.ClearField("metadata_props")
     return quantised
 

@@ -13,6 +13,8 @@ from qtpy.QtWidgets import QWidget
 from superqt.utils import qdebounced
 
 from napari_kdunet import core
+from napari_kdunet.core.errors import KDUNetError
+from napari_kdunet.widgets.notify import report
 from napari_kdunet.widgets.shared.layers import (
     PREVIEW,
     camera_of,
@@ -37,6 +39,7 @@ _COLOUR = "#009E73"  # Okabe and Ito's green: visible on grey, and neither that 
 _CONTOUR = 3  # pixels: width of the outline, inside which a mask that is painted on stays visible
 _MOST = 2048  # pixels: longest side that is segmented; of a larger slice only a part
 _STEP = 256  # pixels: steps in which that part moves
+_SEEN = ("data", "scale", "units", "affine", "translate", "rotate", "shear")  # what the model sees, and where it lies
 
 _Place: TypeAlias = tuple[int, slice, slice]
 """Slice (z), rows and columns."""
@@ -72,7 +75,7 @@ class Preview:
     slice has more than 2048 pixels along a side, only the part in the middle of the screen is segmented. The latest
     request wins: one slice is segmented at a time, and a slice that the user has left is not shown. The preview is
     closed when the user removes its layer or the image, or when another preview of the image is opened. It is drawn as
-    an outline, named after the image, and segmented again when the data or the scale of the image change.
+    an outline, named after the image, and segmented again when the data or the place of the image change.
 
     Parameters
     ----------
@@ -122,6 +125,7 @@ class Preview:
         self._volume: core.Volume | None = None
         self._model: Model | None = None
         self._threshold: float | None = None
+        self._on_error = on_error
         self._work = LatestRequest(owner, on_error)
         self._wanted = self.place
         self._closed = False
@@ -132,9 +136,8 @@ class Preview:
         viewer.dims.events.point.connect(self._moved)
         viewer.layers.events.removed.connect(self._removed)
         image.events.name.connect(self._renamed)
-        image.events.data.connect(self._request)
-        image.events.scale.connect(self._request)
-        image.events.units.connect(self._request)
+        for name in _SEEN:
+            image.events[name].connect(self._request)
         if owner is not None:
             owner.destroyed.connect(self._disconnect)
 
@@ -172,7 +175,10 @@ class Preview:
         self._put(np.zeros((rows.stop - rows.start, columns.stop - columns.start), np.uint8))
 
     def show(self, model: Model) -> None:
-        """Segment the current slice by this model, and from then on each slice that the user goes to."""
+        """Segment the current slice by this model, and from then on each slice that the user goes to.
+
+        If the image cannot be segmented any more, the user is told.
+        """
         self._model = model
         self._request()
 
@@ -193,9 +199,8 @@ class Preview:
         self.viewer.dims.events.point.disconnect(self._moved)
         self.viewer.layers.events.removed.disconnect(self._removed)
         self.image.events.name.disconnect(self._renamed)
-        self.image.events.data.disconnect(self._request)
-        self.image.events.scale.disconnect(self._request)
-        self.image.events.units.disconnect(self._request)
+        for name in _SEEN:
+            self.image.events[name].disconnect(self._request)
 
     def _removed(self, event: Any) -> None:
         if event.value == self.image:
@@ -219,7 +224,12 @@ class Preview:
     def _request(self, event: Any = None) -> None:
         if not self._closed and self._model is not None:
             self._wanted = self._on_screen()
-            self._work.ask(self._begin)
+            try:
+                self._work.ask(self._begin)
+            except KDUNetError as error:
+                report(error)
+                if self._on_error is not None:
+                    self._on_error(error)
 
     def _on_screen(self) -> _Place:
         """Return what to segment: the slice on screen or, if it is large, its part in the middle of the screen."""
@@ -264,7 +274,7 @@ class Preview:
     def _put(self, mask: NDArray[np.uint8]) -> None:
         z, rows, columns = self.place
         grid = grid_of(self.image, (z, rows.start, columns.start))
-        mask = mask[None] if self.image.ndim == 3 else mask
+        mask = mask.reshape((1,) * (self.image.ndim - 2) + mask.shape)
         if self.layer is None:
             close_previews(self.viewer, self.image)
             selected = set(self.viewer.layers.selection)
@@ -276,5 +286,5 @@ class Preview:
                 layers.move(len(layers) - 1, layers.index(self.image) + 1)
             layers.selection = selected
             return
+        self.layer.data = mask  # first, as the grid has as many axes
         set_grid(self.layer, grid)
-        self.layer.data = mask
