@@ -160,6 +160,11 @@ class TrainWidget(TrainingPanel):
                 )
             else:
                 raw, earlier = volumes(self.image, self.labels_layer)
+        if raw.shape != result.mask.shape:
+            raise core.LabelsError(
+                f"{mask.name} has shape {result.mask.shape}, but {raw.name} {raw.shape}: choose the image that the "
+                "mask is of under Image, or segment this one."
+            )
         raw = core.open_volume(raw, invert=result.inverted)  # as the model saw it
         config, origin, keep = self.config().going_on(), self._origin(), self.keep.value
         results = results_of_image(self.viewer, mask)

@@ -271,6 +271,8 @@ def test_an_image_that_gets_other_axes_is_shown_or_told_of(em, viewer, model, se
     np.testing.assert_array_equal(preview.layer.data, preview.probability > model.threshold)
     em.data = np.stack([raw, raw])
     preview.threshold = 0.4
+    preview.show(model)
+    assert len(notified) == 1, "once, however often a training shows its model"
     assert [str(error) for error in told] == notified
     assert notified[0].startswith("the layer em has 4 axes (2, 8, 96, 96)")
     em.data = raw

@@ -277,6 +277,17 @@ def test_corrections_are_of_the_image_of_their_mask(bench, segmented, notified):
     assert train.origin.value is None, "that is no start for the other image"
 
 
+def test_an_image_that_the_mask_is_no_longer_of_is_named_at_the_click(bench, segmented, notified):
+    train, _, mask = segmented
+    train.labels_layer.value = mask
+    correct(mask, bench.mito.data, 2)
+    bench.em.data = bench.em.data[:4, :60]
+    train.corrections_button.native.click()
+    assert train.worker is None, "said before anything starts"
+    assert train.error_label.text().startswith("em tiny mask has shape (8, 96, 96), but em (4, 60, 96): choose")
+    assert notified[-1] == train.error_label.text()
+
+
 def test_a_start_that_a_run_has_left_is_for_its_image_alone(bench, segmented):
     train, _, mask = segmented
     correct(mask, bench.mito.data, 4)

@@ -125,7 +125,7 @@ class Preview:
         self._volume: core.Volume | None = None
         self._model: Model | None = None
         self._threshold: float | None = None
-        self._on_error = on_error
+        self._on_error, self._told = on_error, ""
         self._work = LatestRequest(owner, on_error)
         self._wanted = self.place
         self._closed = False
@@ -226,10 +226,17 @@ class Preview:
             self._wanted = self._on_screen()
             try:
                 self._work.ask(self._begin)
+                self._told = ""
             except KDUNetError as error:
-                report(error)
-                if self._on_error is not None:
-                    self._on_error(error)
+                self._tell(error)
+
+    def _tell(self, error: KDUNetError) -> None:
+        """Tell the user of an error, once: a training asks for the slice several times a second."""
+        if str(error) != self._told:
+            self._told = str(error)
+            report(error)
+            if self._on_error is not None:
+                self._on_error(error)
 
     def _on_screen(self) -> _Place:
         """Return what to segment: the slice on screen or, if it is large, its part in the middle of the screen."""
