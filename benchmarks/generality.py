@@ -3,6 +3,7 @@
     python benchmarks/generality.py DATA --out DIR [--ks 2,16] [--seeds 3] [--arms "defaults;gamma"] [--single]
                                     [--steps 1500] [--batch 2] [--patch 256] [--slices 8] [--left-out epfl,vnc,sbem]
                                     [--synthetic 48] [--minutes 4] [--taught-by 16 --tau 1] [--precision bf16-mixed]
+                                    [--after DIR]
 
 DATA is a folder with `epfl-training`, `vnc-train` and `sbem-brain`, each as `-raw.tif` and `-labels.tif`. For each arm,
 k, seed and source, a network learns from the other two sources and is scored on this one, on slices spread over it, at
@@ -10,7 +11,8 @@ five assumed pixel sizes. With --synthetic N each network also learns from N syn
 source, while model and threshold are chosen on the sources alone. With --taught-by K each network learns without labels
 from the soft answers, at the temperature --tau, of the K-Unet of seed 0, which an earlier call with --ks K and without
 --minutes has made. With --minutes each has that time, including the teacher's answers, in place of --steps. With
---single further networks learn from each source alone, and the bundled models are scored too.
+--after each goes on from the network of the arm "mild" in that folder, and the network halfway between the two is
+scored, too. With --single further networks learn from each source alone, and the bundled models are scored too.
 
 Columns of the table, mean and standard deviation over the seeds, at the model's threshold unless stated otherwise:
     best size   IoU at the best of the assumed pixel sizes, which needs labels to be known
@@ -20,7 +22,8 @@ Columns of the table, mean and standard deviation over the seeds, at the model's
                 `THRESHOLD`
     adapted best  the same at the best size
     oracle      the same at the best size and the best threshold
-    at home     IoU on slices of its own sources that were held out to choose model and threshold
+    at home     IoU on slices of its own sources that were held out to choose model and threshold; with --after, with
+                statistics of each at `THRESHOLD`
 
 Pixel sizes taken as true: EPFL 5 nm, vnc 4.6 nm. That of sbem is not stated (a model that is distributed with it is
 named for 5.9 nm); it is taken as 7 nm, at which networks that know the other two see it best. Of EPFL, z = 48 to 164 is
@@ -32,6 +35,7 @@ for each run, `generality.csv` and `generality.md`.
 from __future__ import annotations
 
 import argparse
+import copy
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import product
@@ -85,6 +89,10 @@ ARMS["appearance, zoom 0.5"] = ARMS["appearance"] | {"zoom": 0.5}
 #: Threshold of networks that are applied with statistics of the image. The threshold that is best on their own sources
 #: (0.59 to 0.94) says nothing about the next image; there any from 0.45 to 0.8 is better on average, this one best.
 THRESHOLD = 0.7
+
+#: Settings of a training that goes on (--after): it is not chosen by a score at home, and sees other patches.
+AFTER: dict[str, Any] = {"lr": 6e-3, "validations": 1}
+OTHER_PATCHES = 20  # added to the seed
 
 #: Assumed pixel sizes, as multiples of the true one.
 FACTORS = (0.5, 0.7, 1.0, 1.4, 2.0)
@@ -156,6 +164,18 @@ def curve_of(model: core.Model, pairs: Pairs) -> MeanCurve:
             for raw, labels in pairs
         )
     )
+
+
+def halfway(first: core.Model, second: core.Model) -> core.Model:
+    """Return `second` with the mean of its weights and those of `first`, from which its training has gone on.
+
+    Such a mean keeps more of what `first` knows (Wortsman et al. 2022, arXiv:2109.01903).
+    """
+    net, before = copy.deepcopy(second.net), first.net.state_dict()
+    net.load_state_dict(
+        {name: torch.lerp(before[name].float(), w.float(), 0.5) for name, w in net.state_dict().items()}
+    )
+    return replace(second, net=net)
 
 
 def predicted_curve(model: core.Model, raw: core.Volume, labels: core.Volume, slices: int, **how: Any) -> Curve:
@@ -248,21 +268,26 @@ def measure(given: argparse.Namespace) -> Iterator[None]:
         settings: dict[str, Any] = {"k": k, "seed": seed, "batch": given.batch, "patch": given.patch, "threads": 1}
         settings["precision"] = given.precision
         settings |= {"minutes": given.minutes} if given.minutes else {"steps": given.steps}
-        settings |= ARMS[arm]
-        arm += " + synthetic" * bool(given.synthetic)
+        settings |= ARMS[arm] | (AFTER | {"seed": seed + OTHER_PATCHES} if given.after else {})
+        mild, arm = (name + " + synthetic" * bool(given.synthetic) for name in ("mild", arm))
         config, teacher = core.TrainConfig(**settings), None
         if given.taught_by:
             teacher = core.load_model(file_of(arm, given.taught_by, sources, 0, folder))
             config = core.DistillConfig(**settings, mode="soft", tau=given.tau)
+        start = core.load_model(file_of(mild, k, sources, seed, Path(given.after))) if given.after else None
+        arm += ", after mild" if given.after else ""
         arm += f", {given.minutes:g} min" if given.minutes else ""
         arm += f", taught by {given.taught_by} at {given.tau:g}" if given.taught_by else ""
         path = file_of(arm, k, sources, seed, folder)
         pairs, held = learnt_from(sources, given)
-        model = trained(path, pairs, held, config, teacher=teacher)
-        home = model.summary["validation"]["iou"]
-        about = {"arm": arm, "k": k, "learnt from": "+".join(sources), "seed": seed, "at home": home}
-        for left in (name for name in given.left_out.split(",") if name not in sources):
-            yield recorded(path.with_name(f"{path.stem}-on-{left}.json"), model, left, about, given)
+        model = trained(path, pairs, held, config, teacher=teacher, start=start)
+        networks = {arm: model} | ({f"{arm}, halfway": halfway(start, model)} if start else {})
+        for (name, network), left in product(networks.items(), given.left_out.split(",")):
+            if left not in sources:
+                home = curve_of(network, held).iou(THRESHOLD) if start else network.summary["validation"]["iou"]
+                about = {"arm": name, "k": k, "learnt from": "+".join(sources), "seed": seed, "at home": home}
+                stem = file_of(name, k, sources, seed, folder).stem
+                yield recorded(folder / f"{stem}-on-{left}.json", network, left, about, given)
     for name, left in product(BUNDLED if given.single else (), given.left_out.split(",")):
         model = core.load_model(name)
         about = {"arm": name, "k": model.net.k, "learnt from": "EPFL's other block", "seed": 0}
@@ -312,6 +337,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, help="of each training, in place of steps")
     parser.add_argument("--taught-by", type=int, help="k of the teacher")
     parser.add_argument("--tau", type=float, default=1.0)
+    parser.add_argument("--after", help="folder of an earlier call, whose networks of the arm mild are gone on from")
     parser.add_argument("--batch", type=int, default=2)
     parser.add_argument("--patch", type=int, default=256)
     parser.add_argument("--precision", default=core.TrainConfig().precision, help="of the trainings")

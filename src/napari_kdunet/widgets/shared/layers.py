@@ -140,15 +140,14 @@ def volume_of(layer: Layer, *, following: bool = False) -> Volume:
             "channel)."
         )
     shape = data_of(layer).shape
-    if isinstance(layer, Labels):  # there is no row to choose a part of labels, and napari splits images alone
-        how = "right-click the layer, Convert to Image, Split Stack, and Convert to Labels for the part of your image."
-    else:
-        how = "choose a time point or channel under Image, or right-click it, Split Stack, and take one part."
     if len(shape) > 3:
-        raise VolumeError(f"the layer {layer.name} has {len(shape)} axes {shape}: {how}")
+        raise VolumeError(
+            f"the layer {layer.name} has {len(shape)} axes {shape}: {_how_to_choose(layer, 'a time point or channel')}"
+        )
     if len(shape) > 2 and shape[-3] > 1 and str(layer.axis_labels[-3]).lower() in CHANNELS:
-        how = how.replace("a time point or channel", "one")
-        raise VolumeError(f"the layer {layer.name} has {shape[-3]} channels rather than slices: {how}")
+        raise VolumeError(
+            f"the layer {layer.name} has {shape[-3]} channels rather than slices: {_how_to_choose(layer, 'one')}"
+        )
     data = _Following(layer) if following else data_of(layer)
     return open_volume(data, voxel_size=voxel_size_of(layer), name=layer.name)
 
@@ -194,6 +193,12 @@ def set_grid(layer: Layer, grid: dict[str, Any]) -> None:
     """Lay a layer on a grid returned by `grid_of`."""
     for name, value in grid.items():
         setattr(layer, name, value)
+
+
+def _how_to_choose(layer: Layer, part: str) -> str:
+    if isinstance(layer, Labels):  # there is no row to choose a part of labels, and napari splits images alone
+        return "right-click the layer, Convert to Image, Split Stack, and Convert to Labels for the part of your image."
+    return f"choose {part} under Image, or right-click it, Split Stack, and take one part."
 
 
 def warn_if_apart(one: Layer, other: Layer) -> None:
