@@ -175,7 +175,8 @@ def halfway(first: core.Model, second: core.Model) -> core.Model:
     net.load_state_dict(
         {name: torch.lerp(before[name].float(), w.float(), 0.5) for name, w in net.state_dict().items()}
     )
-    return replace(second, net=net)
+    summary = second.summary | {"weights": "the mean of those before and after this training"}
+    return replace(second, net=net, summary=summary)
 
 
 def predicted_curve(model: core.Model, raw: core.Volume, labels: core.Volume, slices: int, **how: Any) -> Curve:
@@ -284,15 +285,15 @@ def measure(given: argparse.Namespace) -> Iterator[None]:
         networks = {arm: model} | ({f"{arm}, halfway": halfway(start, model)} if start else {})
         for (name, network), left in product(networks.items(), given.left_out.split(",")):
             if left not in sources:
-                home = curve_of(network, held).iou(THRESHOLD) if start else network.summary["validation"]["iou"]
-                about = {"arm": name, "k": k, "learnt from": "+".join(sources), "seed": seed, "at home": home}
-                stem = file_of(name, k, sources, seed, folder).stem
-                yield recorded(folder / f"{stem}-on-{left}.json", network, left, about, given)
+                about = {"arm": name, "k": k, "learnt from": "+".join(sources), "seed": seed}
+                file = file_of(name, k, sources, seed, folder)
+                if not file.exists():
+                    network.save(file)
+                yield recorded(file, network, left, about, given, held if start else None)
     for name, left in product(BUNDLED if given.single else (), given.left_out.split(",")):
         model = core.load_model(name)
         about = {"arm": name, "k": model.net.k, "learnt from": "EPFL's other block", "seed": 0}
-        about["at home"] = model.summary["validation"]["iou"]
-        yield recorded(folder / f"{name}-on-{left}.json", model, left, about, given)
+        yield recorded(folder / f"{name}.safetensors", model, left, about, given)
 
 
 def file_of(arm: str, k: int, sources: Iterable[str], seed: int, folder: Path) -> Path:
@@ -300,9 +301,16 @@ def file_of(arm: str, k: int, sources: Iterable[str], seed: int, folder: Path) -
     return folder / f"{name}.safetensors"
 
 
-def recorded(path: Path, model: core.Model, left: str, about: Row, given: argparse.Namespace) -> None:
-    """Score a model on the source that was left out, unless that has been done."""
-    once(path, lambda: {**about, "left out": left, **score(model, left, given)})
+def recorded(
+    file: Path, model: core.Model, left: str, about: Row, given: argparse.Namespace, held: Pairs | None = None
+) -> None:
+    """Score a model on the source that was left out, unless that has been done; at home as stated, or on `held`."""
+
+    def row() -> Row:
+        home = curve_of(model, held).iou(THRESHOLD) if held else model.summary["validation"]["iou"]
+        return {**about, "at home": home, "left out": left, **score(model, left, given)}
+
+    once(file.with_name(f"{file.stem}-on-{left}.json"), row)
 
 
 def table(rows: list[Row]) -> str:
