@@ -264,7 +264,7 @@ class SegmentWidget(Panel):
         if model.views > 1:
             lines.append(f"It looks at each slice {model.views} times, mirrored, and takes the mean.")
         if abs(model.threshold - 0.5) > _USUAL_THRESHOLD:
-            lines.append(f"Its threshold of {model.threshold:.2g} is what scored best in validation.")
+            lines.append(f"Its threshold is {model.threshold:.2g} rather than 0.5.")
         self.description.value = "\n".join(lines)
 
     def dock_closed(self) -> None:
