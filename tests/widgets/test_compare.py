@@ -585,6 +585,11 @@ class SlowLabels:
     def __init__(self, labels):
         self.labels, self.read, self.may_read = labels, 0, threading.Semaphore(0)
 
+    def hold(self):
+        while self.may_read.acquire(blocking=False):
+            pass
+        self.read = 0
+
     def layer(self):
         def block(block_info=None):
             z = block_info[None]["array-location"][0][0]
@@ -606,8 +611,10 @@ def slow_objects(open_widget):
     viewer, widget = open_widget(NAME)
     viewer.add_labels(true, name="truth")
     viewer.add_labels(predicted, name="other")
+    slow.may_read.release(1000)  # for the viewer, which reads on threads of dask
     viewer.add_labels(slow.layer(), name="slow")
     widget.prediction.value, widget.reference.value = viewer.layers["slow"], viewer.layers["truth"]
+    slow.hold()
     yield viewer, widget, slow
     slow.may_read.release(10_000)
 

@@ -881,7 +881,7 @@ def test_another_models_threshold_leaves_the_mask_alone(segment, tiny_model, qtb
     widget.model.value = models.add("other", other, "raw")
     qtbot.waitUntil(lambda: widget.loaded is other)
     assert widget.threshold.value == pytest.approx(0.06)
-    assert "threshold of 0.06 is what scored best" in widget.description.value, "one so far from a half is explained"
+    assert "threshold is 0.06 rather than 0.5" in widget.description.value, "one so far from a half is explained"
     qtbot.waitUntil(lambda: not widget.segmentation.is_busy)
     np.testing.assert_array_equal(viewer.layers["raw tiny mask"].data, before)
 
