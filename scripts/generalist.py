@@ -32,7 +32,7 @@ from generality import AFTER, ARMS, SBEM, SOURCES, calibrated, halfway, learnt_f
 
 @dataclass(frozen=True)
 class Stage:
-    """A training of the teacher."""
+    """A training of the teacher, or the last one of a student."""
 
     name: str
     steps: int
@@ -57,7 +57,7 @@ STAGES = (
 )
 VIEWS = 4  # that a student averages over; for the slow teacher they are worth little (docs/unseen.md)
 TEACHES, STUDENTS = "fifth", {2: 20000, 4: 16000, 1: 20000}  # stage whose model teaches, and steps of each student
-LAST, LAST_STEPS = ARMS["appearance, zoom 0.5"], {16: 4000, 4: 3000, 2: 3000, 1: 3000}
+LAST_STEPS = {16: 4000, 4: 3000, 2: 3000, 1: 3000}  # of each model, by its k, with stronger changes of the images
 DATA = {
     "volume": "EPFL CVLab hippocampus, FIB-SEM, 5 nm: z 48 to 164 of the public training volume; "
     "groundtruth-drosophila-vnc stack 1, ssTEM, 4.6 nm; the mitochondria training sample of CDeep3M, SBEM of brain, "
@@ -103,18 +103,32 @@ def main() -> None:
     _, held = learnt_from(SOURCES, given)
     for k, model in models.items():
         before = core.load_model(halved(model).save(given.out / f"{name_of(k)}-half-precision.safetensors"))
-        model = halved(halfway(before, gone_on(given, k, before, settings)))
+        model = halved(halfway(before, taught(given, last_stage(k), before, settings, k)))
         if given.bundle:
             path = calibrated(scored(model, held), held).save(PACKAGE / f"{name_of(k)}.safetensors")
             print(f"{path.name}  {path.stat().st_size:,} bytes")
 
 
-def taught(given: argparse.Namespace, stage: Stage, start: core.Model | None, settings: dict[str, Any]) -> core.Model:
-    """Return the teacher after a stage."""
+def last_stage(k: int) -> Stage:
+    precision = STAGES[-1].precision if k == TEACHER_K else core.TrainConfig.precision
+    change, seed = ARMS["appearance, zoom 0.5"], STAGES[-1].seed + 1
+    return Stage(
+        f"{name_of(k)}-last", LAST_STEPS[k], change=change, **AFTER, synthetic=0.5, seed=seed, precision=precision
+    )
+
+
+def taught(
+    given: argparse.Namespace,
+    stage: Stage,
+    start: core.Model | None,
+    settings: dict[str, Any],
+    k: int = TEACHER_K,
+) -> core.Model:
+    """Return a model after a stage."""
     given.synthetic = FAMILY if stage.synthetic else 0
     pairs, held = learnt_from(SOURCES, given, sbem=stage.sbem)
     config = core.TrainConfig(
-        k=TEACHER_K,
+        k=k,
         steps=stage.steps,
         lr=stage.lr,
         validations=stage.validations,
@@ -139,20 +153,6 @@ def taught_students(
         k: trained(given.out / f"{name_of(k)}.safetensors", pairs, held, config, teacher=teacher)
         for k, config in configs.items()
     }
-
-
-def gone_on(given: argparse.Namespace, k: int, model: core.Model, settings: dict[str, Any]) -> core.Model:
-    """Return the model after some more steps, with stronger changes of the images."""
-    pairs, held = learnt_from(SOURCES, given)
-    last = STAGES[-1]
-    config = core.TrainConfig(
-        k=k,
-        steps=LAST_STEPS[k],
-        volume_weights=weights(last),
-        precision=last.precision if k == TEACHER_K else core.TrainConfig.precision,
-        **{**settings, **AFTER, **LAST, "seed": given.seed + last.seed + 1},
-    )
-    return trained(given.out / f"{name_of(k)}-last.safetensors", pairs, held, config, start=model)
 
 
 def weights(stage: Stage) -> tuple[float, ...]:

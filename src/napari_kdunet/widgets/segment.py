@@ -310,7 +310,7 @@ class SegmentWidget(Panel):
             text += f", {self.bar.value():,} of {self.bar.maximum():,} tiles"
         if left is not None:
             text += f", {clock(left)} left"
-        elif not segmentation.is_running and done + len(result.failed) < total:
+        elif not segmentation.is_running and done + int(result.failed.sum()) < total:
             how = "goes on from here" if self._goes_on() else "begins anew, as set above"
             text += f". Stopped: Segment volume {how}"
         self.status.setText(".\n".join([text, *self._notes(result)]) + ".")
@@ -318,8 +318,8 @@ class SegmentWidget(Panel):
     def _notes(self, result: Result) -> Iterator[str]:
         """Yield what there is to say about a result, without full stops."""
         segmentation = self.segmentation
-        if result.failed:
-            yield f"No result at z = {format_slices(result.failed)}: Segment volume tries again"
+        if result.failed.any():
+            yield f"No result at z = {format_slices(result.failed.nonzero()[0])}: Segment volume tries again"
         if result.lost.any():
             yield f"No image at z = {format_slices(result.lost.nonzero()[0])}: taken as background"
         if result.folder is not None:

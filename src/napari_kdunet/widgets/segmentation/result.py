@@ -72,8 +72,8 @@ class Result:
         Number of tiles of a slice.
     tiles_done : ndarray
         int, (Z,): number of tiles of each slice that have been segmented, row by row.
-    failed : set of int
-        z of the slices that the last run of `segment` could not read; the next one tries them again.
+    failed : ndarray
+        bool, (Z,): whether the last run of `segment` could not read a slice; the next one tries it again.
     lost : ndarray
         bool, (Z,): whether a slice that has been segmented holds no image, so that all of it is background.
     folder : Path or None
@@ -104,7 +104,7 @@ class Result:
         multiclass = len(model.class_names) > 2 and not model.boundary
         self.done, self.tiles_done, self.tiles = np.zeros(shape[0], bool), np.zeros(shape[0], int), 1
         self.lost = np.zeros(shape[0], bool)
-        self.failed: set[int] = set()
+        self.failed = np.zeros(shape[0], bool)
         self._applied = np.full(shape[0], np.nan)  # threshold that was applied to each slice of the mask
         self._lock = threading.Lock()
         self.outlines: Any = None
@@ -180,9 +180,7 @@ class Result:
 
     def missing(self, near: int) -> int | None:
         """Return the slice nearest to `near` that is neither segmented nor has failed, or None."""
-        left = ~self.done
-        left[list(self.failed)] = False
-        return _nearest(np.flatnonzero(left), near)
+        return _nearest(np.flatnonzero(~(self.done | self.failed)), near)
 
     def outdated(self, near: int) -> int | None:
         """Return the slice nearest to `near` whose mask has an outdated threshold, or None."""
@@ -277,7 +275,7 @@ def segment(volume: core.Volume, result: Result, focus: Focus, is_stopped: Calla
     if result.model.boundary:
         result.outlines = core.predict(result.model, plain, output="boundary")  # along z: a few slices at a time
     volume = stoppable(plain, is_stopped)
-    result.failed, first_error = set(), None
+    result.failed[:], first_error = False, None
     try:
         probability, classes = _lazy(result, volume)  # for a generalist model, this already reads a few windows
         blocks, rows, columns = (_pieces(sizes) for sizes in probability.chunks)
@@ -293,7 +291,7 @@ def segment(volume: core.Volume, result: Result, focus: Focus, is_stopped: Calla
             except core.VolumeError as error:
                 if was_stopped(error) or result.planes == "zyx":
                     raise
-                result.failed.update(done)
+                result.failed[slices] = True
                 first_error = first_error or error
                 yield from done
                 continue
