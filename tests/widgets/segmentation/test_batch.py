@@ -73,6 +73,22 @@ def test_a_folder_is_segmented_and_a_failure_stops_nothing(segment, em, tiny_mod
     assert (folder / "a mask.tif").stat().st_mtime_ns == before, "nothing is replaced"
 
 
+def test_a_batch_goes_on_with_what_is_missing(segment, em, folder, qtbot):
+    _, widget = segment
+    widget.batch.add([folder])
+    run(qtbot, widget)
+    before = (folder / "a mask.tif").stat().st_mtime_ns
+    core.write_volume(em[0], folder / "b.tif", voxel_size=NM, overwrite=True)
+    (folder / "c mask.tif").unlink()
+    run(qtbot, widget)
+    assert widget.batch.states == [f"done: {name} mask.tif" for name in "abc"]
+    assert (folder / "a mask.tif").stat().st_mtime_ns == before, "it was not segmented again"
+    assert (folder / "c mask.tif").exists()
+    widget.threshold.value /= 2
+    run(qtbot, widget)
+    assert all("already exists" in state for state in widget.batch.states), "other settings are another mask"
+
+
 def test_layers_go_to_a_chosen_folder(segment, em, tiny_model, tmp_path, qtbot):
     viewer, widget = segment
     for name, raw in (("one", em[0]), ("two", 255 - em[0]), ("four", np.zeros((2, 3, 64, 64), np.uint8))):
@@ -138,8 +154,8 @@ def test_a_batch_is_stopped_between_two_slices(segment, folder, qtbot, monkeypat
     widget.batch.add([folder])
     take = BatchRows._take
 
-    def stop_in_the_last(rows, event, places):
-        take(rows, event, places)
+    def stop_in_the_last(rows, event, *more):
+        take(rows, event, *more)
         if event.index == 2:
             rows.stop()
 

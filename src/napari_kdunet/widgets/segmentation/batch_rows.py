@@ -60,6 +60,7 @@ class BatchRows(Folding):
         self.states: list[str] = []
         self.worker: EventWorker | None = None
         self._targets: dict[int, Path] = {}
+        self._done: dict[int, tuple[Path, Recipe]] = {}
         self.folder = LineEdit(
             name="batch_folder",
             label="Into",
@@ -77,7 +78,8 @@ class BatchRows(Folding):
         self.start_button = button(
             "Segment all",
             "Segment all images of the list with the model above, in the background, and write the masks.\n"
-            "An image that fails does not stop the others; existing files are not replaced.",
+            "An image that fails does not stop the others; existing files are not replaced.\n"
+            "After a stop or a failure, go on with the images that are missing.",
             self.start,
             "batch_start",
         )
@@ -133,10 +135,11 @@ class BatchRows(Folding):
         if self.worker is None:
             self.images.clear()
             self.states.clear()
+            self._done.clear()
             self._show_rows()
 
     def start(self) -> None:
-        """Segment all images of the list; the row of an image that fails says why."""
+        """Segment all images of the list that are not done yet; the row of an image that fails says why."""
         if self.worker is not None:
             return
         panel = self._panel()
@@ -144,11 +147,11 @@ class BatchRows(Folding):
             if not self.images:
                 raise core.VolumeError("there are no images to segment: add layers, files or a folder.")
             recipe = self._recipe()
-            items, rows = self._items()
+            items, rows = self._items(recipe)
             self.start_button.enabled, self.stop_button.enabled = False, True
             self.worker = run_stoppable(
                 lambda is_stopped: iter_batch(items, recipe, is_stopped),
-                on_event=lambda event: self._take(event, rows),
+                on_event=lambda event: self._take(event, rows, recipe),
                 on_done=self._ended,
                 on_error=self._ended,
                 owner=panel.native,
@@ -166,12 +169,13 @@ class BatchRows(Folding):
             self.worker.drop()
             self._ended()
 
-    def _items(self) -> tuple[list[Item], list[int]]:
-        """Return the images that can be segmented, and their rows; the states of the others say why not."""
+    def _items(self, recipe: Recipe) -> tuple[list[Item], list[int]]:
+        """Return the images that are to be segmented, and their rows; the states of the others say why not."""
         try:
             folder = Path(self.folder.value).expanduser() if self.folder.value.strip() else None
         except RuntimeError as error:  # for example of "~nobody"
             raise core.OutputError(f"there is no folder {self.folder.value}: choose another one.") from error
+        self._targets.clear()
         items: list[Item] = []
         rows: list[int] = []
         for row, image in enumerate(self.images):
@@ -180,16 +184,18 @@ class BatchRows(Folding):
                 source: core.Volume | Path = volume_of(image) if isinstance(image, Layer) else image
                 path = image.source.path if isinstance(image, Layer) else image
                 file = Path(path) if path else None
-                target = target_of(name, file, folder, self.ending.value, [item.target for item in items])
+                target = target_of(name, file, folder, self.ending.value, self._targets.values())
+                self._targets[row] = target
+                if self._done.get(row) == (target, recipe) and target.exists():
+                    continue
                 items.append(Item(name, source, target))
                 rows.append(row)
                 self._show(row, "waiting")
             except core.KDUNetError as error:
                 self._show(row, f"failed: {error}")
-        self._targets = {row: item.target for row, item in zip(rows, items, strict=True)}
         return items, rows
 
-    def _take(self, event: Progress, rows: list[int]) -> None:
+    def _take(self, event: Progress, rows: list[int], recipe: Recipe) -> None:
         row = rows[event.index]
         note = f" ({event.note})" if event.note else ""
         if event.error:
@@ -197,6 +203,7 @@ class BatchRows(Folding):
         elif event.share < 1:
             self._show(row, f"{event.share:.0%}{note}")
         else:
+            self._done[row] = self._targets[row], recipe
             self._show(row, f"done: {self._targets[row].name}{note}")
 
     def _ended(self, error: Exception | None = None) -> None:
