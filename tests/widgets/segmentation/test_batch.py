@@ -84,9 +84,13 @@ def test_a_batch_goes_on_with_what_is_missing(segment, em, folder, qtbot):
     assert widget.batch.states == [f"done: {name} mask.tif" for name in "abc"]
     assert (folder / "a mask.tif").stat().st_mtime_ns == before, "it was not segmented again"
     assert (folder / "c mask.tif").exists()
-    widget.threshold.value /= 2
+    threshold = widget.threshold.value
+    widget.threshold.value = threshold / 2
     run(qtbot, widget)
     assert all("already exists" in state for state in widget.batch.states), "other settings are another mask"
+    widget.threshold.value = threshold
+    run(qtbot, widget)
+    assert widget.batch.states == [f"done: {name} mask.tif" for name in "abc"]
 
 
 def test_layers_go_to_a_chosen_folder(segment, em, tiny_model, tmp_path, qtbot):

@@ -60,7 +60,7 @@ class BatchRows(Folding):
         self.states: list[str] = []
         self.worker: EventWorker | None = None
         self._targets: dict[int, Path] = {}
-        self._done: dict[int, tuple[Path, Recipe]] = {}
+        self._done: dict[int, tuple[Path, Recipe, str]] = {}  # target, settings, and the state as it is shown
         self.folder = LineEdit(
             name="batch_folder",
             label="Into",
@@ -186,7 +186,8 @@ class BatchRows(Folding):
                 file = Path(path) if path else None
                 target = target_of(name, file, folder, self.ending.value, self._targets.values())
                 self._targets[row] = target
-                if self._done.get(row) == (target, recipe) and target.exists():
+                if row in self._done and self._done[row][:2] == (target, recipe) and target.exists():
+                    self._show(row, self._done[row][2])
                     continue
                 items.append(Item(name, source, target))
                 rows.append(row)
@@ -203,8 +204,8 @@ class BatchRows(Folding):
         elif event.share < 1:
             self._show(row, f"{event.share:.0%}{note}")
         else:
-            self._done[row] = self._targets[row], recipe
             self._show(row, f"done: {self._targets[row].name}{note}")
+            self._done[row] = self._targets[row], recipe, self.states[row]
 
     def _ended(self, error: Exception | None = None) -> None:
         self.worker = None
