@@ -64,7 +64,7 @@ app = typer.Typer(
 #: Settings that `adapt` does not have, as they are for labels or for whole stacks.
 _NOT_OF_ADAPT = (
     *("slices", "ignore", "mode", "lam", "soft_share", "unlabelled_share", "class_weights", "volume_weights"),
-    *("style", "classes", "boundary", "context", "context_distance"),
+    *("style", "classes", "boundary", "context", "context_distance", "patience"),
 )
 
 #: Raised for a wrong command line: click's class in older versions of typer, a copy of it in newer ones.

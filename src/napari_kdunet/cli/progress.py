@@ -117,13 +117,15 @@ def follow_training(title: str, events: Iterator[Event]) -> Done:
 
     with interruptible(events) as watched, _progress_bar("{task.fields[status]}") as bar:
         task = bar.add_task(title, total=1.0, status="")
+        chosen = True  # whether labels choose the best model
         for event in watched:
             if isinstance(event, Started):
                 _print_start(event)
+                chosen = event.validated_on != "teacher"
             elif isinstance(event, Stepped):
                 bar.update(task, completed=event.fraction, status=f"step {event.step}  loss {event.loss:.3f}")
             elif isinstance(event, Validated):
-                mark = "  best so far" if event.best else ""
+                mark = "  best so far" if event.best and chosen else ""
                 several = f" ({', '.join(f'{iou:.3f}' for iou in event.volume_ious)})" if event.volume_ious[1:] else ""
                 console.print(
                     f"step {event.step:>6}  {event.seconds:>6.0f} s  IoU {event.iou:.3f}{several} "

@@ -30,6 +30,21 @@ def test_a_student_learns_a_volume_without_labels(blobs, teacher):
     assert core.evaluate(core.predict(student, raw, output="labels"), labels).iou > 0.75
 
 
+def test_the_last_weights_are_kept_however_well_earlier_ones_agree_with_the_teacher(blobs, teacher, tmp_path):
+    """A student that begins as its teacher agrees with it best at the beginning, and that says nothing of the image."""
+    away = {"k": 4, "steps": 20, "validations": 4, "ema": 0.0, "warmup": 0.95, "lr": 0.05, "seed": 1}  # ever faster
+    config = core.DistillConfig.adapting(**ADAPTING | away)
+    out = tmp_path / "student.safetensors"
+    raw = blobs((8, 64, 64), seed=1)[0]
+    events = list(core.iter_adapt(teacher, raw, config, start=teacher, out=out))
+    validated = [event for event in events if isinstance(event, core.Validated)]
+    done, last = events[-1], validated[-1]
+    assert max(event.iou for event in validated) > last.iou + 0.005
+    assert [event.best for event in validated] == [True] * 4
+    assert (done.model, done.iou, done.collapsed) == (last.model, last.iou, False)
+    assert core.load_model(out).summary["validation"]["step"] == 20
+
+
 @pytest.mark.parametrize(("share", "held_out"), [(0.0, ()), (0.25, (3, 4)), (0.5, (2, 3, 4, 5))])
 def test_a_share_of_the_parts_is_held_out_and_scored_against_the_teacher(blobs, teacher, share, held_out):
     config = core.DistillConfig.adapting(steps=1, val_share=share, val_slices=8, **ADAPTING)

@@ -202,7 +202,7 @@ class TrainConfig:
     )
     patience: int | None = setting(
         None,
-        "Stop after this many validations without a better IoU; empty: never stop early.",
+        "Stop after this many validations without a better IoU on labels; empty: never stop early.",
         ge=1,
         types=(int, NoneType),
         advanced=True,

@@ -52,6 +52,11 @@ class Dataset:
         """What the validation is against: see `Started.validated_on`."""
         return " and ".join(dict.fromkeys(validation.kind for validation in self.validations))
 
+    @property
+    def has_truth(self) -> bool:
+        """Whether any label tells which model is best; agreement with a teacher does not, as a student outgrows it."""
+        return self.validated_on != "teacher"
+
     def fingerprint(self) -> dict[str, str]:
         """Return checksums of images and labels, validation included, by which a resumed training knows its data."""
         raws = [(volume.raw, volume.slices) for volume in self.volumes]

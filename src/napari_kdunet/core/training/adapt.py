@@ -61,7 +61,8 @@ def iter_adapt(
 
     The teacher predicts slices, or windows of slices, that are spread over the volume, averaging `config.teacher_views`
     views of each. Its probabilities are shifted so that its threshold becomes 0.5, and the student learns from them by
-    the soft loss, each pixel weighted by the teacher's confidence (`config.confidence`).
+    the soft loss, each pixel weighted by the teacher's confidence (`config.confidence`). Its last weights are kept: a
+    student outgrows its teacher, so those that agree best with it are not the best (docs/unseen.md).
 
     Parameters
     ----------
@@ -85,7 +86,7 @@ def iter_adapt(
     Yields
     ------
     Event
-        As in `iter_train`; scores are against the teacher.
+        As in `iter_train`; scores are the agreement with the teacher.
 
     Raises
     ------

@@ -129,9 +129,13 @@ class Checkpointer:
         """Let the next validation be the best so far: the labels that the best model was scored on have changed."""
         self._outdated = True
 
-    def update_best(self, model: Model, iou: float, collapsed: bool) -> bool:
-        """Keep a model if it is the best so far, and return whether it is; a collapsed one is worse than any other."""
-        better = self.best is None or self._outdated or (not collapsed, iou) > (not self.collapsed, self.iou)
+    def update_best(self, model: Model, iou: float, collapsed: bool, by_iou: bool = True) -> bool:
+        """Keep a model if it is the best so far, and return whether it is; a collapsed one is worse than any other.
+
+        Without `by_iou` a later model is better than an earlier one, whatever their IoU.
+        """
+        score, best = (not collapsed, iou), (not self.collapsed, self.iou)
+        better = self.best is None or self._outdated or (score > best if by_iou else score[0] >= best[0])
         if better:
             self.best, self.iou, self.collapsed, self._outdated = model, iou, collapsed, False
         return better

@@ -81,7 +81,7 @@ class Validated:
     threshold: float
     """Foreground threshold: that of the settings, else the one chosen on these slices (`Curve.best_threshold`)."""
     best: bool
-    """Whether this model is the best so far."""
+    """Whether this model is the one to keep: the best so far, or, if it is validated on a teacher, the latest."""
     model: Model
     """The network as it is now, ready for prediction; later steps do not change it."""
     volume_ious: tuple[float, ...] = ()
@@ -110,9 +110,9 @@ class Done:
     reason: str
     """``budget`` or ``patience``."""
     model: Model
-    """The best model."""
+    """The best model: the latest, if it was validated on a teacher."""
     iou: float
-    """Validation IoU of the best model."""
+    """Validation IoU of that model."""
     collapsed: bool
     """Whether even the best model gives nearly the same output everywhere."""
     path: Path | None

@@ -125,8 +125,8 @@ def iter_distill(
 
     The teacher predicts each slice once, and its output is augmented together with the student's patches. Slices
     without labels, and `unlabelled` volumes, contribute to the soft loss alone. Without any labels the whole training
-    uses the soft loss alone, and is validated against the teacher. Teacher and student may each see neighbouring slices
-    (`TrainConfig.context`), so the teacher may see more than the student.
+    uses the soft loss alone, is validated against the teacher, and keeps its last weights. Teacher and student may each
+    see neighbouring slices (`TrainConfig.context`), so the teacher may see more than the student.
 
     Parameters
     ----------

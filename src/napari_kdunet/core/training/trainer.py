@@ -192,6 +192,8 @@ class Trainer:
     def validate(self) -> Validated:
         """Score the averaged network on the validation slices and keep it if it is the best so far.
 
+        Where there are no labels to choose by, the latest is the best.
+
         Raises
         ------
         DivergedError
@@ -209,7 +211,7 @@ class Trainer:
         while self._validation_is_due:  # one stands for all that are due, those that fell due during it too
             progress.validated += 1
         model = replace(model, threshold=threshold, summary=self._summary(curve, threshold))
-        better = self.checkpoints.update_best(model, iou, curve.collapsed)
+        better = self.checkpoints.update_best(model, iou, curve.collapsed, self.data.has_truth)
         progress.stale = 0 if better else progress.stale + 1
         ious = tuple(each.iou(threshold) for each in curve.curves)
         return Validated(progress.step, progress.seconds, curve.ce, iou, threshold, better, model, ious)

@@ -163,8 +163,8 @@ class RunView(QWidget):
                 f"Agreement with the labels that it learns from: {event.iou:.3f}. This is no score: {_NO}"
             )
         else:
-            scores = f"IoU {event.iou:.3f} · best {self._best:.3f} · {self._validated_on}"
-            self.score.setText(f"{self._kind.capitalize()} {scores}")
+            best = "" if self._kind == "agreement" else f"best {self._best:.3f} · "
+            self.score.setText(f"{self._kind.capitalize()} IoU {event.iou:.3f} · {best}{self._validated_on}")
 
     def show_agreement(self, iou: float) -> None:
         """Show how much two passes of the model agree, where nothing was kept aside to score it."""
