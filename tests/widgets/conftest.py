@@ -13,6 +13,7 @@ pytest.importorskip("napari")
 
 import torch
 from napari.utils.notifications import Notification, notification_manager
+from npe2 import PluginManifest
 from qtpy.QtCore import QSettings
 from superqt.utils._qthreading import WorkerBase
 
@@ -32,12 +33,25 @@ def frozen_modules():
 @pytest.fixture(autouse=True)
 def widgets_are_collected_here(frozen_modules):
     """Collected by chance on a worker thread of the next test, a widget would be destroyed there: a crash of Qt."""
-    gc.collect()  # what pytest itself has held until now
+    gc.collect()  # at the beginning: until now pytest itself has held some
     if not frozen_modules.issuperset(sys.modules):
         gc.freeze()
         frozen_modules.update(sys.modules)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def widgets_of_the_last_test_are_collected_too():
     yield
     gc.collect()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def manifests_are_read_once():
+    """Every new viewer looks for plugins, and reads the manifests of all of them for a third of a second."""
+    found = list(PluginManifest.discover())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(PluginManifest, "discover", lambda *_, **__: iter(found))
+        yield
 
 
 @pytest.fixture(autouse=True)

@@ -1,12 +1,15 @@
 """The command line: shows the events of the core as progress bars, tables and figures, and writes files."""
 
 import atexit
+import gc
 import os
 import sys
 
 from napari_kdunet.cli.signals import exit_at_once, handle, handling, stop_command
 
 __all__ = ["main"]
+
+_OBJECTS = 50_000  # made before garbage is looked for: the modules make 300,000 that stay, and a search takes long
 
 
 def main() -> None:
@@ -15,6 +18,9 @@ def main() -> None:
     Signals are handled before the commands are imported, so that one in the first half second counts too.
     """
     _replace_closed_streams()
+    gc.set_threshold(_OBJECTS)
+    atexit.unregister(gc.freeze)
+    atexit.register(gc.freeze)  # nor are they looked through when all of them are about to go
     with handling(exit_at_once):
         atexit.unregister(handle)
         atexit.register(handle, exit_at_once)  # libraries take a while to end

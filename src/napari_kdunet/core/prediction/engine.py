@@ -80,25 +80,19 @@ def folded(net: KUNet) -> KUNet:
     Its logits are the same to float32 rounding.
     """
     with torch.device("meta"):  # makes no initial weights, and so draws none of the caller's random numbers
-        plain = KUNet(**net.form | {"bn": False}, init="torch").float()  # whatever torch's default dtype is
-    plain.to_empty(device=next(net.parameters()).device)
+        plain = KUNet(**net.form | {"bn": False}, init="torch")
     for target, source in zip((*plain.down, *plain.merge), (*net.down, *net.merge), strict=True):
         norms: list[nn.BatchNorm2d | None] = [layer for layer in source if isinstance(layer, nn.BatchNorm2d)]
         convolutions = [[layer for layer in stage if isinstance(layer, nn.Conv2d)] for stage in (target, source)]
         for goal, convolution, norm in zip(*convolutions, norms or [None, None], strict=True):
-            if norm is None:
-                goal.load_state_dict(convolution.state_dict())
-                continue
-            mean, variance, scale, shift = (
-                getattr(norm, name).double() for name in ("running_mean", "running_var", "weight", "bias")
-            )
-            exact = (convolution.weight.double(), convolution.bias.double())
-            goal.weight, goal.bias = (
-                nn.Parameter(value.float(), requires_grad=False)
-                for value in fuse_conv_bn_weights(*exact, mean, variance, norm.eps, scale, shift)
-            )
-    plain.up.load_state_dict(net.up.state_dict())
-    plain.head.load_state_dict(net.head.state_dict())
+            values = (convolution.weight.double(), convolution.bias.double())
+            if norm is not None:
+                mean, variance, scale, shift = (
+                    getattr(norm, name).double() for name in ("running_mean", "running_var", "weight", "bias")
+                )
+                values = fuse_conv_bn_weights(*values, mean, variance, norm.eps, scale, shift)
+            goal.weight, goal.bias = (nn.Parameter(value.float(), requires_grad=False) for value in values)
+    plain.up, plain.head = copy.deepcopy(net.up).float(), copy.deepcopy(net.head).float()
     return plain.eval()
 
 
