@@ -152,6 +152,38 @@ def test_what_was_assumed_and_lost_slices_are_told(segment, em, tmp_path, qtbot)
     assert not np.asarray(core.open_volume(tmp_path / "a mask.tif"))[2].any()
 
 
+@pytest.mark.parametrize("planes", ["z", "zyx"])
+def test_a_damaged_slice_is_told_and_costs_the_image_only_where_all_are_needed(
+    segment, em, tiny_model, tmp_path, qtbot, planes
+):
+    _, widget = segment
+    path = tmp_path / "a.tif"
+    tifffile.imwrite(path, em[0], compression="zlib", resolution=(5e5, 5e5), resolutionunit="CENTIMETER")
+    with tifffile.TiffFile(path) as file:
+        start, size = file.pages[3].dataoffsets[0], file.pages[3].databytecounts[0]
+    content = bytearray(path.read_bytes())
+    content[start : start + size] = bytes(size)
+    path.write_bytes(content)
+    widget.planes.value = planes
+    widget.batch.add([path])
+    run(qtbot, widget)
+    (state,) = widget.batch.states
+    if planes == "zyx":
+        assert state.startswith("failed: ")
+        assert not (tmp_path / "a mask.tif").exists()
+        return
+    assert state.startswith("done: a mask.tif (1 slice not segmented, 0 in the mask: ")
+    assert "a.tif" in state
+    with tifffile.TiffFile(tmp_path / "a mask.tif") as file:
+        assert json.loads(file.imagej_metadata["napari_kdunet"])["skipped"] == [3]
+        mask = file.asarray()
+    whole = expected(widget, tiny_model, em[0])
+    assert not mask[3].any()
+    assert whole[3].any()
+    for z in (0, 1, 2, 4):
+        np.testing.assert_array_equal(mask[z], whole[z])
+
+
 def test_a_batch_is_stopped_between_two_slices(segment, folder, qtbot, monkeypatch):
     """What is complete stays, and of the image under way there is no half."""
     _, widget = segment

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from napari_kdunet import core
 from napari_kdunet.core.files import is_zarr_name, make_folder
-from napari_kdunet.core.formatting import format_slices
+from napari_kdunet.core.formatting import counted, format_slices
 from napari_kdunet.core.reading.readers import READERS
 from napari_kdunet.core.writing.target import check_target
 from napari_kdunet.widgets.workers.stopping import stoppable, was_stopped
@@ -78,6 +78,7 @@ def target_of(name: str, file: Path | None, folder: Path | None, ending: str, ta
 def iter_batch(items: Iterable[Item], recipe: Recipe, is_stopped: Callable[[], bool]) -> Iterator[Progress]:
     """Segment image after image and write the masks; yields after each slice. Existing files are not replaced.
 
+    A slice that cannot be read is 0 in the mask, and the note says so; with `Recipe.planes` "zyx" the image fails.
     A result gets its final name when it is complete. If it is stopped, nothing of it is left; only a Zarr is kept and
     continued the next time.
     """
@@ -101,7 +102,8 @@ def _segment(index: int, item: Item, recipe: Recipe, is_stopped: Callable[[], bo
     check_target(item.target, inputs=[item.source] if isinstance(item.source, Path) else [], overwrite=True)
     if item.target.exists():
         raise core.OutputError(f"{item.target.name} already exists: move it away, or choose another folder.")
-    volume = core.open_volume(item.source, invert=recipe.inverted)
+    skips = recipe.planes != "zyx"  # along all axes, each block needs all slices
+    volume = core.open_volume(item.source, invert=recipe.inverted, on_error="skip" if skips else "stop")
     stated, notes, found = volume.voxel_size, [], {}
     volume = stoppable(volume, is_stopped)
     if stated is None and recipe.model.pixel_size:
@@ -113,6 +115,7 @@ def _segment(index: int, item: Item, recipe: Recipe, is_stopped: Callable[[], bo
     how: dict[str, Any] = {"output": "labels", "threshold": recipe.threshold, "views": recipe.model.views}
     how["planes"] = recipe.planes
     metadata = {"model": recipe.model_name, "inverted": recipe.inverted, **how, **found}
+    unread: list[Exception] = []
     pixels = "" if isinstance(item.source, Path) else data_fingerprint(volume)  # a layer has no file date
     slices = iter_write_prediction(
         core.predict(recipe.model, volume, **how),
@@ -121,10 +124,13 @@ def _segment(index: int, item: Item, recipe: Recipe, is_stopped: Callable[[], bo
         voxel_size=stated,
         metadata=metadata,
         labels=True,
+        on_error=unread.append if skips else None,
         resume_key=prediction_key(recipe.model, volume, pixels=pixels, **how),
     )
     with closing(slices):
         for written in slices:
             if written.done == len(volume) and "lost" in metadata:
                 notes.append(f"no image at z = {format_slices(metadata['lost'])}: taken as background")
+            if written.done == len(volume) and unread:
+                notes.append(f"{counted(len(unread), 'slice')} not segmented, 0 in the mask: {unread[0]}")
             yield Progress(index, written.done / len(volume), "; ".join(notes))
