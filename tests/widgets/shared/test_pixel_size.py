@@ -127,3 +127,40 @@ def test_the_file_behind_a_layer_is_asked(make_napari_viewer, tmp_path):
     crop = viewer.add_image(layer.data[:, :16], name="crop")
     widget.image.value = crop
     assert widget.image_pixel_size.value is None
+
+
+def test_another_file_of_the_same_shape_keeps_the_size_that_it_states(make_napari_viewer, tmp_path):
+    viewer = make_napari_viewer()
+    layers = []
+    for name, size in (("a.tif", 5.0), ("b.tif", 8.0), ("c.tif", None)):
+        stated = {} if size is None else {"resolution": (1000 / size,) * 2, "metadata": {"axes": "ZYX", "unit": "um"}}
+        tifffile.imwrite(tmp_path / name, np.zeros(SHAPE, np.uint8), imagej=True, **stated)
+        layers += viewer.open(tmp_path / name, plugin="napari")
+    _, widget = viewer.window.add_plugin_dock_widget("napari-kdunet", "Segment")
+    for layer, size in zip(layers[:2], (5.0, 8.0), strict=True):
+        widget.image.value = layer
+        assert widget.image_pixel_size.value == pytest.approx(size)
+    widget.image.value = layers[0]
+    widget.image_pixel_size.value = 6.0
+    widget.image.value = layers[1]
+    assert widget.image_pixel_size.value == pytest.approx(8.0)
+
+
+def test_an_image_that_a_typed_size_is_taken_for_too_is_named_and_may_have_another(make_napari_viewer, tmp_path):
+    viewer = make_napari_viewer()
+    layers = []
+    for name in ("a.tif", "b.tif"):
+        tifffile.imwrite(tmp_path / name, np.zeros(SHAPE, np.uint8), imagej=True)
+        layers += viewer.open(tmp_path / name, plugin="napari")
+    first, second = layers
+    derived = viewer.add_image(np.zeros(SHAPE))
+    _, widget = viewer.window.add_plugin_dock_widget("napari-kdunet", "Segment")
+    widget.image.value = first
+    widget.image_pixel_size.value = 5.0
+    assert widget.pixel_size_finding.value == "Taken for b too, of the same shape: choose that image to change it."
+    assert [voxel_size_of(layer) for layer in (second, derived)] == [(5.0, 5.0, 5.0)] * 2
+    widget.image.value = second
+    assert not widget.pixel_size_finding.value
+    widget.image_pixel_size.value = 8.0
+    assert not widget.pixel_size_finding.value
+    assert [voxel_size_of(layer)[1:] for layer in layers] == [(5.0, 5.0), (8.0, 8.0)]

@@ -60,8 +60,8 @@ def voxel_size_in_file(layer: Layer) -> tuple[float, float, float] | None:
     return None if volume is None else volume.voxel_size
 
 
-def set_pixel_size(viewer: napari.viewer.Viewer, layer: Layer, size: float) -> None:
-    """Write a pixel size in nm to the scale and units of a layer.
+def set_pixel_size(viewer: napari.viewer.Viewer, layer: Layer, size: float) -> list[Layer]:
+    """Write a pixel size in nm to the scale and units of a layer; returns the layers that have it now.
 
     A known distance of the slices stays; if the scale has no unit of length, its ratios stay.
     """
@@ -70,32 +70,42 @@ def set_pixel_size(viewer: napari.viewer.Viewer, layer: Layer, size: float) -> N
     in_plane = (size, size * float(ratio[-1]))
     has_depth = layer.ndim > 2 and (1 * layer.units[-3]).is_compatible_with("nm")
     depth = known[0] if known is not None and has_depth else size * (float(ratio[0]) if layer.ndim > 2 else 1.0)
-    set_voxel_size(viewer, layer, (depth, *in_plane))
+    return set_voxel_size(viewer, layer, (depth, *in_plane))
 
 
-def set_voxel_size(viewer: napari.viewer.Viewer, layer: Layer, size: ArrayLike) -> None:
+def set_voxel_size(viewer: napari.viewer.Viewer, layer: Layer, size: ArrayLike) -> list[Layer]:
     """Write a voxel size in nm (Z, Y, X) to the scale and units of a layer, and of all layers of the same scale.
 
-    Layers on the same grid stay aligned, and the slice on screen stays. An image of another shape is another image, the
-    voxel size of which may differ.
+    Layers on the same grid stay aligned, and the slice on screen stays. An image of another shape, or of another file
+    and with a voxel size already, is another image, which may have another one. Returns the layers that have it now.
     """
     old, units, stretch = np.asarray(layer.scale, float), tuple(layer.units), stretch_of(layer)
     spatial = min(layer.ndim, 3)
     new = old.copy()
     new[-spatial:] = np.asarray(size, float)[-spatial:] / stretch[-spatial:] * np.where(old[-spatial:] < 0, -1, 1)
-    step = viewer.dims.current_step
+    step, written = viewer.dims.current_step, []
     for each in list(viewer.layers):
         same = each.ndim == layer.ndim and tuple(each.units) == units and np.allclose(each.scale, old)
         if same and np.allclose(stretch_of(each), stretch) and not _is_another_image(each, layer):
             each.translate = np.asarray(each.translate, float) * new / old
             each.scale = new
             each.units = (*units[:-spatial], *("nm",) * spatial)
+            written.append(each)
     viewer.dims.current_step = step
     viewer.reset_view()
+    return written
 
 
 def _is_another_image(layer: Layer, image: Layer) -> bool:
-    return isinstance(layer, Image) and data_of(layer).shape != data_of(image).shape
+    if not isinstance(layer, Image):
+        return False
+    if data_of(layer).shape != data_of(image).shape:
+        return True
+    return _is_of_another_file(layer, image) and bool(voxel_size_of(layer) or voxel_size_in_file(layer))
+
+
+def _is_of_another_file(layer: Layer, image: Layer) -> bool:
+    return bool(layer.source.path and image.source.path) and layer.source.path != image.source.path
 
 
 def _has_depth(layer: Layer) -> bool:
@@ -203,7 +213,10 @@ class PixelSize(Container):
         known = self._voxel_size()
         if self._watched is not None and value is not None and (known is None or not np.isclose(value, known[1])):
             self.stop()
-            set_pixel_size(self.viewer, self._watched, value)
+            written = set_pixel_size(self.viewer, self._watched, value)
+            images = [each for each in written if isinstance(each, Image)]
+            if others := [each.name for each in images if _is_of_another_file(each, self._watched)]:
+                self._say(f"Taken for {', '.join(others)} too, of the same shape: choose that image to change it.")
 
     def _depth_typed(self, value: float | None) -> None:
         known = self._voxel_size()
