@@ -126,7 +126,7 @@ class RunView(QWidget):
             "held-out slices": counted(len(event.val_slices), "held-out slice"),
             "training slices": "training slices, none held out",
             "given volume": counted(len(event.val_slices), "earlier slice"),
-            "teacher": "agreement with the teacher",
+            "teacher": "with the teacher; the latest model is kept",
             STROKES: STROKES,
         }
         self._validated_on = shown.get(event.validated_on, event.validated_on)
