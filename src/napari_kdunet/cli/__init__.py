@@ -9,8 +9,6 @@ from napari_kdunet.cli.signals import exit_at_once, handle, handling, stop_comma
 
 __all__ = ["main"]
 
-_OBJECTS = 50_000  # made before garbage is looked for: the modules make 300,000 that stay, and a search takes long
-
 
 def main() -> None:
     """Run the command line; see `commands.run` for its exit codes.
@@ -18,9 +16,8 @@ def main() -> None:
     Signals are handled before the commands are imported, so that one in the first half second counts too.
     """
     _replace_closed_streams()
-    gc.set_threshold(_OBJECTS)
     atexit.unregister(gc.freeze)
-    atexit.register(gc.freeze)  # nor are they looked through when all of them are about to go
+    atexit.register(gc.freeze)  # modules are not looked through for garbage when all of them are about to go
     with handling(exit_at_once):
         atexit.unregister(handle)
         atexit.register(handle, exit_at_once)  # libraries take a while to end
