@@ -2,6 +2,8 @@
 
 import json
 from contextlib import closing
+from functools import partial
+from itertools import chain, repeat
 
 import numpy as np
 import pytest
@@ -200,6 +202,20 @@ def test_a_batch_is_stopped_between_two_slices(segment, folder, qtbot, monkeypat
     assert widget.batch.states[0] == "done: a mask.tif"
     assert sorted(path.name for path in folder.glob("*mask*")) in (["a mask.tif"], ["a mask.tif", "c mask.tif"])
     assert widget.batch.states[2] in ("stopped", "done: c mask.tif")
+
+
+def test_what_is_stopped_while_slices_are_read_is_no_damaged_slice(em, tiny_model, tmp_path):
+    """The reading fails then, too: the mask would be written with nothing in the last slices."""
+    recipe = Recipe(tiny_model, "tiny", tiny_model.threshold, inverted=False)
+    volume = core.open_volume(em[0], voxel_size=NM, name="em")
+    lasts = []
+    for reads in range(12):
+        answers = chain([False] * reads, repeat(True))
+        target = tmp_path / f"{reads}.tif"
+        *_, last = iter_batch([Item("em", volume, target)], recipe, partial(next, answers))
+        assert (last.note, target.exists()) == ("", last.share == 1)
+        lasts.append(last.share)
+    assert min(lasts) < 1 == max(lasts)
 
 
 def test_a_layer_of_the_same_name_is_not_gone_on_with(em, tiny_model, tmp_path):

@@ -115,7 +115,13 @@ def _segment(index: int, item: Item, recipe: Recipe, is_stopped: Callable[[], bo
     how: dict[str, Any] = {"output": "labels", "threshold": recipe.threshold, "views": recipe.model.views}
     how["planes"] = recipe.planes
     metadata = {"model": recipe.model_name, "inverted": recipe.inverted, **how, **found}
-    unread: list[Exception] = []
+    unread: list[core.VolumeError] = []
+
+    def skip(error: core.VolumeError) -> None:
+        if was_stopped(error):
+            raise error
+        unread.append(error)
+
     pixels = "" if isinstance(item.source, Path) else data_fingerprint(volume)  # a layer has no file date
     slices = iter_write_prediction(
         core.predict(recipe.model, volume, **how),
@@ -124,13 +130,14 @@ def _segment(index: int, item: Item, recipe: Recipe, is_stopped: Callable[[], bo
         voxel_size=stated,
         metadata=metadata,
         labels=True,
-        on_error=unread.append if skips else None,
+        on_error=skip if skips else None,
         resume_key=prediction_key(recipe.model, volume, pixels=pixels, **how),
     )
     with closing(slices):
         for written in slices:
-            if written.done == len(volume) and "lost" in metadata:
-                notes.append(f"no image at z = {format_slices(metadata['lost'])}: taken as background")
-            if written.done == len(volume) and unread:
-                notes.append(f"{counted(len(unread), 'slice')} not segmented, 0 in the mask: {unread[0]}")
+            if written.done == len(volume):
+                if "lost" in metadata:
+                    notes.append(f"no image at z = {format_slices(metadata['lost'])}: taken as background")
+                if unread:
+                    notes.append(f"{counted(len(unread), 'slice')} not segmented, 0 in the mask: {unread[0]}")
             yield Progress(index, written.done / len(volume), "; ".join(notes))
