@@ -209,7 +209,9 @@ def _prefetch(volume: da.Array, indices: Sequence[int], most: int) -> Iterator[S
             count = min(2 * count, most) if seconds < _BATCH_SECONDS / 2 else count if seconds < _BATCH_SECONDS else 1
             batch = _leading_run(indices, count)
             running = pool.submit(timed, batch)
-            yield from slices
+            slices.reverse()
+            while slices:
+                yield slices.pop()  # and let go of it: the next batch grows in memory meanwhile
 
 
 def _leading_run(indices: Sequence[int], most: int) -> Sequence[int]:
