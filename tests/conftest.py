@@ -1,12 +1,17 @@
 """No search for garbage while tests are collected: it takes seconds, and hardly any of what is made then goes."""
 
 import gc
+from collections.abc import Generator
+from typing import Any
+
+import pytest
 
 
-def pytest_configure() -> None:
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, Any, Any]:
     gc.disable()
-
-
-def pytest_collection_finish() -> None:
-    gc.freeze()
-    gc.enable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()

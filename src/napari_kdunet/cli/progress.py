@@ -117,11 +117,11 @@ def follow_training(title: str, events: Iterator[Event]) -> Done:
 
     with interruptible(events) as watched, _progress_bar("{task.fields[status]}") as bar:
         task = bar.add_task(title, total=1.0, status="")
-        chosen = True  # whether labels choose the best model
+        chosen = True
         for event in watched:
             if isinstance(event, Started):
                 _print_start(event)
-                chosen = event.validated_on != "teacher"
+                chosen = event.has_truth
             elif isinstance(event, Stepped):
                 bar.update(task, completed=event.fraction, status=f"step {event.step}  loss {event.loss:.3f}")
             elif isinstance(event, Validated):

@@ -40,6 +40,8 @@ class Started:
     """Assumptions that were made, one sentence each (unknown pixel size, a sample of a large volume, ...)."""
     val_volumes: tuple[str, ...] = ()
     """Names of the volumes that are validated on, in the order of `Validated.volume_ious`."""
+    has_truth: bool = True
+    """Whether labels tell which model is best; without them the latest is kept."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +83,7 @@ class Validated:
     threshold: float
     """Foreground threshold: that of the settings, else the one chosen on these slices (`Curve.best_threshold`)."""
     best: bool
-    """Whether this model is the one to keep: the best so far, or, if it is validated on a teacher, the latest."""
+    """Whether this model is the one to keep: the best so far, or without labels (`Started.has_truth`) the latest."""
     model: Model
     """The network as it is now, ready for prediction; later steps do not change it."""
     volume_ious: tuple[float, ...] = ()
@@ -110,7 +112,7 @@ class Done:
     reason: str
     """``budget`` or ``patience``."""
     model: Model
-    """The best model: the latest, if it was validated on a teacher."""
+    """The best model; without labels the latest."""
     iou: float
     """Validation IoU of that model."""
     collapsed: bool

@@ -298,6 +298,7 @@ class Trainer:
             prior_ce=fmean(validation.prior_ce() for validation in data.validations),
             notes=(*data.notes, *precision_notes(self.config.precision, self.device, self.config.k)),
             val_volumes=tuple(validation.raw.name for validation in data.validations),
+            has_truth=data.has_truth,
         )
 
     def _summary(self, curve: MeanCurve, threshold: float) -> dict[str, Any]:

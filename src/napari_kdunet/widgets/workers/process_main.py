@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     import numpy as np
 
 _PREFETCH_EVENTS = 2  # events sent ahead: a busy GUI delays no step, but a pause comes this many steps late
-_OBJECTS = 50_000  # made before garbage is looked for: the modules make 300,000 that stay, and a search takes long
 _EXIT_TIMEOUT = 2.0  # s that the current step may take when asked to stop; the best model is sent by then
 
 Task = tuple[Callable[..., Iterator[Any]], tuple[Any, ...], dict[str, Any]]
@@ -206,8 +205,7 @@ def _run(parent: _Parent) -> None:
 def main() -> None:
     """Run the task that the parent sends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl+C reaches the parent too, which decides
-    gc.set_threshold(_OBJECTS)
-    atexit.register(gc.freeze)  # nor are they looked through when all of them are about to go
+    atexit.register(gc.freeze)  # modules are not looked through for garbage when all of them are about to go
     parent, error = _Parent(), None
     try:
         _run(parent)
