@@ -220,7 +220,7 @@ class TrainingPanel(Panel):
         if self.preview is not None:
             self.preview.close()  # the model is in the list now, for *Segment*
         how = self._end or ("Stopped." if error is None else "Ended by an error.")
-        kept = f"The best model is “{self.model_name}” in the list of models." if self.model_name else ""
+        kept = f"Its model is “{self.model_name}” in the list of models." if self.model_name else ""
         self.view.ended(f"{how} {kept or 'There was no validation yet, so there is no model.'}")
 
     def _prepare_preview(self, image: Layer, inverted: bool) -> None:
