@@ -86,7 +86,8 @@ def test_adapt_shows_the_defaults_that_it_uses(monkeypatch):
     monkeypatch.setenv("COLUMNS", "250")
     shown = run("adapt", "--help").out
     lines = {word: line for line in shown.splitlines() for word in line.split() if word.startswith("--")}
-    for option, default in (("--intensity", "0.5"), ("--teacher-views", "4"), ("--confidence", "1"), ("--tau", "1")):
+    changed = {"--intensity": "0.5", "--teacher-views": "4", "--confidence": "1", "--tau": "1", "--rounds": "4"}
+    for option, default in changed.items():
         assert f"default {default})" in lines[option]
     assert "--boundary" not in lines, "an adaptation learns the foreground alone"
 

@@ -88,6 +88,18 @@ def test_distillation(blobs, quick, model, tmp_path, mode, stop):
     assert trace(before) + trace(core.iter_distill(teacher, *blobs(), config, out=out, resume=True)) == expected
 
 
+@pytest.mark.parametrize("stop", range(3, 9))
+def test_a_student_that_teaches_itself(blobs, quick, model, tmp_path, stop):
+    """Stopped before, at and after the beginning of each round, of which the second and third are its own."""
+    teacher, out = model(2, depth=2), tmp_path / "m.safetensors"
+    config = quick(depth=2, steps=6, validations=3, mode="soft", rounds=3, lr=0.02)
+    expected = trace(core.iter_distill(teacher, blobs()[0], None, config))
+    events = core.iter_distill(teacher, blobs()[0], None, config, out=out)
+    before = [next(events) for _ in range(stop)]
+    events.close()
+    assert trace(before) + trace(core.iter_distill(teacher, blobs()[0], None, config, out=out, resume=True)) == expected
+
+
 def test_minutes_go_on_where_they_were(blobs, quick, tmp_path):
     config, out = quick(minutes=0.01, validations=2), tmp_path / "m.safetensors"
     events = core.iter_train(*blobs(), config, out=out)

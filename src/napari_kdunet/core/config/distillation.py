@@ -59,6 +59,14 @@ class DistillConfig(TrainConfig):
         le=8,
         advanced=True,
     )
+    rounds: int = setting(
+        1,
+        "Equal parts of the budget. The teacher teaches in the first, the student's own answers, renewed and averaged "
+        "over 8 views, in each later one.",
+        ge=1,
+        le=100,
+        advanced=True,
+    )
 
     @classmethod
     def adapting(cls, **settings: Any) -> Self:
@@ -104,6 +112,10 @@ class DistillConfig(TrainConfig):
         """Share of the budget after which the labels replace the teacher: see `TrainConfig.labels_from`."""
         return self.soft_share if self.mode == "sequential" else 0.0
 
+    def round_of(self, used: float) -> int:
+        """Return the round, from 0, at a used share of the budget: see `TrainConfig.round_of`."""
+        return min(int(used * self.rounds), self.rounds - 1)
+
     def unlabelled_patches(self, labelled: int, unlabelled: int) -> float:
         """Return the share of `TrainConfig.unlabelled_patches`.
 
@@ -113,7 +125,8 @@ class DistillConfig(TrainConfig):
         return self.unlabelled_share if self.mode in ("mixed", "best") else unlabelled / (labelled + unlabelled)
 
 
-#: Settings of `DistillConfig.adapting`: the teacher alone, its probabilities not softened, weighted by its confidence.
+#: Settings of `DistillConfig.adapting`: the teacher alone, its probabilities not softened, weighted by its confidence;
+#: then the student itself, which has outgrown it (docs/unseen.md).
 ADAPTING: Mapping[str, Any] = MappingProxyType(
-    {"mode": "soft", "tau": 1.0, "confidence": 1.0, "teacher_views": 4, "intensity": 0.5}
+    {"mode": "soft", "tau": 1.0, "confidence": 1.0, "teacher_views": 4, "intensity": 0.5, "rounds": 4}
 )

@@ -306,6 +306,10 @@ class TrainConfig:
         """Share of the budget after which the labels replace the teacher; 0 if the loss does not change."""
         return 0.0
 
+    def round_of(self, used: float) -> int:
+        """Return the round, from 0, at a used share of the budget; in all but the first the network teaches itself."""
+        return 0
+
     def unlabelled_patches(self, labelled: int, unlabelled: int) -> float:
         """Return the share of patches to draw from unlabelled slices while there is a soft loss.
 

@@ -248,6 +248,21 @@ class PatchSampler:
         others = [block for block in self.labelled if block.volume.index or block.z not in gone]
         self.labelled = [*others, *blocks] or self.labelled
 
+    def teach(self, output: Callable[[Volume], TeacherOutput]) -> None:
+        """Let another teacher replace the one so far; `output` returns what it says of a volume."""
+        made: dict[int, TeacherOutput] = {}
+
+        def taught(block: Block) -> Block:
+            volume = block.volume
+            if volume.teacher is not None:
+                volume.teacher.forget()
+            if volume.index not in made:
+                made[volume.index] = output(volume.raw)
+            return replace(block, volume=replace(volume, teacher=made[volume.index]))
+
+        self.labelled = [taught(block) for block in self.labelled]
+        self.unlabelled = [taught(block) for block in self.unlabelled]
+
     def batch(self, step: int, unlabelled_share: float = 0.0, *, teacher: bool = False, rank: int = 0) -> Batch:
         """Make the batch of a step: random patches of random blocks, with image, labels and teacher augmented alike.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 
 from napari_kdunet.core.data.patches import Batch
 from napari_kdunet.core.devices import using_threads
@@ -25,7 +25,7 @@ class Prefetcher:
     """
 
     def __init__(self, make: Callable[[int, bool], Batch], threads: int) -> None:
-        self._make, self._threads = make, threads
+        self._make, self.threads = make, threads
         self._helper = ThreadPoolExecutor(1, "kdunet-batches")
         self._next: tuple[tuple[int, bool], Future[Batch]] | None = None
 
@@ -37,13 +37,19 @@ class Prefetcher:
         self._next = self._submit(step + 1, teacher)
         return batch
 
+    def forget(self) -> None:
+        """Drop the batch that was prefetched, once it is made: what batches are made of is about to change."""
+        if self._next is not None:
+            wait([self._next[1]])
+        self._next = None
+
     def close(self) -> None:
         """End the helper thread."""
         self._helper.shutdown(cancel_futures=True)
 
     def _submit(self, step: int, teacher: bool) -> tuple[tuple[int, bool], Future[Batch]]:
         def make() -> Batch:
-            with using_threads(self._threads):
+            with using_threads(self.threads):
                 return self._make(step, teacher)
 
         return (step, teacher), self._helper.submit(make)

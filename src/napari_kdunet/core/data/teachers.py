@@ -208,6 +208,10 @@ class TeacherOutput:
             self._working[window] = grid.to_working(self.probabilities(z, y, x)[None])[0]
         return self._working[window]
 
+    def forget(self) -> None:
+        """Free what `working` has cached."""
+        self._working.clear()
+
     def probabilities(self, z: int, y: slice, x: slice) -> Tensor:
         """Return the probabilities of all classes but the background, (C - 1, Y, X) float32, in a window of slice `z`.
 

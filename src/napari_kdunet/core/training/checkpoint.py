@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel
 
+from napari_kdunet.core.config.distillation import DistillConfig
 from napari_kdunet.core.config.training import TrainConfig
 from napari_kdunet.core.errors import ConfigError, ModelError
 from napari_kdunet.core.networks.class_names import BOUNDARY_CLASSES
@@ -53,6 +54,8 @@ class Progress:
     """Number of validations done, of those planned over the budget."""
     stale: int = 0
     """Number of validations since the best one."""
+    round: int = 0
+    """Number of the round, from 0: `DistillConfig.rounds`."""
 
 
 class Checkpointer:
@@ -73,6 +76,8 @@ class Checkpointer:
 
     Attributes
     ----------
+    own : Model or None
+        The network as it was at the beginning of this round, if it teaches itself (`DistillConfig.rounds`).
     about : dict of str to str
         Fingerprints that are kept in the state: of the ``images``, the ``labels``, and the ``teacher`` or, in training
         from labels, the ``start`` model that is kept ("none" if there is none).
@@ -92,6 +97,7 @@ class Checkpointer:
         self._settings = {**config.to_dict(), "processes": group.size}
         self.net, self.average, self.optimizer = net, average, optimizer
         self.about: dict[str, str] = {}
+        self.own: Model | None = None
         self.best: Model | None = None
         self.iou, self.collapsed, self._outdated = -1.0, True, False
         self._lock: TargetLock | None = None
@@ -158,6 +164,7 @@ class Checkpointer:
             "net": self.net.state_dict(),
             "ema": self.average.state_dict(),
             "best": {} if self.best is None else self.best.net.state_dict(),
+            "own": {} if self.own is None else self.own.net.state_dict(),
             "optimizer": _optimizer_tensors(self.optimizer),
         }
         _State(self._settings | self.about, progress, best, tensors).save(self.state_path)
@@ -168,8 +175,9 @@ class Checkpointer:
         like = {f"net/{name}": value for name, value in weights.items()}
         like |= {f"ema/{name}": value for name, value in self.average.state_dict().items()}
         parts = {name.partition("/")[0] for name in file.tensors}
-        if "best" in parts:
-            like |= {f"best/{name}": value for name, value in weights.items()}
+        for part in ("best", "own"):
+            if part in parts:
+                like |= {f"{part}/{name}": value for name, value in weights.items()}
         if "optimizer" in parts:
             for i, parameter in enumerate(parameters):
                 moments = {"step": torch.zeros(()), "exp_avg": parameter, "exp_avg_sq": parameter}
@@ -192,11 +200,16 @@ class Checkpointer:
         _restore_optimizer(self.optimizer, state.tensors["optimizer"])
         self.iou, self.collapsed = state.best["iou"], state.best["collapsed"]
         if state.tensors["best"]:
-            net = copy.deepcopy(self.net)
-            net.load_state_dict(state.tensors["best"])
             threshold, summary = state.best["threshold"], state.best["summary"]
-            self.best = model_of(net, self.config, threshold=threshold, summary=summary)
+            self.best = self._model(state.tensors["best"], threshold=threshold, summary=summary)
+        if state.tensors["own"]:
+            self.own = self._model(state.tensors["own"])
         return state.progress
+
+    def _model(self, weights: dict[str, Tensor], **more: Any) -> Model:
+        net = copy.deepcopy(self.net)
+        net.load_state_dict(weights)
+        return model_of(net, self.config, **more)
 
     def _load(self) -> _State:
         """Read the saved state; errors as in `restore`."""
@@ -249,7 +262,8 @@ class _State:
     best: dict[str, Any]
     """IoU of the best model, whether it collapsed, and its threshold and summary once there is one."""
     tensors: dict[str, dict[str, Tensor]] = field(repr=False)
-    """``net``, ``ema``, ``best`` (empty before the first validation) and ``optimizer``."""
+    """``net``, ``ema``, ``best`` (empty before the first validation), ``own`` (empty in the first round) and
+    ``optimizer``."""
 
     def save(self, path: Path) -> None:
         """Write the state atomically."""
@@ -268,7 +282,7 @@ class _State:
         ConfigError
             If it was made with other settings, from other images or labels, or with another teacher or start model.
         """
-        path, metadata = file.path, file.metadata
+        path, metadata = file.path, {"round": 0} | file.metadata  # states of older versions lack it
         before, best = metadata.get("settings"), metadata.get("best")
         if not isinstance(before, dict) or not isinstance(best, dict):
             raise DamagedError("its metadata has no settings or no best score")
@@ -289,7 +303,7 @@ class _State:
         has_best = any(name.startswith("best/") for name in like)
         if has_best and not (0 <= _number(best, "threshold") < 1 and isinstance(best.get("summary"), dict)):
             raise DamagedError("its metadata has no threshold or no summary of the best model")
-        tensors: dict[str, dict[str, Tensor]] = {"net": {}, "ema": {}, "best": {}, "optimizer": {}}
+        tensors: dict[str, dict[str, Tensor]] = {"net": {}, "ema": {}, "best": {}, "own": {}, "optimizer": {}}
         for name, value in file.read().items():
             group, _, rest = name.partition("/")
             tensors[group][rest] = value
@@ -317,7 +331,7 @@ def other_settings(before: dict[str, Any], now: dict[str, Any], may_differ: Set[
 
 def _complete(before: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]:
     """Return `before` with the defaults of settings that older versions did not have."""
-    return {spec.name: spec.default for spec in fields(TrainConfig) if spec.name in now} | before
+    return {spec.name: spec.default for spec in fields(DistillConfig) if spec.name in now} | before
 
 
 def _changed(before: dict[str, Any], now: dict[str, Any], may_differ: Set[str]) -> list[str]:

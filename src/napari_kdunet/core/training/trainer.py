@@ -19,7 +19,7 @@ from napari_kdunet.core.config.training import TrainConfig
 from napari_kdunet.core.data.dataset import Dataset
 from napari_kdunet.core.data.patches import Batch
 from napari_kdunet.core.data.prefetch import Prefetcher
-from napari_kdunet.core.data.teachers import teacher_fingerprint
+from napari_kdunet.core.data.teachers import TeacherOutput, teacher_fingerprint
 from napari_kdunet.core.devices import precision_notes, training_threads, using_threads
 from napari_kdunet.core.errors import DivergedError
 from napari_kdunet.core.formatting import counted
@@ -38,6 +38,8 @@ from napari_kdunet.core.volumes.volume import Volume
 __all__ = ["Edited", "Trainer"]
 
 Edited = Callable[[], Iterable[int]]
+
+_OWN_VIEWS = 8  # over which the student's answers are averaged where they teach it
 
 
 class Trainer:
@@ -96,6 +98,8 @@ class Trainer:
             taught = "none" if teacher is None else teacher_fingerprint(teacher)
             self.checkpoints.about = data.fingerprint() | {role: taught}
         self.progress = self.checkpoints.restore() if resume else Progress()
+        if self.checkpoints.own is not None:
+            self._learn_from(self.checkpoints.own)
         self._is_edited = False  # whether labels have changed since the last state
 
     @torch.inference_mode(False)  # while it runs, rather than while its consumer does
@@ -165,6 +169,9 @@ class Trainer:
             If the loss is not finite; the weights are those before the step.
         """
         with self._active():
+            if self.teacher is not None and (begun := self.config.round_of(self._used)) > self.progress.round:
+                self.progress.round, self.checkpoints.own = begun, self._averaged()
+                self._learn_from(self.checkpoints.own)
             hard, soft = self._loss_weights()
             lr = self.optimizer.param_groups[0]["lr"] = schedule.learning_rate(self.config, self._used)
             begin = time.perf_counter()
@@ -201,9 +208,7 @@ class Trainer:
         """
         config, progress = self.config, self.progress
         with self._active():
-            model = model_of(copy.deepcopy(self.average.module if config.ema else self.raw_net), config)
-            if not all(value.isfinite().all() for value in model.net.state_dict().values()):
-                raise self._diverged("a weight is no longer finite")
+            model = self._averaged()
             curve = self.group.on_rank_zero(lambda: self._score(model))
             threshold = config.threshold or curve.best_threshold()
             iou = curve.iou(threshold)
@@ -215,6 +220,19 @@ class Trainer:
         progress.stale = 0 if better else progress.stale + 1
         ious = tuple(each.iou(threshold) for each in curve.curves)
         return Validated(progress.step, progress.seconds, curve.ce, iou, threshold, better, model, ious)
+
+    def _averaged(self) -> Model:
+        """Return the network as it is now, with averaged weights; errors as in `validate`."""
+        model = model_of(copy.deepcopy(self.average.module if self.config.ema else self.raw_net), self.config)
+        if not all(value.isfinite().all() for value in model.net.state_dict().values()):
+            raise self._diverged("a weight is no longer finite")
+        return model
+
+    def _learn_from(self, student: Model) -> None:
+        """Let what the student says now teach it from here on, in place of the teacher (`DistillConfig.rounds`)."""
+        self.batches.forget()
+        device, threads = self.device.type, self.batches.threads
+        self.data.sampler.teach(lambda raw: TeacherOutput(student, raw, device, threads, _OWN_VIEWS))
 
     def _score(self, model: Model) -> MeanCurve:
         """Score a model on the validation slices of each volume."""

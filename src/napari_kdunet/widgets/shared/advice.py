@@ -292,6 +292,11 @@ ADVICE: dict[str, Advice] = {
         "not know this kind of image.",
         step=0.5,
     ),
+    "rounds": Advice(
+        "Rounds",
+        "Higher: the teacher teaches for a shorter time, and then the student its own answers, renewed in each round. "
+        "It pays where the student outgrows its teacher: on a kind of image that neither knows.",
+    ),
 }
 
 _DISTIL = {
