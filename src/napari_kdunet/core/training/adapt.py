@@ -1,7 +1,7 @@
 """Adaptation without labels: a teacher predicts parts of a new volume, and a tiny student learns from that.
 
 The teacher predicts as well as it can, with several views of each slice, but only parts that are spread over the
-volume. The student learns from those predictions and is then fast on the whole volume.
+volume. The student learns from those predictions, then from its own, and is fast on the whole volume.
 """
 
 from __future__ import annotations
@@ -61,8 +61,9 @@ def iter_adapt(
 
     The teacher predicts slices, or windows of slices, that are spread over the volume, averaging `config.teacher_views`
     views of each. Its probabilities are shifted so that its threshold becomes 0.5, and the student learns from them by
-    the soft loss, each pixel weighted by the teacher's confidence (`config.confidence`). Its last weights are kept: a
-    student outgrows its teacher, so those that agree best with it are not the best (docs/unseen.md).
+    the soft loss, each pixel weighted by the teacher's confidence (`config.confidence`). On images that neither knows
+    it outgrows its teacher: so in the later rounds (`config.rounds`) it learns from its own probabilities instead, and
+    its last weights are kept, not those that agree best with the teacher (docs/unseen.md).
 
     Parameters
     ----------
