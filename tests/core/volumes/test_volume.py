@@ -111,8 +111,9 @@ def test_voxel_size_override(pixels, fails):
     assert volume.voxel_size == (30.0, 4.0, 4.0)
     assert open_volume(volume).voxel_size == (30.0, 4.0, 4.0)
     assert open_volume(volume, voxel_size=(1, 2, 3), name="raw").name == "raw"
-    assert open_volume(pixels, voxel_size=8).voxel_size == (8.0, 8.0, 8.0)
-    for wrong in [(1, 2), (0, 1, 1), (1, float("nan"), 1), 0]:
+    for each in (8, np.int64(8), np.float32(8), np.full(3, 8)):
+        assert open_volume(pixels, voxel_size=each).voxel_size == (8.0, 8.0, 8.0)
+    for wrong in [(1, 2), (0, 1, 1), (1, float("nan"), 1), 0, (1, None, 1), "888"]:
         fails(pixels, "voxel size", "three positive numbers", voxel_size=wrong)
 
 

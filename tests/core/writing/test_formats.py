@@ -150,8 +150,17 @@ def test_an_unfinished_zarr_of_another_version_is_not_gone_on_with(pixels, tmp_p
     assert next(iter_write(pixels, tmp_path / "out.zarr", resume_key="this", ome_version="0.5")) == (0, 1)
 
 
+@pytest.mark.parametrize("dtype", ["float64", "float32", "int64"])
+@pytest.mark.parametrize("suffix", [".tif", ".zarr", ".h5", ".mrc"])
+def test_a_voxel_size_in_numpy_numbers(pixels, tmp_path, suffix, dtype):
+    size = np.array([30, 4, 6], dtype)  # as a layer of napari has it
+    for given in (size, tuple(size)):
+        write_volume(pixels, tmp_path / f"out{suffix}", voxel_size=given, overwrite=True)
+        assert open_volume(tmp_path / f"out{suffix}").voxel_size == (30, 4, 6)
+
+
 def test_what_cannot_be_written(pixels, tmp_path, one_line):
-    for size in ((np.inf, 1, 1), (0, 1, 1), (1, np.nan, 1), (1, 1, 1e300), (1, 1)):
+    for size in ((np.inf, 1, 1), (0, 1, 1), (1, np.nan, 1), (1, 1, 1e300), (1, 1), (1, None, 1), 1):
         for suffix in (".tif", ".zarr", ".h5", ".mrc"):
             with one_line(OutputError, f"out{suffix}", "three positive numbers"):
                 write_volume(pixels, tmp_path / f"out{suffix}", voxel_size=size)

@@ -18,6 +18,7 @@ __all__ = [
     "nanometres",
     "read_metadata",
     "read_voxel_size",
+    "three_sizes",
     "to_number",
 ]
 
@@ -58,6 +59,15 @@ def to_number(value: Any) -> float:
         return float(value[0] if isinstance(value, (tuple, list)) and len(value) == 1 else value)
     except (TypeError, ValueError, OverflowError, ArithmeticError):
         return math.nan
+
+
+def three_sizes(given: Any) -> VoxelSize | None:
+    """Return sizes along Z, Y and X as floats, whatever numbers they are; None if they are not three positive ones."""
+    try:
+        z, y, x = (float(size) for size in ("" if isinstance(given, str) else given))
+    except (TypeError, ValueError, OverflowError):
+        return None
+    return (z, y, x) if all(0 < size < math.inf for size in (z, y, x)) else None
 
 
 def nanometres(size: Any, unit: Any) -> float | None:

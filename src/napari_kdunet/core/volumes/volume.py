@@ -10,6 +10,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from numbers import Real
 from typing import Any, Literal
 
 import dask.array as da
@@ -28,7 +29,7 @@ from napari_kdunet.core.reading.sources import (
     check_chunk_count,
     check_memory,
 )
-from napari_kdunet.core.reading.voxel_size import VoxelSize, is_plausible
+from napari_kdunet.core.reading.voxel_size import VoxelSize, is_plausible, three_sizes
 from napari_kdunet.core.volumes.padding import Mask
 from napari_kdunet.core.volumes.sample import BLURRED, Summary, UnusableError, mirrored, summarise
 
@@ -322,11 +323,9 @@ def open_volume(
         volume = _inverted(volume)
     if voxel_size is None:
         return volume
-    if isinstance(voxel_size, (int, float)):
-        voxel_size = (voxel_size,) * 3
-    if len(voxel_size) != 3 or not all(0 < size < math.inf for size in voxel_size):
+    sizes = three_sizes((voxel_size,) * 3 if isinstance(voxel_size, Real) else voxel_size)
+    if sizes is None:
         raise VolumeError(f"voxel size of {volume.name} is {voxel_size}: give three positive numbers in nm, Z Y X")
-    sizes = (float(voxel_size[0]), float(voxel_size[1]), float(voxel_size[2]))
     if not is_plausible(sizes, level):
         raise VolumeError(
             f"voxel size {sizes} of {volume.name} is under 0.1 or over 500 nm in plane: is it in nm, and Z Y X?"

@@ -15,6 +15,7 @@ import numpy as np
 
 from napari_kdunet.core.errors import OutputError, VolumeError, one_line
 from napari_kdunet.core.files import is_zarr_name, replacing
+from napari_kdunet.core.reading.voxel_size import three_sizes
 from napari_kdunet.core.volumes.slice_reader import Slice, iter_slices
 from napari_kdunet.core.writing.dask_cluster import Outcome, active_client, iter_write_on_cluster
 from napari_kdunet.core.writing.formats import WRITERS
@@ -65,11 +66,10 @@ def iter_write(
         raise OutputError(f"cannot write {target}: shape {size} and dtype {kind}, give numbers with axes Z, Y, X")
     if ome_version not in ("0.4", "0.5"):
         raise OutputError(f"cannot write OME-Zarr {ome_version}: choose 0.4 or 0.5")
-    voxel_size = voxel_size or getattr(volume, "voxel_size", None)
-    if voxel_size is not None and not (len(voxel_size) == 3 and all(1e-6 < n < 1e9 for n in voxel_size)):
-        raise OutputError(
-            f"cannot write {target}: voxel size is {voxel_size}, give three positive numbers in nm, Z Y X"
-        )
+    given = getattr(volume, "voxel_size", None) if voxel_size is None else voxel_size
+    voxel_size = three_sizes(given)  # as floats: the text of a NumPy number in a TIFF is not read as one
+    if given is not None and not (voxel_size and all(1e-6 < n < 1e9 for n in voxel_size)):
+        raise OutputError(f"cannot write {target}: voxel size is {given}, give three positive numbers in nm, Z Y X")
     skipped: list[int] | None = None if on_error is None else []
     spec = OutputSpec(target.stem, size, kind, voxel_size, metadata, skipped, labels, ome_version)
     resumable = resume_key is not None and is_zarr_name(target) and hasattr(volume, "__getitem__")
