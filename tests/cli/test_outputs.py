@@ -306,6 +306,13 @@ def test_many_volumes(data, expected, monkeypatch):
     assert [line.split()[0] for line in result.err.splitlines()] == ["1/4", "2/4", "3/4", "4/4"]
 
 
+def test_a_dataset_in_a_file_whose_name_looks_like_a_pattern(data, expected):
+    core.write_volume(core.open_volume(data / "raw.tif"), data / "raw[1].h5", voxel_size=VOXEL)
+    result = run("predict", MODEL, f"{data / 'raw[1].h5'}:/volume", "-o", data / "mask.tif", "--voxel-size", "10")
+    assert result.code == 0, result.err
+    np.testing.assert_array_equal(np.asarray(core.open_volume(data / "mask.tif")), expected)
+
+
 @pytest.mark.parametrize("kind", ["tif", "zarr", "h5", "mrc"])
 def test_many_volumes_go_on_after_a_failure(kind, data):
     (data / "bad.tif").write_bytes(b"not a TIFF")

@@ -224,8 +224,10 @@ def _check_combinations(
 
 def _expand(given: str) -> list[str]:
     """Expand a pattern that the shell has not expanded, in natural order; return anything else as it is."""
+    from napari_kdunet.core.reading.formats.hdf5 import split_hdf5
+
     with suppress(OSError, ValueError):
-        if not any(c in given for c in "*?[") or Path(given).exists():
+        if not any(c in given for c in "*?[") or split_hdf5(given)[0].exists():
             return [given]
     found = sorted(
         glob.glob(given, recursive=True),  # noqa: PTH207 (not Path.glob: the pattern may be absolute)
