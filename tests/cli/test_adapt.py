@@ -7,6 +7,7 @@ import pytest
 from command_line import SMALL, run
 from folders import names
 from napari_kdunet import core
+from napari_kdunet.core.config.distillation import ADAPTING
 
 
 def test_adapt(data, teacher, tmp_path):
@@ -17,6 +18,7 @@ def test_adapt(data, teacher, tmp_path):
     student = core.load_model(path)
     settings = student.summary["settings"]
     assert (student.net.k, settings["mode"], settings["tau"], settings["confidence"]) == (1, "soft", 1.0, 1.0)
+    assert settings["rounds"] == 1, "it begins untrained"
     iou = core.evaluate(core.predict(student, data / "raw.tif", output="labels"), data / "labels.tif").iou
     assert iou > 0.5
     assert names(tmp_path) == ["student.safetensors"]
@@ -32,6 +34,7 @@ def test_a_student_of_the_teachers_size_begins_as_the_teacher(data, teacher, tmp
     before, after = (core.load_model(each).net.state_dict() for each in (teacher, path))
     weights = [name for name in before if name.endswith("weight")]
     assert all(abs(before[name] - after[name]).max() < 1e-6 for name in weights)
+    assert core.load_model(path).summary["settings"]["rounds"] == ADAPTING["rounds"]
 
 
 @pytest.mark.parametrize("option", ["--paper", "--slices", "--ignore", "--mode"])

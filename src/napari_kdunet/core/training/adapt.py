@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from napari_kdunet.core.config.distillation import DistillConfig
+from napari_kdunet.core.config.distillation import ADAPTING, DistillConfig
 from napari_kdunet.core.devices import check_default_dtype, training_threads
 from napari_kdunet.core.errors import ConfigError
 from napari_kdunet.core.networks.bundled import bundled_models
@@ -150,17 +150,19 @@ def begin_as(teacher: Model, config: DistillConfig) -> tuple[Model | None, Disti
     """Return the model that an adaptation starts from if the user names none, and the settings with its form.
 
     The model is that of `bundled_student`, or None if there is none or the settings ask for another form. If the
-    settings that describe the form are at their defaults, they take the model's form and pixel size.
+    settings that describe the form are at their defaults, they take the model's form and pixel size. Without a model
+    there is a single round, unless the settings say otherwise: what an untrained network says is no lesson.
     """
     student = bundled_student(config.k, teacher)
+    untrained = replace(config, rounds=1) if config.rounds == ADAPTING["rounds"] else config
     if student is None:
-        return None, config
+        return None, untrained
     usual, form = DistillConfig.adapting(k=config.k), student.form_and_pixel_size
     if all(getattr(config, name) == getattr(usual, name) for name in form):
         return student, replace(config, **form)
     if all(getattr(config, name) == value for name, value in student.form.items()):
         return student, config
-    return None, config
+    return None, untrained
 
 
 def lesson(
